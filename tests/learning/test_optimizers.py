@@ -1,0 +1,421 @@
+import copy
+import io
+import itertools
+import json
+import math
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tune_hpc.errors import InvalidConfigError
+from tune_hpc.learning import optimizers
+from tune_hpc.learning.config import OPTIMIZER_DEFAULTS
+from tune_hpc.learning.optimizers import build_optimizer
+
+DATA = Path(__file__).parent.parent / "data"
+LINE = json.loads((DATA / "tensorflow1_line.json").read_text())
+VECTORS = json.loads((DATA / "tensorflow1_vectors.json").read_text())
+
+OUR_NAMES = {
+    "GradientDescent": "gradient_descent",
+    "Momentum": "momentum",
+    "Nesterov": "nesterov",
+    "Adagrad": "adagrad",
+    "Adadelta": "adadelta",
+    "Adam": "adam",
+    "RMSProp": "rmsprop",
+    "Ftrl": "ftrl",
+    "ProximalAdagrad": "proximal_adagrad",
+    "ProximalGradientDescent": "proximal_gradient_descent",
+}
+OUR_HYPERPARAMETERS = {
+    "decay": "rho",
+    "initial_accumulator_value": "initial_accumulator",
+    "l1_regularization_strength": "l1",
+    "l2_regularization_strength": "l2",
+    "l2_shrinkage_regularization_strength": "l2_shrinkage",
+}
+TOLERANCE = {"float32": 3e-5, "float64": 1e-11}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def build(run, parameters):
+    """The optimizer that a recorded run used; its slots' TensorFlow names carry the variant after an underscore."""
+    hyperparameters = {OUR_HYPERPARAMETERS.get(key, key): value for key, value in run["hyperparameters"].items()}
+    hyperparameters.pop("use_nesterov", None)
+    assert hyperparameters.pop("beta", 0.0) == 0.0
+    name = OUR_NAMES[run["optimizer"].split("_")[0]]
+    return build_optimizer(name, parameters, run["learning_rate"], **hyperparameters)
+
+
+def build_default(name, parameters, learning_rate=0.01):
+    return build_optimizer(name, parameters, learning_rate)
+
+
+def reloaded(optimizer, new_optimizer):
+    """``new_optimizer`` with the state of ``optimizer``, sent through a file."""
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    new_optimizer.load_state_dict(torch.load(file, weights_only=True))
+    return new_optimizer
+
+
+def label(run):
+    return "-".join(str(run[key]) for key in ("optimizer", "learning_rate", "sequence", "dtype") if key in run)
+
+
+def vector_steps(run, *, groups=1, reload_at=None, change=lambda run: run):
+    """The parameters after each of the 20 recorded gradients."""
+    sequence = VECTORS["sequences"][run["sequence"]]
+    initial = torch.tensor(sequence["initial_params"], dtype=torch.float64)
+    parameters = [torch.nn.Parameter(part.clone()) for part in initial.tensor_split(groups)]
+    as_groups = [{"params": [parameter]} for parameter in parameters]
+    optimizer = build(run, as_groups)
+    for step, gradient in enumerate(torch.tensor(sequence["gradients"], dtype=torch.float64)):
+        if step == reload_at:
+            optimizer = reloaded(optimizer, build(run, as_groups))
+        for parameter, part in zip(parameters, gradient.tensor_split(groups), strict=True):
+            parameter.grad = part.clone()
+        optimizer.step()
+        yield torch.cat([parameter.detach() for parameter in parameters])
+
+
+vector_runs = pytest.mark.parametrize("run", VECTORS["runs"], ids=label)
+
+
+class TestVectors:
+    @vector_runs
+    @pytest.mark.parametrize("how", [{}, {"groups": 2}, {"reload_at": 10}], ids=["one_group", "two_groups", "reloaded"])
+    def test_each_step_is_tensorflow_s(self, run, how):
+        expected = torch.tensor(run["params_after_step"], dtype=torch.float64)
+        torch.testing.assert_close(
+            torch.stack(list(vector_steps(run, **how))), expected, rtol=0, atol=TOLERANCE["float64"]
+        )
+
+    def test_every_optimizer_is_among_the_recorded_runs(self):
+        assert {OUR_NAMES[run["optimizer"].split("_")[0]] for run in VECTORS["runs"]} == set(OPTIMIZER_DEFAULTS)
+
+
+def run_line(runs, num_steps):
+    """W, b after 0, 1, 2, ... steps, one column a run: elementwise updates make many runs one vector."""
+    dtype = getattr(torch, runs[0]["dtype"])
+    x = torch.tensor(LINE["x"], dtype=dtype)[:, None]
+    y = torch.tensor(LINE["y"], dtype=dtype)[:, None]
+    slope = torch.nn.Parameter(torch.full((len(runs),), 0.3, dtype=dtype))
+    bias = torch.nn.Parameter(torch.full((len(runs),), -0.3, dtype=dtype))
+    optimizer = build(runs[0], [slope, bias])
+    for step in range(num_steps + 1):
+        yield step, slope.detach(), bias.detach()
+        with torch.no_grad():
+            doubled_error = 2 * (slope * x + bias - y)
+            slope.grad = sum_as_tensorflow(doubled_error * x)
+            bias.grad = sum_as_tensorflow(doubled_error)
+        optimizer.step()
+
+
+def sum_as_tensorflow(four_rows):
+    # Its order of additions, which RMSprop's chaotic stretch makes visible.
+    return (four_rows[0] + four_rows[2]) + (four_rows[1] + four_rows[3])
+
+
+def compared_records(run):
+    # Between these steps RMSprop multiplies a shift of 1e-12 by a billion.
+    chaotic = run["optimizer"] == "RMSProp"
+    return {record["step"]: record for record in run["records"] if not (chaotic and 100 < record["step"] < 500)}
+
+
+class TestLine:
+    @pytest.mark.parametrize("run", [run for run in LINE["runs"] if run["part"] == "b"], ids=label)
+    def test_each_recorded_step_is_tensorflow_s(self, run):
+        records = compared_records(run)
+        for step, slope, bias in run_line([run], run["n_steps"]):
+            if step in records:
+                expected = records[step]["W"], records[step]["b"]
+                assert (slope.item(), bias.item()) == pytest.approx(expected, abs=TOLERANCE[run["dtype"]], rel=0)
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_gradient_descent_is_tensorflow_s_over_30000_steps(self, dtype):
+        runs = [run for run in LINE["runs"] if run["part"] == "a" and run["dtype"] == dtype]
+        assert sorted(run["learning_rate"] for run in runs) == [1e-6, 1e-5, 1e-4, 1e-3, 1e-2]
+        # One parameter group a rate, all in one optimizer, so that 30,000 steps are walked once.
+        torch_dtype = getattr(torch, dtype)
+        initial = torch.tensor([0.3, -0.3], dtype=torch_dtype)
+        table = torch.stack([initial] * len(runs))
+        parameters = [torch.nn.Parameter(row) for row in table]
+        optimizer = build_optimizer(
+            "gradient_descent",
+            [{"params": [row], "lr": run["learning_rate"]} for row, run in zip(parameters, runs, strict=True)],
+            1.0,
+        )
+        gradients = torch.zeros_like(table)
+        for row, gradient in zip(parameters, gradients, strict=True):
+            row.grad = gradient
+        x = torch.tensor(LINE["x"], dtype=torch_dtype)
+        y = torch.tensor(LINE["y"], dtype=torch_dtype)
+        design = torch.stack([x, torch.ones_like(x)], dim=1)
+        last = max(run["n_steps"] for run in runs)
+        wanted = {record["step"] for run in runs for record in run["records"]}
+        for step in range(last + 1):
+            if step in wanted:
+                values = torch.stack([row.detach() for row in parameters])
+                for run, value in zip(runs, values, strict=True):
+                    for record in run["records"]:
+                        if record["step"] == step:
+                            expected = record["W"], record["b"]
+                            assert value.tolist() == pytest.approx(expected, abs=TOLERANCE[dtype], rel=0)
+            with torch.no_grad():
+                weights = torch.stack(parameters)
+                torch.mm(2 * (torch.mm(weights, design.T) - y), design, out=gradients)
+            optimizer.step()
+
+
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZER_DEFAULTS)
+
+
+def quadratic(name, num_steps=8, optimizer_of=build_default):
+    """A parameter of six numbers going down to 1, 2, 3, ...; returns it with its optimizer."""
+    parameter = torch.nn.Parameter(torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3))
+    optimizer = optimizer_of(name, [parameter])
+    descend(optimizer, parameter, num_steps)
+    return parameter, optimizer
+
+
+def descend(optimizer, parameter, num_steps):
+    target = torch.arange(1, 7, dtype=torch.float64).reshape(2, 3)
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        ((parameter - target) ** 2).sum().backward()
+        optimizer.step()
+
+
+class TestTorchContract:
+    @every_optimizer
+    def test_a_scheduler_sets_the_rate_of_each_step(self, name):
+        parameter, optimizer = quadratic(name, 0)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        by_hand, hand_optimizer = quadratic(name, 0)
+        for step in range(6):
+            descend(optimizer, parameter, 1)
+            scheduler.step()
+            hand_optimizer.param_groups[0]["lr"] = 0.01 * 0.5**step
+            descend(hand_optimizer, by_hand, 1)
+        assert torch.equal(parameter, by_hand)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.5**6)
+
+    @pytest.mark.parametrize("name", ["momentum", "nesterov", "adam", "rmsprop"])
+    def test_one_cycle_moves_the_momentum_too(self, name):
+        parameter, optimizer = quadratic(name, 0)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10)
+        for _ in range(9):
+            descend(optimizer, parameter, 1)
+            scheduler.step()
+        group = optimizer.param_groups[0]
+        assert (group["betas"][0] if name == "adam" else group["momentum"]) == pytest.approx(0.95)
+        assert torch.isfinite(parameter).all()
+
+    @every_optimizer
+    def test_a_copy_goes_on_as_the_original(self, name):
+        parameter, optimizer = quadratic(name)
+        for duplicate in (copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))):
+            twin, twin_optimizer = duplicate((parameter, optimizer))
+            original, original_optimizer = copy.deepcopy((parameter, optimizer))
+            assert twin_optimizer.param_groups[0]["params"][0] is twin
+            descend(twin_optimizer, twin, 3)
+            descend(original_optimizer, original, 3)
+            assert torch.equal(twin, original)
+
+    @every_optimizer
+    def test_the_closure_s_loss_is_returned(self, name):
+        parameter, optimizer = quadratic(name)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = parameter.square().sum()
+            loss.backward()
+            return loss
+
+        expected = parameter.detach().square().sum()
+        assert optimizer.step(closure).item() == expected.item()
+
+    @every_optimizer
+    def test_a_parameter_without_gradient_stays(self, name):
+        idle = torch.nn.Parameter(torch.ones(3))
+        busy = torch.nn.Parameter(torch.ones(3))
+        optimizer = build_default(name, [idle, busy])
+        busy.grad = torch.ones(3)
+        optimizer.step()
+        assert torch.equal(idle, torch.ones(3))
+        assert not torch.equal(busy, torch.ones(3))
+
+    @every_optimizer
+    def test_a_parameter_that_joins_late_starts_at_its_own_first_step(self, name):
+        early, late, alone = (torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(3))
+        both, single = build_default(name, [early, late]), build_default(name, [alone])
+        for step in range(6):
+            early.grad = torch.full_like(early, 0.5)
+            if step >= 3:
+                late.grad = torch.full_like(late, 1.0 + step)
+                alone.grad = late.grad.clone()
+                single.step()
+            both.step()
+        assert torch.equal(late, alone)
+
+    @every_optimizer
+    def test_float32_channels_last_weights_are_updated_as_contiguous_ones(self, name):
+        torch.manual_seed(0)
+        images = torch.rand(2, 3, 8, 8)
+        plain = torch.nn.Conv2d(3, 4, 3)
+        twin = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+        for network, batch in ((plain, images), (twin, images.to(memory_format=torch.channels_last))):
+            optimizer = build_default(name, network.parameters())
+            for _ in range(3):
+                optimizer.zero_grad()
+                network(batch).square().sum().backward()
+                optimizer.step()
+        torch.testing.assert_close(twin.weight, plain.weight, rtol=1e-4, atol=1e-5)
+
+    @every_optimizer
+    def test_a_gradient_that_is_not_finite_does_not_pass_unseen(self, name):
+        parameter, optimizer = quadratic(name)
+        parameter.grad = torch.full_like(parameter, math.nan)
+        optimizer.step()
+        assert parameter.isnan().all()
+
+
+numbers = st.floats(-10, 10, allow_subnormal=False)
+gradient_lists = st.lists(st.tuples(numbers, numbers, numbers), min_size=1, max_size=12)
+rates = st.floats(1e-4, 1.0)
+
+
+def walk(name, initial, gradients, learning_rate, **hyperparameters):
+    parameter = torch.nn.Parameter(torch.tensor(initial, dtype=torch.float64))
+    optimizer = build_optimizer(name, [parameter], learning_rate, **hyperparameters)
+    for gradient in gradients:
+        parameter.grad = torch.tensor(gradient, dtype=torch.float64)
+        optimizer.step()
+    return parameter.detach()
+
+
+class TestInvariants:
+    @settings(deadline=None, max_examples=50)
+    @given(st.tuples(numbers, numbers, numbers), gradient_lists, rates)
+    def test_proximal_gradient_descent_without_penalties_is_gradient_descent_bit_for_bit(self, initial, gradients, lr):
+        assert torch.equal(
+            walk("proximal_gradient_descent", initial, gradients, lr), walk("gradient_descent", initial, gradients, lr)
+        )
+
+    @settings(deadline=None, max_examples=50)
+    @given(st.tuples(numbers, numbers, numbers), gradient_lists, rates, st.floats(0.01, 10))
+    def test_proximal_adagrad_without_penalties_is_adagrad(self, initial, gradients, lr, accumulator):
+        torch.testing.assert_close(
+            walk("proximal_adagrad", initial, gradients, lr, initial_accumulator=accumulator),
+            walk("adagrad", initial, gradients, lr, initial_accumulator=accumulator),
+            rtol=1e-13,
+            atol=1e-13,
+        )
+
+    @settings(deadline=None, max_examples=50)
+    @given(gradient_lists, rates, st.floats(0.01, 10))
+    def test_from_zero_ftrl_is_adagrad(self, gradients, lr, accumulator):
+        torch.testing.assert_close(
+            walk("ftrl", [0.0] * 3, gradients, lr, initial_accumulator=accumulator),
+            walk("adagrad", [0.0] * 3, gradients, lr, initial_accumulator=accumulator),
+            rtol=1e-9,
+            atol=1e-10,
+        )
+
+    @settings(deadline=None, max_examples=50)
+    @given(st.tuples(numbers, numbers, numbers), gradient_lists, rates)
+    def test_momentum_zero_is_gradient_descent(self, initial, gradients, lr):
+        expected = walk("gradient_descent", initial, gradients, lr)
+        for name in ("momentum", "nesterov"):
+            assert torch.equal(walk(name, initial, gradients, lr, momentum=0.0), expected)
+
+    @settings(deadline=None, max_examples=50)
+    @given(st.tuples(numbers, numbers, numbers), gradient_lists, rates, st.floats(0.0, 5.0))
+    def test_an_l1_penalty_never_turns_a_sign_and_zeroes_what_is_small(self, initial, gradients, lr, l1):
+        free = walk("proximal_gradient_descent", initial, gradients[:1], lr)
+        shrunk = walk("proximal_gradient_descent", initial, gradients[:1], lr, l1=l1)
+        assert (shrunk * free >= 0).all()
+        assert (shrunk.abs() <= free.abs()).all()
+        assert (shrunk[free.abs() <= lr * l1] == 0).all()
+
+    def test_ftrl_without_gradients_and_accumulator_stays_zero(self):
+        end = walk("ftrl", [1.0, 0.0, 1.0], [(0.0, 1.0, 0.0)] * 3, 0.1, initial_accumulator=0.0)
+        assert end[0] == end[2] == 0
+        assert end[1] < 0
+
+    def test_ftrl_s_parameter_is_exactly_zero_while_the_linear_term_is_within_l1(self):
+        end = walk("ftrl", [0.0] * 3, [(0.4, -0.4, 3.0)] * 2, 0.1, l1=1.0)
+        assert end[0] == end[1] == 0
+        assert end[2] < 0
+
+
+class TestRefusals:
+    def test_an_unknown_name_is_answered_with_the_known_ones(self):
+        with pytest.raises(InvalidConfigError, match=r"no such optimizer 'adamw'; there are gradient_descent, .*adam"):
+            build_optimizer("adamw", [torch.nn.Parameter(torch.ones(1))], 0.1)
+
+    @every_optimizer
+    def test_a_foreign_hyperparameter_is_refused(self, name):
+        parameter = torch.nn.Parameter(torch.ones(1))
+        everything = set(itertools.chain.from_iterable(OPTIMIZER_DEFAULTS.values()))
+        for foreign in sorted(everything - set(OPTIMIZER_DEFAULTS[name])):
+            with pytest.raises(InvalidConfigError, match=f"{name} has no hyperparameter '{foreign}'"):
+                build_optimizer(name, [parameter], 0.1, **{foreign: 0.5})
+
+    @pytest.mark.parametrize(
+        ("name", "hyperparameters"),
+        [
+            ("adam", {"beta1": 1.0}),
+            ("adam", {"epsilon": -1e-8}),
+            ("rmsprop", {"rho": 1.5}),
+            ("rmsprop", {"centered": 1}),
+            ("ftrl", {"learning_rate_power": 0.5}),
+            ("adagrad", {"initial_accumulator": 0.0}),
+            ("proximal_adagrad", {"initial_accumulator": 0.0}),
+            ("proximal_gradient_descent", {"l1": -1.0}),
+        ],
+    )
+    def test_a_value_out_of_bounds_is_refused(self, name, hyperparameters):
+        (key,) = hyperparameters
+        with pytest.raises(InvalidConfigError, match=key):
+            build_optimizer(name, [torch.nn.Parameter(torch.ones(1))], 0.1, **hyperparameters)
+
+    @every_optimizer
+    def test_a_rate_must_be_above_zero(self, name):
+        with pytest.raises(InvalidConfigError, match="learning_rate must be a number above 0; got -1"):
+            build_default(name, [torch.nn.Parameter(torch.ones(1))], -1.0)
+
+    @pytest.mark.parametrize(
+        ("optimizer", "wrong"),
+        [
+            (optimizers.Adam, {"lr": -1}),
+            (optimizers.Adam, {"betas": (0.9, 1.0)}),
+            (optimizers.Adam, {"eps": -1}),
+            (optimizers.RMSprop, {"rho": 1.0}),
+            (optimizers.RMSprop, {"momentum": -0.1}),
+            (optimizers.Ftrl, {"lr": 0}),
+            (optimizers.Ftrl, {"learning_rate_power": 0.1}),
+            (optimizers.Ftrl, {"l2_shrinkage": -1}),
+            (optimizers.ProximalAdagrad, {"initial_accumulator": 0}),
+            (optimizers.ProximalAdagrad, {"l2": -1}),
+            (optimizers.ProximalGradientDescent, {"l1": -1}),
+        ],
+    )
+    def test_a_class_used_directly_checks_its_hyperparameters_as_torch_does(self, optimizer, wrong):
+        (key,) = wrong
+        with pytest.raises(ValueError, match=f"^{key} must be"):
+            optimizer([torch.nn.Parameter(torch.ones(1))], **wrong)

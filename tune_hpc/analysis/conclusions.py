@@ -1,0 +1,81 @@
+"""What the numbers say, in plain sentences that lead the report.
+
+Pure functions on ``Results``; every sentence holds where the numbers do not allow one too, by being left out.
+"""
+
+import pandas as pd
+
+from tune_hpc.analysis.results import Results
+from tune_hpc.analysis.tables import over_seeds, published_against_measured, ranked
+from tune_hpc.analysis.wording import QUICK, condition, number, words
+
+
+def sentences(results: Results, published: pd.DataFrame | None = None) -> list[str]:
+    """Return what an experiment found, most important first.
+
+    Args:
+        results: Any results.
+        published: What ``published_against_measured`` returned, where it is at hand.
+    """
+    published = published_against_measured(results) if published is None else published
+    said = [_became(results), _best(results), _rates(published), _distance(published)]
+    return [sentence for sentence in said if sentence]
+
+
+def _became(results: Results) -> str:
+    counted = results.counts()
+    if not counted:
+        return "No trial has ended yet."
+    total = sum(counted.values())
+    parts = ", ".join(f"{count} {status}" for status, count in counted.items())
+    noun = "trial" if total == 1 else "trials"
+    return f"{total} {noun}, {parts}." if len(counted) == 1 else f"{total} {noun}: {parts}."
+
+
+def best_configuration(results: Results) -> tuple[float, int, dict[str, object]] | None:
+    """Return the best mean metric, over how many seeds, and the varying configuration there; ``None`` without one."""
+    best = ranked(results, over_seeds(results, [results.metric]))
+    if best.empty:
+        return None
+    row = best.iloc[0]
+    told = {name: row[name] for name in results.varying if name != "seed" and pd.notna(row[name])}
+    return float(row[results.metric]), int(row["num_seeds"]), told
+
+
+def _best(results: Results) -> str:
+    best = best_configuration(results)
+    if best is None:
+        return f"No trial finished with a value of {words(results.metric)}." if results.counts() else ""
+    value, num_seeds, told = best
+    superlative = "Lowest" if results.experiment["mode"] == "min" else "Highest"
+    text = f"{superlative} {words(results.metric)} {number(value, results.metric)}"
+    if told:
+        text += f" with {condition(told)}"
+    return text + (f" (mean of {num_seeds} seeds)." if num_seeds > 1 else ".")
+
+
+def _rates(published: pd.DataFrame) -> str:
+    """Say how many published best values are ours too: one vote per condition, however many numbers it has."""
+    judged = published[published["best_agrees"].notna()].drop_duplicates(["where", "best_over"])
+    if judged.empty:
+        return ""
+    over = judged["best_over"].unique()
+    what = words(over[0]) if len(over) == 1 else "value"
+    agreeing = int(judged["best_agrees"].sum())
+    verb = "is ours" if agreeing == 1 else "are ours"
+    return f"Of {len(judged)} published best {what}s {agreeing} {verb} too{_quick(published)}."
+
+
+def _distance(published: pd.DataFrame) -> str:
+    parts = []
+    for metric, rows in published.dropna(subset=["difference"]).groupby("metric", sort=False):
+        distance = number(rows["difference"].abs().mean(), str(metric))
+        numbers = "number" if len(rows) == 1 else "numbers"
+        parts.append(f"{distance} on {len(rows)} {numbers} for {words(str(metric))}")
+    if not parts:
+        return ""
+    return f"Mean distance from the published values: {', '.join(parts)}{_quick(published)}."
+
+
+def _quick(published: pd.DataFrame) -> str:
+    return f" ({QUICK})" if published["quick"].any() else ""

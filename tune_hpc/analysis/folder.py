@@ -1,0 +1,149 @@
+"""The experiment folder: every file name in one place, and how files get there whole.
+
+    experiment.json    what was asked, by whom, where and with what; its state
+    trials.parquet     one row per trial (columns: results.py)
+    history.parquet    long form: trial_id, step, one column per metric
+    trials/            while the search runs: ID.parquet for each trial that ended, ID.checkpoint for one under way
+    tables/ figures/   what was made from the frames
+    report.html        the same on one page
+    ray/               Ray's own
+
+A file appears under a temporary name and is then renamed, so that a reader never sees half of it. A folder is enough
+to analyse a search on any machine.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tune_hpc.errors import FolderError
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it.
+
+    Raises:
+        FolderError: the folder cannot be written, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise FolderError(f"{path} cannot be written: {error.strerror or error}; choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+
+
+class ExperimentFolder:
+    """Names and states of the files of one experiment.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.experiment_file = self.path / "experiment.json"
+        self.trials_file = self.path / "trials.parquet"
+        self.history_file = self.path / "history.parquet"
+        self.parts = self.path / "trials"
+        self.tables = self.path / "tables"
+        self.figures = self.path / "figures"
+        self.report = self.path / "report.html"
+        self.ray = self.path / "ray"
+
+    def part(self, trial_id: str) -> Path:
+        """Return the file of one trial that ended."""
+        return self.parts / f"{trial_id}.parquet"
+
+    def checkpoint(self, trial_id: str) -> Path:
+        """Return the file that holds the state of one trial under way."""
+        return self.parts / f"{trial_id}.checkpoint"
+
+    @property
+    def holds_experiment(self) -> bool:
+        """Whether an experiment was begun here."""
+        return self.experiment_file.is_file()
+
+    def claim(self, name: str, *, overwrite: bool = False) -> None:
+        """Make the folder ready for a new experiment.
+
+        Args:
+            name: The experiment's name.
+            overwrite: Remove what an experiment of the same name left here.
+
+        Raises:
+            FolderError: the folder cannot be written, holds an experiment, or holds anything else.
+        """
+        if self.holds_experiment:
+            held = self.read()["name"]
+            if not overwrite or held != name:
+                raise FolderError(f"{self.path} already holds the experiment {held}; choose another output folder")
+            for leftover in (self.parts, self.tables, self.figures, self.ray):
+                shutil.rmtree(leftover, ignore_errors=True)
+            for file in (self.trials_file, self.history_file, self.report, self.experiment_file):
+                file.unlink(missing_ok=True)
+        elif self.path.exists() and not self.path.is_dir():
+            raise FolderError(f"{self.path} is a file; an output folder is wanted")
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise FolderError(
+                f"{self.path} is not empty and holds no experiment; choose an empty or a new output folder"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".probe"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise FolderError(
+                f"{self.path} cannot be written: {error.strerror or error}; choose another output folder"
+            ) from error
+
+    def read(self) -> dict[str, Any]:
+        """Return the contents of experiment.json.
+
+        Raises:
+            FolderError: there is none, or it is not readable.
+        """
+        if not self.holds_experiment:
+            raise FolderError(f"{self.path} is no experiment folder: it has no experiment.json")
+        try:
+            experiment = json.loads(self.experiment_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FolderError(f"{self.experiment_file} cannot be read: {error}; restore it from a copy") from error
+        if not isinstance(experiment, dict) or "name" not in experiment:
+            raise FolderError(f"{self.experiment_file} describes no experiment: it has no name; restore it from a copy")
+        return experiment
+
+    def write(self, experiment: Mapping[str, Any]) -> None:
+        """Replace experiment.json."""
+        text = json.dumps(experiment, indent=1, allow_nan=False) + "\n"
+        write_whole(self.experiment_file, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def find_experiments(path: str | os.PathLike[str]) -> list[ExperimentFolder]:
+    """Return the experiment folders at ``path`` or below it, in the order of their names.
+
+    Raises:
+        FolderError: there is none.
+    """
+    root = Path(path)
+
+    def walk(folder: Path) -> Iterator[ExperimentFolder]:
+        if ExperimentFolder(folder).holds_experiment:
+            yield ExperimentFolder(folder)
+        elif folder.is_dir():
+            for child in sorted(folder.iterdir()):
+                if child.is_dir() and child.name != "ray":
+                    yield from walk(child)
+
+    found = list(walk(root))
+    if not found:
+        reason = "there is no such folder" if not root.exists() else "no experiment.json in it or below it"
+        raise FolderError(f"{root} is no experiment folder: {reason}")
+    return found

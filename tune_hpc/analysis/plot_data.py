@@ -1,0 +1,180 @@
+"""The small tables behind the figures: which lines, which points, what band.
+
+Each plot is two functions: one here computes a table (pandas only), one in plots.py draws it. A table has one row per
+point: ``line`` (the value that the line stands for, or a label), ``x``, ``mean``, ``low``, ``high``, ``num_trials``.
+Points without a finite value are left out; a metric that was never taken gives an empty table.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tune_hpc.analysis.results import Results
+from tune_hpc.analysis.tables import HEALTHY, matching, numeric
+from tune_hpc.analysis.wording import condition
+
+#: More lines than this cannot be told apart on one pair of axes; the best are kept.
+MAX_LINES = 10
+#: Buckets along a drawn curve: each leaves its lowest and its highest point.
+NUM_BUCKETS = 400
+
+_COLUMNS = ("line", "x", "mean", "low", "high", "num_trials")
+
+
+def values_of(results: Results, parameter: str | None) -> list[Any]:
+    """Return the values of a parameter among the trials: numbers rising, names in the order asked for."""
+    if parameter is None or parameter not in results.trials:
+        return []
+    values = results.trials[parameter].dropna().drop_duplicates()
+    if pd.api.types.is_numeric_dtype(values):
+        values = values.sort_values()
+    return list(values)
+
+
+def _free(results: Results, taken: Sequence[str | None]) -> list[str]:
+    return [name for name in results.varying if name not in {*taken, "seed"}]
+
+
+def curve_lines(results: Results, line: str | None, where: Mapping[str, Any], shown: Sequence[Any]) -> pd.DataFrame:
+    """Return which trials make which line: ``trial_id`` and ``line``.
+
+    Args:
+        results: Any results.
+        line: The parameter whose values get a line each; without one every configuration has its own, the best first.
+        where: Only trials with these values (the page).
+        shown: The values of ``line`` that are drawn.
+
+    Returns:
+        One row per trial. Where other parameters vary too, a line is the configuration with the best mean metric.
+    """
+    trials = results.trials[matching(results.trials, where)]
+    free = _free(results, [line, *where])
+    score = numeric(trials, results.metric).where(trials["status"].isin(HEALTHY))
+    lower_is_better = results.experiment["mode"] == "min"
+    df = trials[["trial_id"]].assign(score=score)
+    df["line"] = trials[line] if line else [condition(one) for one in trials[free].to_dict("records")]
+    if line:
+        df = df[matching_any(df["line"], shown)]
+    if free:
+        df["configuration"] = trials.groupby(free, dropna=False, sort=False).ngroup()
+        # A configuration without a score (diverged, still running) comes last, but comes: its curve is worth seeing.
+        mean = df.groupby(["line", "configuration"], sort=False)["score"].mean().reset_index()
+        mean = mean.sort_values("score", ascending=lower_is_better, kind="stable", na_position="last")
+        chosen = mean.drop_duplicates("line") if line else mean.head(MAX_LINES)
+        df = df.merge(chosen[["line", "configuration"]], on=["line", "configuration"])
+    return df[["trial_id", "line"]].reset_index(drop=True)
+
+
+def matching_any(column: pd.Series, values: Sequence[Any]) -> pd.Series:
+    """Return which rows hold one of these values."""
+    mask = pd.Series(False, index=column.index)
+    for value in values:
+        mask |= matching(column.to_frame("value"), {"value": value})
+    return mask
+
+
+def shown_lines(results: Results, line: str | None) -> list[Any]:
+    """Return the values of ``line`` to draw: all, or of many the best by the experiment's metric."""
+    values = values_of(results, line)
+    if len(values) <= MAX_LINES or line is None:
+        return values
+    score = numeric(results.trials, results.metric).where(results.trials["status"].isin(HEALTHY))
+    best = score.groupby(results.trials[line]).agg("min" if results.experiment["mode"] == "min" else "max")
+    kept = set(best.sort_values(ascending=results.experiment["mode"] == "min").index[:MAX_LINES])
+    return [value for value in values if value in kept]
+
+
+def curve_table(results: Results, metric: str, lines: pd.DataFrame, last_step: int | None = None) -> pd.DataFrame:
+    """Return a metric of the history against steps.
+
+    Args:
+        results: Any results.
+        metric: A column of the history.
+        lines: What ``curve_lines`` returned.
+        last_step: Where to cut.
+
+    Returns:
+        The columns of this module; ``mean``, ``low`` and ``high`` over the trials of a line.
+    """
+    history = results.history
+    if metric not in history or lines.empty:
+        return pd.DataFrame(columns=list(_COLUMNS))
+    history = history[history["trial_id"].isin(lines["trial_id"])]
+    if last_step is not None:
+        history = history[history["step"] <= last_step]
+    df = pd.DataFrame({"trial_id": history["trial_id"], "x": history["step"], "value": numeric(history, metric)})
+    df = df.dropna(subset=["value"]).merge(lines, on="trial_id")
+    return _banded(df)
+
+
+def response_table(
+    results: Results, metric: str, parameter: str, line: str | None, where: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Return a metric of the trials against one parameter.
+
+    Returns:
+        The columns of this module; a point is a configuration, its band the lowest and highest seed.
+    """
+    trials = results.trials
+    if metric not in trials or parameter not in trials:
+        return pd.DataFrame(columns=list(_COLUMNS))
+    trials = trials[matching(trials, where) & trials["status"].isin(HEALTHY)]
+    free = _free(results, [parameter, line, *where])
+    df = pd.DataFrame({"x": trials[parameter], "value": numeric(trials, metric)})
+    df["line"] = trials[line] if line else "measured"
+    df["configuration"] = trials.groupby(free, dropna=False).ngroup() if free else 0
+    return _banded(df.dropna(subset=["x", "value", "line"]), "configuration")
+
+
+def _banded(df: pd.DataFrame, *more: str) -> pd.DataFrame:
+    grouped = df.groupby(["line", *more, "x"], sort=False, dropna=False)["value"]
+    table = grouped.agg(mean="mean", low="min", high="max", num_trials="size").reset_index()
+    return table[list(_COLUMNS)].sort_values("x", kind="stable", ignore_index=True)
+
+
+def published_table(
+    results: Results, metric: str, parameter: str, line: str | None, where: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Return the published numbers for a response: ``line``, ``x``, ``mean``."""
+    rows = []
+    for one in results.experiment.get("published") or ():
+        told = one["where"]
+        elsewhere = any(name in told and told[name] != value for name, value in where.items())
+        if one["metric"] != metric or elsewhere:
+            continue
+        best = list(one.get("best_values") or ()) if one.get("best_over") == parameter else []
+        for x in best or [told.get(parameter)]:
+            if x is not None and (line is None or line in told):
+                rows.append({"line": told[line] if line else "measured", "x": x, "mean": float(one["value"])})
+    return pd.DataFrame(rows, columns=["line", "x", "mean"])
+
+
+def is_noisy(values: np.ndarray) -> bool:
+    """Return whether a curve jumps up and down by a visible amount from point to point, as a batch loss does."""
+    if len(values) < 100:
+        return False
+    steps = np.diff(values)
+    turns = np.mean(steps[1:] * steps[:-1] < 0)
+    return bool(turns > 0.4 and np.median(np.abs(steps)) > 0.005 * np.ptp(values))
+
+
+def smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """Return a centred running mean, its window cut at both ends."""
+    return pd.Series(values).rolling(window, center=True, min_periods=1).mean().to_numpy()
+
+
+def thinned(values: np.ndarray, num_buckets: int = NUM_BUCKETS) -> np.ndarray:
+    """Return the indices of points that draw the same line: ends, and the lowest and highest of each bucket.
+
+    Extremes are kept, unlike by taking every n-th point, so that an oscillation keeps its height.
+    """
+    n = len(values)
+    if n <= 2 * num_buckets:
+        return np.arange(n)
+    size = -(-n // num_buckets)
+    padded = np.concatenate([values, np.full(-n % size, values[-1])]).reshape(-1, size)
+    starts = np.arange(len(padded)) * size
+    kept = np.concatenate([[0, n - 1], starts + padded.argmin(axis=1), starts + padded.argmax(axis=1)])
+    return np.unique(np.minimum(kept, n - 1))

@@ -1,0 +1,86 @@
+"""A table as text to be read: each number with the digits that mean something, nothing that says nothing.
+
+``presented`` serves Markdown and HTML alike. Columns that hold no information in this table (deviations of a single
+seed, notes that nothing called for) are left out; a quick run's measurement says so in its heading.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tune_hpc.analysis.wording import MISSING, number, value_text
+
+_OPTIONAL = (
+    "deviation",
+    "best_over",
+    "measured_best",
+    "published_best",
+    "best_agrees",
+    "note",
+    "source",
+    "stop_reason",
+)
+_JUDGED = ("measured", "deviation", "difference")
+
+
+def presented(df: pd.DataFrame) -> pd.DataFrame:
+    """Return the table as strings.
+
+    Returns:
+        Strings only; ``attrs["wordy"]`` says for each column whether it holds words (flush left) or numbers.
+    """
+    quick = "quick" in df and bool(df["quick"].any())
+    df = df.drop(columns=[name for name in df if _says_nothing(df, str(name))])
+    metrics = df["metric"] if "metric" in df else None
+    columns: dict[str, list[str]] = {}
+    wordy: list[bool] = []
+    for position, name in enumerate(map(str, df.columns)):
+        column = df.iloc[:, position]
+        if metrics is not None and name in _JUDGED:
+            texts = [_judged(value, name, metric) for value, metric in zip(column, metrics, strict=True)]
+        else:
+            texts = [_cell(value, name) for value in column]
+        columns[f"{name} (quick)" if quick and name in {"measured", "difference"} else name] = texts
+        wordy.append(not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column))
+    text = pd.DataFrame(columns, index=range(len(df)), dtype=object)
+    text.attrs["wordy"] = wordy
+    return text
+
+
+def _says_nothing(df: pd.DataFrame, name: str) -> bool:
+    column = df[name]
+    if name == "quick":
+        return True
+    if name == "num_diverged":
+        return not column.any()
+    if name == "taken_at":
+        return bool((column.isna() | (column == df["step"])).all())
+    if name in _OPTIONAL or name.endswith("_deviation"):
+        return bool((column.isna() | (column.astype(str) == "")).all())
+    return False
+
+
+def _judged(value: float, name: str, metric: str) -> str:
+    if np.isnan(value):
+        return MISSING
+    if name == "difference":
+        # As many digits as the measurement beside it, and no more significance than it has.
+        return f"{value:+.4f}" if "accuracy" in metric else f"{value:+.3g}"
+    return number(value, metric)
+
+
+def _cell(value: Any, column: str) -> str:
+    if isinstance(value, bool | np.bool_) or value is None or value is pd.NA:
+        return value_text(value)
+    if isinstance(value, int | float | np.number):
+        return number(float(value), column) if _is_measured(column) else value_text(float(value))
+    return str(value)
+
+
+def _is_measured(column: str) -> bool:
+    return (
+        any(word in column for word in ("accuracy", "loss", "deviation"))
+        or column.endswith("_s")
+        or column.startswith("num_")
+    )

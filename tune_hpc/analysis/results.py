@@ -1,0 +1,289 @@
+"""What happened, as two data frames: their columns, how they are saved, loaded and asked.
+
+**trials**: one row per trial, whatever became of it.
+
+    experiment, trial_id   which trial
+    status                 finished, stopped, diverged, failed or running
+    stop_reason            in words: all steps done, single pass over, non-finite loss at step 3, ...
+    error                  the exception's last line, for a failed trial
+    <config columns>       the completed configuration; absent (missing) where a key does not apply
+    <metrics>              the last value of each metric that the trainable reported: train_loss, valid_loss,
+                           valid_accuracy, test_loss, test_accuracy, ...
+    best_test_accuracy, best_step
+                           the highest test accuracy of the run and when: the report's own measure, chosen on the test set
+    best_valid_accuracy, selected_step, selected_test_accuracy
+                           chosen on validation images, and the test accuracy there: the honest measure
+    steps_run              optimizer steps done
+    setup_s, train_s, eval_s, samples_per_s
+                           seconds before the first step, in steps, in evaluations; training samples a second of train_s
+    host, device           where it ran
+
+**history**: long form, ``trial_id``, ``step``, one column per metric; missing where a metric was not taken at a step.
+A row describes the state after ``step`` updates: its ``train_loss`` is the loss of the next batch, before it is used.
+
+Fractions are 0..1, durations end in ``_s``, rates in ``_per_s``, counts begin with ``num_``.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tune_hpc.analysis.folder import ExperimentFolder, find_experiments, write_whole
+from tune_hpc.errors import FolderError, UnknownNameError
+
+STATUSES = ("finished", "stopped", "diverged", "failed", "running")
+IDENTITY = ("experiment", "trial_id", "status", "stop_reason", "error")
+MEASURES = ("steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "host", "device")
+METRICS = (
+    "train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy",
+    "best_test_accuracy", "best_step", "best_valid_accuracy", "selected_step", "selected_test_accuracy",
+)  # fmt: skip
+
+_ROW = b"tune_hpc.trial"
+
+
+@dataclass(frozen=True)
+class Results:
+    """The outcome of one experiment.
+
+    Attributes:
+        experiment: The contents of experiment.json.
+        trials: One row per trial.
+        history: Long form, one row per trial and step.
+        folder: Where it was loaded from.
+    """
+
+    experiment: Mapping[str, Any]
+    trials: pd.DataFrame
+    history: pd.DataFrame
+    folder: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return str(self.experiment["name"])
+
+    @property
+    def metric(self) -> str:
+        """The column that ranks trials."""
+        return str(self.experiment["metric"])
+
+    @property
+    def config_columns(self) -> list[str]:
+        """The columns of ``trials`` that hold the configuration."""
+        return [name for name in self.experiment["config_keys"] if name in self.trials]
+
+    @property
+    def varying(self) -> list[str]:
+        """The configuration columns that differ between trials."""
+        return [name for name in self.config_columns if self.trials[name].nunique(dropna=False) > 1]
+
+    def counts(self) -> dict[str, int]:
+        """Return how many trials have each status; statuses that no trial has are left out."""
+        counted = self.trials["status"].value_counts()
+        return {status: int(counted[status]) for status in STATUSES if status in counted}
+
+    def top(self, n: int = 10, metric: str | None = None) -> pd.DataFrame:
+        """Return the best ``n`` trials that finished or were stopped, best first.
+
+        Args:
+            n: Number of rows at most.
+            metric: A numeric column of ``trials``; by default the experiment's metric. Of others, losses and
+                durations are best when low.
+
+        Raises:
+            UnknownNameError: no such column.
+        """
+        metric = metric or self.metric
+        if metric not in self.trials:
+            raise UnknownNameError(f"no column {metric!r} in the trials of {self.name}: {', '.join(self.trials)}")
+        healthy = self.trials[self.trials["status"].isin(["finished", "stopped"])].dropna(subset=[metric])
+        seconds = metric.endswith("_s") and not metric.endswith("_per_s")
+        lower_is_better = (
+            self.experiment["mode"] == "min" if metric == self.metric else metric.endswith("loss") or seconds
+        )
+        return healthy.sort_values(metric, ascending=lower_is_better, kind="stable").head(n)
+
+    def best(self, metric: str | None = None) -> pd.Series:
+        """Return the best trial as a row.
+
+        Raises:
+            UnknownNameError: no such column, or no trial has a value in it.
+        """
+        top = self.top(1, metric)
+        if top.empty:
+            raise UnknownNameError(f"no trial of {self.name} finished with a value of {metric or self.metric}")
+        return top.iloc[0]
+
+    def curve(self, metric: str) -> pd.DataFrame:
+        """Return one metric in wide form.
+
+        Returns:
+            Index ``step``, one column per ``trial_id``, missing where the metric was not taken.
+
+        Raises:
+            UnknownNameError: no such metric.
+        """
+        if metric not in self.history:
+            raise UnknownNameError(f"no metric {metric!r} in the history of {self.name}: {', '.join(self.history)}")
+        taken = self.history.dropna(subset=[metric])
+        return taken.pivot_table(index="step", columns="trial_id", values=metric, observed=True)
+
+
+@dataclass
+class TrialRecord:
+    """One trial while it is being written down: blocks of metrics, then a row.
+
+    Attributes:
+        row: The columns that are known so far.
+        blocks: ``(steps, {metric: values})`` in the order of arrival.
+    """
+
+    row: dict[str, Any]
+    blocks: list[tuple[np.ndarray, dict[str, np.ndarray]]] = field(default_factory=list)
+
+    def add(self, step: int | Sequence[int] | np.ndarray, metrics: Mapping[str, Any]) -> None:
+        """Note metrics at one step, or arrays of metrics at an array of steps."""
+        steps = np.atleast_1d(np.asarray(step, dtype=np.int64))
+        self.blocks.append((steps, {name: np.atleast_1d(np.asarray(v, dtype=float)) for name, v in metrics.items()}))
+
+    def history(self) -> pd.DataFrame:
+        """Return the metrics so far, one row per step: ``step`` and one column per metric."""
+        names = list(dict.fromkeys(name for _, metrics in self.blocks for name in metrics))
+        steps = np.unique(np.concatenate([steps for steps, _ in self.blocks] or [np.empty(0, np.int64)]))
+        columns = {name: np.full(len(steps), np.nan) for name in names}
+        for block_steps, metrics in self.blocks:
+            rows = np.searchsorted(steps, block_steps)
+            for name, values in metrics.items():
+                columns[name][rows] = values
+        return pd.DataFrame({"step": steps, **columns})
+
+
+def summarise(history: pd.DataFrame) -> dict[str, float]:
+    """Return the last value of each metric, and the best ones under both protocols.
+
+    Args:
+        history: One trial's ``step`` and metric columns.
+    """
+    summary: dict[str, float] = {}
+    for name in history.columns.drop("step"):
+        taken = history[name].to_numpy()
+        taken = taken[~np.isnan(taken)]
+        if len(taken):
+            summary[name] = float(taken[-1])
+    for chosen_on, accuracy, step in (
+        ("test_accuracy", "best_test_accuracy", "best_step"),
+        ("valid_accuracy", "best_valid_accuracy", "selected_step"),
+    ):
+        if chosen_on in summary:
+            row = history.loc[history[chosen_on].idxmax()]
+            summary |= {accuracy: float(row[chosen_on]), step: int(row["step"])}
+            if chosen_on == "valid_accuracy" and "test_accuracy" in summary:
+                summary["selected_test_accuracy"] = float(row["test_accuracy"])
+    return summary
+
+
+def write_part(path: Path, row: Mapping[str, Any], history: pd.DataFrame) -> None:
+    """Write one trial, row and history, as one Parquet file."""
+    table = pa.Table.from_pandas(history, preserve_index=False)
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _ROW: json.dumps(row).encode()})
+    write_whole(path, lambda temporary: pq.write_table(table, temporary))
+
+
+def write_frames(folder: ExperimentFolder, trials: pd.DataFrame, history: pd.DataFrame) -> None:
+    """Write trials.parquet and history.parquet."""
+    write_whole(folder.trials_file, lambda path: trials.to_parquet(path, index=False))
+    write_whole(folder.history_file, lambda path: history.to_parquet(path, index=False))
+
+
+def trials_frame(rows: Iterable[Mapping[str, Any]], config_keys: Sequence[str]) -> pd.DataFrame:
+    """Return rows as the trials frame: columns in the documented order, ordered by trial."""
+    df = pd.DataFrame(list(rows))
+    first = [*IDENTITY, *config_keys]
+    extra = [name for name in df if name not in {*first, *METRICS, *MEASURES}]
+    ordered = [*first, *(name for name in METRICS if name in df), *extra, *MEASURES]
+    df = df.reindex(columns=[*dict.fromkeys(ordered)])
+    for name in df.columns[df.isna().all()]:
+        # A column without a value has no type of its own; the documented one must not depend on luck.
+        df[name] = df[name].astype("str" if name in {*IDENTITY, "host", "device"} else "float64")
+    for name in df.columns[df.dtypes == object]:
+        # Parquet holds one type a column, and a grouping needs values that hash: a user's list, or 3 beside "auto",
+        # is kept as its text.
+        if pd.api.types.infer_dtype(df[name], skipna=True).startswith("mixed"):
+            df[name] = df[name].map(str, na_action="ignore").astype("str")
+    return df.sort_values("trial_id", kind="stable", ignore_index=True)
+
+
+def load(folder: str | Path) -> Results:
+    """Load one experiment's results, finished or not.
+
+    Args:
+        folder: An experiment folder.
+
+    Raises:
+        FolderError: no experiment there, several, or a file that cannot be read.
+    """
+    found = find_experiments(folder)
+    if found[0].path != Path(folder):
+        names = ", ".join(str(one.path.relative_to(folder)) for one in found)
+        raise FolderError(f"{folder} is no experiment folder, but holds some ({names}); name one, or use load_all")
+    return _load(found[0])
+
+
+def load_all(folder: str | Path) -> list[Results]:
+    """Load every experiment at a folder or below it.
+
+    Raises:
+        FolderError: there is none, or a file cannot be read.
+    """
+    return [_load(one) for one in find_experiments(folder)]
+
+
+def _load(folder: ExperimentFolder) -> Results:
+    experiment = folder.read()
+    keys = experiment.get("config_keys", [])
+    trials, history = trials_frame([], keys), pd.DataFrame({"trial_id": pd.Series(dtype="str"), "step": []})
+    if folder.trials_file.is_file():
+        trials = _frame(folder.trials_file, {"trial_id", "status"})
+        if folder.history_file.is_file():
+            history = _frame(folder.history_file, {"trial_id", "step"})
+    # A trial that still ran when the frames were written is told by its part, written when it ended.
+    done = set(trials.loc[trials["status"] != "running", "trial_id"])
+    parts = [part for part in sorted(folder.parts.glob("*.parquet")) if part.stem not in done]
+    if not parts:
+        return Results(experiment, trials, history, folder.path)
+    newer = {part.stem for part in parts}
+    rows = trials[~trials["trial_id"].isin(newer)].to_dict("records")
+    histories = [kept] if len(kept := history[~history["trial_id"].isin(newer)]) else []
+    for part in parts:
+        table = _read(part)
+        row = json.loads((table.schema.metadata or {}).get(_ROW, b"{}"))
+        if "trial_id" not in row:
+            raise FolderError(f"{part} is no trial's file: its row is missing; remove it")
+        rows.append(row)
+        own = table.to_pandas()
+        own.insert(0, "trial_id", row["trial_id"])
+        histories.append(own)
+    return Results(experiment, trials_frame(rows, keys), pd.concat(histories, ignore_index=True), folder.path)
+
+
+def _frame(path: Path, needed: set[str]) -> pd.DataFrame:
+    df = _read(path).to_pandas()
+    if missing := needed.difference(df):
+        raise FolderError(f"{path} has no column {', '.join(sorted(missing))}; restore it from a copy")
+    return df
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise FolderError(f"{path} is not readable as Parquet ({reason}); restore it from a copy") from error

@@ -1,0 +1,324 @@
+"""Tables of one experiment: pure functions from ``Results`` to a data frame, and how a frame is written down.
+
+Only trials that finished or were stopped count as measurements; one that diverged, failed or still runs leaves a
+missing value, never an error. Repeats of a configuration under several seeds are one row: the mean, and the sample
+deviation where there are at least two. A configuration of which any seed diverged is never chosen as the best.
+
+Frames keep full precision and the columns' own names (CSV); ``to_markdown`` rounds for reading.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tune_hpc.analysis.folder import write_whole
+from tune_hpc.analysis.presentation import presented
+from tune_hpc.analysis.results import METRICS, Results
+from tune_hpc.analysis.wording import condition, short, unique_slug, value_text
+
+HEALTHY = ("finished", "stopped")
+
+#: A table with its title and the stem of its files.
+TitledTable = tuple[str, str, pd.DataFrame]
+
+
+def over_seeds(results: Results, metrics: Sequence[str]) -> pd.DataFrame:
+    """Return one row per configuration, its repeats under several seeds taken together.
+
+    Args:
+        results: Any results.
+        metrics: Numeric columns of the trials; one that is absent is missing everywhere.
+
+    Returns:
+        Every configuration column but ``seed``; ``num_seeds`` (of healthy trials), ``num_diverged``, ``num_failed``;
+        for each metric its mean and ``METRIC_deviation``.
+    """
+    trials = results.trials
+    keys = [name for name in results.varying if name != "seed"]
+    healthy = trials["status"].isin(HEALTHY)
+    df = trials[keys].copy()
+    group = df.groupby(keys, dropna=False, sort=False).ngroup() if keys else pd.Series(0, index=df.index)
+    seeds = trials["seed"] if "seed" in trials else pd.Series(range(len(trials)), index=trials.index)
+    columns: dict[str, Any] = {
+        "num_seeds": seeds.where(healthy).groupby(group).nunique(),
+        "num_diverged": (trials["status"] == "diverged").groupby(group).sum(),
+        "num_failed": (trials["status"] == "failed").groupby(group).sum(),
+    }
+    for metric in dict.fromkeys(metrics):
+        values = numeric(trials, metric).where(healthy).groupby(group)
+        columns |= {metric: values.mean(), f"{metric}_deviation": values.std()}
+    configurations = df.groupby(group)[keys].first() if keys else pd.DataFrame(index=columns["num_seeds"].index)
+    for name in keys:  # groupby.first() skips missing values; here a missing one is the key's own
+        configurations[name] = df[name].groupby(group).head(1).to_numpy()
+    for name in results.config_columns:
+        if name not in keys and name != "seed" and len(trials):
+            configurations[name] = trials[name].iloc[0]
+    return configurations.assign(**columns).reset_index(drop=True)
+
+
+def numeric(df: pd.DataFrame, column: str) -> pd.Series:
+    """Return a column as floats; absent, infinite and wordy values are missing."""
+    if column not in df:
+        return pd.Series(np.nan, index=df.index, dtype=float)
+    return pd.to_numeric(df[column], errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
+
+
+def matching(df: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series:
+    """Return which rows have all of these configuration values; a column that is absent matches nothing."""
+    mask = pd.Series(True, index=df.index)
+    for name, wanted in where.items():
+        if name not in df:
+            return pd.Series(False, index=df.index)
+        if isinstance(wanted, int | float) and not isinstance(wanted, bool) and pd.api.types.is_numeric_dtype(df[name]):
+            mask &= np.isclose(df[name].astype(float), wanted, rtol=1e-9, atol=0)
+        else:
+            mask &= df[name].map(lambda value, wanted=wanted: value == wanted).astype(bool)
+    return mask
+
+
+def ranked(results: Results, configurations: pd.DataFrame) -> pd.DataFrame:
+    """Return the configurations of which no seed diverged and that have a metric, best first."""
+    sound = configurations[(configurations["num_diverged"] == 0) & configurations[results.metric].notna()]
+    return sound.sort_values(results.metric, ascending=results.experiment["mode"] == "min", kind="stable")
+
+
+def published_against_measured(results: Results) -> pd.DataFrame:
+    """Hold every published number against the trials that it speaks of.
+
+    Returns:
+        One row per published number: ``where`` (text), ``metric``, ``published``, ``measured`` (mean over seeds),
+        ``deviation``, ``num_seeds``, ``num_diverged``, ``difference`` (measured - published), ``best_over`` with
+        ``measured_best``, ``published_best`` and ``best_agrees`` where the number is a best one, ``note`` (why there is
+        no measurement), ``quick``, ``source``.
+    """
+    published = list(results.experiment.get("published") or ())
+    configurations = over_seeds(results, [results.metric, *(one["metric"] for one in published)])
+    everywhere = _common(published)
+    rows = [_held_against(one, results, configurations, everywhere) for one in published]
+    columns = "where metric published measured deviation num_seeds num_diverged difference best_over measured_best "
+    columns += "published_best best_agrees note quick source"
+    df = pd.DataFrame(rows, columns=columns.split())
+    return df.astype({"best_agrees": "boolean", "num_seeds": "int64", "num_diverged": "int64"})
+
+
+def _common(published: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the conditions that all published numbers share, and that therefore tell none from another."""
+    if len(published) < 2:
+        return set()
+    first = published[0]["where"]
+    return {name for name in first if all(one["where"].get(name) == first[name] for one in published)}
+
+
+def _held_against(
+    one: Mapping[str, Any], results: Results, configurations: pd.DataFrame, everywhere: set[str]
+) -> dict[str, Any]:
+    where, metric, over = one["where"], one["metric"], one.get("best_over")
+    told = {name: value for name, value in where.items() if name not in everywhere} or where
+    named = list(one.get("best_values") or ()) if over else []
+    row: dict[str, Any] = {
+        "where": condition(told), "metric": metric, "published": float(one["value"]), "measured": np.nan,
+        "deviation": np.nan, "num_seeds": 0, "num_diverged": 0, "difference": np.nan, "best_over": over,
+        "measured_best": None, "published_best": ", ".join(map(value_text, named)) or None, "best_agrees": None,
+        "note": "", "quick": bool(results.experiment.get("quick")), "source": one.get("source", ""),
+    }  # fmt: skip
+    found = configurations[matching(configurations, where)]
+    row["num_diverged"] = int(found["num_diverged"].sum())
+    free = [name for name in results.varying if name not in {over, "seed"} and found[name].nunique(dropna=False) > 1]
+    if found.empty:
+        return row | {"note": "no such trial"}
+    if free:
+        return row | {"note": f"trials there also differ in {', '.join(free)}"}
+    chosen = ranked(results, found) if over else found
+    if chosen.empty or np.isnan(chosen[metric].iloc[0]):
+        return row | {"note": "diverged" if row["num_diverged"] else f"no trial finished with a value of {metric}"}
+    best = chosen.iloc[0]
+    row |= {"measured": best[metric], "deviation": best[f"{metric}_deviation"], "num_seeds": int(best["num_seeds"])}
+    row["difference"] = row["measured"] - row["published"]
+    if over:
+        row["measured_best"] = best.get(over)
+        row["best_agrees"] = any(matching(chosen.head(1), {over: value}).all() for value in named) if named else None
+    return row
+
+
+def best_per(results: Results, parameter: str, metrics: Sequence[str]) -> pd.DataFrame:
+    """Return, for each value of a parameter, the configuration with the best mean metric.
+
+    Args:
+        results: Any results.
+        parameter: A configuration column.
+        metrics: Columns of the trials to show beside the experiment's metric.
+
+    Returns:
+        ``parameter``, the other parameters that vary, the metrics with their deviations, ``num_seeds``,
+        ``num_diverged`` (trials at this value of the parameter). A value at which nothing finished has missing values.
+    """
+    shown = list(dict.fromkeys(metrics)) or [results.metric]
+    configurations = over_seeds(results, [*shown, results.metric])
+    others = [name for name in results.varying if name not in {parameter, "seed"}]
+    measured = [column for metric in shown for column in (metric, f"{metric}_deviation")]
+    columns = [parameter, *others, *measured, "num_seeds", "num_diverged"]
+    if parameter not in configurations:
+        return pd.DataFrame(columns=columns)
+    best = ranked(results, configurations).drop_duplicates(parameter)
+    every = configurations[[parameter]].drop_duplicates()
+    df = every.merge(best.drop(columns="num_diverged"), on=parameter, how="left")
+    diverged = configurations.groupby(parameter, dropna=False)["num_diverged"].sum()
+    df = df.merge(diverged.reset_index(), on=parameter, how="left").reindex(columns=columns)
+    df["num_seeds"] = df["num_seeds"].fillna(0).astype("int64")
+    return _in_order(df, parameter)
+
+
+def pivot(results: Results, rows: str, columns: str | None, metric: str) -> pd.DataFrame:
+    """Return the mean of a metric over all trials by one or two parameters.
+
+    Returns:
+        The values of ``rows`` in a column of that name, then one column per value of ``columns`` (or one named
+        ``metric``); missing where nothing finished.
+    """
+    configurations = over_seeds(results, [metric])
+    if rows not in configurations or (columns and columns not in configurations):
+        return pd.DataFrame(columns=[rows])
+    if not columns or columns == rows:
+        return _in_order(configurations.groupby(rows, as_index=False, sort=False)[metric].mean(), rows)
+    wide = configurations.groupby([rows, columns], sort=False)[metric].mean().unstack(columns)
+    ordered = _in_order(pd.DataFrame({columns: wide.columns}), columns)[columns]
+    wide = wide[list(ordered)].set_axis([f"{columns} {value_text(value)}" for value in ordered], axis="columns")
+    return _in_order(wide.reset_index(), rows)
+
+
+def at_steps(results: Results, steps: Sequence[int], metrics: Sequence[str]) -> pd.DataFrame:
+    """Return metrics of each trial at some steps.
+
+    Returns:
+        ``trial_id`` (only where no configuration differs), the varying configuration, ``step``, the metrics (the value
+        at that step, or the last one before it), ``taken_at`` (where that was, by the last metric taken). Missing after
+        the end of a trial that diverged: its last value says nothing about later steps.
+    """
+    trials, history = results.trials, results.history
+    shown = results.varying or ["trial_id"]
+    wanted = trials[[*dict.fromkeys(["trial_id", "status", *shown])]].merge(
+        pd.DataFrame({"step": np.asarray(sorted(set(steps)), dtype=np.int64)}), how="cross"
+    )
+    wanted = wanted.assign(row=range(len(wanted)), taken_at=np.nan).sort_values("step", kind="stable")
+    for metric in metrics:
+        taken = pd.DataFrame({"trial_id": pd.Series(dtype="str"), "at": pd.Series(dtype="int64"), metric: []})
+        if metric in history and len(history):
+            taken = history.loc[history[metric].notna(), ["trial_id", "step", metric]].rename(columns={"step": "at"})
+        # Ids from an empty frame have no type of their own; merge_asof insists on equal ones.
+        taken = taken.astype({"trial_id": wanted["trial_id"].dtype, "at": "int64"}).sort_values("at", kind="stable")
+        wanted = pd.merge_asof(wanted, taken, left_on="step", right_on="at", by="trial_id")
+        wanted["taken_at"] = wanted[["taken_at", "at"]].max(axis="columns")
+        wanted = wanted.drop(columns="at")
+    over = (wanted["status"] == "diverged") & (wanted["taken_at"] < wanted["step"])
+    wanted.loc[over, list(metrics)] = np.nan
+    return wanted.sort_values("row")[[*shown, "step", *metrics, "taken_at"]].reset_index(drop=True)
+
+
+def best_trials(results: Results, n: int = 10) -> pd.DataFrame:
+    """Return the best ``n`` trials: ``trial_id``, what varies, every metric taken, steps and training time."""
+    if results.metric not in results.trials:
+        return pd.DataFrame(columns=["trial_id"])
+    top = results.top(n)
+    extra = [name for name in METRICS if name in top and name != results.metric and top[name].notna().any()]
+    columns = ["trial_id", *results.varying, results.metric, *extra, "steps_run", "train_s"]
+    return top[[name for name in dict.fromkeys(columns) if name in top]].reset_index(drop=True)
+
+
+def unfinished(results: Results, status: str) -> pd.DataFrame:
+    """Return the trials of one status with what varies and why: ``error`` of failed ones, else ``stop_reason``."""
+    reason = "error" if status == "failed" else "stop_reason"
+    columns = [name for name in ("trial_id", *results.varying, "steps_run", reason) if name in results.trials]
+    return results.trials.loc[results.trials["status"] == status, columns].reset_index(drop=True)
+
+
+def counts(results: Results) -> pd.DataFrame:
+    """Return how many trials have each ``status``, as ``num_trials``."""
+    counted = results.counts()
+    return pd.DataFrame({"status": list(counted), "num_trials": list(counted.values())})
+
+
+def varied(results: Results) -> pd.DataFrame:
+    """Return what varied: ``parameter``, ``num_values``, ``values`` (all, or the range of many numbers)."""
+    rows = []
+    for name in results.varying:
+        values = results.trials[name].drop_duplicates().dropna()
+        is_number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+        ordered = values.sort_values() if is_number else values
+        text = ", ".join(map(value_text, ordered))
+        if is_number and len(ordered) > 12:
+            text = f"{short(ordered.iloc[0])} to {short(ordered.iloc[-1])}"
+        rows.append({"parameter": name, "num_values": len(values), "values": text})
+    return pd.DataFrame(rows, columns=["parameter", "num_values", "values"])
+
+
+def declared(results: Results) -> list[TitledTable]:
+    """Return every table that the experiment declares, and the standard ones, with titles and file stems."""
+    made: list[tuple[str, pd.DataFrame]] = []
+    if results.experiment.get("published"):
+        made.append(("Published against measured", published_against_measured(results)))
+    for table in results.experiment.get("tables") or ():
+        made.append((table["title"], _declared(results, table)))
+    made.append(("Best trials", best_trials(results)))
+    for status in ("failed", "diverged"):
+        if status in results.counts():
+            made.append((f"{status.capitalize()} trials", unfinished(results, status)))
+    made.append(("Trials by status", counts(results)))
+    taken: set[str] = set()
+    return [(title, unique_slug(title, taken), df) for title, df in made]
+
+
+def _declared(results: Results, table: Mapping[str, Any]) -> pd.DataFrame:
+    metrics = list(table["metrics"])
+    if table["kind"] == "best_per":
+        return best_per(results, table["rows"], metrics)
+    if table["kind"] == "pivot":
+        return pivot(results, table["rows"], table.get("columns"), metrics[0])
+    return at_steps(results, table.get("steps") or (), metrics)
+
+
+def _in_order(df: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return rows by rising number; names stay in the order in which trials were asked for."""
+    if pd.api.types.is_numeric_dtype(df[column]):
+        df = df.sort_values(column, kind="stable")
+    return df.reset_index(drop=True)
+
+
+def to_markdown(df: pd.DataFrame) -> str:
+    """Return a table as Markdown: numbers rounded for reading, columns without a value left out."""
+    text = presented(df)
+    aligned = ["left" if wordy else "right" for wordy in text.attrs["wordy"]]
+    escaped = text.map(_markdown_text).rename(columns=_markdown_text)
+    return str(escaped.to_markdown(index=False, disable_numparse=True, colalign=aligned or None))
+
+
+def _markdown_text(text: str) -> str:
+    for raw, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|")):
+        text = text.replace(raw, safe)
+    return " ".join(text.split())
+
+
+def write(results: Results, folder: Path, made: Sequence[TitledTable] | None = None) -> list[Path]:
+    """Write every declared table as ``tables/SLUG.md`` and ``tables/SLUG.csv``.
+
+    Args:
+        results: Any results.
+        folder: The experiment folder.
+        made: What ``declared`` returned, where it is at hand.
+
+    Returns:
+        The files written.
+
+    Raises:
+        FolderError: the folder cannot be written.
+    """
+    files = []
+    for title, stem, df in declared(results) if made is None else made:
+        markdown, csv = folder / "tables" / f"{stem}.md", folder / "tables" / f"{stem}.csv"
+        text = f"# {_markdown_text(title)}\n\n{to_markdown(df)}\n"
+        write_whole(markdown, lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+        write_whole(csv, lambda path, df=df: df.to_csv(path, index=False))  # type: ignore[misc]
+        files += [markdown, csv]
+    return files

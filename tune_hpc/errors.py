@@ -1,0 +1,55 @@
+"""Every error that tune_hpc raises on purpose, in one tree.
+
+    TuneHpcError
+    ├── InvalidConfigError (ValueError)       a trial's configuration: unknown key, value out of bounds
+    ├── InvalidSpaceError (ValueError)        a search space: empty choice, low >= high, log of a non-positive bound
+    ├── InvalidExperimentError (ValueError)   an experiment that contradicts itself, or flags that do
+    ├── UnknownNameError (LookupError)        no such experiment, module, attribute or column
+    ├── DataUnavailableError (OSError)        a data set that cannot be found, fetched or verified
+    ├── FolderError (OSError)                 an experiment folder that cannot be read, written or taken over
+    ├── ClusterError (ConnectionError)        a Ray cluster that cannot be reached, or cannot hold what was asked
+    └── TrialError (RuntimeError)             work on the cluster that ended before it gave its result
+
+Each message is one line: the rule, the value that broke it, and the remedy. The command line prints it without a
+stack trace and exits with code 2. Each class is also the nearest builtin, so that ``except ValueError`` works.
+"""
+
+
+class TuneHpcError(Exception):
+    """Base of all errors that tune_hpc raises on purpose."""
+
+    def __str__(self) -> str:
+        """Return the message alone (``OSError`` and ``LookupError`` would decorate it)."""
+        return " ".join(str(argument) for argument in self.args)
+
+
+class InvalidConfigError(TuneHpcError, ValueError):
+    """A trial's configuration breaks a rule."""
+
+
+class InvalidSpaceError(TuneHpcError, ValueError):
+    """A search space breaks a rule."""
+
+
+class InvalidExperimentError(TuneHpcError, ValueError):
+    """An experiment, or the way it is asked to run, contradicts itself."""
+
+
+class UnknownNameError(TuneHpcError, LookupError):
+    """A name that leads nowhere: experiment, module, attribute, column."""
+
+
+class DataUnavailableError(TuneHpcError, OSError):
+    """A data set that cannot be found, fetched or verified."""
+
+
+class FolderError(TuneHpcError, OSError):
+    """An experiment folder that cannot be read, written or taken over."""
+
+
+class ClusterError(TuneHpcError, ConnectionError):
+    """A Ray cluster that cannot be reached, or that cannot hold what was asked of it."""
+
+
+class TrialError(TuneHpcError, RuntimeError):
+    """Work on the cluster that ended before it gave its result."""

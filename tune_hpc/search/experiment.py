@@ -1,0 +1,253 @@
+"""An experiment: what is run, how it is judged, what was published, and what is drawn of it.
+
+An experiment is data. ``tune_hpc.search.tuner.run`` runs one; ``to_json`` is what experiment.json holds of it, and all
+that the analysis knows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+from ray.tune.search.sample import Categorical, Domain
+
+from tune_hpc.errors import InvalidConfigError, InvalidExperimentError, InvalidSpaceError
+from tune_hpc.learning.config import OPTIMIZER_DEFAULTS, OPTIMIZER_KEYS, TRIAL_KEYS, check_key
+from tune_hpc.search.reference import reference_to
+from tune_hpc.search.space import Space
+
+TRAIN = "tune_hpc.learning.training:train"
+SEARCHERS = ("grid", "random")
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published number, and which trials it is to be held against.
+
+    Attributes:
+        where: Configuration values that the number holds for.
+        metric: The column of the trials frame that measures the same thing.
+        value: The number as published, in that column's unit.
+        source: Where it stands.
+        best_over: A parameter over which the number is the best one; ``None``: ``where`` names everything.
+        best_values: The values of ``best_over`` that the source names as the best.
+    """
+
+    where: Mapping[str, Any]
+    metric: str
+    value: float
+    source: str
+    best_over: str | None = None
+    best_values: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the report, as data.
+
+    Attributes:
+        kind: ``curve``: metrics against steps; ``response``: a trial's metrics against one parameter.
+        metrics: One panel each. Columns of the history (``curve``) or of the trials (``response``).
+        title: What is shown, without numbers.
+        line: The parameter whose values get a line each.
+        page: The parameter whose values get a figure each.
+        parameter: What a response is drawn against.
+        last_step: Where a curve is cut.
+        log_x: Whether the horizontal axis is logarithmic.
+        log_y: Whether the vertical axis is logarithmic.
+        published: The metric of the published numbers that a response is drawn with.
+    """
+
+    kind: str
+    metrics: tuple[str, ...]
+    title: str
+    line: str | None = None
+    page: str | None = None
+    parameter: str | None = None
+    last_step: int | None = None
+    log_x: bool = False
+    log_y: bool = False
+    published: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the report, as data.
+
+    Attributes:
+        kind: ``best_per``: the best trial for each value of ``rows``; ``pivot``: the mean of ``metrics[0]`` by ``rows``
+            and ``columns``; ``at_steps``: ``metrics`` of each trial at ``steps``.
+        title: What is shown.
+        metrics: Columns of the trials, for ``at_steps`` of the history.
+        rows: A parameter.
+        columns: A parameter.
+        steps: The steps at which ``at_steps`` reads.
+    """
+
+    kind: str
+    title: str
+    metrics: tuple[str, ...]
+    rows: str | None = None
+    columns: str | None = None
+    steps: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A trainable over a space.
+
+    Attributes:
+        name: Lower-case words; a dot separates an exercise from its stage.
+        space: What may vary.
+        trainable: A function ``(config, report)``, or where it is: ``package.module:function``.
+        metric: The column of the trials frame that ranks trials.
+        mode: ``min`` or ``max``.
+        seeds: Every configuration runs once with each; the trainable finds its seed as ``config["seed"]``. Empty when
+            the space itself has the parameter ``seed``, or when the trainable has no use for one.
+        searcher: ``grid`` (every configuration) or ``random``.
+        num_samples: Configurations that ``random`` draws.
+        search_seed: Fixes what ``random`` draws.
+        title: One line for tables and reports.
+        description: What is done and why, in a few sentences.
+        source: Where the experiment was published.
+        published: The published numbers.
+        figures: What is drawn.
+        tables: What is tabulated beyond the standard tables.
+        quick_values: What a quick run changes in the space.
+        quick: Whether this is a quick run, whose numbers are not comparable with published ones.
+        runner: Who runs it, as ``package.module:function``.
+
+    Raises:
+        InvalidExperimentError: fields that contradict one another.
+        InvalidSpaceError: a parameter that the trainable does not know.
+    """
+
+    name: str
+    space: Space
+    trainable: str | Callable[..., Any] = TRAIN
+    metric: str = "test_accuracy"
+    mode: str = "max"
+    seeds: tuple[int, ...] = (0,)
+    searcher: str = "grid"
+    num_samples: int | None = None
+    search_seed: int = 0
+    title: str = ""
+    description: str = ""
+    source: str = ""
+    published: tuple[Published, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    tables: tuple[Table, ...] = ()
+    quick_values: Mapping[str, Any] = field(default_factory=dict)
+    quick: bool = False
+    runner: str = "tune_hpc.search.tuner:run_all"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seeds", tuple(self.seeds))
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
+            raise InvalidExperimentError(
+                f"an experiment's name is letters, digits, underscores, dots and hyphens; got {self.name!r}"
+            )
+        if self.mode not in ("min", "max"):
+            raise InvalidExperimentError(f"mode must be min or max; got {self.mode!r}")
+        if self.searcher not in SEARCHERS:
+            raise InvalidExperimentError(f"searcher must be one of {', '.join(SEARCHERS)}; got {self.searcher!r}")
+        if "seed" in self.space and self.seeds:
+            object.__setattr__(self, "seeds", self.seeds if self.seeds != (0,) else ())
+            if self.seeds:
+                raise InvalidExperimentError(
+                    f"the seed is given twice: seed={self.space['seed']!r} in the space and seeds={list(self.seeds)}"
+                )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise InvalidExperimentError(f"each seed is given once; got {list(self.seeds)}")
+        if self.num_samples is not None and self.num_samples < 1:
+            raise InvalidExperimentError(f"num_samples must be at least 1; got {self.num_samples}")
+        if self.searcher == "grid":
+            if self.num_samples is not None:
+                raise InvalidExperimentError(
+                    f"a grid runs every configuration once; got num_samples={self.num_samples}: "
+                    "leave it out, raise the number of seeds, or search at random"
+                )
+        elif self.num_samples is None:
+            raise InvalidExperimentError(f"a {self.searcher} search needs num_samples; it was left out")
+        if self.trainable == TRAIN:
+            self._check_keys()
+
+    def _check_keys(self) -> None:
+        """Hold the space against the keys of our own trainable."""
+        for name in self.space:
+            try:
+                check_key(name)
+            except InvalidConfigError as error:
+                raise InvalidSpaceError(str(error)) from None
+        optimizers = _possible(self.space, "optimizer")
+        for name in set(self.space) & set(OPTIMIZER_KEYS):
+            if not any(name in OPTIMIZER_DEFAULTS[optimizer] for optimizer in optimizers):
+                owners = [one for one, defaults in OPTIMIZER_DEFAULTS.items() if name in defaults]
+                raise InvalidSpaceError(
+                    f"{name} belongs to {', '.join(owners)}; the space has optimizer={', '.join(optimizers)}"
+                )
+
+    def replace(self, **changes: Any) -> Experiment:
+        """Return the experiment with some of its fields changed."""
+        return replace(self, **changes)
+
+    def with_values(self, values: Mapping[str, Any]) -> Experiment:
+        """Return the experiment with some parameters of its space changed or added."""
+        return replace(self, space=self.space | values)
+
+    def as_quick(self) -> Experiment:
+        """Return the experiment at a size for a first look: fewer steps and values, and marked as such."""
+        return replace(self, space=self.space | self.quick_values, quick=True)
+
+    @property
+    def num_trials(self) -> int:
+        """How many trials it has."""
+        configurations = self.space.size if self.searcher == "grid" else self.num_samples
+        if configurations is None:
+            next(self.space.grid())
+        return int(configurations or 0) * max(1, len(self.seeds))
+
+    def configs(self) -> Iterator[dict[str, Any]]:
+        """Yield the configuration of every trial, in the order in which they start.
+
+        The order is that of the space, each configuration with all its seeds in turn: the same on every machine.
+
+        Raises:
+            InvalidSpaceError: a grid over a continuous parameter.
+        """
+        if self.searcher == "grid":
+            configurations: Iterator[dict[str, Any]] = self.space.grid()
+        else:
+            generator = np.random.default_rng(self.search_seed)
+            configurations = (self.space.sample(generator) for _ in range(self.num_samples or 0))
+        for configuration in configurations:
+            if not self.seeds:
+                yield configuration
+            for seed in self.seeds:
+                yield {**configuration, "seed": seed}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what experiment.json holds of the experiment."""
+        plain = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("space", "trainable")}
+        for several in ("published", "figures", "tables"):
+            plain[several] = [asdict(one) for one in plain[several]]
+        return plain | {
+            "seeds": list(self.seeds),
+            "space": self.space.to_json(),
+            "trainable": reference_to(self.trainable),
+            "quick_values": Space(self.quick_values).to_json(),
+            "num_trials": self.num_trials,
+        }
+
+
+def _possible(space: Space, name: str) -> list[Any]:
+    """Return the values that a parameter may take; the bounds, where it is a range."""
+    if name not in space:
+        return [TRIAL_KEYS[name].default]
+    value = space[name]
+    if isinstance(value, Categorical):
+        return list(value.categories)
+    return [value.lower, value.upper] if isinstance(value, Domain) else [value]

@@ -1,0 +1,122 @@
+"""How far a search is: a bar on a terminal, a line a minute elsewhere."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+#: Seconds between two lines where there is no terminal.
+LINE_INTERVAL_S = 60.0
+
+
+@dataclass
+class Tally:
+    """What is known of a search under way.
+
+    Attributes:
+        num_trials: Trials in all.
+        ended: How many ended with each status.
+        running: How many are under way.
+        best: The best value of each experiment so far, with its trial.
+    """
+
+    num_trials: int
+    ended: Counter[str] = field(default_factory=Counter)
+    running: int = 0
+    best: dict[str, tuple[float, str]] = field(default_factory=dict)
+
+    @property
+    def num_ended(self) -> int:
+        """How many trials ended, whatever their status."""
+        return sum(self.ended.values())
+
+    def note_value(self, experiment: str, trial_id: str, value: float | None, mode: str) -> None:
+        """Take a value into account."""
+        if value is None:
+            return
+        best = self.best.get(experiment)
+        if best is None or (value < best[0] if mode == "min" else value > best[0]):
+            self.best[experiment] = (value, trial_id)
+
+    def counts(self) -> str:
+        """Return the counts in words, leaving out what there is none of."""
+        words = [f"{self.running} running"] if self.running else []
+        words += [f"{count} {status}" for status, count in self.ended.items() if status != "finished" and count]
+        return ", ".join(words)
+
+
+class SearchProgress:
+    """Shows a tally.
+
+    Args:
+        tally: What to show; it changes under way.
+        metrics: The metric that ranks trials, by experiment.
+        stream: Where to show it; standard error by default, so that output can be piped.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        tally: Tally,
+        metrics: dict[str, str],
+        stream: Any = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.tally = tally
+        self.metrics = metrics
+        self._clock = clock
+        self._began = self._line_at = clock()
+        self._stream = stream or sys.stderr
+        self._bar: Progress | None = None
+        if self._stream.isatty():
+            self._bar = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.completed:.0f}/{task.total:.0f} trials"),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=Console(file=self._stream),
+            )
+            self._task = self._bar.add_task("", total=tally.num_trials)
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self.update()
+            self._bar.stop()
+        else:
+            self._write_line()
+
+    def update(self) -> None:
+        """Show the tally as it stands; without a terminal, once a minute."""
+        if self._bar:
+            self._bar.update(self._task, completed=self.tally.num_ended, description=self._description())
+        elif self._clock() - self._line_at >= LINE_INTERVAL_S:
+            self._line_at = self._clock()
+            self._write_line()
+
+    def _description(self) -> str:
+        parts = [self.tally.counts()]
+        if len(self.tally.best) == 1:
+            ((experiment, (value, trial_id)),) = self.tally.best.items()
+            parts.append(f"best {self.metrics[experiment]} {value:.4g} ({trial_id})")
+        return "; ".join(part for part in parts if part)
+
+    def _write_line(self) -> None:
+        elapsed = self._clock() - self._began
+        done, total = self.tally.num_ended, self.tally.num_trials
+        left = f", about {elapsed / done * (total - done):.0f} s left" if 0 < done < total else ""
+        text = f"{done}/{total} trials, {elapsed:.0f} s{left}"
+        print("; ".join(part for part in (text, self._description()) if part), file=self._stream, flush=True)

@@ -1,0 +1,71 @@
+"""Where a result comes from: versions, commit, machine, command, time."""
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import ray
+
+_PACKAGES = ("tune-hpc", "ray", "torch", "optuna", "pandas", "numpy")
+
+
+def now() -> str:
+    """Return the present moment, in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def provenance(command: str) -> dict[str, Any]:
+    """Return what one needs to judge and to repeat a run that begins now.
+
+    Args:
+        command: What was typed.
+    """
+    cluster = ray.cluster_resources()
+    return {
+        **{name.replace("-", "_"): _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "machine": {
+            "host": platform.node(),
+            "cpu_model": _cpu_model(),
+            "cpus": int(cluster.get("CPU", 0)),
+            "gpus": int(cluster.get("GPU", 0)),
+            "num_nodes": sum(node["Alive"] for node in ray.nodes()),
+        },
+        "command": command,
+        "started": now(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Return the commit of the working tree this package runs from, marked where files differ from it."""
+    here = Path(__file__).parent
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=5, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() or None
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
+    except OSError:
+        pass
+    return platform.machine()

@@ -1,0 +1,91 @@
+"""What a trial may use, and how many run at once, from what the cluster has."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tune_hpc.errors import ClusterError, InvalidExperimentError
+
+#: More small trials on one GPU than this only queue for it.
+MAX_TRIALS_PER_GPU = 4
+
+
+@dataclass(frozen=True)
+class TrialResources:
+    """The resources of one trial.
+
+    Attributes:
+        cpus: CPU cores.
+        gpus: GPUs; a fraction shares one.
+        num_slots: How many trials run at once.
+    """
+
+    cpus: float
+    gpus: float
+    num_slots: int
+
+    def as_ray(self) -> dict[str, float]:
+        """Return the request as Ray Tune writes it."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+
+def choose_resources(
+    nodes: Sequence[Mapping[str, float]],
+    num_trials: int,
+    cpus_per_trial: float | None = None,
+    gpus_per_trial: float | None = None,
+    max_concurrent: int | None = None,
+) -> TrialResources:
+    """Choose what each trial gets.
+
+    One core a trial: on CPUs two trials of one thread do more work than one of two threads. With GPUs, an equal
+    fraction of one, as many trials to a GPU as there are cores to feed it and trials to run, four at most.
+
+    Args:
+        nodes: The resources of each node, ``CPU`` and ``GPU``; a trial must fit on one of them.
+        num_trials: Trials to run.
+        cpus_per_trial: Overrides the choice.
+        gpus_per_trial: Overrides the choice; 0 leaves the GPUs alone.
+        max_concurrent: Upper bound on the trials that run at once.
+
+    Raises:
+        InvalidExperimentError: a request that is not positive, or 1.5 GPUs.
+        ClusterError: no node can hold a trial.
+    """
+    if cpus_per_trial is not None and not cpus_per_trial > 0:
+        raise InvalidExperimentError(f"cpus_per_trial must be above 0; got {cpus_per_trial}")
+    if gpus_per_trial is not None and (gpus_per_trial < 0 or (gpus_per_trial > 1 and gpus_per_trial % 1)):
+        raise InvalidExperimentError(
+            f"gpus_per_trial must be a fraction up to 1, or a whole number; got {gpus_per_trial}"
+        )
+    if max_concurrent is not None and max_concurrent < 1:
+        raise InvalidExperimentError(f"max_concurrent must be at least 1; got {max_concurrent}")
+    cpus = 1.0 if cpus_per_trial is None else cpus_per_trial
+    gpus = _fair_share(nodes, num_trials, cpus) if gpus_per_trial is None else float(gpus_per_trial)
+    num_slots = sum(_fitting(node, cpus, gpus) for node in nodes)
+    if not num_slots:
+        largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+        raise ClusterError(
+            f"a trial asks for {cpus:g} CPU cores and {gpus:g} GPUs; the largest node has {largest.get('CPU', 0):g} and "
+            f"{largest.get('GPU', 0):g}: ask for less, or connect to a larger cluster"
+        )
+    return TrialResources(cpus, gpus, max(1, min(num_slots, num_trials, max_concurrent or num_slots)))
+
+
+def _fair_share(nodes: Sequence[Mapping[str, float]], num_trials: int, cpus: float) -> float:
+    """Return the fraction of a GPU that one trial gets; 0 without GPUs."""
+    num_gpus = sum(node.get("GPU", 0) for node in nodes)
+    if not num_gpus:
+        return 0.0
+    cores_per_gpu = min(int(node.get("CPU", 0) / cpus / node["GPU"]) for node in nodes if node.get("GPU"))
+    return 1.0 / max(1, min(MAX_TRIALS_PER_GPU, cores_per_gpu, math.ceil(num_trials / num_gpus)))
+
+
+def _fitting(node: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """Return how many trials a node holds; a fraction of a GPU never spans two."""
+    by_cpu = int(node.get("CPU", 0) / cpus + 1e-9)
+    if not gpus:
+        return by_cpu
+    num_gpus = int(node.get("GPU", 0))
+    by_gpu = num_gpus * int(1 / gpus + 1e-9) if gpus <= 1 else int(num_gpus / gpus)
+    return min(by_cpu, by_gpu)

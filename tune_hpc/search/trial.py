@@ -1,0 +1,226 @@
+"""One trial, on the machine where Ray put it: from a configuration to a file.
+
+``run_trial`` is the function that Ray Tune runs. It hands the trainable what its signature asks for, keeps what it
+reports, passes a little of it on to Ray, and leaves one file with the trial's row and history. What a trial does wrong
+ends here: a non-finite metric marks it as diverged, an exception as failed, and the actor lives on for the next one.
+"""
+
+import inspect
+import json
+import math
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray import tune
+
+from tune_hpc.analysis.folder import ExperimentFolder, write_whole
+from tune_hpc.analysis.results import TrialRecord, summarise, write_part
+from tune_hpc.search.reference import load_reference
+
+#: Each report to Ray costs milliseconds; the progress bar needs no more than this.
+REPORT_INTERVAL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a trial needs to know of its experiment.
+
+    Attributes:
+        name: The experiment's name.
+        folder: The experiment folder.
+        trainable: The function, or where it is.
+        metric: The column that ranks trials.
+        checkpoint_interval_s: Seconds between two states that are kept.
+    """
+
+    name: str
+    folder: str
+    trainable: str | Callable[..., Any]
+    metric: str
+    checkpoint_interval_s: float
+
+
+class _Diverged(Exception):  # noqa: N818  (not an error: an outcome)
+    """Unwinds a trainable that reported a non-finite metric."""
+
+
+class Reporter:
+    """The ``report`` that a trainable is given.
+
+    Args:
+        record: Where everything is kept.
+        metric: The metric that must stay finite.
+        forward: Called with a dictionary of plain numbers, about once a second.
+    """
+
+    def __init__(self, record: TrialRecord, metric: str, forward: Callable[[dict[str, Any]], None]) -> None:
+        self.record = record
+        self.metric = metric
+        self._forward = forward
+        self._forwarded_at = time.monotonic()
+
+    def __call__(self, step: Any, metrics: Mapping[str, Any]) -> None:
+        """Keep metrics at one step, or arrays of them at an array of steps.
+
+        A non-finite value of the metric that ranks trials, or of a loss, ends the trial as diverged.
+        """
+        for name, value in metrics.items():
+            if (name == self.metric or name.endswith("loss")) and not np.isfinite(value).all():
+                raise _Diverged(f"non-finite {name} at step {int(np.max(step))}")
+        self.record.add(step, metrics)
+        if self.metric in metrics and time.monotonic() - self._forwarded_at >= REPORT_INTERVAL_S:
+            self._forwarded_at = time.monotonic()
+            self._forward({"step": int(np.max(step)), "value": float(np.atleast_1d(metrics[self.metric])[-1])})
+
+
+class TrialCheckpoint:
+    """Keeps a trainable's state, and all it reported so far, in one file of the experiment folder.
+
+    Args:
+        path: The file.
+        record: What was reported; filled again by ``load``.
+        interval_s: Seconds between two states that are kept.
+    """
+
+    def __init__(self, path: Path, record: TrialRecord, interval_s: float) -> None:
+        self.path = path
+        self.record = record
+        self.interval_s = interval_s
+        self._saved_at = time.monotonic()
+
+    def load(self) -> Mapping[str, Any] | None:
+        """Return the latest state, or ``None``."""
+        if not self.path.is_file():
+            return None
+        from tune_hpc.learning.checkpoint import load_state
+
+        kept = load_state(self.path)
+        self.record.blocks[:] = [
+            (steps.numpy(), {name: values.numpy() for name, values in metrics.items()})
+            for steps, metrics in kept["reported"]
+        ]
+        return kept["state"]
+
+    def save(self, step: int, make_state: Callable[[], Mapping[str, Any]]) -> None:
+        """Keep a state, if the last one is old enough."""
+        if time.monotonic() - self._saved_at < self.interval_s:
+            return
+        import torch
+
+        from tune_hpc.learning.checkpoint import save_state
+
+        reported = [
+            (torch.from_numpy(steps), {name: torch.from_numpy(values) for name, values in metrics.items()})
+            for steps, metrics in self.record.blocks
+        ]
+        state = {"step": step, "state": make_state(), "reported": reported}
+        write_whole(self.path, lambda path: save_state(path, state))
+        self._saved_at = time.monotonic()
+
+
+def run_trial(
+    sample: Mapping[str, Any], assignments: Mapping[str, Assignment], images: Mapping[str, ray.ObjectRef]
+) -> None:
+    """Run one trial to its end, whatever that is.
+
+    Args:
+        sample: ``experiment``, ``trial_id``, ``config``: what the searcher proposed.
+        assignments: What to know of each experiment, by name.
+        images: The image data sets in Ray's object store, by name.
+    """
+    assignment = assignments[sample["experiment"]]
+    folder = ExperimentFolder(assignment.folder)
+    trial_id, config = sample["trial_id"], sample["config"]
+    record = TrialRecord(identity(assignment.name, trial_id, config))
+    checkpoint = TrialCheckpoint(folder.checkpoint(trial_id), record, assignment.checkpoint_interval_s)
+    began = time.perf_counter()
+    outcome: dict[str, Any] = {"status": "finished", "stop_reason": "the trainable returned"}
+    try:
+        trainable = assignment.trainable
+        if isinstance(trainable, str):
+            trainable = load_reference(trainable)
+        wanted = inspect.signature(trainable).parameters
+        offered: dict[str, Any] = {}
+        if "checkpoint" in wanted:
+            offered["checkpoint"] = checkpoint
+        if "images" in wanted and config.get("data") in images:
+            offered["images"] = _fetch_images(images[config["data"]])
+        _match_threads()
+        returned = trainable(dict(config), Reporter(record, assignment.metric, tune.report), **offered)
+        if isinstance(returned, Mapping):
+            outcome |= returned
+    except _Diverged as divergence:
+        outcome |= {"status": "diverged", "stop_reason": str(divergence)}
+    except Exception as error:  # noqa: BLE001  (a trainable may raise anything; the trial is listed with it)
+        if _device_is_lost(error):
+            raise
+        outcome |= {"status": "failed", "stop_reason": "exception", "error": _last_line(error)}
+        traceback.print_exc()
+    history = record.history()
+    row = {
+        **record.row,
+        "host": socket.gethostname(),
+        "train_s": time.perf_counter() - began,
+        "steps_run": int(history["step"].max()) if len(history) else 0,
+        **summarise(history),
+        **outcome,
+    }
+    write_part(folder.part(trial_id), {name: plain(value) for name, value in row.items()}, history)
+    checkpoint.path.unlink(missing_ok=True)
+    value = row.get(assignment.metric)
+    tune.report({"status": row["status"], "step": row["steps_run"], "value": _finite(value), "last": True})
+
+
+def identity(experiment: str, trial_id: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of a trial that are known before it runs."""
+    return {"experiment": experiment, "trial_id": trial_id, **{name: plain(value) for name, value in config.items()}}
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON and Parquet can hold it; what they cannot becomes its JSON or its text."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return json.dumps(value, default=str)
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _last_line(error: Exception) -> str:
+    text = traceback.format_exception_only(error)[-1].strip()
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{' '.join(text.split())} (in {where.name}, {Path(where.filename).name} line {where.lineno})"
+
+
+def _device_is_lost(error: Exception) -> bool:
+    """Whether a GPU's state may be damaged: then the process must end, or all later trials would fail in it."""
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
+
+
+def _match_threads() -> None:
+    """Use as many threads as the trial has cores: sums are then the same whatever else runs on the machine."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+
+
+@lru_cache(maxsize=2)
+def _fetch_images(reference: ray.ObjectRef) -> Any:
+    """Return a data set from the object store; the same object to every trial of this process."""
+    from tune_hpc.learning.data import ImageData
+
+    return ImageData.from_arrays(ray.get(reference))

@@ -1,0 +1,329 @@
+"""Runs experiments on Ray Tune.
+
+Several experiments share one run: their trials queue for the same actors, so that what a process start and an
+``import torch`` cost is paid once. Each trial leaves one file in its experiment's folder (trial.py); when the run ends
+these become the two frames. Ray's own files are kept beside them and are needed for nothing.
+"""
+
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.results import Results, TrialRecord, load, write_frames, write_part
+from tune_hpc.errors import FolderError, InvalidExperimentError
+from tune_hpc.learning.config import complete
+from tune_hpc.search.experiment import TRAIN, Experiment
+from tune_hpc.search.progress import SearchProgress, Tally
+from tune_hpc.search.provenance import now, provenance
+from tune_hpc.search.reference import load_reference
+from tune_hpc.search.resources import TrialResources, choose_resources
+from tune_hpc.search.session import node_resources, ray_session
+from tune_hpc.search.trial import Assignment, identity, plain, run_trial
+
+
+def run(experiment: Experiment, *, output_dir: str | Path | None = None, **options: Any) -> Results:
+    """Run one experiment and return what happened.
+
+    Args:
+        experiment: What to run.
+        output_dir: The experiment folder; by default a new one, ``runs/NAME`` or ``runs/NAME-2`` and so on.
+        **options: Those of ``run_all``.
+
+    Raises:
+        TuneHpcError: a rule is broken; nothing was started.
+    """
+    folder = Path(output_dir) if output_dir is not None else new_folder(experiment.name)
+    return run_all([experiment], folders=[folder], **options)[0]
+
+
+def run_all(
+    experiments: Sequence[Experiment],
+    *,
+    folders: Sequence[str | Path],
+    overwrite: bool = False,
+    address: str | None = None,
+    cpus_per_trial: float | None = None,
+    gpus_per_trial: float | None = None,
+    max_concurrent: int | None = None,
+    data_dir: str | Path | None = None,
+    checkpoint_interval_s: float = 60.0,
+    show_progress: bool = True,
+) -> list[Results]:
+    """Run several experiments as one stream of trials.
+
+    Args:
+        experiments: What to run, in this order.
+        folders: One experiment folder each, on storage that every node of the cluster sees.
+        overwrite: Replace what earlier runs of the same experiments left there.
+        address: A Ray cluster; by default the one already connected to, else Ray is started on this machine.
+        cpus_per_trial: CPU cores a trial; by default 1.
+        gpus_per_trial: GPUs a trial, a fraction to share one; by default a fair share of what the cluster has.
+        max_concurrent: Upper bound on the trials that run at once.
+        data_dir: Where the image data are, or are to be put.
+        checkpoint_interval_s: Seconds between two kept states of a trial; one that is interrupted goes on from there.
+        show_progress: Whether to show a progress bar, or a line a minute where there is no terminal.
+
+    Returns:
+        One per experiment, in order.
+
+    Raises:
+        InvalidExperimentError: two experiments of one name, or options that contradict one another.
+        InvalidConfigError: a configuration that the trainable would refuse.
+        FolderError: a folder that cannot be written, or holds something else.
+        DataUnavailableError: image data that are not here and cannot be fetched.
+        ClusterError: no such cluster, or one on which no trial fits.
+    """
+    began = time.perf_counter()
+    names = [experiment.name for experiment in experiments]
+    if len(set(names)) < len(names) or len(folders) != len(names):
+        raise InvalidExperimentError(f"each experiment is given once, with a folder of its own; got {', '.join(names)}")
+    samples = {experiment.name: _samples(experiment) for experiment in experiments}
+    trainables = {experiment.name: _by_value(experiment.trainable) for experiment in experiments}
+    homes = {name: ExperimentFolder(Path(folder).absolute()) for name, folder in zip(names, folders, strict=True)}
+    for name, home in homes.items():
+        home.claim(name, overwrite=overwrite)
+    queue = deque(sample for name in names for sample in samples[name])
+    image_sets = _image_sets(experiments, samples, data_dir)
+
+    with ray_session(address):
+        resources = choose_resources(
+            node_resources(), len(queue), cpus_per_trial, gpus_per_trial, max_concurrent
+        )
+        descriptions = {}
+        for experiment in experiments:
+            keys = list(dict.fromkeys(key for sample in samples[experiment.name] for key in sample["config"]))
+            descriptions[experiment.name] = experiment.to_json() | {
+                "format": 1, "config_keys": keys, "state": "running",
+                "provenance": provenance(_command()),
+            }  # fmt: skip
+            homes[experiment.name].write(descriptions[experiment.name])
+        assignments = {
+            one.name: Assignment(
+                one.name, str(homes[one.name].path), trainables[one.name], one.metric, checkpoint_interval_s
+            )
+            for one in experiments
+        }
+        watcher = _Watcher(Tally(len(queue)), {one.name: one for one in experiments}, homes, show_progress)
+        images = {name: ray.put(arrays) for name, arrays in image_sets.items()}
+        del image_sets
+        _fit(queue, assignments, images, resources, homes[names[0]].ray, watcher)
+
+    results = []
+    for name, home in homes.items():
+        unfinished = watcher.unfinished(name)
+        complete_run = not unfinished and not any(sample["experiment"] == name for sample in queue)
+        description = descriptions[name] | {"state": "finished" if complete_run else "interrupted"}
+        description["provenance"] |= {"finished": now(), "wall_s": time.perf_counter() - began}
+        results.append(_gather(home, description, unfinished))
+    return results
+
+
+def new_folder(name: str, parent: str | Path = "runs") -> Path:
+    """Return ``runs/NAME``, or ``runs/NAME-2`` and so on where that is taken."""
+    number = 1
+    while True:
+        folder = Path(parent) / (name if number == 1 else f"{name}-{number}")
+        if not folder.exists():
+            return folder
+        number += 1
+
+
+class _Queue(Searcher):
+    """Hands out samples that were made beforehand, in order."""
+
+    def __init__(self, samples: deque[dict[str, Any]]) -> None:
+        super().__init__()
+        self._samples = samples
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        return self._samples.popleft() if self._samples else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise FolderError("Ray's own state does not bring a search back; its experiment folder does")
+
+
+class _Watcher(tune.Callback):
+    """Follows the trials on the driver: counts them, shows them, and lists those whose process died."""
+
+    def __init__(
+        self,
+        tally: Tally,
+        experiments: Mapping[str, Experiment],
+        homes: Mapping[str, ExperimentFolder],
+        show_progress: bool,
+    ) -> None:
+        self.tally = tally
+        self.experiments = experiments
+        self.homes = homes
+        self.under_way: dict[str, Mapping[str, Any]] = {}
+        metrics = {name: experiment.metric for name, experiment in experiments.items()}
+        self.progress = SearchProgress(tally, metrics) if show_progress else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray pickles its callbacks for a restore that is never asked for; a terminal cannot be pickled.
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.under_way[trial.trial_id] = trial.config
+        self._show()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        experiment = self.experiments[trial.config["experiment"]]
+        if result.get("status", "finished") in ("finished", "stopped"):
+            self.tally.note_value(experiment.name, trial.config["trial_id"], result.get("value"), experiment.mode)
+        if result.get("last") and self.under_way.pop(trial.trial_id, None) is not None:
+            self.tally.ended[result["status"]] += 1
+        self._show()
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        sample = self.under_way.pop(trial.trial_id, None)
+        if sample is None:
+            return
+        reason = " ".join(str(trial.get_pickled_error() or "the process of the trial ended").split())
+        row = identity(sample["experiment"], sample["trial_id"], sample["config"])
+        row |= {"status": "failed", "stop_reason": "process died", "error": reason[:500]}
+        home = self.homes[sample["experiment"]]
+        write_part(home.part(sample["trial_id"]), row, TrialRecord({}).history())
+        self.tally.ended["failed"] += 1
+        self._show()
+
+    def unfinished(self, experiment: str) -> list[Mapping[str, Any]]:
+        """Return the samples that were under way when the run ended."""
+        return [sample for sample in self.under_way.values() if sample["experiment"] == experiment]
+
+    def _show(self) -> None:
+        self.tally.running = len(self.under_way)
+        if self.progress:
+            self.progress.update()
+
+
+def _samples(experiment: Experiment) -> list[dict[str, Any]]:
+    """Return what the searcher proposes: every trial of an experiment, its configuration checked and complete."""
+    whole = complete if experiment.trainable == TRAIN else dict
+    return [
+        {"experiment": experiment.name, "trial_id": f"t{number:05d}", "config": whole(config)}
+        for number, config in enumerate(experiment.configs())
+    ]
+
+
+def _by_value(trainable: str | Callable[..., Any]) -> str | Callable[..., Any]:
+    """Return a user's trainable such that it reaches machines that do not have its module."""
+    if trainable == TRAIN:
+        return trainable
+    function = load_reference(trainable) if isinstance(trainable, str) else trainable
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    file = getattr(module, "__file__", None)
+    if module is not None and file and "site-packages" not in file and not module.__name__.startswith("tune_hpc."):
+        ray.cloudpickle.register_pickle_by_value(module)
+    return function
+
+
+def _image_sets(
+    experiments: Sequence[Experiment], samples: Mapping[str, list[dict[str, Any]]], data_dir: str | Path | None
+) -> dict[str, Any]:
+    """Load the image data that any trial needs, once for all of them."""
+    ours = [one.name for one in experiments if one.trainable == TRAIN]
+    needed = sorted({sample["config"]["data"] for name in ours for sample in samples[name]} - {"line"})
+    if not needed:
+        return {}
+    from tune_hpc.learning.data import load_images
+
+    return {name: load_images(name, data_dir).to_arrays() for name in needed}
+
+
+def _fit(
+    queue: deque[dict[str, Any]],
+    assignments: Mapping[str, Assignment],
+    images: Mapping[str, ray.ObjectRef],
+    resources: TrialResources,
+    storage: Path,
+    watcher: _Watcher,
+) -> None:
+    """Run every sample on Ray Tune; an interrupt leaves the rest in the queue."""
+    trainable = tune.with_parameters(run_trial, assignments=assignments, images=images)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources.as_ray()),
+        tune_config=tune.TuneConfig(
+            search_alg=_Queue(queue),
+            num_samples=len(queue),
+            max_concurrent_trials=resources.num_slots,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.config["trial_id"],
+            trial_dirname_creator=lambda trial: f"{trial.config['experiment']}.{trial.config['trial_id']}",
+        ),
+        run_config=tune.RunConfig(
+            name=storage.name,
+            storage_path=str(storage.parent),
+            callbacks=[watcher],
+            failure_config=tune.FailureConfig(max_failures=1),
+            verbose=0,
+        ),
+    )
+    with _environment(
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+        # Without it a searcher's next trial is made only when the last one runs.
+        TUNE_MAX_PENDING_TRIALS_PG=str(2 * resources.num_slots),
+        RAY_CHDIR_TO_TRIAL_DIR="0",
+        RAY_AIR_NEW_OUTPUT="0",
+    ), watcher.progress or nullcontext():
+        tuner.fit()
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Set environment variables inside the block; Ray Tune reads some settings from nowhere else."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _gather(home: ExperimentFolder, description: dict[str, Any], unfinished: list[Mapping[str, Any]]) -> Results:
+    """Make the two frames of what the trials left; their own files go once every one of them is in.
+
+    A trial that was interrupted keeps its checkpoint, and is listed as running.
+    """
+    for sample in unfinished:
+        row = identity(sample["experiment"], sample["trial_id"], sample["config"])
+        write_part(home.part(sample["trial_id"]), row | {"status": "running"}, TrialRecord({}).history())
+    home.write(description)
+    results = load(home.path)
+    write_frames(home, results.trials, results.history)
+    if description["state"] == "finished":
+        shutil.rmtree(home.parts, ignore_errors=True)
+    return results
+
+
+def _command() -> str:
+    """Return the command line of this process, as one would type it."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
