@@ -51,7 +51,7 @@ def _one_thread():
 
 
 def build(run, parameters):
-    """The optimizer that a recorded run used; its slots' TensorFlow names carry the variant after an underscore."""
+    """The optimizer that a recorded run used; the run's name has a variant after an underscore."""
     hyperparameters = {OUR_HYPERPARAMETERS.get(key, key): value for key, value in run["hyperparameters"].items()}
     hyperparameters.pop("use_nesterov", None)
     assert hyperparameters.pop("beta", 0.0) == 0.0
@@ -76,7 +76,7 @@ def label(run):
     return "-".join(str(run[key]) for key in ("optimizer", "learning_rate", "sequence", "dtype") if key in run)
 
 
-def vector_steps(run, *, groups=1, reload_at=None, change=lambda run: run):
+def vector_steps(run, *, groups=1, reload_at=None):
     """The parameters after each of the 20 recorded gradients."""
     sequence = VECTORS["sequences"][run["sequence"]]
     initial = torch.tensor(sequence["initial_params"], dtype=torch.float64)
@@ -103,6 +103,13 @@ class TestVectors:
         torch.testing.assert_close(
             torch.stack(list(vector_steps(run, **how))), expected, rtol=0, atol=TOLERANCE["float64"]
         )
+
+    @vector_runs
+    def test_a_large_tensor_taken_in_pieces_makes_the_same_steps(self, run, monkeypatch):
+        monkeypatch.setattr(optimizers._ElementwiseOptimizer, "PIECE", 2)
+        expected = torch.tensor(run["params_after_step"], dtype=torch.float64)
+        actual = torch.stack(list(vector_steps(run)))
+        torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE["float64"])
 
     def test_every_optimizer_is_among_the_recorded_runs(self):
         assert {OUR_NAMES[run["optimizer"].split("_")[0]] for run in VECTORS["runs"]} == set(OPTIMIZER_DEFAULTS)
@@ -287,6 +294,17 @@ class TestTorchContract:
         torch.testing.assert_close(twin.weight, plain.weight, rtol=1e-4, atol=1e-5)
 
     @every_optimizer
+    def test_a_gradient_laid_out_otherwise_than_its_parameter_counts_the_same(self, name):
+        gradient = torch.arange(6.0).reshape(2, 3) - 2
+        after = []
+        for layout in (gradient, gradient.t().contiguous().t()):
+            parameter = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+            parameter.grad = layout
+            build_default(name, [parameter]).step()
+            after.append(parameter.detach())
+        assert torch.equal(*after)
+
+    @every_optimizer
     def test_a_gradient_that_is_not_finite_does_not_pass_unseen(self, name):
         parameter, optimizer = quadratic(name)
         parameter.grad = torch.full_like(parameter, math.nan)
@@ -405,6 +423,9 @@ class TestRefusals:
             (optimizers.Adam, {"lr": -1}),
             (optimizers.Adam, {"betas": (0.9, 1.0)}),
             (optimizers.Adam, {"eps": -1}),
+            (optimizers.Momentum, {"momentum": -0.1}),
+            (optimizers.Adagrad, {"initial_accumulator": 0.0}),
+            (optimizers.Adadelta, {"rho": 1.0}),
             (optimizers.RMSprop, {"rho": 1.0}),
             (optimizers.RMSprop, {"momentum": -0.1}),
             (optimizers.Ftrl, {"lr": 0}),

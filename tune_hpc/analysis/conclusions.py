@@ -7,7 +7,7 @@ import pandas as pd
 
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.tables import over_seeds, published_against_measured, ranked
-from tune_hpc.analysis.wording import QUICK, condition, number, words
+from tune_hpc.analysis.wording import QUICK, condition, measurement, number, words
 
 
 def sentences(results: Results, published: pd.DataFrame | None = None) -> list[str]:
@@ -48,7 +48,7 @@ def _best(results: Results) -> str:
         return f"No trial finished with a value of {words(results.metric)}." if results.counts() else ""
     value, num_seeds, told = best
     superlative = "Lowest" if results.experiment["mode"] == "min" else "Highest"
-    text = f"{superlative} {words(results.metric)} {number(value, results.metric)}"
+    text = f"{superlative} {measurement(value, results.metric)}"
     if told:
         text += f" with {condition(told)}"
     return text + (f" (mean of {num_seeds} seeds)." if num_seeds > 1 else ".")

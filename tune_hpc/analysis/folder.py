@@ -70,38 +70,48 @@ class ExperimentFolder:
         """Whether an experiment was begun here."""
         return self.experiment_file.is_file()
 
+    def check_free(self, name: str, *, overwrite: bool = False) -> None:
+        """Refuse a folder that a new experiment must not use; change nothing.
+
+        Args:
+            name: The experiment's name.
+            overwrite: What an experiment of the same name left here may go.
+
+        Raises:
+            FolderError: the folder holds an experiment, holds anything else, or lies where no folder can be made.
+        """
+        if self.holds_experiment:
+            held = self.read()["name"]
+            if not overwrite or held != name:
+                raise FolderError(f"{self.path} already holds the experiment {held}; choose another output folder")
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise FolderError(f"{self.path} is not empty and holds no experiment; choose an empty or new output folder")
+        existing = next(one for one in (self.path, *self.path.absolute().parents) if one.exists())
+        if not existing.is_dir():
+            raise FolderError(f"{self.path} cannot be made: {existing} is a file; choose another output folder")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise FolderError(f"{self.path} cannot be made: {existing} is not writable; choose another output folder")
+
     def claim(self, name: str, *, overwrite: bool = False) -> None:
-        """Make the folder ready for a new experiment.
+        """Make the folder, empty, for a new experiment.
 
         Args:
             name: The experiment's name.
             overwrite: Remove what an experiment of the same name left here.
 
         Raises:
-            FolderError: the folder cannot be written, holds an experiment, or holds anything else.
+            FolderError: as ``check_free``, or the folder cannot be written.
         """
-        if self.holds_experiment:
-            held = self.read()["name"]
-            if not overwrite or held != name:
-                raise FolderError(f"{self.path} already holds the experiment {held}; choose another output folder")
-            for leftover in (self.parts, self.tables, self.figures, self.ray):
-                shutil.rmtree(leftover, ignore_errors=True)
-            for file in (self.trials_file, self.history_file, self.report, self.experiment_file):
-                file.unlink(missing_ok=True)
-        elif self.path.exists() and not self.path.is_dir():
-            raise FolderError(f"{self.path} is a file; an output folder is wanted")
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            raise FolderError(
-                f"{self.path} is not empty and holds no experiment; choose an empty or a new output folder"
-            )
+        self.check_free(name, overwrite=overwrite)
+        for leftover in (self.parts, self.tables, self.figures, self.ray):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for file in (self.trials_file, self.history_file, self.report, self.experiment_file):
+            file.unlink(missing_ok=True)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".probe"
-            probe.touch()
-            probe.unlink()
         except OSError as error:
             raise FolderError(
-                f"{self.path} cannot be written: {error.strerror or error}; choose another output folder"
+                f"{self.path} cannot be made: {error.strerror or error}; choose another output folder"
             ) from error
 
     def read(self) -> dict[str, Any]:

@@ -13,14 +13,36 @@ import pandas as pd
 
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.tables import HEALTHY, matching, numeric
-from tune_hpc.analysis.wording import condition
+from tune_hpc.analysis.wording import condition, words
 
 #: More lines than this cannot be told apart on one pair of axes; the best are kept.
 MAX_LINES = 10
 #: Buckets along a drawn curve: each leaves its lowest and its highest point.
-NUM_BUCKETS = 400
+NUM_BUCKETS = 300
 
 _COLUMNS = ("line", "x", "mean", "low", "high", "num_trials")
+
+
+def specifications(results: Results) -> list[dict[str, Any]]:
+    """Return the figures that the experiment declares, or standard ones: curves, and a response to each parameter."""
+    declared = list(results.experiment.get("figures") or ())
+    if declared:
+        return [dict(figure) for figure in declared]
+    curves = [name for name in results.history if name not in {"trial_id", "step"}]
+    base = results.metric.removeprefix("best_").replace("selected_", "")
+    curves.sort(key=lambda name: (name != base, name != base.replace("accuracy", "loss")))
+    made: list[dict[str, Any]] = []
+    if curves:
+        made.append({"kind": "curve", "metrics": curves[:2], "title": "Learning curves"})
+    for name in [name for name in results.varying if name != "seed"][:4]:
+        values = results.trials[name].dropna()
+        numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+        log_x = numeric and values.min() > 0 and values.max() / values.min() >= 20
+        title = f"{words(results.metric).capitalize()} against {words(name)}"
+        made.append(
+            {"kind": "response", "metrics": [results.metric], "title": title, "parameter": name, "log_x": log_x}
+        )
+    return made
 
 
 def values_of(results: Results, parameter: str | None) -> list[Any]:
@@ -54,7 +76,11 @@ def curve_lines(results: Results, line: str | None, where: Mapping[str, Any], sh
     score = numeric(trials, results.metric).where(trials["status"].isin(HEALTHY))
     lower_is_better = results.experiment["mode"] == "min"
     df = trials[["trial_id"]].assign(score=score)
-    df["line"] = trials[line] if line else [condition(one) for one in trials[free].to_dict("records")]
+    df["line"] = (
+        trials[line]
+        if line
+        else [condition(dict(zip(free, row, strict=True))) for row in trials[free].itertuples(index=False)]
+    )
     if line:
         df = df[matching_any(df["line"], shown)]
     if free:

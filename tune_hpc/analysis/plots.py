@@ -10,6 +10,7 @@ anything here.
 """
 
 import io
+import re
 import textwrap
 import threading
 from collections.abc import Mapping, Sequence
@@ -47,12 +48,12 @@ _COLOURS = (
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 
-_WIDTH, _TITLE_LINE, _LEGEND_ROW = 6.5, 0.19, 0.185  # inches
-_LEFT, _RIGHT, _BOTTOM, _TOP = 0.72, 0.14, 0.46, 0.10  # around the axes of one panel
+_WIDTH, _TITLE_LINE, _LEGEND_ROW = 6.5, 0.19, 0.165  # inches
+_LEFT, _RIGHT, _BOTTOM, _TOP = 0.8, 0.2, 0.46, 0.10  # around the axes of one panel
 _CHARACTER = 0.068  # mean width of a legend's character
 _HANDLE = 0.46
 _lock = threading.Lock()
-_style: dict[str, Any] = {}
+_style: Any = {}
 
 
 @dataclass(frozen=True)
@@ -129,23 +130,45 @@ def draw_curve(ax: Axes, table: pd.DataFrame, lines: Sequence[Any], *, log_y: bo
             window = max(len(mean) // 40, 5)
             mean, low, high = (plot_data.smoothed(values, window) for values in (mean, low, high))
             notes.append(f"Noisy curves are drawn as a running mean of {window} points.")
-        kept = plot_data.thinned(mean)
+            kept = np.unique(np.append(np.arange(0, len(mean), max(window // 3, 1)), len(mean) - 1))
+        else:
+            kept = plot_data.thinned(mean)
         if (own["num_trials"] > 1).any():
             notes.append("Line: mean over seeds; band: lowest to highest seed.")
             band = (np.maximum(values[kept], floor) for values in (low, high))
             ax.fill_between(x[kept], *band, color=line_style(index)["color"], alpha=0.16, linewidth=0)
-        every = (index % 5 * 0.03, 0.17) if len(kept) > 8 else None
+        every = _marked(x[kept], index)
         ax.plot(x[kept], np.maximum(mean[kept], floor), markevery=every, zorder=3, **line_style(index))
     if log_y:
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(FuncFormatter(_power))
+        ax.yaxis.set_minor_locator(NullLocator())
         if (table["low"] <= 0).any():
             ax.set_ylim(bottom=floor)
             notes.append("Exact zeros lie on the lower edge.")
-    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    narrow = ax.get_window_extent().width < 3 * ax.get_figure(root=True).dpi  # type: ignore[union-attr]
+    num_ticks = 4 if narrow and table["x"].max() >= 10_000 else 6
+    ax.xaxis.set_major_locator(MaxNLocator(num_ticks, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    if table["x"].min() == table["x"].max():
+        ax.set_xlim(table["x"].min() - 1, table["x"].max() + 1)
     if top := _tall(table, log_y):
-        ax.set_ylim(top=top)
-        notes.append(f"Cut at the top; the highest value is {short(float(f'{table["high"].max():.3g}'))}.")
+        ax.set_ylim(floor if log_y else table["low"].min() - 0.06 * top, top)
+        notes.append(f"Cut at the top; the highest value is {table['high'].max():.3g}.")
     return notes
+
+
+def _marked(x: np.ndarray, index: int) -> list[int]:
+    """Return where a curve has its markers: evenly along the axis, at other places than its neighbours'."""
+    if len(x) <= 8:
+        return list(range(len(x)))
+    places = x[0] + (np.arange(7) + 0.05 + index % 5 * 0.19) / 7 * (x[-1] - x[0])
+    return sorted({int(place) for place in np.searchsorted(x, places).clip(max=len(x) - 1)})
+
+
+def _power(value: float, _: object) -> str:
+    """Return a power of ten with its exponent raised, without matplotlib's slow formula parser."""
+    exponent = f"{np.log10(value):.3g}"
+    return "10" + exponent.translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def _tall(table: pd.DataFrame, log_y: bool) -> float | None:
@@ -180,7 +203,7 @@ def draw_response(
         Notes for the caption.
     """
     notes: list[str] = []
-    wordy = not all(isinstance(value, int | float | np.number) for value in positions)
+    wordy = _wordy(positions)
     place = {value: index for index, value in enumerate(positions)}
     for index, line in enumerate(lines):
         own = table[table["line"] == line]
@@ -198,11 +221,26 @@ def draw_response(
             theirs_x = theirs["x"].map(place) if wordy else theirs["x"]
             ax.plot(theirs_x, theirs["mean"], zorder=4, **_published_style(style["color"]))
     if wordy:
-        ax.set_xticks(range(len(positions)), [_plain(value) for value in positions], rotation=20, ha="right")
+        labels, lean, _ = _word_ticks(positions, ax.get_window_extent().width / 200)
+        ax.set_xticks(range(len(positions)), labels, rotation=lean, ha="right" if lean else "center")
         ax.set_xlim(-0.5, len(positions) - 0.5)
     else:
         _number_axis(ax, sorted(map(float, positions)), log_x=log_x)
     return notes
+
+
+def _word_ticks(positions: Sequence[Any], inches: float) -> tuple[list[str], int, float]:
+    """Return labels that do not touch, how far they lean, and the extra inches that they need."""
+    labels = [_plain(value).replace(" ", "\n") for value in positions]
+    longest = max((len(part) for label in labels for part in label.split("\n")), default=0)
+    if (longest + 1) * _CHARACTER <= inches / max(len(labels), 1):
+        return labels, 0, 0.13 * max((label.count("\n") for label in labels), default=0)
+    labels = [_plain(value) for value in positions]
+    return labels, 40, 0.047 * max(map(len, labels))
+
+
+def _wordy(positions: Sequence[Any]) -> bool:
+    return not all(isinstance(value, int | float | np.number) for value in positions)
 
 
 def _published_style(colour: str) -> dict[str, Any]:
@@ -223,8 +261,8 @@ def _number_axis(ax: Axes, values: list[float], *, log_x: bool) -> None:
     place = np.log10 if log_x else np.asarray
     span = float(place(high) - place(low)) or 1.0
     margin = 0.05 * span
-    ax.set_xlim(*((10 ** (place(edge) + sign * margin)) if log_x else edge + sign * margin
-                  for edge, sign in ((low, -1), (high, 1))))  # fmt: skip
+    ends = float(place(low)) - margin, float(place(high)) + margin
+    ax.set_xlim((10 ** ends[0], 10 ** ends[1]) if log_x else ends)
     figure = ax.get_figure(root=True)
     inches = ax.get_position().width * (figure.get_figwidth() if figure else _WIDTH) / 1.1
     kept: list[float] = []
@@ -248,29 +286,7 @@ def _room(left: float, right: float) -> float:
 
 def _plain(value: Any) -> str:
     """Return a value as a label: underscores are spaces, and a dollar sign starts no formula."""
-    return value_text(value).replace("_", " ").replace("$", r"\$")
-
-
-def specifications(results: Results) -> list[dict[str, Any]]:
-    """Return the figures that the experiment declares, or standard ones: curves, and a response to each parameter."""
-    declared = list(results.experiment.get("figures") or ())
-    if declared:
-        return [dict(figure) for figure in declared]
-    curves = [name for name in results.history if name not in {"trial_id", "step"}]
-    base = results.metric.removeprefix("best_").replace("selected_", "")
-    curves.sort(key=lambda name: (name != base, name != base.replace("accuracy", "loss")))
-    made: list[dict[str, Any]] = []
-    if curves:
-        made.append({"kind": "curve", "metrics": curves[:2], "title": "Learning curves"})
-    for name in [name for name in results.varying if name != "seed"][:4]:
-        values = results.trials[name].dropna()
-        numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-        log_x = numeric and values.min() > 0 and values.max() / values.min() >= 20
-        title = f"{words(results.metric).capitalize()} against {words(name)}"
-        made.append(
-            {"kind": "response", "metrics": [results.metric], "title": title, "parameter": name, "log_x": log_x}
-        )
-    return made
+    return value_text(value, 4).replace("_", " ").replace("$", r"\$")
 
 
 def sheets(results: Results, specification: Mapping[str, Any]) -> list[Sheet]:
@@ -310,53 +326,59 @@ def _sheet(results: Results, specification: Mapping[str, Any], where: Mapping[st
         published = plot_data.published_table(results, specification["published"], str(parameter), line, where)
         published = published if len(published) else None
     present = [value for value in shown if any((table["line"] == value).any() for table in tables.values())]
-    labels = _labels(results, line, where, present)
+    labels = [_plain(value) + _lost(results, line, where, value) * is_curve for value in present]
     handles = [Line2D([], [], **line_style(shown.index(value))) for value in present]
     if published is not None:
         labels = labels if line else ["measured"]
         handles.append(Line2D([], [], **_published_style("#444444")))
         labels.append("published")
-        if results.experiment.get("quick"):
-            handles.append(Line2D([], [], linestyle="none"))
-            labels.append(f"({QUICK})")
     if len(handles) == 1 and labels in (["measured"], [""]):
         handles, labels = [], []
     title = specification["title"] + "".join(f": {words(name)} {_plain(value)}" for name, value in where.items())
-    title += " (quick run)" if results.experiment.get("quick") else ""
-    sheet = _laid_out(title, len(tables), handles, labels, words(line) if line else None)
+    if results.experiment.get("quick"):
+        title += " (quick run)" if published is None else f" ({QUICK})"
+    positions = [] if is_curve else plot_data.values_of(results, parameter)
+    inches = (2.3 if len(tables) > 1 else 4.0) if _wordy(positions) else 0.0
+    extra = _word_ticks(positions, inches)[2] if inches else 0.0
+    sheet = _laid_out(title, len(tables), handles, labels, words(line) if line else None, extra)
     sheet.notes.update(notes)
     for ax, (metric, table) in zip(sheet.axes, tables.items(), strict=True):
         if is_curve:
             said = draw_curve(ax, table, shown, log_y=bool(specification.get("log_y")))
         else:
             over = published if metric == specification.get("published") or len(tables) == 1 else None
-            positions = plot_data.values_of(results, parameter)
+            if over is not None and not _wordy(positions):
+                positions = sorted({*positions, *over["x"]})
             log_x = bool(specification.get("log_x"))
             said = draw_response(ax, table, shown, over, positions=positions, log_x=log_x)
         ax.set_xlabel(axis_label("step" if is_curve else str(parameter)))
-        ax.set_ylabel(axis_label(metric))
+        box = ax.get_window_extent()
+        ax.set_ylabel("\n".join(textwrap.wrap(axis_label(metric), int(box.height / sheet.figure.dpi / 0.078))))
+        ax.yaxis.set_label_coords(-0.53 * sheet.figure.dpi / box.width, 0.5)
         sheet.notes.update(dict.fromkeys(said))
-    if published is not None and results.experiment.get("quick"):
-        sheet.notes[f"{QUICK.capitalize()} with the published numbers."] = None
     return sheet
 
 
-def _labels(results: Results, line: str | None, where: Mapping[str, Any], present: Sequence[Any]) -> list[str]:
-    labels = []
-    for value in present:
-        own = plot_data.matching(results.trials, {**where, line: value}) if line else None
-        diverged = own is not None and (results.trials.loc[own, "status"] == "diverged").any()
-        labels.append(_plain(value) + (" (diverged)" if diverged else ""))
-    return labels
+def _lost(results: Results, line: str | None, where: Mapping[str, Any], value: Any) -> str:
+    """Return how many trials of a line diverged, for its label."""
+    diverged = results.trials["status"] == "diverged"
+    if line is None or not diverged.any():
+        return ""
+    own = plot_data.matching(results.trials, {**where, line: value})
+    lost, of = int((diverged & own).sum()), int(own.sum())
+    return "" if not lost else " (diverged)" if lost == of else f" ({lost} of {of} diverged)"
 
 
-def _laid_out(title: str, num_panels: int, handles: list[Line2D], labels: list[str], heading: str | None) -> Sheet:
-    """Return an empty figure with its panels, title and legend, all placed in inches."""
+def _laid_out(
+    title: str, num_panels: int, handles: list[Line2D], labels: list[str], heading: str | None, extra: float
+) -> Sheet:
+    """Return an empty figure with its panels, title and legend, all in inches; ``extra`` for tall tick labels."""
+    bottom = _BOTTOM + extra
     num_columns = 1 if num_panels == 1 else 2
     num_rows = -(-num_panels // num_columns)
-    height = {1: 3.0, 2: 2.35}[num_columns]
+    height = {1: 3.0, 2: 2.35}[num_columns] + extra
     title_lines = textwrap.wrap(title, 78)
-    top = 0.16 + _TITLE_LINE * len(title_lines)
+    top = 0.1 + _TITLE_LINE * len(title_lines)
     entry = max((len(label) for label in [*labels, heading or ""]), default=0) * _CHARACTER + _HANDLE
     has_gap = num_panels > 1 and num_panels % 2 == 1 and entry < 2.9 and len(labels) <= 11
     beside = num_panels == 1 and entry < 2.1 and len(labels) <= 13
@@ -371,8 +393,8 @@ def _laid_out(title: str, num_panels: int, handles: list[Line2D], labels: list[s
     axes = []
     for panel in range(num_panels):
         row, column = divmod(panel, num_columns)
-        left, lower = column * width + _LEFT, total - top - (row + 1) * height + _BOTTOM
-        size = ((width - _LEFT - _RIGHT) / _WIDTH, (height - _BOTTOM - _TOP) / total)
+        left, lower = column * width + _LEFT, total - top - (row + 1) * height + bottom
+        size = ((width - _LEFT - _RIGHT) / _WIDTH, (height - bottom - _TOP) / total)
         axes.append(figure.add_axes((left / _WIDTH, lower / total, *size)))
     figure.text(0.12 / _WIDTH, 1 - 0.1 / total, "\n".join(title_lines), va="top", weight="bold", size=9.5)
     if handles:
@@ -385,7 +407,7 @@ def _laid_out(title: str, num_panels: int, handles: list[Line2D], labels: list[s
     return Sheet(figure, axes, title)
 
 
-def _settings() -> dict[str, Any]:
+def _settings() -> Any:
     if not _style:
         path = Path(__file__).with_name("paper.mplstyle")
         _style.update(mpl.rc_params_from_file(path, use_default_template=False))
@@ -404,8 +426,8 @@ def rendered(sheet: Sheet, stem: str) -> Drawing:
 def draw_all(results: Results) -> list[Drawing]:
     """Draw and render every figure that has data."""
     taken: set[str] = set()
-    drawn = [sheet for specification in specifications(results) for sheet in sheets(results, specification)]
-    return [rendered(sheet, unique_slug(sheet.title.removesuffix(" (quick run)"), taken)) for sheet in drawn]
+    drawn = [sheet for specification in plot_data.specifications(results) for sheet in sheets(results, specification)]
+    return [rendered(sheet, unique_slug(re.sub(r" \(quick run.*\)$", "", sheet.title), taken)) for sheet in drawn]
 
 
 def write(results: Results, folder: Path, drawings: Sequence[Drawing] | None = None) -> list[tuple[Path, str]]:

@@ -10,7 +10,7 @@
     <metrics>              the last value of each metric that the trainable reported: train_loss, valid_loss,
                            valid_accuracy, test_loss, test_accuracy, ...
     best_test_accuracy, best_step
-                           the highest test accuracy of the run and when: the report's own measure, chosen on the test set
+                           highest test accuracy of the run and when: the report's own measure, chosen on the test set
     best_valid_accuracy, selected_step, selected_test_accuracy
                            chosen on validation images, and the test accuracy there: the honest measure
     steps_run              optimizer steps done
@@ -83,7 +83,7 @@ class Results:
     @property
     def varying(self) -> list[str]:
         """The configuration columns that differ between trials."""
-        return [name for name in self.config_columns if self.trials[name].nunique(dropna=False) > 1]
+        return [name for name in self.config_columns if len(self.trials[name].drop_duplicates()) > 1]
 
     def counts(self) -> dict[str, int]:
         """Return how many trials have each status; statuses that no trial has are left out."""
@@ -103,7 +103,9 @@ class Results:
         """
         metric = metric or self.metric
         if metric not in self.trials:
-            raise UnknownNameError(f"no column {metric!r} in the trials of {self.name}: {', '.join(self.trials)}")
+            raise UnknownNameError(
+                f"no column {metric!r} in the trials of {self.name}: {', '.join(map(str, self.trials))}"
+            )
         healthy = self.trials[self.trials["status"].isin(["finished", "stopped"])].dropna(subset=[metric])
         seconds = metric.endswith("_s") and not metric.endswith("_per_s")
         lower_is_better = (
@@ -132,7 +134,9 @@ class Results:
             UnknownNameError: no such metric.
         """
         if metric not in self.history:
-            raise UnknownNameError(f"no metric {metric!r} in the history of {self.name}: {', '.join(self.history)}")
+            raise UnknownNameError(
+                f"no metric {metric!r} in the history of {self.name}: {', '.join(map(str, self.history))}"
+            )
         taken = self.history.dropna(subset=[metric])
         return taken.pivot_table(index="step", columns="trial_id", values=metric, observed=True)
 
@@ -183,7 +187,7 @@ def summarise(history: pd.DataFrame) -> dict[str, float]:
         ("valid_accuracy", "best_valid_accuracy", "selected_step"),
     ):
         if chosen_on in summary:
-            row = history.loc[history[chosen_on].idxmax()]
+            row = history.iloc[int(np.nanargmax(history[chosen_on].to_numpy(float)))]
             summary |= {accuracy: float(row[chosen_on]), step: int(row["step"])}
             if chosen_on == "valid_accuracy" and "test_accuracy" in summary:
                 summary["selected_test_accuracy"] = float(row["test_accuracy"])
@@ -213,7 +217,7 @@ def trials_frame(rows: Iterable[Mapping[str, Any]], config_keys: Sequence[str]) 
     for name in df.columns[df.isna().all()]:
         # A column without a value has no type of its own; the documented one must not depend on luck.
         df[name] = df[name].astype("str" if name in {*IDENTITY, "host", "device"} else "float64")
-    for name in df.columns[df.dtypes == object]:
+    for name in [str(name) for name in df if pd.api.types.is_object_dtype(df[name])]:
         # Parquet holds one type a column, and a grouping needs values that hash: a user's list, or 3 beside "auto",
         # is kept as its text.
         if pd.api.types.infer_dtype(df[name], skipna=True).startswith("mixed"):
@@ -260,7 +264,8 @@ def _load(folder: ExperimentFolder) -> Results:
     if not parts:
         return Results(experiment, trials, history, folder.path)
     newer = {part.stem for part in parts}
-    rows = trials[~trials["trial_id"].isin(newer)].to_dict("records")
+    kept_rows = trials[~trials["trial_id"].isin(newer)].to_dict("records")
+    rows = [{str(name): value for name, value in row.items()} for row in kept_rows]
     histories = [kept] if len(kept := history[~history["trial_id"].isin(newer)]) else []
     for part in parts:
         table = _read(part)

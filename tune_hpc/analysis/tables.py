@@ -75,7 +75,7 @@ def matching(df: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series:
         if isinstance(wanted, int | float) and not isinstance(wanted, bool) and pd.api.types.is_numeric_dtype(df[name]):
             mask &= np.isclose(df[name].astype(float), wanted, rtol=1e-9, atol=0)
         else:
-            mask &= df[name].map(lambda value, wanted=wanted: value == wanted).astype(bool)
+            mask &= (df[name] == wanted).fillna(False).astype(bool)
     return mask
 
 
@@ -126,7 +126,7 @@ def _held_against(
     }  # fmt: skip
     found = configurations[matching(configurations, where)]
     row["num_diverged"] = int(found["num_diverged"].sum())
-    free = [name for name in results.varying if name not in {over, "seed"} and found[name].nunique(dropna=False) > 1]
+    free = [name for name in results.varying if name not in {over, "seed"} and len(found[name].drop_duplicates()) > 1]
     if found.empty:
         return row | {"note": "no such trial"}
     if free:
@@ -168,7 +168,7 @@ def best_per(results: Results, parameter: str, metrics: Sequence[str]) -> pd.Dat
     diverged = configurations.groupby(parameter, dropna=False)["num_diverged"].sum()
     df = df.merge(diverged.reset_index(), on=parameter, how="left").reindex(columns=columns)
     df["num_seeds"] = df["num_seeds"].fillna(0).astype("int64")
-    return _in_order(df, parameter)
+    return _measuring(_in_order(df, parameter), {metric: metric for metric in shown})
 
 
 def pivot(results: Results, rows: str, columns: str | None, metric: str) -> pd.DataFrame:
@@ -182,11 +182,12 @@ def pivot(results: Results, rows: str, columns: str | None, metric: str) -> pd.D
     if rows not in configurations or (columns and columns not in configurations):
         return pd.DataFrame(columns=[rows])
     if not columns or columns == rows:
-        return _in_order(configurations.groupby(rows, as_index=False, sort=False)[metric].mean(), rows)
-    wide = configurations.groupby([rows, columns], sort=False)[metric].mean().unstack(columns)
+        df = _in_order(configurations.groupby(rows, sort=False)[metric].mean().reset_index(), rows)
+        return _measuring(df, {metric: metric})
+    wide = configurations.pivot_table(metric, rows, columns, dropna=False, sort=False)
     ordered = _in_order(pd.DataFrame({columns: wide.columns}), columns)[columns]
     wide = wide[list(ordered)].set_axis([f"{columns} {value_text(value)}" for value in ordered], axis="columns")
-    return _in_order(wide.reset_index(), rows)
+    return _measuring(_in_order(wide.reset_index(), rows), {name: metric for name in wide})
 
 
 def at_steps(results: Results, steps: Sequence[int], metrics: Sequence[str]) -> pd.DataFrame:
@@ -214,7 +215,8 @@ def at_steps(results: Results, steps: Sequence[int], metrics: Sequence[str]) -> 
         wanted = wanted.drop(columns="at")
     over = (wanted["status"] == "diverged") & (wanted["taken_at"] < wanted["step"])
     wanted.loc[over, list(metrics)] = np.nan
-    return wanted.sort_values("row")[[*shown, "step", *metrics, "taken_at"]].reset_index(drop=True)
+    df = wanted.sort_values("row")[[*shown, "step", *metrics, "taken_at"]].reset_index(drop=True)
+    return _measuring(df, {metric: metric for metric in metrics})
 
 
 def best_trials(results: Results, n: int = 10) -> pd.DataFrame:
@@ -279,6 +281,12 @@ def _declared(results: Results, table: Mapping[str, Any]) -> pd.DataFrame:
     return at_steps(results, table.get("steps") or (), metrics)
 
 
+def _measuring(df: pd.DataFrame, metric_of: Mapping[Any, str]) -> pd.DataFrame:
+    """Note which metric a column holds, for those who write its numbers."""
+    df.attrs["metric_of"] = {str(column): metric for column, metric in metric_of.items()}
+    return df
+
+
 def _in_order(df: pd.DataFrame, column: str) -> pd.DataFrame:
     """Return rows by rising number; names stay in the order in which trials were asked for."""
     if pd.api.types.is_numeric_dtype(df[column]):
@@ -317,7 +325,9 @@ def write(results: Results, folder: Path, made: Sequence[TitledTable] | None = N
     files = []
     for title, stem, df in declared(results) if made is None else made:
         markdown, csv = folder / "tables" / f"{stem}.md", folder / "tables" / f"{stem}.csv"
+        source = presented(df).attrs["source"]
         text = f"# {_markdown_text(title)}\n\n{to_markdown(df)}\n"
+        text += f"\nSource: {_markdown_text(source)}.\n" if source else ""
         write_whole(markdown, lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
         write_whole(csv, lambda path, df=df: df.to_csv(path, index=False))  # type: ignore[misc]
         files += [markdown, csv]

@@ -26,6 +26,7 @@ _WORDS = {
     "eval_s": "evaluation time",
     "setup_s": "set-up time",
     "num_workers": "number of workers",
+    "num_values": "how many",
     "step": "step",
 }
 _UNITS = {
@@ -43,8 +44,6 @@ def words(name: str) -> str:
     if name in _WORDS:
         return _WORDS[name]
     text = name.removeprefix("num_").replace("_", " ")
-    if name.startswith("num_"):
-        text = f"number of {text}"
     if name.endswith("_per_s"):
         return text[: -len(" per s")] + " per second"
     return text[: -len(" s")] if name.endswith("_s") else text
@@ -52,19 +51,22 @@ def words(name: str) -> str:
 
 def axis_label(name: str) -> str:
     """Return a column's name with its unit, for an axis."""
-    if name in _UNITS:
-        return _UNITS[name]
+    return _UNITS.get(name) or heading(name)
+
+
+def heading(name: str) -> str:
+    """Return a column's name as the head of a table's column: words, durations with their unit."""
     return f"{words(name)} (s)" if name.endswith("_s") and not name.endswith("_per_s") else words(name)
 
 
-def short(value: float) -> str:
+def short(value: float, digits: int = 6) -> str:
     """Return a number as briefly as it can be told from its neighbours: 0.05, 1e-04, 150."""
     if float(value).is_integer() and abs(value) < 1e12:
         return str(int(value))
     if abs(value) < 1e-3:
-        mantissa, exponent = f"{value:.5e}".split("e")
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{exponent}"
-    return f"{value:.6g}"
+    return f"{value:.{digits}g}"
 
 
 def number(value: float, column: str = "") -> str:
@@ -78,6 +80,8 @@ def number(value: float, column: str = "") -> str:
         return MISSING
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
+    if column.endswith("_deviation") and "accuracy" not in column:
+        return f"{value:.2g}"
     if "accuracy" in column:
         return f"{value:.4f}"
     if column.endswith("_per_s"):
@@ -89,12 +93,18 @@ def number(value: float, column: str = "") -> str:
     return f"{value:.4g}"
 
 
-def value_text(value: Any) -> str:
+def measurement(value: float, column: str) -> str:
+    """Return a measured number in a sentence: with its column's words, and the unit of a duration."""
+    unit = " s" if heading(column).endswith(" (s)") and not math.isnan(value) else ""
+    return f"{words(column)} {number(value, column)}{unit}"
+
+
+def value_text(value: Any, digits: int = 6) -> str:
     """Return a configuration value: numbers short, truth as yes or no, names as they are, a dash for a missing one."""
-    if isinstance(value, bool) or type(value).__name__ == "bool_":
+    if type(value).__name__ in {"bool", "bool_"}:  # Python's and NumPy's
         return "yes" if value else "no"
     if isinstance(value, numbers.Real):
-        return MISSING if math.isnan(value) else short(float(value))
+        return MISSING if math.isnan(value) else short(float(value), digits)
     if value is None or type(value).__name__ == "NAType":
         return MISSING
     return str(value)
@@ -102,7 +112,7 @@ def value_text(value: Any) -> str:
 
 def condition(where: Mapping[str, Any]) -> str:
     """Return configuration values as text: ``optimizer adam, learning rate 0.005``."""
-    return ", ".join(f"{words(name)} {value_text(value)}" for name, value in where.items())
+    return ", ".join(f"{words(name)} {value_text(value, 4)}" for name, value in where.items())
 
 
 def duration(seconds: float | None) -> str:

@@ -55,7 +55,9 @@ class Batching:
             IndexError: a single pass is over.
         """
         if self.num_batches is not None and step >= self.num_batches:
-            raise IndexError(f"a single pass has {self.num_batches} batches of {self.batch_size}; asked for number {step}")
+            raise IndexError(
+                f"a single pass has {self.num_batches} batches of {self.batch_size}; asked for number {step}"
+            )
         epoch, start = divmod(step * self.batch_size, self.num_samples)
         end = start + self.batch_size
         first = self._pass(epoch)[start:end]

@@ -25,4 +25,6 @@ def load_state(path: Path) -> dict[str, Any]:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise FolderError(f"{path} is not readable as a checkpoint ({reason}); remove it to start that trial anew") from error
+        raise FolderError(
+            f"{path} is not readable as a checkpoint ({reason}); remove it to start that trial anew"
+        ) from error

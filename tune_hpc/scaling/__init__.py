@@ -1,0 +1,1 @@
+"""Timing one configuration on several workers, with Ray Train."""

@@ -1,0 +1,1 @@
+"""Searching with Ray Tune: spaces, experiments, the tuner."""

@@ -2,7 +2,9 @@
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,12 +20,8 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def provenance(command: str) -> dict[str, Any]:
-    """Return what one needs to judge and to repeat a run that begins now.
-
-    Args:
-        command: What was typed.
-    """
+def provenance() -> dict[str, Any]:
+    """Return what one needs to judge and to repeat a run that begins now, on the connected cluster."""
     cluster = ray.cluster_resources()
     return {
         **{name.replace("-", "_"): _version(name) for name in _PACKAGES},
@@ -36,7 +34,7 @@ def provenance(command: str) -> dict[str, Any]:
             "gpus": int(cluster.get("GPU", 0)),
             "num_nodes": sum(node["Alive"] for node in ray.nodes()),
         },
-        "command": command,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": now(),
     }
 

@@ -46,5 +46,7 @@ def reference_to(target: str | Callable[..., Any]) -> str:
         return target
     name = getattr(target, "__qualname__", None)
     if not callable(target) or name is None:
-        raise InvalidExperimentError(f"a trainable is a function (config, report) or package.module:function; got {target!r}")
+        raise InvalidExperimentError(
+            f"a trainable is a function (config, report) or package.module:function; got {target!r}"
+        )
     return f"{target.__module__}:{name}"

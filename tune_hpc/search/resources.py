@@ -66,8 +66,8 @@ def choose_resources(
     if not num_slots:
         largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
         raise ClusterError(
-            f"a trial asks for {cpus:g} CPU cores and {gpus:g} GPUs; the largest node has {largest.get('CPU', 0):g} and "
-            f"{largest.get('GPU', 0):g}: ask for less, or connect to a larger cluster"
+            f"a trial asks for {cpus:g} CPU cores and {gpus:g} GPUs; the largest node has {largest.get('CPU', 0):g} "
+            f"and {largest.get('GPU', 0):g}: ask for less, or connect to a larger cluster"
         )
     return TrialResources(cpus, gpus, max(1, min(num_slots, num_trials, max_concurrent or num_slots)))
 

@@ -97,7 +97,7 @@ class Space(Mapping[str, Any]):
         for name, value in self.items():
             if isinstance(value, Domain) and _count(value) is None:
                 raise InvalidSpaceError(
-                    f"a grid needs finite parameters; {name} is {describe(value)}: use choice([...]), or search at random"
+                    f"a grid needs finite parameters; {name} is {describe(value)}: use choice([...]), or num_samples"
                 )
         values = [_values(value) if isinstance(value, Domain) else [value] for value in self.values()]
         for combination in itertools.product(*values):
@@ -146,7 +146,9 @@ def domain_from_json(name: str, plain: Any) -> Any:
         return plain
     allowed = ", ".join(["choice", *RANGES])
     if len(plain) != 1:
-        raise InvalidSpaceError(f"{name}: one domain is wanted, like {{'choice': [1, 2]}} ({allowed}); got {dict(plain)}")
+        raise InvalidSpaceError(
+            f"{name}: one domain is wanted, like {{'choice': [1, 2]}} ({allowed}); got {dict(plain)}"
+        )
     kind, arguments = next(iter(plain.items()))
     if kind != "choice" and kind not in RANGES:
         raise InvalidSpaceError(f"{name}: no domain is called {kind!r}; there are {allowed}")
@@ -254,7 +256,9 @@ def _to_plain(name: str, value: Any) -> Any:
     if isinstance(value, Categorical):
         return {"choice": list(value.categories)}
     if not isinstance(value, Float | Integer):
-        raise InvalidSpaceError(f"{name}: a {type(value).__name__} domain cannot be written down as plain data; use choice")
+        raise InvalidSpaceError(
+            f"{name}: a {type(value).__name__} domain cannot be written down as plain data; use choice"
+        )
     sampler = value.get_sampler()
     quantum = [sampler.q] if isinstance(sampler, Quantized) else []
     inner = sampler.get_sampler() if isinstance(sampler, Quantized) else sampler
@@ -271,7 +275,7 @@ def _values(domain: Domain) -> list[Any]:
     """Return all values of a finite domain."""
     if isinstance(domain, Categorical):
         return list(domain.categories)
-    kind, (low, high, *quantum) = next(iter(_to_plain("", domain).items()))
+    _, (low, high, *quantum) = next(iter(_to_plain("", domain).items()))
     if quantum:
         step = quantum[0]
         return list(range(math.ceil(low / step) * step, math.floor(high / step) * step + 1, step))

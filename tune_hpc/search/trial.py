@@ -49,7 +49,7 @@ class Assignment:
     checkpoint_interval_s: float
 
 
-class _Diverged(Exception):  # noqa: N818  (not an error: an outcome)
+class _Diverged(Exception):
     """Unwinds a trainable that reported a non-finite metric."""
 
 
@@ -160,7 +160,8 @@ def run_trial(
             outcome |= returned
     except _Diverged as divergence:
         outcome |= {"status": "diverged", "stop_reason": str(divergence)}
-    except Exception as error:  # noqa: BLE001  (a trainable may raise anything; the trial is listed with it)
+    except Exception as error:
+        # A trainable may raise anything; the trial is listed with it.
         if _device_is_lost(error):
             raise
         outcome |= {"status": "failed", "stop_reason": "exception", "error": _last_line(error)}

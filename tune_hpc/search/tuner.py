@@ -6,7 +6,6 @@ these become the two frames. Ray's own files are kept beside them and are needed
 """
 
 import os
-import shlex
 import shutil
 import sys
 import time
@@ -31,7 +30,7 @@ from tune_hpc.search.provenance import now, provenance
 from tune_hpc.search.reference import load_reference
 from tune_hpc.search.resources import TrialResources, choose_resources
 from tune_hpc.search.session import node_resources, ray_session
-from tune_hpc.search.trial import Assignment, identity, plain, run_trial
+from tune_hpc.search.trial import Assignment, identity, run_trial
 
 
 def run(experiment: Experiment, *, output_dir: str | Path | None = None, **options: Any) -> Results:
@@ -94,20 +93,19 @@ def run_all(
     trainables = {experiment.name: _by_value(experiment.trainable) for experiment in experiments}
     homes = {name: ExperimentFolder(Path(folder).absolute()) for name, folder in zip(names, folders, strict=True)}
     for name, home in homes.items():
-        home.claim(name, overwrite=overwrite)
+        home.check_free(name, overwrite=overwrite)
     queue = deque(sample for name in names for sample in samples[name])
     image_sets = _image_sets(experiments, samples, data_dir)
 
     with ray_session(address):
-        resources = choose_resources(
-            node_resources(), len(queue), cpus_per_trial, gpus_per_trial, max_concurrent
-        )
+        resources = choose_resources(node_resources(), len(queue), cpus_per_trial, gpus_per_trial, max_concurrent)
         descriptions = {}
         for experiment in experiments:
+            homes[experiment.name].claim(experiment.name, overwrite=overwrite)
             keys = list(dict.fromkeys(key for sample in samples[experiment.name] for key in sample["config"]))
             descriptions[experiment.name] = experiment.to_json() | {
                 "format": 1, "config_keys": keys, "state": "running",
-                "provenance": provenance(_command()),
+                "provenance": provenance(),
             }  # fmt: skip
             homes[experiment.name].write(descriptions[experiment.name])
         assignments = {
@@ -252,7 +250,7 @@ def _image_sets(
         return {}
     from tune_hpc.learning.data import load_images
 
-    return {name: load_images(name, data_dir).to_arrays() for name in needed}
+    return {name: load_images(name, Path(data_dir) if data_dir else None).to_arrays() for name in needed}
 
 
 def _fit(
@@ -283,13 +281,16 @@ def _fit(
             verbose=0,
         ),
     )
-    with _environment(
-        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
-        # Without it a searcher's next trial is made only when the last one runs.
-        TUNE_MAX_PENDING_TRIALS_PG=str(2 * resources.num_slots),
-        RAY_CHDIR_TO_TRIAL_DIR="0",
-        RAY_AIR_NEW_OUTPUT="0",
-    ), watcher.progress or nullcontext():
+    with (
+        _environment(
+            TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+            # Without it a searcher's next trial is made only when the last one runs.
+            TUNE_MAX_PENDING_TRIALS_PG=str(2 * resources.num_slots),
+            RAY_CHDIR_TO_TRIAL_DIR="0",
+            RAY_AIR_NEW_OUTPUT="0",
+        ),
+        watcher.progress or nullcontext(),
+    ):
         tuner.fit()
 
 
@@ -322,8 +323,3 @@ def _gather(home: ExperimentFolder, description: dict[str, Any], unfinished: lis
     if description["state"] == "finished":
         shutil.rmtree(home.parts, ignore_errors=True)
     return results
-
-
-def _command() -> str:
-    """Return the command line of this process, as one would type it."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -1,0 +1,14 @@
+"""Exercise 1, part 1: gradient descent on a line at five learning rates.
+
+    python scripts/exercise1_1stpart.py --quick
+
+Flags are those of ``tune-hpc run`` (``--help`` lists them); frames, tables, figures and the report go to
+``runs/exercise1_1stpart`` unless ``--output-dir`` says otherwise.
+"""
+
+import sys
+
+from tune_hpc.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["run", "exercise1_1stpart", *sys.argv[1:]]))

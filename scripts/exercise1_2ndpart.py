@@ -1,0 +1,14 @@
+"""Exercise 1, part 2: ten optimizers on a line at learning rate 0.01.
+
+    python scripts/exercise1_2ndpart.py --quick
+
+Flags are those of ``tune-hpc run`` (``--help`` lists them); frames, tables, figures and the report go to
+``runs/exercise1_2ndpart`` unless ``--output-dir`` says otherwise.
+"""
+
+import sys
+
+from tune_hpc.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["run", "exercise1_2ndpart", *sys.argv[1:]]))

@@ -1,0 +1,14 @@
+"""Exercise 2: nine optimizers at eight learning rates on MNIST, for softmax regression and the CNN.
+
+    python scripts/exercise2.py --quick
+
+Flags are those of ``tune-hpc run`` (``--help`` lists them); frames, tables, figures and the report go to
+``runs/exercise2`` unless ``--output-dir`` says otherwise.
+"""
+
+import sys
+
+from tune_hpc.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["run", "exercise2", *sys.argv[1:]]))

@@ -1,0 +1,14 @@
+"""Exercise 3: as much accuracy as one CNN will give, table by table (4.1 to 4.6).
+
+    python scripts/exercise3.py --quick
+
+Flags are those of ``tune-hpc run`` (``--help`` lists them); frames, tables, figures and the report go to
+``runs/exercise3`` unless ``--output-dir`` says otherwise.
+"""
+
+import sys
+
+from tune_hpc.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["run", "exercise3", *sys.argv[1:]]))

@@ -1,0 +1,14 @@
+"""Exercise 4: training time on 1, 2 and 4 workers with Ray Train.
+
+    python scripts/exercise4.py --quick
+
+Flags are those of ``tune-hpc run`` (``--help`` lists them); frames, tables, figures and the report go to
+``runs/exercise4`` unless ``--output-dir`` says otherwise.
+"""
+
+import sys
+
+from tune_hpc.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["run", "exercise4", *sys.argv[1:]]))

@@ -1,0 +1,38 @@
+"""Exercise 4: the winner of Exercise 3, timed on 1, 2 and 4 workers."""
+
+from ray import tune
+
+from search_spaces import exercise3
+from tune_hpc.search.experiment import Experiment, Figure, Published, Table
+
+WORKERS = [1, 2, 4]
+
+#: Seconds for 5000 steps of 150 images on 1, 2 and 4 GPUs of a Power9 node.
+PUBLISHED_SECONDS = [19.254, 18.463, 18.234]
+
+experiment = Experiment(
+    name="exercise4",
+    title="Training time on 1, 2 and 4 workers",
+    description="The network of Table 4.6, its batch of 150 images shared by the workers, gradients averaged at every "
+    "step. The published seconds are those of 1, 2 and 4 GPUs of a Power9 node: another machine.",
+    source="report, Exercise 4",
+    space=exercise3.winner.space | {"workers": tune.choice(WORKERS)},
+    trainable="tune_hpc.scaling.workers:time_workers",
+    metric="train_s",
+    mode="min",
+    published=tuple(
+        Published({"workers": workers}, "train_s", seconds, "report, Exercise 4")
+        for workers, seconds in zip(WORKERS, PUBLISHED_SECONDS, strict=True)
+    ),
+    figures=(
+        Figure("response", ("train_s",), "Training time by workers", parameter="workers", published="train_s"),
+        Figure("response", ("speedup", "efficiency"), "Speed-up and efficiency by workers", parameter="workers"),
+    ),
+    tables=(
+        Table("best_per", "Time by workers", ("train_s", "step_s", "startup_s", "speedup", "efficiency"), "workers"),
+    ),
+    quick_values={"num_timed_steps": 10},
+    runner="tune_hpc.scaling.measure:run_all",
+)
+
+experiments = (experiment,)

@@ -1,0 +1,187 @@
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tune_hpc.analysis import results
+from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.results import TrialRecord, summarise, trials_frame, write_frames, write_part
+from tune_hpc.errors import FolderError, UnknownNameError
+
+ASKED = {"name": "made.up", "metric": "test_loss", "mode": "min", "config_keys": ["learning_rate", "seed"]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = ExperimentFolder(tmp_path / "run")
+    folder.claim("made.up")
+    folder.write(ASKED)
+    return folder
+
+
+def write(folder, made):
+    row, history = made
+    write_part(folder.part(row["trial_id"]), row, history)
+
+
+def test_frames_load_as_they_were_written(folder, grid):
+    made = grid()
+    write_frames(folder, made.trials, made.history)
+    loaded = results.load(folder.path)
+    pd.testing.assert_frame_equal(loaded.trials, made.trials)
+    pd.testing.assert_frame_equal(loaded.history, made.history)
+    assert loaded.folder == folder.path
+
+
+def test_parts_of_a_running_search_load_as_frames(folder, trial):
+    write(folder, trial("00000"))
+    write(folder, trial("00001", status="failed"))
+    (folder.parts / ".00002.parquet.7.tmp").write_bytes(b"half")
+    loaded = results.load(folder.path)
+    assert list(loaded.trials["status"]) == ["finished", "failed"]
+    assert set(loaded.history["trial_id"]) == {"00000"}
+    assert loaded.counts() == {"finished": 1, "failed": 1}
+
+
+def test_a_part_that_ended_later_replaces_the_row_of_a_running_trial(folder, trial):
+    row, history = trial("00000", status="running")
+    write_frames(folder, trials_frame([row], ASKED["config_keys"]), history.assign(trial_id="00000").iloc[:3])
+    write(folder, trial("00000"))
+    loaded = results.load(folder.path)
+    assert loaded.counts() == {"finished": 1}
+    assert len(loaded.history) == len(history)
+
+
+def test_a_search_without_trials_yet_loads(folder):
+    loaded = results.load(folder.path)
+    assert loaded.trials.empty
+    assert loaded.counts() == {}
+    assert loaded.varying == []
+    assert loaded.trials["status"].dtype == "str"
+    with pytest.raises(UnknownNameError, match="no metric 'test_loss' in the history"):
+        loaded.curve("test_loss")
+
+
+@pytest.mark.parametrize("name", ["trials.parquet", "history.parquet", "trials/00099.parquet"])
+def test_a_corrupted_parquet_file_is_named(folder, grid, name):
+    made = grid()
+    write_frames(folder, made.trials, made.history)
+    (folder.path / name).parent.mkdir(exist_ok=True)
+    (folder.path / name).write_bytes(b"PAR1 garbage")
+    with pytest.raises(FolderError, match=rf"{name} is not readable as Parquet \(.*\); restore it from a copy"):
+        results.load(folder.path)
+
+
+def test_foreign_parquet_files_are_named(folder):
+    folder.parts.mkdir()
+    pd.DataFrame({"x": [1]}).to_parquet(folder.part("00000"))
+    with pytest.raises(FolderError, match="is no trial's file"):
+        results.load(folder.path)
+    pd.DataFrame({"x": [1]}).to_parquet(folder.trials_file)
+    with pytest.raises(FolderError, match="has no column status, trial_id"):
+        results.load(folder.path)
+
+
+def test_several_experiments_are_loaded_by_load_all_only(folder):
+    with pytest.raises(FolderError, match=r"holds some \(run\); name one, or use load_all"):
+        results.load(folder.path.parent)
+    assert [one.name for one in results.load_all(folder.path.parent)] == ["made.up"]
+
+
+def test_the_best_trials_are_healthy_ones(trial, results_of):
+    made = results_of(
+        trial("00000", 0.5), trial("00001", 0.1, "diverged"), trial("00002", 0.2), trial("00003", status="failed"),
+        trial("00004", 0.05, "running"), trial("00005", 0.3, "stopped"),
+    )  # fmt: skip
+    assert list(made.top(2)["trial_id"]) == ["00002", "00005"]
+    assert made.best()["trial_id"] == "00002"
+    assert made.best("test_accuracy")["trial_id"] == "00002"
+    with pytest.raises(UnknownNameError, match=r"no column 'speed' in the trials of made\.up"):
+        made.top(metric="speed")
+
+
+def test_short_durations_and_high_rates_are_best(trial, results_of):
+    first, second = trial("00000"), trial("00001")
+    first[0].update(train_s=1.0, samples_per_s=10.0)
+    second[0].update(train_s=2.0, samples_per_s=20.0)
+    made = results_of(first, second)
+    assert made.best("train_s")["trial_id"] == "00000"
+    assert made.best("samples_per_s")["trial_id"] == "00001"
+
+
+def test_no_finished_trial_is_an_error_in_words(trial, results_of):
+    with pytest.raises(UnknownNameError, match=r"no trial of made\.up finished with a value of test_loss"):
+        results_of(trial("00000", status="diverged")).best()
+
+
+def test_a_curve_is_one_column_per_trial(trial, results_of):
+    made = results_of(trial("00000", 0.1), trial("00001", 0.2, num_steps=5))
+    curve = made.curve("test_loss")
+    assert list(curve.columns) == ["00000", "00001"]
+    assert curve.shape == (21, 2)
+    assert curve["00001"].notna().sum() == 6
+
+
+def test_values_of_no_single_type_are_kept_as_text(tmp_path):
+    rows = [{"trial_id": str(n), "status": "finished", "layers": v} for n, v in enumerate([3, "auto", [64, 32], None])]
+    df = trials_frame(rows, ["layers"])
+    assert list(df["layers"].iloc[:3]) == ["3", "auto", "[64, 32]"]
+    assert df["layers"].isna().iloc[3]
+    df.to_parquet(tmp_path / "x.parquet")
+
+
+def test_a_summary_has_last_values_and_both_protocols():
+    history = pd.DataFrame(
+        {
+            "step": [0, 10, 20, 30],
+            "train_loss": [2.0, 1.0, np.inf, np.nan],
+            "test_accuracy": [0.1, 0.9, 0.8, np.nan],
+            "valid_accuracy": [0.1, 0.7, 0.85, np.nan],
+        }
+    )
+    assert summarise(history) == {
+        "train_loss": np.inf, "test_accuracy": 0.8, "valid_accuracy": 0.85, "best_test_accuracy": 0.9, "best_step": 10,
+        "best_valid_accuracy": 0.85, "selected_step": 20, "selected_test_accuracy": 0.8,
+    }  # fmt: skip
+    assert summarise(pd.DataFrame({"step": [0], "test_accuracy": [np.nan]})) == {}
+
+
+@given(st.data(), st.lists(st.floats(), min_size=1, max_size=30))
+def test_a_history_is_the_same_however_its_blocks_are_split(data, values):
+    steps = np.arange(len(values))
+    metrics = {"train_loss": np.array(values), "test_loss": -np.array(values)}
+    whole = TrialRecord({})
+    whole.add(steps, metrics)
+    cuts = [*sorted(data.draw(st.sets(st.integers(1, len(values))))), len(values)]
+    split = TrialRecord({})
+    start = 0
+    for cut in cuts:
+        split.add(steps[start:cut], {name: column[start:cut] for name, column in metrics.items()})
+        start = cut
+    pd.testing.assert_frame_equal(split.history(), whole.history())
+    one_by_one = TrialRecord({})
+    for step in steps:
+        one_by_one.add(step, {name: column[step] for name, column in metrics.items()})
+    pd.testing.assert_frame_equal(one_by_one.history(), whole.history())
+
+
+def test_metrics_taken_at_other_steps_meet_in_one_row_per_step():
+    record = TrialRecord({})
+    assert list(record.history().columns) == ["step"]
+    record.add([2, 3], {"train_loss": [0.2, 0.3]})
+    record.add(0, {"train_loss": 0.0})
+    record.add(2, {"test_loss": 9.0})
+    history = record.history()
+    assert list(history["step"]) == [0, 2, 3]
+    assert list(history["train_loss"]) == [0.0, 0.2, 0.3]
+    assert list(history["test_loss"].dropna()) == [9.0]
+
+
+def test_reading_results_loads_neither_matplotlib_nor_torch_nor_ray():
+    code = "import sys, tune_hpc.analysis.results; print({'matplotlib', 'torch', 'ray'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

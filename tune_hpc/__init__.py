@@ -1,0 +1,40 @@
+"""Hyperparameter search on Ray.
+
+The public names, each loaded on first use so that ``import tune_hpc`` costs milliseconds:
+
+    Experiment, Space, Published, Figure, Table    what is run
+    run, run_all                                   run it on Ray Tune
+    load, load_all, Results                        what happened, as data frames
+    write_report                                   the same as tables, figures and one HTML page
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Experiment": "tune_hpc.search.experiment",
+    "Figure": "tune_hpc.search.experiment",
+    "Published": "tune_hpc.search.experiment",
+    "Results": "tune_hpc.analysis.results",
+    "Space": "tune_hpc.search.space",
+    "Table": "tune_hpc.search.experiment",
+    "TuneHpcError": "tune_hpc.errors",
+    "load": "tune_hpc.analysis.results",
+    "load_all": "tune_hpc.analysis.results",
+    "run": "tune_hpc.search.tuner",
+    "run_all": "tune_hpc.search.tuner",
+    "write_report": "tune_hpc.analysis.report",
+}
+
+__all__ = [*_HOMES]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,203 @@
+"""One self-contained HTML page from one experiment or many: conclusions, tables, figures, provenance.
+
+``write_report`` writes a page where it is told, and beside each experiment's frames its tables/, figures/ and own
+report.html; ``write_all`` only the latter. A page refers to nothing outside itself. Every text that comes from a
+trial, an error's included, is escaped.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from tune_hpc.analysis import plots, tables
+from tune_hpc.analysis.conclusions import best_configuration, sentences
+from tune_hpc.analysis.folder import ExperimentFolder, write_whole
+from tune_hpc.analysis.presentation import presented
+from tune_hpc.analysis.results import Results
+from tune_hpc.analysis.wording import MISSING, QUICK, condition, duration, heading, measurement, slug, value_text
+
+_MOST_ROWS = 60
+#: The table that a page leaves out: its first sentence says the same.
+_SAID = "Trials by status"
+
+
+@dataclass
+class Section:
+    """Everything that is made of one experiment, made once.
+
+    Attributes:
+        results: The experiment.
+        made: Its tables.
+        drawings: Its figures.
+    """
+
+    results: Results
+    made: list[tables.TitledTable]
+    drawings: list[plots.Drawing]
+
+    @cached_property
+    def shown(self) -> dict[str, Any]:
+        """What the template shows of it."""
+        return _experiment(self)
+
+
+def write_report(
+    results_list: Sequence[Results], path: Path | str, title: str | None = None, *, in_folders: bool = True
+) -> Path:
+    """Write one page on all these experiments.
+
+    Args:
+        results_list: One or more.
+        path: The HTML file.
+        title: Its heading; by default the experiment's own, or how many there are.
+        in_folders: Also write each experiment's tables, figures and own page in the folder it was loaded from.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        FolderError: a file cannot be written.
+    """
+    path = Path(path)
+    sections = [_section(results) for results in results_list]
+    for section in sections if in_folders else []:
+        folder = section.results.folder
+        if folder is not None:
+            _write_in(section, folder, page=len(sections) > 1 or ExperimentFolder(folder).report != path)
+    _write_page(sections, path, title)
+    return path
+
+
+def write_all(results: Results) -> Path:
+    """Write tables/, figures/ and report.html in the experiment's folder.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: the results belong to no folder.
+        FolderError: a file cannot be written.
+    """
+    if results.folder is None:
+        raise ValueError(f"the results of {results.name} were not loaded from a folder; use write_report with a path")
+    return _write_in(_section(results), results.folder, page=True)
+
+
+def _section(results: Results) -> Section:
+    return Section(results, tables.declared(results), plots.draw_all(results))
+
+
+def _write_in(section: Section, folder: Path, *, page: bool) -> Path:
+    tables.write(section.results, folder, section.made)
+    plots.write(section.results, folder, section.drawings)
+    path = ExperimentFolder(folder).report
+    if page:
+        _write_page([section], path, None)
+    return path
+
+
+def _write_page(sections: Sequence[Section], path: Path, title: str | None) -> None:
+    experiments = [section.shown for section in sections]
+    if title is None:
+        title = experiments[0]["title"] if len(experiments) == 1 else f"{len(experiments)} experiments"
+    any_quick = any(experiment["quick"] for experiment in experiments)
+    page = _template().render(title=title, experiments=experiments, any_quick=any_quick, quick_words=QUICK)
+    write_whole(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("report_template.html")
+
+
+def _experiment(section: Section) -> dict[str, Any]:
+    """Return what the template shows of one experiment: plain texts, and tables as rows of texts."""
+    results, asked = section.results, section.results.experiment
+    frames = {title: df for title, _, df in section.made}
+    published = frames.get("Published against measured")
+    counted = results.counts()
+    best = best_configuration(results)
+    undrawn = bool(asked.get("figures")) and not section.drawings
+    return {
+        "name": results.name,
+        "anchor": slug(results.name),
+        "title": asked.get("title") or results.name,
+        "description": asked.get("description") or "",
+        "source": asked.get("source") or "",
+        "quick": bool(asked.get("quick")),
+        "state": asked.get("state") or MISSING,
+        "sentences": sentences(results, published),
+        "became": ", ".join(f"{count} {status}" for status, count in counted.items()),
+        "best": measurement(best[0], results.metric) if best else MISSING,
+        "best_at": condition(best[2]) if best else "",
+        "wall": duration((asked.get("provenance") or {}).get("wall_s")),
+        "varied": _table("What varied", tables.varied(results)),
+        "tables": [_table(title, df) for title, _, df in section.made if len(df) and title != _SAID],
+        "figures": [_figure(drawing) for drawing in section.drawings],
+        "undrawn": undrawn,
+        "provenance": _provenance(asked),
+    }
+
+
+def _table(title: str, df: pd.DataFrame) -> dict[str, Any]:
+    text = presented(df.head(_MOST_ROWS))
+    return {
+        "title": title,
+        "columns": [
+            {
+                "name": heading(str(name).removesuffix(" (quick)")),
+                "wordy": wordy,
+                "quick": str(name).endswith(" (quick)"),
+            }
+            for name, wordy in zip(text.columns, text.attrs["wordy"], strict=True)
+        ],
+        "rows": text.to_numpy().tolist(),
+        "source": text.attrs["source"],
+        "num_left_out": max(len(df) - _MOST_ROWS, 0),
+    }
+
+
+def _figure(drawing: plots.Drawing) -> dict[str, str]:
+    """Return a figure as a data address: vectors, unless they are heavier than the pixels."""
+    svg_is_lighter = len(drawing.svg) <= len(drawing.png)
+    kind, content = ("svg+xml", drawing.svg) if svg_is_lighter else ("png", drawing.png)
+    address = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return {"address": address, "caption": drawing.caption, "stem": drawing.stem}
+
+
+def _provenance(asked: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what made the numbers, and how to make them again, as labels and texts; the command comes last."""
+    known = asked.get("provenance") or {}
+    machine = known.get("machine") or {}
+    versions = ", ".join(f"{name} {known[name]}" for name in ("tune_hpc", "python", "ray", "torch") if known.get(name))
+    parts = [machine.get("host"), machine.get("cpu_model")]
+    for noun in ("cpus", "gpus"):
+        if machine.get(noun) is not None:
+            parts.append(f"{value_text(machine[noun])} {noun.upper()[:-1]}s")
+    rows = {
+        "experiment": _marked_name(asked),
+        "searcher": asked.get("searcher"),
+        "seeds": ", ".join(map(str, asked.get("seeds") or ())),
+        "versions": versions,
+        "commit": known.get("commit"),
+        "machine": ", ".join(str(part) for part in parts if part),
+        "started": known.get("started"),
+        "finished": known.get("finished"),
+        "wall time": duration(known["wall_s"]) if known.get("wall_s") is not None else None,
+        "command": known.get("command"),
+    }
+    return [(label, str(text)) for label, text in rows.items() if text]
+
+
+def _marked_name(asked: Mapping[str, Any]) -> str:
+    return f"{asked['name']} ({QUICK})" if asked.get("quick") else str(asked["name"])

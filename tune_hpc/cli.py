@@ -1,0 +1,314 @@
+"""The command line: flags to calls and results to text, and no logic of its own.
+
+Heavy modules are imported by the verb that needs them, so that ``--help`` answers at once and a verb that only reads
+pays neither for torch nor for Ray.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tune_hpc import __version__
+from tune_hpc.errors import InvalidExperimentError, TuneHpcError, UnknownNameError
+
+if TYPE_CHECKING:
+    from tune_hpc.analysis.results import Results
+    from tune_hpc.search.experiment import Experiment
+
+_EXAMPLES = """\
+examples:
+  tune-hpc spaces                                        what there is to run
+  tune-hpc run exercise2.softmax                         one stage, at full size
+  tune-hpc run exercise3 --quick                         all stages of an exercise, at a size for a first look
+  tune-hpc run exercise3.winner --seeds 5 --set dropout=0.4,0.5
+  tune-hpc run exercise2.softmax --set 'learning_rate=loguniform(1e-4, 1)' --num-samples 100
+  tune-hpc run my_search:experiment                      an experiment of your own, from my_search.py
+  tune-hpc run my_search:train --set x=1,2,3 --metric loss --mode min
+  tune-hpc show runs/exercise2.softmax                   the best trials
+  tune-hpc report runs/exercise2.softmax                 tables, figures and report.html
+"""
+
+#: Ends well, ended before its time, failed, wrong input.
+SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: What follows the program's name; by default those of this process.
+
+    Returns:
+        0; 1 when no trial of an experiment came to a result; 2 on wrong input; 130 when a run was interrupted.
+    """
+    parsed = _parser().parse_args(arguments)
+    try:
+        return int(parsed.verb(parsed))
+    except TuneHpcError as error:
+        print(f"tune-hpc: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("tune-hpc: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has what it wanted; Python would complain once more when it flushes at exit.
+        sys.stdout = None
+        return SUCCESS
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="tune-hpc", description="Hyperparameter search on Ray.", epilog=_EXAMPLES, formatter_class=raw,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"tune-hpc {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def add(name: str, verb: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text, formatter_class=raw, allow_abbrev=False)
+        sub.set_defaults(verb=verb)
+        return sub
+
+    run = add("run", _run, "run experiments and write their results")
+    run.epilog = _EXAMPLES
+    add_run_flags(run)
+    run.add_argument("names", nargs="+", metavar="NAME", help="an exercise, a stage, all, or package.module:attribute")
+
+    show = add("show", _show, "show the counts and the best trials of an experiment folder")
+    show.add_argument("folder", metavar="FOLDER")
+    show.add_argument("-n", type=int, default=10, help="trials to show (default: 10)")
+    show.add_argument("--metric", help="rank by this column (default: the experiment's metric)")
+
+    report = add("report", _report, "write tables, figures and report.html of experiment folders")
+    report.add_argument("folders", nargs="+", metavar="FOLDER")
+    report.add_argument("-o", "--output", metavar="FILE", help="where the page goes (default: in the first folder)")
+
+    spaces = add("spaces", _spaces, "list the experiments with their sizes and parameters")
+    spaces.add_argument("names", nargs="*", metavar="NAME", help="these only, with every parameter")
+
+    data = add("data", _data, "find or fetch the image data and say where they are")
+    data.add_argument("names", nargs="*", default=["mnist"], metavar="NAME", help="mnist (default), fashion_mnist")
+    data.add_argument("--data-dir", metavar="DIR", help="where they are, or are to be put")
+    return parser
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how experiments run; the scripts share them."""
+    space = parser.add_argument_group("what is run")
+    space.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="a value, a list (a,b,c) or a range (uniform(0, 0.5), loguniform(1e-4, 1)); repeatable",
+    )
+    space.add_argument("--quick", action="store_true", help="fewer steps and values, for a first look")
+    space.add_argument("--seeds", type=int, metavar="N", help="run every configuration with seeds 0 to N-1")
+    space.add_argument("--num-samples", type=int, metavar="N", help="draw N configurations at random, not all of them")
+    space.add_argument("--search-seed", type=int, default=0, metavar="N", help="fixes what is drawn (default: 0)")
+    space.add_argument("--metric", help="of a function of your own: the metric that ranks trials (default: loss)")
+    space.add_argument("--mode", choices=["min", "max"], help="whether less or more of it is better (default: min)")
+    where = parser.add_argument_group("where it is run")
+    where.add_argument("--address", metavar="HOST:PORT", help="a Ray cluster (default: Ray is started on this machine)")
+    where.add_argument("--cpus-per-trial", type=float, metavar="N", help="CPU cores a trial (default: 1)")
+    where.add_argument("--gpus-per-trial", type=float, metavar="N", help="GPUs a trial; a fraction shares one")
+    where.add_argument("--max-concurrent", type=int, metavar="N", help="trials that run at once, at most")
+    where.add_argument("--data-dir", metavar="DIR", help="where the image data are, or are to be put")
+    results = parser.add_argument_group("where results go")
+    results.add_argument("--output-dir", metavar="DIR", help="default: runs/NAME, or runs/NAME-2 where that is taken")
+    results.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier run of the same experiments there"
+    )
+    results.add_argument("--no-report", action="store_true", help="write the data frames only")
+
+
+def _run(flags: argparse.Namespace) -> int:
+    experiments = [experiment for name in flags.names for experiment in find_experiments(name, flags)]
+    return run_experiments(experiments, "-".join(flags.names).replace(":", "."), flags)
+
+
+def find_experiments(name: str, flags: argparse.Namespace) -> list["Experiment"]:
+    """Return the experiments of a name, changed as the flags say.
+
+    Raises:
+        UnknownNameError: nothing is called so.
+        InvalidSpaceError: a setting that its parameter does not allow.
+        InvalidExperimentError: flags that contradict one another.
+    """
+    from tune_hpc.search.space import parse_domain
+
+    values: dict[str, Any] = {}
+    for setting in flags.settings:
+        key, equals, text = setting.partition("=")
+        key = key.strip()
+        if not key or not equals:
+            raise InvalidExperimentError(f"--set takes KEY=VALUE; got {setting!r}")
+        if key in values:
+            raise InvalidExperimentError(f"--set gives each key once; {key} is given twice")
+        values[key] = parse_domain(key, text)
+    if flags.seeds is not None and flags.seeds < 1:
+        raise InvalidExperimentError(f"--seeds must be at least 1; got {flags.seeds}")
+    changes: dict[str, Any] = {"search_seed": flags.search_seed}
+    if flags.num_samples is not None:
+        changes |= {"searcher": "random", "num_samples": flags.num_samples}
+    if flags.seeds is not None:
+        changes["seeds"] = tuple(range(flags.seeds))
+    changes |= {key: getattr(flags, key) for key in ("metric", "mode") if getattr(flags, key)}
+    found = []
+    for experiment in _named(name, values):
+        chosen = experiment.as_quick() if flags.quick else experiment
+        found.append(chosen.replace(space=chosen.space | values, **changes))
+    return found
+
+
+def _named(name: str, values: dict[str, Any]) -> list["Experiment"]:
+    from tune_hpc.search.experiment import Experiment
+    from tune_hpc.search.reference import load_reference
+    from tune_hpc.search.space import Space
+
+    if ":" not in name:
+        catalogue = import_module("search_spaces")
+        return catalogue.all_experiments() if name == "all" else catalogue.find(name)
+    target = load_reference(name)
+    if isinstance(target, Experiment):
+        return [target]
+    if isinstance(target, list | tuple) and target and all(isinstance(one, Experiment) for one in target):
+        return list(target)
+    if not callable(target):
+        raise UnknownNameError(
+            f"{name} is a {type(target).__name__}; an Experiment or a function (config, report) is wanted"
+        )
+    if not values:
+        raise InvalidExperimentError(
+            f"{name} is a function: give its parameters with --set KEY=VALUE, or name an Experiment"
+        )
+    # A function gives its own meaning to every key, so none is held against ours.
+    return [Experiment(name.replace(":", "."), Space(values, keys={}), name, metric="loss", mode="min", seeds=())]
+
+
+def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.Namespace) -> int:
+    """Run experiments, write what comes of them, and print it in short.
+
+    Args:
+        experiments: What to run.
+        name: The folder below ``runs/`` where ``--output-dir`` is not given.
+        flags: Those of ``add_run_flags``.
+
+    Returns:
+        The exit code.
+    """
+    from tune_hpc.search.reference import load_reference
+    from tune_hpc.search.session import ray_session
+    from tune_hpc.search.tuner import new_folder
+
+    parent = Path(flags.output_dir) if flags.output_dir else new_folder(name)
+    folders = [parent] if len(experiments) == 1 else [parent / experiment.name for experiment in experiments]
+    options = {
+        key: getattr(flags, key)
+        for key in ("overwrite", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "data_dir")
+    }
+    runners = dict.fromkeys(experiment.runner for experiment in experiments)
+    results: dict[str, Results] = {}
+    # Several runners share one connection, for a Ray that is started here takes seconds to come up.
+    with ray_session(flags.address) if len(runners) > 1 else nullcontext():
+        for runner in runners:
+            own = [(one, folder) for one, folder in zip(experiments, folders, strict=True) if one.runner == runner]
+            done = load_reference(runner)(
+                [one for one, _ in own], folders=[folder for _, folder in own], address=flags.address, **options
+            )
+            results |= {one.name: one for one in done}
+    ordered = [results[experiment.name] for experiment in experiments]
+    for one in ordered:
+        print(_in_short(one))
+    if not flags.no_report:
+        from tune_hpc.analysis.report import write_report
+
+        print(f"report: {write_report(ordered, parent / 'report.html')}")
+    states = {one.experiment["state"] for one in ordered}
+    if "interrupted" in states:
+        return INTERRUPTED
+    return FAILURE if any(not {"finished", "stopped"} & set(one.counts()) for one in ordered) else SUCCESS
+
+
+def _show(flags: argparse.Namespace) -> int:
+    from tune_hpc.analysis.results import load_all
+    from tune_hpc.analysis.tables import best_trials, to_markdown
+
+    if flags.n < 1:
+        raise InvalidExperimentError(f"-n must be at least 1; got {flags.n}")
+    for one in load_all(flags.folder):
+        print(_in_short(one, flags.metric))
+        print(to_markdown(best_trials(one, flags.n, flags.metric)), end="\n\n")
+        for error in one.trials["error"].dropna().unique():
+            print(f"failed: {error}")
+    return SUCCESS
+
+
+def _in_short(results: "Results", metric: str | None = None) -> str:
+    """Return one line: how many trials of which status, and the best."""
+    counts = ", ".join(f"{count} {status}" for status, count in results.counts().items())
+    text = f"{results.name}{' (quick)' if results.experiment.get('quick') else ''}: {counts or 'no trials'}"
+    try:
+        best = results.best(metric)
+    except UnknownNameError:
+        if metric:
+            raise
+        return text
+    column = metric or results.metric
+    where = ", ".join(f"{key}={best[key]}" for key in results.varying)
+    return f"{text}; best {column} {best[column]:.4g}{f' at {where}' if where else ''}"
+
+
+def _report(flags: argparse.Namespace) -> int:
+    from tune_hpc.analysis.report import write_report
+    from tune_hpc.analysis.results import load_all
+
+    results = [one for folder in flags.folders for one in load_all(folder)]
+    page = Path(flags.output) if flags.output else Path(flags.folders[0]) / "report.html"
+    print(write_report(results, page))
+    return SUCCESS
+
+
+def _spaces(flags: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tune_hpc.search.space import describe
+
+    catalogue = import_module("search_spaces")
+    if flags.names:
+        for experiment in [one for name in flags.names for one in catalogue.find(name)]:
+            print(f"{experiment.name}: {experiment.title} ({experiment.source}; {experiment.num_trials} trials)")
+            for name, value in experiment.space.items():
+                print(f"  {name} = {describe(value)}")
+        return SUCCESS
+    table = Table("experiment", "trials", "quick", "varies", "title", box=None)
+    for experiment in catalogue.all_experiments():
+        quick = experiment.as_quick()
+        table.add_row(
+            experiment.name, str(experiment.num_trials), str(quick.num_trials), ", ".join(experiment.space.varying),
+            experiment.title,
+        )  # fmt: skip
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    return SUCCESS
+
+
+def _data(flags: argparse.Namespace) -> int:
+    import logging
+
+    from tune_hpc.learning.download import find_or_fetch
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in flags.names:
+        print(f"{name}: {find_or_fetch(name, Path(flags.data_dir) if flags.data_dir else None)}")
+    return SUCCESS
+
+
+if __name__ == "__main__":
+    sys.exit(main())
