@@ -180,14 +180,6 @@ def test_thinning_keeps_ends_and_extremes():
     assert values[kept].min() == values.min()
 
 
-def test_only_visible_jitter_counts_as_noise():
-    rng = np.random.default_rng(0)
-    falling = np.exp(-np.arange(500) / 50)
-    assert plot_data.is_noisy(falling + rng.normal(0, 0.1, 500))
-    assert not plot_data.is_noisy(falling)
-    assert not plot_data.is_noisy(falling + rng.normal(0, 1e-9, 500))
-
-
 def test_labels_start_no_formula(trial, results_of):
     made = results_of(trial("00000", optimizer="a$b$"), trial("00001", optimizer="_x"))
     drawing = plots.draw_all(type(made)({**made.experiment, "figures": [{**CURVE, "line": "optimizer", "page": None}]},

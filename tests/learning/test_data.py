@@ -1,5 +1,7 @@
 import hashlib
 import pickle
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -7,8 +9,9 @@ import pytest
 import torch
 
 from tune_hpc.errors import DataUnavailableError
-from tune_hpc.learning import data, download
+from tune_hpc.learning import data, download, image_files
 from tune_hpc.learning.data import ImageData, LineData, load_images
+from tune_hpc.learning.image_files import read_arrays
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def small(monkeypatch, tmp_path):
     files = download._files_from_splits(splits)
     sums = {file_name: hashlib.md5(content).hexdigest() for file_name, content in files.items()}
     monkeypatch.setattr(download, "MD5_SUMS", {"mnist": sums})
-    monkeypatch.setattr(data, "NUM_TRAINING_IMAGES", 7)
+    monkeypatch.setattr(image_files, "NUM_TRAINING_IMAGES", 7)
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)
     for file_name, content in files.items():
@@ -80,6 +83,21 @@ class TestLoading:
         (root / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(b"no images")
         with pytest.raises(DataUnavailableError, match="train-images-idx3-ubyte is damaged"):
             load_images("mnist", root)
+
+
+class TestArrays:
+    def test_they_are_those_of_the_data_set(self, small):
+        _, root = small
+        arrays, expected = read_arrays("mnist", root), load_images("mnist", root).to_arrays()
+        assert list(arrays) == list(expected)
+        for name in arrays:
+            assert arrays[name].dtype == expected[name].dtype
+            assert np.array_equal(arrays[name], expected[name])
+
+    def test_reading_them_needs_no_torch(self):
+        code = "import sys, tune_hpc.learning.image_files; print({'torch', 'torchvision'} & set(sys.modules))"
+        printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert printed.strip() == "set()"
 
 
 class TestSharing:

@@ -177,20 +177,6 @@ def published_table(
     return pd.DataFrame(rows, columns=["line", "x", "mean"])
 
 
-def is_noisy(values: np.ndarray) -> bool:
-    """Return whether a curve jumps up and down by a visible amount from point to point, as a batch loss does."""
-    if len(values) < 100:
-        return False
-    steps = np.diff(values)
-    turns = np.mean(steps[1:] * steps[:-1] < 0)
-    return bool(turns > 0.4 and np.median(np.abs(steps)) > 0.005 * np.ptp(values))
-
-
-def smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """Return a centred running mean, its window cut at both ends."""
-    return pd.Series(values).rolling(window, center=True, min_periods=1).mean().to_numpy()
-
-
 def thinned(values: np.ndarray, num_buckets: int = NUM_BUCKETS) -> np.ndarray:
     """Return the indices of points that draw the same line: ends, and the lowest and highest of each bucket.
 

@@ -126,13 +126,7 @@ def draw_curve(ax: Axes, table: pd.DataFrame, lines: Sequence[Any], *, log_y: bo
             continue
         own = grouped[line]
         x, mean, low, high = (own[name].to_numpy(float) for name in ("x", "mean", "low", "high"))
-        if plot_data.is_noisy(mean):
-            window = max(len(mean) // 40, 5)
-            mean, low, high = (plot_data.smoothed(values, window) for values in (mean, low, high))
-            notes.append(f"Noisy curves are drawn as a running mean of {window} points.")
-            kept = np.unique(np.append(np.arange(0, len(mean), max(window // 3, 1)), len(mean) - 1))
-        else:
-            kept = plot_data.thinned(mean)
+        kept = plot_data.thinned(mean)
         if (own["num_trials"] > 1).any():
             notes.append("Line: mean over seeds; band: lowest to highest seed.")
             band = (np.maximum(values[kept], floor) for values in (low, high))

@@ -242,12 +242,17 @@ def load(folder: str | Path) -> Results:
 
 
 def load_all(folder: str | Path) -> list[Results]:
-    """Load every experiment at a folder or below it.
+    """Load every experiment at a folder or below it, in the order in which they were run.
 
     Raises:
         FolderError: there is none, or a file cannot be read.
     """
-    return [_load(one) for one in find_experiments(folder)]
+    return sorted((_load(one) for one in find_experiments(folder)), key=_in_order)
+
+
+def _in_order(results: Results) -> tuple[str, int]:
+    """Sort experiments as they were run; those of one run began at the same moment."""
+    return results.experiment.get("provenance", {}).get("started", ""), results.experiment.get("position", 0)
 
 
 def _load(folder: ExperimentFolder) -> Results:

@@ -1,6 +1,8 @@
 """States on disk: tensors, numbers, strings, lists and dictionaries, and nothing that could run on loading."""
 
 import pickle
+import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,19 @@ def load_state(path: Path) -> dict[str, Any]:
         FolderError: the file is damaged, or holds more than plain data.
     """
     try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise FolderError(
-            f"{path} is not readable as a checkpoint ({reason}); remove it to start that trial anew"
-        ) from error
+        # torch neither verifies the sums in its own files nor answers damage with errors of its own.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the sum of {damaged} differs")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, struct.error, pickle.UnpicklingError, OSError, EOFError, RuntimeError, ValueError) as error:
+        raise _unreadable(path, str(error)) from error
+    if not isinstance(state, dict):
+        raise _unreadable(path, "it holds no state")
+    return state
+
+
+def _unreadable(path: Path, reason: str) -> FolderError:
+    first_line = next(iter(reason.splitlines()), "damaged")
+    return FolderError(f"{path} is not readable as a checkpoint ({first_line}); remove it to start that trial anew")

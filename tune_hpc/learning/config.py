@@ -6,6 +6,7 @@ function of the completed mapping alone. No torch is imported here: listing and 
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +84,8 @@ class Key:
         """
         wrong = InvalidConfigError(f"{self.name} must be {self.allowed}; got {value!r}")
         if isinstance(value, bool) != (self.kind is bool):
+            raise wrong
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
             raise wrong
         if self.kind is float and isinstance(value, int | float):
             value = float(value)

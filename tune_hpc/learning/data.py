@@ -14,9 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tune_hpc.learning.download import read_files
-
-NUM_TRAINING_IMAGES = 50_000
+from tune_hpc.learning.image_files import read_arrays
 
 
 @dataclass(frozen=True)
@@ -99,26 +97,4 @@ def load_images(name: str, data_dir: Path | None = None) -> ImageData:
         UnknownNameError: no such data set.
         DataUnavailableError: it is damaged, or can be neither found nor fetched.
     """
-    _, files = read_files(name, data_dir)
-    train_images = _parse_idx(files["train-images-idx3-ubyte"])[:, None]
-    train_labels = _parse_idx(files["train-labels-idx1-ubyte"]).astype(np.int64)
-    test_images = _parse_idx(files["t10k-images-idx3-ubyte"])[:, None]
-    test_labels = _parse_idx(files["t10k-labels-idx1-ubyte"]).astype(np.int64)
-    return ImageData.from_arrays(
-        {
-            "name": np.array(name),
-            "train_images": train_images[:NUM_TRAINING_IMAGES],
-            "train_labels": train_labels[:NUM_TRAINING_IMAGES],
-            "valid_images": train_images[NUM_TRAINING_IMAGES:],
-            "valid_labels": train_labels[NUM_TRAINING_IMAGES:],
-            "test_images": test_images,
-            "test_labels": test_labels,
-        }
-    )
-
-
-def _parse_idx(content: bytes) -> np.ndarray:
-    """Return an IDX file's array of bytes: its header is 0, 0, type, number of dimensions, then each size."""
-    num_dimensions = content[3]
-    sizes = np.frombuffer(content, dtype=">i4", count=num_dimensions, offset=4)
-    return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * num_dimensions).reshape(sizes)
+    return ImageData.from_arrays(read_arrays(name, data_dir))

@@ -25,6 +25,7 @@ from tune_hpc.analysis.folder import ExperimentFolder
 from tune_hpc.analysis.results import Results, load, trials_frame, write_frames
 from tune_hpc.errors import InvalidConfigError, TrialError
 from tune_hpc.learning.config import complete
+from tune_hpc.learning.image_files import read_arrays
 from tune_hpc.scaling.workers import time_workers
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.provenance import now, provenance
@@ -179,9 +180,7 @@ def measure(plan: Plan, home: ExperimentFolder, data_dir: str | Path | None = No
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from tune_hpc.learning.data import load_images
-
-    images = ray.put(load_images(plan.config["data"], Path(data_dir) if data_dir else None).to_arrays())
+    images = ray.put(read_arrays(plan.config["data"], Path(data_dir) if data_dir else None))
     trainer = TorchTrainer(
         time_workers,
         train_loop_config={"plan": asdict(plan), "images": [images], "called_at": time.time()},

@@ -8,7 +8,6 @@ these become the two frames. Ray's own files are kept beside them and are needed
 import os
 import shutil
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,20 +16,23 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from tune_hpc.analysis.folder import ExperimentFolder
 from tune_hpc.analysis.results import Results, TrialRecord, load, write_frames, write_part
-from tune_hpc.errors import FolderError, InvalidExperimentError
+from tune_hpc.errors import ClusterError, FolderError, InvalidExperimentError
 from tune_hpc.learning.config import complete
+from tune_hpc.learning.image_files import read_arrays
 from tune_hpc.search.experiment import TRAIN, Experiment
-from tune_hpc.search.progress import SearchProgress, Tally
 from tune_hpc.search.provenance import now, provenance
 from tune_hpc.search.reference import load_reference
 from tune_hpc.search.resources import TrialResources, choose_resources
 from tune_hpc.search.session import node_resources, ray_session
 from tune_hpc.search.trial import Assignment, identity, run_trial
+from tune_hpc.search.watcher import Watcher
+
+#: The version of the experiment folder's layout.
+FORMAT = 1
 
 
 def run(experiment: Experiment, *, output_dir: str | Path | None = None, **options: Any) -> Results:
@@ -85,7 +87,6 @@ def run_all(
         DataUnavailableError: image data that are not here and cannot be fetched.
         ClusterError: no such cluster, or one on which no trial fits.
     """
-    began = time.perf_counter()
     names = [experiment.name for experiment in experiments]
     if len(set(names)) < len(names) or len(folders) != len(names):
         raise InvalidExperimentError(f"each experiment is given once, with a folder of its own; got {', '.join(names)}")
@@ -99,34 +100,37 @@ def run_all(
 
     with ray_session(address):
         resources = choose_resources(node_resources(), len(queue), cpus_per_trial, gpus_per_trial, max_concurrent)
+        origin = provenance()
         descriptions = {}
-        for experiment in experiments:
-            homes[experiment.name].claim(experiment.name, overwrite=overwrite)
-            keys = list(dict.fromkeys(key for sample in samples[experiment.name] for key in sample["config"]))
+        for position, experiment in enumerate(experiments):
+            home = homes[experiment.name]
+            home.claim(experiment.name, overwrite=overwrite)
             descriptions[experiment.name] = experiment.to_json() | {
-                "format": 1, "config_keys": keys, "state": "running",
-                "provenance": provenance(),
-            }  # fmt: skip
-            homes[experiment.name].write(descriptions[experiment.name])
+                "format": FORMAT,
+                "position": position,
+                "config_keys": list(dict.fromkeys(key for one in samples[experiment.name] for key in one["config"])),
+                "state": "running",
+                "provenance": origin,
+            }
+            home.write(descriptions[experiment.name])
         assignments = {
             one.name: Assignment(
                 one.name, str(homes[one.name].path), trainables[one.name], one.metric, checkpoint_interval_s
             )
             for one in experiments
         }
-        watcher = _Watcher(Tally(len(queue)), {one.name: one for one in experiments}, homes, show_progress)
+        watcher = Watcher(len(queue), {one.name: one for one in experiments}, homes, show_progress)
         images = {name: ray.put(arrays) for name, arrays in image_sets.items()}
-        del image_sets
-        _fit(queue, assignments, images, resources, homes[names[0]].ray, watcher)
-
-    results = []
-    for name, home in homes.items():
-        unfinished = watcher.unfinished(name)
-        complete_run = not unfinished and not any(sample["experiment"] == name for sample in queue)
-        description = descriptions[name] | {"state": "finished" if complete_run else "interrupted"}
-        description["provenance"] |= {"finished": now(), "wall_s": time.perf_counter() - began}
-        results.append(_gather(home, description, unfinished))
-    return results
+        try:
+            _fit(queue, assignments, images, resources, homes[names[0]].ray, watcher)
+        except (ray.exceptions.RayError, tune.TuneError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ClusterError(f"the cluster was lost: {reason}; the trials that ended are in {folders[0]}") from error
+        finally:
+            left = {sample["experiment"] for sample in queue}
+            for name, home in homes.items():
+                _gather(home, descriptions[name], watcher, is_whole=name not in left)
+    return [load(home.path) for home in homes.values()]
 
 
 def new_folder(name: str, parent: str | Path = "runs") -> Path:
@@ -162,63 +166,6 @@ class _Queue(Searcher):
         raise FolderError("Ray's own state does not bring a search back; its experiment folder does")
 
 
-class _Watcher(tune.Callback):
-    """Follows the trials on the driver: counts them, shows them, and lists those whose process died."""
-
-    def __init__(
-        self,
-        tally: Tally,
-        experiments: Mapping[str, Experiment],
-        homes: Mapping[str, ExperimentFolder],
-        show_progress: bool,
-    ) -> None:
-        self.tally = tally
-        self.experiments = experiments
-        self.homes = homes
-        self.under_way: dict[str, Mapping[str, Any]] = {}
-        metrics = {name: experiment.metric for name, experiment in experiments.items()}
-        self.progress = SearchProgress(tally, metrics) if show_progress else None
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Ray pickles its callbacks for a restore that is never asked for; a terminal cannot be pickled.
-        return {}
-
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self.under_way[trial.trial_id] = trial.config
-        self._show()
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        experiment = self.experiments[trial.config["experiment"]]
-        if result.get("status", "finished") in ("finished", "stopped"):
-            self.tally.note_value(experiment.name, trial.config["trial_id"], result.get("value"), experiment.mode)
-        if result.get("last") and self.under_way.pop(trial.trial_id, None) is not None:
-            self.tally.ended[result["status"]] += 1
-        self._show()
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        sample = self.under_way.pop(trial.trial_id, None)
-        if sample is None:
-            return
-        reason = " ".join(str(trial.get_pickled_error() or "the process of the trial ended").split())
-        row = identity(sample["experiment"], sample["trial_id"], sample["config"])
-        row |= {"status": "failed", "stop_reason": "process died", "error": reason[:500]}
-        home = self.homes[sample["experiment"]]
-        write_part(home.part(sample["trial_id"]), row, TrialRecord({}).history())
-        self.tally.ended["failed"] += 1
-        self._show()
-
-    def unfinished(self, experiment: str) -> list[Mapping[str, Any]]:
-        """Return the samples that were under way when the run ended."""
-        return [sample for sample in self.under_way.values() if sample["experiment"] == experiment]
-
-    def _show(self) -> None:
-        self.tally.running = len(self.under_way)
-        if self.progress:
-            self.progress.update()
-
-
 def _samples(experiment: Experiment) -> list[dict[str, Any]]:
     """Return what the searcher proposes: every trial of an experiment, its configuration checked and complete."""
     whole = complete if experiment.trainable == TRAIN else dict
@@ -248,9 +195,7 @@ def _image_sets(
     needed = sorted({sample["config"]["data"] for name in ours for sample in samples[name]} - {"line"})
     if not needed:
         return {}
-    from tune_hpc.learning.data import load_images
-
-    return {name: load_images(name, Path(data_dir) if data_dir else None).to_arrays() for name in needed}
+    return {name: read_arrays(name, Path(data_dir) if data_dir else None) for name in needed}
 
 
 def _fit(
@@ -259,7 +204,7 @@ def _fit(
     images: Mapping[str, ray.ObjectRef],
     resources: TrialResources,
     storage: Path,
-    watcher: _Watcher,
+    watcher: Watcher,
 ) -> None:
     """Run every sample on Ray Tune; an interrupt leaves the rest in the queue."""
     trainable = tune.with_parameters(run_trial, assignments=assignments, images=images)
@@ -309,17 +254,20 @@ def _environment(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _gather(home: ExperimentFolder, description: dict[str, Any], unfinished: list[Mapping[str, Any]]) -> Results:
+def _gather(home: ExperimentFolder, description: dict[str, Any], watcher: Watcher, *, is_whole: bool) -> None:
     """Make the two frames of what the trials left; their own files go once every one of them is in.
 
-    A trial that was interrupted keeps its checkpoint, and is listed as running.
+    A trial that was interrupted is listed as running, and keeps its checkpoint.
     """
+    unfinished = watcher.unfinished(description["name"])
     for sample in unfinished:
         row = identity(sample["experiment"], sample["trial_id"], sample["config"])
         write_part(home.part(sample["trial_id"]), row | {"status": "running"}, TrialRecord({}).history())
-    home.write(description)
+    is_whole = is_whole and not unfinished
+    ended = {"finished": now(), "wall_s": watcher.seconds(description["name"])}
+    state = "finished" if is_whole else "interrupted"
+    home.write(description | {"state": state, "provenance": description["provenance"] | ended})
     results = load(home.path)
     write_frames(home, results.trials, results.history)
-    if description["state"] == "finished":
+    if is_whole:
         shutil.rmtree(home.parts, ignore_errors=True)
-    return results

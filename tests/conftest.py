@@ -1,0 +1,42 @@
+"""One real Ray session for all tests that need one, and the real images."""
+
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """A Ray of two cores on this machine; starting one costs seconds, so all tests share it."""
+    import ray
+
+    # Trials find the tests' own trainables here, as they would find a user's beside the search that names them.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    """MNIST, found or fetched."""
+    from tune_hpc.learning.data import load_images
+
+    return load_images("mnist")
+
+
+@pytest.fixture
+def write_module(tmp_path, monkeypatch):
+    """Write a module of a user's own into a folder outside the repository, and go there."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(name: str, source: str) -> Path:
+        path = tmp_path / f"{name}.py"
+        path.write_text(source, encoding="utf-8")
+        return path
+
+    return write

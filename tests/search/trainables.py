@@ -1,0 +1,65 @@
+"""Trainables as a user would write them, for the tests on Ray."""
+
+import os
+import time
+from pathlib import Path
+
+from tune_hpc.learning.training import train
+
+
+def parabola(config, report):
+    """Gradient descent on (x - 3)²."""
+    x = 0.0
+    for step in range(1, config.get("steps", 50) + 1):
+        x -= config["learning_rate"] * 2 * (x - 3)
+        report(step, {"loss": (x - 3) ** 2})
+
+
+def fails_at_two(config, report):
+    """Raise for one value."""
+    report(1, {"loss": 1.0 / config["x"]})
+    if config["x"] == 2:
+        raise RuntimeError("two is\nnot allowed")
+    report(2, {"loss": 0.5 / config["x"]})
+
+
+def not_finite(config, report):
+    """Report a loss that is not a number after a while, for one value."""
+    for step in range(1, 11):
+        report(step, {"loss": float("nan") if config["x"] == 2 and step == 4 else 1.0 / step})
+
+
+def dies(config, report):
+    """End the process, for one value."""
+    report(1, {"loss": 1.0})
+    if config["x"] == 2:
+        os._exit(7)
+
+
+def train_and_die_once(config, report, *, checkpoint, images):
+    """Train as usual, but lose the process once, right after a state half-way was kept."""
+    marker = Path(config["marker"])
+    config = {key: value for key, value in config.items() if key != "marker"}
+
+    class DeadlyCheckpoint:
+        def load(self):
+            return checkpoint.load()
+
+        def save(self, step, make_state):
+            checkpoint.save(step, make_state)
+            if step >= config["steps"] // 2 and not marker.exists():
+                marker.touch()
+                os._exit(7)
+
+    return train(config, report, checkpoint=DeadlyCheckpoint(), images=images)
+
+
+def which_gpu(config, report):
+    """Tell the GPU this trial sees, once all trials are there."""
+    meeting = Path(config["meeting"])
+    (meeting / str(config["number"])).touch()
+    deadline = time.monotonic() + 120
+    while len(list(meeting.iterdir())) < config["of"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    report(1, {"loss": 0.0})
+    return {"gpu": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "met": len(list(meeting.iterdir()))}
