@@ -141,7 +141,7 @@ def find_experiments(name: str, flags: argparse.Namespace) -> list["Experiment"]
         InvalidSpaceError: a setting that its parameter does not allow.
         InvalidExperimentError: flags that contradict one another.
     """
-    from tune_hpc.search.space import parse_domain
+    from tune_hpc.search.domains import parse_domain
 
     values: dict[str, Any] = {}
     for setting in flags.settings:
@@ -279,7 +279,7 @@ def _spaces(flags: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from tune_hpc.search.space import describe
+    from tune_hpc.search.domains import describe
 
     catalogue = import_module("search_spaces")
     if flags.names:

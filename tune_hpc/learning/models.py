@@ -37,8 +37,9 @@ class Line(Model):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.tensor([0.3]))
-        self.bias = nn.Parameter(torch.tensor([-0.3]))
+        # In double precision, from which both precisions round: 0.3 by way of float32 is 0.30000001.
+        self.weight = nn.Parameter(torch.tensor([0.3], dtype=torch.float64))
+        self.bias = nn.Parameter(torch.tensor([-0.3], dtype=torch.float64))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the line at ``x``, any shape."""

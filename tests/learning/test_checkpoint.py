@@ -1,0 +1,114 @@
+import os
+import pickle
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tune_hpc.errors import FolderError
+from tune_hpc.learning.checkpoint import load_state, save_state
+
+STATE = {
+    "step": 500,
+    "loss": 0.1 + 0.2,
+    "model": {"weight": torch.linspace(0, 1, 100), "counts": torch.arange(3)},
+    "optimizer": {"state": {0: {"exp_avg": torch.zeros(2, 3)}}, "groups": [{"lr": 1e-3, "betas": (0.9, 0.999)}]},
+    "status": "finished",
+    "nothing": None,
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "checkpoint.pt"
+    save_state(file, STATE)
+    return file
+
+
+def as_lists(value):
+    """The same with tensors as dtype and numbers, which compare."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), value.tolist()
+    if isinstance(value, dict):
+        return {key: as_lists(one) for key, one in value.items()}
+    return [as_lists(one) for one in value] if isinstance(value, list) else value
+
+
+class TestRoundTrip:
+    def test_a_state_comes_back_to_the_last_bit(self, path):
+        assert as_lists(load_state(path)) == as_lists(STATE)
+
+    def test_channels_last_weights_keep_their_layout(self, tmp_path):
+        weight = torch.rand(4, 3, 5, 5).to(memory_format=torch.channels_last)
+        save_state(tmp_path / "file", {"weight": weight})
+        again = load_state(tmp_path / "file")["weight"]
+        assert again.stride() == weight.stride()
+        assert torch.equal(again, weight)
+
+
+class TestDamage:
+    def test_a_file_cut_short_is_refused_with_its_name_and_the_remedy(self, path):
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(FolderError, match=r"checkpoint\.pt is not readable as a checkpoint \(.*\); remove it"):
+            load_state(path)
+
+    @pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"PK\x03\x04", bytes(1000), b"\x80\x02}."])
+    def test_what_is_no_checkpoint_is_refused(self, path, content):
+        path.write_bytes(content)
+        with pytest.raises(FolderError, match="is not readable as a checkpoint"):
+            load_state(path)
+
+    def test_one_flipped_bit_in_the_numbers_is_noticed(self, path):
+        content = bytearray(path.read_bytes())
+        start = content.index(STATE["model"]["weight"].numpy().tobytes())
+        content[start + 17] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(FolderError, match="the sum of .*data.* differs"):
+            load_state(path)
+
+    @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4))
+    def test_a_changed_byte_leads_to_the_same_state_or_to_our_error(self, path, changes):
+        save_state(path, STATE)
+        content = bytearray(path.read_bytes())
+        for place, byte in changes:
+            content[int(place * len(content))] = byte
+        path.write_bytes(content)
+        try:
+            state = load_state(path)
+        except FolderError as error:
+            assert "\n" not in str(error)
+        else:
+            assert as_lists(state) == as_lists(STATE)
+
+    def test_a_file_that_holds_no_mapping_is_refused(self, path):
+        torch.save(torch.ones(3), path)
+        with pytest.raises(FolderError, match="it holds no state"):
+            load_state(path)
+
+
+class MakesFolder:
+    """A pickle of this makes a folder on loading."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+class TestCode:
+    def test_a_checkpoint_with_code_is_refused_and_nothing_of_it_runs(self, path, tmp_path):
+        trap = tmp_path / "trap"
+        torch.save({"model": MakesFolder(trap)}, path)
+        with pytest.raises(FolderError, match="is not readable as a checkpoint"):
+            load_state(path)
+        assert not trap.exists()
+
+    def test_a_bare_pickle_with_code_is_refused_and_nothing_of_it_runs(self, path, tmp_path):
+        trap = tmp_path / "trap"
+        path.write_bytes(pickle.dumps(MakesFolder(trap)))
+        with pytest.raises(FolderError, match="is not readable as a checkpoint"):
+            load_state(path)
+        assert not trap.exists()

@@ -1,0 +1,44 @@
+"""Each of the five scripts, at a tiny size, in the shared Ray session."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from tune_hpc import load_all
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+TINY_CNN = ["--set", "steps=3", "--set", "width=0.1", "--set", "num_evaluations=1", "--set", "num_evaluation_images=50"]
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "num_experiments", "num_trials"),
+    [
+        ("exercise1_1stpart", ["--set", "steps=20"], 1, 5),
+        ("exercise1_2ndpart", ["--set", "steps=20"], 1, 10),
+        ("exercise2", [*TINY_CNN[:2], *TINY_CNN[4:], "--set", "optimizer=adam,ftrl", "--set", "learning_rate=0.1,0.01"], 2, 8),
+        ("exercise3", [*TINY_CNN, "--set", "batch_size=4,150"], 7, 22),
+        ("exercise4", ["--set", "width=0.1", "--set", "workers=1,2"], 1, 2),
+    ],
+)  # fmt: skip
+def test_each_script_writes_frames_tables_figures_and_a_report(
+    name, flags, num_experiments, num_trials, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick", "--output-dir", str(tmp_path / "out"), *flags])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+    assert ended.value.code == 0
+    results = load_all(tmp_path / "out")
+    assert len(results) == num_experiments
+    assert sum(len(one.trials) for one in results) == num_trials
+    assert all(one.counts() == {"finished": len(one.trials)} for one in results)
+    for one in results:
+        assert list((one.folder / "tables").glob("*.csv"))
+        assert list((one.folder / "figures").glob("*.svg")), one.name
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert all(one.experiment["title"].partition(" (")[0] in page for one in results)
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert f"report: {tmp_path / 'out' / 'report.html'}" in capsys.readouterr().out
