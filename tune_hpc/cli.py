@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_hpc import __version__
-from tune_hpc.errors import InvalidExperimentError, TuneHpcError, UnknownNameError
+from tune_hpc.errors import FolderError, InvalidExperimentError, TuneHpcError, UnknownNameError
 
 if TYPE_CHECKING:
     from tune_hpc.analysis.results import Results
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.verb(parsed))
     except TuneHpcError as error:
-        print(f"tune-hpc: {error}", file=sys.stderr)
+        print(f"tune-hpc: {' '.join(str(error).split())}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         print("tune-hpc: interrupted", file=sys.stderr)
@@ -112,8 +112,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     space.add_argument("--seeds", type=int, metavar="N", help="run every configuration with seeds 0 to N-1")
     space.add_argument("--num-samples", type=int, metavar="N", help="draw N configurations at random, not all of them")
     space.add_argument("--search-seed", type=int, default=0, metavar="N", help="fixes what is drawn (default: 0)")
-    space.add_argument("--metric", help="of a function of your own: the metric that ranks trials (default: loss)")
-    space.add_argument("--mode", choices=["min", "max"], help="whether less or more of it is better (default: min)")
+    space.add_argument("--metric", help="what ranks trials (default: the experiment's; loss for a function)")
+    space.add_argument("--mode", choices=["min", "max"], help="whether less or more of it is better (function: min)")
     where = parser.add_argument_group("where it is run")
     where.add_argument("--address", metavar="HOST:PORT", help="a Ray cluster (default: Ray is started on this machine)")
     where.add_argument("--cpus-per-trial", type=float, metavar="N", help="CPU cores a trial (default: 1)")
@@ -130,7 +130,10 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 def _run(flags: argparse.Namespace) -> int:
     experiments = [experiment for name in flags.names for experiment in find_experiments(name, flags)]
-    return run_experiments(experiments, "-".join(flags.names).replace(":", "."), flags)
+    first, *others = flags.names
+    # A folder's name has 255 characters at most.
+    name = "-".join(flags.names) if len(others) < 4 else f"{first}-and-{len(others)}-others"
+    return run_experiments(experiments, name.replace(":", "."), flags)
 
 
 def find_experiments(name: str, flags: argparse.Namespace) -> list["Experiment"]:
@@ -162,6 +165,11 @@ def find_experiments(name: str, flags: argparse.Namespace) -> list["Experiment"]
     changes |= {key: getattr(flags, key) for key in ("metric", "mode") if getattr(flags, key)}
     found = []
     for experiment in _named(name, values):
+        if flags.metric not in (None, experiment.metric) and not flags.mode and experiment.trainable != name:
+            raise InvalidExperimentError(
+                f"--metric {flags.metric} needs --mode min or --mode max; {experiment.name} is ranked by the "
+                f"{experiment.mode} of {experiment.metric}"
+            )
         chosen = experiment.as_quick() if flags.quick else experiment
         found.append(chosen.replace(space=chosen.space | values, **changes))
     return found
@@ -182,7 +190,7 @@ def _named(name: str, values: dict[str, Any]) -> list["Experiment"]:
         return list(target)
     if not callable(target):
         raise UnknownNameError(
-            f"{name} is a {type(target).__name__}; an Experiment or a function (config, report) is wanted"
+            f"{name} is of type {type(target).__name__}; an Experiment or a function (config, report) is wanted"
         )
     if not values:
         raise InvalidExperimentError(
@@ -203,26 +211,33 @@ def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.
     Returns:
         The exit code.
     """
+    from tune_hpc.analysis.folder import ExperimentFolder
     from tune_hpc.search.reference import load_reference
     from tune_hpc.search.session import ray_session
     from tune_hpc.search.tuner import new_folder
 
     parent = Path(flags.output_dir) if flags.output_dir else new_folder(name)
     folders = [parent] if len(experiments) == 1 else [parent / experiment.name for experiment in experiments]
+    if len(experiments) > 1 and ExperimentFolder(parent).holds_experiment:
+        raise FolderError(f"{parent} holds one experiment, and {len(experiments)} are to run; choose another folder")
     options = {
         key: getattr(flags, key)
         for key in ("overwrite", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "data_dir")
     }
     runners = dict.fromkeys(experiment.runner for experiment in experiments)
-    results: dict[str, Results] = {}
+
+    def run_by(runner: str, **more: Any) -> list["Results"]:
+        own = [(one, folder) for one, folder in zip(experiments, folders, strict=True) if one.runner == runner]
+        return load_reference(runner)(
+            [one for one, _ in own], folders=[folder for _, folder in own], address=flags.address, **options, **more
+        )
+
+    # What the last runner would refuse is to be known before the first one has worked for hours.
+    for runner in runners if len(runners) > 1 else ():
+        run_by(runner, check_only=True)
     # Several runners share one connection, for a Ray that is started here takes seconds to come up.
     with ray_session(flags.address) if len(runners) > 1 else nullcontext():
-        for runner in runners:
-            own = [(one, folder) for one, folder in zip(experiments, folders, strict=True) if one.runner == runner]
-            done = load_reference(runner)(
-                [one for one, _ in own], folders=[folder for _, folder in own], address=flags.address, **options
-            )
-            results |= {one.name: one for one in done}
+        results = {one.name: one for runner in runners for one in run_by(runner)}
     ordered = [results[experiment.name] for experiment in experiments]
     for one in ordered:
         print(_in_short(one))
@@ -302,8 +317,10 @@ def _spaces(flags: argparse.Namespace) -> int:
 def _data(flags: argparse.Namespace) -> int:
     import logging
 
-    from tune_hpc.learning.download import find_or_fetch
+    from tune_hpc.learning.download import check_name, find_or_fetch
 
+    for name in flags.names:
+        check_name(name)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in flags.names:
         print(f"{name}: {find_or_fetch(name, Path(flags.data_dir) if flags.data_dir else None)}")

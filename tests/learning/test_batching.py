@@ -74,7 +74,10 @@ class TestPasses:
 
 class TestPurity:
     @given(
-        st.sampled_from(ENDLESS), sizes(), st.integers(0, 2**31 - 1), st.lists(st.integers(0, 50), min_size=1, max_size=12)
+        st.sampled_from(ENDLESS),
+        sizes(),
+        st.integers(0, 2**31 - 1),
+        st.lists(st.integers(0, 50), min_size=1, max_size=12),
     )
     def test_a_batch_depends_on_policy_seed_and_step_alone(self, policy, size, seed, steps):
         asked_often = Batching(policy, *size, seed)
@@ -115,7 +118,13 @@ class TestEpochs:
         assert batching.epoch(332) == 0
 
     def test_500_steps_of_100_images_are_one_pass(self):
-        assert [Batching("shuffled", 50_000, 100, 0).epoch(step) for step in (0, 499, 500, 999, 1000)] == [0, 0, 1, 1, 2]
+        assert [Batching("shuffled", 50_000, 100, 0).epoch(step) for step in (0, 499, 500, 999, 1000)] == [
+            0,
+            0,
+            1,
+            1,
+            2,
+        ]
 
 
 class TestRefusals:
@@ -125,5 +134,5 @@ class TestRefusals:
             Batching("shuffled", 100, batch_size, 0)
 
     def test_an_unknown_policy_is_answered_with_the_known_ones(self):
-        with pytest.raises(InvalidConfigError, match="batching must be one of single_pass, .*; got 'sorted'"):
+        with pytest.raises(InvalidConfigError, match=r"batching must be one of single_pass, .*; got 'sorted'"):
             Batching("sorted", 100, 10, 0)

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import pickle
 
@@ -64,7 +65,7 @@ class TestDamage:
         start = content.index(STATE["model"]["weight"].numpy().tobytes())
         content[start + 17] ^= 1
         path.write_bytes(content)
-        with pytest.raises(FolderError, match="the sum of .*data.* differs"):
+        with pytest.raises(FolderError, match=r"the sum of .*data.* differs"):
             load_state(path)
 
     @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -75,12 +76,9 @@ class TestDamage:
         for place, byte in changes:
             content[int(place * len(content))] = byte
         path.write_bytes(content)
-        try:
-            state = load_state(path)
-        except FolderError as error:
-            assert "\n" not in str(error)
-        else:
-            assert as_lists(state) == as_lists(STATE)
+        # Any other error passes through and fails the test.
+        with contextlib.suppress(FolderError):
+            assert as_lists(load_state(path)) == as_lists(STATE)
 
     def test_a_file_that_holds_no_mapping_is_refused(self, path):
         torch.save(torch.ones(3), path)

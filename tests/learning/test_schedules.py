@@ -21,7 +21,9 @@ class TestSchedule:
         # 5000 steps of 150 images are 15 passes over the 50,000; the last one has just begun.
         falls = [step for step in range(1, 5000) if rates[step] != rates[step - 1]]
         assert falls == [-(-50_000 * epoch // 150) for epoch in range(1, 15)]
-        assert [rates[0], *(rates[step] for step in falls)] == pytest.approx([1e-3 * 0.95**n for n in range(15)], rel=1e-14)
+        assert [rates[0], *(rates[step] for step in falls)] == pytest.approx(
+            [1e-3 * 0.95**n for n in range(15)], rel=1e-14
+        )
 
     def test_where_the_batch_divides_the_data_the_fall_is_at_the_first_step_of_the_next_pass(self):
         rate = schedule(batch_size=100, decay_rate=0.5)

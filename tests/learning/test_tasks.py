@@ -28,14 +28,15 @@ def loss_and_gradients(config, images, num_steps, **replica):
     return torch.cat([loss.detach()[None], *(gradient.flatten() for gradient in gradients)])
 
 
-class TestReplicas:
-    SMALL_CNN = {"model": "cnn", "width": 0.05, "precision": "float64"}
+SMALL_CNN = {"model": "cnn", "width": 0.05, "precision": "float64"}
 
+
+class TestReplicas:
     @pytest.mark.parametrize("num_replicas", [1, 2, 3, 4])
     @pytest.mark.parametrize("batch_size", [3, 7, 50], ids=lambda size: f"batch_{size}")
     @pytest.mark.parametrize("dropout", [0.0, 0.5], ids=lambda dropout: f"dropout_{dropout}")
     def test_the_mean_of_their_gradients_is_that_of_the_whole_batch(self, images, dropout, batch_size, num_replicas):
-        config = {**self.SMALL_CNN, "dropout": dropout, "batch_size": batch_size}
+        config = {**SMALL_CNN, "dropout": dropout, "batch_size": batch_size}
         whole = loss_and_gradients(config, images, 2)
         shares = [
             loss_and_gradients(config, images, 2, replica=replica, num_replicas=num_replicas)
@@ -108,7 +109,7 @@ class TestEvaluation:
         """Its logit of class c is log(3) where pixel c is white and 0 where it is black."""
         model = build_model(complete({"precision": "float64"}))
         with torch.no_grad():
-            model.output.weight[:, :10] = math.log(3) * torch.eye(10)
+            model.output.weight[:, :10] = math.log(3) * torch.eye(10, dtype=torch.float64)
         return model
 
     def evaluate(self, images, model, **config):

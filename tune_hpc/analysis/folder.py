@@ -39,6 +39,19 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
 
 
+def check_place(folder: Path) -> None:
+    """Refuse a folder that cannot be made, or not written to; change nothing.
+
+    Raises:
+        FolderError: it, or a part of its path, is a file or not writable.
+    """
+    existing = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not existing.is_dir():
+        raise FolderError(f"{folder} cannot be made: {existing} is a file; choose another output folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise FolderError(f"{folder} cannot be made: {existing} is not writable; choose another output folder")
+
+
 class ExperimentFolder:
     """Names and states of the files of one experiment.
 
@@ -67,8 +80,17 @@ class ExperimentFolder:
 
     @property
     def holds_experiment(self) -> bool:
-        """Whether an experiment was begun here."""
-        return self.experiment_file.is_file()
+        """Whether an experiment was begun here.
+
+        Raises:
+            FolderError: nobody may look there, or no file can have that name.
+        """
+        try:
+            return self.experiment_file.is_file()
+        except OSError as error:
+            raise FolderError(
+                f"{self.path} cannot be looked into: {error.strerror or error}; choose another folder"
+            ) from error
 
     def check_free(self, name: str, *, overwrite: bool = False) -> None:
         """Refuse a folder that a new experiment must not use; change nothing.
@@ -84,13 +106,9 @@ class ExperimentFolder:
             held = self.read()["name"]
             if not overwrite or held != name:
                 raise FolderError(f"{self.path} already holds the experiment {held}; choose another output folder")
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and _children(self.path):
             raise FolderError(f"{self.path} is not empty and holds no experiment; choose an empty or new output folder")
-        existing = next(one for one in (self.path, *self.path.absolute().parents) if one.exists())
-        if not existing.is_dir():
-            raise FolderError(f"{self.path} cannot be made: {existing} is a file; choose another output folder")
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise FolderError(f"{self.path} cannot be made: {existing} is not writable; choose another output folder")
+        check_place(self.path)
 
     def claim(self, name: str, *, overwrite: bool = False) -> None:
         """Make the folder, empty, for a new experiment.
@@ -136,6 +154,15 @@ class ExperimentFolder:
         write_whole(self.experiment_file, lambda path: path.write_text(text, encoding="utf-8"))
 
 
+def _children(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise FolderError(
+            f"{folder} cannot be looked into: {error.strerror or error}; choose another folder"
+        ) from error
+
+
 def find_experiments(path: str | os.PathLike[str]) -> list[ExperimentFolder]:
     """Return the experiment folders at ``path`` or below it, in the order of their names.
 
@@ -148,7 +175,7 @@ def find_experiments(path: str | os.PathLike[str]) -> list[ExperimentFolder]:
         if ExperimentFolder(folder).holds_experiment:
             yield ExperimentFolder(folder)
         elif folder.is_dir():
-            for child in sorted(folder.iterdir()):
+            for child in _children(folder):
                 if child.is_dir() and child.name != "ray":
                     yield from walk(child)
 

@@ -17,10 +17,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from tune_hpc.analysis import plots, tables
 from tune_hpc.analysis.conclusions import best_configuration, sentences
-from tune_hpc.analysis.folder import ExperimentFolder, write_whole
+from tune_hpc.analysis.folder import ExperimentFolder, check_place, write_whole
 from tune_hpc.analysis.presentation import presented
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.wording import MISSING, QUICK, condition, duration, heading, measurement, slug, value_text
+from tune_hpc.errors import FolderError
 
 _MOST_ROWS = 60
 #: The table that a page leaves out: its first sentence says the same.
@@ -62,9 +63,13 @@ def write_report(
         ``path``.
 
     Raises:
-        FolderError: a file cannot be written.
+        FolderError: a file cannot be written; where that is the page, nothing was.
     """
     path = Path(path)
+    # Drawing takes longest; a page that cannot be written is to be known before.
+    if path.is_dir():
+        raise FolderError(f"{path} is a folder; name the file that the page is to be")
+    check_place(path.parent)
     sections = [_section(results) for results in results_list]
     for section in sections if in_folders else []:
         folder = section.results.folder

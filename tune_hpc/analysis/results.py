@@ -82,8 +82,16 @@ class Results:
 
     @property
     def varying(self) -> list[str]:
-        """The configuration columns that differ between trials."""
-        return [name for name in self.config_columns if len(self.trials[name].drop_duplicates()) > 1]
+        """The configuration columns that were searched, and the seed where several ran.
+
+        A column may differ without having been searched: another optimizer brings other defaults along.
+        """
+        differing = [name for name in self.config_columns if len(self.trials[name].drop_duplicates()) > 1]
+        space = self.experiment.get("space")
+        if space is None:
+            return differing
+        searched = {name for name, value in space.items() if isinstance(value, Mapping)}
+        return [name for name in self.config_columns if name in searched or (name == "seed" and name in differing)]
 
     def counts(self) -> dict[str, int]:
         """Return how many trials have each status; statuses that no trial has are left out."""
@@ -99,13 +107,16 @@ class Results:
                 durations are best when low.
 
         Raises:
-            UnknownNameError: no such column.
+            UnknownNameError: no such column, or one without numbers.
         """
         metric = metric or self.metric
         if metric not in self.trials:
             raise UnknownNameError(
                 f"no column {metric!r} in the trials of {self.name}: {', '.join(map(str, self.trials))}"
             )
+        if not pd.api.types.is_numeric_dtype(self.trials[metric]):
+            numbers = self.trials.select_dtypes("number").columns
+            raise UnknownNameError(f"the column {metric} of {self.name} holds no numbers; {', '.join(numbers)} do")
         healthy = self.trials[self.trials["status"].isin(["finished", "stopped"])].dropna(subset=[metric])
         seconds = metric.endswith("_s") and not metric.endswith("_per_s")
         lower_is_better = (
@@ -257,7 +268,12 @@ def _in_order(results: Results) -> tuple[str, int]:
 
 def _load(folder: ExperimentFolder) -> Results:
     experiment = folder.read()
-    keys = experiment.get("config_keys", [])
+    if missing := {"metric", "mode", "config_keys"}.difference(experiment):
+        raise FolderError(
+            f"{folder.experiment_file} describes no experiment: it has no {', '.join(sorted(missing))}; "
+            "restore it from a copy"
+        )
+    keys = experiment["config_keys"]
     trials, history = trials_frame([], keys), pd.DataFrame({"trial_id": pd.Series(dtype="str"), "step": []})
     if folder.trials_file.is_file():
         trials = _frame(folder.trials_file, {"trial_id", "status"})

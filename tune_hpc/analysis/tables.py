@@ -219,13 +219,23 @@ def at_steps(results: Results, steps: Sequence[int], metrics: Sequence[str]) -> 
     return _measuring(df, {metric: metric for metric in metrics})
 
 
-def best_trials(results: Results, n: int = 10) -> pd.DataFrame:
-    """Return the best ``n`` trials: ``trial_id``, what varies, every metric taken, steps and training time."""
-    if results.metric not in results.trials:
+def best_trials(results: Results, n: int = 10, metric: str | None = None) -> pd.DataFrame:
+    """Return the best ``n`` trials: ``trial_id``, what varies, every metric taken, steps and training time.
+
+    Args:
+        results: Any results.
+        n: Number of rows at most.
+        metric: What ranks them, shown first; by default the experiment's metric.
+
+    Raises:
+        UnknownNameError: no such column of numbers.
+    """
+    if metric is None and results.metric not in results.trials:
         return pd.DataFrame(columns=["trial_id"])
-    top = results.top(n)
-    extra = [name for name in METRICS if name in top and name != results.metric and top[name].notna().any()]
-    columns = ["trial_id", *results.varying, results.metric, *extra, "steps_run", "train_s"]
+    metric = metric or results.metric
+    top = results.top(n, metric)
+    extra = [name for name in METRICS if name in top and name != metric and top[name].notna().any()]
+    columns = ["trial_id", *results.varying, metric, *extra, "steps_run", "train_s"]
     return top[[name for name in dict.fromkeys(columns) if name in top]].reset_index(drop=True)
 
 

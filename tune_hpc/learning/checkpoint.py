@@ -30,7 +30,15 @@ def load_state(path: Path) -> dict[str, Any]:
         if damaged is not None:
             raise zipfile.BadZipFile(f"the sum of {damaged} differs")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, struct.error, pickle.UnpicklingError, OSError, EOFError, RuntimeError, ValueError) as error:
+    except (
+        zipfile.BadZipFile,
+        struct.error,
+        pickle.UnpicklingError,
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+    ) as error:
         raise _unreadable(path, str(error)) from error
     if not isinstance(state, dict):
         raise _unreadable(path, "it holds no state")

@@ -81,6 +81,16 @@ class _NotFetchedError(Exception):
     """One way to fetch led nowhere; the message says why."""
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that no image data set has.
+
+    Raises:
+        UnknownNameError: no such data set.
+    """
+    if name not in MD5_SUMS:
+        raise UnknownNameError(f"no such image data set {name!r}; there are {', '.join(MD5_SUMS)}")
+
+
 def find_or_fetch(name: str, data_dir: Path | None = None) -> Path:
     """Return the folder that holds the four files of a data set, fetched first if need be.
 
@@ -106,8 +116,7 @@ def read_files(name: str, data_dir: Path | None = None) -> tuple[Path, Files]:
     Returns:
         The folder, and the uncompressed IDX files by ``FILE_NAMES``.
     """
-    if name not in MD5_SUMS:
-        raise UnknownNameError(f"no such image data set {name!r}; there are {', '.join(MD5_SUMS)}")
+    check_name(name)
     folders = list(_folders(name, data_dir))
     for folder in folders:
         files = _read_folder(name, folder, replaceable=folder == _raw(name, _cache()))

@@ -30,10 +30,10 @@ class ElementwiseOptimizer(TensorFlowOptimizer):
     def _formula(self, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots) -> None:
         raise NotImplementedError
 
-    def update(self, group: Group, parameters: list[Tensor]) -> None:
+    def _update(self, group: Group, parameters: list[Tensor]) -> None:
         initial = self._initial(group)
         columns = [parameters, gradients_of(parameters)]
-        columns += [self.slot(parameters, name, value) for name, value in initial.items()]
+        columns += [self._slot(parameters, name, value) for name, value in initial.items()]
         on_cpu = parameters[0].device.type == "cpu"
         for part in _pieces(columns, self.PIECE * torch.get_num_threads()) if on_cpu else [columns]:
             self._formula(group, part[0], part[1], dict(zip(initial, part[2:], strict=True)))

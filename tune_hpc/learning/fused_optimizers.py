@@ -24,11 +24,11 @@ class Momentum(TensorFlowOptimizer):
         require(momentum >= 0, "momentum must be at least 0", momentum)
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "nesterov": nesterov})
 
-    def update(self, group: Group, parameters: list[Tensor]) -> None:
+    def _update(self, group: Group, parameters: list[Tensor]) -> None:
         torch._fused_sgd_(
             parameters,
             gradients_of(parameters),
-            self.slot(parameters, "momentum_buffer") if group["momentum"] else [],
+            self._slot(parameters, "momentum_buffer") if group["momentum"] else [],
             weight_decay=0.0,
             momentum=group["momentum"],
             lr=float(group["lr"]),
@@ -52,11 +52,11 @@ class Adagrad(TensorFlowOptimizer):
         require(initial_accumulator > 0, "initial_accumulator must be above 0", initial_accumulator)
         super().__init__(parameters, {"lr": lr, "initial_accumulator": initial_accumulator})
 
-    def update(self, group: Group, parameters: list[Tensor]) -> None:
+    def _update(self, group: Group, parameters: list[Tensor]) -> None:
         torch._fused_adagrad_(
             parameters,
             gradients_of(parameters),
-            self.slot(parameters, "accumulator", group["initial_accumulator"]),
+            self._slot(parameters, "accumulator", group["initial_accumulator"]),
             # Only a decaying learning rate would need to know which step this is.
             [_step_number(1.0, parameters[0].device)] * len(parameters),
             lr=float(group["lr"]),
@@ -82,7 +82,7 @@ class Adam(TensorFlowOptimizer):
         require(eps >= 0, "eps must be at least 0", eps)
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps})
 
-    def update(self, group: Group, parameters: list[Tensor]) -> None:
+    def _update(self, group: Group, parameters: list[Tensor]) -> None:
         # Both bias corrections go into the learning rate, as in TensorFlow. torch's kernel must then add none of its
         # own: a step number of infinity makes its 1 - beta**step exactly 1. The true step numbers stay on the host, so
         # that a GPU is never waited for.
@@ -91,8 +91,8 @@ class Adam(TensorFlowOptimizer):
             torch._fused_adam_(
                 members,
                 gradients_of(members),
-                self.slot(members, "exp_avg"),
-                self.slot(members, "exp_avg_sq"),
+                self._slot(members, "exp_avg"),
+                self._slot(members, "exp_avg_sq"),
                 [],
                 [_step_number(math.inf, members[0].device)] * len(members),
                 lr=float(group["lr"] * math.sqrt(1 - beta2**step) / (1 - beta1**step)),

@@ -33,14 +33,14 @@ class TensorFlowOptimizer(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     alike.setdefault((parameter.device, parameter.dtype), []).append(parameter)
             for parameters in alike.values():
-                self.update(group, parameters)
+                self._update(group, parameters)
         return loss
 
-    def update(self, group: Group, parameters: list[Tensor]) -> None:
+    def _update(self, group: Group, parameters: list[Tensor]) -> None:
         """Change parameters, all of one device and dtype and each with a gradient, and their slots in place."""
         raise NotImplementedError
 
-    def slot(self, parameters: list[Tensor], name: str, initial: float = 0.0) -> list[Tensor]:
+    def _slot(self, parameters: list[Tensor], name: str, initial: float = 0.0) -> list[Tensor]:
         """Return the parameters' state of that name, made on first use."""
         for parameter in parameters:
             state = self.state[parameter]

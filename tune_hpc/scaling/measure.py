@@ -114,6 +114,7 @@ def run_all(
     address: str | None = None,
     data_dir: str | Path | None = None,
     show_progress: bool = True,
+    check_only: bool = False,
     **search_options: Any,
 ) -> list[Results]:
     """Measure each experiment's configuration on each of its numbers of workers.
@@ -125,21 +126,33 @@ def run_all(
         address: A Ray cluster; by default the one already connected to, else Ray is started on this machine.
         data_dir: Where the image data are, or are to be put.
         show_progress: Whether to say in a line what is being measured.
+        check_only: Refuse what can be refused without a cluster, and start nothing.
         **search_options: Options of a search, which have no meaning here.
 
     Raises:
         InvalidConfigError: a rule of the configuration is broken.
         FolderError: a folder that cannot be written, or holds something else.
+        DataUnavailableError: image data that are not here and cannot be fetched.
         ClusterError: no such cluster.
         TrialError: a worker ended before the measurement did.
     """
-    results = []
-    for experiment, path in zip(experiments, folders, strict=True):
-        began = time.perf_counter()
-        configs = list(experiment.configs())
+    planned = [
+        (one, list(one.configs()), ExperimentFolder(Path(path).absolute()))
+        for one, path in zip(experiments, folders, strict=True)
+    ]
+    for experiment, configs, home in planned:
         make_plan(configs, {})
-        home = ExperimentFolder(Path(path).absolute())
         home.check_free(experiment.name, overwrite=overwrite)
+    if check_only:
+        return []
+    ignored = [name for name, value in search_options.items() if value is not None]
+    if ignored:
+        print(f"a scaling measurement takes no notice of {', '.join(ignored)}", file=sys.stderr)
+    results = []
+    for experiment, configs, home in planned:
+        began = time.perf_counter()
+        data = make_plan(configs, {}).config["data"]
+        arrays = read_arrays(data, Path(data_dir) if data_dir else None)
         with ray_session(address):
             home.claim(experiment.name, overwrite=overwrite)
             plan = make_plan(configs, ray.cluster_resources())
@@ -153,7 +166,7 @@ def run_all(
             if show_progress:
                 numbers = ", ".join(map(str, plan.workers))
                 print(f"timing {plan.num_timed_steps} steps on {numbers} workers ({plan.backend})", file=sys.stderr)
-            rows = measure(plan, home, data_dir)
+            rows = measure(plan, home, arrays)
         rows = [{"experiment": experiment.name, **row} for row in rows]
         description["provenance"] |= {"finished": now(), "wall_s": time.perf_counter() - began}
         home.write(description | {"state": "finished"})
@@ -163,13 +176,13 @@ def run_all(
     return results
 
 
-def measure(plan: Plan, home: ExperimentFolder, data_dir: str | Path | None = None) -> list[dict[str, Any]]:
+def measure(plan: Plan, home: ExperimentFolder, arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Time a plan's configuration on each of its numbers of workers, on the connected cluster.
 
     Args:
         plan: What to measure.
         home: Where Ray Train keeps its own files.
-        data_dir: Where the image data are, or are to be put.
+        arrays: The data set of the plan, as ``read_arrays`` returns it.
 
     Returns:
         One row of the trials frame for each number of workers.
@@ -180,7 +193,7 @@ def measure(plan: Plan, home: ExperimentFolder, data_dir: str | Path | None = No
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    images = ray.put(read_arrays(plan.config["data"], Path(data_dir) if data_dir else None))
+    images = ray.put(arrays)
     trainer = TorchTrainer(
         time_workers,
         train_loop_config={"plan": asdict(plan), "images": [images], "called_at": time.time()},

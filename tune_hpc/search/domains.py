@@ -7,7 +7,7 @@ this grammar alone, and never evaluated.
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from ray import tune
@@ -176,7 +176,7 @@ def _range(name: str, kind: str, arguments: Iterable[Any]) -> Domain:
     return domain
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -14,13 +14,19 @@ from typing import Any
 import numpy as np
 from ray.tune.search.sample import Categorical, Domain
 
+from tune_hpc.analysis.results import IDENTITY, MEASURES, METRICS
 from tune_hpc.errors import InvalidConfigError, InvalidExperimentError, InvalidSpaceError
 from tune_hpc.learning.config import OPTIMIZER_DEFAULTS, OPTIMIZER_KEYS, TRIAL_KEYS, check_key
+from tune_hpc.search.domains import describe
 from tune_hpc.search.reference import reference_to
 from tune_hpc.search.space import Space
 
 TRAIN = "tune_hpc.learning.training:train"
 SEARCHERS = ("grid", "random")
+#: What the line reports; images report all of ``METRICS``.
+LINE_METRICS = ("train_loss", "W", "b")
+#: Trial ids have five digits, and the driver holds every configuration.
+MAX_TRIALS = 100_000
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ class Experiment:
             the space itself has the parameter ``seed``, or when the trainable has no use for one.
         searcher: ``grid`` (every configuration) or ``random``.
         num_samples: Configurations that ``random`` draws.
-        search_seed: Fixes what ``random`` draws.
+        search_seed: Fixes what ``random`` draws; at least 0.
         title: One line for tables and reports.
         description: What is done and why, in a few sentences.
         source: Where the experiment was published.
@@ -121,8 +127,8 @@ class Experiment:
         runner: Who runs it, as ``package.module:function``.
 
     Raises:
-        InvalidExperimentError: fields that contradict one another.
-        InvalidSpaceError: a parameter that the trainable does not know.
+        InvalidExperimentError: fields that contradict one another, or more than ``MAX_TRIALS`` trials.
+        InvalidSpaceError: a parameter that the trainable does not know, or a quick value that it does not allow.
     """
 
     name: str
@@ -146,6 +152,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seeds", tuple(self.seeds))
+        object.__setattr__(self, "quick_values", dict(self.quick_values))
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
             raise InvalidExperimentError(
                 f"an experiment's name is letters, digits, underscores, dots and hyphens; got {self.name!r}"
@@ -157,11 +164,16 @@ class Experiment:
         if "seed" in self.space and self.seeds:
             object.__setattr__(self, "seeds", self.seeds if self.seeds != (0,) else ())
             if self.seeds:
+                inside = describe(self.space["seed"])
                 raise InvalidExperimentError(
-                    f"the seed is given twice: seed={self.space['seed']!r} in the space and seeds={list(self.seeds)}"
+                    f"the seed is given twice: seed={inside} in the space and seeds={list(self.seeds)}"
                 )
         if len(set(self.seeds)) < len(self.seeds):
             raise InvalidExperimentError(f"each seed is given once; got {list(self.seeds)}")
+        if not all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in self.seeds):
+            raise InvalidExperimentError(f"a seed is a whole number from 0 to {2**31 - 1}; got {list(self.seeds)}")
+        if self.search_seed < 0:
+            raise InvalidExperimentError(f"search_seed must be at least 0; got {self.search_seed}")
         if self.num_samples is not None and self.num_samples < 1:
             raise InvalidExperimentError(f"num_samples must be at least 1; got {self.num_samples}")
         if self.searcher == "grid":
@@ -172,8 +184,34 @@ class Experiment:
                 )
         elif self.num_samples is None:
             raise InvalidExperimentError(f"a {self.searcher} search needs num_samples; it was left out")
+        configurations = self.space.size if self.searcher == "grid" else self.num_samples
+        if configurations is not None and configurations * max(1, len(self.seeds)) > MAX_TRIALS:
+            raise InvalidExperimentError(
+                f"an experiment has at most {MAX_TRIALS} trials; {self.name} has {self.num_trials}: narrow its space, "
+                "or draw fewer with num_samples"
+            )
+        reference_to(self.trainable)
+        if taken := [name for name in self.space if name in {*IDENTITY, *MEASURES}]:
+            raise InvalidSpaceError(
+                f"{taken[0]} is a column that every trial has; call the parameter otherwise (taken: "
+                f"{', '.join([*IDENTITY, *MEASURES])})"
+            )
         if self.trainable == TRAIN:
             self._check_keys()
+            self._check_metric()
+        _ = self.space | self.quick_values
+
+    def _check_metric(self) -> None:
+        """Refuse a metric that our own trainable never reports; one would know only when everything has run."""
+        on_line = _possible(self.space, "model") == ["line"]
+        known = [
+            *(LINE_METRICS if on_line else METRICS),
+            *(name for name in MEASURES if name not in ("host", "device")),
+        ]
+        if self.metric not in known:
+            raise InvalidExperimentError(
+                f"the metric of {self.name} must be one of {', '.join(known)}; got {self.metric!r}"
+            )
 
     def _check_keys(self) -> None:
         """Hold the space against the keys of our own trainable."""
@@ -183,8 +221,8 @@ class Experiment:
             except InvalidConfigError as error:
                 raise InvalidSpaceError(str(error)) from None
         optimizers = _possible(self.space, "optimizer")
-        for name in set(self.space) & set(OPTIMIZER_KEYS):
-            if not any(name in OPTIMIZER_DEFAULTS[optimizer] for optimizer in optimizers):
+        for name in self.space:
+            if name in OPTIMIZER_KEYS and not any(name in OPTIMIZER_DEFAULTS[optimizer] for optimizer in optimizers):
                 owners = [one for one, defaults in OPTIMIZER_DEFAULTS.items() if name in defaults]
                 raise InvalidSpaceError(
                     f"{name} belongs to {', '.join(owners)}; the space has optimizer={', '.join(optimizers)}"
@@ -238,7 +276,7 @@ class Experiment:
             "seeds": list(self.seeds),
             "space": self.space.to_json(),
             "trainable": reference_to(self.trainable),
-            "quick_values": Space(self.quick_values).to_json(),
+            "quick_values": (self.space.without(*self.space) | self.quick_values).to_json(),
             "num_trials": self.num_trials,
         }
 

@@ -1,5 +1,6 @@
 """How far a search is: a bar on a terminal, a line a minute elsewhere."""
 
+import math
 import sys
 import time
 from collections import Counter
@@ -37,8 +38,8 @@ class Tally:
         return sum(self.ended.values())
 
     def note_value(self, experiment: str, trial_id: str, value: float | None, mode: str) -> None:
-        """Take a value into account."""
-        if value is None:
+        """Take a value into account; one that is absent or not finite counts for nothing."""
+        if value is None or not math.isfinite(value):
             return
         best = self.best.get(experiment)
         if best is None or (value < best[0] if mode == "min" else value > best[0]):

@@ -1,7 +1,9 @@
 """Functions and experiments by name: ``package.module:attribute``, to the object and back."""
 
 import importlib
+import inspect
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,10 @@ def load_reference(reference: str) -> Any:
     """Return the object at ``package.module:attribute``; the working folder is searched, too.
 
     Raises:
-        UnknownNameError: no such module, or nothing of that name in it.
+        UnknownNameError: no such module, one that cannot be imported, or nothing of that name in it.
     """
     module_name, colon, attribute = reference.partition(":")
-    if not (module_name and colon and attribute):
+    if not (module_name and colon and attribute) or not all(module_name.split(".")):
         raise UnknownNameError(f"{reference!r} is no reference; it reads package.module:attribute")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -29,11 +31,18 @@ def load_reference(reference: str) -> Any:
         raise UnknownNameError(
             f"no module {module_name!r}, neither installed nor in {here}; a reference reads package.module:attribute"
         ) from error
+    except Exception as error:
+        # A module may do anything when it is imported; where it broke off is what its author must know.
+        reason = " ".join("".join(traceback.format_exception_only(error)).split())
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+        where = f" ({Path(own[-1].filename).name} line {own[-1].lineno})" if own[1:] else ""
+        raise UnknownNameError(f"{module_name} cannot be imported: {reason}{where}") from error
     try:
         return getattr(module, attribute)
     except AttributeError as error:
-        public = ", ".join(name for name in vars(module) if not name.startswith("_"))
-        raise UnknownNameError(f"nothing is called {attribute!r} in {module_name}; there are {public}") from error
+        public = [name for name, value in vars(module).items() if name[0] != "_" and not inspect.ismodule(value)]
+        named = f"there are {', '.join(public[:20])}{', ...' if public[20:] else ''}" if public else "it is empty"
+        raise UnknownNameError(f"nothing is called {attribute!r} in {module_name}; {named}") from error
 
 
 def reference_to(target: str | Callable[..., Any]) -> str:

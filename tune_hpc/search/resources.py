@@ -29,6 +29,24 @@ class TrialResources:
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
 
+def check_request(
+    cpus_per_trial: float | None = None, gpus_per_trial: float | None = None, max_concurrent: int | None = None
+) -> None:
+    """Refuse what no cluster could give; a search asks this before it connects to one.
+
+    Raises:
+        InvalidExperimentError: a request that is not positive, or 1.5 GPUs.
+    """
+    if cpus_per_trial is not None and not cpus_per_trial > 0:
+        raise InvalidExperimentError(f"cpus_per_trial must be above 0; got {cpus_per_trial}")
+    if gpus_per_trial is not None and (not gpus_per_trial >= 0 or (gpus_per_trial > 1 and gpus_per_trial % 1)):
+        raise InvalidExperimentError(
+            f"gpus_per_trial must be a fraction up to 1, or a whole number; got {gpus_per_trial}"
+        )
+    if max_concurrent is not None and max_concurrent < 1:
+        raise InvalidExperimentError(f"max_concurrent must be at least 1; got {max_concurrent}")
+
+
 def choose_resources(
     nodes: Sequence[Mapping[str, float]],
     num_trials: int,
@@ -52,14 +70,7 @@ def choose_resources(
         InvalidExperimentError: a request that is not positive, or 1.5 GPUs.
         ClusterError: no node can hold a trial.
     """
-    if cpus_per_trial is not None and not cpus_per_trial > 0:
-        raise InvalidExperimentError(f"cpus_per_trial must be above 0; got {cpus_per_trial}")
-    if gpus_per_trial is not None and (gpus_per_trial < 0 or (gpus_per_trial > 1 and gpus_per_trial % 1)):
-        raise InvalidExperimentError(
-            f"gpus_per_trial must be a fraction up to 1, or a whole number; got {gpus_per_trial}"
-        )
-    if max_concurrent is not None and max_concurrent < 1:
-        raise InvalidExperimentError(f"max_concurrent must be at least 1; got {max_concurrent}")
+    check_request(cpus_per_trial, gpus_per_trial, max_concurrent)
     cpus = 1.0 if cpus_per_trial is None else cpus_per_trial
     gpus = _fair_share(nodes, num_trials, cpus) if gpus_per_trial is None else float(gpus_per_trial)
     num_slots = sum(_fitting(node, cpus, gpus) for node in nodes)

@@ -71,15 +71,31 @@ class Reporter:
     def __call__(self, step: Any, metrics: Mapping[str, Any]) -> None:
         """Keep metrics at one step, or arrays of them at an array of steps.
 
-        A non-finite value of the metric that ranks trials, or of a loss, ends the trial as diverged.
+        A non-finite value of the metric that ranks trials, or of a loss, ends the trial as diverged; what was reported
+        for the steps before is kept.
         """
-        for name, value in metrics.items():
-            if (name == self.metric or name.endswith("loss")) and not np.isfinite(value).all():
-                raise _Diverged(f"non-finite {name} at step {int(np.max(step))}")
-        self.record.add(step, metrics)
-        if self.metric in metrics and time.monotonic() - self._forwarded_at >= REPORT_INTERVAL_S:
+        steps = np.atleast_1d(np.asarray(step, dtype=np.int64))
+        values = {name: _at(steps, name, value) for name, value in metrics.items()}
+        finite = {
+            name: np.isfinite(own) for name, own in values.items() if name == self.metric or name.endswith("loss")
+        }
+        num_finite = min((int(np.argmin([*own, False])) for own in finite.values()), default=len(steps))
+        if num_finite:
+            self.record.add(steps[:num_finite], {name: own[:num_finite] for name, own in values.items()})
+        if num_finite < len(steps):
+            broken = next(name for name, own in finite.items() if not own[num_finite])
+            raise _Diverged(f"non-finite {broken} at step {steps[num_finite]}")
+        if num_finite and self.metric in values and time.monotonic() - self._forwarded_at >= REPORT_INTERVAL_S:
             self._forwarded_at = time.monotonic()
-            self._forward({"step": int(np.max(step)), "value": float(np.atleast_1d(metrics[self.metric])[-1])})
+            self._forward({"step": int(steps[-1]), "value": float(values[self.metric][-1])})
+
+
+def _at(steps: np.ndarray, name: str, value: Any) -> np.ndarray:
+    """Return a metric as one number for each step."""
+    try:
+        return np.broadcast_to(np.asarray(value, dtype=float), steps.shape)
+    except ValueError as error:
+        raise ValueError(f"report takes one number for each step; {name} has {value!r} for {len(steps)}") from error
 
 
 class TrialCheckpoint:

@@ -26,7 +26,7 @@ from tune_hpc.learning.image_files import read_arrays
 from tune_hpc.search.experiment import TRAIN, Experiment
 from tune_hpc.search.provenance import now, provenance
 from tune_hpc.search.reference import load_reference
-from tune_hpc.search.resources import TrialResources, choose_resources
+from tune_hpc.search.resources import TrialResources, check_request, choose_resources
 from tune_hpc.search.session import node_resources, ray_session
 from tune_hpc.search.trial import Assignment, identity, run_trial
 from tune_hpc.search.watcher import Watcher
@@ -62,6 +62,7 @@ def run_all(
     data_dir: str | Path | None = None,
     checkpoint_interval_s: float = 60.0,
     show_progress: bool = True,
+    check_only: bool = False,
 ) -> list[Results]:
     """Run several experiments as one stream of trials.
 
@@ -76,6 +77,7 @@ def run_all(
         data_dir: Where the image data are, or are to be put.
         checkpoint_interval_s: Seconds between two kept states of a trial; one that is interrupted goes on from there.
         show_progress: Whether to show a progress bar, or a line a minute where there is no terminal.
+        check_only: Refuse what can be refused without a cluster, and start nothing.
 
     Returns:
         One per experiment, in order.
@@ -87,6 +89,7 @@ def run_all(
         DataUnavailableError: image data that are not here and cannot be fetched.
         ClusterError: no such cluster, or one on which no trial fits.
     """
+    check_request(cpus_per_trial, gpus_per_trial, max_concurrent)
     names = [experiment.name for experiment in experiments]
     if len(set(names)) < len(names) or len(folders) != len(names):
         raise InvalidExperimentError(f"each experiment is given once, with a folder of its own; got {', '.join(names)}")
@@ -96,6 +99,8 @@ def run_all(
     for name, home in homes.items():
         home.check_free(name, overwrite=overwrite)
     queue = deque(sample for name in names for sample in samples[name])
+    if check_only:
+        return []
     image_sets = _image_sets(experiments, samples, data_dir)
 
     with ray_session(address):

@@ -1,0 +1,416 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.learning.tensorflow1 import LINE, TOLERANCE, hyperparameters, label, optimizer_name
+from tune_hpc.errors import InvalidConfigError
+from tune_hpc.learning import training
+from tune_hpc.learning.checkpoint import load_state, save_state
+from tune_hpc.learning.config import BATCHING_POLICIES, OPTIMIZER_DEFAULTS, complete
+from tune_hpc.learning.training import Training, train
+
+#: 15 steps are one pass over the 600 images.
+SOFTMAX = {"batch_size": 40, "steps": 24, "num_evaluations": 6, "learning_rate": 0.05, "seed": 3}
+CNN = {
+    **SOFTMAX,
+    "model": "cnn",
+    "width": 0.03,
+    "dropout": 0.5,
+    "learning_rate": 1e-3,
+    "num_evaluation_images": 30,
+}
+CURVES = {"softmax": {"train_loss"}, "cnn": {"train_loss"}, "line": {"train_loss", "W", "b"}}
+EVALUATIONS = {"valid_loss", "valid_accuracy", "test_loss", "test_accuracy"}
+
+
+class History(dict):
+    """A ``report`` that keeps every number by (metric, step), and refuses to be told the same twice."""
+
+    def __call__(self, step, metrics):
+        for name, values in metrics.items():
+            for one_step, value in zip(np.atleast_1d(step), np.atleast_1d(values), strict=True):
+                assert (name, int(one_step)) not in self
+                self[name, int(one_step)] = float(value)
+
+    def steps(self, name):
+        return [step for metric, step in self if metric == name]
+
+    def curve(self, name):
+        return [value for (metric, _), value in self.items() if metric == name]
+
+
+class FileCheckpoint:
+    """Keeps the first state offered at or after a step in a file, and gives back whatever the file holds."""
+
+    def __init__(self, path, since=math.inf):
+        self.path, self.since, self.saved_at = path, since, None
+        self.offered = []
+
+    def load(self):
+        return load_state(self.path) if self.path.is_file() else None
+
+    def save(self, step, make_state):
+        self.offered.append(step)
+        if step >= self.since and self.saved_at is None:
+            self.saved_at = step
+            save_state(self.path, make_state())
+
+
+@pytest.fixture
+def run(images, monkeypatch):
+    """Train on the made-up images; returns the row, the history and the final parameters."""
+    made = []
+
+    class Recorded(Training):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(training, "Training", Recorded)
+
+    def run_one(config, **kwargs):
+        history = History()
+        row = train(config, history, images=images, device="cpu", **kwargs)
+        return row, history, [parameter.detach().clone() for parameter in made[-1].model.parameters()]
+
+    return run_one
+
+
+def same_bits(parameters, others):
+    return all(torch.equal(one, other) for one, other in zip(parameters, others, strict=True))
+
+
+def run_line(**config):
+    history = History()
+    row = train({"model": "line", "num_evaluations": 20, **config}, history, device="cpu")
+    return row, history
+
+
+class TestLine:
+    @pytest.mark.parametrize("recorded", [run for run in LINE["runs"] if run["part"] == "b"], ids=label)
+    def test_each_recorded_step_is_tensorflow_s(self, recorded):
+        row, history = run_line(
+            optimizer=optimizer_name(recorded),
+            learning_rate=recorded["learning_rate"],
+            steps=recorded["n_steps"],
+            precision=recorded["dtype"],
+            **hyperparameters(recorded),
+        )
+        assert row["status"] == "finished"
+        tolerance = TOLERANCE[recorded["dtype"]]
+        for record in recorded["records"]:
+            step = record["step"]
+            actual = [history[name, step] for name in ("train_loss", "W", "b")]
+            expected = [record["loss"], record["W"], record["b"]]
+            if recorded["optimizer"] == "RMSProp" and step > 100:
+                # Its approach to the optimum multiplies a difference in the last digit a billion times, and torch adds
+                # the four points up in an order of its own. Then it jumps from one side of the optimum to the other at
+                # every step, and who is on which side is chance; how far away they are, and the loss, is not.
+                tolerance = max(TOLERANCE[recorded["dtype"]], 1e-6)
+                actual[1:] = [abs(actual[1] + 1), abs(actual[2] - 1)]
+                expected[1:] = [abs(expected[1] + 1), abs(expected[2] - 1)]
+            assert actual == pytest.approx(expected, abs=tolerance, rel=0)
+
+    @pytest.mark.parametrize("precision", ["float32", "float64"])
+    @pytest.mark.parametrize("learning_rate", [1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+    def test_gradient_descent_is_tensorflow_s_at_each_rate_over_1000_steps(self, learning_rate, precision):
+        (recorded,) = (
+            run
+            for run in LINE["runs"]
+            if (run["part"], run["learning_rate"], run["dtype"]) == ("a", learning_rate, precision)
+        )
+        _, history = run_line(learning_rate=learning_rate, steps=1000, precision=precision)
+        for record in recorded["records"]:
+            if record["step"] <= 1000:
+                actual = [history[name, record["step"]] for name in ("train_loss", "W", "b")]
+                expected = [record["loss"], record["W"], record["b"]]
+                assert actual == pytest.approx(expected, abs=TOLERANCE[precision], rel=0)
+
+    def test_the_loss_of_each_row_is_that_of_the_row_s_w_and_b(self):
+        _, history = run_line(steps=30, precision="float64", num_evaluations=7)
+        for step in range(31):
+            slope, bias = history["W", step], history["b", step]
+            by_hand = sum((slope * x + bias - (1 - x)) ** 2 for x in (1, 2, 3, 4))
+            assert history["train_loss", step] == pytest.approx(by_hand, abs=1e-13)
+
+    @pytest.mark.parametrize("num_evaluations", [1, 7, 50])
+    def test_there_is_a_row_before_the_first_update_and_one_after_the_last(self, num_evaluations):
+        _, history = run_line(steps=50, num_evaluations=num_evaluations)
+        for name in CURVES["line"]:
+            assert history.steps(name) == list(range(51))
+
+    def test_a_decay_falls_at_every_step_for_each_is_a_pass(self):
+        _, history = run_line(steps=3, decay_rate=0.5, precision="float64")
+        slope, bias = 0.3, -0.3
+        for step in range(3):
+            errors = [slope * x + bias - (1 - x) for x in (1, 2, 3, 4)]
+            slope -= 0.01 * 0.5**step * sum(2 * error * x for error, x in zip(errors, (1, 2, 3, 4), strict=True))
+            bias -= 0.01 * 0.5**step * sum(2 * error for error in errors)
+        assert (history["W", 3], history["b", 3]) == pytest.approx((slope, bias), abs=1e-14)
+
+
+class TestRows:
+    @pytest.mark.parametrize("config", [SOFTMAX, CNN], ids=["softmax", "cnn"])
+    def test_images_have_a_loss_before_each_update_and_metrics_at_the_evaluations(self, run, config):
+        _, history, _ = run(config)
+        assert {name for name, _ in history} == {"train_loss"} | EVALUATIONS
+        assert history.steps("train_loss") == list(range(24))
+        for name in EVALUATIONS:
+            assert history.steps(name) == [4, 8, 12, 16, 20, 24]
+
+    def test_a_row_describes_the_state_after_its_number_of_updates(self, run, images):
+        _, history, parameters = run({**SOFTMAX, "steps": 5, "num_evaluations": 5})
+        by_hand = Training(complete(SOFTMAX), images, torch.device("cpu"))
+        assert history["train_loss", 0] == pytest.approx(math.log(10), abs=1e-6)
+        for step in range(5):
+            assert by_hand.step(step).item() == history["train_loss", step]
+            assert by_hand.evaluate() == {name: history[name, step + 1] for name in EVALUATIONS}
+        assert same_bits(parameters, by_hand.model.parameters())
+
+    @given(st.integers(1, 3000), st.integers(1, 200))
+    def test_evaluations_are_evenly_spaced_and_end_at_the_end(self, num_steps, num_evaluations):
+        steps = training._evaluation_steps(num_steps, num_evaluations)
+        assert len(steps) == min(num_steps, num_evaluations)
+        assert steps[-1] == num_steps
+        gaps = [after - before for before, after in itertools.pairwise([0, *steps])]
+        assert min(gaps) >= 1
+        # Each is rounded by half a step at most.
+        assert max(gaps) - min(gaps) <= 2
+
+    def test_5000_steps_are_evaluated_every_100(self):
+        assert training._evaluation_steps(5000, 50) == list(range(100, 5001, 100))
+
+    def test_how_often_it_is_evaluated_changes_no_update(self, run):
+        seldom, often = (run({**CNN, "num_evaluations": number}) for number in (1, 24))
+        assert seldom[1].curve("train_loss") == often[1].curve("train_loss")
+        assert same_bits(seldom[2], often[2])
+
+    def test_it_learns(self, run):
+        _, history, _ = run({**SOFTMAX, "optimizer": "adam", "learning_rate": 0.01, "steps": 60})
+        assert history["test_accuracy", 60] > 0.95
+
+
+class TestEnds:
+    def test_the_returned_row_has_the_documented_keys(self, run):
+        row, _, _ = run(SOFTMAX)
+        assert row == {
+            "status": "finished",
+            "stop_reason": "all steps done",
+            "steps_run": 24,
+            "setup_s": row["setup_s"],
+            "train_s": row["train_s"],
+            "eval_s": row["eval_s"],
+            "samples_per_s": pytest.approx(24 * 40 / row["train_s"]),
+            "device": "cpu",
+        }
+        assert min(row["setup_s"], row["train_s"], row["eval_s"]) > 0
+
+    def test_a_single_pass_ends_the_run_and_says_so(self, run):
+        row, history, _ = run({**SOFTMAX, "batching": "single_pass"})
+        assert (row["status"], row["stop_reason"]) == ("finished", "single pass over after 15 steps")
+        assert row["steps_run"] == 15
+        assert history.steps("train_loss") == list(range(15))
+        assert history.steps("test_loss")[-1] == 15
+
+    def test_a_single_pass_that_is_not_over_is_not_mentioned(self, run):
+        for steps in (10, 15):
+            row, _, _ = run({**SOFTMAX, "batching": "single_pass", "steps": steps})
+            assert (row["steps_run"], row["stop_reason"]) == (steps, "all steps done")
+
+    def test_an_unknown_key_is_refused(self):
+        with pytest.raises(InvalidConfigError, match="no such key 'epochs'"):
+            train({"epochs": 5}, History())
+
+    def test_a_batch_larger_than_the_data_is_refused(self, run):
+        with pytest.raises(InvalidConfigError, match="batch_size must be 1 to 600"):
+            run({"batch_size": 601})
+
+    def test_the_default_device_works(self, images):
+        history = History()
+        row = train(SOFTMAX, history, images=images)
+        assert row["status"] == "finished"
+        assert (row["device"] == "cpu") == (not torch.cuda.is_available())
+        assert len(history.steps("train_loss")) == 24
+
+    def test_images_are_loaded_where_none_are_given(self, images, monkeypatch):
+        asked = []
+        monkeypatch.setattr(training, "load_images", lambda name: asked.append(name) or images)
+        train({**SOFTMAX, "data": "fashion_mnist", "steps": 1}, History(), device="cpu")
+        assert asked == ["fashion_mnist"]
+
+
+def first_loss_over_the_limit(learning_rate):
+    """At which step the line's loss is 10,000 times the first, in Python's own numbers."""
+    slope, bias = 0.3, -0.3
+    for step in itertools.count():
+        errors = [slope * x + bias - (1 - x) for x in (1, 2, 3, 4)]
+        if sum(error**2 for error in errors) > 1e4 * 23.66:
+            return step
+        slope -= learning_rate * sum(2 * error * x for error, x in zip(errors, (1, 2, 3, 4), strict=True))
+        bias -= learning_rate * sum(2 * error for error in errors)
+
+
+class TestDivergence:
+    @pytest.mark.parametrize("num_evaluations", [1, 50, 1000])
+    @pytest.mark.parametrize("learning_rate", [0.035, 0.05, 0.5])
+    def test_it_is_noticed_at_its_step_however_seldom_the_device_is_asked(self, learning_rate, num_evaluations):
+        expected = first_loss_over_the_limit(learning_rate)
+        row, history = run_line(
+            learning_rate=learning_rate, steps=1000, precision="float64", num_evaluations=num_evaluations
+        )
+        assert row["status"] == "diverged"
+        assert row["steps_run"] == expected
+        assert f"at step {expected}, over 10000 times the first" in row["stop_reason"]
+        assert history.steps("train_loss") == history.steps("W") == list(range(expected))
+
+    def test_a_loss_that_is_not_finite_ends_the_run_at_once(self, run):
+        row, history, _ = run({**SOFTMAX, "learning_rate": 1e38, "steps": 1000, "num_evaluations": 50})
+        assert (row["status"], row["stop_reason"]) == ("diverged", "non-finite loss at step 1")
+        assert row["steps_run"] == 1
+        assert list(history) == [("train_loss", 0)]
+
+    def test_softmax_at_a_million_counts_as_diverged_although_it_stays_finite(self, run):
+        row, history, _ = run({**SOFTMAX, "learning_rate": 1e6, "steps": 1000, "num_evaluations": 50})
+        assert row["status"] == "diverged"
+        assert "over 10000 times the first" in row["stop_reason"]
+        assert row["steps_run"] <= 5
+        assert len(history.steps("train_loss")) == row["steps_run"]
+
+    def test_an_evaluation_that_is_not_finite_counts_too(self, run):
+        row, history, _ = run({**SOFTMAX, "learning_rate": 1e38, "steps": 1})
+        assert (row["status"], row["stop_reason"]) == ("diverged", "non-finite evaluation loss at step 1")
+        assert list(history) == [("train_loss", 0)]
+
+    @pytest.mark.parametrize("optimizer", OPTIMIZER_DEFAULTS)
+    @pytest.mark.parametrize("config", [SOFTMAX, CNN], ids=["softmax", "cnn"])
+    def test_whatever_happens_only_finite_numbers_are_reported(self, run, config, optimizer):
+        row, history, _ = run({**config, "optimizer": optimizer, "learning_rate": 1e6})
+        assert row["status"] in ("finished", "diverged")
+        assert all(math.isfinite(value) for value in history.values())
+        assert len(history.steps("train_loss")) == row["steps_run"]
+
+    def test_a_healthy_run_between_two_diverged_ones_is_as_alone(self, run):
+        wild = {**SOFTMAX, "learning_rate": 1e6}
+        alone = run(SOFTMAX)
+        run(wild)
+        among = run(SOFTMAX)
+        run(wild)
+        assert among[1] == alone[1]
+        assert same_bits(among[2], alone[2])
+
+
+def resumed_half_way(run, config, path):
+    """The same run without a checkpoint, with one, and from that one; checks that all three are one."""
+    row, history, parameters = run(config)
+    checkpoint = FileCheckpoint(path, since=row["steps_run"] // 2)
+    watched_row, watched, watched_parameters = run(config, checkpoint=checkpoint)
+    assert watched == history
+    assert same_bits(watched_parameters, parameters)
+
+    resumed_row, resumed, resumed_parameters = run(config, checkpoint=FileCheckpoint(path))
+    middle = checkpoint.saved_at
+    assert 0 < middle < row["steps_run"]
+    assert resumed == {
+        (name, step): value
+        for (name, step), value in history.items()
+        if step > middle or (step == middle and name not in EVALUATIONS)
+    }
+    assert same_bits(resumed_parameters, parameters)
+    for key in ("status", "stop_reason", "steps_run"):
+        assert resumed_row[key] == watched_row[key] == row[key]
+    return row
+
+
+class TestResuming:
+    @pytest.mark.parametrize("batching", BATCHING_POLICIES)
+    @pytest.mark.parametrize("optimizer", OPTIMIZER_DEFAULTS)
+    def test_softmax_goes_on_to_the_last_bit(self, run, tmp_path, optimizer, batching):
+        config = {**SOFTMAX, "optimizer": optimizer, "batching": batching, "decay_rate": 0.95}
+        row = resumed_half_way(run, config, tmp_path / "checkpoint")
+        assert row["steps_run"] == (15 if batching == "single_pass" else 24)
+
+    @pytest.mark.parametrize("optimizer", OPTIMIZER_DEFAULTS)
+    def test_the_cnn_goes_on_with_its_dropout_to_the_last_bit(self, run, tmp_path, optimizer):
+        resumed_half_way(run, {**CNN, "optimizer": optimizer, "decay_rate": 0.95}, tmp_path / "checkpoint")
+
+    @pytest.mark.parametrize("batching", BATCHING_POLICIES)
+    def test_the_cnn_goes_on_in_every_order_of_batches(self, run, tmp_path, batching):
+        config = {**CNN, "optimizer": "adam", "batching": batching, "decay_rate": 0.95}
+        resumed_half_way(run, config, tmp_path / "checkpoint")
+
+    @pytest.mark.parametrize(
+        "own",
+        [
+            {"optimizer": "rmsprop", "momentum": 0.5, "centered": True},
+            {"optimizer": "ftrl", "l1": 0.01, "l2": 0.01, "l2_shrinkage": 0.01, "initial_accumulator": 0.0},
+        ],
+        ids=["rmsprop", "ftrl"],
+    )
+    def test_every_slot_of_an_optimizer_is_kept(self, run, tmp_path, own):
+        resumed_half_way(run, {**SOFTMAX, **own}, tmp_path / "checkpoint")
+
+    @pytest.mark.parametrize("optimizer", OPTIMIZER_DEFAULTS)
+    def test_the_line_goes_on_to_the_last_bit(self, run, tmp_path, optimizer):
+        config = {"model": "line", "optimizer": optimizer, "steps": 40, "num_evaluations": 5}
+        resumed_half_way(run, config, tmp_path / "checkpoint")
+
+    def test_a_divergence_after_resuming_is_measured_against_the_first_loss_of_all(self, run, tmp_path):
+        config = {"model": "line", "learning_rate": 0.035, "steps": 1000, "num_evaluations": 1000}
+        assert resumed_half_way(run, config, tmp_path / "checkpoint")["status"] == "diverged"
+
+    def test_a_state_is_offered_after_every_evaluation_but_the_last(self, run, tmp_path):
+        checkpoint = FileCheckpoint(tmp_path / "checkpoint")
+        run(SOFTMAX, checkpoint=checkpoint)
+        assert checkpoint.offered == [4, 8, 12, 16, 20]
+        assert not checkpoint.path.exists()
+
+    def test_a_finished_run_can_be_made_longer(self, run, tmp_path):
+        _, whole, parameters = run({**CNN, "num_evaluations": 6})
+        run({**CNN, "steps": 16, "num_evaluations": 4}, checkpoint=FileCheckpoint(tmp_path / "checkpoint", since=12))
+        row, rest, longer = run({**CNN, "num_evaluations": 6}, checkpoint=FileCheckpoint(tmp_path / "checkpoint"))
+        assert row["steps_run"] == 24
+        assert rest.items() <= whole.items()
+        assert same_bits(longer, parameters)
+
+
+class TestReproducibility:
+    @pytest.mark.parametrize("config", [SOFTMAX, CNN], ids=["softmax", "cnn"])
+    def test_the_same_configuration_gives_the_same_bits_whatever_runs_in_between(self, run, config):
+        first = run(config)
+        torch.manual_seed(123)
+        run({**CNN, "seed": 9, "optimizer": "adam", "width": 0.1, "precision": "float64"})
+        torch.rand(17)
+        again = run(config)
+        assert again[1] == first[1]
+        assert same_bits(again[2], first[2])
+
+    @pytest.mark.parametrize("config", [SOFTMAX, CNN], ids=["softmax", "cnn"])
+    def test_seeds_differ(self, run, config):
+        first, second = (run({**config, "seed": seed})[1] for seed in (1, 2))
+        assert first.curve("train_loss")[1:] != second.curve("train_loss")[1:]
+
+    def test_every_order_of_batches_is_another_run_except_that_a_single_pass_is_sequential(self, run):
+        single_pass, sequential, shuffled, random = (
+            run({**SOFTMAX, "steps": 15, "batching": batching})[1] for batching in BATCHING_POLICIES
+        )
+        assert single_pass == sequential
+        assert sequential != shuffled != random != sequential
+
+    def test_dropout_makes_a_difference_to_the_cnn_and_none_to_softmax(self, run):
+        assert run({**CNN, "dropout": 0.0})[1] != run(CNN)[1]
+        assert run({**SOFTMAX, "dropout": 0.5})[1] == run(SOFTMAX)[1]
+
+    def test_the_global_generator_is_left_alone(self, run):
+        before = torch.get_rng_state()
+        run(CNN)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_the_images_are_left_as_they_were(self, run, images):
+        before = images.train_images.clone(), images.test_images.clone()
+        run(CNN)
+        assert same_bits(before, (images.train_images, images.test_images))

@@ -1,0 +1,246 @@
+import functools
+import json
+import pickle
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+from ray import tune
+
+import search_spaces
+from tune_hpc.analysis.results import MEASURES, METRICS
+from tune_hpc.errors import InvalidExperimentError, InvalidSpaceError, TuneHpcError
+from tune_hpc.learning.config import TRIAL_KEYS, complete
+from tune_hpc.search.experiment import LINE_METRICS, MAX_TRIALS, TRAIN, Experiment, Published
+from tune_hpc.search.space import Space
+
+GRID = Space({"optimizer": tune.choice(["adam", "momentum"]), "learning_rate": tune.choice([0.1, 0.01])})
+RANGE = Space({"learning_rate": tune.loguniform(1e-4, 1), "batch_size": tune.randint(1, 500)})
+EVERYTHING = [
+    pytest.param(one, id=f"{one.name}{'-quick' if one.quick else ''}")
+    for full in search_spaces.all_experiments()
+    for one in (full, full.as_quick())
+]
+#: What the scaling measurement's rows have beside the standard columns.
+SCALING_COLUMNS = {
+    "train_s", "extrapolated", "num_timed_steps", "step_s", "warmup_s", "startup_s", "samples_per_s", "speedup",
+    "efficiency", "cores_per_worker", "oversubscribed",
+}  # fmt: skip
+
+
+def function(config, report):
+    """Be a trainable of the user's own."""
+
+
+def test_every_configuration_runs_with_all_its_seeds_in_turn():
+    experiment = Experiment("x", GRID, seeds=(3, 1))
+    assert [(one["optimizer"], one["learning_rate"], one["seed"]) for one in experiment.configs()] == [
+        ("adam", 0.1, 3), ("adam", 0.1, 1), ("adam", 0.01, 3), ("adam", 0.01, 1),
+        ("momentum", 0.1, 3), ("momentum", 0.1, 1), ("momentum", 0.01, 3), ("momentum", 0.01, 1),
+    ]  # fmt: skip
+    assert experiment.num_trials == 8
+
+
+def test_repeats_of_a_random_search_share_their_configurations():
+    experiment = Experiment("x", RANGE, searcher="random", num_samples=3, seeds=[0, 1])
+    configs = list(experiment.configs())
+    assert experiment.num_trials == len(configs) == 6
+    for first, second in zip(configs[::2], configs[1::2], strict=True):
+        assert first | {"seed": 1} == second
+    assert len({config["learning_rate"] for config in configs}) == 3
+
+
+def test_a_search_seed_draws_the_same_configurations_always():
+    def drawn(search_seed, num_samples=5):
+        return list(
+            Experiment("x", RANGE, searcher="random", num_samples=num_samples, search_seed=search_seed).configs()
+        )
+
+    assert drawn(7) == drawn(7)
+    assert drawn(7, 9)[:5] == drawn(7)
+    assert drawn(7) != drawn(8)
+
+
+def test_a_seed_in_the_space_replaces_the_seeds():
+    experiment = Experiment("x", Space({"seed": tune.choice([4, 5])}))
+    assert experiment.seeds == ()
+    assert list(experiment.configs()) == [{"seed": 4}, {"seed": 5}]
+    assert experiment.num_trials == 2
+    with pytest.raises(InvalidExperimentError, match=r"seed=choice\(4, 5\) in the space and seeds=\[0, 1\]"):
+        experiment.replace(seeds=(0, 1))
+
+
+def test_without_seeds_the_configuration_has_none():
+    experiment = Experiment("x", Space({"a": 1}, keys={}), function, seeds=())
+    assert list(experiment.configs()) == [{"a": 1}]
+    assert experiment.num_trials == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "a/b"}, "name is letters, digits, underscores, dots and hyphens; got 'a/b'"),
+        ({"name": "../x"}, "got '../x'"),
+        ({"name": ""}, "got ''"),
+        ({"mode": "maximum"}, "mode must be min or max; got 'maximum'"),
+        ({"searcher": "bayes"}, "searcher must be one of .*; got 'bayes'"),
+        ({"seeds": (1, 1)}, r"each seed is given once; got \[1, 1\]"),
+        ({"seeds": (-1,)}, r"a seed is a whole number from 0 to 2147483647; got \[-1\]"),
+        ({"seeds": (0.5,)}, r"got \[0.5\]"),
+        ({"search_seed": -1}, "search_seed must be at least 0; got -1"),
+        ({"num_samples": 5}, "a grid runs every configuration once; got num_samples=5: leave it out"),
+        ({"searcher": "random"}, "a random search needs num_samples; it was left out"),
+        ({"searcher": "random", "num_samples": 0}, "num_samples must be at least 1; got 0"),
+        ({"metric": "accuracy"}, "metric of x must be one of train_loss, .*, samples_per_s; got 'accuracy'"),
+        ({"space": GRID | {"model": "line"}}, "metric of x must be one of train_loss, W, b, .*; got 'test_accuracy'"),
+        ({"trainable": functools.partial(function)}, "a trainable is a function .* or package.module:function; got"),
+        ({"searcher": "random", "num_samples": MAX_TRIALS + 1}, "at most 100000 trials; x has 100001: narrow"),
+        ({"space": Space({"seed": tune.randint(0, 10**9)})}, "at most 100000 trials; x has 1000000000"),
+    ],
+)
+def test_an_experiment_that_contradicts_itself_is_refused(changes, message):
+    with pytest.raises(InvalidExperimentError, match=message):
+        Experiment(**{"name": "x", "space": GRID} | changes)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"learning_rat": 0.1}, "no such key 'learning_rat'; a trial's keys are model, data, optimizer, learning_rate"),
+        ({"beta1": 0.5, "optimizer": "momentum"}, "beta1 belongs to adam; the space has optimizer=momentum"),
+        (
+            {"momentum": 0.5},
+            "momentum belongs to momentum, nesterov, rmsprop; the space has optimizer=gradient_descent",
+        ),
+        ({"optimizer": tune.choice(["adam", "ftrl"]), "rho": 0.5}, "rho belongs to adadelta, rmsprop; .*=adam, ftrl"),
+    ],
+)
+def test_a_parameter_that_our_trainable_has_no_use_for_is_refused(values, message):
+    with pytest.raises(InvalidSpaceError, match=message):
+        Experiment("x", Space(values))
+
+
+def test_a_hyperparameter_that_one_optimizer_has_may_stand_beside_others():
+    experiment = Experiment(
+        "x", Space({"optimizer": tune.choice(["adam", "momentum"]), "momentum": tune.choice([0.5, 0.9])})
+    )
+    assert ["momentum" in complete(config) for config in experiment.configs()] == [False, False, True, True]
+
+
+def test_a_function_of_the_users_own_gives_keys_its_own_meaning():
+    experiment = Experiment("x", Space({"optimizer": "mine", "colour": "red"}, keys={}), function, metric="score")
+    assert experiment.to_json()["trainable"] == f"{__name__}:function"
+    with pytest.raises(
+        InvalidSpaceError, match="status is a column that every trial has; call the parameter otherwise"
+    ):
+        Experiment("x", Space({"status": 1}, keys={}), function)
+
+
+def test_a_quick_value_is_checked_when_the_experiment_is_made():
+    with pytest.raises(InvalidSpaceError, match="steps must be"):
+        Experiment("x", GRID, quick_values={"steps": 0})
+    own = Experiment("x", Space({"steps": "all"}, keys={}), function, quick_values={"steps": "few"})
+    assert own.to_json()["quick_values"] == {"steps": "few"}
+    assert own.as_quick().space["steps"] == "few"
+
+
+def test_a_grid_over_a_range_says_what_to_do():
+    experiment = Experiment("x", RANGE)
+    for attempt in (lambda: list(experiment.configs()), lambda: experiment.num_trials, experiment.to_json):
+        with pytest.raises(
+            InvalidSpaceError, match=r"learning_rate is loguniform.*: list its values, or search at random"
+        ):
+            attempt()
+
+
+def test_an_experiment_cannot_be_changed_only_replaced():
+    values = {"steps": 5}
+    experiment = Experiment("x", GRID, quick_values=values)
+    with pytest.raises(FrozenInstanceError):
+        experiment.name = "y"
+    values["steps"] = 0
+    assert experiment.quick_values == {"steps": 5}
+    changed = experiment.with_values({"learning_rate": 0.5}).replace(name="y")
+    assert (changed.name, changed.num_trials, changed.space["learning_rate"]) == ("y", 2, 0.5)
+    assert (experiment.name, experiment.num_trials) == ("x", 4)
+
+
+def test_a_quick_experiment_is_marked_and_the_full_one_stays():
+    experiment = Experiment("x", GRID, quick_values={"steps": 5})
+    quick = experiment.as_quick()
+    assert (quick.quick, quick.space["steps"]) == (True, 5)
+    assert not experiment.quick
+    assert "steps" not in experiment.space
+
+
+@pytest.mark.parametrize("experiment", EVERYTHING)
+def test_the_description_of_an_experiment_is_plain_json(experiment):
+    plain = experiment.to_json()
+    again = json.loads(json.dumps(plain, allow_nan=False))
+    assert again["num_trials"] == experiment.num_trials == len(list(experiment.configs()))
+    assert Space.from_json(again["space"]) == experiment.space
+    assert again["quick"] is experiment.quick
+    assert len(again["published"]) == len(experiment.published)
+    for name in ("name", "metric", "mode", "seeds", "searcher", "title", "description", "source", "figures", "tables"):
+        assert name in again
+
+
+@pytest.mark.parametrize("experiment", EVERYTHING)
+def test_an_experiment_survives_pickling(experiment):
+    assert pickle.loads(pickle.dumps(experiment)).to_json() == experiment.to_json()
+
+
+@pytest.mark.parametrize("experiment", EVERYTHING)
+def test_every_configuration_is_one_that_training_takes(experiment):
+    for config in experiment.configs():
+        complete({name: value for name, value in config.items() if name in TRIAL_KEYS})
+        assert set(config) - set(TRIAL_KEYS) <= {"workers", "num_timed_steps"}
+
+
+@pytest.mark.parametrize("experiment", EVERYTHING)
+def test_figures_tables_and_published_numbers_name_what_there_is(experiment):
+    columns = {*METRICS, *MEASURES, *(LINE_METRICS if experiment.space["model"] == "line" else ())}
+    if experiment.trainable != TRAIN:
+        columns = SCALING_COLUMNS
+    history = set(LINE_METRICS) if experiment.space["model"] == "line" else set(METRICS[:5])
+    assert experiment.metric in columns
+    for figure in experiment.figures:
+        assert figure.kind in ("curve", "response")
+        assert set(figure.metrics) <= (history if figure.kind == "curve" else columns)
+        assert {figure.line, figure.page, figure.parameter} - {None} <= set(experiment.space.varying)
+        assert (figure.parameter is not None) == (figure.kind == "response")
+        if figure.published:
+            assert figure.published in {one.metric for one in experiment.published}
+    for table in experiment.tables:
+        assert table.kind in ("best_per", "pivot", "at_steps")
+        assert set(table.metrics) <= (history if table.kind == "at_steps" else columns)
+        assert {table.rows, table.columns} - {None} <= set(experiment.space.varying)
+    for one in experiment.published:
+        assert one.metric in columns
+        assert set(one.where) <= {*experiment.space, "workers"}
+        assert one.best_over in {None, *experiment.space.varying}
+        assert bool(one.best_values) == bool(one.best_over)
+        assert one.source.startswith("report, ")
+
+
+@pytest.mark.parametrize("experiment", [one for one in EVERYTHING if not one.values[0].quick])
+def test_every_published_number_speaks_of_trials_that_run(experiment):
+    configs = list(experiment.configs())
+    for one in experiment.published:
+        found = [config for config in configs if one.where.items() <= config.items()]
+        assert found
+        if one.best_over:
+            assert set(one.best_values) <= {config[one.best_over] for config in found}
+        else:
+            assert len(found) == 1
+
+
+def test_numbers_of_numpy_are_plain_in_the_description():
+    published = (Published({"steps": np.float64(5)}, "test_loss", np.float64(0.5), "report"),)
+    assert json.dumps(Experiment("x", GRID, published=published).to_json(), allow_nan=False)
+
+
+def test_all_errors_are_ours_and_the_nearest_builtin():
+    for error in (InvalidSpaceError, InvalidExperimentError):
+        assert issubclass(error, TuneHpcError)
+        assert issubclass(error, ValueError)

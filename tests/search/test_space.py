@@ -1,0 +1,439 @@
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from ray import tune
+from ray.tune.search.variant_generator import generate_variants
+
+from tune_hpc.errors import InvalidSpaceError
+from tune_hpc.search.domains import RANGES, describe, parse_domain
+from tune_hpc.search.space import Space
+
+FREE: dict = {}
+
+numbers = st.integers(-1000, 1000) | st.floats(-1e6, 1e6, allow_subnormal=False)
+scalars = numbers | st.booleans() | st.text('a1é,(\n"', max_size=8)
+positive = st.floats(1e-6, 1e6)
+whole = st.integers(-1000, 1000)
+
+
+def identity(value):
+    """Tell True from 1, which Python holds to be equal; 1 and 1.0 are one value."""
+    return isinstance(value, bool), value
+
+
+choices = st.lists(scalars, min_size=1, max_size=5, unique_by=identity).map(tune.choice)
+
+
+@st.composite
+def ranges(draw, kinds=tuple(RANGES)):
+    """Any range that Ray Tune accepts."""
+    kind = draw(st.sampled_from(kinds))
+    if kind == "randn":
+        return tune.randn(draw(numbers), draw(positive))
+    if kind.endswith("randint"):
+        low, size, step = draw(whole), draw(st.integers(1, 500)), draw(st.integers(1, 9))
+        low = abs(low) + 1 if "log" in kind else low
+        if kind[0] != "q":
+            return getattr(tune, kind)(low, low + size)
+        return getattr(tune, kind)(low, low + size + step, step)
+    if kind[0] == "q":
+        step = draw(st.sampled_from([0.1, 0.25, 1e-3, 3.0, 7]))
+        low = draw(st.integers(1 if "log" in kind else -50, 50))
+        return getattr(tune, kind)(low * step, (low + draw(st.integers(1, 60))) * step, step)
+    low, high = sorted(draw(st.tuples(*[positive if "log" in kind else numbers] * 2)))
+    assume(low < high)
+    return getattr(tune, kind)(low, high)
+
+
+names = st.text("abcdefgh_", min_size=1, max_size=8)
+spaces = st.dictionaries(names, choices | ranges() | scalars, max_size=4).map(lambda one: Space(one, keys=FREE))
+finite_ranges = ranges(("quniform", "qloguniform", "randint", "lograndint", "qrandint", "qlograndint"))
+finite_spaces = st.dictionaries(names, choices | finite_ranges | scalars, max_size=3).map(
+    lambda one: Space(one, keys=FREE)
+)
+
+
+@given(spaces)
+def test_every_space_survives_json_and_back(space):
+    text = json.dumps(space.to_json(), allow_nan=False)
+    again = Space.from_json(json.loads(text), keys=FREE)
+    assert again == space
+    assert hash(again) == hash(space)
+    assert json.dumps(again.to_json()) == text
+
+
+@given(spaces)
+def test_every_space_survives_pickling(space):
+    again = pickle.loads(pickle.dumps(space))
+    assert again == space
+    assert again.sample(np.random.default_rng(3)) == space.sample(np.random.default_rng(3))
+
+
+@given(spaces, st.integers(0, 2**32))
+def test_samples_lie_inside_their_bounds(space, seed):
+    generator = np.random.default_rng(seed)
+    for config in (space.sample(generator) for _ in range(5)):
+        assert list(config) == list(space)
+        for name, value in config.items():
+            assert type(value) in (bool, int, float, str)
+            plain = space.to_json()[name]
+            if not isinstance(plain, dict):
+                assert identity(value) == identity(plain)
+                continue
+            ((kind, arguments),) = plain.items()
+            if kind == "choice":
+                assert identity(value) in map(identity, arguments)
+            elif kind == "randn":
+                assert math.isfinite(value)
+            else:
+                assert arguments[0] <= value <= arguments[1]
+                assert isinstance(value, int) == kind.endswith("randint")
+
+
+@given(finite_spaces, st.integers(0, 2**32))
+@settings(max_examples=50)
+def test_a_grid_has_every_configuration_once_and_samples_are_among_them(space, seed):
+    assume(space.size <= 2000)
+    found = {tuple(map(identity, config.values())) for config in space.grid()}
+    assert len(found) == len(list(space.grid())) == space.size
+    assert tuple(map(identity, space.sample(np.random.default_rng(seed)).values())) in found
+
+
+@given(finite_spaces)
+@settings(max_examples=25)
+def test_as_grid_is_what_ray_tune_expands_to_the_same_grid(space):
+    assume(space.size <= 200)
+    expanded = [config for _, config in generate_variants(space.as_grid())]
+    ours = list(space.grid())
+    assert len(expanded) == len(ours)
+    assert sorted(map(repr, (sorted(one.items()) for one in expanded))) == sorted(
+        map(repr, (sorted(one.items()) for one in ours))
+    )
+
+
+@given(spaces)
+def test_a_dictionary_of_a_space_is_a_ray_tune_param_space(space):
+    ((_, config),) = generate_variants(dict(space), random_state=0)
+    assert set(config) == set(space)
+    assert not any(isinstance(value, tune.search.sample.Domain) for value in config.values())
+
+
+@given(ranges())
+def test_a_range_is_read_as_it_is_described(domain):
+    space = Space({"x": domain}, keys=FREE)
+    read = Space({"x": parse_domain("x", describe(space["x"]))}, keys=FREE)
+    ((kind, arguments),) = space.to_json()["x"].items()
+    assert read.to_json() == {"x": {kind: arguments}}
+
+
+SPACE = Space({"optimizer": tune.choice(["adam", "momentum"]), "learning_rate": tune.loguniform(1e-4, 1), "steps": 500})
+
+
+def test_a_space_is_a_mapping_in_its_own_order():
+    assert list(SPACE) == ["optimizer", "learning_rate", "steps"]
+    assert len(SPACE) == 3
+    assert SPACE["steps"] == 500
+    assert "dropout" not in SPACE
+    assert SPACE.varying == ["optimizer", "learning_rate"]
+    assert repr(SPACE) == "Space(optimizer=choice(adam, momentum), learning_rate=loguniform(0.0001, 1), steps=500)"
+
+
+def test_a_space_cannot_be_changed():
+    with pytest.raises(TypeError):
+        SPACE["steps"] = 1
+    with pytest.raises(AttributeError):
+        SPACE.steps = 1
+    rates = [0.1, 0.01]
+    parameters = {"learning_rate": tune.choice(rates)}
+    space = Space(parameters)
+    rates.append(0.5)
+    parameters["learning_rate"].categories.append(0.7)
+    parameters["steps"] = 1
+    assert space.to_json() == {"learning_rate": {"choice": [0.1, 0.01]}}
+
+
+def test_two_spaces_compose_and_the_right_one_wins():
+    wider = SPACE | {"dropout": tune.uniform(0, 0.5), "steps": 100}
+    assert wider.to_json() == SPACE.to_json() | {"dropout": {"uniform": [0, 0.5]}, "steps": 100}
+    assert isinstance(wider, Space)
+    assert SPACE["steps"] == 500
+    with pytest.raises(InvalidSpaceError, match="dropout must be a number at least 0 and below 1; got 1"):
+        SPACE | {"dropout": 1}
+    assert Space({"dropout": "high"}, keys={}) | {"steps": "many"} == Space(
+        {"dropout": "high", "steps": "many"}, keys={}
+    )
+
+
+def test_a_space_goes_without_some_parameters():
+    assert list(SPACE.without("steps", "optimizer", "absent")) == ["learning_rate"]
+
+
+def test_spaces_that_differ_are_unequal():
+    assert SPACE != SPACE | {"steps": 501}
+    assert SPACE.to_json() != SPACE
+    one, float_one, true = (Space({"x": value}, keys=FREE) for value in (1, 1.0, True))
+    assert len({one, float_one, true}) == 3
+    assert one != true
+
+
+def test_the_size_is_the_product_of_the_parameters_and_none_when_one_is_continuous():
+    assert Space({}).size == 1
+    assert Space({"seed": tune.randint(0, 10), "optimizer": tune.choice(["adam", "ftrl"]), "steps": 5}).size == 20
+    assert SPACE.size is None
+    assert Space({"x": tune.randn()}, keys=FREE).size is None
+    assert Space({"x": tune.randint(0, 10**15), "y": tune.randint(0, 10**15)}, keys=FREE).size == 10**30
+
+
+@pytest.mark.parametrize(
+    ("domain", "values"),
+    [
+        (tune.randint(2, 5), [2, 3, 4]),
+        (tune.lograndint(1, 4), [1, 2, 3]),
+        (tune.qrandint(2, 10, 3), [3, 6, 9]),
+        (tune.qrandint(0, 9, 3), [0, 3, 6, 9]),
+        (tune.qrandint(0, 3, 1), [0, 1, 2]),  # Ray leaves the upper bound out at a step of 1
+        (tune.qlograndint(1, 20, 7), [7, 14]),
+        (tune.quniform(-0.5, 0.5, 0.25), [-0.5, -0.25, 0.0, 0.25, 0.5]),
+        (tune.quniform(0, 0.3, 0.1), [0, 0.1, 0.2, 0.3]),
+        (tune.choice(["b", "a"]), ["b", "a"]),
+        (tune.grid_search([3, 1]), [3, 1]),
+    ],
+)
+def test_a_grid_has_the_values_that_ray_draws(domain, values):
+    space = Space({"x": domain}, keys=FREE)
+    assert [config["x"] for config in space.grid()] == values
+    assert space.size == len(values)
+    generator = np.random.default_rng(0)
+    assert {space.sample(generator)["x"] for _ in range(300)} == set(values)
+
+
+def test_the_last_parameter_of_a_grid_varies_fastest():
+    space = Space({"batch_size": tune.choice([150, 100]), "steps": 5, "dropout": tune.choice([0, 0.5])})
+    assert [(config["batch_size"], config["dropout"]) for config in space.grid()] == [
+        (150, 0.0), (150, 0.5), (100, 0.0), (100, 0.5),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["grid", "as_grid"])
+def test_a_grid_over_a_continuous_parameter_names_it_and_the_way_out(method):
+    with pytest.raises(
+        InvalidSpaceError, match=r"learning_rate is loguniform\(0.0001, 1\): list its values, or search at random"
+    ):
+        list(getattr(SPACE, method)())
+
+
+def test_a_grid_search_is_taken_as_a_choice():
+    assert Space({"steps": tune.grid_search([1, 2])}) == Space({"steps": tune.choice([1, 2])})
+    with pytest.raises(InvalidSpaceError, match="steps: a choice takes a list; got 3"):
+        Space({"steps": {"grid_search": 3}})
+
+
+def test_numbers_take_the_kind_of_their_key():
+    space = Space({"learning_rate": tune.choice([1, 0.5]), "steps": 500.0, "batch_size": tune.choice([8.0, 4])})
+    assert json.dumps(space.to_json()) == (
+        '{"learning_rate": {"choice": [1.0, 0.5]}, "steps": 500, "batch_size": {"choice": [8, 4]}}'
+    )
+
+
+def test_numpy_numbers_become_plain_ones():
+    space = Space(
+        {
+            "learning_rate": np.float64(0.1),
+            "steps": np.int64(5),
+            "batch_size": tune.choice([1, np.int64(2), np.int32(4)]),
+            "seed": tune.randint(np.int64(0), np.int64(3)),
+            "dropout": tune.uniform(np.float32(0), np.float64(0.5)),
+            "centered": np.bool_(True),
+        }
+    )
+    assert json.loads(json.dumps(space.to_json())) == {
+        "learning_rate": 0.1, "steps": 5, "batch_size": {"choice": [1, 2, 4]}, "seed": {"randint": [0, 3]},
+        "dropout": {"uniform": [0.0, 0.5]}, "centered": True,
+    }  # fmt: skip
+
+
+def test_a_key_of_ours_may_be_given_another_meaning():
+    assert Space({"optimizer": "anything", "steps": -1}, keys={})["steps"] == -1
+    assert Space.from_json({"optimizer": "anything"}, keys={})["optimizer"] == "anything"
+
+
+MUST_BE = {
+    "optimizer": "optimizer must be one of gradient_descent, momentum, .*; got 'adamm'",
+    "model": "model must be one of line, softmax, cnn; got 'mlp'",
+    "learning_rate": "learning_rate must be a number above 0; got -0.1",
+    "dropout": "dropout must be a number at least 0 and below 1; got 1",
+    "batch_size": "batch_size must be a whole number at least 1 and at most 50000; got 70000",
+    "steps": "steps must be a whole number at least 1; got 0.5",
+}
+WRONG = {
+    "optimizer": "adamm", "model": "mlp", "learning_rate": -0.1, "dropout": 1, "batch_size": 70_000, "steps": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("form", ["constant", "choice"])
+def test_a_value_that_its_key_does_not_allow_is_refused_with_what_is_allowed(name, form):
+    value = WRONG[name]
+    with pytest.raises(InvalidSpaceError, match=MUST_BE[name]):
+        Space({name: value if form == "constant" else tune.choice([value])})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"dropout": tune.uniform(0, 1)}, "dropout must be a number at least 0 and below 1; got 1"),
+        ({"dropout": tune.uniform(-0.1, 0.5)}, "dropout must be .*; got -0.1"),
+        ({"batch_size": tune.randint(1, 50_002)}, "batch_size must be .* at most 50000; got 50001"),
+        ({"batch_size": tune.qrandint(0, 100, 10)}, "batch_size must be .*; got 0"),
+        ({"batch_size": tune.uniform(1, 5)}, "batch_size must be a whole .*; uniform gives fractions: use randint"),
+        ({"batch_size": tune.quniform(1, 5, 1)}, "quniform gives fractions: use qrandint"),
+        ({"learning_rate": tune.randn(0, 1)}, "a normal distribution has no bounds: use uniform"),
+        ({"optimizer": tune.randint(0, 3)}, "optimizer must be one of .*; got 0"),
+        ({"steps": True}, "steps must be a whole number at least 1; got True"),
+        ({"steps": tune.choice([1, 1.0])}, "steps: a choice holds each value once; got 1, 1"),
+    ],
+)
+def test_a_range_that_leaves_its_keys_bounds_is_refused(parameters, message):
+    with pytest.raises(InvalidSpaceError, match=message):
+        Space(parameters)
+
+
+def test_a_range_up_to_its_keys_bound_is_accepted():
+    assert Space({"batch_size": tune.randint(1, 50_001), "decay_rate": tune.quniform(0.5, 1, 0.5)}).size == 100_000
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (tune.choice([]), "x: a choice needs at least one value; got none"),
+        (tune.choice(["a", "a"]), "x: a choice holds each value once; got a, a"),
+        (tune.choice([[1, 2]]), r"x: a value is a number, a string or true/false; got \[1, 2\] of type list"),
+        (tune.choice([None]), "got None of type NoneType"),
+        (tune.uniform(1, 1), "x: uniform needs a lower bound below the upper one; got 1, 1"),
+        (tune.randint(5, 4), "x: randint needs a lower bound below the upper one; got 5, 4"),
+        (tune.randint(0.5, 4), "x: randint takes whole numbers; got 0.5, 4: use uniform"),
+        (tune.randint(0, 10**30), "x: randint takes finite numbers of 64 bits; got 0, 1000"),
+        (tune.uniform(-1.7e308, 1.7e308), "x: uniform takes finite numbers of 64 bits"),
+        (tune.uniform(False, True), "x: uniform takes 2 numbers; got False, True"),
+        (tune.quniform(0, 1, -1), "x: the step of quniform must be above 0; got 0, 1, -1"),
+        (tune.qrandint(1, 2, 5), "x: no multiple of the step of qrandint lies between its bounds; got 1, 2, 5"),
+        (tune.randn(math.nan, 1), "x: randn takes finite numbers of 64 bits; got nan, 1"),
+        (tune.qrandn(0, 1, 0.1), "x: qrandn cannot be written down as plain data; use randn"),
+        (tune.sample_from(lambda spec: 1), "x: a Function domain cannot be written down as plain data; use choice"),
+        ([1, 2], r"got \[1, 2\] of type list: for several values use choice"),
+        ({"a": 1}, r"got \{'a': 1\} of type dict"),
+        (None, "got None of type NoneType"),
+        (math.nan, "x: a number must be finite and fit into 64 bits; got nan"),
+        (-math.inf, "x: a number must be finite and fit into 64 bits; got -inf"),
+        (10**400, "x: a number must be finite and fit into 64 bits; got 1000"),
+        (tune.choice([math.inf]), "x: a number must be finite and fit into 64 bits; got inf"),
+        (np.zeros(2), "of type ndarray"),
+    ],
+)
+def test_a_domain_that_breaks_a_rule_is_refused(value, message):
+    with pytest.raises(InvalidSpaceError, match=message) as caught:
+        Space({"x": value}, keys=FREE)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_is_a_word():
+    with pytest.raises(InvalidSpaceError, match="a parameter's name is a word; got 1"):
+        Space({1: 2})
+    with pytest.raises(InvalidSpaceError, match="a parameter's name is a word; got ''"):
+        Space({"": 2})
+
+
+@pytest.mark.parametrize(
+    ("plain", "message"),
+    [
+        ({"loguniform": [0, 1]}, "x: the lower bound of loguniform must be above 0; got 0, 1"),
+        ({"lograndint": [-3, 1]}, "x: the lower bound of lograndint must be above 0; got -3, 1"),
+        ({"uniform": [0, math.inf]}, "x: uniform takes finite numbers of 64 bits; got 0, inf"),
+        ({"loguniform": [math.nan, 1]}, "x: loguniform takes finite numbers of 64 bits; got nan, 1"),
+        ({"uniform": [0]}, "x: uniform takes 2 numbers; got 0"),
+        ({"uniform": ["0", 1]}, "x: uniform takes 2 numbers; got '0', 1"),
+        ({"quniform": [0, 1, 0.3]}, "x: the bounds of quniform must be multiples of its step; got 0, 1, 0.3"),
+        ({"quniform": [0, 1, 0]}, "x: the step of quniform must be above 0; got 0, 1, 0"),
+        ({"quniform": [0, 1e300, 1e-300]}, "x: the bounds of quniform must be multiples of its step"),
+        ({"randn": [0, 0]}, "x: the deviation of randn must be above 0; got 0, 0"),
+        ({"uniform": [0, 10**400]}, "x: uniform takes finite numbers of 64 bits; got 0, 1000"),
+        ({"choice": 3}, "x: choice takes a list; got 3"),
+        ({"choice": [{"uniform": [0, 1]}]}, r"got \{'uniform': \[0, 1\]\} of type dict"),
+        ({"sample_from": ["lambda: 1"]}, "x: no domain is called 'sample_from'; there are choice, uniform, .*, randn"),
+        ({}, r"x: one domain is wanted, like \{'choice': \[1, 2\]\} .*; got \{\}"),
+        ({"choice": [1], "uniform": [0, 1]}, "x: one domain is wanted"),
+        (None, "got None of type NoneType"),
+    ],
+)
+def test_json_that_describes_no_domain_is_refused(plain, message):
+    with pytest.raises(InvalidSpaceError, match=message):
+        Space.from_json({"x": plain}, keys=FREE)
+
+
+def test_json_that_is_no_mapping_is_refused():
+    with pytest.raises(InvalidSpaceError, match=r"a space maps names to values, like \{'steps': 500\}; got \[1\]"):
+        Space.from_json([1])
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("0.1", 0.1),
+        (" 500 ", 500),
+        ("adam", "adam"),
+        ("true", True),
+        ("False", False),
+        ("0.1,0.01", {"choice": [0.1, 0.01]}),
+        ("adam, momentum", {"choice": ["adam", "momentum"]}),
+        ("loguniform(1e-4, 1)", {"loguniform": [1e-4, 1]}),
+        ("choice(1, 2)", {"choice": [1, 2]}),
+        ("qrandint(0, 10, 5)", {"qrandint": [0, 10, 5]}),
+        ("randint(0, 5.0)", {"randint": [0, 5]}),
+        ("import os", "import os"),
+    ],
+)
+def test_text_is_read_as_a_value(text, plain):
+    assert Space({"x": parse_domain("x", text)}, keys=FREE).to_json() == {"x": plain}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "x: a value is missing in ''"),
+        ("0.1,", "x: a value is missing in '0.1,'"),
+        ("choice()", "x: a choice needs at least one value; got none"),
+        ("uniform(1,,2)", "x: a value is missing in '1,,2'"),
+        ("uniform(1)", "x: uniform takes 2 numbers; got 1"),
+        ("uniform(a, b)", "x: uniform takes 2 numbers; got 'a', 'b'"),
+        ("randn()", "x: randn takes 2 numbers; got none"),
+        ("uniform(nan, 1)", "x: uniform takes finite numbers"),
+        ("normal(0, 1)", "x: no domain is called 'normal'; there are choice, uniform,"),
+        ("Uniform(0, 1)", "x: no domain is called 'Uniform'"),
+        ("uniform(0, 1", r"a value is a number, a word, a list \(1,2,3\) or a range .*; got 'uniform\(0, 1'"),
+        ("[1, 2]", r"a value is a number, a word, a list \(1,2,3\) or a range .*; got '\[1, 2\]'"),
+        ("uniform(0, 1), 2", "a value is a number, a word"),
+        ("inf", "x: a number must be finite"),
+        ("9" * 5000, "x: a number must be finite"),
+    ],
+)
+def test_text_that_is_no_value_is_refused(text, message):
+    with pytest.raises(InvalidSpaceError, match=message):
+        Space({"x": parse_domain("x", text)}, keys=FREE)
+
+
+@pytest.mark.parametrize("text", ["__import__('os')", "__import__('os').abort()", "(lambda: 1)()", "exec(1)"])
+def test_text_is_never_evaluated(text):
+    with pytest.raises(InvalidSpaceError):
+        parse_domain("x", text)
+
+
+def test_values_are_described_as_they_are_typed():
+    assert [describe(value) for value in (0.1, 500, "adam", True, 30_000.0, 0.123456789)] == [
+        "0.1", "500", "adam", "true", "30000", "0.123456789",
+    ]  # fmt: skip
+    assert describe(tune.choice([1, True, "a"])) == "choice(1, true, a)"

@@ -1,0 +1,162 @@
+"""What a trainable reports, and what its state is kept in: the parts of a trial that need no Ray."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tune_hpc.analysis.results import TrialRecord
+from tune_hpc.search import trial
+from tune_hpc.search.trial import REPORT_INTERVAL_S, Reporter, TrialCheckpoint, _Diverged, identity, plain
+
+
+class Clock:
+    now = 50.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(trial.time, "monotonic", clock.monotonic)
+    return clock
+
+
+@pytest.fixture
+def forwarded():
+    return []
+
+
+@pytest.fixture
+def report(clock, forwarded):
+    return Reporter(TrialRecord({}), "test_loss", forwarded.append)
+
+
+def test_what_is_reported_is_kept(report):
+    report(1, {"test_loss": 0.5})
+    report(np.arange(2, 4), {"train_loss": np.array([0.4, 0.3]), "test_loss": [0.2, 0.1]})
+    report(3, {"note": np.float32(7)})
+    history = report.record.history()
+    assert history["step"].tolist() == [1, 2, 3]
+    assert history["test_loss"].tolist() == [0.5, 0.2, 0.1]
+    assert history["train_loss"].tolist()[1:] == [0.4, 0.3]
+    assert history["note"].tolist()[2] == 7
+
+
+def test_torch_numbers_are_taken_as_they_are(report):
+    report(torch.tensor(3), {"test_loss": torch.tensor(0.5), "curve": torch.tensor([0.25])})
+    assert report.record.history().to_dict("records") == [{"step": 3, "test_loss": 0.5, "curve": 0.25}]
+
+
+@pytest.mark.parametrize("name", ["test_loss", "train_loss", "my_own_loss"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
+def test_a_loss_that_is_no_number_ends_the_trial(report, name, value):
+    with pytest.raises(_Diverged, match=f"non-finite {name} at step 7"):
+        report(7, {"W": 1.0, name: value})
+
+
+def test_what_came_before_a_divergence_is_kept(report):
+    report(0, {"train_loss": 1.0})
+    with pytest.raises(_Diverged, match="non-finite train_loss at step 3"):
+        report([1, 2, 3, 4], {"train_loss": [0.9, 0.8, math.nan, 0.7], "W": [1, 2, 3, 4]})
+    history = report.record.history()
+    assert history["step"].tolist() == [0, 1, 2]
+    assert history["train_loss"].tolist() == [1.0, 0.9, 0.8]
+    assert history["W"].tolist()[1:] == [1, 2]
+
+
+def test_other_metrics_may_be_anything(report):
+    report(1, {"W": math.inf, "gradient_norm": math.nan, "test_loss": 1.0})
+    assert report.record.history()["W"].tolist() == [math.inf]
+
+
+def test_a_metric_that_ranks_trials_must_be_finite_whatever_it_is_called(clock):
+    with pytest.raises(_Diverged, match="non-finite score at step 1"):
+        Reporter(TrialRecord({}), "score", print)(1, {"score": math.nan})
+
+
+@pytest.mark.parametrize("value", [[1.0, 2.0], [], "high", [[1.0, 2.0]]])
+def test_a_metric_that_does_not_match_its_steps_is_named(report, value):
+    with pytest.raises(ValueError, match=r"report takes one number for each step; test_loss has .* for 1$"):
+        report(3, {"test_loss": value})
+
+
+def test_empty_arrays_are_nothing(report, clock, forwarded):
+    clock.now += 10 * REPORT_INTERVAL_S
+    report([], {"test_loss": []})
+    report(np.arange(0), {"test_loss": np.empty(0)})
+    assert forwarded == []
+    assert len(report.record.history()) == 0
+
+
+def test_a_report_reaches_ray_once_a_second_at_most(report, clock, forwarded):
+    for step in range(100):
+        clock.now += REPORT_INTERVAL_S / 10
+        report(step, {"test_loss": float(step)})
+    assert len(forwarded) in (9, 10)
+    assert len(report.record.history()) == 100
+
+
+def test_what_reaches_ray_is_the_last_value_as_plain_numbers(report, clock, forwarded):
+    clock.now += REPORT_INTERVAL_S
+    report(1, {"train_loss": 0.5})
+    assert forwarded == []
+    report(np.arange(5), {"test_loss": np.linspace(1, 0.2, 5)})
+    assert forwarded == [{"step": 4, "value": pytest.approx(0.2)}]
+    assert json.dumps(forwarded)
+
+
+def test_a_checkpoint_is_kept_no_more_often_than_asked(tmp_path, clock):
+    made = []
+    checkpoint = TrialCheckpoint(tmp_path / "t.checkpoint", TrialRecord({}), interval_s=60)
+
+    def state():
+        made.append(clock.now)
+        return {"weights": torch.ones(2)}
+
+    assert checkpoint.load() is None
+    for step in range(10):
+        clock.now += 20
+        checkpoint.save(step, state)
+    assert len(made) == 3
+    assert [file.name for file in tmp_path.iterdir()] == ["t.checkpoint"]
+
+
+def test_a_checkpoint_brings_back_the_state_and_what_was_reported(tmp_path, clock):
+    record = TrialRecord({})
+    record.add(np.arange(3), {"train_loss": np.array([3.0, 2.0, 1.0])})
+    record.add(3, {"test_loss": 0.5})
+    clock.now += 1
+    TrialCheckpoint(tmp_path / "t.checkpoint", record, interval_s=0).save(3, lambda: {"step": 3, "w": torch.ones(2)})
+
+    again = TrialRecord({})
+    again.add(99, {"train_loss": 9.0})
+    state = TrialCheckpoint(tmp_path / "t.checkpoint", again, interval_s=0).load()
+    assert state["step"] == 3
+    assert torch.equal(state["w"], torch.ones(2))
+    assert again.history().equals(record.history())
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None), (True, True), (3, 3), (0.5, 0.5), ("a", "a"), (math.nan, None), (math.inf, None),
+        (np.float64(0.5), 0.5), (np.int64(3), 3), (np.bool_(True), True), (np.float32(math.nan), None),
+        ([1, 2], "[1, 2]"), ({"a": (1, 2)}, '{"a": [1, 2]}'), ({1}, '"{1}"'),
+    ],
+)  # fmt: skip
+def test_every_value_becomes_one_that_json_and_parquet_hold(value, expected):
+    made = plain(value)
+    assert made == expected
+    assert type(made) is type(expected)
+    json.dumps(made, allow_nan=False)
+
+
+def test_a_trial_is_known_before_it_runs():
+    assert identity("x", "t00001", {"steps": np.int64(5), "layers": [1, 2]}) == {
+        "experiment": "x", "trial_id": "t00001", "steps": 5, "layers": "[1, 2]",
+    }  # fmt: skip
