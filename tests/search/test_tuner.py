@@ -1,8 +1,11 @@
 """Searches on a real Ray. Runs are shared: one run of several experiments, then one claim a test."""
 
+import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -159,8 +162,9 @@ def test_every_row_tells_configuration_metrics_times_and_place(mixed):
     row = mixed["softmax"].trials.iloc[0]
     completed = complete({"optimizer": row["optimizer"]})
     assert set(completed) <= set(mixed["softmax"].trials)
-    for column in ("train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy", "best_test_accuracy",
-                   "best_step", "steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "host", "device"):  # fmt: skip
+    metrics = ("train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy", "best_test_accuracy")
+    times = ("best_step", "steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "host", "device")
+    for column in metrics + times:
         assert pd.notna(row[column]), column
     assert row["stop_reason"] == "all steps done"
 
@@ -268,8 +272,34 @@ def test_eight_trials_at_half_a_gpu_are_spread_two_to_a_gpu(tmp_path):
     root = Path(__file__).parents[2]
     subprocess.run(
         [sys.executable, str(script), str(meeting), str(tmp_path / "out")],
-        check=True, cwd=root, env={**__import__("os").environ, "PYTHONPATH": str(root)}, timeout=300,
+        check=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, timeout=300,
     )  # fmt: skip
     trials = load(tmp_path / "out").trials
     assert set(trials["met"]) == {8}, "all eight ran at once"
     assert trials["gpu"].astype(str).value_counts().to_dict() == {"0": 2, "1": 2, "2": 2, "3": 2}
+
+
+def test_an_interrupt_keeps_what_ended_and_says_so(write_module, tmp_path):
+    write_module(
+        "slow_search",
+        """
+import time
+
+def train(config, report):
+    for step in range(1, 11):
+        time.sleep(0.1)
+        report(step, {"loss": config["x"] / step})
+""",
+    )
+    values = ",".join(map(str, range(1, 61)))
+    command = ["-m", "tune_hpc.cli", "run", "slow_search:train", "--set", f"x={values}", "--output-dir", "out"]
+    search = subprocess.Popen([sys.executable, *command, "--no-report"], cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "out" / "trials").glob("*.parquet"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    search.send_signal(signal.SIGINT)
+    assert search.wait(timeout=120) == 130
+    results = load(tmp_path / "out")
+    assert results.experiment["state"] == "interrupted"
+    assert 3 <= results.counts()["finished"] < 60
+    assert results.best()["x"] == 1

@@ -132,9 +132,8 @@ def run_all(
             reason = str(error).strip().partition("\n")[0]
             raise ClusterError(f"the cluster was lost: {reason}; the trials that ended are in {folders[0]}") from error
         finally:
-            left = {sample["experiment"] for sample in queue}
             for name, home in homes.items():
-                _gather(home, descriptions[name], watcher, is_whole=name not in left)
+                _gather(home, descriptions[name], watcher)
     return [load(home.path) for home in homes.values()]
 
 
@@ -259,7 +258,7 @@ def _environment(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _gather(home: ExperimentFolder, description: dict[str, Any], watcher: Watcher, *, is_whole: bool) -> None:
+def _gather(home: ExperimentFolder, description: dict[str, Any], watcher: Watcher) -> None:
     """Make the two frames of what the trials left; their own files go once every one of them is in.
 
     A trial that was interrupted is listed as running, and keeps its checkpoint.
@@ -268,11 +267,12 @@ def _gather(home: ExperimentFolder, description: dict[str, Any], watcher: Watche
     for sample in unfinished:
         row = identity(sample["experiment"], sample["trial_id"], sample["config"])
         write_part(home.part(sample["trial_id"]), row | {"status": "running"}, TrialRecord({}).history())
-    is_whole = is_whole and not unfinished
+    results = load(home.path)
+    write_frames(home, results.trials, results.history)
+    # Trials that Ray had asked for but not yet begun are in no list of ours: only counting tells.
+    is_whole = len(results.trials) == description["num_trials"] and not unfinished
     ended = {"finished": now(), "wall_s": watcher.seconds(description["name"])}
     state = "finished" if is_whole else "interrupted"
     home.write(description | {"state": state, "provenance": description["provenance"] | ended})
-    results = load(home.path)
-    write_frames(home, results.trials, results.history)
     if is_whole:
         shutil.rmtree(home.parts, ignore_errors=True)
