@@ -9,7 +9,7 @@ import pytest
 from tune_hpc import load_all
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-TINY_CNN = ["--set", "steps=3", "--set", "width=0.1", "--set", "num_evaluations=1", "--set", "num_evaluation_images=50"]
+TINY = ["--set", "steps=3", "--set", "width=0.1", "--set", "num_evaluations=1", "--set", "num_evaluation_images=50"]
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
     [
         ("exercise1_1stpart", ["--set", "steps=20"], 1, 5),
         ("exercise1_2ndpart", ["--set", "steps=20"], 1, 10),
-        ("exercise2", [*TINY_CNN[:2], *TINY_CNN[4:], "--set", "optimizer=adam,ftrl", "--set", "learning_rate=0.1,0.01"], 2, 8),
-        ("exercise3", [*TINY_CNN, "--set", "batch_size=4,150"], 7, 22),
+        ("exercise2", [*TINY[:2], *TINY[4:], "--set", "optimizer=adam,ftrl", "--set", "learning_rate=0.1,0.01"], 2, 8),
+        ("exercise3", [*TINY, "--set", "batch_size=4,150"], 7, 22),
         ("exercise4", ["--set", "width=0.1", "--set", "workers=1,2"], 1, 2),
     ],
 )  # fmt: skip

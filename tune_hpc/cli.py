@@ -236,9 +236,13 @@ def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.
     for runner in runners if len(runners) > 1 else ():
         run_by(runner, check_only=True)
     # Several runners share one connection, for a Ray that is started here takes seconds to come up.
+    results: dict[str, Results] = {}
     with ray_session(flags.address) if len(runners) > 1 else nullcontext():
-        results = {one.name: one for runner in runners for one in run_by(runner)}
-    ordered = [results[experiment.name] for experiment in experiments]
+        for runner in runners:
+            results |= {one.name: one for one in run_by(runner)}
+            if any(one.experiment["state"] == "interrupted" for one in results.values()):
+                break
+    ordered = [results[experiment.name] for experiment in experiments if experiment.name in results]
     for one in ordered:
         print(_in_short(one))
     if not flags.no_report:
@@ -253,15 +257,17 @@ def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.
 
 def _show(flags: argparse.Namespace) -> int:
     from tune_hpc.analysis.results import load_all
-    from tune_hpc.analysis.tables import best_trials, to_markdown
+    from tune_hpc.analysis.tables import best_trials, to_markdown, unfinished
 
     if flags.n < 1:
         raise InvalidExperimentError(f"-n must be at least 1; got {flags.n}")
     for one in load_all(flags.folder):
         print(_in_short(one, flags.metric))
         print(to_markdown(best_trials(one, flags.n, flags.metric)), end="\n\n")
-        for error in one.trials["error"].dropna().unique():
-            print(f"failed: {error}")
+        for status in ("failed", "diverged", "running"):
+            trials = unfinished(one, status).head(flags.n)
+            if len(trials):
+                print(f"{status}:\n{to_markdown(trials)}", end="\n\n")
     return SUCCESS
 
 

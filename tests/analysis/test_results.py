@@ -185,3 +185,27 @@ def test_reading_results_loads_neither_matplotlib_nor_torch_nor_ray():
     code = "import sys, tune_hpc.analysis.results; print({'matplotlib', 'torch', 'ray'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_what_varies_is_what_was_searched_not_what_came_along(trial, results_of):
+    keys = ["optimizer", "learning_rate", "momentum", "steps", "seed"]
+    trials = [
+        trial("00000", optimizer="adam", steps=5, seed=0),
+        trial("00001", optimizer="momentum", momentum=0.9, steps=5, seed=0),
+    ]
+    space = {"optimizer": {"choice": ["adam", "momentum"]}, "learning_rate": {"choice": [0.1]}, "steps": 5}
+    assert results_of(*trials, config_keys=keys, space=space).varying == ["optimizer", "learning_rate"]
+    assert results_of(*trials, config_keys=keys).varying == ["optimizer", "momentum"]
+    again = trial("00002", optimizer="adam", steps=5, seed=1)
+    assert results_of(*trials, again, config_keys=keys, space=space).varying == ["optimizer", "learning_rate", "seed"]
+
+
+def test_a_column_of_words_ranks_nothing(trial, results_of):
+    with pytest.raises(UnknownNameError, match=r"the column optimizer of made\.up holds no numbers; learning_rate, "):
+        results_of(trial("00000")).top(metric="optimizer")
+
+
+def test_a_description_without_what_the_analysis_needs_is_refused(folder):
+    folder.write({"name": "made.up", "mode": "min"})
+    with pytest.raises(FolderError, match="describes no experiment: it has no config_keys, metric; restore it"):
+        results.load(folder.path)

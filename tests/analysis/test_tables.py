@@ -4,6 +4,7 @@ import pytest
 
 from tune_hpc.analysis import conclusions, tables
 from tune_hpc.analysis.wording import number, short
+from tune_hpc.errors import UnknownNameError
 
 BEST = {"metric": "test_loss", "value": 0.3, "source": "report", "best_over": "learning_rate"}
 PUBLISHED = [
@@ -215,3 +216,12 @@ def test_a_hundred_thousand_trials_are_summed_up_in_seconds(results_of):
     assert len(tables.over_seeds(big, ["test_loss"])) == len(
         trials.drop_duplicates(["optimizer", "learning_rate", "batch_size"])
     )
+
+
+def test_the_best_trials_by_another_metric_show_it_first(grid):
+    df = tables.best_trials(grid(), 3, "test_accuracy")
+    assert list(df.columns[:5]) == ["trial_id", "optimizer", "learning_rate", "seed", "test_accuracy"]
+    assert df["test_accuracy"].is_monotonic_decreasing
+    assert len(df) == 3
+    with pytest.raises(UnknownNameError, match="no column 'accuracy'"):
+        tables.best_trials(grid(), 3, "accuracy")

@@ -26,6 +26,9 @@ from tune_hpc.analysis.folder import ExperimentFolder, write_whole
 from tune_hpc.analysis.results import TrialRecord, summarise, write_part
 from tune_hpc.search.reference import load_reference
 
+#: How a trainable may say that it ended.
+ENDS = ("finished", "stopped", "diverged")
+
 #: Each report to Ray costs milliseconds; the progress bar needs no more than this.
 REPORT_INTERVAL_S = 1.0
 
@@ -174,6 +177,8 @@ def run_trial(
         returned = trainable(dict(config), Reporter(record, assignment.metric, tune.report), **offered)
         if isinstance(returned, Mapping):
             outcome |= returned
+        if outcome["status"] not in ENDS:
+            raise ValueError(f"a trainable returns a status of {', '.join(ENDS)}; got {outcome['status']!r}")
     except _Diverged as divergence:
         outcome |= {"status": "diverged", "stop_reason": str(divergence)}
     except Exception as error:
@@ -184,12 +189,12 @@ def run_trial(
         traceback.print_exc()
     history = record.history()
     row = {
-        **record.row,
         "host": socket.gethostname(),
         "train_s": time.perf_counter() - began,
         "steps_run": int(history["step"].max()) if len(history) else 0,
         **summarise(history),
         **outcome,
+        **record.row,
     }
     write_part(folder.part(trial_id), {name: plain(value) for name, value in row.items()}, history)
     checkpoint.path.unlink(missing_ok=True)

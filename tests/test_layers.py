@@ -1,0 +1,185 @@
+"""Who may import whom: read off the source of every module, and off what a fresh process has loaded."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import tune_hpc
+from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.results import summarise, trials_frame, write_frames
+
+ROOT = Path(tune_hpc.__file__).parent.parent
+OURS = ("tune_hpc", "search_spaces", "scripts")
+
+#: Which of our modules each part may import; the longest prefix of a module's name counts.
+MAY_IMPORT = {
+    "tune_hpc": ["tune_hpc"],
+    "tune_hpc.errors": [],
+    "tune_hpc.learning": ["tune_hpc.errors", "tune_hpc.learning"],
+    "tune_hpc.analysis": ["tune_hpc.errors", "tune_hpc.analysis"],
+    # The columns and the folder are what a search writes and the analysis reads.
+    "tune_hpc.search": [
+        "tune_hpc.errors", "tune_hpc.search", "tune_hpc.learning", "tune_hpc.analysis.results",
+        "tune_hpc.analysis.folder",
+    ],
+    "tune_hpc.scaling": [
+        "tune_hpc.errors", "tune_hpc.scaling", "tune_hpc.learning", "tune_hpc.analysis.results",
+        "tune_hpc.analysis.folder", "tune_hpc.search.experiment", "tune_hpc.search.session",
+        "tune_hpc.search.provenance",
+    ],
+    # The experiments are named by the user, and listed.
+    "tune_hpc.cli": ["tune_hpc", "search_spaces"],
+    "search_spaces": ["tune_hpc.errors", "tune_hpc.search", "search_spaces"],
+    "scripts": ["tune_hpc", "search_spaces"],
+}  # fmt: skip
+
+#: Who may import a heavy package at the top of a module.
+HEAVY = {
+    "torch": ["tune_hpc.learning", "tune_hpc.scaling"],
+    "torchvision": ["tune_hpc.learning"],
+    # Search spaces are written in Ray Tune's own domains.
+    "ray": ["tune_hpc.search", "tune_hpc.scaling", "search_spaces"],
+    "pandas": ["tune_hpc.analysis", "tune_hpc.scaling"],
+    "matplotlib": ["tune_hpc.analysis.plots"],
+}
+#: Who may do so inside a function. A trial keeps checkpoints of any trainable, and only one that asks for them has
+#: torch; the driver, which imports the same module, must not pay for it.
+HEAVY_IN_FUNCTIONS = {"torch": ["tune_hpc.search.trial"]}
+#: Listing and checking spaces, and finding the data, must stay cheap.
+TORCH_FREE = ["tune_hpc.learning.config", "tune_hpc.learning.download"]
+
+
+def is_in(module, part):
+    return module == part or module.startswith(f"{part}.")
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for part in OURS for path in sorted((ROOT / part).rglob("*.py"))}
+
+
+def imports(module):
+    """Return what a module imports, at its top and inside functions; names given to import_module count, too."""
+    top, inside = set(), set()
+
+    def walk(node, found):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                found.update(alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert not child.level, f"{module} imports relatively"
+                # What is imported may itself be a module.
+                found.add(child.module)
+                found.update(f"{child.module}.{alias.name}" for alias in child.names)
+            elif isinstance(child, ast.Call) and getattr(child.func, "id", getattr(child.func, "attr", "")) in (
+                "import_module", "__import__",
+            ):  # fmt: skip
+                found.update(one.value for one in child.args if isinstance(one, ast.Constant))
+            is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            walk(child, inside if is_function else found)
+
+    walk(ast.parse(MODULES[module].read_text(encoding="utf-8")), top)
+    return top, inside
+
+
+def test_every_part_of_the_house_is_walked():
+    assert {module.partition(".")[0] for module in MODULES} == set(OURS)
+    assert len(MODULES) > 40
+    assert "tune_hpc.search.trial" in MODULES
+    assert "torch" in imports("tune_hpc.learning.training")[0]
+    assert "torch" in imports("tune_hpc.search.trial")[1]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_its_part_may(module):
+    part = max((part for part in MAY_IMPORT if is_in(module, part)), key=len)
+    top, inside = imports(module)
+    known = {name for name in top | inside if name in MODULES}
+    assert [name for name in sorted(known) if not any(is_in(name, one) for one in MAY_IMPORT[part])] == []
+    assert [name for name in top | inside if is_in(name, "scripts") and not is_in(module, "scripts")] == []
+
+
+@pytest.mark.parametrize("package", HEAVY)
+def test_a_heavy_package_is_imported_only_where_it_is_used(package):
+    everywhere = HEAVY[package] + HEAVY_IN_FUNCTIONS.get(package, [])
+    for module in MODULES:
+        top, inside = imports(module)
+        if any(is_in(name, package) for name in top):
+            assert any(is_in(module, part) for part in HEAVY[package]), module
+        if any(is_in(name, package) for name in inside):
+            assert any(is_in(module, part) for part in everywhere), module
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_a_cheap_module_needs_no_torch(module):
+    reached, waiting = set(), [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += [one for one in imports(name)[0] if one in MODULES]
+    for name in reached:
+        assert not any(is_in(one, "torch") or is_in(one, "torchvision") for one in imports(name)[0]), name
+
+
+def loaded_after(code):
+    """Return which heavy packages a fresh process has loaded after some code."""
+    ending = f"\nimport sys; print('LOADED', *[name for name in {list(HEAVY)} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code + ending], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1].split()[1:]
+
+
+def test_importing_the_package_costs_nothing():
+    assert loaded_after("import tune_hpc; tune_hpc.TuneHpcError; dir(tune_hpc)") == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
+def test_help_costs_nothing(arguments):
+    code = f"import tune_hpc.cli\ntry: tune_hpc.cli.main({arguments})\nexcept SystemExit as end: assert end.code == 0"
+    assert loaded_after(code) == []
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two trials that finished, as a search leaves them."""
+    asked = {
+        "name": "made.up", "metric": "test_loss", "mode": "min", "config_keys": ["learning_rate", "seed"],
+        "space": {"learning_rate": {"choice": [0.1, 0.2]}},
+    }  # fmt: skip
+    home = ExperimentFolder(tmp_path / "run")
+    home.claim("made.up")
+    home.write(asked)
+    history = pd.DataFrame({"step": np.arange(3), "test_loss": [3.0, 2.0, 1.0]})
+    rows = [
+        {"trial_id": name, "status": "finished", "learning_rate": rate, "seed": 0, **summarise(history)}
+        for name, rate in (("t00000", 0.1), ("t00001", 0.2))
+    ]
+    histories = [history.assign(trial_id=row["trial_id"]) for row in rows]
+    write_frames(home, trials_frame(rows, asked["config_keys"]), pd.concat(histories, ignore_index=True))
+    return home.path
+
+
+def test_showing_needs_neither_torch_nor_ray_nor_matplotlib(folder):
+    code = f"import tune_hpc.cli\nassert tune_hpc.cli.main(['show', {str(folder)!r}]) == 0"
+    assert loaded_after(code) == ["pandas"]
+
+
+def test_reporting_needs_neither_torch_nor_ray(folder):
+    code = f"import tune_hpc.cli\nassert tune_hpc.cli.main(['report', {str(folder)!r}]) == 0"
+    assert loaded_after(code) == ["pandas", "matplotlib"]
+    assert (folder / "report.html").is_file()
+
+
+def test_finding_data_needs_neither_torch_nor_ray_nor_pandas():
+    assert loaded_after("import tune_hpc.learning.download, tune_hpc.learning.config") == []
