@@ -34,7 +34,7 @@ def _published(table: str, percent: float, **where: Any) -> Published:
 
 _NETWORK = Space({"model": "cnn", "optimizer": "adam", "learning_rate": 1e-4, "dropout": 0.5, "steps": 5000})
 _DECAYED = _NETWORK | {"batching": "shuffled", "decay_rate": 0.95}
-_QUICK = {"steps": 100, "width": 0.25, "num_evaluations": 5, "num_evaluation_images": 1000}
+_QUICK = {"steps": 200, "width": 0.25, "num_evaluations": 5, "num_evaluation_images": 1000}
 _BOTH_MEASURES = ("best_test_accuracy", "selected_test_accuracy")
 
 baseline = Experiment(

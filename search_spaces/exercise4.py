@@ -29,7 +29,11 @@ experiment = Experiment(
         Figure("response", ("speedup", "efficiency"), "Speed-up and efficiency by workers", parameter="workers"),
     ),
     tables=(
-        Table("best_per", "Time by workers", ("train_s", "step_s", "startup_s", "speedup", "efficiency"), "workers"),
+        Table(
+            "trials",
+            "Time by workers",
+            ("train_s", "extrapolated", "step_s", "speedup", "efficiency", "oversubscribed", "warmup_s", "startup_s"),
+        ),
     ),
     quick_values={"num_timed_steps": 10},
     runner="tune_hpc.scaling.measure:run_all",

@@ -225,3 +225,35 @@ def test_the_best_trials_by_another_metric_show_it_first(grid):
     assert len(df) == 3
     with pytest.raises(UnknownNameError, match="no column 'accuracy'"):
         tables.best_trials(grid(), 3, "accuracy")
+
+
+def test_published_numbers_are_shown_with_the_same_decimals(grid):
+    published = [
+        {
+            "where": {"optimizer": "adam", "learning_rate": rate},
+            "metric": "test_accuracy",
+            "value": value,
+            "source": "x",
+        }
+        for rate, value in ((0.1, 0.99), (0.01, 0.991))
+    ]
+    text = tables.to_markdown(tables.published_against_measured(grid(published=published)))
+    assert "| test accuracy |" in text
+    assert "0.990 |" in text
+    assert "0.991 |" in text
+
+
+def test_a_quick_runs_and_another_machines_distance_is_not_told(grid):
+    where = {"optimizer": "adam", "learning_rate": 0.1}
+    published = [{"where": where, "metric": "test_loss", "value": 0.3, "source": "x"}]
+    seconds = [published[0] | {"metric": "train_s", "value": 19.254}]
+    assert any("Mean distance" in one for one in conclusions.sentences(grid(published=published)))
+    assert not any("Mean distance" in one for one in conclusions.sentences(grid(published=published, quick=True)))
+    assert not any("Mean distance" in one for one in conclusions.sentences(grid(published=seconds)))
+
+
+def test_every_trial_is_listed_with_the_columns_asked_for(trial, results_of):
+    results = results_of(trial("t0", optimizer="adam"), trial("t1", optimizer="ftrl", status="failed"))
+    df = tables.each_trial(results, ["train_s", "no_such_column"])
+    assert list(df) == ["optimizer", "train_s"]
+    assert list(df["optimizer"]) == ["adam", "ftrl"]

@@ -212,7 +212,7 @@ def test_figures_tables_and_published_numbers_name_what_there_is(experiment):
         if figure.published:
             assert figure.published in {one.metric for one in experiment.published}
     for table in experiment.tables:
-        assert table.kind in ("best_per", "pivot", "at_steps")
+        assert table.kind in ("best_per", "pivot", "trials", "at_steps")
         assert set(table.metrics) <= (history if table.kind == "at_steps" else columns)
         assert {table.rows, table.columns} - {None} <= set(experiment.space.varying)
     for one in experiment.published:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.wording import MISSING, number, value_text
+from tune_hpc.analysis.wording import MISSING, heading, number, value_text
 
 _OPTIONAL = (
     "deviation",
@@ -43,7 +43,11 @@ def presented(df: pd.DataFrame) -> pd.DataFrame:
     wordy: list[bool] = []
     for position, name in enumerate(map(str, df.columns)):
         column = df.iloc[:, position]
-        if metrics is not None and name in _JUDGED:
+        if name == "metric":
+            texts = [heading(str(value)) for value in column]
+        elif name == "published":
+            texts = _alike(column)
+        elif metrics is not None and name in _JUDGED:
             texts = [_judged(value, name, metric) for value, metric in zip(column, metrics, strict=True)]
         else:
             texts = [_cell(value, metric_of.get(name, name), name in metric_of) for value in column]
@@ -89,8 +93,18 @@ def _judged(value: float, name: str, metric: str) -> str:
         return MISSING
     if name == "difference":
         # As many digits as the measurement beside it, and no more significance than it has.
-        return f"{value:+.4f}" if "accuracy" in metric else f"{value:+.2g}"
+        digits = ".4f" if "accuracy" in metric else ".1f" if metric.endswith("_s") else ".2g"
+        return f"{value:+{digits}}"
     return number(value, f"{metric}_deviation" if name == "deviation" else metric)
+
+
+def _alike(column: pd.Series) -> list[str]:
+    """Return published numbers with the decimals of the most exact of them: 0.99 beside 0.991 is 0.990."""
+    texts = [value_text(value) for value in column]
+    if any("e" in text for text in texts):
+        return texts
+    decimals = max((len(text.partition(".")[2]) for text in texts), default=0)
+    return [f"{value:.{decimals}f}" for value in column]
 
 
 def _cell(value: Any, column: str, measured: bool) -> str:

@@ -220,7 +220,7 @@ def at_steps(results: Results, steps: Sequence[int], metrics: Sequence[str]) -> 
 
 
 def best_trials(results: Results, n: int = 10, metric: str | None = None) -> pd.DataFrame:
-    """Return the best ``n`` trials: ``trial_id``, what varies, every metric taken, steps and training time.
+    """Return the best ``n`` trials: ``trial_id``, what varies, the metrics taken, steps and training time.
 
     Args:
         results: Any results.
@@ -234,9 +234,16 @@ def best_trials(results: Results, n: int = 10, metric: str | None = None) -> pd.
         return pd.DataFrame(columns=["trial_id"])
     metric = metric or results.metric
     top = results.top(n, metric)
-    extra = [name for name in METRICS if name in top and name != metric and top[name].notna().any()]
+    taken = [name for name in METRICS if name in top and top[name].notna().any()]
+    extra = [name for name in taken if not name.endswith("_step")]
     columns = ["trial_id", *results.varying, metric, *extra, "steps_run", "train_s"]
     return top[[name for name in dict.fromkeys(columns) if name in top]].reset_index(drop=True)
+
+
+def each_trial(results: Results, columns: Sequence[str]) -> pd.DataFrame:
+    """Return every trial: what varies (``trial_id`` where nothing does) and those of ``columns`` that there are."""
+    shown = [*(results.varying or ["trial_id"]), *columns]
+    return results.trials[[name for name in dict.fromkeys(shown) if name in results.trials]]
 
 
 def unfinished(results: Results, status: str) -> pd.DataFrame:
@@ -288,6 +295,8 @@ def _declared(results: Results, table: Mapping[str, Any]) -> pd.DataFrame:
         return best_per(results, table["rows"], metrics)
     if table["kind"] == "pivot":
         return pivot(results, table["rows"], table.get("columns"), metrics[0])
+    if table["kind"] == "trials":
+        return each_trial(results, metrics)
     return at_steps(results, table.get("steps") or (), metrics)
 
 

@@ -85,7 +85,7 @@ class Table:
 
     Attributes:
         kind: ``best_per``: the best trial for each value of ``rows``; ``pivot``: the mean of ``metrics[0]`` by ``rows``
-            and ``columns``; ``at_steps``: ``metrics`` of each trial at ``steps``.
+            and ``columns``; ``trials``: ``metrics`` of each trial; ``at_steps``: the same at some of its steps.
         title: What is shown.
         metrics: Columns of the trials, for ``at_steps`` of the history.
         rows: A parameter.

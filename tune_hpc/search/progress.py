@@ -106,7 +106,7 @@ class SearchProgress:
         """Show the tally as it stands; without a terminal, once a minute."""
         if self._bar:
             self._bar.update(self._task, completed=self.tally.num_ended, description=self._description())
-        elif self._clock() - self._line_at >= LINE_INTERVAL_S:
+        elif self.tally.num_ended < self.tally.num_trials and self._clock() - self._line_at >= LINE_INTERVAL_S:
             self._line_at = self._clock()
             self._write_line()
 
