@@ -256,6 +256,7 @@ def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.
 
 
 def _show(flags: argparse.Namespace) -> int:
+    from tune_hpc.analysis.folder import ExperimentFolder
     from tune_hpc.analysis.results import load_all
     from tune_hpc.analysis.tables import best_trials, to_markdown, unfinished
 
@@ -268,6 +269,8 @@ def _show(flags: argparse.Namespace) -> int:
             trials = unfinished(one, status).head(flags.n)
             if len(trials):
                 print(f"{status}:\n{to_markdown(trials)}", end="\n\n")
+                if status == "failed" and one.folder:
+                    print(f"tracebacks: {ExperimentFolder(one.folder).logs}", end="\n\n")
     return SUCCESS
 
 

@@ -126,6 +126,9 @@ def test_a_failing_trial_is_listed_with_its_error_and_the_others_go_on(mixed):
     assert list(trials["status"]) == ["finished", "failed", "finished"]
     assert trials.loc[2, "error"].startswith("RuntimeError: two is not allowed (in fails_at_two, trainables.py line ")
     assert trials.loc[2, "loss"] == 0.5
+    log = mixed["fails"].folder / "logs" / f"{trials.loc[2, 'trial_id']}.log"
+    assert log.read_text(encoding="utf-8").startswith("about to fail\nTraceback (most recent call last):\n")
+    assert list(log.parent.iterdir()) == [log]
     assert trials.loc[3, "loss"] == pytest.approx(0.5 / 3)
 
 
@@ -133,7 +136,9 @@ def test_a_trial_whose_process_dies_is_listed_and_the_others_go_on(mixed):
     trials = mixed["dies"].trials.set_index("x")
     assert list(trials["status"]) == ["finished", "failed", "finished"]
     assert trials.loc[2, "stop_reason"] == "process died"
-    assert "\n" not in trials.loc[2, "error"]
+    assert trials.loc[2, "error"].startswith("the trial's process died: Worker unexpectedly exits")
+    assert len(trials.loc[2, "error"]) < 200
+    assert (mixed["dies"].folder / "logs" / f"{trials.loc[2, 'trial_id']}.log").is_file()
 
 
 def test_a_non_finite_metric_ends_the_trial_as_diverged(mixed):

@@ -19,6 +19,7 @@ def fails_at_two(config, report):
     """Raise for one value."""
     report(1, {"loss": 1.0 / config["x"]})
     if config["x"] == 2:
+        print("about to fail")
         raise RuntimeError("two is\nnot allowed")
     report(2, {"loss": 0.5 / config["x"]})
 

@@ -4,6 +4,7 @@
     trials.parquet     one row per trial (columns: results.py)
     history.parquet    long form: trial_id, step, one column per metric
     trials/            while the search runs: ID.parquet for each trial that ended, ID.checkpoint for one under way
+    logs/              ID.log for each trial that wrote to its output or raised an exception
     tables/ figures/   what was made from the frames
     report.html        the same on one page
     ray/               Ray's own
@@ -65,6 +66,7 @@ class ExperimentFolder:
         self.trials_file = self.path / "trials.parquet"
         self.history_file = self.path / "history.parquet"
         self.parts = self.path / "trials"
+        self.logs = self.path / "logs"
         self.tables = self.path / "tables"
         self.figures = self.path / "figures"
         self.report = self.path / "report.html"
@@ -77,6 +79,10 @@ class ExperimentFolder:
     def checkpoint(self, trial_id: str) -> Path:
         """Return the file that holds the state of one trial under way."""
         return self.parts / f"{trial_id}.checkpoint"
+
+    def log(self, trial_id: str) -> Path:
+        """Return the file of what one trial wrote to its output, and of its traceback."""
+        return self.logs / f"{trial_id}.log"
 
     @property
     def holds_experiment(self) -> bool:
@@ -121,7 +127,7 @@ class ExperimentFolder:
             FolderError: as ``check_free``, or the folder cannot be written.
         """
         self.check_free(name, overwrite=overwrite)
-        for leftover in (self.parts, self.tables, self.figures, self.ray):
+        for leftover in (self.parts, self.logs, self.tables, self.figures, self.ray):
             shutil.rmtree(leftover, ignore_errors=True)
         for file in (self.trials_file, self.history_file, self.report, self.experiment_file):
             file.unlink(missing_ok=True)

@@ -14,11 +14,12 @@ from tune_hpc.errors import ClusterError
 def ray_session(address: str | None = None) -> Iterator[None]:
     """Be connected to Ray inside the block.
 
-    A connection that is already there is used and left as it is. Otherwise connect to ``address``, or start Ray on this
-    machine with the cores that this process may use (an allocation's share, not the whole node), and end it afterwards.
+    A connection that is already there is used and left as it is. Otherwise connect to ``address``, or to the cluster
+    that ``RAY_ADDRESS`` names (inside a Ray job it does), or start Ray on this machine with the cores that this process
+    may use (an allocation's share, not the whole node), and end it afterwards.
 
     Args:
-        address: ``host:port``, ``ray://host:port``, ``auto``, or ``None``.
+        address: ``host:port``, ``auto``, or ``None``.
 
     Raises:
         ClusterError: nothing answers there, or it refuses us.
@@ -26,6 +27,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    address = address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     own: dict[str, object] = (
         {"address": address}

@@ -6,13 +6,15 @@ ends here: a non-finite metric marks it as diverged, an exception as failed, and
 """
 
 import inspect
+import io
 import json
 import math
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -146,6 +148,37 @@ class TrialCheckpoint:
         self._saved_at = time.monotonic()
 
 
+class _Log(io.TextIOBase):
+    """A text file that is there from the first word on, and not before."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: io.TextIOWrapper | None = None
+
+    def write(self, text: str) -> int:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        return self._file.write(text)
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        super().close()
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Send what Python prints inside the block to a file."""
+    with _Log(path) as log, redirect_stdout(log), redirect_stderr(log):
+        yield
+
+
 def run_trial(
     sample: Mapping[str, Any], assignments: Mapping[str, Assignment], images: Mapping[str, ray.ObjectRef]
 ) -> None:
@@ -162,6 +195,31 @@ def run_trial(
     record = TrialRecord(identity(assignment.name, trial_id, config))
     checkpoint = TrialCheckpoint(folder.checkpoint(trial_id), record, assignment.checkpoint_interval_s)
     began = time.perf_counter()
+    with _logged(folder.log(trial_id)):
+        outcome = _outcome(assignment, config, record, checkpoint, images)
+    history = record.history()
+    row = {
+        "host": socket.gethostname(),
+        "train_s": time.perf_counter() - began,
+        "steps_run": int(history["step"].max()) if len(history) else 0,
+        **summarise(history),
+        **outcome,
+        **record.row,
+    }
+    write_part(folder.part(trial_id), {name: plain(value) for name, value in row.items()}, history)
+    checkpoint.path.unlink(missing_ok=True)
+    value = row.get(assignment.metric)
+    tune.report({"status": row["status"], "step": row["steps_run"], "value": _finite(value), "last": True})
+
+
+def _outcome(
+    assignment: Assignment,
+    config: Mapping[str, Any],
+    record: TrialRecord,
+    checkpoint: TrialCheckpoint,
+    images: Mapping[str, ray.ObjectRef],
+) -> dict[str, Any]:
+    """Run the trainable; return how it ended, and the columns that it returned."""
     outcome: dict[str, Any] = {"status": "finished", "stop_reason": "the trainable returned"}
     try:
         trainable = assignment.trainable
@@ -183,23 +241,11 @@ def run_trial(
         outcome |= {"status": "diverged", "stop_reason": str(divergence)}
     except Exception as error:
         # A trainable may raise anything; the trial is listed with it.
+        traceback.print_exc()
         if _device_is_lost(error):
             raise
         outcome |= {"status": "failed", "stop_reason": "exception", "error": _last_line(error)}
-        traceback.print_exc()
-    history = record.history()
-    row = {
-        "host": socket.gethostname(),
-        "train_s": time.perf_counter() - began,
-        "steps_run": int(history["step"].max()) if len(history) else 0,
-        **summarise(history),
-        **outcome,
-        **record.row,
-    }
-    write_part(folder.part(trial_id), {name: plain(value) for name, value in row.items()}, history)
-    checkpoint.path.unlink(missing_ok=True)
-    value = row.get(assignment.metric)
-    tune.report({"status": row["status"], "step": row["steps_run"], "value": _finite(value), "last": True})
+    return outcome
 
 
 def identity(experiment: str, trial_id: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -65,10 +66,16 @@ class Watcher(tune.Callback):
         sample = self._under_way.pop(trial.trial_id, None)
         if sample is None:
             return
-        reason = " ".join(str(trial.get_pickled_error() or "the process of the trial ended").split())
+        home = self.homes[sample["experiment"]]
+        # Ray has no other place yet for what it knows of the error; storage gets its copy later.
+        told = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
+        log = home.log(sample["trial_id"])
+        log.parent.mkdir(exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(told)
         row = identity(sample["experiment"], sample["trial_id"], sample["config"])
-        row |= {"status": "failed", "stop_reason": "process died", "error": reason[:500]}
-        write_part(self.homes[sample["experiment"]].part(sample["trial_id"]), row, TrialRecord({}).history())
+        row |= {"status": "failed", "stop_reason": "process died", "error": _in_one_line(told)}
+        write_part(home.part(sample["trial_id"]), row, TrialRecord({}).history())
         self.tally.ended["failed"] += 1
         self._update(sample["experiment"])
 
@@ -87,3 +94,11 @@ class Watcher(tune.Callback):
         self.tally.running = len(self._under_way)
         if self.progress:
             self.progress.update()
+
+
+def _in_one_line(told: str) -> str:
+    """Return what Ray tells of a lost process without its identifiers and guesses."""
+    lines = [line.strip() for line in told.splitlines() if line.strip()]
+    last = lines[-1] if lines else "Ray gives no reason"
+    detail = last.rpartition("Worker exit detail:")[2].partition("Some common causes")[0].strip().rstrip(".")
+    return f"the trial's process died: {detail}; lack of memory is the usual cause, its log may tell more"
