@@ -2,12 +2,16 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
 
 from tune_hpc.errors import ClusterError
+
+#: Seconds within which a cluster's head must accept a connection.
+CONNECT_TIMEOUT_S = 10.0
 
 
 @contextmanager
@@ -28,6 +32,8 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_listening(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     own: dict[str, object] = (
         {"address": address}
@@ -38,14 +44,26 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         ray.init(**own, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        remedy = "check the address, and that `ray status` answers there"
-        if "auth" in str(error).lower():
-            remedy = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the cluster's token"
+        # Ray says the same of a cluster that wants a token and of one that does not answer.
+        remedy = "check that `ray status` answers there; for a cluster with a token, set RAY_AUTH_MODE=token"
         raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {reason}; {remedy}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_listening(address: str) -> None:
+    """Refuse an address at which nothing listens; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdigit()) or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"no Ray cluster at {address}: {error}; check the address, and that `ray status` answers there"
+        ) from error
 
 
 def node_resources() -> list[Mapping[str, float]]:

@@ -1,0 +1,33 @@
+"""Connecting to Ray: what is refused before Ray is asked."""
+
+import socket
+
+import pytest
+
+from tune_hpc.errors import ClusterError
+from tune_hpc.search.session import ray_session
+
+
+@pytest.fixture
+def free_port(monkeypatch):
+    """Return a port of this machine at which nothing listens, in a process that is not connected to Ray."""
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def test_an_address_at_which_nothing_listens_is_refused_at_once(free_port):
+    with pytest.raises(ClusterError, match=f"no Ray cluster at 127.0.0.1:{free_port}: .*check the address"):
+        ray_session(f"127.0.0.1:{free_port}").__enter__()
+
+
+def test_the_address_of_the_environment_counts_where_none_is_given(free_port, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port}")
+    with pytest.raises(ClusterError, match=str(free_port)):
+        ray_session().__enter__()
+
+
+def test_an_impossible_port_is_refused(free_port):
+    with pytest.raises(ClusterError, match=r"no Ray cluster at 127\.0\.0\.1:99999999"):
+        ray_session("127.0.0.1:99999999").__enter__()
