@@ -45,7 +45,7 @@ HEAVY = {
     # Search spaces are written in Ray Tune's own domains.
     "ray": ["tune_hpc.search", "tune_hpc.scaling", "search_spaces"],
     "pandas": ["tune_hpc.analysis", "tune_hpc.scaling"],
-    "matplotlib": ["tune_hpc.analysis.plots"],
+    "matplotlib": ["tune_hpc.analysis.plots", "tune_hpc.analysis.figures"],
 }
 #: Who may do so inside a function. A trial keeps checkpoints of any trainable, and only one that asks for them has
 #: torch; the driver, which imports the same module, must not pay for it.

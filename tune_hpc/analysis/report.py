@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from tune_hpc.analysis import plots, tables
+from tune_hpc.analysis import figures, tables
 from tune_hpc.analysis.conclusions import best_configuration, sentences
 from tune_hpc.analysis.folder import ExperimentFolder, check_place, write_whole
 from tune_hpc.analysis.presentation import presented
@@ -40,7 +40,7 @@ class Section:
 
     results: Results
     made: list[tables.TitledTable]
-    drawings: list[plots.Drawing]
+    drawings: list[figures.Drawing]
 
     @cached_property
     def shown(self) -> dict[str, Any]:
@@ -95,12 +95,12 @@ def write_all(results: Results) -> Path:
 
 
 def _section(results: Results) -> Section:
-    return Section(results, tables.declared(results), plots.draw_all(results))
+    return Section(results, tables.declared(results), figures.draw_all(results))
 
 
 def _write_in(section: Section, folder: Path, *, page: bool) -> Path:
     tables.write(section.results, folder, section.made)
-    plots.write(section.results, folder, section.drawings)
+    figures.write(section.results, folder, section.drawings)
     path = ExperimentFolder(folder).report
     if page:
         _write_page([section], path, None)
@@ -172,7 +172,7 @@ def _table(title: str, df: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _figure(drawing: plots.Drawing) -> dict[str, str]:
+def _figure(drawing: figures.Drawing) -> dict[str, str]:
     """Return a figure as a data address: vectors, unless they are heavier than the pixels."""
     svg_is_lighter = len(drawing.svg) <= len(drawing.png)
     kind, content = ("svg+xml", drawing.svg) if svg_is_lighter else ("png", drawing.png)
