@@ -19,7 +19,7 @@ _WORDS = {
     "valid_loss": "validation loss",
     "valid_accuracy": "validation accuracy",
     "best_valid_accuracy": "best validation accuracy",
-    "selected_test_accuracy": "test accuracy at the step chosen on validation",
+    "selected_test_accuracy": "test accuracy, step chosen on validation",
     "W": "weight W",
     "b": "bias b",
     "train_s": "training time",
