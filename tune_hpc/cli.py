@@ -5,6 +5,7 @@ pays neither for torch nor for Ray.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -46,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 when no trial of an experiment came to a result; 2 on wrong input; 130 when a run was interrupted.
     """
     parsed = _parser().parse_args(arguments)
+    # What takes a while says so: fetching a data set, for instance. Ray's own loggers stay as they are.
+    log, to_terminal = logging.getLogger("tune_hpc"), logging.StreamHandler(sys.stderr)
+    log.addHandler(to_terminal)
+    log.setLevel(logging.INFO)
     try:
         return int(parsed.verb(parsed))
     except TuneHpcError as error:
@@ -58,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has what it wanted; Python would complain once more when it flushes at exit.
         sys.stdout = None
         return SUCCESS
+    finally:
+        log.removeHandler(to_terminal)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -324,13 +331,10 @@ def _spaces(flags: argparse.Namespace) -> int:
 
 
 def _data(flags: argparse.Namespace) -> int:
-    import logging
-
     from tune_hpc.learning.download import check_name, find_or_fetch
 
     for name in flags.names:
         check_name(name)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in flags.names:
         print(f"{name}: {find_or_fetch(name, Path(flags.data_dir) if flags.data_dir else None)}")
     return SUCCESS

@@ -22,6 +22,9 @@ from typing import Any
 
 from tune_hpc.errors import FolderError
 
+#: The version of this layout.
+FORMAT = 1
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it.

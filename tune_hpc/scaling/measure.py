@@ -1,9 +1,10 @@
 """Training time on several workers: one configuration, its batch shared, its gradients averaged at every step.
 
-A worker costs seconds before it does anything: Ray starts a process, which imports torch and Ray Train. So the largest
-number of workers is started once, with Ray Train's TorchTrainer, and each measurement runs on exactly its number of
-them, in a process group of their own, while the others wait. What is timed is the loop after its first steps, with the
-workers in step; what came before is ``startup_s`` and ``warmup_s``.
+A TorchTrainer costs many seconds before its function is entered: four process starts one after the other (of 16 s on
+two cores 5 for Ray Train's controller, 2 for the cleaner of its placement group, 5 for the workers with their import of
+torch, 5 for what they share), each of them imports. So the largest number of workers is started once, and each
+measurement runs on exactly its number of them, in a process group of their own, while the others wait. What is timed is
+the loop after its first steps, with the workers in step; what came before is ``startup_s`` and ``warmup_s``.
 
 Columns of the trials frame beside the configuration: ``train_s`` (seconds for ``steps`` steps), ``extrapolated``
 (whether ``train_s`` was computed from fewer steps), ``num_timed_steps``, ``step_s``, ``warmup_s``, ``startup_s``,
@@ -21,7 +22,7 @@ from typing import Any
 import pandas as pd
 import ray
 
-from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.folder import FORMAT, ExperimentFolder
 from tune_hpc.analysis.results import Results, load, trials_frame, write_frames
 from tune_hpc.errors import InvalidConfigError, TrialError
 from tune_hpc.learning.config import complete
@@ -157,7 +158,7 @@ def run_all(
             home.claim(experiment.name, overwrite=overwrite)
             plan = make_plan(configs, ray.cluster_resources())
             description = experiment.to_json() | {
-                "format": 1,
+                "format": FORMAT,
                 "config_keys": [*plan.config, "workers"],
                 "state": "running",
                 "provenance": provenance(),
@@ -166,10 +167,13 @@ def run_all(
             if show_progress:
                 numbers = ", ".join(map(str, plan.workers))
                 print(f"timing {plan.num_timed_steps} steps on {numbers} workers ({plan.backend})", file=sys.stderr)
-            rows = measure(plan, home, arrays)
-        rows = [{"experiment": experiment.name, **row} for row in rows]
-        description["provenance"] |= {"finished": now(), "wall_s": time.perf_counter() - began}
-        home.write(description | {"state": "finished"})
+            state = "interrupted"
+            try:
+                rows = [{"experiment": experiment.name, **row} for row in measure(plan, home, arrays)]
+                state = "finished"
+            finally:
+                description["provenance"] |= {"finished": now(), "wall_s": time.perf_counter() - began}
+                home.write(description | {"state": state})
         history = pd.DataFrame({"trial_id": pd.Series([], dtype="str"), "step": pd.Series([], dtype="int64")})
         write_frames(home, trials_frame(rows, description["config_keys"]), history)
         results.append(load(home.path))

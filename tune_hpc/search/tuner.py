@@ -18,7 +18,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.folder import FORMAT, ExperimentFolder
 from tune_hpc.analysis.results import Results, TrialRecord, load, write_frames, write_part
 from tune_hpc.errors import ClusterError, FolderError, InvalidExperimentError
 from tune_hpc.learning.config import complete
@@ -30,9 +30,6 @@ from tune_hpc.search.resources import TrialResources, check_request, choose_reso
 from tune_hpc.search.session import node_resources, ray_session
 from tune_hpc.search.trial import Assignment, identity, run_trial
 from tune_hpc.search.watcher import Watcher
-
-#: The version of the experiment folder's layout.
-FORMAT = 1
 
 
 def run(experiment: Experiment, *, output_dir: str | Path | None = None, **options: Any) -> Results:
