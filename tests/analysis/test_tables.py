@@ -256,4 +256,5 @@ def test_every_trial_is_listed_with_the_columns_asked_for(trial, results_of):
     results = results_of(trial("t0", optimizer="adam"), trial("t1", optimizer="ftrl", status="failed"))
     df = tables.each_trial(results, ["train_s", "no_such_column"])
     assert list(df) == ["optimizer", "train_s"]
+    assert " 1.235 |" in tables.to_markdown(tables.each_trial(results_of(trial("t0", speedup=1.23456)), ["speedup"]))
     assert list(df["optimizer"]) == ["adam", "ftrl"]

@@ -243,7 +243,8 @@ def best_trials(results: Results, n: int = 10, metric: str | None = None) -> pd.
 def each_trial(results: Results, columns: Sequence[str]) -> pd.DataFrame:
     """Return every trial: what varies (``trial_id`` where nothing does) and those of ``columns`` that there are."""
     shown = [*(results.varying or ["trial_id"]), *columns]
-    return results.trials[[name for name in dict.fromkeys(shown) if name in results.trials]]
+    df = results.trials[[name for name in dict.fromkeys(shown) if name in results.trials]].copy()
+    return _measuring(df, {name: name for name in columns})
 
 
 def unfinished(results: Results, status: str) -> pd.DataFrame:
