@@ -5,6 +5,11 @@ import warnings
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Machines differ in speed, and a test that imports something for the first time is slow once.
+settings.register_profile("tune_hpc", settings.get_profile("ci" if os.environ.get("CI") else "default"), deadline=None)
+settings.load_profile("tune_hpc")
 
 
 @pytest.fixture(scope="session")
