@@ -85,13 +85,9 @@ def test_a_running_search_without_trials_makes_a_page(results_of, tmp_path):
 
 def test_an_experiment_folder_gets_its_tables_figures_and_page(grid, tmp_path):
     made = replace(grid(figures=[FIGURE]), folder=tmp_path / "run")
-    assert report.write_all(made) == tmp_path / "run" / "report.html"
+    page = tmp_path / "run" / "report.html"
+    assert report.write_report([made], page) == page
     assert (tmp_path / "run" / "figures" / "loss.svg").is_file()
     assert (tmp_path / "run" / "tables" / "best-trials.csv").is_file()
     report.write_report([made], tmp_path / "elsewhere.html", in_folders=False)
     assert (tmp_path / "elsewhere.html").read_text() == (tmp_path / "run" / "report.html").read_text()
-
-
-def test_results_without_a_folder_cannot_be_written_there(grid):
-    with pytest.raises(ValueError, match="were not loaded from a folder"):
-        report.write_all(grid())

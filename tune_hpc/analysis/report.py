@@ -1,8 +1,8 @@
 """One self-contained HTML page from one experiment or many: conclusions, tables, figures, provenance.
 
 ``write_report`` writes a page where it is told, and beside each experiment's frames its tables/, figures/ and own
-report.html; ``write_all`` only the latter. A page refers to nothing outside itself. Every text that comes from a
-trial, an error's included, is escaped.
+report.html. A page refers to nothing outside itself. Every text that comes from a trial, an error's included, is
+escaped.
 """
 
 import base64
@@ -79,32 +79,15 @@ def write_report(
     return path
 
 
-def write_all(results: Results) -> Path:
-    """Write tables/, figures/ and report.html in the experiment's folder.
-
-    Returns:
-        The page.
-
-    Raises:
-        ValueError: the results belong to no folder.
-        FolderError: a file cannot be written.
-    """
-    if results.folder is None:
-        raise ValueError(f"the results of {results.name} were not loaded from a folder; use write_report with a path")
-    return _write_in(_section(results), results.folder, page=True)
-
-
 def _section(results: Results) -> Section:
     return Section(results, tables.declared(results), figures.draw_all(results))
 
 
-def _write_in(section: Section, folder: Path, *, page: bool) -> Path:
+def _write_in(section: Section, folder: Path, *, page: bool) -> None:
     tables.write(section.results, folder, section.made)
     figures.write(section.results, folder, section.drawings)
-    path = ExperimentFolder(folder).report
     if page:
-        _write_page([section], path, None)
-    return path
+        _write_page([section], ExperimentFolder(folder).report, None)
 
 
 def _write_page(sections: Sequence[Section], path: Path, title: str | None) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tune_hpc.errors import ClusterError, InvalidExperimentError
 
-#: More small trials on one GPU than this only queue for it.
+#: Small trials that share one GPU by default. A careful guess: no measurement on a GPU stands behind it yet.
 MAX_TRIALS_PER_GPU = 4
 
 
