@@ -328,13 +328,14 @@ def run_pretended(*arguments):
 
 def test_flags_reach_the_runner(place, capsys):
     code, options = run_pretended(
-        "--output-dir", "there", "--cpus-per-trial", "2", "--max-concurrent", "3", "--data-dir", "images", "--overwrite"
-    )
+        "--output-dir", "there", "--cpus-per-trial", "2", "--max-concurrent", "3", "--data-dir", "images",
+        "--overwrite", "--fuse", "16",
+    )  # fmt: skip
     assert code == cli.SUCCESS
     assert [str(folder) for folder in options.pop("folders")] == ["there"]
     assert options == {
         "address": None, "overwrite": True, "cpus_per_trial": 2, "gpus_per_trial": None, "max_concurrent": 3,
-        "data_dir": "images",
+        "data_dir": "images", "fuse": "16",
     }  # fmt: skip
     assert capsys.readouterr().out == "pretended: 1 finished; best loss 0.25 at x=1\n"
 

@@ -126,6 +126,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--cpus-per-trial", type=float, metavar="N", help="CPU cores a trial (default: 1)")
     where.add_argument("--gpus-per-trial", type=float, metavar="N", help="GPUs a trial; a fraction shares one")
     where.add_argument("--max-concurrent", type=int, metavar="N", help="trials that run at once, at most")
+    where.add_argument(
+        "--fuse", default="auto", metavar="N", help="trials that train as one program: auto, off, or at most N"
+    )
     where.add_argument("--data-dir", metavar="DIR", help="where the image data are, or are to be put")
     results = parser.add_argument_group("where results go")
     results.add_argument("--output-dir", metavar="DIR", help="default: runs/NAME, or runs/NAME-2 where that is taken")
@@ -229,7 +232,7 @@ def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.
         raise FolderError(f"{parent} holds one experiment, and {len(experiments)} are to run; choose another folder")
     options = {
         key: getattr(flags, key)
-        for key in ("overwrite", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "data_dir")
+        for key in ("overwrite", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "fuse", "data_dir")
     }
     runners = dict.fromkeys(experiment.runner for experiment in experiments)
 

@@ -9,7 +9,7 @@ import torch
 
 from tune_hpc.analysis.results import TrialRecord
 from tune_hpc.search import trial
-from tune_hpc.search.trial import REPORT_INTERVAL_S, Reporter, TrialCheckpoint, _Diverged, identity, plain
+from tune_hpc.search.trial import REPORT_INTERVAL_S, Reporter, TrialCheckpoint, _Diverged, _Forward, identity, plain
 
 
 class Clock:
@@ -93,26 +93,40 @@ def test_empty_arrays_are_nothing(report, clock, forwarded):
     assert len(report.record.history()) == 0
 
 
-def test_a_report_reaches_ray_once_a_second_at_most(report, clock, forwarded):
-    for step in range(100):
-        clock.now += REPORT_INTERVAL_S / 10
-        report(step, {"test_loss": float(step)})
-    assert len(forwarded) in (9, 10)
-    assert len(report.record.history()) == 100
-
-
-def test_what_reaches_ray_is_the_last_value_as_plain_numbers(report, clock, forwarded):
-    clock.now += REPORT_INTERVAL_S
+def test_what_is_forwarded_is_the_last_value_of_the_metric_as_a_plain_number(report, forwarded):
     report(1, {"train_loss": 0.5})
     assert forwarded == []
     report(np.arange(5), {"test_loss": np.linspace(1, 0.2, 5)})
-    assert forwarded == [{"step": 4, "value": pytest.approx(0.2)}]
+    assert forwarded == [pytest.approx(0.2)]
     assert json.dumps(forwarded)
+
+
+def test_ray_is_told_once_a_second_at_most_the_latest_value_of_each_trial(clock, monkeypatch):
+    told = []
+    monkeypatch.setattr(trial.tune, "report", told.append)
+    forward = _Forward()
+    notes = [forward.for_trial(name) for name in ("a", "b")]
+    for step in range(100):
+        clock.now += REPORT_INTERVAL_S / 10
+        notes[step % 2](float(step))
+    assert len(told) in (9, 10)
+    for one in told:
+        (first, second) = sorted(one["members"], key=lambda member: member["trial_id"])
+        assert (first["trial_id"], second["trial_id"]) == ("a", "b")
+        assert abs(first["value"] - second["value"]) == 1.0
+    forward.ended([{"trial_id": "a", "status": "finished", "loss": 0.5}, {"trial_id": "b", "status": "failed"}], "loss")
+    assert told[-1] == {
+        "members": [
+            {"trial_id": "a", "status": "finished", "value": 0.5},
+            {"trial_id": "b", "status": "failed", "value": None},
+        ],
+        "last": True,
+    }
 
 
 def test_a_checkpoint_is_kept_no_more_often_than_asked(tmp_path, clock):
     made = []
-    checkpoint = TrialCheckpoint(tmp_path / "t.checkpoint", TrialRecord({}), interval_s=60)
+    checkpoint = TrialCheckpoint(tmp_path / "t.checkpoint", [TrialRecord({})], interval_s=60)
 
     def state():
         made.append(clock.now)
@@ -131,11 +145,11 @@ def test_a_checkpoint_brings_back_the_state_and_what_was_reported(tmp_path, cloc
     record.add(np.arange(3), {"train_loss": np.array([3.0, 2.0, 1.0])})
     record.add(3, {"test_loss": 0.5})
     clock.now += 1
-    TrialCheckpoint(tmp_path / "t.checkpoint", record, interval_s=0).save(3, lambda: {"step": 3, "w": torch.ones(2)})
+    TrialCheckpoint(tmp_path / "t.checkpoint", [record], interval_s=0).save(3, lambda: {"step": 3, "w": torch.ones(2)})
 
     again = TrialRecord({})
     again.add(99, {"train_loss": 9.0})
-    state = TrialCheckpoint(tmp_path / "t.checkpoint", again, interval_s=0).load()
+    state = TrialCheckpoint(tmp_path / "t.checkpoint", [again], interval_s=0).load()
     assert state["step"] == 3
     assert torch.equal(state["w"], torch.ones(2))
     assert again.history().equals(record.history())

@@ -66,6 +66,7 @@ def mixed(ray_session, mnist, tmp_path_factory):
         folders=[parent / one.name for one in experiments],
         checkpoint_interval_s=0.0,
         show_progress=False,
+        fuse="off",
     )
     return {one.name: one for one in results}
 
@@ -103,7 +104,7 @@ def test_the_same_trials_in_another_order_have_the_same_bits(mixed, tmp_path):
     turned = SOFTMAX | {"learning_rate": tune.choice([0.005, 0.05]), "optimizer": tune.choice(["adam", "momentum"])}
     again = run(
         Experiment("softmax", turned, metric="valid_loss", mode="min", seeds=(1, 0)),
-        output_dir=tmp_path / "again", max_concurrent=1, show_progress=False,
+        output_dir=tmp_path / "again", max_concurrent=1, show_progress=False, fuse="off",
     )  # fmt: skip
     keys = ["optimizer", "learning_rate", "seed"]
     both = mixed["softmax"].trials.merge(again.trials, on=keys, suffixes=("", "_again"))
@@ -168,10 +169,55 @@ def test_every_row_tells_configuration_metrics_times_and_place(mixed):
     completed = complete({"optimizer": row["optimizer"]})
     assert set(completed) <= set(mixed["softmax"].trials)
     metrics = ("train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy", "best_test_accuracy")
-    times = ("best_step", "steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "host", "device")
+    times = ("best_step", "steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "num_fused", "host", "device")
     for column in metrics + times:
         assert pd.notna(row[column]), column
     assert row["stop_reason"] == "all steps done"
+
+
+@pytest.fixture(scope="module")
+def fused(ray_session, tmp_path_factory):
+    """The healthy trials of ``mixed`` and the diverging ones, several as one program; beside them a user's own."""
+    parent = tmp_path_factory.mktemp("fused")
+    experiments = [
+        Experiment("softmax", SOFTMAX, metric="valid_loss", mode="min", seeds=(0, 1)),
+        Experiment(
+            "rates", SOFTMAX | {"learning_rate": tune.choice([0.05, 1e6]), "optimizer": "adam"}, metric="valid_accuracy"
+        ),
+        Experiment("parabola", Space({"learning_rate": tune.choice([0.1, 0.5])}), trainables.parabola, **OWN),
+    ]
+    results = run_all(experiments, folders=[parent / one.name for one in experiments], show_progress=False)
+    return {one.name: one for one in results}
+
+
+def test_fused_trials_are_listed_as_if_each_had_run_alone(fused, mixed):
+    separate, together = mixed["softmax"], fused["softmax"]
+    assert list(separate.trials["num_fused"]) == [1] * 8
+    # Twelve trials on two cores, eight of these: two programs, one for each seed, whose members see the same batches.
+    assert list(together.trials["num_fused"]) == [4] * 8
+    exact = ["trial_id", "status", "stop_reason", "optimizer", "learning_rate", "seed", "steps_run"]
+    pd.testing.assert_frame_equal(together.trials[exact], separate.trials[exact])
+    pd.testing.assert_frame_equal(
+        together.history.sort_values(["trial_id", "step"], ignore_index=True),
+        separate.history.sort_values(["trial_id", "step"], ignore_index=True),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    assert (together.trials[["train_s", "eval_s", "setup_s"]] > 0).all(axis=None)
+    assert not (together.folder / "logs").exists()
+
+
+def test_a_member_that_diverges_is_listed_so_and_the_other_goes_on(fused, mixed):
+    separate, together = (each["rates"].trials.set_index("learning_rate") for each in (mixed, fused))
+    assert list(together["num_fused"]) == [2, 2]
+    for column in ("status", "stop_reason", "steps_run"):
+        assert together[column].to_dict() == separate[column].to_dict()
+    assert together.loc[0.05, "valid_loss"] == pytest.approx(separate.loc[0.05, "valid_loss"], rel=1e-4)
+
+
+def test_a_trainable_of_ones_own_runs_unfused(fused):
+    assert list(fused["parabola"].trials["num_fused"]) == [1, 1]
+    assert fused["parabola"].counts() == {"finished": 2}
 
 
 def test_the_folder_tells_the_same_as_the_run_did(mixed):

@@ -16,6 +16,7 @@
     steps_run              optimizer steps done
     setup_s, train_s, eval_s, samples_per_s
                            seconds before the first step, in steps, in evaluations; training samples a second of train_s
+    num_fused              how many trials trained as one program; durations are this trial's share of the program's
     host, device           where it ran
 
 **history**: long form, ``trial_id``, ``step``, one column per metric; missing where a metric was not taken at a step.
@@ -40,7 +41,7 @@ from tune_hpc.errors import FolderError, UnknownNameError
 
 STATUSES = ("finished", "stopped", "diverged", "failed", "running")
 IDENTITY = ("experiment", "trial_id", "status", "stop_reason", "error")
-MEASURES = ("steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "host", "device")
+MEASURES = ("steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "num_fused", "host", "device")
 METRICS = (
     "train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy",
     "best_test_accuracy", "best_step", "best_valid_accuracy", "selected_step", "selected_test_accuracy",

@@ -130,7 +130,13 @@ _KEYS = (
         "tutorial",
         ("tutorial", "pytorch"),
     ),
-    Key("precision", str, "type of parameters and activations", "float32", ("float32", "float64")),
+    Key(
+        "precision",
+        str,
+        "type of parameters and of products; with tf32 (on GPUs) and bfloat16 of products only, parameters are float32",
+        "float32",
+        ("float32", "float64", "tf32", "bfloat16"),
+    ),
     Key("num_evaluations", int, "evaluations a run, evenly spaced", 50, low=1),
     Key(
         "num_evaluation_images",

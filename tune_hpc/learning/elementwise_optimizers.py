@@ -1,6 +1,7 @@
-"""The optimizers that torch has no kernel for: Adadelta, RMSprop, Ftrl and the two proximal ones.
+"""The optimizers that torch has no kernel for: gradient descent, Adadelta, RMSprop, Ftrl and the two proximal ones.
 
-Each is a formula of ``torch._foreach`` operations, taken over large CPU tensors in pieces that fit a core's cache.
+Each is a formula on one tensor, taken over large CPU tensors in pieces that fit a core's cache. The learning rate may
+be a number, or a column of numbers for the members of a stack.
 """
 
 from collections.abc import Iterator
@@ -8,44 +9,68 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tune_hpc.learning.optimizer_base import Group, Parameters, TensorFlowOptimizer, gradients_of, require
-
-Slots = dict[str, list[Tensor]]
+from tune_hpc.learning.optimizer_base import Group, Parameters, Slots, TensorFlowOptimizer, require
 
 
 class ElementwiseOptimizer(TensorFlowOptimizer):
-    """For updates that torch has no fused kernel for: a subclass gives the formula as torch._foreach operations.
+    """A subclass gives the update of one tensor, ``_formula``, which changes the tensor and its slots in place."""
 
-    ``_formula(group, parameters, gradients, slots)`` changes parameters and slots in place; ``_initial(group)`` names
-    the slots and their first values.
-    """
+    takes_columns = True
 
     #: Numbers a thread takes through the whole formula at a time, so that temporaries stay in its cache: several times
     #: faster than one operation after another over all of a large tensor.
     PIECE = 131_072
 
-    def _initial(self, group: Group) -> dict[str, float]:
-        return {}
-
-    def _formula(self, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots) -> None:
+    @classmethod
+    def _formula(
+        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
+    ) -> None:
         raise NotImplementedError
 
-    def _update(self, group: Group, parameters: list[Tensor]) -> None:
-        initial = self._initial(group)
-        columns = [parameters, gradients_of(parameters)]
-        columns += [self._slot(parameters, name, value) for name, value in initial.items()]
-        on_cpu = parameters[0].device.type == "cpu"
-        for part in _pieces(columns, self.PIECE * torch.get_num_threads()) if on_cpu else [columns]:
-            self._formula(group, part[0], part[1], dict(zip(initial, part[2:], strict=True)))
+    @classmethod
+    def update(
+        cls, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots, lr: float | Tensor
+    ) -> None:
+        """Make one step, see the base class."""
+        for row in zip(parameters, gradients, *slots.values(), strict=True):
+            parts = [row]
+            if row[0].numel() > cls.PIECE and row[0].device.type == "cpu":
+                parts = list(_pieces(row, cls.PIECE * torch.get_num_threads()))
+            for parameter, gradient, *own in parts:
+                cls._formula(group, parameter, gradient, dict(zip(slots, own, strict=True)), lr)
 
 
-def _pieces(columns: list[list[Tensor]], size: int) -> Iterator[list[list[Tensor]]]:
-    for row in zip(*columns, strict=True):
-        if row[0].numel() > size and all(tensor.is_contiguous() for tensor in row):
-            for piece in zip(*(tensor.view(-1).split(size) for tensor in row), strict=True):
-                yield [[tensor] for tensor in piece]
-        else:
-            yield [[tensor] for tensor in row]
+def _pieces(row: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:
+    """Split tensors alike, each piece with all members of a stack."""
+    whole = row[0]
+    if not all(tensor.is_contiguous() for tensor in row):
+        yield row
+    elif whole.ndim == 2 and whole.shape[0] < size:
+        yield from zip(*(tensor.split(max(1, size // whole.shape[0]), dim=1) for tensor in row), strict=True)
+    else:
+        yield from zip(*(tensor.view(-1).split(size) for tensor in row), strict=True)
+
+
+def _descend(parameter: Tensor, direction: Tensor, lr: float | Tensor) -> None:
+    """Subtract a multiple of a direction, in one pass over memory where it is the same multiple for all."""
+    if isinstance(lr, Tensor):
+        parameter.sub_(direction * lr)
+    else:
+        parameter.add_(direction, alpha=-lr)
+
+
+class GradientDescent(ElementwiseOptimizer):
+    """Steps down the gradient."""
+
+    def __init__(self, parameters: Parameters, lr: float = 1e-2) -> None:
+        require(lr >= 0, "lr must be at least 0", lr)
+        super().__init__(parameters, {"lr": lr})
+
+    @classmethod
+    def _formula(
+        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
+    ) -> None:
+        _descend(parameter, gradient, lr)
 
 
 class Adadelta(ElementwiseOptimizer):
@@ -60,20 +85,21 @@ class Adadelta(ElementwiseOptimizer):
         require(eps >= 0, "eps must be at least 0", eps)
         super().__init__(parameters, {"lr": lr, "rho": rho, "eps": eps})
 
-    def _initial(self, group: Group) -> dict[str, float]:
+    @classmethod
+    def initial_slots(cls, group: Group) -> dict[str, float]:
+        """Return the slots, see the base class."""
         return {"square_avg": 0.0, "acc_delta": 0.0}
 
-    def _formula(self, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots) -> None:
-        lr, rho, eps = group["lr"], group["rho"], group["eps"]
-        torch._foreach_mul_(slots["square_avg"], rho)
-        torch._foreach_addcmul_(slots["square_avg"], gradients, gradients, value=1 - rho)
-        steps = torch._foreach_add(slots["acc_delta"], eps)
-        torch._foreach_div_(steps, torch._foreach_add(slots["square_avg"], eps))
-        torch._foreach_sqrt_(steps)
-        torch._foreach_mul_(steps, gradients)
-        torch._foreach_add_(parameters, steps, alpha=-lr)
-        torch._foreach_mul_(slots["acc_delta"], rho)
-        torch._foreach_addcmul_(slots["acc_delta"], steps, steps, value=1 - rho)
+    @classmethod
+    def _formula(
+        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
+    ) -> None:
+        rho, eps = group["rho"], group["eps"]
+        square_avg, acc_delta = slots["square_avg"], slots["acc_delta"]
+        square_avg.mul_(rho).addcmul_(gradient, gradient, value=1 - rho)
+        step = torch.add(acc_delta, eps).div_(torch.add(square_avg, eps)).sqrt_().mul_(gradient)
+        _descend(parameter, step, lr)
+        acc_delta.mul_(rho).addcmul_(step, step, value=1 - rho)
 
 
 class RMSprop(ElementwiseOptimizer):
@@ -94,7 +120,9 @@ class RMSprop(ElementwiseOptimizer):
         require(eps >= 0, "eps must be at least 0", eps)
         super().__init__(parameters, {"lr": lr, "rho": rho, "momentum": momentum, "eps": eps, "centered": centered})
 
-    def _initial(self, group: Group) -> dict[str, float]:
+    @classmethod
+    def initial_slots(cls, group: Group) -> dict[str, float]:
+        """Return the slots, see the base class."""
         slots = {"mean_square": 1.0}
         if group["centered"]:
             slots["mean"] = 0.0
@@ -102,26 +130,23 @@ class RMSprop(ElementwiseOptimizer):
             slots["velocity"] = 0.0
         return slots
 
-    def _formula(self, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots) -> None:
-        lr, rho, momentum = group["lr"], group["rho"], group["momentum"]
+    @classmethod
+    def _formula(
+        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
+    ) -> None:
+        rho, momentum = group["rho"], group["momentum"]
+        mean_square = slots["mean_square"]
         # TensorFlow's own order of operations, rounding for rounding: where this update oscillates around a minimum a
         # difference in the last digit decides on which side it ends.
-        changes = torch._foreach_mul(gradients, gradients)
-        torch._foreach_sub_(changes, slots["mean_square"])
-        torch._foreach_mul_(changes, 1 - rho)
-        torch._foreach_add_(slots["mean_square"], changes)
-        roots = torch._foreach_add(slots["mean_square"], group["eps"])
+        mean_square.add_(torch.mul(gradient, gradient).sub_(mean_square).mul_(1 - rho))
+        root = torch.add(mean_square, group["eps"])
         if group["centered"]:
-            torch._foreach_lerp_(slots["mean"], gradients, 1 - rho)
-            torch._foreach_addcmul_(roots, slots["mean"], slots["mean"], value=-1.0)
-        torch._foreach_sqrt_(roots)
-        steps = list(torch._foreach_mul(gradients, lr))
-        torch._foreach_div_(steps, roots)
+            slots["mean"].lerp_(gradient, 1 - rho)
+            root.addcmul_(slots["mean"], slots["mean"], value=-1.0)
+        step = torch.mul(gradient, lr).div_(root.sqrt_())
         if momentum:
-            torch._foreach_mul_(slots["velocity"], momentum)
-            torch._foreach_add_(slots["velocity"], steps)
-            steps = slots["velocity"]
-        torch._foreach_sub_(parameters, steps)
+            step = slots["velocity"].mul_(momentum).add_(step)
+        parameter.sub_(step)
 
 
 class Ftrl(ElementwiseOptimizer):
@@ -148,29 +173,33 @@ class Ftrl(ElementwiseOptimizer):
         own = {"learning_rate_power": learning_rate_power, "initial_accumulator": initial_accumulator}
         super().__init__(parameters, {"lr": lr, **own, "l1": l1, "l2": l2, "l2_shrinkage": l2_shrinkage})
 
-    def _initial(self, group: Group) -> dict[str, float]:
+    @classmethod
+    def initial_slots(cls, group: Group) -> dict[str, float]:
+        """Return the slots, see the base class."""
         return {"accumulator": group["initial_accumulator"], "linear": 0.0}
 
-    def _formula(self, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots) -> None:
-        lr, power, l1 = group["lr"], -group["learning_rate_power"], group["l1"]
-        accumulators, linears = slots["accumulator"], slots["linear"]
-        growths = _foreach_power(accumulators, power)
-        torch._foreach_addcmul_(accumulators, gradients, gradients)
-        denominators = _foreach_power(accumulators, power)
-        torch._foreach_sub_(growths, denominators)
-        torch._foreach_add_(linears, gradients)
+    @classmethod
+    def _formula(
+        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
+    ) -> None:
+        power, l1 = -group["learning_rate_power"], group["l1"]
+        accumulator, linear = slots["accumulator"], slots["linear"]
+        growth = _power(accumulator, power)
+        accumulator.addcmul_(gradient, gradient)
+        denominator = _power(accumulator, power)
+        growth.sub_(denominator).mul_(parameter).div_(lr)
+        linear.add_(gradient)
         if group["l2_shrinkage"]:
-            torch._foreach_add_(linears, parameters, alpha=2 * group["l2_shrinkage"])
-        torch._foreach_addcmul_(linears, growths, parameters, value=1 / lr)
+            linear.add_(parameter, alpha=2 * group["l2_shrinkage"])
+        linear.add_(growth)
 
         # Numerator and denominator are both multiplied by lr, which spares a pass over memory.
         if group["l2"]:
-            torch._foreach_add_(denominators, 2 * lr * group["l2"])
+            denominator.add_(lr * (2 * group["l2"]))
         elif group["initial_accumulator"] == 0:
             # Nothing divided by nothing, where no gradient has arrived yet, is nothing.
-            torch._foreach_clamp_min_(denominators, torch.finfo(denominators[0].dtype).tiny)
-        torch._foreach_zero_(parameters)
-        torch._foreach_addcdiv_(parameters, _foreach_shrink(linears, l1) if l1 else linears, denominators, value=-lr)
+            denominator.clamp_min_(torch.finfo(denominator.dtype).tiny)
+        torch.mul(_shrink(linear, l1) if l1 else linear, -lr, out=parameter).div_(denominator)
 
 
 class ProximalAdagrad(ElementwiseOptimizer):
@@ -189,28 +218,26 @@ class ProximalAdagrad(ElementwiseOptimizer):
         _require_penalties(l1, l2)
         super().__init__(parameters, {"lr": lr, "initial_accumulator": initial_accumulator, "l1": l1, "l2": l2})
 
-    def _initial(self, group: Group) -> dict[str, float]:
+    @classmethod
+    def initial_slots(cls, group: Group) -> dict[str, float]:
+        """Return the slots, see the base class."""
         return {"accumulator": group["initial_accumulator"]}
 
-    def _formula(self, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots) -> None:
-        lr, l1, l2 = group["lr"], group["l1"], group["l2"]
-        accumulators = slots["accumulator"]
-        torch._foreach_addcmul_(accumulators, gradients, gradients)
-        rates = torch._foreach_sqrt(accumulators)
-        torch._foreach_addcdiv_(parameters, gradients, rates, value=-lr)
+    @classmethod
+    def _formula(
+        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
+    ) -> None:
+        l1, l2 = group["l1"], group["l2"]
+        accumulator = slots["accumulator"].addcmul_(gradient, gradient)
+        root = accumulator.sqrt()
+        parameter.sub_(torch.mul(gradient, lr).div_(root))
         if l1 or l2:
-            torch._foreach_reciprocal_(rates)
-            torch._foreach_mul_(rates, lr)
+            rate = root.reciprocal_().mul_(lr)
         if l1:
-            excesses = torch._foreach_abs(parameters)
-            torch._foreach_sub_(excesses, torch._foreach_mul(rates, l1))
-            torch._foreach_clamp_min_(excesses, 0.0)
-            torch._foreach_sign_(parameters)
-            torch._foreach_mul_(parameters, excesses)
+            excess = parameter.abs().sub_(rate, alpha=l1).clamp_min_(0.0)
+            parameter.sign_().mul_(excess)
         if l2:
-            torch._foreach_mul_(rates, l2)
-            torch._foreach_add_(rates, 1.0)
-            torch._foreach_div_(parameters, rates)
+            parameter.div_(rate.mul_(l2).add_(1.0))
 
 
 class ProximalGradientDescent(ElementwiseOptimizer):
@@ -221,24 +248,25 @@ class ProximalGradientDescent(ElementwiseOptimizer):
         _require_penalties(l1, l2)
         super().__init__(parameters, {"lr": lr, "l1": l1, "l2": l2})
 
-    def _formula(self, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots) -> None:
-        lr, l1, l2 = group["lr"], group["l1"], group["l2"]
-        torch._foreach_add_(parameters, gradients, alpha=-lr)
+    @classmethod
+    def _formula(
+        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
+    ) -> None:
+        l1, l2 = group["l1"], group["l2"]
+        _descend(parameter, gradient, lr)
         if l1:
-            torch._foreach_copy_(parameters, _foreach_shrink(parameters, lr * l1))
+            parameter.copy_(_shrink(parameter, lr * l1))
         if l2:
-            torch._foreach_div_(parameters, 1 + lr * l2)
+            parameter.div_(1 + lr * l2)
 
 
-def _foreach_power(tensors: list[Tensor], power: float) -> list[Tensor]:
-    return list(torch._foreach_sqrt(tensors) if power == 0.5 else torch._foreach_pow(tensors, power))
+def _power(tensor: Tensor, power: float) -> Tensor:
+    return tensor.sqrt() if power == 0.5 else tensor.pow(power)
 
 
-def _foreach_shrink(tensors: list[Tensor], threshold: float) -> list[Tensor]:
+def _shrink(tensor: Tensor, threshold: float | Tensor) -> Tensor:
     """Return sign(x) * max(abs(x) - threshold, 0) as x less x clamped, which is exactly 0 within the threshold."""
-    clamped = torch._foreach_clamp_min(tensors, -threshold)
-    torch._foreach_clamp_max_(clamped, threshold)
-    return list(torch._foreach_sub(tensors, clamped))
+    return tensor - tensor.clamp_min(-threshold).clamp_max_(threshold)
 
 
 def _require_penalties(l1: float, l2: float) -> None:

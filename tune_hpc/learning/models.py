@@ -1,15 +1,18 @@
 """The three models of the report: a line, softmax regression and the convolutional network of TensorFlow's tutorial.
 
-Each is a pure function of its inputs and parameters: what is random (the dropout mask) is an input, so that a model
-behaves the same alone, on several workers, and among stacked copies of itself.
+Every model is a stack: its parameters have a leading axis of members that train side by side, and one model alone is a
+stack of one. Each is a pure function of its inputs and parameters: what is random (the dropout mask) is an input, so
+that a model behaves the same alone, on several workers, and among others in its stack.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from tune_hpc.learning.layers import StackedConv2d, StackedLinear
 
 IMAGE_PIXELS = 28 * 28
 NUM_CLASSES = 10
@@ -19,12 +22,14 @@ class Model(nn.Module):
     """What the training loop wants to know of a network.
 
     Attributes:
-        traced: Parameters of one number whose every value is kept: metric name to attribute.
+        traced: Numbers of each member whose every value is kept: metric name to the column of the first parameter.
         num_hidden: Units that dropout applies to; 0 for none.
+        num_activations: Numbers in its largest layer, for each member and sample.
     """
 
-    traced: Mapping[str, str] = {}
+    traced: Mapping[str, int] = {}
     num_hidden: int = 0
+    num_activations: int = 1
 
 
 class Line(Model):
@@ -33,35 +38,36 @@ class Line(Model):
     Source: recovered from the report's Exercise 1 (it prints no data); W = 0.3, b = -0.3.
     """
 
-    traced: Mapping[str, str] = {"W": "weight", "b": "bias"}
+    traced: Mapping[str, int] = {"W": 0, "b": 1}
 
     def __init__(self) -> None:
         super().__init__()
         # In double precision, from which both precisions round: 0.3 by way of float32 is 0.30000001.
-        self.weight = nn.Parameter(torch.tensor([0.3], dtype=torch.float64))
-        self.bias = nn.Parameter(torch.tensor([-0.3], dtype=torch.float64))
+        self.coefficients = nn.Parameter(torch.tensor([[0.3, -0.3]], dtype=torch.float64))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the line at ``x``, any shape."""
-        return self.weight * x + self.bias
+        """Return the lines (M, N) at ``x`` (2, N): the abscissae, and ones beside them for the bias."""
+        return self.coefficients @ x
 
 
 class Softmax(Model):
     """Softmax regression: one layer from 784 pixels to 10 classes."""
 
+    num_activations = NUM_CLASSES
+
     def __init__(self) -> None:
         super().__init__()
-        self.output = nn.Linear(IMAGE_PIXELS, NUM_CLASSES)
+        self.output = StackedLinear(IMAGE_PIXELS, NUM_CLASSES)
 
     def forward(self, images: torch.Tensor, dropout_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Return logits (N, 10) for images (N, 1, 28, 28); there is nothing that could be dropped."""
-        return self.output(images.flatten(1))
+        """Return logits (M, 10, N) for images (M or 1, N, 1, 28, 28); there is nothing that could be dropped."""
+        return self.output(images.flatten(2).transpose(1, 2))
 
 
 class CNN(Model):
     """Two 5x5 convolutions with 2x2 max pooling, a dense layer with dropout, and 10 classes.
 
-    At width 1 it has 32 and 64 features, 1024 hidden units and 3,274,634 parameters.
+    At width 1 it has 32 and 64 features, 1024 hidden units and 3,274,634 parameters a member.
 
     Source: report, Exercise 2.
 
@@ -72,41 +78,64 @@ class CNN(Model):
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
         first, second, self.num_hidden = (max(1, round(n * width)) for n in (32, 64, 1024))
-        self.conv1 = nn.Conv2d(1, first, 5, padding=2)
-        self.conv2 = nn.Conv2d(first, second, 5, padding=2)
-        self.hidden = nn.Linear(7 * 7 * second, self.num_hidden)
-        self.output = nn.Linear(self.num_hidden, NUM_CLASSES)
+        self.num_activations = IMAGE_PIXELS * first
+        self.conv1 = StackedConv2d(1, first, 5)
+        self.conv2 = StackedConv2d(first, second, 5)
+        self.hidden = StackedLinear(7 * 7 * second, self.num_hidden)
+        self.output = StackedLinear(self.num_hidden, NUM_CLASSES)
 
     def forward(self, images: torch.Tensor, dropout_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return logits.
 
         Args:
-            images: (N, 1, 28, 28).
-            dropout_mask: (N, num_hidden): what the hidden units are multiplied by; ``None``: nothing is dropped.
+            images: (M, N, 1, 28, 28), or (1, N, 1, 28, 28) that all members share.
+            dropout_mask: (M, num_hidden, N): what the hidden units are multiplied by; ``None``: nothing is dropped.
 
         Returns:
-            (N, 10).
+            (M, 10, N).
         """
-        x = functional.max_pool2d(functional.relu(self.conv1(images)), 2)
+        x = images.transpose(0, 1).flatten(1, 2)
+        x = functional.max_pool2d(functional.relu(self.conv1(x)), 2)
         x = functional.max_pool2d(functional.relu(self.conv2(x)), 2)
-        x = functional.relu(self.hidden(x.flatten(1)))
+        x = x.unflatten(1, (len(self.conv2.weight), -1)).transpose(0, 1).flatten(2)
+        x = functional.relu(self.hidden(x.transpose(1, 2)))
         return self.output(x if dropout_mask is None else x * dropout_mask)
 
 
-def build_model(config: Mapping[str, Any]) -> Model:
-    """Return the model that a completed configuration names, with its initial weights, on the CPU.
+def build_model(configs: Sequence[Mapping[str, Any]]) -> Model:
+    """Return a stack with the initial weights of each configuration, on the CPU.
 
     Args:
-        config: ``model``, ``width``, ``initial_weights``, ``precision`` and ``seed`` are read.
+        configs: ``model``, ``width`` and ``precision``, alike in all, and ``initial_weights`` and ``seed`` are read.
     """
+    singles: dict[tuple[str, int], Model] = {}
+    for config in configs:
+        origin = config["initial_weights"], config["seed"]
+        if origin not in singles:
+            singles[origin] = _build_single(config)
+    members = [dict(singles[config["initial_weights"], config["seed"]].named_parameters()) for config in configs]
+    stack = _build_single(configs[0])
+    if len(members) > 1:
+        for module in stack.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                path = next(key for key, value in stack.named_parameters() if value is parameter)
+                setattr(module, name, nn.Parameter(torch.cat([member[path].detach() for member in members])))
+    return stack.to(parameter_type(configs[0]["precision"]))
+
+
+def parameter_type(precision: str) -> torch.dtype:
+    """Return the type of parameters; products may be made in a shorter one."""
+    return torch.float64 if precision == "float64" else torch.float32
+
+
+def _build_single(config: Mapping[str, Any]) -> Model:
     # PyTorch's own initialisation draws from the global generator: lend it a seed, then give it back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
         model: Model = {"line": Line, "softmax": Softmax, "cnn": lambda: CNN(config["width"])}[config["model"]]()
         if config["initial_weights"] == "tutorial":
             _as_in_tutorial(model)
-    # Channels last: on one CPU core the cnn's forward pass is 2.7 times faster so at width 1/4, about equal at width 1.
-    return model.to(getattr(torch, config["precision"])).to(memory_format=torch.channels_last)
+    return model
 
 
 @torch.no_grad()

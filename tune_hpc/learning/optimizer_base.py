@@ -1,4 +1,9 @@
-"""What the ported optimizers have in common: the walk over parameter groups, the slots, the checks of values."""
+"""What the ported optimizers have in common: the walk over parameter groups, the slots, the checks of values.
+
+Each subclass is its update rule, in class methods without state; so the same rule serves torch's way of using an
+optimizer (an instance and its ``step``) and a stack of models that train as one program (optimizer_stack.py), where
+parameters and gradients have a leading axis of members and the learning rate may be a column, a number for each.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,10 +13,18 @@ from torch import Tensor
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 Group = dict[str, Any]
+#: By name, one tensor for each parameter.
+Slots = dict[str, list[Tensor]]
 
 
 class TensorFlowOptimizer(torch.optim.Optimizer):
-    """Walks over the groups; a subclass says how the parameters of one group, device and dtype change."""
+    """Walks over the groups; a subclass says how the parameters of one group, device and dtype change.
+
+    Attributes:
+        takes_columns: Whether ``update`` broadcasts a column of learning rates over its parameters' first axis.
+    """
+
+    takes_columns = False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -33,20 +46,48 @@ class TensorFlowOptimizer(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     alike.setdefault((parameter.device, parameter.dtype), []).append(parameter)
             for parameters in alike.values():
-                self._update(group, parameters)
+                self._update_all(group, parameters)
         return loss
 
-    def _update(self, group: Group, parameters: list[Tensor]) -> None:
-        """Change parameters, all of one device and dtype and each with a gradient, and their slots in place."""
+    @classmethod
+    def initial_slots(cls, group: Group) -> dict[str, float]:
+        """Return the slots that each parameter has, with their first values."""
+        return {}
+
+    @classmethod
+    def effective_rate(cls, group: Group, lr: Any, step: Any) -> Any:
+        """Return the learning rate that ``update`` wants at a step, counted from 1; numbers or arrays."""
+        return lr
+
+    @classmethod
+    def update(
+        cls, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots, lr: float | Tensor
+    ) -> None:
+        """Change parameters and slots in place.
+
+        Args:
+            group: The hyperparameters; its ``lr`` and ``params`` are not looked at.
+            parameters: Of one device and dtype.
+            gradients: One for each parameter, laid out in memory like it.
+            slots: Those of ``initial_slots``.
+            lr: What ``effective_rate`` gave; a column (members, 1) only where the optimizer takes them, and then all
+                tensors are (members, numbers).
+        """
         raise NotImplementedError
 
-    def _slot(self, parameters: list[Tensor], name: str, initial: float = 0.0) -> list[Tensor]:
-        """Return the parameters' state of that name, made on first use."""
+    def _update_all(self, group: Group, parameters: list[Tensor]) -> None:
+        slots = self._slots(group, parameters)
+        self.update(group, parameters, gradients_of(parameters), slots, float(group["lr"]))
+
+    def _slots(self, group: Group, parameters: list[Tensor]) -> Slots:
+        """Return the parameters' slots, made on first use."""
+        initial = self.initial_slots(group)
         for parameter in parameters:
             state = self.state[parameter]
-            if name not in state:
-                state[name] = torch.full_like(parameter, initial, memory_format=torch.preserve_format)
-        return [self.state[parameter][name] for parameter in parameters]
+            for name, value in initial.items():
+                if name not in state:
+                    state[name] = torch.full_like(parameter, value, memory_format=torch.preserve_format)
+        return {name: [self.state[parameter][name] for parameter in parameters] for name in initial}
 
 
 def gradients_of(parameters: list[Tensor]) -> list[Tensor]:

@@ -6,32 +6,37 @@ has one. Torch's fused kernels do the work where their arithmetic is TensorFlow'
 TensorFlow did, step by step, is recorded in ``tests/data/tensorflow1_*.json``.
 """
 
-from collections.abc import Callable
-
-import torch
-
 from tune_hpc.errors import InvalidConfigError
 from tune_hpc.learning.config import OPTIMIZER_DEFAULTS, TRIAL_KEYS
-from tune_hpc.learning.elementwise_optimizers import Adadelta, Ftrl, ProximalAdagrad, ProximalGradientDescent, RMSprop
-from tune_hpc.learning.fused_optimizers import Adagrad, Adam, Momentum
-from tune_hpc.learning.optimizer_base import Parameters
+from tune_hpc.learning.elementwise_optimizers import (
+    Adadelta,
+    Ftrl,
+    GradientDescent,
+    ProximalAdagrad,
+    ProximalGradientDescent,
+    RMSprop,
+)
+from tune_hpc.learning.kernel_optimizers import Adagrad, Adam, Momentum
+from tune_hpc.learning.optimizer_base import Group, Parameters, TensorFlowOptimizer
 
 __all__ = [
     "Adadelta",
     "Adagrad",
     "Adam",
     "Ftrl",
+    "GradientDescent",
     "Momentum",
     "ProximalAdagrad",
     "ProximalGradientDescent",
     "RMSprop",
     "build_optimizer",
+    "update_rule",
 ]
 
 
 def build_optimizer(
     name: str, parameters: Parameters, learning_rate: float, **hyperparameters: float | bool
-) -> torch.optim.Optimizer:
+) -> TensorFlowOptimizer:
     """Make the optimizer of that name.
 
     Args:
@@ -44,6 +49,20 @@ def build_optimizer(
     Raises:
         InvalidConfigError: no such optimizer, a hyperparameter that it lacks, or a value out of bounds.
     """
+    kind, group = update_rule(name, **hyperparameters)
+    return kind(parameters, TRIAL_KEYS["learning_rate"].check(learning_rate), **group)
+
+
+def update_rule(name: str, **hyperparameters: float | bool) -> tuple[type[TensorFlowOptimizer], Group]:
+    """Return the class of that name and the hyperparameters that its methods and its constructor take.
+
+    Args:
+        name: One of ``OPTIMIZER_DEFAULTS``.
+        **hyperparameters: See ``build_optimizer``.
+
+    Raises:
+        InvalidConfigError: no such optimizer, a hyperparameter that it lacks, or a value out of bounds.
+    """
     if name not in OPTIMIZER_DEFAULTS:
         raise InvalidConfigError(f"no such optimizer {name!r}; there are {', '.join(OPTIMIZER_DEFAULTS)}")
     defaults = OPTIMIZER_DEFAULTS[name]
@@ -51,25 +70,28 @@ def build_optimizer(
         if key not in defaults:
             own = ", ".join(defaults) or "none beside learning_rate"
             raise InvalidConfigError(f"{name} has no hyperparameter {key!r}; its own are: {own}")
-    lr = TRIAL_KEYS["learning_rate"].check(learning_rate)
     chosen = {key: TRIAL_KEYS[key].check(value) for key, value in (defaults | hyperparameters).items()}
     # Where no gradient has arrived yet these two divide 0 by the root of the accumulator.
     if name in ("adagrad", "proximal_adagrad") and chosen["initial_accumulator"] == 0:
         raise InvalidConfigError(f"initial_accumulator of {name} must be above 0; got 0.0")
-    return _BUILDERS[name](parameters, lr, **chosen)
+    if "beta1" in chosen:
+        chosen["betas"] = chosen.pop("beta1"), chosen.pop("beta2")
+    if "epsilon" in chosen:
+        chosen["eps"] = chosen.pop("epsilon")
+    if "momentum" in defaults and name != "rmsprop":
+        chosen["nesterov"] = name == "nesterov"
+    return _KINDS[name], chosen
 
 
-_BUILDERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "gradient_descent": lambda parameters, lr: torch.optim.SGD(parameters, lr, foreach=True),
-    "momentum": lambda parameters, lr, momentum: Momentum(parameters, lr, momentum),
-    "nesterov": lambda parameters, lr, momentum: Momentum(parameters, lr, momentum, nesterov=True),
-    "adagrad": lambda parameters, lr, **own: Adagrad(parameters, lr, **own),
-    "adadelta": lambda parameters, lr, rho, epsilon: Adadelta(parameters, lr, rho, epsilon),
-    "adam": lambda parameters, lr, beta1, beta2, epsilon: Adam(parameters, lr, (beta1, beta2), epsilon),
-    "rmsprop": lambda parameters, lr, rho, momentum, epsilon, centered: RMSprop(
-        parameters, lr, rho, momentum, epsilon, centered
-    ),
-    "ftrl": lambda parameters, lr, **own: Ftrl(parameters, lr, **own),
-    "proximal_adagrad": lambda parameters, lr, **own: ProximalAdagrad(parameters, lr, **own),
-    "proximal_gradient_descent": lambda parameters, lr, **own: ProximalGradientDescent(parameters, lr, **own),
+_KINDS: dict[str, type[TensorFlowOptimizer]] = {
+    "gradient_descent": GradientDescent,
+    "momentum": Momentum,
+    "nesterov": Momentum,
+    "adagrad": Adagrad,
+    "adadelta": Adadelta,
+    "adam": Adam,
+    "rmsprop": RMSprop,
+    "ftrl": Ftrl,
+    "proximal_adagrad": ProximalAdagrad,
+    "proximal_gradient_descent": ProximalGradientDescent,
 }

@@ -1,11 +1,13 @@
 """The learning rate as a function of the step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 
-def build_schedule(config: Mapping[str, Any], epoch: Callable[[int], int]) -> Callable[[int], float]:
-    """Return the learning rate at a step.
+
+def learning_rates(config: Mapping[str, Any], epochs: np.ndarray) -> np.ndarray:
+    """Return the learning rate at some steps.
 
     Constant where ``decay_rate`` is 1, else ``learning_rate * decay_rate ** epoch``: a step down after each pass.
 
@@ -13,9 +15,9 @@ def build_schedule(config: Mapping[str, Any], epoch: Callable[[int], int]) -> Ca
 
     Args:
         config: ``learning_rate`` and ``decay_rate`` are read.
-        epoch: How many passes over the training data are complete before a step.
+        epochs: How many passes over the training data are complete before each step.
+
+    Returns:
+        float64, shaped like ``epochs``.
     """
-    rate, decay = config["learning_rate"], config["decay_rate"]
-    if decay == 1:
-        return lambda step: rate
-    return lambda step: rate * decay ** epoch(step)
+    return config["learning_rate"] * config["decay_rate"] ** epochs.astype(np.float64)

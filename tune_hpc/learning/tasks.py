@@ -1,21 +1,27 @@
 """What is learned: the line of Exercise 1, and the classification of images.
 
-A task knows its data and its batches; it is a pure function of its configuration, apart from the dropout generator.
+A task knows its data and its batches, those of every member of a stack. It is a pure function of its configurations,
+apart from the dropout generators.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from tune_hpc.learning.batching import Batching
 from tune_hpc.learning.data import ImageData, LineData
+from tune_hpc.learning.models import parameter_type
 
-#: Images a forward pass of an evaluation: large enough for the matrix products, small enough for the caches.
-EVALUATION_CHUNK = 250
+#: Numbers that a layer of an evaluation's forward pass may hold: on a CPU few enough for the caches, on a GPU enough to
+#: fill it.
+EVALUATION_NUMBERS = {"cpu": 6_300_000, "cuda": 250_000_000}
+EVALUATION_IMAGES = {"cpu": (25, 500), "cuda": (50, 10_000)}
 
 
 class Task(Protocol):
@@ -25,20 +31,28 @@ class Task(Protocol):
         num_steps: After how many steps the data end; ``None``: never.
         samples_per_step: Training samples a step.
         is_full_batch: Whether every step sees all the data, so that the loss is known after the last one, too.
+        generators: What a step draws from.
     """
 
     num_steps: int | None
     samples_per_step: int
     is_full_batch: bool
+    generators: list[torch.Generator]
 
-    def epoch(self, step: int) -> int:
-        """Return how many passes over the data are complete before a step."""
+    def epochs(self, steps: np.ndarray) -> np.ndarray:
+        """Return how many passes over the data are complete before each of some steps."""
 
-    def loss(self, model: nn.Module, step: int) -> torch.Tensor:
-        """Return the loss of batch ``step``, a scalar on the device."""
+    def chosen(self, start: int, end: int) -> torch.Tensor:
+        """Return which samples the steps ``start`` to ``end`` see, on the device: (steps, streams, samples)."""
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Return metrics on data that are not trained on."""
+    def backward(self, model: nn.Module, chosen: torch.Tensor) -> torch.Tensor:
+        """Return each member's loss on a batch, (M,), and leave the gradients at the parameters."""
+
+    def losses(self, model: nn.Module, chosen: torch.Tensor) -> torch.Tensor:
+        """Return each member's loss on a batch, (M,)."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, list[float]]:
+        """Return each member's metrics on data that are not trained on."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next batches depend on beside the step."""
@@ -54,19 +68,33 @@ class LineFit:
     samples_per_step = 4
     is_full_batch = True
 
-    def __init__(self, config: Mapping[str, Any], device: torch.device) -> None:
-        data = LineData(dtype=getattr(torch, config["precision"]))
-        self.x, self.y = data.x.to(device), data.y.to(device)
+    def __init__(self, configs: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+        data = LineData(dtype=parameter_type(configs[0]["precision"]))
+        self.x, self.y = torch.stack([data.x, torch.ones_like(data.x)]).to(device), data.y.to(device)
+        self.generators: list[torch.Generator] = []
+        self._slopes = 2 * self.x.T.contiguous()
 
-    def epoch(self, step: int) -> int:
+    def epochs(self, steps: np.ndarray) -> np.ndarray:
         """Every step is a pass over the data."""
-        return step
+        return steps
 
-    def loss(self, model: nn.Module, step: int) -> torch.Tensor:
-        """Return the summed squared error, a scalar."""
-        return (model(self.x) - self.y).square().sum()
+    def chosen(self, start: int, end: int) -> torch.Tensor:
+        """Nothing is chosen: all points are seen."""
+        return torch.empty(end - start, 0, device=self.x.device)
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def losses(self, model: nn.Module, chosen: torch.Tensor) -> torch.Tensor:
+        """Return the summed squared errors, (M,)."""
+        return (model(self.x) - self.y).square().sum(1)
+
+    @torch.no_grad()
+    def backward(self, model: nn.Module, chosen: torch.Tensor) -> torch.Tensor:
+        """Return the losses, and leave the gradients: written out, since autograd takes seven times as long."""
+        coefficients: torch.Tensor = model.coefficients  # type: ignore[assignment]
+        errors = coefficients @ self.x - self.y
+        coefficients.grad = errors @ self._slopes
+        return (errors * errors).sum(1)
+
+    def evaluate(self, model: nn.Module) -> dict[str, list[float]]:
         """There are no points beside the training points."""
         return {}
 
@@ -81,11 +109,12 @@ class LineFit:
 class ImageClassification:
     """Mean cross-entropy over batches of images.
 
-    Several replicas may share each batch: every one draws the whole batch and its dropout mask and takes its own slice,
-    so the mean over replicas of their gradients is the gradient of the whole batch.
+    Members of one seed see the same batches and draw the same dropout noise; where all members do, a batch is there
+    once, for all of them. Several replicas may share each batch: every one draws the whole batch and its dropout mask
+    and takes its own slice, so the mean over replicas of their gradients is the gradient of the whole batch.
 
     Args:
-        config: A completed configuration.
+        configs: Completed configurations, alike in data, batch size, batching, precision and evaluation.
         images: The data set, on any device.
         device: Where to compute.
         num_hidden: The model's units that dropout applies to.
@@ -97,72 +126,149 @@ class ImageClassification:
 
     def __init__(
         self,
-        config: Mapping[str, Any],
+        configs: Sequence[Mapping[str, Any]],
         images: ImageData,
         device: torch.device,
         num_hidden: int,
         replica: int = 0,
         num_replicas: int = 1,
     ) -> None:
-        self.dtype = getattr(torch, config["precision"])
+        first = configs[0]
+        self.num_members = len(configs)
+        self.precision = first["precision"]
+        self.dtype = parameter_type(self.precision)
+        self.device = device
         self.images = _on_device(images, device)
-        self.batching = Batching(config["batching"], len(images.train_labels), config["batch_size"], config["seed"])
-        self.dropout = config["dropout"]
+        batch_size = first["batch_size"]
+        seeds = [config["seed"] for config in configs]
+        self._streams = {
+            seed: Batching(first["batching"], len(images.train_labels), batch_size, seed)
+            for seed in (seeds if first["batching"] in ("shuffled", "random") else seeds[:1])
+        }
+        self._stream_of = _places(seeds, list(self._streams), device)
+        self._noise: dict[int, torch.Generator] = {}
         self.num_hidden = num_hidden
-        self.dropout_generator = torch.Generator(device).manual_seed(config["seed"])
-        self.num_evaluation_images = config["num_evaluation_images"]
+        if num_hidden and any(config["dropout"] for config in configs):
+            self._noise = {seed: torch.Generator(device).manual_seed(seed) for seed in seeds}
+            self._noise_of = _places(seeds, list(self._noise), device)
+            dropout = torch.tensor([config["dropout"] for config in configs], dtype=self.dtype, device=device)
+            self._dropout = dropout[:, None, None]
+        self.generators = list(self._noise.values())
+        self.num_evaluation_images = first["num_evaluation_images"]
         self.num_replicas = num_replicas
-        batch_size = config["batch_size"]
         self.share = slice(replica * batch_size // num_replicas, (replica + 1) * batch_size // num_replicas)
-        self.num_steps = self.batching.num_batches
+        self.num_steps = next(iter(self._streams.values())).num_batches
         self.samples_per_step = batch_size
 
-    def epoch(self, step: int) -> int:
-        """Return how many passes are complete before a step."""
-        return self.batching.epoch(step)
+    def epochs(self, steps: np.ndarray) -> np.ndarray:
+        """Return how many passes are complete before each of some steps."""
+        return steps * self.samples_per_step // len(self.images.train_labels)
 
-    def loss(self, model: nn.Module, step: int) -> torch.Tensor:
-        """Return the mean cross-entropy of batch ``step``, a scalar.
+    def chosen(self, start: int, end: int) -> torch.Tensor:
+        """Return the images of the steps ``start`` to ``end``: (steps, streams, samples), this replica's share."""
+        streams = [
+            torch.stack([stream.indices(step)[self.share] for step in range(start, end)])
+            for stream in self._streams.values()
+        ]
+        return torch.stack(streams, dim=1).to(self.device)
+
+    def backward(self, model: nn.Module, chosen: torch.Tensor) -> torch.Tensor:
+        """Return the losses, (M,), and leave the gradients at the parameters."""
+        losses = self.losses(model, chosen)
+        # Each member's parameters meet its own loss only: the gradient of the sum is the gradients of all.
+        losses.sum().backward()
+        return losses.detach()
+
+    def losses(self, model: nn.Module, chosen: torch.Tensor) -> torch.Tensor:
+        """Return the mean cross-entropies of a batch, (M,).
 
         Of several replicas each returns its share's sum over the batch size, times the number of replicas.
         """
-        images, labels, mask = self.batch(step)
-        total = functional.cross_entropy(model(images, mask), labels, reduction="sum")
-        return total * (self.num_replicas / self.samples_per_step)
+        images, labels, mask = self.batch(chosen)
+        with _products(self.device, self.precision):
+            logits = model(images, mask)
+        each = functional.cross_entropy(
+            logits.to(self.dtype), labels.expand(self.num_members, -1).contiguous(), reduction="none"
+        )
+        return each.sum(1) * (self.num_replicas / self.samples_per_step)
 
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return this replica's images, labels and dropout mask of batch ``step``."""
-        device = self.images.train_images.device
-        chosen = self.batching.indices(step)[self.share].to(device)
-        images = _as_input(self.images.train_images[chosen], self.dtype)
-        mask = None
-        if self.dropout and self.num_hidden:
-            mask = torch.empty(self.samples_per_step, self.num_hidden, dtype=self.dtype, device=device)
-            mask.bernoulli_(1 - self.dropout, generator=self.dropout_generator).div_(1 - self.dropout)
-            mask = mask[self.share]
-        return images, self.images.train_labels[chosen], mask
+    def batch(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return this replica's share of a batch.
+
+        Args:
+            chosen: (streams, samples).
+
+        Returns:
+            Images (1 or M, N, 1, 28, 28), labels (1 or M, N) and dropout mask (1 or M, num_hidden, N); the first axis
+            is 1 where all members see the same.
+        """
+        if self._stream_of is not None:
+            chosen = chosen[self._stream_of]
+        pixels = self.images.train_images.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
+        labels = self.images.train_labels.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
+        return _as_input(pixels, self.dtype), labels, self._mask()
+
+    def _mask(self) -> torch.Tensor | None:
+        if not self._noise:
+            return None
+        shape = self.num_hidden, self.samples_per_step
+        noise = torch.stack(
+            [torch.rand(shape, dtype=self.dtype, device=self.device, generator=one) for one in self.generators]
+        )[:, :, self.share]
+        if self._noise_of is not None:
+            noise = noise[self._noise_of]
+        return (noise >= self._dropout).to(self.dtype).div_(1 - self._dropout)
 
     @torch.inference_mode()
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Return loss and accuracy on the validation and the test images."""
+    def evaluate(self, model: nn.Module) -> dict[str, list[float]]:
+        """Return each member's loss and accuracy on the validation and the test images."""
         metrics = {}
         for split in ("valid", "test"):
             images = getattr(self.images, f"{split}_images")[: self.num_evaluation_images]
             labels = getattr(self.images, f"{split}_labels")[: self.num_evaluation_images]
+            loss = torch.zeros(self.num_members, dtype=torch.float64, device=self.device)
+            correct = torch.zeros(self.num_members, dtype=torch.int64, device=self.device)
             # Bytes become floats a chunk at a time: reading floats from memory takes longer than making them.
-            chunks = images.split(EVALUATION_CHUNK)
-            logits = torch.cat([model(_as_input(chunk, self.dtype)) for chunk in chunks])
-            metrics[f"{split}_loss"] = functional.cross_entropy(logits, labels).item()
-            metrics[f"{split}_accuracy"] = (logits.argmax(1) == labels).double().mean().item()
-        return metrics
+            size = self._chunk_size(model)
+            for pixels, truth in zip(images.split(size), labels.split(size), strict=True):
+                with _products(self.device, self.precision):
+                    logits = model(_as_input(pixels[None], self.dtype)).to(self.dtype)
+                loss += functional.cross_entropy(
+                    logits, truth.expand(self.num_members, -1).contiguous(), reduction="none"
+                ).sum(1)
+                # Ten numbers side by side are compared seven times as fast as ten that are far apart.
+                correct += (logits.transpose(1, 2).contiguous().argmax(2) == truth).sum(1)
+            metrics[f"{split}_loss"] = loss / len(labels)
+            metrics[f"{split}_accuracy"] = correct / len(labels)
+        return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+
+    def _chunk_size(self, model: nn.Module) -> int:
+        low, high = EVALUATION_IMAGES[self.device.type]
+        per_image = self.num_members * int(model.num_activations)  # type: ignore[arg-type]
+        return min(high, max(low, EVALUATION_NUMBERS[self.device.type] // per_image))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next batches depend on beside the step."""
-        return {"dropout": self.dropout_generator.get_state()}
+        return {"dropout": [generator.get_state() for generator in self.generators]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state_dict`` was taken."""
-        self.dropout_generator.set_state(state["dropout"])
+        for generator, kept in zip(self.generators, state["dropout"], strict=True):
+            generator.set_state(kept)
+
+
+def _places(values: Sequence[int], distinct: Sequence[int], device: torch.device) -> torch.Tensor | None:
+    """Return where each value is among the distinct ones; ``None`` where there is but one."""
+    if len(distinct) == 1:
+        return None
+    return torch.tensor([distinct.index(value) for value in values], device=device)
+
+
+def _products(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Make matrix products in the type that the configuration names."""
+    if precision != "bfloat16":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 @lru_cache(maxsize=2)

@@ -10,20 +10,23 @@ A trainable may also take, by keyword, ``checkpoint`` (``load() -> state or None
 mapping of columns for its row, as ``train`` does.
 """
 
+import functools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from tune_hpc.learning.config import OPTIMIZER_DEFAULTS, complete
+from tune_hpc.learning.config import complete
 from tune_hpc.learning.data import ImageData, load_images
+from tune_hpc.learning.fusion import check_alike
+from tune_hpc.learning.graphs import NUM_EAGER_STEPS, CudaRecorder, Recorder
 from tune_hpc.learning.models import build_model
-from tune_hpc.learning.optimizers import build_optimizer
-from tune_hpc.learning.schedules import build_schedule
+from tune_hpc.learning.optimizer_stack import OptimizerStack, slice_order
 from tune_hpc.learning.tasks import ImageClassification, LineFit, Task
 
 #: A trial has diverged when its loss is not finite, or so many steps in a row this many times its first one (or 1, if
@@ -46,74 +49,178 @@ class Checkpoint(Protocol):
 
 
 class Training:
-    """A model, its optimizer and its task: everything that changes during a run, one step at a time.
+    """A stack of models, their optimizers and their task: everything that changes during a run.
 
     Args:
-        config: A completed configuration.
-        images: The data set that it names; not needed for the line.
+        configs: Completed configurations, alike in all but ``fusion.MEMBER_KEYS``; one for a model alone.
+        images: The data set that they name; not needed for the line.
         device: Where to compute.
         replica: This replica's number.
         num_replicas: How many share each batch.
         wrap: Applied to the model before its first use, for instance to average gradients over replicas.
+        recorder: Records a step, to replay it; by default on a CUDA device, unless the model is wrapped.
 
     Attributes:
         num_steps: How many steps there are: fewer than asked for where a single pass over the data ends before.
+        curves: What ``run`` returns, by name.
     """
+
+    #: Steps whose batches and learning rates are laid out at a time.
+    WINDOW = 1024
 
     def __init__(
         self,
-        config: Mapping[str, Any],
+        configs: Sequence[Mapping[str, Any]],
         images: ImageData | None,
         device: torch.device,
         replica: int = 0,
         num_replicas: int = 1,
-        wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
-        self.model = build_model(config).to(device)
-        self.wrapped_model = wrap(self.model)
+        order = slice_order(configs)
+        self._places = [order.index(member) for member in range(len(configs))]
+        configs = [configs[member] for member in order]
+        self.precision = configs[0]["precision"]
+        self.device = device
+        self.model = build_model(configs).to(device)
+        self.wrapped_model = wrap(self.model) if wrap else self.model
         self.task: Task
         if images is None:
-            self.task = LineFit(config, device)
+            self.task = LineFit(configs, device)
         else:
-            self.task = ImageClassification(config, images, device, self.model.num_hidden, replica, num_replicas)
-        self.num_steps = config["steps"] if self.task.num_steps is None else min(config["steps"], self.task.num_steps)
-        self.optimizer = build_optimizer(
-            config["optimizer"],
-            self.model.parameters(),
-            config["learning_rate"],
-            **{name: config[name] for name in OPTIMIZER_DEFAULTS[config["optimizer"]]},
-        )
-        self.schedule = build_schedule(config, self.task.epoch)
-        self.traced = {name: getattr(self.model, attribute) for name, attribute in self.model.traced.items()}
+            self.task = ImageClassification(configs, images, device, self.model.num_hidden, replica, num_replicas)
+        steps = configs[0]["steps"]
+        self.num_steps = steps if self.task.num_steps is None else min(steps, self.task.num_steps)
+        if recorder is None and device.type == "cuda" and wrap is None:
+            recorder = CudaRecorder()
+        self._recorded = _RecordedSteps(self, recorder) if recorder else None
+        self.optimizers = OptimizerStack(configs, list(self.model.parameters()), rates_on_device=recorder is not None)
+        self.curves = ["train_loss", *self.model.traced]
 
-    def step(self, step: int) -> torch.Tensor:
-        """Make update number ``step``, counted from 0, and return the batch's loss before it, on the device."""
-        rate = self.schedule(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss = self.task.loss(self.wrapped_model, step)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
+    def run(self, start: int, end: int) -> np.ndarray:
+        """Make the updates ``start`` to ``end``, counted from 0.
 
-    def evaluate(self) -> dict[str, float]:
-        """Return the metrics on held-out data, at the present parameters."""
-        return self.task.evaluate(self.model)
+        Nothing is read off the device before they are done.
+
+        Returns:
+            Curves (quantities, members, steps): the loss of each batch before its update, and the traced parameters.
+        """
+        blocks = [np.empty((len(self.curves), len(self._places), 0))]
+        with _matrix_products(self.precision):
+            for first in range(start, end, self.WINDOW):
+                last = min(end, first + self.WINDOW)
+                chosen = self.task.chosen(first, last)
+                rates = self.optimizers.rates(first, self.task.epochs(np.arange(first, last)))
+                window = self._recorded.run(chosen, rates) if self._recorded else self._run(chosen, rates)
+                blocks.append(window.cpu().numpy())
+        return np.concatenate(blocks, axis=2)[:, self._places]
+
+    def look(self, step: int) -> np.ndarray:
+        """Return what ``run`` would at one step, without an update; its batch is needed for the loss."""
+        curves = self._make_curves(1)
+        with torch.no_grad(), _matrix_products(self.precision):
+            self._trace(curves[:, :, 0])
+            curves[0, :, 0] = self.task.losses(self.model, self.task.chosen(step, step + 1)[0])
+        return curves.cpu().numpy()[:, self._places]
+
+    def evaluate(self) -> dict[str, list[float]]:
+        """Return each member's metrics on held-out data, at the present parameters."""
+        with _matrix_products(self.precision):
+            metrics = self.task.evaluate(self.model)
+        return {name: [values[place] for place in self._places] for name, values in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a run needs to go on to the same last bit."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
             "task": self.task.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state_dict`` was taken."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizers.load_state_dict(state["optimizers"])
         self.task.load_state_dict(state["task"])
+
+    def _make_curves(self, num_steps: int) -> torch.Tensor:
+        return torch.empty(len(self.curves), len(self._places), num_steps, dtype=torch.float64, device=self.device)
+
+    def _run(self, chosen: torch.Tensor, rates: Sequence[Any]) -> torch.Tensor:
+        curves = self._make_curves(len(chosen))
+        for row, (batch, *own) in enumerate(zip(chosen, *rates, strict=True)):
+            self._step(batch, own, curves[:, :, row])
+        return curves
+
+    def _step(self, chosen: torch.Tensor, rates: Sequence[Any], curves: torch.Tensor) -> None:
+        """Make one update and write the state before it into ``curves`` (quantities, members)."""
+        self._trace(curves)
+        for parameter in self.optimizers.parameters:
+            parameter.grad = None
+        curves[0] = self.task.backward(self.wrapped_model, chosen)
+        self.optimizers.step(rates)
+
+    def _trace(self, curves: torch.Tensor) -> None:
+        for line, column in enumerate(self.model.traced.values(), start=1):
+            curves[line] = self.optimizers.parameters[0].detach()[:, column]
+
+
+class _RecordedSteps:
+    """Steps of a training by replay: each finds its batch and rates at a position in tables, and moves on by one."""
+
+    def __init__(self, training: Training, recorder: Recorder) -> None:
+        self._training = training
+        self._recorder = recorder
+        self._replay: Callable[[], None] | None = None
+        self._num_eager = 0
+
+    def run(self, chosen: torch.Tensor, rates: Sequence[Any]) -> torch.Tensor:
+        """Make the updates of a window, see ``Training._run``."""
+        num_steps = len(chosen)
+        if self._replay is None:
+            self._make_tables(chosen, rates)
+        for table, part in zip(self._tables, [chosen, *rates], strict=True):
+            table[:num_steps] = part
+        self._position.zero_()
+        for _ in range(num_steps):
+            if self._replay is not None:
+                self._replay()
+            elif self._num_eager < NUM_EAGER_STEPS:
+                self._num_eager += 1
+                with self._recorder.eagerly():
+                    self._step()
+            else:
+                self._replay = self._recorder.record(self._step, self._training.task.generators)
+                self._replay()
+        return self._curves[:, :, :num_steps].clone()
+
+    def _make_tables(self, chosen: torch.Tensor, rates: Sequence[Any]) -> None:
+        window = self._training.WINDOW
+        self._tables = [one.new_empty(window, *one.shape[1:]) for one in (chosen, *rates)]
+        self._curves = self._training._make_curves(window)
+        self._row = torch.empty_like(self._curves[:, :, 0])
+        self._position = torch.zeros(1, dtype=torch.int64, device=chosen.device)
+
+    def _step(self) -> None:
+        chosen, *rates = (table.index_select(0, self._position)[0] for table in self._tables)
+        self._training._step(chosen, rates, self._row)
+        self._curves.index_copy_(2, self._position, self._row[:, :, None])
+        self._position += 1
+
+
+@contextmanager
+def _matrix_products(precision: str) -> Iterator[None]:
+    """Let GPUs make float32 products in TF32 where the configuration says so, and nowhere else."""
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        for backend, was in zip(backends, before, strict=True):
+            backend.fp32_precision = was
 
 
 def train(
@@ -136,102 +243,164 @@ def train(
 
     Returns:
         ``status`` (finished or diverged), ``stop_reason`` in words, ``steps_run``, ``setup_s``, ``train_s``,
-        ``eval_s``, ``samples_per_s`` and ``device``.
+        ``eval_s``, ``samples_per_s``, ``num_fused`` and ``device``.
 
     Raises:
         InvalidConfigError: a rule of the configuration is broken.
         DataUnavailableError: the data set is not here and cannot be fetched.
     """
+    return train_fused([config], [report], checkpoint=checkpoint, images=images, device=device)[0]
+
+
+def train_fused(
+    configs: Sequence[Mapping[str, Any]],
+    reports: Sequence[Report],
+    *,
+    checkpoint: Checkpoint | None = None,
+    images: ImageData | None = None,
+    device: str | torch.device | None = None,
+) -> list[dict[str, Any]]:
+    """Train several models as one program; see ``train``, which is the case of one.
+
+    A member that diverges ends there, and changes nothing for the others.
+
+    Args:
+        configs: One for each member, alike in all but ``fusion.MEMBER_KEYS``.
+        reports: One for each member.
+        checkpoint: Of all members together.
+        images: The data set of all members.
+        device: Where to compute.
+
+    Returns:
+        One row for each member. Durations are a member's share of the time: they add up to the program's.
+
+    Raises:
+        InvalidConfigError: a rule of a configuration is broken, or the members differ where they must not.
+        DataUnavailableError: the data set is not here and cannot be fetched.
+    """
     entered = time.perf_counter()
-    config = complete(config)
+    completed = [complete(config) for config in configs]
+    check_alike(completed)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if config["data"] == "line":
+    if completed[0]["data"] == "line":
         images = None
     elif images is None:
-        images = load_images(config["data"])
-    training = Training(config, images, place)
+        images = load_images(completed[0]["data"])
+    training = Training(completed, images, place)
     num_steps = training.num_steps
-    progress: dict[str, Any] = {"step": 0, "first_loss": math.nan, "num_over": 0, "train_s": 0.0, "eval_s": 0.0}
-
-    state = checkpoint.load() if checkpoint else None
-    if state is not None:
+    members = [_Member(report) for report in reports]
+    done = 0
+    if (state := checkpoint.load() if checkpoint else None) is not None:
         training.load_state_dict(state["training"])
-        progress = dict(state["progress"])
+        done = state["step"]
+        for member, kept in zip(members, state["members"], strict=True):
+            member.load_state_dict(kept)
     setup_s = time.perf_counter() - entered
 
-    stop_reason = "all steps done" if num_steps == config["steps"] else f"single pass over after {num_steps} steps"
-    status = "finished"
-    for end in _evaluation_steps(num_steps, config["num_evaluations"]):
-        start = progress["step"]
-        if end <= start:
+    for end in _evaluation_steps(num_steps, completed[0]["num_evaluations"]):
+        under_way = [number for number, member in enumerate(members) if member.status == "finished"]
+        if end <= done or not under_way:
             continue
         began = time.perf_counter()
-        curves = _run_block(training, start, end, is_last=end == num_steps)
-        progress["train_s"] += time.perf_counter() - began
-        if start == 0:
-            progress["first_loss"] = float(curves["train_loss"][0])
-        diverged_at, progress["num_over"] = _first_divergence(
-            curves["train_loss"], progress["first_loss"], progress["num_over"]
-        )
-        healthy = len(curves["train_loss"]) if diverged_at is None else diverged_at
-        if healthy:
-            report(np.arange(start, start + healthy), {name: curve[:healthy] for name, curve in curves.items()})
-        if diverged_at is not None:
-            progress["step"] = start + diverged_at
-            status, stop_reason = "diverged", _divergence(float(curves["train_loss"][diverged_at]), progress["step"])
+        curves = training.run(done, end)
+        if end == num_steps and training.task.is_full_batch:
+            curves = np.concatenate([curves, training.look(end)], axis=2)
+        train_s = time.perf_counter() - began
+        for number in under_way:
+            own = dict(zip(training.curves, curves[:, number], strict=True))
+            members[number].take_block(done, end, own, train_s / len(under_way))
+        done = end
+        under_way = [number for number in under_way if members[number].status == "finished"]
+        if not under_way:
             break
-        progress["step"] = end
         began = time.perf_counter()
         metrics = training.evaluate()
-        progress["eval_s"] += time.perf_counter() - began
-        if not all(math.isfinite(value) for value in metrics.values()):
-            status, stop_reason = "diverged", f"non-finite evaluation loss at step {end}"
-            break
-        if metrics:
-            report(end, metrics)
+        eval_s = time.perf_counter() - began
+        for number in under_way:
+            own_metrics = {name: values[number] for name, values in metrics.items()}
+            members[number].take_evaluation(end, own_metrics, eval_s / len(under_way))
         if checkpoint and end < num_steps:
-            checkpoint.save(end, lambda: {"training": training.state_dict(), "progress": dict(progress)})
+            checkpoint.save(end, functools.partial(_state, training, members, end))
 
-    steps_run, train_s = progress["step"], progress["train_s"]
+    all_done = "all steps done" if num_steps == completed[0]["steps"] else f"single pass over after {num_steps} steps"
+    shared = {"setup_s": setup_s / len(members), "num_fused": len(members), "device": _device_name(place)}
+    return [member.row(all_done, training.task.samples_per_step) | shared for member in members]
+
+
+def _state(training: Training, members: Sequence["_Member"], step: int) -> dict[str, Any]:
     return {
-        "status": status,
-        "stop_reason": stop_reason,
-        "steps_run": steps_run,
-        "setup_s": setup_s,
-        "train_s": train_s,
-        "eval_s": progress["eval_s"],
-        "samples_per_s": steps_run * training.task.samples_per_step / train_s if train_s else math.nan,
-        "device": _device_name(place),
+        "training": training.state_dict(),
+        "step": step,
+        "members": [member.state_dict() for member in members],
     }
+
+
+class _Member:
+    """How one member of a stack fares.
+
+    Attributes:
+        status: ``finished`` until it diverges.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self.status = "finished"
+        self._stop_reason = ""
+        self._steps_run = 0
+        self._train_s = self._eval_s = 0.0
+        self._first_loss = math.nan
+        self._num_over = 0
+
+    def take_block(self, start: int, end: int, curves: Mapping[str, np.ndarray], train_s: float) -> None:
+        """Report the healthy part of a block of steps; note a divergence."""
+        losses = curves["train_loss"]
+        self._train_s += train_s
+        if start == 0:
+            self._first_loss = float(losses[0])
+        diverged_at, self._num_over = _first_divergence(losses, self._first_loss, self._num_over)
+        healthy = len(losses) if diverged_at is None else diverged_at
+        if healthy:
+            self._report(np.arange(start, start + healthy), {name: curve[:healthy] for name, curve in curves.items()})
+        self._steps_run = end
+        if diverged_at is not None:
+            self._steps_run = start + diverged_at
+            self._diverge(_divergence(float(losses[diverged_at]), self._steps_run))
+
+    def take_evaluation(self, step: int, metrics: Mapping[str, float], eval_s: float) -> None:
+        """Report an evaluation."""
+        self._eval_s += eval_s
+        if not all(math.isfinite(value) for value in metrics.values()):
+            self._diverge(f"non-finite evaluation loss at step {step}")
+        elif metrics:
+            self._report(step, metrics)
+
+    def _diverge(self, reason: str) -> None:
+        self.status, self._stop_reason = "diverged", reason
+
+    def row(self, all_done: str, samples_per_step: int) -> dict[str, Any]:
+        """Return the columns of its trial."""
+        return {
+            "status": self.status,
+            "stop_reason": self._stop_reason or all_done,
+            "steps_run": self._steps_run,
+            "train_s": self._train_s,
+            "eval_s": self._eval_s,
+            "samples_per_s": self._steps_run * samples_per_step / self._train_s if self._train_s else math.nan,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all but the report."""
+        return {name: value for name, value in vars(self).items() if name != "_report"}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        vars(self).update(state)
 
 
 def _evaluation_steps(num_steps: int, num_evaluations: int) -> list[int]:
     """Return the steps after which the model is evaluated: evenly spaced, the last one included."""
     points = min(num_steps, num_evaluations)
     return [round(num_steps * (point + 1) / points) for point in range(points)]
-
-
-def _run_block(training: Training, start: int, end: int, *, is_last: bool) -> dict[str, np.ndarray]:
-    """Make the updates ``start`` to ``end`` and return one curve for each quantity.
-
-    The loss after the very last update is there, too, where it needs no further batch. Nothing is read off the device
-    before the block is done.
-    """
-    traced = training.traced
-    with_last = is_last and training.task.is_full_batch
-    device = next(training.model.parameters()).device
-    curves = torch.empty(1 + len(traced), end - start + with_last, dtype=torch.float64, device=device)
-    for row, step in enumerate(range(start, end)):
-        for line, parameter in enumerate(traced.values(), start=1):
-            curves[line, row] = parameter.detach()[0]
-        curves[0, row] = training.step(step)
-    if with_last:
-        for line, parameter in enumerate(traced.values(), start=1):
-            curves[line, -1] = parameter.detach()[0]
-        with torch.no_grad():
-            curves[0, -1] = training.task.loss(training.model, end)
-    names = ["train_loss", *traced]
-    return dict(zip(names, curves.cpu().numpy(), strict=True))
 
 
 def _first_divergence(losses: np.ndarray, first_loss: float, num_over: int) -> tuple[int | None, int]:
@@ -241,6 +410,8 @@ def _first_divergence(losses: np.ndarray, first_loss: float, num_over: int) -> t
     of the block before.
     """
     limit = DIVERGENCE_FACTOR * max(1.0, first_loss)
+    if (losses <= limit).all():
+        return None, 0
     for index, loss in enumerate(losses):
         num_over = num_over + 1 if loss > limit else 0
         if not math.isfinite(loss) or num_over == DIVERGENCE_STEPS:

@@ -73,14 +73,12 @@ def _time_steps(
         wrap = (
             (lambda model: DistributedDataParallel(model, process_group=group)) if number > 1 else (lambda model: model)
         )
-        training = Training(plan["config"], images, device, rank, number, wrap)
+        training = Training([plan["config"]], images, device, rank, number, wrap)
         began = time.perf_counter()
-        for step in range(NUM_WARMUP_STEPS):
-            training.step(step)
+        training.run(0, NUM_WARMUP_STEPS)
         _in_step(device, group, number)
         started = time.perf_counter()
-        for step in range(NUM_WARMUP_STEPS, NUM_WARMUP_STEPS + plan["num_timed_steps"]):
-            training.step(step)
+        training.run(NUM_WARMUP_STEPS, NUM_WARMUP_STEPS + plan["num_timed_steps"])
         _in_step(device, group, number)
         seconds = (time.perf_counter() - started, started - began)
     if distributed.is_initialized():

@@ -1,8 +1,9 @@
-"""One trial, on the machine where Ray put it: from a configuration to a file.
+"""A bundle of trials, on the machine where Ray put it: from configurations to files.
 
-``run_trial`` is the function that Ray Tune runs. It hands the trainable what its signature asks for, keeps what it
-reports, passes a little of it on to Ray, and leaves one file with the trial's row and history. What a trial does wrong
-ends here: a non-finite metric marks it as diverged, an exception as failed, and the actor lives on for the next one.
+``run_bundle`` is the function that Ray Tune runs. It hands the trainable what its signature asks for, keeps what it
+reports, passes a little of it on to Ray, and leaves one file for each trial, with its row and history. What a trial
+does wrong ends here: a non-finite metric marks it as diverged, an exception as failed, and the actor lives on for the
+next one. Most bundles hold one trial; several are trained as one program, or one by one should that program fail.
 """
 
 import inspect
@@ -13,7 +14,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
@@ -64,14 +65,13 @@ class Reporter:
     Args:
         record: Where everything is kept.
         metric: The metric that must stay finite.
-        forward: Called with a dictionary of plain numbers, about once a second.
+        forward: Called with the metric's latest value.
     """
 
-    def __init__(self, record: TrialRecord, metric: str, forward: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, record: TrialRecord, metric: str, forward: Callable[[float], None]) -> None:
         self.record = record
         self.metric = metric
         self._forward = forward
-        self._forwarded_at = time.monotonic()
 
     def __call__(self, step: Any, metrics: Mapping[str, Any]) -> None:
         """Keep metrics at one step, or arrays of them at an array of steps.
@@ -90,9 +90,8 @@ class Reporter:
         if num_finite < len(steps):
             broken = next(name for name, own in finite.items() if not own[num_finite])
             raise _Diverged(f"non-finite {broken} at step {steps[num_finite]}")
-        if num_finite and self.metric in values and time.monotonic() - self._forwarded_at >= REPORT_INTERVAL_S:
-            self._forwarded_at = time.monotonic()
-            self._forward({"step": int(steps[-1]), "value": float(values[self.metric][-1])})
+        if num_finite and self.metric in values:
+            self._forward(float(values[self.metric][-1]))
 
 
 def _at(steps: np.ndarray, name: str, value: Any) -> np.ndarray:
@@ -108,13 +107,13 @@ class TrialCheckpoint:
 
     Args:
         path: The file.
-        record: What was reported; filled again by ``load``.
+        records: What each trial of a bundle reported; filled again by ``load``.
         interval_s: Seconds between two states that are kept.
     """
 
-    def __init__(self, path: Path, record: TrialRecord, interval_s: float) -> None:
+    def __init__(self, path: Path, records: Sequence[TrialRecord], interval_s: float) -> None:
         self.path = path
-        self.record = record
+        self.records = records
         self.interval_s = interval_s
         self._saved_at = time.monotonic()
 
@@ -125,10 +124,11 @@ class TrialCheckpoint:
         from tune_hpc.learning.checkpoint import load_state
 
         kept = load_state(self.path)
-        self.record.blocks[:] = [
-            (steps.numpy(), {name: values.numpy() for name, values in metrics.items()})
-            for steps, metrics in kept["reported"]
-        ]
+        for record, reported in zip(self.records, kept["reported"], strict=True):
+            record.blocks[:] = [
+                (steps.numpy(), {name: values.numpy() for name, values in metrics.items()})
+                for steps, metrics in reported
+            ]
         return kept["state"]
 
     def save(self, step: int, make_state: Callable[[], Mapping[str, Any]]) -> None:
@@ -140,8 +140,11 @@ class TrialCheckpoint:
         from tune_hpc.learning.checkpoint import save_state
 
         reported = [
-            (torch.from_numpy(steps), {name: torch.from_numpy(values) for name, values in metrics.items()})
-            for steps, metrics in self.record.blocks
+            [
+                (torch.from_numpy(steps), {name: torch.from_numpy(values) for name, values in metrics.items()})
+                for steps, metrics in record.blocks
+            ]
+            for record in self.records
         ]
         state = {"step": step, "state": make_state(), "reported": reported}
         write_whole(self.path, lambda path: save_state(path, state))
@@ -179,43 +182,110 @@ def _logged(path: Path) -> Iterator[None]:
         yield
 
 
-def run_trial(
-    sample: Mapping[str, Any], assignments: Mapping[str, Assignment], images: Mapping[str, ray.ObjectRef]
+def run_bundle(
+    bundle: Mapping[str, Any], assignments: Mapping[str, Assignment], images: Mapping[str, ray.ObjectRef]
 ) -> None:
-    """Run one trial to its end, whatever that is.
+    """Run the trials of a bundle to their ends, whatever these are.
 
     Args:
-        sample: ``experiment``, ``trial_id``, ``config``: what the searcher proposed.
+        bundle: ``bundle_id`` and ``members``, each ``experiment``, ``trial_id`` and ``config``.
         assignments: What to know of each experiment, by name.
         images: The image data sets in Ray's object store, by name.
     """
-    assignment = assignments[sample["experiment"]]
+    members = bundle["members"]
+    assignment = assignments[members[0]["experiment"]]
     folder = ExperimentFolder(assignment.folder)
+    forward = _Forward()
+    if len(members) == 1:
+        rows = [_run_alone(members[0], assignment, folder, images, forward)]
+    else:
+        rows = _run_fused(bundle, assignment, folder, images, forward)
+    forward.ended(rows, assignment.metric)
+
+
+def _run_alone(
+    sample: Mapping[str, Any],
+    assignment: Assignment,
+    folder: ExperimentFolder,
+    images: Mapping[str, ray.ObjectRef],
+    forward: "_Forward",
+) -> dict[str, Any]:
+    """Run one trial by itself; leave its file and return its row."""
     trial_id, config = sample["trial_id"], sample["config"]
     record = TrialRecord(identity(assignment.name, trial_id, config))
-    checkpoint = TrialCheckpoint(folder.checkpoint(trial_id), record, assignment.checkpoint_interval_s)
+    checkpoint = TrialCheckpoint(folder.checkpoint(trial_id), [record], assignment.checkpoint_interval_s)
+    report = Reporter(record, assignment.metric, forward.for_trial(trial_id))
     began = time.perf_counter()
     with _logged(folder.log(trial_id)):
-        outcome = _outcome(assignment, config, record, checkpoint, images)
+        outcome = _outcome(assignment, config, report, checkpoint, images)
+    row = _leave(folder, record, outcome, time.perf_counter() - began)
+    checkpoint.path.unlink(missing_ok=True)
+    return row
+
+
+def _run_fused(
+    bundle: Mapping[str, Any],
+    assignment: Assignment,
+    folder: ExperimentFolder,
+    images: Mapping[str, ray.ObjectRef],
+    forward: "_Forward",
+) -> list[dict[str, Any]]:
+    """Run several trials of our own trainable as one program; leave their files and return their rows."""
+    from tune_hpc.learning.training import train_fused
+
+    members = bundle["members"]
+    records = [TrialRecord(identity(assignment.name, one["trial_id"], one["config"])) for one in members]
+    checkpoint = TrialCheckpoint(folder.checkpoint(bundle["bundle_id"]), records, assignment.checkpoint_interval_s)
+    reports = [
+        Reporter(record, assignment.metric, forward.for_trial(one["trial_id"]))
+        for record, one in zip(records, members, strict=True)
+    ]
+    data = members[0]["config"]["data"]
+    began = time.perf_counter()
+    with _logged(folder.log(bundle["bundle_id"])):
+        try:
+            _match_threads()
+            outcomes = train_fused(
+                [one["config"] for one in members],
+                reports,
+                checkpoint=checkpoint,
+                images=_fetch_images(images[data]) if data in images else None,
+            )
+        except Exception as error:
+            traceback.print_exc()
+            if _device_is_lost(error):
+                raise
+            print("the trials of this program now run one by one, so that each ends as it would alone")
+            outcomes = []
+    if not outcomes:
+        checkpoint.path.unlink(missing_ok=True)
+        return [_run_alone(one, assignment, folder, images, forward) for one in members]
+    share_s = (time.perf_counter() - began) / len(members)
+    rows = [_leave(folder, record, outcome, share_s) for record, outcome in zip(records, outcomes, strict=True)]
+    checkpoint.path.unlink(missing_ok=True)
+    return rows
+
+
+def _leave(folder: ExperimentFolder, record: TrialRecord, outcome: Mapping[str, Any], took_s: float) -> dict[str, Any]:
+    """Write the file of a trial that ended and return its row."""
     history = record.history()
     row = {
         "host": socket.gethostname(),
-        "train_s": time.perf_counter() - began,
+        "train_s": took_s,
+        "num_fused": 1,
         "steps_run": int(history["step"].max()) if len(history) else 0,
         **summarise(history),
         **outcome,
         **record.row,
     }
-    write_part(folder.part(trial_id), {name: plain(value) for name, value in row.items()}, history)
-    checkpoint.path.unlink(missing_ok=True)
-    value = row.get(assignment.metric)
-    tune.report({"status": row["status"], "step": row["steps_run"], "value": _finite(value), "last": True})
+    write_part(folder.part(row["trial_id"]), {name: plain(value) for name, value in row.items()}, history)
+    return row
 
 
 def _outcome(
     assignment: Assignment,
     config: Mapping[str, Any],
-    record: TrialRecord,
+    report: Reporter,
     checkpoint: TrialCheckpoint,
     images: Mapping[str, ray.ObjectRef],
 ) -> dict[str, Any]:
@@ -232,7 +302,7 @@ def _outcome(
         if "images" in wanted and config.get("data") in images:
             offered["images"] = _fetch_images(images[config["data"]])
         _match_threads()
-        returned = trainable(dict(config), Reporter(record, assignment.metric, tune.report), **offered)
+        returned = trainable(dict(config), report, **offered)
         if isinstance(returned, Mapping):
             outcome |= returned
         if outcome["status"] not in ENDS:
@@ -246,6 +316,33 @@ def _outcome(
             raise
         outcome |= {"status": "failed", "stop_reason": "exception", "error": _last_line(error)}
     return outcome
+
+
+class _Forward:
+    """Tells Ray now and then how the trials of a bundle fare."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, float] = {}
+        self._told_at = time.monotonic()
+
+    def for_trial(self, trial_id: str) -> Callable[[float], None]:
+        """Return what notes a trial's latest value, and passes all on about once a second."""
+
+        def note(value: float) -> None:
+            self._values[trial_id] = value
+            if time.monotonic() - self._told_at >= REPORT_INTERVAL_S:
+                self._told_at = time.monotonic()
+                tune.report({"members": [{"trial_id": one, "value": value} for one, value in self._values.items()]})
+                self._values.clear()
+
+        return note
+
+    def ended(self, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
+        """Tell how all trials of the bundle ended."""
+        members = [
+            {"trial_id": row["trial_id"], "status": row["status"], "value": _finite(row.get(metric))} for row in rows
+        ]
+        tune.report({"members": members, "last": True})
 
 
 def identity(experiment: str, trial_id: str, config: Mapping[str, Any]) -> dict[str, Any]:

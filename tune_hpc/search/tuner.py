@@ -1,8 +1,9 @@
 """Runs experiments on Ray Tune.
 
 Several experiments share one run: their trials queue for the same actors, so that what a process start and an
-``import torch`` cost is paid once. Each trial leaves one file in its experiment's folder (trial.py); when the run ends
-these become the two frames. Ray's own files are kept beside them and are needed for nothing.
+``import torch`` cost is paid once. A trial of Ray's carries a bundle of ours (bundles.py). Each of our trials leaves
+one file in its experiment's folder (trial.py); when the run ends these become the two frames. Ray's own files are kept
+beside them and are needed for nothing.
 """
 
 import os
@@ -23,12 +24,13 @@ from tune_hpc.analysis.results import Results, TrialRecord, load, write_frames, 
 from tune_hpc.errors import ClusterError, FolderError, InvalidExperimentError
 from tune_hpc.learning.config import complete
 from tune_hpc.learning.image_files import read_arrays
+from tune_hpc.search.bundles import check_fuse, plan_bundles, say_what_runs_alone
 from tune_hpc.search.experiment import TRAIN, Experiment
 from tune_hpc.search.provenance import now, provenance
 from tune_hpc.search.reference import load_reference
 from tune_hpc.search.resources import TrialResources, check_request, choose_resources
 from tune_hpc.search.session import node_resources, ray_session
-from tune_hpc.search.trial import Assignment, identity, run_trial
+from tune_hpc.search.trial import Assignment, identity, run_bundle
 from tune_hpc.search.watcher import Watcher
 
 
@@ -56,6 +58,7 @@ def run_all(
     cpus_per_trial: float | None = None,
     gpus_per_trial: float | None = None,
     max_concurrent: int | None = None,
+    fuse: str | int = "auto",
     data_dir: str | Path | None = None,
     checkpoint_interval_s: float = 60.0,
     show_progress: bool = True,
@@ -70,7 +73,9 @@ def run_all(
         address: A Ray cluster; by default the one already connected to, else Ray is started on this machine.
         cpus_per_trial: CPU cores a trial; by default 1.
         gpus_per_trial: GPUs a trial, a fraction to share one; by default a fair share of what the cluster has.
-        max_concurrent: Upper bound on the trials that run at once.
+        max_concurrent: Upper bound on the trials, or programs of several, that run at once.
+        fuse: How many trials train as one program at most: ``auto`` where it pays, ``off``, or a number. A fused trial
+            agrees with a separate one within rounding.
         data_dir: Where the image data are, or are to be put.
         checkpoint_interval_s: Seconds between two kept states of a trial; one that is interrupted goes on from there.
         show_progress: Whether to show a progress bar, or a line a minute where there is no terminal.
@@ -87,6 +92,7 @@ def run_all(
         ClusterError: no such cluster, or one on which no trial fits.
     """
     check_request(cpus_per_trial, gpus_per_trial, max_concurrent)
+    fuse = check_fuse(fuse)
     names = [experiment.name for experiment in experiments]
     if len(set(names)) < len(names) or len(folders) != len(names):
         raise InvalidExperimentError(f"each experiment is given once, with a folder of its own; got {', '.join(names)}")
@@ -95,13 +101,15 @@ def run_all(
     homes = {name: ExperimentFolder(Path(folder).absolute()) for name, folder in zip(names, folders, strict=True)}
     for name, home in homes.items():
         home.check_free(name, overwrite=overwrite)
-    queue = deque(sample for name in names for sample in samples[name])
+    ordered = [sample for name in names for sample in samples[name]]
     if check_only:
         return []
     image_sets = _image_sets(experiments, samples, data_dir)
 
     with ray_session(address):
-        resources = choose_resources(node_resources(), len(queue), cpus_per_trial, gpus_per_trial, max_concurrent)
+        say_what_runs_alone(trainables, fuse)
+        resources = choose_resources(node_resources(), len(ordered), cpus_per_trial, gpus_per_trial, max_concurrent)
+        bundles = plan_bundles(ordered, trainables, fuse, resources.num_slots, resources.gpus > 0)
         origin = provenance()
         descriptions = {}
         for position, experiment in enumerate(experiments):
@@ -121,10 +129,10 @@ def run_all(
             )
             for one in experiments
         }
-        watcher = Watcher(len(queue), {one.name: one for one in experiments}, homes, show_progress)
+        watcher = Watcher(len(ordered), {one.name: one for one in experiments}, homes, show_progress)
         images = {name: ray.put(arrays) for name, arrays in image_sets.items()}
         try:
-            _fit(queue, assignments, images, resources, homes[names[0]].ray, watcher)
+            _fit(deque(bundles), assignments, images, resources, homes[names[0]].ray, watcher)
         except (ray.exceptions.RayError, tune.TuneError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ClusterError(f"the cluster was lost: {reason}; the trials that ended are in {folders[0]}") from error
@@ -145,17 +153,17 @@ def new_folder(name: str, parent: str | Path = "runs") -> Path:
 
 
 class _Queue(Searcher):
-    """Hands out samples that were made beforehand, in order."""
+    """Hands out bundles that were made beforehand, in order."""
 
-    def __init__(self, samples: deque[dict[str, Any]]) -> None:
+    def __init__(self, bundles: deque[dict[str, Any]]) -> None:
         super().__init__()
-        self._samples = samples
+        self._bundles = bundles
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        return self._samples.popleft() if self._samples else Searcher.FINISHED
+        return self._bundles.popleft() if self._bundles else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         pass
@@ -207,8 +215,8 @@ def _fit(
     storage: Path,
     watcher: Watcher,
 ) -> None:
-    """Run every sample on Ray Tune; an interrupt leaves the rest in the queue."""
-    trainable = tune.with_parameters(run_trial, assignments=assignments, images=images)
+    """Run every bundle on Ray Tune; an interrupt leaves the rest in the queue."""
+    trainable = tune.with_parameters(run_bundle, assignments=assignments, images=images)
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources.as_ray()),
         tune_config=tune.TuneConfig(
@@ -216,8 +224,10 @@ def _fit(
             num_samples=len(queue),
             max_concurrent_trials=resources.num_slots,
             reuse_actors=True,
-            trial_name_creator=lambda trial: trial.config["trial_id"],
-            trial_dirname_creator=lambda trial: f"{trial.config['experiment']}.{trial.config['trial_id']}",
+            trial_name_creator=lambda trial: trial.config["bundle_id"],
+            trial_dirname_creator=lambda trial: (
+                f"{trial.config['members'][0]['experiment']}.{trial.config['bundle_id']}"
+            ),
         ),
         run_config=tune.RunConfig(
             name=storage.name,

@@ -1,7 +1,7 @@
 """Follows a search from the driver: counts trials, shows them, and lists those whose process died."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Watcher(tune.Callback):
         self.progress: SearchProgress | None = None
         if show_progress:
             self.progress = SearchProgress(self.tally, {one.name: one.metric for one in experiments.values()})
-        self._under_way: dict[str, Mapping[str, Any]] = {}
+        self._under_way: dict[str, Mapping[str, Any]] = {}  # bundles, by Ray's own names
         self._spans: dict[str, tuple[float, float]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -46,42 +46,51 @@ class Watcher(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Note that a trial is under way."""
+        """Note that a bundle is under way."""
         self._under_way[trial.trial_id] = trial.config
-        self._update(trial.config["experiment"])
+        self._update(_experiment(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Note a value, and whether it is the trial's last."""
-        experiment = self.experiments[trial.config["experiment"]]
-        if result.get("status", "finished") in ("finished", "stopped"):
-            self.tally.note_value(experiment.name, trial.config["trial_id"], result.get("value"), experiment.mode)
-        if result.get("last") and self._under_way.pop(trial.trial_id, None) is not None:
-            self.tally.ended[result["status"]] += 1
+        """Note the values of some trials, and whether they are the last ones."""
+        experiment = self.experiments[_experiment(trial)]
+        is_last = result.get("last") and self._under_way.pop(trial.trial_id, None) is not None
+        for member in result.get("members", ()):
+            if member.get("status", "finished") in ("finished", "stopped"):
+                self.tally.note_value(experiment.name, member["trial_id"], member["value"], experiment.mode)
+            if is_last:
+                self.tally.ended[member["status"]] += 1
         self._update(experiment.name)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """List a trial that could not list itself."""
-        sample = self._under_way.pop(trial.trial_id, None)
-        if sample is None:
+        """List trials that could not list themselves."""
+        bundle = self._under_way.pop(trial.trial_id, None)
+        if bundle is None:
             return
-        home = self.homes[sample["experiment"]]
+        home = self.homes[_experiment(trial)]
         # Ray has no other place yet for what it knows of the error; storage gets its copy later.
         told = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
-        log = home.log(sample["trial_id"])
+        log = home.log(bundle["bundle_id"])
         log.parent.mkdir(exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
             file.write(told)
-        row = identity(sample["experiment"], sample["trial_id"], sample["config"])
-        row |= {"status": "failed", "stop_reason": "process died", "error": _in_one_line(told)}
-        write_part(home.part(sample["trial_id"]), row, TrialRecord({}).history())
-        self.tally.ended["failed"] += 1
-        self._update(sample["experiment"])
+        # Of a bundle whose trials ran one by one some may have listed themselves before.
+        for sample in _without_part(bundle["members"], home):
+            row = identity(sample["experiment"], sample["trial_id"], sample["config"])
+            row |= {"status": "failed", "stop_reason": "process died", "error": _in_one_line(told)}
+            write_part(home.part(sample["trial_id"]), row, TrialRecord({}).history())
+        self.tally.ended["failed"] += len(bundle["members"])
+        self._update(_experiment(trial))
 
     def unfinished(self, experiment: str) -> list[Mapping[str, Any]]:
         """Return the samples that were under way when the run ended."""
-        return [sample for sample in self._under_way.values() if sample["experiment"] == experiment]
+        return [
+            sample
+            for bundle in self._under_way.values()
+            if bundle["members"][0]["experiment"] == experiment
+            for sample in _without_part(bundle["members"], self.homes[experiment])
+        ]
 
     def seconds(self, experiment: str) -> float:
         """Return how long it took from the start of an experiment's first trial to the end of its last."""
@@ -91,9 +100,17 @@ class Watcher(tune.Callback):
     def _update(self, experiment: str) -> None:
         moment = time.perf_counter()
         self._spans[experiment] = (self._spans.get(experiment, (moment,))[0], moment)
-        self.tally.running = len(self._under_way)
+        self.tally.running = sum(len(bundle["members"]) for bundle in self._under_way.values())
         if self.progress:
             self.progress.update()
+
+
+def _experiment(trial: Trial) -> str:
+    return str(trial.config["members"][0]["experiment"])
+
+
+def _without_part(samples: Iterable[Mapping[str, Any]], home: ExperimentFolder) -> list[Mapping[str, Any]]:
+    return [sample for sample in samples if not home.part(sample["trial_id"]).is_file()]
 
 
 def _in_one_line(told: str) -> str:

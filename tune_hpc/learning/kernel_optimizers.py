@@ -5,11 +5,13 @@ Each calls the kernel itself, because torch's class around it differs from Tenso
 
 import functools
 import math
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tune_hpc.learning.optimizer_base import Group, Parameters, TensorFlowOptimizer, gradients_of, require
+from tune_hpc.learning.optimizer_base import Group, Parameters, Slots, TensorFlowOptimizer, gradients_of, require
 
 
 class Momentum(TensorFlowOptimizer):
@@ -24,14 +26,23 @@ class Momentum(TensorFlowOptimizer):
         require(momentum >= 0, "momentum must be at least 0", momentum)
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "nesterov": nesterov})
 
-    def _update(self, group: Group, parameters: list[Tensor]) -> None:
+    @classmethod
+    def initial_slots(cls, group: Group) -> dict[str, float]:
+        """Return the sum of gradients, if there is a momentum."""
+        return {"momentum_buffer": 0.0} if group["momentum"] else {}
+
+    @classmethod
+    def update(
+        cls, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots, lr: float | Tensor
+    ) -> None:
+        """Make one step, see the base class."""
         torch._fused_sgd_(
             parameters,
-            gradients_of(parameters),
-            self._slot(parameters, "momentum_buffer") if group["momentum"] else [],
+            gradients,
+            slots.get("momentum_buffer", []),
             weight_decay=0.0,
             momentum=group["momentum"],
-            lr=float(group["lr"]),
+            lr=lr,
             dampening=0.0,
             nesterov=group["nesterov"],
             maximize=False,
@@ -52,14 +63,23 @@ class Adagrad(TensorFlowOptimizer):
         require(initial_accumulator > 0, "initial_accumulator must be above 0", initial_accumulator)
         super().__init__(parameters, {"lr": lr, "initial_accumulator": initial_accumulator})
 
-    def _update(self, group: Group, parameters: list[Tensor]) -> None:
+    @classmethod
+    def initial_slots(cls, group: Group) -> dict[str, float]:
+        """Return the sum of squared gradients."""
+        return {"accumulator": group["initial_accumulator"]}
+
+    @classmethod
+    def update(
+        cls, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots, lr: float | Tensor
+    ) -> None:
+        """Make one step, see the base class."""
         torch._fused_adagrad_(
             parameters,
-            gradients_of(parameters),
-            self._slot(parameters, "accumulator", group["initial_accumulator"]),
+            gradients,
+            slots["accumulator"],
             # Only a decaying learning rate would need to know which step this is.
             [_step_number(1.0, parameters[0].device)] * len(parameters),
-            lr=float(group["lr"]),
+            lr=lr,
             lr_decay=0.0,
             weight_decay=0.0,
             eps=0.0,
@@ -82,27 +102,46 @@ class Adam(TensorFlowOptimizer):
         require(eps >= 0, "eps must be at least 0", eps)
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps})
 
-    def _update(self, group: Group, parameters: list[Tensor]) -> None:
-        # Both bias corrections go into the learning rate, as in TensorFlow. torch's kernel must then add none of its
-        # own: a step number of infinity makes its 1 - beta**step exactly 1. The true step numbers stay on the host, so
-        # that a GPU is never waited for.
+    @classmethod
+    def initial_slots(cls, group: Group) -> dict[str, float]:
+        """Return the two moments."""
+        return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
+
+    @classmethod
+    def effective_rate(cls, group: Group, lr: Any, step: Any) -> Any:
+        """Return the rate with both bias corrections in it, as in TensorFlow."""
         beta1, beta2 = group["betas"]
+        return lr * np.sqrt(1 - beta2**step) / (1 - beta1**step)
+
+    @classmethod
+    def update(
+        cls, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots, lr: float | Tensor
+    ) -> None:
+        """Make one step, see the base class."""
+        # The corrections are in the learning rate. torch's kernel must then add none of its own: a step number of
+        # infinity makes its 1 - beta**step exactly 1.
+        beta1, beta2 = group["betas"]
+        torch._fused_adam_(
+            parameters,
+            gradients,
+            slots["exp_avg"],
+            slots["exp_avg_sq"],
+            [],
+            [_step_number(math.inf, parameters[0].device)] * len(parameters),
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=0.0,
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def _update_all(self, group: Group, parameters: list[Tensor]) -> None:
+        # The true step numbers stay on the host, so that a GPU is never waited for.
         for step, members in self._by_step(parameters).items():
-            torch._fused_adam_(
-                members,
-                gradients_of(members),
-                self._slot(members, "exp_avg"),
-                self._slot(members, "exp_avg_sq"),
-                [],
-                [_step_number(math.inf, members[0].device)] * len(members),
-                lr=float(group["lr"] * math.sqrt(1 - beta2**step) / (1 - beta1**step)),
-                beta1=beta1,
-                beta2=beta2,
-                weight_decay=0.0,
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-            )
+            lr = float(self.effective_rate(group, float(group["lr"]), step))
+            self.update(group, members, gradients_of(members), self._slots(group, members), lr)
 
     def _by_step(self, parameters: list[Tensor]) -> dict[float, list[Tensor]]:
         """Count the step, and sort the parameters by how many they have taken."""

@@ -1,0 +1,147 @@
+"""The optimizers of a stack: each at work on its own slice of every stacked parameter.
+
+Members of the same optimizer and hyperparameters, whatever their learning rates, lie side by side and are updated
+together. One model alone is the case of one slice with one member.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tune_hpc.learning.config import OPTIMIZER_DEFAULTS
+from tune_hpc.learning.optimizers import update_rule
+from tune_hpc.learning.schedules import learning_rates
+
+#: The learning rates of some steps: numbers by step, or by step and member, or a tensor with steps as first axis.
+Rates = list[float] | list[list[float]] | Tensor
+
+
+def slice_order(configs: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the order in which members lie in a stack: those of one optimizer side by side, else as they came."""
+    firsts: dict[str, int] = {}
+    for position, config in enumerate(configs):
+        firsts.setdefault(_rule(config), position)
+    return sorted(range(len(configs)), key=lambda position: firsts[_rule(configs[position])])
+
+
+class OptimizerStack:
+    """Updates stacked parameters.
+
+    Args:
+        configs: Completed configurations in ``slice_order``.
+        parameters: (M, ...) each.
+        rates_on_device: Whether learning rates are kept as tensors, for steps that are recorded and replayed.
+    """
+
+    def __init__(
+        self, configs: Sequence[Mapping[str, Any]], parameters: Sequence[Tensor], rates_on_device: bool = False
+    ) -> None:
+        self.parameters = list(parameters)
+        self._slices: list[_Slice] = []
+        start = 0
+        for _, group in groupby(configs, key=_rule):
+            members = list(group)
+            self._slices.append(_Slice(members, start, self.parameters, rates_on_device))
+            start += len(members)
+
+    def rates(self, start: int, epochs: np.ndarray) -> list[Rates]:
+        """Return each slice's learning rates for some steps.
+
+        Args:
+            start: The first one's number.
+            epochs: How many passes over the training data are complete before each of them.
+        """
+        return [one.rates(start, epochs) for one in self._slices]
+
+    @torch.no_grad()
+    def step(self, rates: Sequence[Any]) -> None:
+        """Update all parameters by their gradients.
+
+        Args:
+            rates: Those of this step, one for each slice.
+        """
+        gradients: list[Tensor] = [parameter.grad for parameter in self.parameters]  # type: ignore[misc]
+        for one, rate in zip(self._slices, rates, strict=True):
+            one.update(gradients, rate)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the slots."""
+        return {"slots": [one.slots for one in self._slices]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        for one, slots in zip(self._slices, state["slots"], strict=True):
+            for name, tensors in one.slots.items():
+                for tensor, kept in zip(tensors, slots[name], strict=True):
+                    tensor.copy_(kept)
+
+
+class _Slice:
+    """Some members that share an update rule.
+
+    All tensors are (members, numbers).
+    """
+
+    def __init__(
+        self, configs: list[Mapping[str, Any]], start: int, parameters: Sequence[Tensor], rates_on_device: bool
+    ) -> None:
+        self.configs = configs
+        self.span = slice(start, start + len(configs))
+        self.is_whole = len(configs) == len(parameters[0])
+        self.parameters = [parameter.detach()[self.span].flatten(1) for parameter in parameters]
+        # The rule alone: an instance would import half of torch's compiler, which takes seconds.
+        self.rule, self.group = update_rule(configs[0]["optimizer"], **_hyperparameters(configs[0]))
+        self.slots = {
+            name: [torch.full_like(parameter, value) for parameter in self.parameters]
+            for name, value in self.rule.initial_slots(self.group).items()
+        }
+        rules = {(config["learning_rate"], config["decay_rate"]) for config in configs}
+        self.is_uniform = len(rules) == 1
+        self.rates_on_device = rates_on_device
+        if not self.is_uniform and not self.rule.takes_columns:
+            members = range(len(configs))
+            self.member_parameters = [[one[member : member + 1] for one in self.parameters] for member in members]
+            self.member_slots = [
+                {name: [one[member : member + 1] for one in tensors] for name, tensors in self.slots.items()}
+                for member in members
+            ]
+
+    def rates(self, start: int, epochs: np.ndarray) -> Rates:
+        configs = self.configs[:1] if self.is_uniform else self.configs
+        rates = np.stack([learning_rates(config, epochs) for config in configs], axis=1)
+        numbers = np.arange(start + 1, start + 1 + len(epochs), dtype=np.float64)[:, None]
+        rates = self.rule.effective_rate(self.group, rates, numbers)
+        if self.is_uniform:
+            rates = rates[:, 0]
+        elif self.rule.takes_columns:
+            rates = rates[:, :, None]
+        if self.rates_on_device or rates.ndim == 3:
+            first = self.parameters[0]
+            return torch.from_numpy(rates).to(first.device, first.dtype)
+        listed: list[float] | list[list[float]] = rates.tolist()
+        return listed
+
+    def update(self, gradients: Sequence[Tensor], rate: Any) -> None:
+        own = (
+            [one.flatten(1) for one in gradients] if self.is_whole else [one[self.span].flatten(1) for one in gradients]
+        )
+        if self.is_uniform or self.rule.takes_columns:
+            self.rule.update(self.group, self.parameters, own, self.slots, rate)
+            return
+        for member, (parameters, slots) in enumerate(zip(self.member_parameters, self.member_slots, strict=True)):
+            row = [one[member : member + 1] for one in own]
+            self.rule.update(self.group, parameters, row, slots, rate[member])
+
+
+def _hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: config[name] for name in OPTIMIZER_DEFAULTS[config["optimizer"]]}
+
+
+def _rule(config: Mapping[str, Any]) -> str:
+    """Return what members must share to be updated together."""
+    return json.dumps([config["optimizer"], _hyperparameters(config)])
