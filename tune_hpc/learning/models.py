@@ -95,8 +95,9 @@ class CNN(Model):
             (M, 10, N).
         """
         x = images.transpose(0, 1).flatten(1, 2)
-        x = functional.max_pool2d(functional.relu(self.conv1(x)), 2)
-        x = functional.max_pool2d(functional.relu(self.conv2(x)), 2)
+        # Pooled first, for a quarter of the work: the largest of rectified numbers is the largest one rectified.
+        x = functional.relu(functional.max_pool2d(self.conv1(x), 2))
+        x = functional.relu(functional.max_pool2d(self.conv2(x), 2))
         x = x.unflatten(1, (len(self.conv2.weight), -1)).transpose(0, 1).flatten(2)
         x = functional.relu(self.hidden(x.transpose(1, 2)))
         return self.output(x if dropout_mask is None else x * dropout_mask)

@@ -122,7 +122,9 @@ class _Slice:
             rates = rates[:, :, None]
         if self.rates_on_device or rates.ndim == 3:
             first = self.parameters[0]
-            return torch.from_numpy(rates).to(first.device, first.dtype)
+            # CUDA's fused kernels take a learning rate in float32 and no other.
+            is_short = first.device.type == "cuda" and not self.rule.takes_columns
+            return torch.from_numpy(rates).to(first.device, torch.float32 if is_short else first.dtype)
         listed: list[float] | list[list[float]] = rates.tolist()
         return listed
 

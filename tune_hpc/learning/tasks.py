@@ -239,7 +239,7 @@ class ImageClassification:
                 # Ten numbers side by side are compared seven times as fast as ten that are far apart.
                 correct += (logits.transpose(1, 2).contiguous().argmax(2) == truth).sum(1)
             metrics[f"{split}_loss"] = loss / len(labels)
-            metrics[f"{split}_accuracy"] = correct / len(labels)
+            metrics[f"{split}_accuracy"] = correct.double() / len(labels)
         return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
 
     def _chunk_size(self, model: nn.Module) -> int:
