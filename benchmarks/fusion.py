@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.common import ROOT, Measurement, benchmark_parser, publish
+from benchmarks.harness import ROOT, Measurement, benchmark_parser, publish
 
 #: What is trained, and as how many; a name tells the device it is for where that is one only.
 CASES: dict[str, tuple[dict[str, Any], list[int]]] = {

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import describe_machine, run_process  # noqa: E402
+from benchmarks.harness import describe_machine, run_process  # noqa: E402
 
 if TYPE_CHECKING:
     from tune_hpc.search.experiment import Experiment
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
 #: How the 72 trials may share one GPU through Ray.
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "fused, a quarter of the GPU a bundle": {},
     "fused, one program": {"fuse": 72, "gpus_per_trial": 1},
     "separate, four share the GPU": {"fuse": "off", "gpus_per_trial": 0.25},
     "separate, one after another": {"fuse": "off", "gpus_per_trial": 1},
 }
 #: What makes a run small enough for a rehearsal.
-TINY = {"steps": 8, "width": 0.05, "batch_size": 10, "num_evaluations": 2, "num_evaluation_images": 100}
+TINY: dict[str, Any] = {"steps": 8, "width": 0.05, "batch_size": 10, "num_evaluations": 2, "num_evaluation_images": 100}
 
 
 def one_trial(config: Mapping[str, Any], device: str) -> dict[str, Any]:

@@ -1,102 +1,77 @@
-"""Exercise 2's softmax table, process start included: tune_hpc against a plain Python loop over the same trials.
+"""Exercise 2's softmax table from the command to the result: tune_hpc against other ways to run the same 72 trials.
 
     python benchmarks/softmax_table.py [--repeats 3]
 
-The loop is what one would write by hand: PyTorch, a DataLoader over the stored order, 72 trials of 500 steps of 100
-images one after the other, each evaluated as often as ours (50 times on 20,000 held-out images, from tensors in
-memory). Both run as whole processes, in turn. Prints a table and writes benchmarks/results/softmax_table.json.
+Every contender is one process, measured from its start to its end: ``tune-hpc run exercise2.softmax``, the same without
+the fusion of trials, a plain loop over a DataLoader, Optuna with one thread a core, Ray Tune with reused actors, and
+Ray Tune as it comes. Each trains 72 models for 500 steps of 100 images, evaluates every one 50 times on 20,000 held-out
+images, and names each optimizer's best learning rate; the measurement fails when they name different ones, except for
+one optimizer of nine at most.
 """
 
-import argparse
-import json
-import os
-import platform
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from importlib.metadata import version
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-HERE = Path(__file__).parent
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.harness import Measurement, benchmark_parser, measure, publish, run_process, run_tune_hpc, summarise
+from benchmarks.peers.softmax_training import add_size_flags, best_rates, grid
+
+PEERS = {
+    "plain loop": ["benchmarks.peers.softmax_loop"],
+    "Optuna, a thread a core": ["benchmarks.peers.softmax_optuna"],
+    "Ray Tune, reused actors": ["benchmarks.peers.softmax_ray", "--mode", "reused"],
+    "Ray Tune, defaults": ["benchmarks.peers.softmax_ray", "--mode", "defaults"],
+}
+OURS = {"tune_hpc": [], "tune_hpc, unfused": ["--fuse", "off"]}
 
 
-def plain_loop() -> None:
-    """Train the 72 models one after the other, as one would without a search tool."""
-    import torch
-    from torch.nn import functional
-    from torch.utils.data import DataLoader, TensorDataset
-
-    from search_spaces.exercise2 import LEARNING_RATES, OPTIMIZERS
-    from tune_hpc.learning.data import load_images
-    from tune_hpc.learning.optimizers import build_optimizer
-
-    images = load_images("mnist")
-
-    def as_floats(pixels: torch.Tensor) -> torch.Tensor:
-        return pixels.flatten(1).float() / 255
-
-    training = TensorDataset(as_floats(images.train_images), images.train_labels)
-    held_out = [
-        (as_floats(images.valid_images), images.valid_labels),
-        (as_floats(images.test_images), images.test_labels),
-    ]
-    best: dict[str, tuple[float, float]] = {}
-    for optimizer_name in OPTIMIZERS:
-        for rate in LEARNING_RATES:
-            model = torch.nn.Linear(784, 10)
-            torch.nn.init.zeros_(model.weight)
-            torch.nn.init.zeros_(model.bias)
-            optimizer = build_optimizer(optimizer_name, model.parameters(), rate)
-            for step, (inputs, labels) in enumerate(DataLoader(training, batch_size=100), start=1):
-                loss = functional.cross_entropy(model(inputs), labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                if step % 10 == 0:
-                    with torch.inference_mode():
-                        losses = [functional.cross_entropy(model(x), y).item() for x, y in held_out]
-                        [(model(x).argmax(1) == y).float().mean().item() for x, y in held_out]
-            best[optimizer_name] = min(best.get(optimizer_name, (float("inf"), 0.0)), (losses[0], rate))
-    print({name: rate for name, (_, rate) in best.items()})
+def ours(more: list[str], trials: int, steps: int, folder: Path) -> Measurement:
+    """Run the search with tune_hpc and read the best rates off its data frame."""
+    settings = {**grid(trials), "steps": [steps]}
+    values = [f"--set={name}={','.join(map(str, choices))}" for name, choices in settings.items()]
+    measured, (results,) = run_tune_hpc("exercise2.softmax", *values, *more, folder=folder)
+    columns = results.trials[["optimizer", "learning_rate", "valid_loss"]]
+    return measured | {"best_rates": best_rates(columns.itertuples(index=False, name=None))}
 
 
-def _seconds(command: list[str]) -> float:
-    began = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - began
+def peer(command: list[str], trials: int, steps: int, folder: Path) -> Measurement:
+    """Run the search in another way."""
+    return run_process(*command, "--trials", trials, "--steps", steps, folder=folder)
+
+
+def check_agreement(best: Mapping[str, Mapping[str, float]]) -> None:
+    """Refuse contenders that found something else than the first one.
+
+    Args:
+        best: Each contender's best learning rates, by optimizer.
+
+    Raises:
+        RuntimeError: more than one optimizer in nine has another best rate.
+    """
+    first, expected = next(iter(best.items()))
+    for name, found in best.items():
+        differing = [
+            optimizer for optimizer in expected.keys() | found if expected.get(optimizer) != found.get(optimizer)
+        ]
+        if len(differing) > len(expected) // 9:
+            raise RuntimeError(f"{name} found {found}, {first} found {expected}")
 
 
 def main() -> None:
-    """Time both in turn and print the medians."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--plain-loop", action="store_true", help="be the plain loop")
+    """Measure all contenders in turn and print the table."""
+    parser = benchmark_parser(__file__, __doc__, [*OURS, *PEERS])
+    add_size_flags(parser)
     flags = parser.parse_args()
-    if flags.plain_loop:
-        plain_loop()
-        return
-    seconds: dict[str, list[float]] = {"tune_hpc": [], "plain loop": []}
-    for _ in range(flags.repeats):
-        with tempfile.TemporaryDirectory() as folder:
-            ours = ["-m", "tune_hpc.cli", "run", "exercise2.softmax", "--output-dir", f"{folder}/run", "--no-report"]
-            seconds["tune_hpc"].append(_seconds([sys.executable, *ours]))
-        seconds["plain loop"].append(_seconds([sys.executable, __file__, "--plain-loop"]))
-    machine = {
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "ray", "tune-hpc")},
-    }
-    print(f"72 trials of 500 steps of 100 images, {flags.repeats} runs each, seconds; {machine}")
-    print("| who | median | min | max |\n|:--|--:|--:|--:|")
-    for who, measured in seconds.items():
-        print(f"| {who} | {statistics.median(measured):.1f} | {min(measured):.1f} | {max(measured):.1f} |")
-    ratios = [plain / ours for ours, plain in zip(seconds["tune_hpc"], seconds["plain loop"], strict=True)]
-    print(f"plain loop / tune_hpc: {statistics.median(ratios):.2f}")
-    results = HERE / "results"
-    results.mkdir(exist_ok=True)
-    (results / "softmax_table.json").write_text(json.dumps({"machine": machine, "seconds": seconds}, indent=1) + "\n")
+    contenders = {name: partial(ours, more, flags.trials, flags.steps) for name, more in OURS.items()}
+    contenders |= {name: partial(peer, command, flags.trials, flags.steps) for name, command in PEERS.items()}
+    measured = measure({name: one for name, one in contenders.items() if name in flags.only}, flags.repeats)
+    for turn in range(flags.repeats):
+        check_agreement({name: measurements[turn]["best_rates"] for name, measurements in measured.items()})
+    title = f"Seconds for {flags.trials} trials of {flags.steps} steps of 100 images, process start included"
+    publish(flags, title, measured, summarise(measured, "process_s"))
 
 
 if __name__ == "__main__":

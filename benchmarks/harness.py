@@ -1,0 +1,202 @@
+"""What the benchmarks share: the machine, whole processes measured in turn, a table and a JSON file.
+
+A contender is one way to do the work: a function that is given an empty folder, does the work once, mostly in a process
+of its own, and returns what it measured. Contenders take turns (A B C A B C ...), so that a machine that is slower for
+some minutes is so for all of them, and ratios are taken within a turn.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tune_hpc.analysis.results import Results
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("torch", "ray", "optuna", "pandas", "tune-hpc")
+
+Measurement = dict[str, Any]
+Contender = Callable[[Path], Measurement]
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return cores, processor, memory in GiB, and the versions that matter."""
+    cpu_info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    models = [line.partition(":")[2].strip() for line in cpu_info if line.startswith("model name")]
+    return {
+        "cores": num_cores(),
+        "cpu_model": models[0] if models else platform.machine(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def benchmark_parser(script: str, description: str, names: Sequence[str]) -> argparse.ArgumentParser:
+    """Return a parser with the flags that every benchmark has.
+
+    Args:
+        script: The script's file, after which its results are named.
+        description: The script's docstring.
+        names: The contenders; the first one is what the others are compared with.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3, help="turns of all contenders (default: 3)")
+    parser.add_argument("--only", nargs="+", choices=names, default=list(names), metavar="NAME",
+                        help=f"measure these only, of: {'; '.join(names)}")  # fmt: skip
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / f"{Path(script).stem}.json",
+                        metavar="FILE", help="where the JSON goes (default: benchmarks/results)")  # fmt: skip
+    return parser
+
+
+def run_process(module: str, *arguments: object, folder: Path) -> Measurement:
+    """Run a Python module as a process of its own, in ``folder``.
+
+    Returns:
+        ``process_s``, the seconds from its start to its end, and the entries of the last JSON object that it printed.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it wrote.
+    """
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
+    # Files, not pipes: a pipe is open for as long as any process that Ray left behind.
+    output, log = folder / "stdout.log", folder / "stderr.log"
+    with output.open("w") as to_output, log.open("w") as to_log:
+        began = time.perf_counter()
+        code = subprocess.run(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=folder, env=environment, stdout=to_output, stderr=to_log, check=False,
+        ).returncode  # fmt: skip
+        seconds = time.perf_counter() - began
+    if code:
+        written = (output.read_text() + log.read_text())[-5000:]
+        raise RuntimeError(f"{module} {' '.join(map(str, arguments))} ended with {code}:\n{written}")
+    objects = [line for line in output.read_text().splitlines() if line.startswith("{")]
+    return {"process_s": seconds, **(json.loads(objects[-1]) if objects else {})}
+
+
+def run_tune_hpc(*arguments: object, folder: Path) -> tuple[Measurement, list["Results"]]:
+    """Run ``tune-hpc run`` as a process of its own, without a report.
+
+    Returns:
+        ``process_s``, and what the search found.
+
+    Raises:
+        RuntimeError: the command failed, or one of its trials did.
+    """
+    from tune_hpc import load_all
+
+    own = folder / "run"
+    measured = run_process("tune_hpc.cli", "run", *arguments, "--no-report", "--output-dir", own, folder=folder)
+    found = load_all(own)
+    for results in found:
+        if bad := {"failed", "running"} & results.counts().keys():
+            raise RuntimeError(f"{results.name} has trials that did not end well: {', '.join(sorted(bad))}")
+    return measured, found
+
+
+def measure(contenders: Mapping[str, Contender], repeats: int) -> dict[str, list[Measurement]]:
+    """Let all contenders work in turn, each time in a new folder.
+
+    Each measurement also gets ``busy_cores_before``: what else kept the machine busy when it began.
+    """
+    measured: dict[str, list[Measurement]] = {name: [] for name in contenders}
+    for turn in range(1, repeats + 1):
+        for name, contender in contenders.items():
+            busy = _busy_cores()
+            began = time.perf_counter()
+            with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+                measured[name].append(contender(Path(folder)) | {"busy_cores_before": busy})
+            took = f"{time.perf_counter() - began:.1f} s, {busy:.1f} cores busy before"
+            print(f"[{turn}/{repeats}] {name}: {took}", file=sys.stderr, flush=True)
+    return measured
+
+
+def _busy_cores() -> float:
+    """Return how many cores are not idle, on average over a third of a second."""
+
+    def idle_and_all() -> tuple[int, int]:
+        # user, nice, system, idle, waiting for input, interrupts (2), stolen by other virtual machines
+        ticks = [int(one) for one in Path("/proc/stat").read_text(encoding="utf-8").split()[1:9]]
+        return ticks[3] + ticks[4], sum(ticks)
+
+    idle_before, all_before = idle_and_all()
+    time.sleep(1 / 3)
+    idle, everything = idle_and_all()
+    return (1 - (idle - idle_before) / (everything - all_before)) * (os.cpu_count() or 1)
+
+
+def summarise(measured: Mapping[str, Sequence[Measurement]], key: str) -> list[dict[str, Any]]:
+    """Return one row per contender: median, minimum and maximum of a quantity, and its ratio to the first contender's.
+
+    The ratio is the median of the ratios within each turn.
+    """
+    first = next(iter(measured))
+    rows = []
+    for name, measurements in measured.items():
+        values = [one[key] for one in measurements]
+        ratios = [value / one[key] for value, one in zip(values, measured[first], strict=True)]
+        rows.append(
+            {
+                "contender": name,
+                "median": statistics.median(values),
+                "min": min(values),
+                "max": max(values),
+                f"ratio to {first}": statistics.median(ratios),
+            }
+        )
+    return rows
+
+
+def publish(
+    flags: argparse.Namespace,
+    title: str,
+    measured: Mapping[str, Sequence[Measurement]],
+    table: Sequence[Mapping[str, Any]],
+) -> None:
+    """Print the table, and write it to ``flags.output`` with everything that was measured.
+
+    Args:
+        flags: The command's settings.
+        title: What the table shows, with the unit.
+        measured: Every single measurement.
+        table: The rows that are printed; the first one names the columns.
+    """
+    machine = describe_machine()
+    settings = {name: value for name, value in vars(flags).items() if name != "output"}
+    print(f"{title}; median, minimum and maximum of {flags.repeats}.\n")
+    print(_markdown(table))
+    print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))
+    content = {"title": title, "machine": machine, "settings": settings, "measured": measured, "table": table}
+    flags.output.parent.mkdir(parents=True, exist_ok=True)
+    flags.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = list(rows[0])
+    alignments = ["--:" if isinstance(rows[0][name], int | float) else ":--" for name in names]
+    lines = [names, alignments, *([_text(row[name]) for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _text(value: Any) -> str:
+    """Return a number with three digits, or all of those before its point."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"

@@ -1,0 +1,45 @@
+"""What a search costs per trial beside the trial: 96 trials that return a number at once.
+
+    python benchmarks/overhead.py [--repeats 3] [--trials 96]
+
+Measured from the call of the search to its return, divided by the number of trials, in a new process each. Imports are
+done and Ray is up before; the seconds of Ray's start are recorded, and not counted. With Ray Tune's defaults each trial
+starts a process of its own, and 96 of them take minutes.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.harness import Measurement, benchmark_parser, measure, publish, run_process, summarise
+from benchmarks.peers.noop import add_trials_flag
+
+PEERS = {
+    "tune_hpc": ["benchmarks.peers.noop_tune_hpc"],
+    "plain loop": ["benchmarks.peers.noop_loop"],
+    "Optuna, a thread a core": ["benchmarks.peers.noop_optuna"],
+    "Ray Tune, reused actors": ["benchmarks.peers.noop_ray", "--mode", "reused"],
+    "Ray Tune, defaults": ["benchmarks.peers.noop_ray", "--mode", "defaults"],
+}
+
+
+def search(command: list[str], trials: int, folder: Path) -> Measurement:
+    """Run one search in a process of its own."""
+    return run_process(*command, "--trials", trials, folder=folder)
+
+
+def main() -> None:
+    """Measure all contenders in turn and print the table."""
+    parser = benchmark_parser(__file__, __doc__, list(PEERS))
+    add_trials_flag(parser)
+    flags = parser.parse_args()
+    contenders = {name: partial(search, PEERS[name], flags.trials) for name in PEERS if name in flags.only}
+    measured = measure(contenders, flags.repeats)
+    title = f"Milliseconds a trial for {flags.trials} trials that return at once, Ray's start not counted"
+    publish(flags, title, measured, summarise(measured, "ms_per_trial"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Ray and a grid search on Ray Tune, as all peers on Ray start them.
+
+``defaults`` is the Tuner as it comes: an actor per trial, and the default loggers. ``reused`` differs from it in
+``reuse_actors=True`` only. Ray itself runs without its dashboard and without forwarding what workers print, as tune_hpc
+starts it.
+"""
+
+import argparse
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from benchmarks.harness import num_cores
+
+MODES = ("defaults", "reused")
+
+
+def mode_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the flag that chooses between Tune's defaults and reused actors."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--mode", choices=MODES, default="defaults")
+    return parser
+
+
+def start_ray() -> float:
+    """Start Ray on this machine and return how many seconds that took."""
+    began = time.perf_counter()
+    ray.init(
+        address="local", num_cpus=num_cores(), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+    )
+    return time.perf_counter() - began
+
+
+def search(trainable: Callable[..., Any], values: Mapping[str, list[Any]], mode: str, name: str) -> tune.ResultGrid:
+    """Run every combination of ``values`` on one core each; Ray Tune's files go to the working folder.
+
+    Raises:
+        RayTaskError: what a trial raised.
+    """
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": 1}),
+        param_space={key: tune.grid_search(choices) for key, choices in values.items()},
+        tune_config=tune.TuneConfig(reuse_actors=mode == "reused"),
+        run_config=tune.RunConfig(name=name, storage_path=str(Path.cwd()), verbose=0),
+    )
+    results = tuner.fit()
+    if results.errors:
+        raise results.errors[0]
+    return results

@@ -1,0 +1,126 @@
+"""The work of Exercise 2's softmax table, written once for all peers: data, configurations, one training run.
+
+A run is 500 steps of 100 images in their stored order, from a DataLoader, evaluated 50 times on 20,000 held-out images:
+what ``exercise2.softmax`` asks of tune_hpc. The optimizers are those of tune_hpc, which follow TensorFlow 1.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from search_spaces.exercise2 import LEARNING_RATES, OPTIMIZERS
+from tune_hpc.learning.data import load_images
+from tune_hpc.learning.optimizers import build_optimizer
+
+BATCH_SIZE = 100
+NUM_EVALUATIONS = 50
+#: All training images once.
+MAX_STEPS = 500
+
+Metrics = dict[str, float]
+Report = Callable[[int, Metrics], None]
+
+
+def add_size_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags with which the work can be made smaller."""
+    whole = len(OPTIMIZERS) * len(LEARNING_RATES)
+    parser.add_argument("--trials", type=_num_trials, default=whole, metavar="N",
+                        help=f"the first N configurations; up to {len(LEARNING_RATES)}, or a multiple of it "
+                             f"(default: {whole})")  # fmt: skip
+    parser.add_argument("--steps", type=_num_steps, default=MAX_STEPS, metavar="N",
+                        help=f"steps of a trial (default: {MAX_STEPS})")  # fmt: skip
+
+
+def _num_trials(text: str) -> int:
+    number, rates = int(text), len(LEARNING_RATES)
+    if not (1 <= number <= rates or (number % rates == 0 and 0 < number <= rates * len(OPTIMIZERS))):
+        raise argparse.ArgumentTypeError(f"up to {rates}, or a multiple of it; got {number}")
+    return number
+
+
+def _num_steps(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= MAX_STEPS:
+        raise argparse.ArgumentTypeError(f"1 to {MAX_STEPS}; got {number}")
+    return number
+
+
+def size_flags(description: str) -> argparse.Namespace:
+    """Return the flags of a peer that has no others."""
+    parser = argparse.ArgumentParser(description=description)
+    add_size_flags(parser)
+    return parser.parse_args()
+
+
+def grid(num_trials: int) -> dict[str, list[Any]]:
+    """Return the values whose combinations are the first configurations, the learning rate varying fastest."""
+    rates = len(LEARNING_RATES)
+    return {
+        "optimizer": OPTIMIZERS[: max(1, num_trials // rates)],
+        "learning_rate": LEARNING_RATES[: min(num_trials, rates)],
+    }
+
+
+def load_arrays() -> dict[str, np.ndarray]:
+    """Return the images of each split, (N, 784) float32 from 0 to 1, and their labels."""
+    images = load_images("mnist").to_arrays()
+    arrays = {}
+    for split in ("train", "valid", "test"):
+        pixels = images[f"{split}_images"]
+        arrays[f"{split}_images"] = pixels.reshape(len(pixels), -1).astype(np.float32) / 255
+        arrays[f"{split}_labels"] = images[f"{split}_labels"]
+    return arrays
+
+
+def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Return tensors that share the arrays' memory."""
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def train(config: Mapping[str, Any], data: Mapping[str, torch.Tensor], steps: int, report: Report) -> Metrics:
+    """Train one model, report its held-out metrics at every evaluation, and return the last ones."""
+    model = torch.nn.Linear(784, 10)
+    torch.nn.init.zeros_(model.weight)
+    torch.nn.init.zeros_(model.bias)
+    optimizer = build_optimizer(config["optimizer"], model.parameters(), config["learning_rate"])
+    batches = DataLoader(TensorDataset(data["train_images"], data["train_labels"]), batch_size=BATCH_SIZE)
+    num_evaluations = min(steps, NUM_EVALUATIONS)
+    evaluated = {round(steps * (number + 1) / num_evaluations) for number in range(num_evaluations)}
+    metrics: Metrics = {}
+    for step, (images, labels) in zip(range(1, steps + 1), batches, strict=False):
+        loss = functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step in evaluated:
+            metrics = _evaluate(model, data)
+            report(step, metrics)
+    return metrics
+
+
+@torch.inference_mode()
+def _evaluate(model: torch.nn.Module, data: Mapping[str, torch.Tensor]) -> Metrics:
+    metrics = {}
+    for split in ("valid", "test"):
+        labels = data[f"{split}_labels"]
+        logits = model(data[f"{split}_images"])
+        metrics[f"{split}_loss"] = functional.cross_entropy(logits, labels).item()
+        metrics[f"{split}_accuracy"] = (logits.argmax(1) == labels).float().mean().item()
+    return metrics
+
+
+def best_rates(outcomes: Iterable[tuple[str, float, float]]) -> dict[str, float]:
+    """Return each optimizer's best learning rate.
+
+    Args:
+        outcomes: Optimizer, learning rate and final validation loss of each trial.
+    """
+    best: dict[str, tuple[float, float]] = {}
+    for optimizer, rate, loss in outcomes:
+        best[optimizer] = min(best.get(optimizer, (float("inf"), 0.0)), (loss, rate))
+    return {optimizer: rate for optimizer, (_, rate) in best.items()}

@@ -1,0 +1,94 @@
+"""Each benchmark at its smallest size, and what they share."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness import describe_machine, measure, publish, run_process, summarise
+from benchmarks.softmax_table import check_agreement
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+OPTUNA = "Optuna, a thread a core"
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "contenders"),
+    [
+        ("overhead", ["--trials", "2"], ["plain loop", OPTUNA]),
+        pytest.param(
+            "softmax_table", ["--trials", "2", "--steps", "5"], ["tune_hpc", "plain loop"], marks=pytest.mark.slow
+        ),
+        pytest.param("cnn_step", ["--seconds", "0.2", "--batch-sizes", "4"], ["tune_hpc"], marks=pytest.mark.slow),
+        ("recording", ["--points", "20"], ["Optuna, in memory", "Optuna, SQLite"]),
+        ("loading", ["--trials", "144", "--optuna-trials", "72"], ["tune_hpc", "Ray Tune, result.json"]),
+        pytest.param("exercise1", ["--steps", "20"], ["unfused"], marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_a_benchmark_prints_a_table_and_writes_what_it_measured(script, flags, contenders, tmp_path):
+    output = tmp_path / "results.json"
+    command = [sys.executable, BENCHMARKS / f"{script}.py", "--repeats", "1", "--output", output, *flags]
+    done = subprocess.run([*command, "--only", *contenders], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(output.read_text(encoding="utf-8"))
+    assert list(content) == ["title", "machine", "settings", "measured", "table"]
+    assert content["machine"] == describe_machine()
+    assert content["settings"]["only"] == contenders
+    assert all(len(measurements) == 1 for measurements in content["measured"].values())
+    assert {row["contender"] for row in content["table"]} == set(contenders)
+    for contender in contenders:
+        assert any(name.startswith(contender) for name in content["measured"])
+        assert f"| {contender} |" in done.stdout
+
+
+def test_contenders_take_turns_each_in_a_new_empty_folder():
+    calls, folders = [], set()
+
+    def contender(name, folder):
+        assert list(folder.iterdir()) == []
+        (folder / "left").touch()
+        calls.append(name)
+        folders.add(folder)
+        return {"s": len(calls)}
+
+    measured = measure({name: lambda folder, name=name: contender(name, folder) for name in "AB"}, 2)
+    assert calls == ["A", "B", "A", "B"]
+    assert len(folders) == 4
+    assert {name: [one["s"] for one in own] for name, own in measured.items()} == {"A": [1, 3], "B": [2, 4]}
+    assert all(one["busy_cores_before"] >= 0 for own in measured.values() for one in own)
+
+
+def test_ratios_are_taken_within_a_turn():
+    seconds = {"A": [1.0, 10.0, 100.0], "B": [3.0, 20.0, 500.0]}
+    rows = summarise({name: [{"s": one} for one in own] for name, own in seconds.items()}, "s")
+    assert rows == [
+        {"contender": "A", "median": 10.0, "min": 1.0, "max": 100.0, "ratio to A": 1.0},
+        {"contender": "B", "median": 20.0, "min": 3.0, "max": 500.0, "ratio to A": 3.0},
+    ]
+
+
+def test_a_table_is_printed_with_three_digits_and_written_with_all(tmp_path, capsys):
+    flags = argparse.Namespace(repeats=3, output=tmp_path / "new" / "results.json")
+    publish(flags, "Seconds", {"A": [{"s": 1.23456}]}, [{"contender": "A", "median": 1.23456, "max": 1234.56}])
+    printed = capsys.readouterr().out
+    assert "| contender | median | max |\n| :-- | --: | --: |\n| A | 1.23 | 1235 |\n" in printed
+    written = json.loads(flags.output.read_text(encoding="utf-8"))
+    assert written["table"] == [{"contender": "A", "median": 1.23456, "max": 1234.56}]
+    assert written["settings"] == {"repeats": 3}
+
+
+def test_a_process_that_fails_is_no_measurement(tmp_path):
+    with pytest.raises(RuntimeError, match=r"noop_loop --trials many ended with 2:\n(.|\n)*invalid int value: 'many'"):
+        run_process("benchmarks.peers.noop_loop", "--trials", "many", folder=tmp_path)
+
+
+def test_contenders_may_differ_in_one_optimizer_of_nine():
+    rates = {f"optimizer{number}": 0.1 for number in range(9)}
+    check_agreement({"A": rates, "B": {**rates, "optimizer3": 0.5}})
+    with pytest.raises(RuntimeError, match="B found"):
+        check_agreement({"A": rates, "B": {**rates, "optimizer3": 0.5, "optimizer4": 0.5}})
+    with pytest.raises(RuntimeError, match="B found"):
+        check_agreement({"A": rates, "B": {}})
