@@ -51,7 +51,7 @@ HEAVY = {
 #: torch; the driver, which imports the same module, must not pay for it.
 HEAVY_IN_FUNCTIONS = {"torch": ["tune_hpc.search.trial"]}
 #: Listing and checking spaces, and finding the data, must stay cheap.
-TORCH_FREE = ["tune_hpc.learning.config", "tune_hpc.learning.download"]
+TORCH_FREE = ["tune_hpc.learning.config", "tune_hpc.learning.download", "tune_hpc.learning.fusion"]
 
 
 def is_in(module, part):

@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.learning.runs import History
+from tune_hpc.learning import training
+from tune_hpc.learning.config import complete
 from tune_hpc.learning.data import ImageData
+from tune_hpc.learning.optimizer_stack import slice_order
+from tune_hpc.learning.training import Training, train, train_fused
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +32,46 @@ def images():
             image[0, 8 * row + 2 : 8 * row + 7, 7 * column + 1 : 7 * column + 6] = 255
         arrays |= {f"{split}_images": pixels, f"{split}_labels": labels}
     return ImageData.from_arrays(arrays)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Every ``Training`` that a run makes, for a look at its parameters."""
+    trainings = []
+
+    class Recorded(Training):
+        def __init__(self, *args):
+            super().__init__(*args)
+            trainings.append(self)
+
+    monkeypatch.setattr(training, "Training", Recorded)
+    return trainings
+
+
+@pytest.fixture
+def run(images, made):
+    """Train one model on the made-up images; returns the row, the history and the final parameters."""
+
+    def run_one(config, **kwargs):
+        history = History()
+        row = train(config, history, images=images, device="cpu", **kwargs)
+        return row, history, [parameter.detach().clone() for parameter in made[-1].model.parameters()]
+
+    return run_one
+
+
+@pytest.fixture
+def run_fused(images, made):
+    """Train several as one program; returns for each what ``run`` does."""
+
+    def run_all(configs, **kwargs):
+        histories = [History() for _ in configs]
+        rows = train_fused(configs, histories, images=images, device="cpu", **kwargs)
+        order = slice_order([complete(config) for config in configs])
+        parameters = [
+            [parameter.detach()[[order.index(member)]] for parameter in made[-1].model.parameters()]
+            for member in range(len(configs))
+        ]
+        return list(zip(rows, histories, parameters, strict=True))
+
+    return run_all

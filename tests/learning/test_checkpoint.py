@@ -80,6 +80,18 @@ class TestDamage:
         with contextlib.suppress(FolderError):
             assert as_lists(load_state(path)) == as_lists(STATE)
 
+    @pytest.mark.parametrize(
+        ("offset", "value", "message"), [(38, 0x10, "is marked as a folder"), (10, 8, "decompressing")]
+    )
+    def test_a_tensor_under_a_false_flag_is_refused(self, path, offset, value, message):
+        # In its entry of the archive's directory: a folder, which torch reads as zeros; or compressed.
+        content = bytearray(path.read_bytes())
+        entry = content.rindex(b"PK\x01\x02", 0, content.rindex(b"checkpoint/data/0"))
+        content[entry + offset] = value
+        path.write_bytes(content)
+        with pytest.raises(FolderError, match=message):
+            load_state(path)
+
     def test_a_file_that_holds_no_mapping_is_refused(self, path):
         torch.save(torch.ones(3), path)
         with pytest.raises(FolderError, match="it holds no state"):

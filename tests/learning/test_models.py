@@ -1,59 +1,91 @@
+import itertools
+
 import pytest
 import torch
+from torch import nn
 
 from tune_hpc.learning.config import complete
-from tune_hpc.learning.models import CNN, Line, Softmax, build_model
+from tune_hpc.learning.models import Line, Softmax, build_model, parameter_type
 
 NUM_PARAMETERS = {("line", 1.0): 2, ("softmax", 1.0): 7850, ("cnn", 1.0): 3_274_634}
-#: conv1, conv2, hidden, output of the cnn: weights and biases.
+#: conv1, conv2, hidden, output of the cnn: weights and biases of each member.
 CNN_SHAPES = {
     1.0: [(32, 1, 5, 5), (32,), (64, 32, 5, 5), (64,), (1024, 3136), (1024,), (10, 1024), (10,)],
     0.5: [(16, 1, 5, 5), (16,), (32, 16, 5, 5), (32,), (512, 1568), (512,), (10, 512), (10,)],
     1e-9: [(1, 1, 5, 5), (1,), (1, 1, 5, 5), (1,), (1, 49), (1,), (10, 1), (10,)],
 }
+#: The same layers as torch has them, at width 0.2.
+TORCH_LAYERS = {
+    "softmax": lambda: [nn.Linear(784, 10)],
+    "cnn": lambda: [nn.Conv2d(1, 6, 5), nn.Conv2d(6, 13, 5), nn.Linear(13 * 49, 205), nn.Linear(205, 10)],
+}
+
+
+def stack(model, members, **config):
+    """A stack of models that share a configuration but for what ``members`` say."""
+    return build_model([complete({"model": model, **config, **member}) for member in members])
 
 
 def build(model, **config):
-    return build_model(complete({"model": model, **config}))
+    return stack(model, [config])
 
 
-def values(model):
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+def values(parameters):
+    return torch.cat([parameter.detach().flatten() for parameter in parameters])
 
 
 class TestSizes:
     @pytest.mark.parametrize(("model", "width"), NUM_PARAMETERS)
     def test_the_numbers_of_parameters_are_the_known_ones(self, model, width):
-        assert values(build(model, width=width)).numel() == NUM_PARAMETERS[model, width]
+        assert values(build(model, width=width).parameters()).numel() == NUM_PARAMETERS[model, width]
 
+    @pytest.mark.parametrize("num_members", [1, 3])
     @pytest.mark.parametrize("width", CNN_SHAPES)
-    def test_width_scales_features_and_hidden_units_but_leaves_at_least_one(self, width):
-        model = build("cnn", width=width)
-        assert [tuple(parameter.shape) for parameter in model.parameters()] == CNN_SHAPES[width]
+    def test_width_scales_features_and_hidden_units_but_leaves_at_least_one(self, width, num_members):
+        model = stack("cnn", [{}] * num_members, width=width)
+        assert [tuple(parameter.shape) for parameter in model.parameters()] == [
+            (num_members, *shape) for shape in CNN_SHAPES[width]
+        ]
         assert model.num_hidden == CNN_SHAPES[width][5][0]
+        assert model.num_activations == 784 * CNN_SHAPES[width][0][0]
 
-    def test_images_become_ten_logits(self):
-        images = torch.rand(3, 1, 28, 28)
-        assert build("softmax")(images).shape == build("cnn", width=0.1)(images).shape == (3, 10)
+    @pytest.mark.parametrize("model", ["softmax", "cnn"])
+    @pytest.mark.parametrize("num_members", [1, 2])
+    def test_images_become_ten_logits_for_each_member(self, model, num_members):
+        model = stack(model, [{}] * num_members, width=0.1)
+        for num_streams in {1, num_members}:
+            assert model(torch.rand(num_streams, 3, 1, 28, 28)).shape == (num_members, 10, 3)
+
+    def test_points_become_one_number_for_each_member(self):
+        assert stack("line", [{}] * 3)(torch.rand(2, 5)).shape == (3, 5)
 
     @pytest.mark.parametrize("model", ["line", "softmax", "cnn"])
     def test_float64_goes_all_the_way(self, model):
         network = build(model, precision="float64", width=0.1)
-        points = torch.ones(2, 1, 28, 28, dtype=torch.float64)
+        inputs = torch.ones((2, 4) if model == "line" else (1, 2, 1, 28, 28), dtype=torch.float64)
         assert {parameter.dtype for parameter in network.parameters()} == {torch.float64}
-        assert network(points).dtype == torch.float64
+        assert network(inputs).dtype == torch.float64
+
+    def test_only_float64_s_parameters_are_not_float32(self):
+        precisions = ["float32", "float64", "tf32", "bfloat16"]
+        types = [torch.float32, torch.float64, torch.float32, torch.float32]
+        assert [parameter_type(precision) for precision in precisions] == types
+        for precision, expected in zip(precisions, types, strict=True):
+            assert {parameter.dtype for parameter in build("softmax", precision=precision).parameters()} == {expected}
 
 
 class TestInitialWeights:
     @pytest.mark.parametrize("precision", ["float32", "float64"])
     def test_the_line_starts_at_0_3_and_minus_0_3_to_the_last_bit(self, precision):
         line = build("line", precision=precision)
-        assert line.traced == {"W": "weight", "b": "bias"}
-        assert torch.equal(values(line), torch.tensor([0.3, -0.3], dtype=getattr(torch, precision)))
-        assert line(torch.tensor([0.0, 1.0, 2.0])).tolist() == pytest.approx([-0.3, 0.0, 0.3], abs=1e-7)
+        assert line.traced == {"W": 0, "b": 1}
+        dtype = getattr(torch, precision)
+        assert torch.equal(line.coefficients, torch.tensor([[0.3, -0.3]], dtype=dtype))
+        x = torch.tensor([[0.0, 1.0, 2.0], [1.0, 1.0, 1.0]], dtype=dtype)
+        assert line(x)[0].tolist() == pytest.approx([-0.3, 0.0, 0.3], abs=1e-7)
 
     def test_the_tutorial_s_softmax_starts_at_zero(self):
-        assert not values(build("softmax")).any()
+        assert not values(build("softmax").parameters()).any()
 
     def test_the_tutorial_s_cnn_starts_from_a_normal_cut_at_two_deviations(self):
         for name, parameter in build("cnn").named_parameters():
@@ -65,25 +97,42 @@ class TestInitialWeights:
                 assert parameter.std().item() == pytest.approx(0.08796, rel=0.05 if parameter.numel() > 1000 else 0.15)
                 assert parameter.mean().item() == pytest.approx(0, abs=0.01)
 
-    @pytest.mark.parametrize(("model", "kind"), [("softmax", Softmax), ("cnn", lambda: CNN(0.2))])
-    def test_pytorch_s_own_are_those_of_its_layers(self, model, kind):
+    @pytest.mark.parametrize("model", TORCH_LAYERS)
+    def test_pytorch_s_own_are_those_of_its_layers(self, model):
         torch.manual_seed(5)
-        expected = values(kind())
-        actual = values(build(model, initial_weights="pytorch", seed=5, width=0.2))
+        layers = TORCH_LAYERS[model]()
+        expected = values(parameter for layer in layers for parameter in layer.parameters())
+        actual = values(build(model, initial_weights="pytorch", seed=5, width=0.2).parameters())
         assert torch.equal(actual, expected)
-        assert not torch.equal(actual, values(build(model, seed=5, width=0.2)))
+        assert not torch.equal(actual, values(build(model, seed=5, width=0.2).parameters()))
 
     @pytest.mark.parametrize("model", ["softmax", "cnn"])
     @pytest.mark.parametrize("initial_weights", ["tutorial", "pytorch"])
     def test_the_seed_determines_them(self, model, initial_weights):
         first, again, other = (
-            values(build(model, seed=seed, width=0.1, initial_weights=initial_weights)) for seed in (1, 1, 2)
+            values(build(model, seed=seed, width=0.1, initial_weights=initial_weights).parameters())
+            for seed in (1, 1, 2)
         )
         assert torch.equal(first, again)
         assert torch.equal(first, other) == (model == "softmax" and initial_weights == "tutorial")
 
+    @pytest.mark.parametrize("model", ["line", "softmax", "cnn"])
+    def test_each_member_of_a_stack_has_those_that_it_has_alone(self, model):
+        members = [
+            {"initial_weights": initial_weights, "seed": seed}
+            for initial_weights, seed in itertools.product(("pytorch", "tutorial"), (4, 1, 4))
+        ]
+        whole = stack(model, members, width=0.1)
+        for number, member in enumerate(members):
+            alone = build(model, width=0.1, **member)
+            assert [name for name, _ in whole.named_parameters()] == [name for name, _ in alone.named_parameters()]
+            own = (parameter[number] for parameter in whole.parameters())
+            assert torch.equal(values(own), values(alone.parameters()))
+
     def test_the_precision_changes_no_more_than_the_rounding(self):
-        single, double = (values(build("cnn", width=0.1, precision=name)) for name in ("float32", "float64"))
+        single, double = (
+            values(build("cnn", width=0.1, precision=name).parameters()) for name in ("float32", "float64")
+        )
         assert torch.equal(single.double(), double)
 
     @pytest.mark.parametrize("initial_weights", ["tutorial", "pytorch"])
@@ -94,6 +143,28 @@ class TestInitialWeights:
         assert torch.equal(torch.get_rng_state(), before)
 
 
+class TestMembers:
+    @pytest.mark.parametrize("model", ["softmax", "cnn"])
+    @pytest.mark.parametrize("num_streams", [1, 3], ids=["shared_images", "own_images"])
+    def test_each_computes_what_it_does_alone(self, model, num_streams):
+        members = [{"seed": seed} for seed in (3, 1, 2)]
+        config = {"width": 0.1, "precision": "float64", "initial_weights": "pytorch"}
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(num_streams, 4, 1, 28, 28, dtype=torch.float64, generator=generator)
+        logits = stack(model, members, **config)(images)
+        for number, member in enumerate(members):
+            own = images[[number if num_streams > 1 else 0]]
+            expected = build(model, **config, **member)(own)
+            torch.testing.assert_close(logits[[number]], expected, rtol=0, atol=1e-14)
+
+    def test_lines_too(self):
+        lines = stack("line", [{}] * 3, precision="float64")
+        with torch.no_grad():
+            lines.coefficients.copy_(torch.tensor([[1, 2], [0, 1], [-1, 0.5]]))
+        x = torch.tensor([[0.0, 1.0, 2.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
+        assert lines(x).tolist() == [[2, 3, 4], [1, 1, 1], [0.5, -0.5, -1.5]]
+
+
 class TestDropout:
     @pytest.fixture
     def cnn(self):
@@ -101,28 +172,37 @@ class TestDropout:
 
     @pytest.fixture
     def pictures(self):
-        return torch.rand(4, 1, 28, 28, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        return torch.rand(1, 4, 1, 28, 28, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def test_a_mask_of_ones_is_no_mask(self, cnn, pictures):
-        assert torch.equal(cnn(pictures, torch.ones(4, cnn.num_hidden, dtype=torch.float64)), cnn(pictures))
+        assert torch.equal(cnn(pictures, torch.ones(1, cnn.num_hidden, 4, dtype=torch.float64)), cnn(pictures))
 
     def test_a_mask_of_zeros_leaves_the_output_s_bias(self, cnn, pictures):
-        logits = cnn(pictures, torch.zeros(4, cnn.num_hidden, dtype=torch.float64))
-        assert torch.equal(logits, cnn.output.bias.expand(4, 10))
+        logits = cnn(pictures, torch.zeros(1, cnn.num_hidden, 4, dtype=torch.float64))
+        assert torch.equal(logits, cnn.output.bias[:, :, None].expand(1, 10, 4))
 
     def test_a_mask_multiplies_each_hidden_unit(self, cnn, pictures):
-        mask = torch.zeros(4, cnn.num_hidden, dtype=torch.float64)
+        mask = torch.zeros(1, cnn.num_hidden, 4, dtype=torch.float64)
         mask[:, 7] = 2.0
         with torch.no_grad():
             logits = cnn(pictures, mask)
-            cnn.output.weight[:, :7] = cnn.output.weight[:, 8:] = 0
-            expected = 2 * (cnn(pictures) - cnn.output.bias) + cnn.output.bias
+            cnn.output.weight[:, :, :7] = cnn.output.weight[:, :, 8:] = 0
+            bias = cnn.output.bias[:, :, None]
+            expected = 2 * (cnn(pictures) - bias) + bias
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-13)
+
+    def test_each_member_has_its_own_mask(self, pictures):
+        cnns = stack("cnn", [{}] * 3, width=0.1, precision="float64")
+        mask = torch.ones(3, cnns.num_hidden, 4, dtype=torch.float64)
+        mask[1] = 0
+        logits, unmasked = cnns(pictures, mask), cnns(pictures)
+        assert torch.equal(logits[1], cnns.output.bias[1, :, None].expand(10, 4))
+        assert torch.equal(logits[[0, 2]], unmasked[[0, 2]])
 
     def test_the_same_input_gives_the_same_output_in_training_and_evaluation(self, cnn, pictures):
         assert torch.equal(cnn.train()(pictures), cnn.eval()(pictures))
 
     def test_models_without_hidden_units_have_nothing_to_drop(self):
         assert (Line().num_hidden, Softmax().num_hidden) == (0, 0)
-        pictures, softmax = torch.rand(4, 1, 28, 28), build("softmax", initial_weights="pytorch")
-        assert torch.equal(softmax(pictures, torch.zeros(4, 10)), softmax(pictures))
+        pictures, softmax = torch.rand(1, 4, 1, 28, 28), build("softmax", initial_weights="pytorch")
+        assert torch.equal(softmax(pictures, torch.zeros(1, 10, 4)), softmax(pictures))

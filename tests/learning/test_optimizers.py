@@ -253,6 +253,14 @@ class TestTorchContract:
             after.append(parameter.detach())
         assert torch.equal(*after)
 
+    @pytest.mark.parametrize("piece", [1, 2, 3, 5])
+    @every_optimizer
+    def test_a_matrix_taken_in_pieces_makes_the_same_steps(self, name, monkeypatch, piece):
+        whole, _ = quadratic(name)
+        monkeypatch.setattr(ElementwiseOptimizer, "PIECE", piece)
+        in_pieces, _ = quadratic(name)
+        torch.testing.assert_close(in_pieces, whole, rtol=0, atol=1e-14)
+
     @every_optimizer
     def test_a_gradient_that_is_not_finite_does_not_pass_unseen(self, name):
         parameter, optimizer = quadratic(name)

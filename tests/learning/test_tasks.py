@@ -14,18 +14,30 @@ from tune_hpc.learning.tasks import ImageClassification, LineFit
 CPU = torch.device("cpu")
 
 
-def make_task(config, images, num_hidden=0, **replica):
-    return ImageClassification(complete(config), images, CPU, num_hidden, **replica)
+def completed(members, **config):
+    return [complete({**config, **member}) for member in members]
 
 
-def loss_and_gradients(config, images, num_steps, **replica):
-    """What the last of some steps gives at the initial parameters: the earlier ones move the dropout generator only."""
-    model = build_model(complete(config))
-    task = make_task(config, images, model.num_hidden, **replica)
-    for step in range(num_steps):
-        loss = task.loss(model, step)
-    gradients = torch.autograd.grad(loss, list(model.parameters()))
-    return torch.cat([loss.detach()[None], *(gradient.flatten() for gradient in gradients)])
+def make_task(config, images, num_hidden=0, members=({},), **replica):
+    """The task of members that share a configuration but for what ``members`` say."""
+    return ImageClassification(completed(members, **config), images, CPU, num_hidden, **replica)
+
+
+def batch(task, step):
+    return task.batch(task.chosen(step, step + 1)[0])
+
+
+def losses_and_gradients(config, images, num_steps, members=({},), **replica):
+    """What the last of some steps gives at the initial parameters: the earlier ones move the dropout generators only.
+
+    One row for each member, its loss first.
+    """
+    model = build_model(completed(members, **config))
+    task = make_task(config, images, model.num_hidden, members, **replica)
+    for chosen in task.chosen(0, num_steps):
+        model.zero_grad()
+        losses = task.backward(model, chosen)
+    return torch.cat([losses[:, None], *(parameter.grad.flatten(1) for parameter in model.parameters())], dim=1)
 
 
 SMALL_CNN = {"model": "cnn", "width": 0.05, "precision": "float64"}
@@ -37,17 +49,17 @@ class TestReplicas:
     @pytest.mark.parametrize("dropout", [0.0, 0.5], ids=lambda dropout: f"dropout_{dropout}")
     def test_the_mean_of_their_gradients_is_that_of_the_whole_batch(self, images, dropout, batch_size, num_replicas):
         config = {**SMALL_CNN, "dropout": dropout, "batch_size": batch_size}
-        whole = loss_and_gradients(config, images, 2)
+        whole = losses_and_gradients(config, images, 2)
         shares = [
-            loss_and_gradients(config, images, 2, replica=replica, num_replicas=num_replicas)
+            losses_and_gradients(config, images, 2, replica=replica, num_replicas=num_replicas)
             for replica in range(num_replicas)
         ]
         torch.testing.assert_close(torch.stack(shares).mean(0), whole, rtol=0, atol=1e-12)
 
     def test_softmax_s_gradients_too(self, images):
         config = {"initial_weights": "pytorch", "precision": "float64", "batch_size": 100}
-        shares = [loss_and_gradients(config, images, 1, replica=replica, num_replicas=3) for replica in range(3)]
-        whole = loss_and_gradients(config, images, 1)
+        shares = [losses_and_gradients(config, images, 1, replica=replica, num_replicas=3) for replica in range(3)]
+        whole = losses_and_gradients(config, images, 1)
         torch.testing.assert_close(torch.stack(shares).mean(0), whole, rtol=0, atol=1e-12)
 
     @pytest.mark.parametrize("num_replicas", [1, 2, 3, 4])
@@ -56,8 +68,8 @@ class TestReplicas:
             make_task({"batch_size": 10}, images, replica=replica, num_replicas=num_replicas)
             for replica in range(num_replicas)
         ]
-        labels = [task.batch(3)[1] for task in replicas]
-        assert torch.equal(torch.cat(labels), make_task({"batch_size": 10}, images).batch(3)[1])
+        labels = [batch(task, 3)[1][0] for task in replicas]
+        assert torch.equal(torch.cat(labels), batch(make_task({"batch_size": 10}, images), 3)[1][0])
         assert max(map(len, labels)) - min(map(len, labels)) <= 1
 
 
@@ -65,29 +77,115 @@ class TestBatches:
     def test_pixels_are_fractions_of_full_brightness_in_the_order_of_the_policy(self, images):
         task = make_task({"batch_size": 20, "seed": 4}, images)
         chosen = Batching("shuffled", 600, 20, 4).indices(7)
-        pictures, labels, mask = task.batch(7)
-        assert torch.equal(pictures, images.train_images[chosen].float() / 255)
-        assert torch.equal(labels, images.train_labels[chosen])
+        pictures, labels, mask = batch(task, 7)
+        assert torch.equal(pictures, images.train_images[chosen].float()[None] / 255)
+        assert torch.equal(labels, images.train_labels[chosen][None])
         assert mask is None
 
+    @pytest.mark.parametrize("batching", ["single_pass", "sequential", "shuffled", "random"])
+    def test_a_window_of_steps_is_laid_out_step_by_step(self, images, batching):
+        task = make_task({"batch_size": 70, "batching": batching}, images, members=[{"seed": 2}, {"seed": 5}])
+        window = task.chosen(0, 8)
+        assert window.shape == (8, 2 if batching in ("shuffled", "random") else 1, 70)
+        for step in range(8):
+            assert torch.equal(task.chosen(step, step + 1)[0], window[step])
+            for stream, seed in enumerate((2, 5)[: window.shape[1]]):
+                assert torch.equal(window[step, stream], Batching(batching, 600, 70, seed).indices(step))
+
+    def test_passes_are_counted_as_the_batches_are_made(self, images):
+        task, batching = make_task({"batch_size": 70}, images), Batching("shuffled", 600, 70, 0)
+        steps = np.arange(100)
+        assert task.epochs(steps).tolist() == [batching.epoch(step) for step in steps]
+
     def test_a_dropout_mask_zeroes_its_share_and_scales_up_the_rest(self, images):
-        _, _, mask = make_task({"batch_size": 500, "dropout": 0.2}, images, num_hidden=100).batch(0)
-        assert mask.shape == (500, 100)
+        _, _, mask = batch(make_task({"batch_size": 500, "dropout": 0.2}, images, num_hidden=100), 0)
+        assert mask.shape == (1, 100, 500)
         assert set(mask.unique().tolist()) == {0.0, 1.25}
         assert (mask == 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
 
     def test_the_masks_go_on_where_the_state_was_taken(self, images):
         config = {"batch_size": 5, "dropout": 0.5}
-        task, other = (make_task(config, images, num_hidden=30) for _ in range(2))
-        first = task.batch(0)[2]
+        members = [{"seed": 1}, {"seed": 2}]
+        task, other = (make_task(config, images, num_hidden=30, members=members) for _ in range(2))
+        first = batch(task, 0)[2]
         state = task.state_dict()
-        second = task.batch(1)[2]
+        second = batch(task, 1)[2]
         other.load_state_dict(state)
-        assert torch.equal(other.batch(1)[2], second)
+        assert torch.equal(batch(other, 1)[2], second)
         assert not torch.equal(first, second)
 
     def test_nothing_is_dropped_where_nothing_is_hidden(self, images):
-        assert make_task({"dropout": 0.5}, images, num_hidden=0).batch(0)[2] is None
+        assert batch(make_task({"dropout": 0.5}, images, num_hidden=0), 0)[2] is None
+
+
+class TestMembers:
+    def test_those_of_one_seed_share_their_images(self, images):
+        task = make_task({"batch_size": 20}, images, members=[{"optimizer": "adam"}, {"learning_rate": 0.5}])
+        pictures, labels, _ = batch(task, 7)
+        alone = batch(make_task({"batch_size": 20}, images), 7)
+        assert torch.equal(pictures, alone[0])
+        assert torch.equal(labels, alone[1])
+
+    def test_those_of_several_seeds_see_what_each_does_alone(self, images):
+        members = [{"seed": seed} for seed in (5, 1, 5, 0)]
+        pictures, labels, _ = batch(make_task({"batch_size": 20}, images, members=members), 7)
+        assert pictures.shape == (4, 20, 1, 28, 28)
+        for number, member in enumerate(members):
+            alone = batch(make_task({"batch_size": 20, **member}, images), 7)
+            assert torch.equal(pictures[number], alone[0][0])
+            assert torch.equal(labels[number], alone[1][0])
+
+    @pytest.mark.parametrize("batching", ["single_pass", "sequential"])
+    def test_all_share_their_images_where_the_order_has_no_seed(self, images, batching):
+        task = make_task({"batch_size": 20, "batching": batching}, images, members=[{"seed": 1}, {"seed": 2}])
+        assert batch(task, 7)[0].shape == (1, 20, 1, 28, 28)
+
+    def test_each_drops_what_it_does_alone(self, images):
+        config = {"batch_size": 20}
+        members = [{"seed": 5, "dropout": 0.5}, {"seed": 1, "dropout": 0.2}, {"seed": 5, "dropout": 0.7}]
+        task = make_task(config, images, 30, members)
+        singles = [make_task({**config, **member}, images, 30) for member in members]
+        for step in range(3):
+            mask = batch(task, step)[2]
+            assert mask.shape == (3, 30, 20)
+            for own, single in zip(mask, singles, strict=True):
+                assert torch.equal(own, batch(single, step)[2][0])
+
+    def test_those_of_one_seed_draw_the_same_noise(self, images):
+        members = [{"dropout": 0.2}, {"dropout": 0.5}]
+        _, _, mask = batch(make_task({"batch_size": 100}, images, 30, members), 0)
+        assert ((mask[1] > 0) <= (mask[0] > 0)).all()
+
+    def test_one_without_dropout_among_others_keeps_every_unit(self, images):
+        members = [{"dropout": 0.5}, {"dropout": 0.0}, {"dropout": 0.0, "seed": 3}]
+        _, _, mask = batch(make_task({"batch_size": 100}, images, 30, members), 0)
+        assert (mask[1:] == 1).all()
+        assert (mask[0] == 0).any()
+
+    def test_there_is_one_generator_for_each_seed_and_none_where_nothing_is_dropped(self, images):
+        seeds = [{"seed": seed} for seed in (5, 1, 5)]
+        assert len(make_task({"dropout": 0.5}, images, 30, seeds).generators) == 2
+        assert make_task({}, images, 30, seeds).generators == []
+
+    @pytest.mark.parametrize("seeds", [(0, 0, 0), (4, 1, 4)], ids=["one_seed", "several_seeds"])
+    @pytest.mark.parametrize(
+        "config",
+        [{"initial_weights": "pytorch", "precision": "float64"}, {**SMALL_CNN, "dropout": 0.5}],
+        ids=["softmax", "cnn"],
+    )
+    def test_each_has_the_loss_and_the_gradients_that_it_has_alone(self, images, config, seeds):
+        config = {**config, "batch_size": 20}
+        members = [{"seed": seed} for seed in seeds]
+        together = losses_and_gradients(config, images, 2, members)
+        alone = [losses_and_gradients({**config, **member}, images, 2) for member in members]
+        torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-14)
+
+    def test_the_loss_is_the_same_with_and_without_the_gradients(self, images):
+        config = {**SMALL_CNN, "batch_size": 20}
+        model = build_model(completed([{}, {"seed": 1}], **config))
+        task = make_task(config, images, model.num_hidden, [{}, {"seed": 1}])
+        (chosen,) = task.chosen(0, 1)
+        assert torch.equal(task.losses(model, chosen).detach(), task.backward(model, chosen))
 
 
 @pytest.fixture
@@ -107,13 +205,14 @@ class TestEvaluation:
     @pytest.fixture
     def model(self):
         """Its logit of class c is log(3) where pixel c is white and 0 where it is black."""
-        model = build_model(complete({"precision": "float64"}))
+        model = build_model(completed([{}], precision="float64"))
         with torch.no_grad():
-            model.output.weight[:, :10] = math.log(3) * torch.eye(10, dtype=torch.float64)
+            model.output.weight[0, :, :10] = math.log(3) * torch.eye(10, dtype=torch.float64)
         return model
 
     def evaluate(self, images, model, **config):
-        return make_task({"precision": "float64", "batch_size": 1, **config}, images).evaluate(model)
+        metrics = make_task({"precision": "float64", "batch_size": 1, **config}, images).evaluate(model)
+        return {name: value for name, (value,) in metrics.items()}
 
     def test_loss_and_accuracy_are_the_means_over_each_split(self, three_and_two, model):
         # The softmax gives the bright class 3/12 and each of the nine others 1/12.
@@ -139,14 +238,41 @@ class TestEvaluation:
             {"valid_loss": bright, "valid_accuracy": 1.0, "test_loss": dark, "test_accuracy": 0.0}, abs=1e-14
         )
 
+    def test_each_member_of_a_stack_has_its_own(self, images):
+        members = [{"seed": seed} for seed in (3, 1, 2)]
+        config = {"initial_weights": "pytorch", "precision": "float64"}
+        metrics = make_task(config, images, members=members).evaluate(build_model(completed(members, **config)))
+        for number, member in enumerate(members):
+            expected = self.evaluate(images, build_model(completed([member], **config)))
+            assert {name: values[number] for name, values in metrics.items()} == pytest.approx(expected, abs=1e-14)
+
     def test_the_size_of_a_forward_pass_does_not_matter(self, images, monkeypatch):
-        model = build_model(complete({"initial_weights": "pytorch", "precision": "float64"}))
+        model = build_model(completed([{}], initial_weights="pytorch", precision="float64"))
         whole = self.evaluate(images, model)
-        monkeypatch.setattr(tasks, "EVALUATION_CHUNK", 7)
+        monkeypatch.setattr(tasks, "EVALUATION_IMAGES", {"cpu": (7, 7)})
         assert self.evaluate(images, model) == pytest.approx(whole, abs=1e-13)
 
+    @pytest.mark.parametrize(
+        ("numbers", "num_members", "size"),
+        [(40_000, 1, 51), (40_000, 2, 25), (40_000, 8, 25), (80_000, 2, 51), (10_000_000, 1, 500)],
+    )
+    def test_a_forward_pass_has_as_many_images_as_its_largest_layer_may_have_numbers_but_25_to_500(
+        self, images, monkeypatch, numbers, num_members, size
+    ):
+        monkeypatch.setattr(tasks, "EVALUATION_NUMBERS", {"cpu": numbers})
+        pictures = images.valid_images.repeat(6, 1, 1, 1), images.valid_labels.repeat(6)
+        many = ImageData("mnist", images.train_images, images.train_labels, *pictures, *pictures)
+        # One feature in the first layer: 784 numbers an image and member.
+        members = [{}] * num_members
+        model = build_model(completed(members, model="cnn", width=0.03))
+        sizes = []
+        model.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[1]))
+        make_task({"model": "cnn", "width": 0.03}, many, model.num_hidden, members).evaluate(model)
+        assert max(sizes) == sizes[0] == size
+        assert sum(sizes) == 1200
+
     def test_nothing_is_dropped(self, images):
-        model = build_model(complete({"model": "cnn", "width": 0.05}))
+        model = build_model(completed([{}], model="cnn", width=0.05))
         evaluations = [
             make_task({"dropout": dropout}, images, num_hidden=model.num_hidden).evaluate(model)
             for dropout in (0.0, 0.9)
@@ -157,16 +283,31 @@ class TestEvaluation:
 class TestLineFit:
     @pytest.fixture
     def line(self):
-        return LineFit(complete({"model": "line", "precision": "float64"}), CPU)
+        return LineFit(completed([{}], model="line", precision="float64"), CPU)
 
     def test_the_loss_is_the_sum_of_squared_errors_over_all_points_at_every_step(self, line):
-        model = build_model(complete({"model": "line", "precision": "float64"}))
+        model = build_model(completed([{}], model="line", precision="float64"))
         by_hand = sum((0.3 * x - 0.3 - (1 - x)) ** 2 for x in (1, 2, 3, 4))
         assert by_hand == pytest.approx(23.66)
         for step in (0, 1, 1000):
-            assert line.loss(model, step).item() == pytest.approx(by_hand, abs=1e-14)
+            (chosen,) = line.chosen(step, step + 1)
+            assert line.losses(model, chosen).tolist() == pytest.approx([by_hand], abs=1e-14)
+            assert line.backward(model, chosen).tolist() == pytest.approx([by_hand], abs=1e-14)
+
+    def test_the_gradient_that_is_written_out_is_autograd_s(self, line):
+        model = build_model(completed([{}] * 50, model="line", precision="float64"))
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            model.coefficients.uniform_(-5, 5, generator=generator)
+        (chosen,) = line.chosen(0, 1)
+        losses = line.losses(model, chosen)
+        (expected,) = torch.autograd.grad(losses.sum(), [model.coefficients])
+        torch.testing.assert_close(line.backward(model, chosen), losses.detach(), rtol=1e-15, atol=0)
+        # The sums' terms are up to 200 in size.
+        torch.testing.assert_close(model.coefficients.grad, expected, rtol=0, atol=1e-12)
 
     def test_every_step_is_a_pass_and_there_is_nothing_to_evaluate_on(self, line):
-        assert [line.epoch(step) for step in (0, 1, 7)] == [0, 1, 7]
-        assert line.evaluate(build_model(complete({"model": "line"}))) == {}
-        assert line.num_steps is None
+        assert line.epochs(np.array([0, 1, 7])).tolist() == [0, 1, 7]
+        assert line.evaluate(build_model(completed([{}], model="line"))) == {}
+        assert (line.num_steps, line.generators) == (None, [])
+        assert len(line.chosen(3, 10)) == 7

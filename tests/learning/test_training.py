@@ -7,15 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.learning.runs import FileCheckpoint, History, same_bits
 from tests.learning.tensorflow1 import LINE, TOLERANCE, hyperparameters, label, optimizer_name
 from tune_hpc.errors import InvalidConfigError
 from tune_hpc.learning import training
-from tune_hpc.learning.checkpoint import load_state, save_state
 from tune_hpc.learning.config import BATCHING_POLICIES, OPTIMIZER_DEFAULTS, complete
 from tune_hpc.learning.training import Training, train
 
 #: 15 steps are one pass over the 600 images.
-SOFTMAX = {"batch_size": 40, "steps": 24, "num_evaluations": 6, "learning_rate": 0.05, "seed": 3}
+SOFTMAX = {"model": "softmax", "batch_size": 40, "steps": 24, "num_evaluations": 6, "learning_rate": 0.05, "seed": 3}
 CNN = {
     **SOFTMAX,
     "model": "cnn",
@@ -24,65 +24,10 @@ CNN = {
     "learning_rate": 1e-3,
     "num_evaluation_images": 30,
 }
+LINE_FIT = {"model": "line", "steps": 24, "num_evaluations": 6, "learning_rate": 1e-3}
 CURVES = {"softmax": {"train_loss"}, "cnn": {"train_loss"}, "line": {"train_loss", "W", "b"}}
 EVALUATIONS = {"valid_loss", "valid_accuracy", "test_loss", "test_accuracy"}
-
-
-class History(dict):
-    """A ``report`` that keeps every number by (metric, step), and refuses to be told the same twice."""
-
-    def __call__(self, step, metrics):
-        for name, values in metrics.items():
-            for one_step, value in zip(np.atleast_1d(step), np.atleast_1d(values), strict=True):
-                assert (name, int(one_step)) not in self
-                self[name, int(one_step)] = float(value)
-
-    def steps(self, name):
-        return [step for metric, step in self if metric == name]
-
-    def curve(self, name):
-        return [value for (metric, _), value in self.items() if metric == name]
-
-
-class FileCheckpoint:
-    """Keeps the first state offered at or after a step in a file, and gives back whatever the file holds."""
-
-    def __init__(self, path, since=math.inf):
-        self.path, self.since, self.saved_at = path, since, None
-        self.offered = []
-
-    def load(self):
-        return load_state(self.path) if self.path.is_file() else None
-
-    def save(self, step, make_state):
-        self.offered.append(step)
-        if step >= self.since and self.saved_at is None:
-            self.saved_at = step
-            save_state(self.path, make_state())
-
-
-@pytest.fixture
-def run(images, monkeypatch):
-    """Train on the made-up images; returns the row, the history and the final parameters."""
-    made = []
-
-    class Recorded(Training):
-        def __init__(self, *args):
-            super().__init__(*args)
-            made.append(self)
-
-    monkeypatch.setattr(training, "Training", Recorded)
-
-    def run_one(config, **kwargs):
-        history = History()
-        row = train(config, history, images=images, device="cpu", **kwargs)
-        return row, history, [parameter.detach().clone() for parameter in made[-1].model.parameters()]
-
-    return run_one
-
-
-def same_bits(parameters, others):
-    return all(torch.equal(one, other) for one, other in zip(parameters, others, strict=True))
+CPU = torch.device("cpu")
 
 
 def run_line(**config):
@@ -165,11 +110,11 @@ class TestRows:
 
     def test_a_row_describes_the_state_after_its_number_of_updates(self, run, images):
         _, history, parameters = run({**SOFTMAX, "steps": 5, "num_evaluations": 5})
-        by_hand = Training(complete(SOFTMAX), images, torch.device("cpu"))
+        by_hand = Training([complete(SOFTMAX)], images, CPU)
         assert history["train_loss", 0] == pytest.approx(math.log(10), abs=1e-6)
         for step in range(5):
-            assert by_hand.step(step).item() == history["train_loss", step]
-            assert by_hand.evaluate() == {name: history[name, step + 1] for name in EVALUATIONS}
+            assert by_hand.run(step, step + 1).tolist() == [[[history["train_loss", step]]]]
+            assert by_hand.evaluate() == {name: [history[name, step + 1]] for name in EVALUATIONS}
         assert same_bits(parameters, by_hand.model.parameters())
 
     @given(st.integers(1, 3000), st.integers(1, 200))
@@ -195,6 +140,110 @@ class TestRows:
         assert history["test_accuracy", 60] > 0.95
 
 
+class TestCurves:
+    """What ``Training.run`` and ``look`` return: (quantities, members, steps)."""
+
+    @pytest.mark.parametrize("config", [LINE_FIT, SOFTMAX, CNN], ids=["line", "softmax", "cnn"])
+    def test_there_is_a_number_for_each_quantity_member_and_step(self, images, config):
+        members = [complete({**config, "learning_rate": rate}) for rate in (1e-3, 2e-3, 3e-3)]
+        stack = Training(members, None if config["model"] == "line" else images, CPU)
+        assert set(stack.curves) == CURVES[config["model"]]
+        assert stack.run(0, 4).shape == (len(stack.curves), 3, 4)
+        assert stack.run(4, 4).shape == (len(stack.curves), 3, 0)
+        assert stack.look(4).shape == (len(stack.curves), 3, 1)
+        assert np.isfinite(stack.run(4, 6)).all()
+
+    @pytest.mark.parametrize("config", [LINE_FIT, SOFTMAX, CNN], ids=["line", "softmax", "cnn"])
+    def test_how_the_steps_are_divided_changes_no_bit(self, images, monkeypatch, config):
+        whole, parts = (
+            Training(
+                [complete({**config, "optimizer": optimizer, "decay_rate": 0.9}) for optimizer in ("adam", "ftrl")],
+                None if config["model"] == "line" else images,
+                CPU,
+            )
+            for _ in range(2)
+        )
+        expected = whole.run(0, 20)
+        monkeypatch.setattr(Training, "WINDOW", 4)
+        actual = np.concatenate([parts.run(start, end) for start, end in ((0, 1), (1, 3), (3, 17), (17, 20))], axis=2)
+        assert np.array_equal(actual, expected)
+        assert same_bits(parts.model.parameters(), whole.model.parameters())
+
+    @pytest.mark.parametrize("config", [LINE_FIT, SOFTMAX], ids=["line", "softmax"])
+    def test_a_look_is_what_the_next_step_starts_from_and_changes_nothing(self, images, config):
+        stack = Training([complete(config)], None if config["model"] == "line" else images, CPU)
+        stack.run(0, 5)
+        seen = stack.look(5)
+        assert np.array_equal(stack.look(5), seen)
+        assert stack.run(5, 6) == pytest.approx(seen, rel=1e-6)
+
+
+class TestPrecision:
+    @pytest.fixture
+    def run_in(self, run):
+        return lambda config, precision: run({**config, "precision": precision})
+
+    @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+    @pytest.mark.parametrize("config", [LINE_FIT, SOFTMAX, CNN], ids=["line", "softmax", "cnn"])
+    def test_parameters_are_float32_where_only_products_are_shorter(self, run_in, config, precision):
+        row, history, parameters = run_in(config, precision)
+        assert row["status"] == "finished"
+        assert {parameter.dtype for parameter in parameters} == {torch.float32}
+        assert all(math.isfinite(value) for value in history.values())
+
+    @pytest.mark.parametrize("config", [LINE_FIT, SOFTMAX, CNN], ids=["line", "softmax", "cnn"])
+    def test_tf32_is_float32_to_the_last_bit_where_there_is_no_gpu(self, run_in, config):
+        single, short = (run_in(config, precision) for precision in ("float32", "tf32"))
+        assert short[1] == single[1]
+        assert same_bits(short[2], single[2])
+
+    @pytest.mark.parametrize("config", [SOFTMAX, CNN], ids=["softmax", "cnn"])
+    def test_bfloat16_is_close_to_float32_and_not_the_same(self, run_in, config):
+        single, short = (run_in(config, precision)[1] for precision in ("float32", "bfloat16"))
+        assert short.curve("train_loss") != single.curve("train_loss")
+        # Its numbers have eight bits; the losses are up to 2.4, and were seen to differ by up to 0.0012.
+        assert short.curve("train_loss") == pytest.approx(single.curve("train_loss"), abs=5e-3)
+        assert short.curve("valid_loss") == pytest.approx(single.curve("valid_loss"), abs=5e-3)
+
+    @pytest.mark.parametrize("precision", ["float32", "float64", "tf32", "bfloat16"])
+    def test_products_are_shorter_where_the_configuration_says_so_and_nowhere_else(self, images, precision):
+        stack = Training([complete({**CNN, "precision": precision})], images, CPU)
+        seen = []
+        stack.model.register_forward_pre_hook(
+            lambda *_: seen.append(
+                (
+                    torch.backends.cuda.matmul.fp32_precision,
+                    torch.backends.cudnn.conv.fp32_precision,
+                    torch.is_autocast_enabled("cpu"),
+                )
+            )
+        )
+        before = _gpu_products()
+        stack.run(0, 2)
+        stack.evaluate()
+        stack.look(2)
+        flag = "tf32" if precision == "tf32" else "ieee"
+        assert set(seen) == {(flag, flag, precision == "bfloat16")}
+        assert len(seen) >= 2 + 2 + 1
+        assert _gpu_products() == before
+        assert not torch.is_autocast_enabled("cpu")
+
+    @pytest.mark.parametrize(("around", "flag"), [("tf32", "tf32"), ("float64", "ieee")])
+    @pytest.mark.parametrize("within", ["float32", "tf32"])
+    def test_how_gpus_made_products_before_is_restored_also_after_an_error(self, around, flag, within):
+        with training._matrix_products(around):
+            with training._matrix_products(within):
+                assert _gpu_products() == ["tf32" if within == "tf32" else "ieee"] * 2
+            assert _gpu_products() == [flag, flag]
+            with pytest.raises(ZeroDivisionError), training._matrix_products(within):
+                raise ZeroDivisionError
+            assert _gpu_products() == [flag, flag]
+
+
+def _gpu_products():
+    return [torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision]
+
+
 class TestEnds:
     def test_the_returned_row_has_the_documented_keys(self, run):
         row, _, _ = run(SOFTMAX)
@@ -206,6 +255,7 @@ class TestEnds:
             "train_s": row["train_s"],
             "eval_s": row["eval_s"],
             "samples_per_s": pytest.approx(24 * 40 / row["train_s"]),
+            "num_fused": 1,
             "device": "cpu",
         }
         assert min(row["setup_s"], row["train_s"], row["eval_s"]) > 0
@@ -281,6 +331,11 @@ class TestDivergence:
         assert "over 10000 times the first" in row["stop_reason"]
         assert row["steps_run"] <= 5
         assert len(history.steps("train_loss")) == row["steps_run"]
+
+    @pytest.mark.parametrize("optimizer", OPTIMIZER_DEFAULTS)
+    def test_a_rate_that_float32_cannot_hold_is_a_divergence_and_no_error(self, optimizer):
+        row, _ = run_line(optimizer=optimizer, learning_rate=1e39, steps=10)
+        assert (row["status"], row["steps_run"]) == ("diverged", 1)
 
     @pytest.mark.parametrize("num_evaluations", [1, 12])
     def test_a_loss_that_jumps_and_comes_back_is_no_divergence(self, run, num_evaluations):

@@ -10,9 +10,14 @@ state, and each pass visits every sample exactly once even where the batch size 
     random        drawn with replacement
 """
 
+from typing import TypeVar
+
+import numpy as np
 import torch
 
 from tune_hpc.learning.config import BATCHING_POLICIES, InvalidConfigError
+
+Steps = TypeVar("Steps", int, np.ndarray)
 
 
 class Batching:
@@ -44,8 +49,8 @@ class Batching:
         """How many batches there are; ``None`` for an endless stream."""
         return self.num_samples // self.batch_size if self.policy == "single_pass" else None
 
-    def epoch(self, step: int) -> int:
-        """Return how many passes over the data are complete before batch ``step``."""
+    def epoch(self, step: Steps) -> Steps:
+        """Return how many passes over the data are complete before batch ``step``, a number or an array of them."""
         return step * self.batch_size // self.num_samples
 
     def indices(self, step: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import torch
 
 from tune_hpc.errors import FolderError
+
+#: The bit by which an archive marks a folder: where it is set by damage, torch reads a tensor as zeros.
+_FOLDER = 0x10
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -27,11 +31,15 @@ def load_state(path: Path) -> dict[str, Any]:
         # torch neither verifies the sums in its own files nor answers damage with errors of its own.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
+            folders = [entry.filename for entry in archive.infolist() if entry.external_attr & _FOLDER]
         if damaged is not None:
             raise zipfile.BadZipFile(f"the sum of {damaged} differs")
+        if folders:
+            raise zipfile.BadZipFile(f"{folders[0]} is marked as a folder")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (
         zipfile.BadZipFile,
+        zlib.error,
         struct.error,
         pickle.UnpicklingError,
         OSError,

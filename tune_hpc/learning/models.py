@@ -114,13 +114,13 @@ def build_model(configs: Sequence[Mapping[str, Any]]) -> Model:
         origin = config["initial_weights"], config["seed"]
         if origin not in singles:
             singles[origin] = _build_single(config)
-    members = [dict(singles[config["initial_weights"], config["seed"]].named_parameters()) for config in configs]
-    stack = _build_single(configs[0])
-    if len(members) > 1:
-        for module in stack.modules():
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                path = next(key for key, value in stack.named_parameters() if value is parameter)
-                setattr(module, name, nn.Parameter(torch.cat([member[path].detach() for member in members])))
+    stack = next(iter(singles.values()))
+    if len(configs) > 1:
+        members = [dict(singles[config["initial_weights"], config["seed"]].named_parameters()) for config in configs]
+        for path in members[0]:
+            owner, _, name = path.rpartition(".")
+            whole = nn.Parameter(torch.cat([member[path].detach() for member in members]))
+            setattr(stack.get_submodule(owner), name, whole)
     return stack.to(parameter_type(configs[0]["precision"]))
 
 

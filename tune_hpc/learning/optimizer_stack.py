@@ -100,10 +100,11 @@ class _Slice:
             name: [torch.full_like(parameter, value) for parameter in self.parameters]
             for name, value in self.rule.initial_slots(self.group).items()
         }
-        rules = {(config["learning_rate"], config["decay_rate"]) for config in configs}
-        self.is_uniform = len(rules) == 1
+        # Several members are updated in one and the same way whether their rates differ or not: else a change of one
+        # rate would round the other members' updates differently.
+        self.is_single = len(configs) == 1
         self.rates_on_device = rates_on_device
-        if not self.is_uniform and not self.rule.takes_columns:
+        if not self.is_single and not self.rule.takes_columns:
             members = range(len(configs))
             self.member_parameters = [[one[member : member + 1] for one in self.parameters] for member in members]
             self.member_slots = [
@@ -112,11 +113,12 @@ class _Slice:
             ]
 
     def rates(self, start: int, epochs: np.ndarray) -> Rates:
-        configs = self.configs[:1] if self.is_uniform else self.configs
-        rates = np.stack([learning_rates(config, epochs) for config in configs], axis=1)
+        rates = np.stack([learning_rates(config, epochs) for config in self.configs], axis=1)
         numbers = np.arange(start + 1, start + 1 + len(epochs), dtype=np.float64)[:, None]
         rates = self.rule.effective_rate(self.group, rates, numbers)
-        if self.is_uniform:
+        # One that float32 cannot hold, which torch would refuse for all members, diverges as surely at the largest.
+        rates = np.minimum(rates, torch.finfo(self.parameters[0].dtype).max)
+        if self.is_single:
             rates = rates[:, 0]
         elif self.rule.takes_columns:
             rates = rates[:, :, None]
@@ -132,7 +134,7 @@ class _Slice:
         own = (
             [one.flatten(1) for one in gradients] if self.is_whole else [one[self.span].flatten(1) for one in gradients]
         )
-        if self.is_uniform or self.rule.takes_columns:
+        if self.is_single or self.rule.takes_columns:
             self.rule.update(self.group, self.parameters, own, self.slots, rate)
             return
         for member, (parameters, slots) in enumerate(zip(self.member_parameters, self.member_slots, strict=True)):

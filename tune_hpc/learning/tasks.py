@@ -151,7 +151,8 @@ class ImageClassification:
         if num_hidden and any(config["dropout"] for config in configs):
             self._noise = {seed: torch.Generator(device).manual_seed(seed) for seed in seeds}
             self._noise_of = _places(seeds, list(self._noise), device)
-            dropout = torch.tensor([config["dropout"] for config in configs], dtype=self.dtype, device=device)
+            # In one type whatever the precision, so that the same units are dropped in each.
+            dropout = torch.tensor([config["dropout"] for config in configs], dtype=torch.float32, device=device)
             self._dropout = dropout[:, None, None]
         self.generators = list(self._noise.values())
         self.num_evaluation_images = first["num_evaluation_images"]
@@ -162,7 +163,7 @@ class ImageClassification:
 
     def epochs(self, steps: np.ndarray) -> np.ndarray:
         """Return how many passes are complete before each of some steps."""
-        return steps * self.samples_per_step // len(self.images.train_labels)
+        return next(iter(self._streams.values())).epoch(steps)
 
     def chosen(self, start: int, end: int) -> torch.Tensor:
         """Return the images of the steps ``start`` to ``end``: (steps, streams, samples), this replica's share."""
@@ -199,8 +200,8 @@ class ImageClassification:
             chosen: (streams, samples).
 
         Returns:
-            Images (1 or M, N, 1, 28, 28), labels (1 or M, N) and dropout mask (1 or M, num_hidden, N); the first axis
-            is 1 where all members see the same.
+            Images (1 or M, N, 1, 28, 28), labels (1 or M, N) and dropout mask (M, num_hidden, N) or ``None``; an axis
+            of 1 is shared by all members.
         """
         if self._stream_of is not None:
             chosen = chosen[self._stream_of]
@@ -213,11 +214,11 @@ class ImageClassification:
             return None
         shape = self.num_hidden, self.samples_per_step
         noise = torch.stack(
-            [torch.rand(shape, dtype=self.dtype, device=self.device, generator=one) for one in self.generators]
+            [torch.rand(shape, dtype=torch.float32, device=self.device, generator=one) for one in self.generators]
         )[:, :, self.share]
         if self._noise_of is not None:
             noise = noise[self._noise_of]
-        return (noise >= self._dropout).to(self.dtype).div_(1 - self._dropout)
+        return (noise >= self._dropout).to(self.dtype).div_(1 - self._dropout.to(self.dtype))
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module) -> dict[str, list[float]]:

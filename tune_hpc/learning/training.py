@@ -288,7 +288,7 @@ def train_fused(
         images = load_images(completed[0]["data"])
     training = Training(completed, images, place)
     num_steps = training.num_steps
-    members = [_Member(report) for report in reports]
+    members = [_Member(report) for _, report in zip(completed, reports, strict=True)]
     done = 0
     if (state := checkpoint.load() if checkpoint else None) is not None:
         training.load_state_dict(state["training"])

@@ -1,0 +1,45 @@
+"""What a run leaves behind, kept for tests to look at."""
+
+import math
+
+import numpy as np
+import torch
+
+from tune_hpc.learning.checkpoint import load_state, save_state
+
+
+class History(dict):
+    """A ``report`` that keeps every number by (metric, step), and refuses to be told the same twice."""
+
+    def __call__(self, step, metrics):
+        for name, values in metrics.items():
+            for one_step, value in zip(np.atleast_1d(step), np.atleast_1d(values), strict=True):
+                assert (name, int(one_step)) not in self
+                self[name, int(one_step)] = float(value)
+
+    def steps(self, name):
+        return [step for metric, step in self if metric == name]
+
+    def curve(self, name):
+        return [value for (metric, _), value in self.items() if metric == name]
+
+
+class FileCheckpoint:
+    """Keeps the first state offered at or after a step in a file, and gives back whatever the file holds."""
+
+    def __init__(self, path, since=math.inf):
+        self.path, self.since, self.saved_at = path, since, None
+        self.offered = []
+
+    def load(self):
+        return load_state(self.path) if self.path.is_file() else None
+
+    def save(self, step, make_state):
+        self.offered.append(step)
+        if step >= self.since and self.saved_at is None:
+            self.saved_at = step
+            save_state(self.path, make_state())
+
+
+def same_bits(parameters, others):
+    return all(torch.equal(one, other) for one, other in zip(parameters, others, strict=True))
