@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,29 @@ def test_contenders_may_differ_in_one_optimizer_of_nine():
         check_agreement({"A": rates, "B": {**rates, "optimizer3": 0.5, "optimizer4": 0.5}})
     with pytest.raises(RuntimeError, match="B found"):
         check_agreement({"A": rates, "B": {}})
+
+
+@pytest.mark.slow
+def test_what_needs_a_gpu_works_at_a_tiny_size_on_a_cpu(tmp_path):
+    command = [sys.executable, BENCHMARKS / "gpu.py", "--rehearse", "--output-dir", tmp_path / "gpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    made = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "gpu").glob("*.json")}
+    assert made.keys() == {"one_trial", "one_program", "fusion", "fusion_figure", "through_ray", "exercise4"}
+    trial = made["one_trial"]["measured"]
+    assert set(trial) == {f"{type}, {way}" for type in ("float32", "tf32", "bfloat16") for way in ("recorded", "eager")}
+    # On a CPU tf32 is float32, and nothing is recorded.
+    assert trial["tf32, eager"]["test_accuracy"] == trial["float32, recorded"]["test_accuracy"]
+    assert made["one_program"]["measured"]["float32"]["num_trials"] == 4
+    assert len(made["through_ray"]["measured"]) == 4
+    assert (tmp_path / "gpu" / "fusion_figure.png").stat().st_size > 10_000
+
+
+def test_without_a_gpu_nothing_is_measured(tmp_path):
+    command = [sys.executable, BENCHMARKS / "gpu.py", "--output-dir", tmp_path / "gpu"]
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=hidden)
+    assert (done.returncode, done.stderr) == (
+        1, "no GPU here: nothing was measured; --rehearse tries the command on a CPU\n",
+    )  # fmt: skip
+    assert not (tmp_path / "gpu").exists()

@@ -1,8 +1,10 @@
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from tune_hpc.learning import tasks
 from tune_hpc.learning.batching import Batching
@@ -254,13 +256,13 @@ class TestEvaluation:
 
     @pytest.mark.parametrize(
         ("numbers", "num_members", "size"),
-        [(40_000, 1, 51), (40_000, 2, 25), (40_000, 8, 25), (80_000, 2, 51), (10_000_000, 1, 500)],
+        [(40_000, 1, 51), (40_000, 2, 25), (40_000, 8, 25), (80_000, 2, 51), (10_000_000, 1, 1000)],
     )
-    def test_a_forward_pass_has_as_many_images_as_its_largest_layer_may_have_numbers_but_25_to_500(
+    def test_a_forward_pass_has_as_many_images_as_its_largest_layer_may_have_numbers_but_25_to_1000(
         self, images, monkeypatch, numbers, num_members, size
     ):
         monkeypatch.setattr(tasks, "EVALUATION_NUMBERS", {"cpu": numbers})
-        pictures = images.valid_images.repeat(6, 1, 1, 1), images.valid_labels.repeat(6)
+        pictures = images.valid_images.repeat(12, 1, 1, 1), images.valid_labels.repeat(12)
         many = ImageData("mnist", images.train_images, images.train_labels, *pictures, *pictures)
         # One feature in the first layer: 784 numbers an image and member.
         members = [{}] * num_members
@@ -269,7 +271,28 @@ class TestEvaluation:
         model.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[1]))
         make_task({"model": "cnn", "width": 0.03}, many, model.num_hidden, members).evaluate(model)
         assert max(sizes) == sizes[0] == size
-        assert sum(sizes) == 1200
+        assert sum(sizes) == 2400
+
+    def test_black_pixels_may_be_left_out(self, images, monkeypatch):
+        members = [{"seed": seed} for seed in (1, 2, 3)]
+        model = build_model(completed(members, initial_weights="pytorch", precision="float64"))
+        # The made-up images have no black border: give them one.
+        framed = dataclasses.replace(
+            images,
+            valid_images=functional.pad(images.valid_images[..., 4:-4, 4:-4], (4, 4, 4, 4)),
+            test_images=functional.pad(images.test_images[..., 4:-4, 4:-4], (4, 4, 4, 4)),
+        )
+        task = make_task({"precision": "float64", "num_evaluation_images": 70}, framed, 0, members)
+        inputs = []
+        model.register_forward_pre_hook(lambda _, positional: inputs.append(positional[0].shape))
+        without = task.evaluate(model)
+        assert all(shape[2] <= 20 * 20 for shape in inputs)
+        inputs.clear()
+        monkeypatch.setattr(type(model), "skips_black", False)
+        whole = task.evaluate(model)
+        assert all(shape[2:] == (1, 28, 28) for shape in inputs)
+        for name, values in whole.items():
+            assert without[name] == pytest.approx(values, abs=1e-13)
 
     def test_nothing_is_dropped(self, images):
         model = build_model(completed([{}], model="cnn", width=0.05))

@@ -25,11 +25,13 @@ class Model(nn.Module):
         traced: Numbers of each member whose every value is kept: metric name to the column of the first parameter.
         num_hidden: Units that dropout applies to; 0 for none.
         num_activations: Numbers in its largest layer, for each member and sample.
+        skips_black: Whether it takes images without the pixels that are black in all of them, and ``lit``, the others.
     """
 
     traced: Mapping[str, int] = {}
     num_hidden: int = 0
     num_activations: int = 1
+    skips_black: bool = False
 
 
 class Line(Model):
@@ -54,14 +56,26 @@ class Softmax(Model):
     """Softmax regression: one layer from 784 pixels to 10 classes."""
 
     num_activations = NUM_CLASSES
+    skips_black = True
 
     def __init__(self) -> None:
         super().__init__()
         self.output = StackedLinear(IMAGE_PIXELS, NUM_CLASSES)
 
-    def forward(self, images: torch.Tensor, dropout_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Return logits (M, 10, N) for images (M or 1, N, 1, 28, 28); there is nothing that could be dropped."""
-        return self.output(images.flatten(2).transpose(1, 2))
+    def forward(
+        self, images: torch.Tensor, dropout_mask: torch.Tensor | None = None, lit: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return logits.
+
+        Args:
+            images: (M or 1, N, 1, 28, 28); with ``lit`` (M or 1, N, L).
+            dropout_mask: Not looked at: there is nothing that could be dropped.
+            lit: Which L of the 784 pixels the images have; the others are black, and a black pixel adds nothing.
+
+        Returns:
+            (M, 10, N).
+        """
+        return self.output(images.flatten(2).transpose(1, 2), lit)
 
 
 class CNN(Model):

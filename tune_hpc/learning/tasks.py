@@ -6,6 +6,7 @@ apart from the dropout generators.
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from tune_hpc.learning.models import parameter_type
 #: Numbers that a layer of an evaluation's forward pass may hold: on a CPU few enough for the caches, on a GPU enough to
 #: fill it.
 EVALUATION_NUMBERS = {"cpu": 6_300_000, "cuda": 250_000_000}
-EVALUATION_IMAGES = {"cpu": (25, 500), "cuda": (50, 10_000)}
+EVALUATION_IMAGES = {"cpu": (25, 1000), "cuda": (50, 10_000)}
 
 
 class Task(Protocol):
@@ -224,23 +225,25 @@ class ImageClassification:
     def evaluate(self, model: nn.Module) -> dict[str, list[float]]:
         """Return each member's loss and accuracy on the validation and the test images."""
         metrics = {}
+        size = self._chunk_size(model)
         for split in ("valid", "test"):
-            images = getattr(self.images, f"{split}_images")[: self.num_evaluation_images]
-            labels = getattr(self.images, f"{split}_labels")[: self.num_evaluation_images]
             loss = torch.zeros(self.num_members, dtype=torch.float64, device=self.device)
             correct = torch.zeros(self.num_members, dtype=torch.int64, device=self.device)
-            # Bytes become floats a chunk at a time: reading floats from memory takes longer than making them.
-            size = self._chunk_size(model)
-            for pixels, truth in zip(images.split(size), labels.split(size), strict=True):
+            num_images = 0
+            # Bytes become floats a part at a time: reading floats from memory takes longer than making them.
+            for part in _parts(self.images, split, self.num_evaluation_images, size, bool(model.skips_black)):
+                inputs = _as_input(part.pixels[None], self.dtype)
                 with _products(self.device, self.precision):
-                    logits = model(_as_input(pixels[None], self.dtype)).to(self.dtype)
+                    logits = model(inputs) if part.lit is None else model(inputs, lit=part.lit)
+                logits, truth = logits.to(self.dtype), part.labels
                 loss += functional.cross_entropy(
                     logits, truth.expand(self.num_members, -1).contiguous(), reduction="none"
                 ).sum(1)
                 # Ten numbers side by side are compared seven times as fast as ten that are far apart.
                 correct += (logits.transpose(1, 2).contiguous().argmax(2) == truth).sum(1)
-            metrics[f"{split}_loss"] = loss / len(labels)
-            metrics[f"{split}_accuracy"] = correct.double() / len(labels)
+                num_images += len(truth)
+            metrics[f"{split}_loss"] = loss / num_images
+            metrics[f"{split}_accuracy"] = correct.double() / num_images
         return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
 
     def _chunk_size(self, model: nn.Module) -> int:
@@ -276,6 +279,38 @@ def _products(device: torch.device, precision: str) -> AbstractContextManager[An
 def _on_device(images: ImageData, device: torch.device) -> ImageData:
     """Keep a data set on a device from one trial of this process to the next."""
     return images.to(device)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some images of an evaluation.
+
+    Attributes:
+        pixels: (N, 1, 28, 28) uint8, or (N, L) where only L of the pixels are lit in any of them.
+        labels: (N,).
+        lit: Which pixels these are, (L,); ``None``: all are there.
+    """
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    lit: torch.Tensor | None
+
+
+@lru_cache(maxsize=4)
+def _parts(images: ImageData, split: str, num_images: int, size: int, skips_black: bool) -> list[_Part]:
+    """Return the first images of a split in parts; by class where black pixels are skipped.
+
+    Of images of one class 40 % of the pixels are black in all, of images as they come 27 %.
+    """
+    pixels, labels = (getattr(images, f"{split}_{what}")[:num_images] for what in ("images", "labels"))
+    if not skips_black:
+        return [_Part(*part, None) for part in zip(pixels.split(size), labels.split(size), strict=True)]
+    parts = []
+    for chosen in labels.argsort(stable=True).split(size):
+        flat = pixels[chosen].flatten(1)
+        lit = flat.amax(0).nonzero()[:, 0]
+        parts.append(_Part(flat[:, lit].contiguous(), labels[chosen], lit))
+    return parts
 
 
 def _as_input(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
