@@ -54,8 +54,9 @@ class TestSizes:
         assert sizes(plan(make(RATES), num_slots=100)) == [1] * 72
 
     def test_no_bundle_is_larger_than_what_pays(self):
-        assert max(sizes(plan(make(RATES), num_slots=1))) <= CPU_MEMBERS["softmax"]
-        assert sizes(plan(make(RATES), num_slots=1)) == [36, 36]
+        assert sizes(plan(make(RATES), num_slots=1)) == [72]
+        assert sizes(plan(make(RATES * 3), num_slots=1)) == [108, 108]
+        assert CPU_MEMBERS["softmax"] == 128
 
     def test_a_large_network_runs_alone_on_a_cpu_and_fused_on_a_gpu(self):
         network = make([{"model": "cnn", **rate} for rate in RATES])
