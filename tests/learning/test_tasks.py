@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tune_hpc.learning import tasks
+from tune_hpc.learning import evaluation
 from tune_hpc.learning.batching import Batching
 from tune_hpc.learning.config import complete
 from tune_hpc.learning.data import ImageData
@@ -251,7 +251,7 @@ class TestEvaluation:
     def test_the_size_of_a_forward_pass_does_not_matter(self, images, monkeypatch):
         model = build_model(completed([{}], initial_weights="pytorch", precision="float64"))
         whole = self.evaluate(images, model)
-        monkeypatch.setattr(tasks, "EVALUATION_IMAGES", {"cpu": (7, 7)})
+        monkeypatch.setattr(evaluation, "SKIPPING_IMAGES", {"cpu": (7, 7)})
         assert self.evaluate(images, model) == pytest.approx(whole, abs=1e-13)
 
     @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ class TestEvaluation:
     def test_a_forward_pass_has_as_many_images_as_its_largest_layer_may_have_numbers_but_25_to_1000(
         self, images, monkeypatch, numbers, num_members, size
     ):
-        monkeypatch.setattr(tasks, "EVALUATION_NUMBERS", {"cpu": numbers})
+        monkeypatch.setattr(evaluation, "EVALUATION_NUMBERS", {"cpu": numbers})
         pictures = images.valid_images.repeat(12, 1, 1, 1), images.valid_labels.repeat(12)
         many = ImageData("mnist", images.train_images, images.train_labels, *pictures, *pictures)
         # One feature in the first layer: 784 numbers an image and member.
@@ -284,13 +284,14 @@ class TestEvaluation:
         )
         task = make_task({"precision": "float64", "num_evaluation_images": 70}, framed, 0, members)
         inputs = []
-        model.register_forward_pre_hook(lambda _, positional: inputs.append(positional[0].shape))
+        frozen = model.frozen()
+        monkeypatch.setattr(type(model), "frozen", lambda _: lambda *given: inputs.append(given) or frozen(*given))
         without = task.evaluate(model)
-        assert all(shape[2] <= 20 * 20 for shape in inputs)
+        assert all(pixels.shape[1] == len(lit) <= 20 * 20 for pixels, lit in inputs)
         inputs.clear()
         monkeypatch.setattr(type(model), "skips_black", False)
         whole = task.evaluate(model)
-        assert all(shape[2:] == (1, 28, 28) for shape in inputs)
+        assert all(pixels.shape[1:] == (1, 28, 28) and lit is None for pixels, lit in inputs)
         for name, values in whole.items():
             assert without[name] == pytest.approx(values, abs=1e-13)
 

@@ -33,17 +33,15 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(single.weight.detach()[None])
         self.bias = nn.Parameter(single.bias.detach()[None])
 
-    def forward(self, inputs: Tensor, features: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Return (M, out, N).
 
         Args:
             inputs: (M, in, N), or (1, in, N) that all members share.
-            features: Which features the inputs are, where the others, being 0, are left out.
         """
-        stacked = self.weight if features is None else self.weight.index_select(2, features)
         if inputs.shape[0] > 1:
-            return torch.baddbmm(self.bias[:, :, None], stacked, inputs)
-        weight, bias = stacked.flatten(0, 1), self.bias.flatten()
+            return torch.baddbmm(self.bias[:, :, None], self.weight, inputs)
+        weight, bias = self.weight.flatten(0, 1), self.bias.flatten()
         if self.bias.shape[1] <= FEW_OUTPUTS:
             wide = torch.addmm(bias[:, None], weight, inputs[0])
         else:

@@ -5,7 +5,7 @@ stack of one. Each is a pure function of its inputs and parameters: what is rand
 that a model behaves the same alone, on several workers, and among others in its stack.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from tune_hpc.learning.layers import StackedConv2d, StackedLinear
 IMAGE_PIXELS = 28 * 28
 NUM_CLASSES = 10
 
+#: See ``Model.frozen``.
+FrozenModel = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+
 
 class Model(nn.Module):
     """What the training loop wants to know of a network.
@@ -25,13 +28,22 @@ class Model(nn.Module):
         traced: Numbers of each member whose every value is kept: metric name to the column of the first parameter.
         num_hidden: Units that dropout applies to; 0 for none.
         num_activations: Numbers in its largest layer, for each member and sample.
-        skips_black: Whether it takes images without the pixels that are black in all of them, and ``lit``, the others.
+        skips_black: Whether its frozen form takes images without the pixels that are black in all of them.
     """
 
     traced: Mapping[str, int] = {}
     num_hidden: int = 0
     num_activations: int = 1
     skips_black: bool = False
+
+    def frozen(self) -> FrozenModel:
+        """Return the model as it is now, for many forward passes without dropout.
+
+        Returns:
+            A function of images (N, 1, 28, 28) and ``None``, giving logits (M, 10, N). Where ``skips_black``, the
+            images may have L pixels only, (N, L), with the places of these among the 784, (L,), beside them.
+        """
+        return lambda images, lit: self(images[None])
 
 
 class Line(Model):
@@ -62,20 +74,29 @@ class Softmax(Model):
         super().__init__()
         self.output = StackedLinear(IMAGE_PIXELS, NUM_CLASSES)
 
-    def forward(
-        self, images: torch.Tensor, dropout_mask: torch.Tensor | None = None, lit: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, dropout_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return logits.
 
         Args:
-            images: (M or 1, N, 1, 28, 28); with ``lit`` (M or 1, N, L).
+            images: (M or 1, N, 1, 28, 28).
             dropout_mask: Not looked at: there is nothing that could be dropped.
-            lit: Which L of the 784 pixels the images have; the others are black, and a black pixel adds nothing.
 
         Returns:
             (M, 10, N).
         """
-        return self.output(images.flatten(2).transpose(1, 2), lit)
+        return self.output(images.flatten(2).transpose(1, 2))
+
+    def frozen(self) -> FrozenModel:
+        """See ``Model.frozen``: a black pixel adds nothing to a logit."""
+        # Pixels first: choosing some of them then copies whole rows.
+        weight = self.output.weight.flatten(0, 1).T.contiguous()
+        bias = self.output.bias.flatten()[:, None]
+
+        def logits(images: torch.Tensor, lit: torch.Tensor | None) -> torch.Tensor:
+            chosen = weight if lit is None else weight.index_select(0, lit)
+            return torch.addmm(bias, chosen.T, images.flatten(1).T).unflatten(0, self.output.bias.shape)
+
+        return logits
 
 
 class CNN(Model):

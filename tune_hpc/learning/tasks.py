@@ -6,8 +6,7 @@ apart from the dropout generators.
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,12 +16,8 @@ from torch.nn import functional
 
 from tune_hpc.learning.batching import Batching
 from tune_hpc.learning.data import ImageData, LineData
-from tune_hpc.learning.models import parameter_type
-
-#: Numbers that a layer of an evaluation's forward pass may hold: on a CPU few enough for the caches, on a GPU enough to
-#: fill it.
-EVALUATION_NUMBERS = {"cpu": 6_300_000, "cuda": 250_000_000}
-EVALUATION_IMAGES = {"cpu": (25, 1000), "cuda": (50, 10_000)}
+from tune_hpc.learning.evaluation import as_input, evaluate
+from tune_hpc.learning.models import Model, parameter_type
 
 
 class Task(Protocol):
@@ -52,7 +47,7 @@ class Task(Protocol):
     def losses(self, model: nn.Module, chosen: torch.Tensor) -> torch.Tensor:
         """Return each member's loss on a batch, (M,)."""
 
-    def evaluate(self, model: nn.Module) -> dict[str, list[float]]:
+    def evaluate(self, model: Model) -> dict[str, list[float]]:
         """Return each member's metrics on data that are not trained on."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,7 +90,7 @@ class LineFit:
         coefficients.grad = errors @ self._slopes
         return (errors * errors).sum(1)
 
-    def evaluate(self, model: nn.Module) -> dict[str, list[float]]:
+    def evaluate(self, model: Model) -> dict[str, list[float]]:
         """There are no points beside the training points."""
         return {}
 
@@ -208,7 +203,7 @@ class ImageClassification:
             chosen = chosen[self._stream_of]
         pixels = self.images.train_images.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
         labels = self.images.train_labels.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
-        return _as_input(pixels, self.dtype), labels, self._mask()
+        return as_input(pixels, self.dtype), labels, self._mask()
 
     def _mask(self) -> torch.Tensor | None:
         if not self._noise:
@@ -221,35 +216,11 @@ class ImageClassification:
             noise = noise[self._noise_of]
         return (noise >= self._dropout).to(self.dtype).div_(1 - self._dropout.to(self.dtype))
 
-    @torch.inference_mode()
-    def evaluate(self, model: nn.Module) -> dict[str, list[float]]:
+    def evaluate(self, model: Model) -> dict[str, list[float]]:
         """Return each member's loss and accuracy on the validation and the test images."""
-        metrics = {}
-        size = self._chunk_size(model)
-        for split in ("valid", "test"):
-            loss = torch.zeros(self.num_members, dtype=torch.float64, device=self.device)
-            correct = torch.zeros(self.num_members, dtype=torch.int64, device=self.device)
-            num_images = 0
-            # Bytes become floats a part at a time: reading floats from memory takes longer than making them.
-            for part in _parts(self.images, split, self.num_evaluation_images, size, bool(model.skips_black)):
-                inputs = _as_input(part.pixels[None], self.dtype)
-                with _products(self.device, self.precision):
-                    logits = model(inputs) if part.lit is None else model(inputs, lit=part.lit)
-                logits, truth = logits.to(self.dtype), part.labels
-                loss += functional.cross_entropy(
-                    logits, truth.expand(self.num_members, -1).contiguous(), reduction="none"
-                ).sum(1)
-                # Ten numbers side by side are compared seven times as fast as ten that are far apart.
-                correct += (logits.transpose(1, 2).contiguous().argmax(2) == truth).sum(1)
-                num_images += len(truth)
-            metrics[f"{split}_loss"] = loss / num_images
-            metrics[f"{split}_accuracy"] = correct.double() / num_images
-        return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
-
-    def _chunk_size(self, model: nn.Module) -> int:
-        low, high = EVALUATION_IMAGES[self.device.type]
-        per_image = self.num_members * int(model.num_activations)  # type: ignore[arg-type]
-        return min(high, max(low, EVALUATION_NUMBERS[self.device.type] // per_image))
+        return evaluate(
+            model, self.images, self.num_evaluation_images, self.dtype, partial(_products, self.device, self.precision)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next batches depend on beside the step."""
@@ -279,40 +250,3 @@ def _products(device: torch.device, precision: str) -> AbstractContextManager[An
 def _on_device(images: ImageData, device: torch.device) -> ImageData:
     """Keep a data set on a device from one trial of this process to the next."""
     return images.to(device)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Some images of an evaluation.
-
-    Attributes:
-        pixels: (N, 1, 28, 28) uint8, or (N, L) where only L of the pixels are lit in any of them.
-        labels: (N,).
-        lit: Which pixels these are, (L,); ``None``: all are there.
-    """
-
-    pixels: torch.Tensor
-    labels: torch.Tensor
-    lit: torch.Tensor | None
-
-
-@lru_cache(maxsize=4)
-def _parts(images: ImageData, split: str, num_images: int, size: int, skips_black: bool) -> list[_Part]:
-    """Return the first images of a split in parts; by class where black pixels are skipped.
-
-    Of images of one class 40 % of the pixels are black in all, of images as they come 27 %.
-    """
-    pixels, labels = (getattr(images, f"{split}_{what}")[:num_images] for what in ("images", "labels"))
-    if not skips_black:
-        return [_Part(*part, None) for part in zip(pixels.split(size), labels.split(size), strict=True)]
-    parts = []
-    for chosen in labels.argsort(stable=True).split(size):
-        flat = pixels[chosen].flatten(1)
-        lit = flat.amax(0).nonzero()[:, 0]
-        parts.append(_Part(flat[:, lit].contiguous(), labels[chosen], lit))
-    return parts
-
-
-def _as_input(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return bytes as fractions of full brightness."""
-    return pixels.to(dtype).div_(255)
