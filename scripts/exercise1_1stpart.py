@@ -8,7 +8,7 @@ Flags are those of ``tune-hpc run`` (``--help`` lists them); frames, tables, fig
 
 import sys
 
-from tune_hpc.cli import main
+from tune_hpc.cli import run_and_exit
 
 if __name__ == "__main__":
-    sys.exit(main(["run", "exercise1_1stpart", *sys.argv[1:]]))
+    run_and_exit(["run", "exercise1_1stpart", *sys.argv[1:]])

@@ -5,13 +5,14 @@ pays neither for torch nor for Ray.
 """
 
 import argparse
+import gc
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tune_hpc import __version__
 from tune_hpc.errors import FolderError, InvalidExperimentError, TuneHpcError, UnknownNameError
@@ -65,6 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return SUCCESS
     finally:
         log.removeHandler(to_terminal)
+
+
+def run_and_exit(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command, and end the process with its exit code."""
+    code = main(arguments)
+    # Python's last collection would walk all that Ray and pandas imported, for half a second.
+    gc.freeze()
+    sys.exit(code)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -344,4 +353,4 @@ def _data(flags: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_exit()

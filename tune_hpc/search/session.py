@@ -47,10 +47,19 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         # Ray says the same of a cluster that wants a token and of one that does not answer.
         remedy = "check that `ray status` answers there; for a cluster with a token, set RAY_AUTH_MODE=token"
         raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {reason}; {remedy}") from error
+    if not address:
+        _end_autoscaler()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _end_autoscaler() -> None:
+    """End the process that would add nodes: one machine has none to add, and at the end Ray waits a second for it."""
+    node = ray._private.worker.global_worker.node  # Ray has no public switch for it.
+    if node is not None:
+        node.kill_monitor(check_alive=False)
 
 
 def _check_listening(address: str) -> None:
