@@ -122,7 +122,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         dest="settings",
-        help="a value, a list (a,b,c) or a range (uniform(0, 0.5), loguniform(1e-4, 1)); repeatable",
+        help="a value, a list (a,b,c) or a range (uniform(0, 0.5), loguniform(1e-4, 1)), for KEY[OTHER=a,b] only where "
+        "the parameter OTHER is a or b; repeatable",
     )
     space.add_argument("--quick", action="store_true", help="fewer steps and values, for a first look")
     space.add_argument("--seeds", type=int, metavar="N", help="run every configuration with seeds 0 to N-1")
@@ -163,17 +164,9 @@ def find_experiments(name: str, flags: argparse.Namespace) -> list["Experiment"]
         InvalidSpaceError: a setting that its parameter does not allow.
         InvalidExperimentError: flags that contradict one another.
     """
-    from tune_hpc.search.domains import parse_domain
+    from tune_hpc.search.settings import parse_settings
 
-    values: dict[str, Any] = {}
-    for setting in flags.settings:
-        key, equals, text = setting.partition("=")
-        key = key.strip()
-        if not key or not equals:
-            raise InvalidExperimentError(f"--set takes KEY=VALUE; got {setting!r}")
-        if key in values:
-            raise InvalidExperimentError(f"--set gives each key once; {key} is given twice")
-        values[key] = parse_domain(key, text)
+    values = parse_settings(flags.settings)
     if flags.seeds is not None and flags.seeds < 1:
         raise InvalidExperimentError(f"--seeds must be at least 1; got {flags.seeds}")
     changes: dict[str, Any] = {"search_seed": flags.search_seed}
@@ -322,14 +315,12 @@ def _spaces(flags: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from tune_hpc.search.domains import describe
-
     catalogue = import_module("search_spaces")
     if flags.names:
         for experiment in [one for name in flags.names for one in catalogue.find(name)]:
             print(f"{experiment.name}: {experiment.title} ({experiment.source}; {experiment.num_trials} trials)")
-            for name, value in experiment.space.items():
-                print(f"  {name} = {describe(value)}")
+            for name in experiment.space:
+                print(f"  {name} = {experiment.space.describe(name)}")
         return SUCCESS
     table = Table("experiment", "trials", "quick", "varies", "title", box=None)
     for experiment in catalogue.all_experiments():

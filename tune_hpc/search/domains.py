@@ -7,6 +7,7 @@ this grammar alone, and never evaluated.
 import math
 import re
 from collections.abc import Iterable, Mapping
+from statistics import NormalDist
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -57,13 +58,13 @@ def parse_domain(name: str, text: str) -> Any:
     call = _CALL.match(text)
     if call:
         kind, arguments = call.groups()
-        return domain_from_json(name, {kind: _parse_list(name, arguments) if arguments.strip() else []})
+        return domain_from_json(name, {kind: parse_list(name, arguments) if arguments.strip() else []})
     if any(bracket in text for bracket in "()[]{}"):
         # Taken as words these would fail later, or never.
         raise InvalidSpaceError(
             f"{name}: a value is a number, a word, a list (1,2,3) or a range (uniform(0, 1)); got {text!r}"
         )
-    values = _parse_list(name, text)
+    values = parse_list(name, text)
     return values[0] if len(values) == 1 else tune.choice(values)
 
 
@@ -83,7 +84,12 @@ def _as_word(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
-def _parse_list(name: str, text: str) -> list[Any]:
+def parse_list(name: str, text: str) -> list[Any]:
+    """Read values with commas between them.
+
+    Raises:
+        InvalidSpaceError: a value is missing.
+    """
     values = [_parse_scalar(one) for one in text.split(",")]
     if any(value == "" for value in values):
         raise InvalidSpaceError(f"{name}: a value is missing in {text!r}")
@@ -113,7 +119,7 @@ def check_domain(name: str, value: Any, key: Key | None) -> Any:
     if isinstance(value, Mapping) and set(value) == {"grid_search"}:
         return _choice(name, value["grid_search"], key)
     if not isinstance(value, Domain):
-        return _checked_scalar(name, value, key)
+        return check_constant(name, value, key)
     if isinstance(value, Categorical):
         return _choice(name, value.categories, key)
     kind, arguments = next(iter(to_plain(name, value).items()))
@@ -126,15 +132,15 @@ def check_domain(name: str, value: Any, key: Key | None) -> Any:
         raise InvalidSpaceError(
             f"{name} must be {key.allowed}; {kind} gives fractions: use {kind.replace('uniform', 'randint')}"
         )
-    for bound in _bounds(domain):
-        _checked_scalar(name, bound, key)
+    for bound in bounds(domain):
+        check_constant(name, bound, key)
     return domain
 
 
 def _choice(name: str, values: Iterable[Any], key: Key | None) -> Domain:
     if not isinstance(values, list | tuple):
         raise InvalidSpaceError(f"{name}: a choice takes a list; got {values!r}")
-    categories = [_checked_scalar(name, one, key) for one in values]
+    categories = [check_constant(name, one, key) for one in values]
     if not categories:
         raise InvalidSpaceError(f"{name}: a choice needs at least one value; got none")
     if len({(isinstance(one, bool), one) for one in categories}) < len(categories):
@@ -185,7 +191,12 @@ def _fits(number: float) -> bool:
     return -(2**63) <= number < 2**63 if isinstance(number, int) else math.isfinite(number)
 
 
-def _checked_scalar(name: str, value: Any, key: Key | None) -> Any:
+def check_constant(name: str, value: Any, key: Key | None) -> Any:
+    """Return a constant in the kind that ``key`` wants.
+
+    Raises:
+        InvalidSpaceError: it is none of number, string and boolean, or its key does not allow it.
+    """
     if isinstance(value, np.generic):
         value = value.item()
     if not isinstance(value, bool | int | float | str):
@@ -243,9 +254,7 @@ def all_values(domain: Domain) -> list[Any]:
         return list(domain.categories)
     stepped = _multiples(domain)
     assert stepped, "continuous"
-    multiples, step = stepped
-    low, high = _bounds(domain)
-    return [min(max(multiple * step, low), high) for multiple in multiples]
+    return [_multiple(domain, multiple) for multiple in stepped[0]]
 
 
 def draw(domain: Domain, generator: np.random.Generator) -> Any:
@@ -255,8 +264,91 @@ def draw(domain: Domain, generator: np.random.Generator) -> Any:
     if isinstance(domain, Categorical):
         return value
     # exp(log(x)) and multiples of a step are rounded: the last bit may lie outside.
-    low, high = _bounds(domain)
+    low, high = bounds(domain)
     return min(max(value, low), high)
+
+
+def quantile(domain: Domain, fraction: float) -> Any:
+    """Return the value below which a domain has a given fraction of its probability.
+
+    So points that fill a unit cube evenly become configurations that fill a space evenly.
+
+    Args:
+        domain: Any that a space takes.
+        fraction: At least 0, below 1.
+    """
+    if isinstance(domain, Categorical):
+        return domain.categories[int(fraction * len(domain.categories))]
+    kind, (low, high, *_) = next(iter(to_plain("", domain).items()))
+    if kind == "randn":
+        return NormalDist(low, high).inv_cdf(min(max(fraction, 1e-12), 1 - 1e-12))
+    stepped = _multiples(domain)
+    if stepped:
+        multiples, _ = stepped
+        if "log" in kind:
+            # Each multiple stands for all numbers that are rounded down to it.
+            first, last = math.log(multiples.start), math.log(multiples.stop)
+            place = int(math.exp(first + fraction * (last - first)) * (1 + 1e-12)) - multiples.start
+        else:
+            place = int(fraction * len(multiples))
+        return _multiple(domain, multiples[min(place, len(multiples) - 1)])
+    if "log" in kind:
+        value = math.exp(math.log(low) + fraction * (math.log(high) - math.log(low)))
+    else:
+        value = low + fraction * (high - low)
+    return float(min(max(value, low), high))
+
+
+def cumulative(domain: Domain, value: Any) -> float:
+    """Return a fraction of which ``quantile`` makes this value: for a normal or a stepped logarithmic domain."""
+    kind, (mean, deviation, *_) = next(iter(to_plain("", domain).items()))
+    if kind == "randn":
+        return NormalDist(mean, deviation).cdf(value)
+    stepped = _multiples(domain)
+    assert stepped, kind
+    multiples, step = stepped
+    first, last = math.log(multiples.start), math.log(multiples.stop)
+    return (math.log(round(value / step) + 0.5) - first) / (last - first)
+
+
+def nearest(domain: Domain, number: float) -> Any:
+    """Return the value of a range that is nearest to a number."""
+    stepped = _multiples(domain)
+    if not stepped:
+        low, high = bounds(domain)
+        return float(min(max(number, low), high))
+    multiples, step = stepped
+    return _multiple(domain, min(max(round(number / step), multiples.start), multiples.stop - 1))
+
+
+def _multiple(domain: Domain, multiple: int) -> Any:
+    """Return a multiple of a domain's step, kept within its bounds where it was rounded."""
+    stepped = _multiples(domain)
+    assert stepped
+    low, high = bounds(domain)
+    value = min(max(multiple * stepped[1], low), high)
+    return float(value) if isinstance(domain, Float) else value
+
+
+def contains(value: Any, candidate: Any) -> bool:
+    """Whether a domain, or a constant, may have a value; True is not 1."""
+    if not isinstance(value, Domain):
+        return isinstance(candidate, bool) == isinstance(value, bool) and bool(candidate == value)
+    if isinstance(value, Categorical):
+        return any(contains(one, candidate) for one in value.categories)
+    if not _is_number(candidate) or not _fits(candidate):
+        return False
+    if next(iter(to_plain("", value))) == "randn":
+        return True
+    low, high = bounds(value)
+    if not low <= candidate <= high or (isinstance(value, Integer) and candidate != int(candidate)):
+        return False
+    stepped = _multiples(value)
+    if not stepped:
+        return True
+    multiples, step = stepped
+    near = round(candidate / step)
+    return near in multiples and bool(candidate == _multiple(value, near))
 
 
 def _multiples(domain: Domain) -> tuple[range, float] | None:
@@ -271,7 +363,7 @@ def _multiples(domain: Domain) -> tuple[range, float] | None:
     return range(round(low / step), round(high / step) + 1), step
 
 
-def _bounds(domain: Domain) -> tuple[float, float]:
+def bounds(domain: Domain) -> tuple[float, float]:
     """Return the lowest and the highest value of a range."""
     if isinstance(domain, Float):
         return domain.lower, domain.upper

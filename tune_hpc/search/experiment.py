@@ -9,20 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import islice
 from typing import Any
-
-import numpy as np
-from ray.tune.search.sample import Categorical, Domain
 
 from tune_hpc.analysis.results import IDENTITY, MEASURES, METRICS
 from tune_hpc.errors import InvalidConfigError, InvalidExperimentError, InvalidSpaceError
 from tune_hpc.learning.config import OPTIMIZER_DEFAULTS, OPTIMIZER_KEYS, TRIAL_KEYS, check_key
-from tune_hpc.search.domains import describe
+from tune_hpc.search.designs import quasi_random_configs, random_configs
 from tune_hpc.search.reference import reference_to
 from tune_hpc.search.space import Space
 
 TRAIN = "tune_hpc.learning.training:train"
-SEARCHERS = ("grid", "random")
+#: Those whose configurations are known beforehand, and those that learn from the trials that ended.
+DESIGNS = ("grid", "random", "quasi_random")
+ADAPTIVE = ("tpe", "gp")
+SEARCHERS = DESIGNS + ADAPTIVE
 #: What the line reports; images report all of ``METRICS``.
 LINE_METRICS = ("train_loss", "W", "b")
 #: Trial ids have five digits, and the driver holds every configuration.
@@ -113,9 +114,11 @@ class Experiment:
         mode: ``min`` or ``max``.
         seeds: Every configuration runs once with each; the trainable finds its seed as ``config["seed"]``. Empty when
             the space itself has the parameter ``seed``, or when the trainable has no use for one.
-        searcher: ``grid`` (every configuration) or ``random``.
-        num_samples: Configurations that ``random`` draws.
-        search_seed: Fixes what ``random`` draws; at least 0.
+        searcher: ``grid`` (every configuration), ``random``, ``quasi_random`` (a scrambled Sobol sequence), or one that
+            learns from the trials that ended: ``tpe`` or ``gp`` (Optuna's).
+        num_samples: Configurations that any but the grid tries.
+        search_seed: Fixes what a searcher draws; at least 0. With ``tpe`` and ``gp`` the order in which trials end has
+            a say, too.
         title: One line for tables and reports.
         description: What is done and why, in a few sentences.
         source: Where the experiment was published.
@@ -164,7 +167,7 @@ class Experiment:
         if "seed" in self.space and self.seeds:
             object.__setattr__(self, "seeds", self.seeds if self.seeds != (0,) else ())
             if self.seeds:
-                inside = describe(self.space["seed"])
+                inside = self.space.describe("seed")
                 raise InvalidExperimentError(
                     f"the seed is given twice: seed={inside} in the space and seeds={list(self.seeds)}"
                 )
@@ -184,6 +187,15 @@ class Experiment:
                 )
         elif self.num_samples is None:
             raise InvalidExperimentError(f"a {self.searcher} search needs num_samples; it was left out")
+        elif self.searcher == "quasi_random" and self.space.size is not None and self.num_samples > self.space.size:
+            raise InvalidExperimentError(
+                f"a quasi-random search tries no configuration twice; got num_samples={self.num_samples} for "
+                f"{self.space.size} configurations: ask for fewer, or for a grid"
+            )
+        if self.searcher in ADAPTIVE and not self.space.varying:
+            raise InvalidExperimentError(f"{self.searcher} needs a parameter that varies; {self.name} has none")
+        if self.searcher == "gp" and self.space.is_conditional:
+            raise InvalidExperimentError("gp cannot model parameters with conditions; use tpe")
         configurations = self.space.size if self.searcher == "grid" else self.num_samples
         if configurations is not None and configurations * max(1, len(self.seeds)) > MAX_TRIALS:
             raise InvalidExperimentError(
@@ -255,17 +267,21 @@ class Experiment:
 
         Raises:
             InvalidSpaceError: a grid over a continuous parameter.
+            InvalidExperimentError: the searcher has to see how trials end before it proposes more.
         """
+        if self.searcher in ADAPTIVE:
+            raise InvalidExperimentError(f"what {self.searcher} tries is known when it has tried it")
         if self.searcher == "grid":
             configurations: Iterator[dict[str, Any]] = self.space.grid()
         else:
-            generator = np.random.default_rng(self.search_seed)
-            configurations = (self.space.sample(generator) for _ in range(self.num_samples or 0))
+            stream = random_configs if self.searcher == "random" else quasi_random_configs
+            configurations = islice(stream(self.space, self.search_seed), self.num_samples)
         for configuration in configurations:
-            if not self.seeds:
-                yield configuration
-            for seed in self.seeds:
-                yield {**configuration, "seed": seed}
+            yield from self.with_seeds(configuration)
+
+    def with_seeds(self, configuration: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return a configuration once with each seed."""
+        return [{**configuration, "seed": seed} for seed in self.seeds] or [dict(configuration)]
 
     def to_json(self) -> dict[str, Any]:
         """Return what experiment.json holds of the experiment."""
@@ -282,10 +298,5 @@ class Experiment:
 
 
 def _possible(space: Space, name: str) -> list[Any]:
-    """Return the values that a parameter may take; the bounds, where it is a range."""
-    if name not in space:
-        return [TRIAL_KEYS[name].default]
-    value = space[name]
-    if isinstance(value, Categorical):
-        return list(value.categories)
-    return [value.lower, value.upper] if isinstance(value, Domain) else [value]
+    """Return the values that a parameter of a few values may take."""
+    return space.possible(name) if name in space else [TRIAL_KEYS[name].default]

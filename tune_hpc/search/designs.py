@@ -1,0 +1,62 @@
+"""Configurations that are known before the first trial runs: grid, random, quasi-random.
+
+Each is an endless or finite stream that depends on the space and the search seed alone, so a search has the same
+configurations on any number of slots, and a longer search begins with those of a shorter one.
+"""
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from tune_hpc.search.domains import quantile
+from tune_hpc.search.space import Branch, Space
+
+
+def random_configs(space: Space, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield configurations drawn at random, without end."""
+    generator = np.random.default_rng(seed)
+    while True:
+        yield space.sample(generator)
+
+
+def quasi_random_configs(space: Space, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield configurations that fill the space evenly: a scrambled Sobol sequence.
+
+    Where the space has conditions each of its branches has a sequence of its own, and they take turns; so 30
+    configurations over three optimizers are ten evenly spread ones for each. No configuration comes twice, and where
+    there is a finite number of them the stream ends with the last one.
+
+    Source: I. M. Sobol, USSR Comput. Math. Math. Phys. 7 (1967); A. B. Owen's scrambling, as scipy has it.
+    """
+    sequences = [_fill(branch, seed, number) for number, branch in enumerate(space.branches())]
+    while sequences:
+        for sequence in list(sequences):
+            config = next(sequence, None)
+            if config is None:
+                sequences.remove(sequence)
+            else:
+                yield config
+
+
+def _fill(branch: Branch, seed: int, number: int) -> Iterator[dict[str, Any]]:
+    domains = list(branch.domains.values())
+    if not domains:
+        yield branch.with_values([])
+        return
+    # Imported where it is needed: it takes longer than all the rest of a small search's plan.
+    from scipy.stats import qmc
+
+    engine = qmc.Sobol(len(domains), scramble=True, rng=np.random.default_rng([seed, number]))
+    seen = set()
+    # Twice as many points each time: powers of two keep the sequence balanced.
+    for power in count():
+        for point in engine.random(max(1, 2 ** (power - 1))):
+            values = [quantile(domain, value) for domain, value in zip(domains, point, strict=True)]
+            told_apart = tuple((isinstance(value, bool), value) for value in values)
+            if told_apart not in seen:
+                seen.add(told_apart)
+                yield branch.with_values(values)
+            if len(seen) == branch.size:
+                return

@@ -1,0 +1,245 @@
+"""Searchers that learn from the trials that ended: an Optuna study that is asked for configurations.
+
+One configuration of ours is one trial of Optuna's, whatever the number of seeds it runs with: its value is the mean
+over them. Parameters keep their names; one with several cases has a parameter of Optuna's for each, for the learning
+rate of Adam and that of Momentum are two different things: ``learning_rate[optimizer=adam]``.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from ray.tune.search.sample import Categorical, Domain, Integer
+
+from tune_hpc.search.conditions import Conditional
+from tune_hpc.search.designs import quasi_random_configs
+from tune_hpc.search.domains import bounds, cumulative, nearest, quantile, to_plain
+from tune_hpc.search.space import Space
+
+#: So many configurations are spread evenly before the sampler's model has a say.
+NUM_STARTUP = 10
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a configuration, in Optuna's words.
+
+    Attributes:
+        state: ``COMPLETE``, ``PRUNED`` or ``FAIL``.
+        mean: The metric's mean over the seeds.
+        step: How far it came.
+        violation: Above 0 where the configuration is infeasible; ``None`` where nothing is known.
+    """
+
+    state: TrialState
+    mean: float
+    step: int
+    violation: float | None
+
+
+class Study:
+    """Asks Optuna for configurations and tells it what became of them.
+
+    Args:
+        space: What may vary.
+        sampler: ``tpe`` or ``gp``.
+        mode: ``min`` or ``max``.
+        seed: Fixes the proposals, as far as the order in which trials end does not.
+    """
+
+    def __init__(self, space: Space, sampler: str, mode: str, seed: int) -> None:
+        self.space = space
+        self.sampler = sampler
+        self.mode = mode
+        self.seed = seed
+        self.parameters = dict(_parameters(space))
+        self.study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
+        self._startup = quasi_random_configs(space, seed)
+        self._asked: dict[int, optuna.Trial] = {}
+        self._begun = False
+
+    def ask(self) -> tuple[int, dict[str, Any]]:
+        """Return the number and the configuration of the next trial."""
+        if not self._begun:
+            # A search that is extended must not propose once more what the first part of it did.
+            number = len(self.trials)
+            self.study.sampler = _sampler(self.sampler, self.space, self.seed + number)
+            self._begun = True
+        with _quiet():
+            if len(self.trials) < NUM_STARTUP:
+                config = next(self._startup, None)
+                if config is not None:
+                    self.study.enqueue_trial(self.as_params(config))
+            trial = self.study.ask()
+            self._asked[trial.number] = trial
+            return trial.number, self._suggested(trial)
+
+    def _suggested(self, trial: optuna.Trial) -> dict[str, Any]:
+        config: dict[str, Any] = {}
+        for name in self.space.order:
+            case, value = self.space.case(name, config)
+            if case is None:
+                continue
+            if isinstance(value, Domain):
+                parameter = self.parameters[name, case]
+                value = parameter.to_value(parameter.suggest(trial))
+            config[name] = value
+        return {name: config[name] for name in self.space if name in config}
+
+    def as_params(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of Optuna's parameters for a configuration that the space admits."""
+        params = {}
+        for name in self.space.order:
+            case, value = self.space.case(name, config)
+            if case is not None and isinstance(value, Domain):
+                parameter = self.parameters[name, case]
+                params[parameter.name] = parameter.from_value(config[name])
+        return params
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        """Say what became of the configuration that ``ask`` gave this number."""
+        trial = self._asked.pop(number)
+        if outcome.violation is not None:
+            trial.set_constraint("diverged", outcome.violation)
+        if outcome.state is TrialState.PRUNED:
+            trial.report(outcome.mean, outcome.step)
+        self.study.tell(trial, outcome.mean if outcome.state is TrialState.COMPLETE else None, state=outcome.state)
+
+    def add(self, config: Mapping[str, Any], outcome: Outcome) -> int:
+        """Take in a configuration that was tried before; return its number."""
+        params = self.as_params(config)
+        trial = create_trial(
+            state=outcome.state,
+            value=outcome.mean if outcome.state is not TrialState.FAIL else None,
+            params=params,
+            distributions={one.name: one.distribution for one in self.parameters.values() if one.name in params},
+            intermediate_values={outcome.step: outcome.mean} if outcome.state is TrialState.PRUNED else None,
+            constraints=None if outcome.violation is None else {"diverged": outcome.violation},
+        )
+        self.study.add_trial(trial)
+        return len(self.trials) - 1
+
+    def outcome(self, statuses: Sequence[str], values: Sequence[float | None], step: int = 0) -> Outcome:
+        """Return what Optuna is to be told of a configuration.
+
+        Args:
+            statuses: ``finished``, ``stopped``, ``diverged`` or ``failed``, one for each of its seeds.
+            values: The metric that ranks trials; ``None`` where there is none.
+            step: How far the shortest of them came.
+
+        Returns:
+            A divergence makes it infeasible, a scheduler's stop pruned; where one seed failed, nothing is known.
+        """
+        if "diverged" in statuses:
+            return Outcome(TrialState.COMPLETE, math.inf if self.mode == "min" else -math.inf, step, 1.0)
+        numbers = [value for value in values if value is not None and math.isfinite(value)]
+        if "failed" in statuses or not numbers:
+            return Outcome(TrialState.FAIL, math.nan, step, None)
+        return Outcome(TrialState.PRUNED if "stopped" in statuses else TrialState.COMPLETE, fmean(numbers), step, -1.0)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """What Optuna knows, in the order of the numbers."""
+        return self.study.get_trials(deepcopy=False)
+
+
+class StudyParameter:
+    """One domain of a space as Optuna samples it.
+
+    Attributes:
+        name: Optuna's name for it.
+        distribution: What Optuna draws from: the domain itself where Optuna has its like, else the fraction of its
+            probability that lies below a value.
+    """
+
+    def __init__(self, name: str, domain: Domain) -> None:
+        self.domain = domain
+        with _quiet():
+            self.distribution, self._is_fraction = _distribution(domain)
+        self.name = f"{name} (quantile)" if self._is_fraction else name
+
+    def suggest(self, trial: optuna.Trial) -> Any:
+        """Return Optuna's value."""
+        own = self.distribution
+        if isinstance(own, CategoricalDistribution):
+            return trial.suggest_categorical(self.name, own.choices)
+        if isinstance(own, IntDistribution):
+            return trial.suggest_int(self.name, own.low, own.high, step=own.step, log=own.log)
+        return trial.suggest_float(self.name, own.low, own.high, step=own.step, log=own.log)
+
+    def to_value(self, suggested: Any) -> Any:
+        """Return the domain's value for one of Optuna's."""
+        if self._is_fraction:
+            return quantile(self.domain, min(suggested, math.nextafter(1, 0)))
+        if isinstance(self.domain, Categorical):
+            return suggested
+        return nearest(self.domain, suggested)
+
+    def from_value(self, value: Any) -> Any:
+        """Return Optuna's value for one of the domain's."""
+        if self._is_fraction:
+            return cumulative(self.domain, value)
+        own = self.distribution
+        # Optuna's upper bound may be another sum of the same steps, rounded otherwise.
+        return value if isinstance(own, CategoricalDistribution) else min(max(value, own.low), own.high)
+
+
+def _parameters(space: Space) -> Iterator[tuple[tuple[str, int], StudyParameter]]:
+    """Yield a parameter of Optuna's for each domain of each case of a space: by the parameter's name and the case."""
+    for name, value in space.items():
+        cases = [case.value for case in value.cases] if isinstance(value, Conditional) else [value]
+        for place, domain in enumerate(cases):
+            if isinstance(domain, Domain):
+                yield (name, place), StudyParameter(_parameter_name(space, name, place), domain)
+
+
+def _parameter_name(space: Space, name: str, case: int) -> str:
+    value = space[name]
+    if not isinstance(value, Conditional) or len(value.cases) == 1:
+        return name
+    conditions = value.cases[case].conditions
+    if not conditions:
+        return name
+    told = (f"{other}={','.join(map(str, values))}" for other, values in conditions.items())
+    return f"{name}[{'&'.join(told)}]"
+
+
+def _distribution(domain: Domain) -> tuple[CategoricalDistribution | IntDistribution | FloatDistribution, bool]:
+    """Return what Optuna draws from, and whether these are fractions of a probability."""
+    if isinstance(domain, Categorical):
+        return CategoricalDistribution(domain.categories), False
+    kind, (low, high, *step) = next(iter(to_plain("", domain).items()))
+    is_log = "log" in kind
+    if kind == "randn" or (step and is_log):
+        return FloatDistribution(0, 1), True
+    if isinstance(domain, Integer):
+        low, high = map(int, bounds(domain))
+        return IntDistribution(low, high, log=is_log, step=int(step[0]) if step else 1), False
+    return FloatDistribution(low, high, log=is_log, step=step[0] if step else None), False
+
+
+def _sampler(name: str, space: Space, seed: int) -> optuna.samplers.BaseSampler:
+    with _quiet():
+        if name == "gp":
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=NUM_STARTUP)
+        return optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=NUM_STARTUP, multivariate=True, group=space.is_conditional
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Optuna's remarks on its own experimental options from our users."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
