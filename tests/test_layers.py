@@ -34,6 +34,7 @@ MAY_IMPORT = {
     ],
     # The experiments are named by the user, and listed.
     "tune_hpc.cli": ["tune_hpc", "search_spaces"],
+    "tune_hpc.flags": ["tune_hpc.errors", "tune_hpc.search", "search_spaces"],
     "search_spaces": ["tune_hpc.errors", "tune_hpc.search", "search_spaces"],
     "scripts": ["tune_hpc", "search_spaces"],
 }  # fmt: skip

@@ -2,8 +2,9 @@
 
 The public names, each loaded on first use so that ``import tune_hpc`` costs milliseconds:
 
-    Experiment, Space, Published, Figure, Table    what is run
-    run, run_all                                   run it on Ray Tune
+    Experiment, Space, when                        what is run
+    Published, Figure, Table                       what is shown beside it
+    run, run_all, resume, extend                   run it on Ray Tune, go on, add more
     load, load_all, Results                        what happened, as data frames
     write_report                                   the same as tables, figures and one HTML page
 """
@@ -19,10 +20,13 @@ _HOMES = {
     "Space": "tune_hpc.search.space",
     "Table": "tune_hpc.search.experiment",
     "TuneHpcError": "tune_hpc.errors",
+    "extend": "tune_hpc.search.tuner",
     "load": "tune_hpc.analysis.results",
     "load_all": "tune_hpc.analysis.results",
+    "resume": "tune_hpc.search.tuner",
     "run": "tune_hpc.search.tuner",
     "run_all": "tune_hpc.search.tuner",
+    "when": "tune_hpc.search.conditions",
     "write_report": "tune_hpc.analysis.report",
 }
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tune_hpc import __version__
 from tune_hpc.errors import FolderError, InvalidExperimentError, TuneHpcError, UnknownNameError
+from tune_hpc.flags import PLACE_FLAGS, add_place_flags, add_run_flags, find_experiments
 
 if TYPE_CHECKING:
     from tune_hpc.analysis.results import Results
@@ -27,9 +28,11 @@ examples:
   tune-hpc run exercise2.softmax                         one stage, at full size
   tune-hpc run exercise3 --quick                         all stages of an exercise, at a size for a first look
   tune-hpc run exercise3.winner --seeds 5 --set dropout=0.4,0.5
-  tune-hpc run exercise2.softmax --set 'learning_rate=loguniform(1e-4, 1)' --num-samples 100
+  tune-hpc run exercise2.softmax --set 'learning_rate=loguniform(1e-4, 1)' --searcher tpe --num-samples 100
   tune-hpc run my_search:experiment                      an experiment of your own, from my_search.py
   tune-hpc run my_search:train --set x=1,2,3 --metric loss --mode min
+  tune-hpc resume runs/exercise3                         go on after an interrupt
+  tune-hpc extend runs/exercise2.softmax --num-samples 50
   tune-hpc show runs/exercise2.softmax                   the best trials
   tune-hpc report runs/exercise2.softmax                 tables, figures and report.html
 """
@@ -95,6 +98,19 @@ def _parser() -> argparse.ArgumentParser:
     add_run_flags(run)
     run.add_argument("names", nargs="+", metavar="NAME", help="an exercise, a stage, all, or package.module:attribute")
 
+    going_on = {
+        "resume": "go on with searches that ended before their time; what ended is kept",
+        "extend": "add configurations to a search; its searcher knows all that was tried",
+    }
+    for name, text in going_on.items():
+        verb = add(name, _go_on, text)
+        verb.add_argument("folder", metavar="FOLDER")
+        verb.set_defaults(num_samples=None)
+        if name == "extend":
+            verb.add_argument("--num-samples", type=int, metavar="N", required=True, help="how many more to try")
+        add_place_flags(verb)
+        verb.add_argument("--no-report", action="store_true", help="write the data frames only")
+
     show = add("show", _show, "show the counts and the best trials of an experiment folder")
     show.add_argument("folder", metavar="FOLDER")
     show.add_argument("-n", type=int, default=10, help="trials to show (default: 10)")
@@ -113,103 +129,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how experiments run; the scripts share them."""
-    space = parser.add_argument_group("what is run")
-    space.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="settings",
-        help="a value, a list (a,b,c) or a range (uniform(0, 0.5), loguniform(1e-4, 1)), for KEY[OTHER=a,b] only where "
-        "the parameter OTHER is a or b; repeatable",
-    )
-    space.add_argument("--quick", action="store_true", help="fewer steps and values, for a first look")
-    space.add_argument("--seeds", type=int, metavar="N", help="run every configuration with seeds 0 to N-1")
-    space.add_argument("--num-samples", type=int, metavar="N", help="draw N configurations at random, not all of them")
-    space.add_argument("--search-seed", type=int, default=0, metavar="N", help="fixes what is drawn (default: 0)")
-    space.add_argument("--metric", help="what ranks trials (default: the experiment's; loss for a function)")
-    space.add_argument("--mode", choices=["min", "max"], help="whether less or more of it is better (function: min)")
-    where = parser.add_argument_group("where it is run")
-    where.add_argument("--address", metavar="HOST:PORT", help="a Ray cluster (default: Ray is started on this machine)")
-    where.add_argument("--cpus-per-trial", type=float, metavar="N", help="CPU cores a trial (default: 1)")
-    where.add_argument("--gpus-per-trial", type=float, metavar="N", help="GPUs a trial; a fraction shares one")
-    where.add_argument("--max-concurrent", type=int, metavar="N", help="trials that run at once, at most")
-    where.add_argument(
-        "--fuse", default="auto", metavar="N", help="trials that train as one program: auto, off, or at most N"
-    )
-    where.add_argument("--data-dir", metavar="DIR", help="where the image data are, or are to be put")
-    results = parser.add_argument_group("where results go")
-    results.add_argument("--output-dir", metavar="DIR", help="default: runs/NAME, or runs/NAME-2 where that is taken")
-    results.add_argument(
-        "--overwrite", action="store_true", help="replace an earlier run of the same experiments there"
-    )
-    results.add_argument("--no-report", action="store_true", help="write the data frames only")
-
-
 def _run(flags: argparse.Namespace) -> int:
     experiments = [experiment for name in flags.names for experiment in find_experiments(name, flags)]
     first, *others = flags.names
     # A folder's name has 255 characters at most.
     name = "-".join(flags.names) if len(others) < 4 else f"{first}-and-{len(others)}-others"
     return run_experiments(experiments, name.replace(":", "."), flags)
-
-
-def find_experiments(name: str, flags: argparse.Namespace) -> list["Experiment"]:
-    """Return the experiments of a name, changed as the flags say.
-
-    Raises:
-        UnknownNameError: nothing is called so.
-        InvalidSpaceError: a setting that its parameter does not allow.
-        InvalidExperimentError: flags that contradict one another.
-    """
-    from tune_hpc.search.settings import parse_settings
-
-    values = parse_settings(flags.settings)
-    if flags.seeds is not None and flags.seeds < 1:
-        raise InvalidExperimentError(f"--seeds must be at least 1; got {flags.seeds}")
-    changes: dict[str, Any] = {"search_seed": flags.search_seed}
-    if flags.num_samples is not None:
-        changes |= {"searcher": "random", "num_samples": flags.num_samples}
-    if flags.seeds is not None:
-        changes["seeds"] = tuple(range(flags.seeds))
-    changes |= {key: getattr(flags, key) for key in ("metric", "mode") if getattr(flags, key)}
-    found = []
-    for experiment in _named(name, values):
-        if flags.metric not in (None, experiment.metric) and not flags.mode and experiment.trainable != name:
-            raise InvalidExperimentError(
-                f"--metric {flags.metric} needs --mode min or --mode max; {experiment.name} is ranked by the "
-                f"{experiment.mode} of {experiment.metric}"
-            )
-        chosen = experiment.as_quick() if flags.quick else experiment
-        found.append(chosen.replace(space=chosen.space | values, **changes))
-    return found
-
-
-def _named(name: str, values: dict[str, Any]) -> list["Experiment"]:
-    from tune_hpc.search.experiment import Experiment
-    from tune_hpc.search.reference import load_reference
-    from tune_hpc.search.space import Space
-
-    if ":" not in name:
-        catalogue = import_module("search_spaces")
-        return catalogue.all_experiments() if name == "all" else catalogue.find(name)
-    target = load_reference(name)
-    if isinstance(target, Experiment):
-        return [target]
-    if isinstance(target, list | tuple) and target and all(isinstance(one, Experiment) for one in target):
-        return list(target)
-    if not callable(target):
-        raise UnknownNameError(
-            f"{name} is of type {type(target).__name__}; an Experiment or a function (config, report) is wanted"
-        )
-    if not values:
-        raise InvalidExperimentError(
-            f"{name} is a function: give its parameters with --set KEY=VALUE, or name an Experiment"
-        )
-    # A function gives its own meaning to every key, so none is held against ours.
-    return [Experiment(name.replace(":", "."), Space(values, keys={}), name, metric="loss", mode="min", seeds=())]
 
 
 def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.Namespace) -> int:
@@ -232,17 +157,14 @@ def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.
     folders = [parent] if len(experiments) == 1 else [parent / experiment.name for experiment in experiments]
     if len(experiments) > 1 and ExperimentFolder(parent).holds_experiment:
         raise FolderError(f"{parent} holds one experiment, and {len(experiments)} are to run; choose another folder")
-    options = {
-        key: getattr(flags, key)
-        for key in ("overwrite", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "fuse", "data_dir")
-    }
+    options = {key: getattr(flags, key) for key in ("overwrite", *PLACE_FLAGS)}
+    if flags.warm_start:
+        options["warm_start"] = flags.warm_start
     runners = dict.fromkeys(experiment.runner for experiment in experiments)
 
     def run_by(runner: str, **more: Any) -> list["Results"]:
         own = [(one, folder) for one, folder in zip(experiments, folders, strict=True) if one.runner == runner]
-        return load_reference(runner)(
-            [one for one, _ in own], folders=[folder for _, folder in own], address=flags.address, **options, **more
-        )
+        return load_reference(runner)([one for one, _ in own], folders=[folder for _, folder in own], **options, **more)
 
     # What the last runner would refuse is to be known before the first one has worked for hours.
     for runner in runners if len(runners) > 1 else ():
@@ -255,16 +177,34 @@ def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.
             if any(one.experiment["state"] == "interrupted" for one in results.values()):
                 break
     ordered = [results[experiment.name] for experiment in experiments if experiment.name in results]
-    for one in ordered:
+    return _tell(ordered, None if flags.no_report else parent / "report.html")
+
+
+def _go_on(flags: argparse.Namespace) -> int:
+    """Resume the searches of a folder, or extend the one that it holds."""
+    from tune_hpc.analysis.results import load_all
+    from tune_hpc.search.tuner import extend, resume
+
+    options = {key: getattr(flags, key) for key in PLACE_FLAGS}
+    if flags.num_samples is not None:
+        extend(flags.folder, num_samples=flags.num_samples, **options)
+    else:
+        resume(flags.folder, **options)
+    return _tell(load_all(flags.folder), None if flags.no_report else Path(flags.folder) / "report.html")
+
+
+def _tell(results: Sequence["Results"], page: Path | None) -> int:
+    """Print what came of some experiments, write the report, and return the exit code."""
+    for one in results:
         print(_in_short(one))
-    if not flags.no_report:
+    if page is not None:
         from tune_hpc.analysis.report import write_report
 
-        print(f"report: {write_report(ordered, parent / 'report.html')}")
-    states = {one.experiment["state"] for one in ordered}
+        print(f"report: {write_report(results, page)}")
+    states = {one.experiment["state"] for one in results}
     if "interrupted" in states:
         return INTERRUPTED
-    return FAILURE if any(not {"finished", "stopped"} & set(one.counts()) for one in ordered) else SUCCESS
+    return FAILURE if any(not {"finished", "stopped"} & set(one.counts()) for one in results) else SUCCESS
 
 
 def _show(flags: argparse.Namespace) -> int:

@@ -3,7 +3,9 @@
     experiment.json    what was asked, by whom, where and with what; its state
     trials.parquet     one row per trial (columns: results.py)
     history.parquet    long form: trial_id, step, one column per metric
-    trials/            while the search runs: ID.parquet for each trial that ended, ID.checkpoint for one under way
+    proposals.jsonl    the configurations that a searcher which learns has proposed, one a line
+    trials/            while the search runs: ID.parquet for each trial that ended, ID.checkpoint for one under way,
+                       bundles.json: which trials train as one program
     logs/              ID.log for each trial that wrote to its output or raised an exception
     tables/ figures/   what was made from the frames
     report.html        the same on one page
@@ -68,7 +70,9 @@ class ExperimentFolder:
         self.experiment_file = self.path / "experiment.json"
         self.trials_file = self.path / "trials.parquet"
         self.history_file = self.path / "history.parquet"
+        self.proposals = self.path / "proposals.jsonl"
         self.parts = self.path / "trials"
+        self.bundles = self.parts / "bundles.json"
         self.logs = self.path / "logs"
         self.tables = self.path / "tables"
         self.figures = self.path / "figures"
@@ -132,7 +136,7 @@ class ExperimentFolder:
         self.check_free(name, overwrite=overwrite)
         for leftover in (self.parts, self.logs, self.tables, self.figures, self.ray):
             shutil.rmtree(leftover, ignore_errors=True)
-        for file in (self.trials_file, self.history_file, self.report, self.experiment_file):
+        for file in (self.trials_file, self.history_file, self.proposals, self.report, self.experiment_file):
             file.unlink(missing_ok=True)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -6,11 +6,13 @@ would gain nothing and hold results back.
 """
 
 import itertools
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tune_hpc.errors import InvalidExperimentError
+from tune_hpc.analysis.folder import ExperimentFolder, write_whole
+from tune_hpc.errors import FolderError, InvalidExperimentError
 from tune_hpc.learning.fusion import fusion_key, members_that_pay, stream_key
 from tune_hpc.search.experiment import TRAIN
 
@@ -38,6 +40,7 @@ def plan_bundles(
     fuse: str | int,
     num_slots: int,
     on_gpu: bool,
+    first: int = 0,
 ) -> list[dict[str, Any]]:
     """Sort trials into bundles.
 
@@ -50,6 +53,7 @@ def plan_bundles(
         fuse: See ``check_fuse``.
         num_slots: How many trials of Ray's run at once.
         on_gpu: Whether they run on GPUs.
+        first: The number of the first bundle.
 
     Returns:
         ``bundle_id`` and ``members`` (samples), in the order of each bundle's first member. A trial alone is a bundle
@@ -75,8 +79,46 @@ def plan_bundles(
     bundles.sort(key=lambda bundle: places[bundle[0]["experiment"], bundle[0]["trial_id"]])
     return [
         {"bundle_id": bundle[0]["trial_id"] if len(bundle) == 1 else f"b{number:05d}", "members": bundle}
-        for number, bundle in enumerate(bundles)
+        for number, bundle in enumerate(bundles, first)
     ]
+
+
+def write_bundles(home: ExperimentFolder, bundles: Sequence[Mapping[str, Any]]) -> None:
+    """Note which trials train as one program, for one that is interrupted goes on as that program."""
+    members = {one["bundle_id"]: [sample["trial_id"] for sample in one["members"]] for one in bundles}
+    known = _read_bundles(home) | {name: own for name, own in members.items() if len(own) > 1}
+    text = json.dumps(known) + "\n"
+    write_whole(home.bundles, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def interrupted_bundles(home: ExperimentFolder, samples: Sequence[Sample]) -> tuple[list[dict[str, Any]], int]:
+    """Return the programs of an earlier run that left a checkpoint, and the number of the next new one.
+
+    Args:
+        home: The experiment's folder.
+        samples: The trials that are to run; a program of which some have ended is not taken up again.
+    """
+    waiting = {sample["trial_id"]: sample for sample in samples}
+    known = _read_bundles(home)
+    found = []
+    for name, members in known.items():
+        if home.checkpoint(name).is_file():
+            if all(one in waiting for one in members):
+                found.append({"bundle_id": name, "members": [waiting[one] for one in members]})
+            else:
+                home.checkpoint(name).unlink()
+    return found, max((int(name[1:]) + 1 for name in known), default=0)
+
+
+def _read_bundles(home: ExperimentFolder) -> dict[str, list[str]]:
+    if not home.bundles.is_file():
+        return {}
+    try:
+        return dict(json.loads(home.bundles.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise FolderError(
+            f"{home.bundles} cannot be read: {error}; remove it, and programs that were interrupted begin afresh"
+        ) from error
 
 
 def say_what_runs_alone(trainables: Mapping[str, str | Callable[..., Any]], fuse: str | int) -> None:

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from tune_hpc.analysis.results import IDENTITY, MEASURES, METRICS
-from tune_hpc.errors import InvalidConfigError, InvalidExperimentError, InvalidSpaceError
+from tune_hpc.errors import FolderError, InvalidConfigError, InvalidExperimentError, InvalidSpaceError
 from tune_hpc.learning.config import OPTIMIZER_DEFAULTS, OPTIMIZER_KEYS, TRIAL_KEYS, check_key
 from tune_hpc.search.designs import quasi_random_configs, random_configs
 from tune_hpc.search.reference import reference_to
@@ -295,6 +295,38 @@ class Experiment:
             "quick_values": (self.space.without(*self.space) | self.quick_values).to_json(),
             "num_trials": self.num_trials,
         }
+
+
+def experiment_from_json(plain: Mapping[str, Any], trainable: str | Callable[..., Any] | None = None) -> Experiment:
+    """Return the experiment that experiment.json describes.
+
+    Args:
+        plain: What ``to_json`` returned; more keys do no harm.
+        trainable: The function, where its module cannot be imported by the name that is written there.
+
+    Raises:
+        FolderError: it lacks what an experiment needs.
+        InvalidExperimentError: it describes one that contradicts itself.
+        InvalidSpaceError: so does its space.
+    """
+    kinds = {"published": Published, "figures": Figure, "tables": Table}
+    try:
+        own = {one.name: plain[one.name] for one in fields(Experiment)}
+        keys = TRIAL_KEYS if own["trainable"] == TRAIN else {}
+        for name, kind in kinds.items():
+            own[name] = tuple(kind(**{key: _as_tuple(value) for key, value in one.items()}) for one in own[name])
+    except (KeyError, TypeError) as error:
+        raise FolderError(f"experiment.json lacks or has too much of {error}; restore it from a copy") from error
+    own |= {
+        "space": Space.from_json(own["space"], keys=keys),
+        "quick_values": dict(Space.from_json(own["quick_values"], keys=keys)),
+        "trainable": trainable if trainable is not None else own["trainable"],
+    }
+    return Experiment(**own)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _possible(space: Space, name: str) -> list[Any]:

@@ -336,6 +336,22 @@ class Space(Mapping[str, Any]):
                 return False
         return True
 
+    def config_in(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the configuration that a row of a trials frame has under this space; ``None`` where it has none.
+
+        Args:
+            row: By column; what the space does not know is left out.
+        """
+        config: dict[str, Any] = {}
+        for name in self._order:
+            value = self._value(name, config)
+            if value is _ABSENT:
+                continue
+            if name not in row or not contains(value, row[name]):
+                return None
+            config[name] = row[name]
+        return {name: config[name] for name in self if name in config}
+
     def to_json(self) -> dict[str, Any]:
         """Return the space as plain JSON."""
         plain = {

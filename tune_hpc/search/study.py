@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from statistics import fmean
 from typing import Any
 
@@ -61,7 +62,7 @@ class Study:
         self.seed = seed
         self.parameters = dict(_parameters(space))
         self.study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
-        self._startup = quasi_random_configs(space, seed)
+        self._startup: Iterator[dict[str, Any]] = iter(())
         self._asked: dict[int, optuna.Trial] = {}
         self._begun = False
 
@@ -71,6 +72,7 @@ class Study:
             # A search that is extended must not propose once more what the first part of it did.
             number = len(self.trials)
             self.study.sampler = _sampler(self.sampler, self.space, self.seed + number)
+            self._startup = islice(quasi_random_configs(self.space, self.seed), number, None)
             self._begun = True
         with _quiet():
             if len(self.trials) < NUM_STARTUP:
@@ -80,6 +82,15 @@ class Study:
             trial = self.study.ask()
             self._asked[trial.number] = trial
             return trial.number, self._suggested(trial)
+
+    def ask_again(self, config: Mapping[str, Any]) -> int:
+        """Take in a configuration that was proposed before and is yet to end; return its number."""
+        with _quiet():
+            self.study.enqueue_trial(self.as_params(config))
+            trial = self.study.ask()
+            self._asked[trial.number] = trial
+            self._suggested(trial)
+        return trial.number
 
     def _suggested(self, trial: optuna.Trial) -> dict[str, Any]:
         config: dict[str, Any] = {}

@@ -340,7 +340,13 @@ class _Forward:
     def ended(self, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
         """Tell how all trials of the bundle ended."""
         members = [
-            {"trial_id": row["trial_id"], "status": row["status"], "value": _finite(row.get(metric))} for row in rows
+            {
+                "trial_id": row["trial_id"],
+                "status": row["status"],
+                "value": _finite(row.get(metric)),
+                "steps": row["steps_run"],
+            }
+            for row in rows
         ]
         tune.report({"members": members, "last": True})
 

@@ -1,0 +1,230 @@
+"""Searches that learn, go on after an interrupt, and are extended; on a real Ray."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from optuna.trial import TrialState
+from ray import tune
+
+from tests.search.trainables import valley
+from tune_hpc import Experiment, Space, extend, load, resume, run, run_all
+from tune_hpc.errors import FolderError, InvalidExperimentError
+from tune_hpc.search.study import Study
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+QUIET = {"show_progress": False}
+
+
+def experiment(folder: Path, searcher: str, **changes) -> Experiment:
+    """Return a search for the bottom of a valley, of which a third diverges."""
+    space = Space({"x": tune.uniform(0, 1), "journal": str(folder / "journal")}, keys={})
+    settings = {"searcher": searcher, "num_samples": 6, "metric": "loss", "mode": "min", "seeds": ()}
+    return Experiment(f"valley.{searcher}", space, valley, **(settings | changes))
+
+
+def started(folder: Path) -> Counter:
+    """Return how often a trial began, by its ``x``."""
+    return Counter(float(line) for line in (folder / "journal").read_text(encoding="utf-8").split())
+
+
+@pytest.fixture
+def studies(monkeypatch):
+    """Every Optuna study that is made, with the calls it got."""
+    made = []
+
+    class Seen(Study):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.calls = []
+            made.append(self)
+
+        def ask(self):
+            number, config = super().ask()
+            self.calls.append(("ask", number))
+            return number, config
+
+        def add(self, config, outcome):
+            number = super().add(config, outcome)
+            self.calls.append(("add", number))
+            return number
+
+    monkeypatch.setattr("tune_hpc.search.study.Study", Seen)
+    return made
+
+
+@pytest.fixture(scope="module")
+def everyone(ray_session, tmp_path_factory):
+    """A search by each searcher, in one run."""
+    parent = tmp_path_factory.mktemp("everyone")
+    searches = [experiment(parent, name, num_samples=12) for name in ("random", "quasi_random", "tpe", "gp")]
+    results = run_all(searches, folders=[parent / one.name for one in searches], **QUIET)
+    return {one.experiment["searcher"]: one for one in results}
+
+
+@pytest.mark.parametrize("searcher", ["random", "quasi_random", "tpe", "gp"])
+def test_a_study_of_which_a_third_diverges_finishes_with_every_searcher(everyone, searcher):
+    results = everyone[searcher]
+    assert results.experiment["state"] == "finished"
+    assert len(results.trials) == 12
+    assert set(results.trials.loc[results.trials["x"] > 0.7, "status"]) == {"diverged"}
+    assert set(results.trials.loc[results.trials["x"] <= 0.7, "status"]) == {"finished"}
+    assert 0 < results.counts()["diverged"] < 8
+
+
+def test_what_was_proposed_is_written_down(everyone):
+    lines = (everyone["tpe"].folder / "proposals.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["config"]["x"] for line in lines] == list(everyone["tpe"].trials["x"])
+    assert not (everyone["random"].folder / "proposals.jsonl").exists()
+
+
+@pytest.mark.parametrize("searcher", ["grid", "random", "quasi_random"])
+def test_a_study_seed_has_the_same_configurations_on_any_number_of_slots(searcher, tmp_path):
+    space = {"x": tune.choice([0.1, 0.2, 0.3, 0.4])} if searcher == "grid" else {}
+    changes = {"num_samples": None} if searcher == "grid" else {"num_samples": 7, "search_seed": 11}
+    found = []
+    for slots, cpus in ((1, 1), (4, 0.5)):
+        one = experiment(tmp_path, searcher, **changes).with_values(space)
+        results = run(one, output_dir=tmp_path / f"{slots}", max_concurrent=slots, cpus_per_trial=cpus, **QUIET)
+        found.append(results.trials[["trial_id", "x"]])
+    pd.testing.assert_frame_equal(*found)
+
+
+@pytest.mark.parametrize("searcher", ["random", "quasi_random", "tpe"])
+def test_a_finished_search_is_extended_and_none_of_it_run_again(searcher, tmp_path, studies):
+    whole = experiment(tmp_path, searcher)
+    first = run(whole, output_dir=tmp_path / "out", **QUIET)
+    second = extend(tmp_path / "out", num_samples=6, **QUIET)
+    assert len(first.trials) == 6
+    assert len(second.trials) == 12
+    assert second.experiment["state"] == "finished"
+    assert second.experiment["num_samples"] == 12
+    pd.testing.assert_frame_equal(second.trials.head(6)[first.trials.columns], first.trials)
+    assert set(started(tmp_path).values()) == {1}
+    assert len(started(tmp_path)) == 12
+    if searcher == "tpe":
+        assert studies[1].calls == [("add", number) for number in range(6)] + [("ask", n) for n in range(6, 12)]
+        told = [trial.params["x"] for trial in studies[1].trials]
+        assert told == list(second.trials["x"])
+    else:
+        again = [one["x"] for one in whole.replace(num_samples=12).configs()]
+        assert list(second.trials["x"]) == again
+
+
+def test_each_seed_of_a_configuration_runs_and_the_study_hears_of_their_mean(tmp_path, studies):
+    run(experiment(tmp_path, "tpe", num_samples=4, seeds=(0, 1)), output_dir=tmp_path / "out", **QUIET)
+    results = load(tmp_path / "out")
+    assert len(results.trials) == 8
+    assert set(started(tmp_path).values()) == {2}
+    means = results.trials.groupby("x", sort=False)["loss"].mean()
+    for trial in studies[0].trials:
+        if not trial.constraints["diverged"] > 0:
+            assert trial.value == pytest.approx(means[trial.params["x"]])
+        assert trial.state is TrialState.COMPLETE
+
+
+def test_a_search_is_told_of_another_ones_trials(everyone, tmp_path, studies):
+    begun = experiment(tmp_path, "tpe", num_samples=3)
+    # Another journal is another configuration, and so is a value outside the range.
+    narrow = begun.with_values(
+        {"x": tune.uniform(0.2, 0.6), "journal": str(everyone["random"].folder.parent / "journal")}
+    )
+    run(narrow, output_dir=tmp_path / "out", warm_start=[everyone["random"].folder], **QUIET)
+    inside = everyone["random"].trials["x"].between(0.2, 0.6)
+    added = [number for call, number in studies[0].calls if call == "add"]
+    assert len(added) == inside.sum() > 0
+    assert len(load(tmp_path / "out").trials) == 3
+
+
+def test_a_searcher_that_does_not_learn_has_no_use_for_other_trials(everyone, tmp_path):
+    with pytest.raises(InvalidExperimentError, match="only tpe and gp learn"):
+        run(experiment(tmp_path, "random"), output_dir=tmp_path / "out", warm_start=[everyone["tpe"].folder], **QUIET)
+
+
+def test_other_trials_without_the_metric_are_refused(everyone, tmp_path):
+    other = experiment(tmp_path, "tpe", metric="accuracy", mode="max")
+    with pytest.raises(FolderError, match=r"has no accuracy, by which valley\.tpe ranks"):
+        run(other, output_dir=tmp_path / "out", warm_start=[everyone["random"].folder], **QUIET)
+
+
+def test_a_grid_cannot_be_extended(tmp_path):
+    whole = experiment(tmp_path, "grid", num_samples=None).with_values({"x": tune.choice([0.1, 0.2])})
+    run(whole, output_dir=tmp_path / "out", **QUIET)
+    with pytest.raises(InvalidExperimentError, match="a grid has no more configurations"):
+        extend(tmp_path / "out", num_samples=3, **QUIET)
+
+
+def test_a_finished_search_is_left_as_it_is(everyone):
+    folder = everyone["random"].folder
+    before = (folder / "trials.parquet").read_bytes()
+    (again,) = resume(folder, **QUIET)
+    assert (folder / "trials.parquet").read_bytes() == before
+    assert len(again.trials) == 12
+
+
+class TestInterrupted:
+    """A driver that is killed at once, in a process of its own with a Ray of its own."""
+
+    def killed(self, folder: Path, searcher: str, num_samples: int, enough: int) -> None:
+        """Run a search and kill it when so many of its trials have ended."""
+        script = (
+            "from tests.search.test_going_on import experiment, Path, tune, run\n"
+            f"one = experiment(Path({str(folder)!r}), {searcher!r}, num_samples={num_samples})\n"
+            f"run(one.with_values({{'pause': 0.15}}), output_dir={str(folder / 'out')!r}, show_progress=False)\n"
+        )
+        root = Path(__file__).parents[2]
+        environment = {**os.environ, "PYTHONPATH": str(root)}
+        process = subprocess.Popen([sys.executable, "-c", script], cwd=folder, env=environment)
+        deadline = time.monotonic() + 120
+        while len(list((folder / "out" / "trials").glob("*.parquet"))) < enough and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with pytest.raises(FolderError, match=f"is being run by process {process.pid} of this machine"):
+            resume(folder / "out", **QUIET)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(1.0)  # Until its Ray, which dies with it, writes no more.
+
+    @pytest.mark.parametrize("searcher", ["quasi_random", "tpe"])
+    def test_a_killed_search_goes_on_and_repeats_nothing_that_ended(self, searcher, tmp_path, studies):
+        self.killed(tmp_path, searcher, 16, 5)
+        half = load(tmp_path / "out")
+        assert half.experiment["state"] == "running"
+        assert 5 <= len(half.trials) < 16
+        (whole,) = resume(tmp_path / "out", **QUIET)
+        assert whole.experiment["state"] == "finished"
+        assert len(whole.trials) == 16
+        assert set(whole.counts()) <= {"finished", "diverged"}
+        kept = whole.trials.set_index("trial_id").loc[half.trials["trial_id"], ["status", "x", "loss", "train_s"]]
+        pd.testing.assert_frame_equal(kept, half.trials.set_index("trial_id")[list(kept)], check_dtype=False)
+        began = started(tmp_path)
+        assert all(began[x] == 1 for x in half.trials["x"])
+        assert set(began) == set(whole.trials["x"])
+        if searcher == "tpe":
+            added = [number for call, number in studies[0].calls if call == "add"]
+            assert len(added) == len(half.trials)
+            assert all(trial.state.is_finished() for trial in studies[0].trials)
+            assert [trial.params["x"] for trial in studies[0].trials] == list(whole.trials["x"])
+        assert len(whole.experiment["provenance"]["continued"]) == 1
+
+
+def test_a_search_whose_proposals_are_damaged_does_not_begin_afresh(tmp_path):
+    run(experiment(tmp_path, "tpe", num_samples=3), output_dir=tmp_path / "out", **QUIET)
+    file = tmp_path / "out" / "proposals.jsonl"
+    whole = file.read_text(encoding="utf-8")
+    file.write_text(whole + '{"number": 3, "con', encoding="utf-8")
+    assert len(extend(tmp_path / "out", num_samples=1, **QUIET).trials) == 4
+    assert file.read_text(encoding="utf-8").startswith(whole)
+    file.write_text(whole.replace("{", "", 1), encoding="utf-8")
+    with pytest.raises(FolderError, match=r"proposals\.jsonl cannot be read"):
+        extend(tmp_path / "out", num_samples=1, **QUIET)
+    file.unlink()
+    with pytest.raises(FolderError, match=r"proposals\.jsonl cannot be read"):
+        extend(tmp_path / "out", num_samples=1, **QUIET)

@@ -1,0 +1,127 @@
+"""The flags of a run, and the experiments that they name.
+
+Nothing heavy is imported before it is needed, as in cli.py.
+"""
+
+import argparse
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tune_hpc.errors import InvalidExperimentError, UnknownNameError
+
+if TYPE_CHECKING:
+    from tune_hpc.search.experiment import Experiment
+
+#: The options of a run that flags of the same names give.
+PLACE_FLAGS = ("address", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "fuse", "data_dir")
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how experiments run; the scripts share them."""
+    space = parser.add_argument_group("what is run")
+    space.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="a value, a list (a,b,c) or a range (uniform(0, 0.5), loguniform(1e-4, 1)), for KEY[OTHER=a,b] only where "
+        "the parameter OTHER is a or b; repeatable",
+    )
+    space.add_argument("--quick", action="store_true", help="fewer steps and values, for a first look")
+    space.add_argument("--seeds", type=int, metavar="N", help="run every configuration with seeds 0 to N-1")
+    space.add_argument(
+        "--searcher",
+        metavar="NAME",
+        help="grid (every configuration), random, quasi_random, or one that learns: tpe, gp",
+    )
+    space.add_argument(
+        "--num-samples", type=int, metavar="N", help="try N configurations (default searcher for this: random)"
+    )
+    space.add_argument("--search-seed", type=int, default=0, metavar="N", help="fixes what is drawn (default: 0)")
+    space.add_argument("--metric", help="what ranks trials (default: the experiment's; loss for a function)")
+    space.add_argument("--mode", choices=["min", "max"], help="whether less or more of it is better (function: min)")
+    space.add_argument(
+        "--from",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        dest="warm_start",
+        help="tell a searcher that learns (tpe, gp) of another search's trials first; repeatable",
+    )
+    add_place_flags(parser)
+    results = parser.add_argument_group("where results go")
+    results.add_argument("--output-dir", metavar="DIR", help="default: runs/NAME, or runs/NAME-2 where that is taken")
+    results.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier run of the same experiments there"
+    )
+    results.add_argument("--no-report", action="store_true", help="write the data frames only")
+
+
+def add_place_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where trials run and how many at once."""
+    where = parser.add_argument_group("where it is run")
+    where.add_argument("--address", metavar="HOST:PORT", help="a Ray cluster (default: Ray is started on this machine)")
+    where.add_argument("--cpus-per-trial", type=float, metavar="N", help="CPU cores a trial (default: 1)")
+    where.add_argument("--gpus-per-trial", type=float, metavar="N", help="GPUs a trial; a fraction shares one")
+    where.add_argument("--max-concurrent", type=int, metavar="N", help="trials that run at once, at most")
+    where.add_argument(
+        "--fuse", default="auto", metavar="N", help="trials that train as one program: auto, off, or at most N"
+    )
+    where.add_argument("--data-dir", metavar="DIR", help="where the image data are, or are to be put")
+
+
+def find_experiments(name: str, flags: argparse.Namespace) -> list["Experiment"]:
+    """Return the experiments of a name, changed as the flags say.
+
+    Raises:
+        UnknownNameError: nothing is called so.
+        InvalidSpaceError: a setting that its parameter does not allow.
+        InvalidExperimentError: flags that contradict one another.
+    """
+    from tune_hpc.search.settings import parse_settings
+
+    values = parse_settings(flags.settings)
+    if flags.seeds is not None and flags.seeds < 1:
+        raise InvalidExperimentError(f"--seeds must be at least 1; got {flags.seeds}")
+    changes: dict[str, Any] = {"search_seed": flags.search_seed}
+    if flags.searcher is not None or flags.num_samples is not None:
+        changes |= {"searcher": flags.searcher or "random", "num_samples": flags.num_samples}
+    if flags.seeds is not None:
+        changes["seeds"] = tuple(range(flags.seeds))
+    changes |= {key: getattr(flags, key) for key in ("metric", "mode") if getattr(flags, key)}
+    found = []
+    for experiment in _named(name, values):
+        if flags.metric not in (None, experiment.metric) and not flags.mode and experiment.trainable != name:
+            raise InvalidExperimentError(
+                f"--metric {flags.metric} needs --mode min or --mode max; {experiment.name} is ranked by the "
+                f"{experiment.mode} of {experiment.metric}"
+            )
+        chosen = experiment.as_quick() if flags.quick else experiment
+        found.append(chosen.replace(space=chosen.space | values, **changes))
+    return found
+
+
+def _named(name: str, values: dict[str, Any]) -> list["Experiment"]:
+    from tune_hpc.search.experiment import Experiment
+    from tune_hpc.search.reference import load_reference
+    from tune_hpc.search.space import Space
+
+    if ":" not in name:
+        catalogue = import_module("search_spaces")
+        return catalogue.all_experiments() if name == "all" else catalogue.find(name)
+    target = load_reference(name)
+    if isinstance(target, Experiment):
+        return [target]
+    if isinstance(target, list | tuple) and target and all(isinstance(one, Experiment) for one in target):
+        return list(target)
+    if not callable(target):
+        raise UnknownNameError(
+            f"{name} is of type {type(target).__name__}; an Experiment or a function (config, report) is wanted"
+        )
+    if not values:
+        raise InvalidExperimentError(
+            f"{name} is a function: give its parameters with --set KEY=VALUE, or name an Experiment"
+        )
+    # A function gives its own meaning to every key, so none is held against ours.
+    return [Experiment(name.replace(":", "."), Space(values, keys={}), name, metric="loss", mode="min", seeds=())]

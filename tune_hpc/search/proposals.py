@@ -1,0 +1,251 @@
+"""What a search tries next: trials that are known beforehand, and those that a study proposes under way.
+
+A configuration that a study proposed is written to ``proposals.jsonl`` before any of its trials starts, so a search
+that ended in whatever way knows what it had asked for.
+"""
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.results import Results
+from tune_hpc.errors import FolderError
+from tune_hpc.learning.config import complete
+from tune_hpc.search.experiment import TRAIN, Experiment
+
+Sample = Mapping[str, Any]
+Bundle = Mapping[str, Any]
+
+#: How a trial may have ended.
+ENDED = ("finished", "stopped", "diverged", "failed")
+
+
+def samples_of(experiment: Experiment, configs: Iterable[Mapping[str, Any]], first: int = 0) -> list[dict[str, Any]]:
+    """Return configurations, checked and complete, as samples: ``experiment``, ``trial_id``, ``config``.
+
+    Args:
+        experiment: What they belong to.
+        configs: One a trial.
+        first: The number of the first one.
+
+    Raises:
+        InvalidConfigError: a configuration that the trainable would refuse.
+    """
+    whole = complete if experiment.trainable == TRAIN else dict
+    return [
+        {"experiment": experiment.name, "trial_id": f"t{number:05d}", "config": whole(config)}
+        for number, config in enumerate(configs, first)
+    ]
+
+
+class Learner:
+    """Proposes one experiment's configurations by what became of earlier ones.
+
+    Args:
+        experiment: What is searched.
+        home: Its folder.
+        before: What there is of the search already.
+        warm_start: Other searches, whose trials are told first.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        home: ExperimentFolder,
+        before: Results | None = None,
+        warm_start: Sequence[Results] = (),
+    ) -> None:
+        from tune_hpc.search.study import Study
+
+        self.experiment = experiment
+        self.home = home
+        self.study = Study(experiment.space, experiment.searcher, experiment.mode, experiment.search_seed)
+        self.num_told_before = sum(self._tell_all(other) for other in warm_start)
+        self._optuna_number: dict[int, int] = {}
+        self._open: dict[str, int] = {}
+        self._outcomes: dict[int, dict[str, tuple[str, float | None, int]]] = {}
+        self.unfinished: list[dict[str, Any]] = []
+        self.config_keys: list[str] = []
+        proposals = read_proposals(home) if before is not None else []
+        rows = {row["trial_id"]: row for row in _rows(before)} if before is not None else {}
+        for number, config in enumerate(proposals):
+            self._remember(number, config, rows)
+        self.num_proposed = len(proposals)
+
+    def possible_data(self) -> list[str]:
+        """Return the data sets that any proposal may ask for."""
+        space = self.experiment.space
+        if "data" in space:
+            return [str(name) for name in space.possible("data")]
+        models = space.possible("model") if "model" in space else [complete({})["model"]]
+        return [str(complete({"model": model})["data"]) for model in models]
+
+    def propose(self) -> list[dict[str, Any]]:
+        """Return the trials of one more configuration, one for each seed; none when there have been enough."""
+        if self.num_proposed >= (self.experiment.num_samples or 0):
+            return []
+        number = self.num_proposed
+        self._optuna_number[number], config = self.study.ask()
+        self.num_proposed += 1
+        line = json.dumps({"number": number, "config": config}, allow_nan=False)
+        self.home.path.mkdir(parents=True, exist_ok=True)
+        with self.home.proposals.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        samples = self._samples(number, config)
+        self._await(number, samples)
+        self.config_keys = list(dict.fromkeys([*self.config_keys, *(key for one in samples for key in one["config"])]))
+        return samples
+
+    def ended(self, trial_id: str, status: str, value: float | None, steps: int) -> None:
+        """Say what became of a trial; when it was the last of its configuration the study is told."""
+        number = self._open.pop(trial_id, None)
+        if number is None:
+            return
+        outcomes = self._outcomes[number]
+        outcomes[trial_id] = status, value, steps
+        if number not in self._open.values():
+            del self._outcomes[number]
+            self.study.tell(self._optuna_number.pop(number), self._outcome(list(outcomes.values())))
+
+    def _remember(self, number: int, config: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take in a configuration that was proposed before this run."""
+        samples = self._samples(number, config)
+        known = {
+            one["trial_id"]: self._told(rows[one["trial_id"]])
+            for one in samples
+            if rows.get(one["trial_id"], {}).get("status") in ENDED
+        }
+        if len(known) == len(samples):
+            self.study.add(config, self._outcome(list(known.values())))
+            return
+        self._optuna_number[number] = self.study.ask_again(config)
+        waiting = [one for one in samples if one["trial_id"] not in known]
+        self._await(number, waiting)
+        self._outcomes[number] = known
+        self.unfinished += waiting
+
+    def _samples(self, number: int, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+        configs = self.experiment.with_seeds(config)
+        return samples_of(self.experiment, configs, number * len(configs))
+
+    def _await(self, number: int, samples: Sequence[Sample]) -> None:
+        self._open |= {one["trial_id"]: number for one in samples}
+        self._outcomes[number] = {}
+
+    def _told(self, row: Mapping[str, Any]) -> tuple[str, float | None, int]:
+        value, steps = (row.get(name) for name in (self.experiment.metric, "steps_run"))
+        return row["status"], None if value is None else float(value), int(steps) if steps and steps == steps else 0
+
+    def _outcome(self, told: Sequence[tuple[str, float | None, int]]) -> Any:
+        statuses, values, steps = zip(*told, strict=True)
+        return self.study.outcome(statuses, values, min(steps))
+
+    def _tell_all(self, other: Results) -> int:
+        """Tell the study of every configuration of another search that this one's space admits; return how many."""
+        experiment = self.experiment
+        if experiment.metric not in other.trials:
+            raise FolderError(
+                f"{other.folder or other.name} has no {experiment.metric}, by which {experiment.name} ranks trials; "
+                "start from a search that has"
+            )
+        found = []
+        for row in _rows(other):
+            config = experiment.space.config_in(row) if row["status"] in ENDED else None
+            if config is not None:
+                found.append((json.dumps(config, sort_keys=True), config, self._told(row)))
+        alike = [list(group) for _, group in groupby(sorted(found, key=lambda one: one[0]), key=lambda one: one[0])]
+        for group in alike:
+            self.study.add(group[0][1], self._outcome([told for _, _, told in group]))
+        return len(alike)
+
+
+def _rows(results: Results) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in results.trials.to_dict("records")]
+
+
+def read_proposals(home: ExperimentFolder) -> list[dict[str, Any]]:
+    """Return the configurations that were proposed in a folder, in order.
+
+    Raises:
+        FolderError: the file is missing, or damaged elsewhere than in a last line that was never finished.
+    """
+    try:
+        *lines, last = home.proposals.read_text(encoding="utf-8").split("\n")
+        configs = [json.loads(line) for line in lines]
+        if [one["number"] for one in configs] != list(range(len(configs))):
+            raise ValueError("its numbers are not 0, 1, 2, ...")
+        if last:
+            # The process died while it wrote; none of that configuration's trials had begun.
+            _cut(home.proposals, "".join(f"{line}\n" for line in lines))
+        return [one["config"] for one in configs]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FolderError(f"{home.proposals} cannot be read: {error}; restore it from a copy") from error
+
+
+def _cut(path: Path, text: str) -> None:
+    with path.open("r+", encoding="utf-8") as file:
+        file.truncate(len(text.encode()))
+
+
+class Proposals(Searcher):
+    """Ray Tune's view of all this: bundles one after another, and news of how they ended.
+
+    Args:
+        bundles: Those that are known beforehand, in order.
+        learners: They are asked in turn when these are out.
+        bundle: Makes bundles of the trials of one configuration.
+    """
+
+    def __init__(
+        self,
+        bundles: Sequence[Bundle],
+        learners: Sequence[Learner],
+        bundle: Callable[[Sequence[Sample]], Sequence[Bundle]],
+    ) -> None:
+        super().__init__()
+        self._bundles = deque(bundles)
+        self._learners = {learner.experiment.name: learner for learner in learners}
+        self._bundle = bundle
+        self._under_way: dict[str, Bundle] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray pickles its searcher for a restore that is never asked for.
+        return {}
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
+        """Take no advice: each experiment has its own metric and space."""
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """Return the next bundle, as the configuration of a trial of Ray's."""
+        if not self._bundles:
+            samples = next(filter(None, (learner.propose() for learner in self._learners.values())), [])
+            self._bundles.extend(self._bundle(samples) if samples else ())
+        if not self._bundles:
+            return Searcher.FINISHED
+        self._under_way[trial_id] = self._bundles.popleft()
+        return dict(self._under_way[trial_id])
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Pass on how the trials of a bundle ended."""
+        members = self._under_way.pop(trial_id)["members"]
+        told = {one["trial_id"]: one for one in (result or {}).get("members", ()) if "status" in one}
+        for sample in members:
+            learner = self._learners.get(sample["experiment"])
+            if learner:
+                own = told.get(sample["trial_id"], {"status": "failed", "value": None, "steps": 0})
+                learner.ended(sample["trial_id"], own["status"], own["value"], own["steps"])
+
+    def save(self, checkpoint_path: str) -> None:
+        """Keep nothing: the experiment folder has it all."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Refuse: a search is taken up again from its experiment folder."""
+        raise FolderError("Ray's own state does not bring a search back; its experiment folder does")

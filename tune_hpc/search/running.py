@@ -1,0 +1,286 @@
+"""One run of Ray Tune over some searches: what to try, where, and what to make of the outcome."""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from tune_hpc.analysis.folder import FORMAT, ExperimentFolder
+from tune_hpc.analysis.results import Results, TrialRecord, load, write_frames, write_part
+from tune_hpc.errors import ClusterError
+from tune_hpc.learning.image_files import read_arrays
+from tune_hpc.search.bundles import interrupted_bundles, plan_bundles, say_what_runs_alone, write_bundles
+from tune_hpc.search.experiment import TRAIN, Experiment
+from tune_hpc.search.proposals import Bundle, Learner, Proposals, Sample
+from tune_hpc.search.provenance import now, provenance, this_process
+from tune_hpc.search.resources import TrialResources, choose_resources
+from tune_hpc.search.session import node_resources, ray_session
+from tune_hpc.search.trial import Assignment, identity, run_bundle
+from tune_hpc.search.watcher import Watcher
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How searches are run.
+
+    Attributes:
+        address: A Ray cluster; by default the one already connected to, else Ray is started on this machine.
+        cpus_per_trial: CPU cores a trial; by default 1.
+        gpus_per_trial: GPUs a trial, a fraction to share one; by default a fair share of what the cluster has.
+        max_concurrent: Upper bound on the trials, or programs of several, that run at once.
+        fuse: How many trials train as one program at most: ``auto`` where it pays, ``off``, or a number. A fused trial
+            agrees with a separate one within rounding. Of a searcher that learns, only the seeds of one configuration
+            train together.
+        data_dir: Where the image data are, or are to be put.
+        checkpoint_interval_s: Seconds between two kept states of a trial; one that is interrupted goes on from there.
+        show_progress: Whether to show a progress bar, or a line a minute where there is no terminal.
+    """
+
+    address: str | None = None
+    cpus_per_trial: float | None = None
+    gpus_per_trial: float | None = None
+    max_concurrent: int | None = None
+    fuse: str | int = "auto"
+    data_dir: str | Path | None = None
+    checkpoint_interval_s: float = 60.0
+    show_progress: bool = True
+
+
+@dataclass
+class Search:
+    """One experiment of a run.
+
+    Attributes:
+        experiment: What is searched.
+        home: Its folder.
+        trainable: As it reaches other machines.
+        samples: The trials to run that are known beforehand.
+        learner: Proposes more of them.
+        before: What the folder held, for a search that goes on.
+        ended_before: How many trials had ended, by status.
+        position: Its place in the run.
+        claim: Makes the folder ready for a search that begins.
+    """
+
+    experiment: Experiment
+    home: ExperimentFolder
+    trainable: str | Callable[..., Any]
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    learner: Learner | None = None
+    before: Results | None = None
+    ended_before: Counter[str] = field(default_factory=Counter)
+    position: int = 0
+    claim: Callable[[], None] = lambda: None
+    description: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return self.experiment.name
+
+    @property
+    def num_to_run(self) -> int:
+        """How many trials are to end in this run, at most."""
+        return self.experiment.num_trials - self.ended_before.total()
+
+    def begin(self, origin: Mapping[str, Any]) -> None:
+        """Make the folder ready, and write what is going to happen into it.
+
+        Args:
+            origin: The provenance of this run.
+        """
+        earlier = self.before.experiment if self.before else {}
+        if self.before:
+            shutil.rmtree(self.home.ray, ignore_errors=True)
+        else:
+            self.claim()
+        own = dict(earlier.get("provenance") or origin)
+        if self.before:
+            own["continued"] = [*own.get("continued", []), dict(origin)]
+        known = [*earlier.get("config_keys", []), *(key for one in self.samples for key in one["config"])]
+        self.description = self.experiment.to_json() | {
+            "format": FORMAT,
+            "position": earlier.get("position", self.position),
+            "config_keys": list(dict.fromkeys(known)),
+            "state": "running",
+            "process": this_process(),
+            "provenance": own,
+        }
+        self.home.write(self.description)
+
+    def finish(self, watcher: Watcher) -> Results:
+        """Make the two frames of what the trials left; their own files go once every one of them is in.
+
+        A trial that was interrupted is listed as running, and keeps its checkpoint.
+        """
+        unfinished = watcher.unfinished(self.name)
+        for sample in unfinished:
+            row = identity(sample["experiment"], sample["trial_id"], sample["config"])
+            write_part(self.home.part(sample["trial_id"]), row | {"status": "running"}, TrialRecord({}).history())
+        if self.learner:
+            # Which keys a configuration has is known when it is proposed.
+            keys = [*self.description["config_keys"], *self.learner.config_keys]
+            self.description["config_keys"] = list(dict.fromkeys(keys))
+            self.home.write(self.description)
+        results = load(self.home.path)
+        write_frames(self.home, results.trials, results.history)
+        # Trials that Ray had asked for but not yet begun are in no list of ours: only counting tells.
+        is_whole = len(results.trials) == self.description["num_trials"] and not unfinished
+        own = self.description["provenance"]
+        ended = {"finished": now(), "wall_s": own.get("wall_s", 0.0) + watcher.seconds(self.name)}
+        state = "finished" if is_whole else "interrupted"
+        self.home.write(self.description | {"state": state, "process": None, "provenance": own | ended})
+        if is_whole:
+            shutil.rmtree(self.home.parts, ignore_errors=True)
+        return load(self.home.path)
+
+
+def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Results]:
+    """Run what the searches have left to do, as one stream of trials.
+
+    Raises:
+        TuneHpcError: see ``tuner.run_all``.
+    """
+    trainables = {search.name: search.trainable for search in searches}
+    image_sets = _image_sets(searches, options.data_dir)
+    with ray_session(options.address):
+        say_what_runs_alone(trainables, options.fuse)
+        num_trials = sum(search.num_to_run for search in searches)
+        resources = choose_resources(
+            node_resources(), num_trials, options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent
+        )
+        origin = provenance()
+        for search in searches:
+            search.begin(origin)
+        assignments = {
+            search.name: Assignment(
+                search.name,
+                str(search.home.path),
+                search.trainable,
+                search.experiment.metric,
+                options.checkpoint_interval_s,
+            )
+            for search in searches
+        }
+        watcher = Watcher(
+            num_trials + sum(search.ended_before.total() for search in searches),
+            {search.name: search.experiment for search in searches},
+            {search.name: search.home for search in searches},
+            options.show_progress,
+        )
+        for search in searches:
+            watcher.tally.ended.update(search.ended_before)
+        images = {name: ray.put(arrays) for name, arrays in image_sets.items()}
+        try:
+            proposals = _proposals(searches, trainables, options, resources)
+            _fit(proposals, assignments, images, resources, searches[0].home.ray, watcher)
+        except (ray.exceptions.RayError, tune.TuneError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            where = searches[0].home.path
+            raise ClusterError(f"the cluster was lost: {reason}; the trials that ended are in {where}") from error
+        finally:
+            results = [search.finish(watcher) for search in searches]
+    return results
+
+
+def _image_sets(searches: Sequence[Search], data_dir: str | Path | None) -> dict[str, Any]:
+    """Load the image data that any trial needs, once for all of them."""
+    needed = {sample["config"]["data"] for one in searches if one.trainable == TRAIN for sample in one.samples}
+    for search in searches:
+        if search.learner and search.trainable == TRAIN:
+            needed |= set(search.learner.possible_data())
+    return {name: read_arrays(name, Path(data_dir) if data_dir else None) for name in sorted(needed - {"line"})}
+
+
+def _proposals(
+    searches: Sequence[Search],
+    trainables: Mapping[str, str | Callable[..., Any]],
+    options: RunOptions,
+    resources: TrialResources,
+) -> Proposals:
+    """Plan the bundles of all trials that are known, and of those to come."""
+    bundles: list[Bundle] = []
+    numbers = {}
+    new: list[Sample] = []
+    for search in searches:
+        resumed, numbers[search.name] = interrupted_bundles(search.home, search.samples) if search.before else ([], 0)
+        taken = {sample["trial_id"] for bundle in resumed for sample in bundle["members"]}
+        bundles += resumed
+        new += [sample for sample in search.samples if sample["trial_id"] not in taken]
+    next_number = max(numbers.values(), default=0)
+
+    def bundle(samples: Sequence[Sample], num_slots: int = 1) -> list[Bundle]:
+        nonlocal next_number
+        planned = plan_bundles(samples, trainables, options.fuse, num_slots, resources.gpus > 0, next_number)
+        next_number += len(planned)
+        return list(planned)
+
+    bundles += bundle(new, resources.num_slots)
+    for search in searches:
+        write_bundles(search.home, [one for one in bundles if one["members"][0]["experiment"] == search.name])
+    return Proposals(bundles, [search.learner for search in searches if search.learner], bundle)
+
+
+def _fit(
+    proposals: Proposals,
+    assignments: Mapping[str, Assignment],
+    images: Mapping[str, ray.ObjectRef],
+    resources: TrialResources,
+    storage: Path,
+    watcher: Watcher,
+) -> None:
+    """Run everything that is proposed on Ray Tune, until there is no more or it is interrupted."""
+    trainable = tune.with_parameters(run_bundle, assignments=assignments, images=images)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources.as_ray()),
+        tune_config=tune.TuneConfig(
+            search_alg=proposals,
+            num_samples=-1,
+            max_concurrent_trials=resources.num_slots,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.config["bundle_id"],
+            trial_dirname_creator=lambda trial: (
+                f"{trial.config['members'][0]['experiment']}.{trial.config['bundle_id']}"
+            ),
+        ),
+        run_config=tune.RunConfig(
+            name=storage.name,
+            storage_path=str(storage.parent),
+            callbacks=[watcher],
+            failure_config=tune.FailureConfig(max_failures=1),
+            verbose=0,
+        ),
+    )
+    with (
+        _environment(
+            TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+            # Without it a searcher's next trial is made only when the last one runs.
+            TUNE_MAX_PENDING_TRIALS_PG=str(2 * resources.num_slots),
+            RAY_CHDIR_TO_TRIAL_DIR="0",
+            RAY_AIR_NEW_OUTPUT="0",
+        ),
+        watcher.progress or nullcontext(),
+    ):
+        tuner.fit()
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Set environment variables inside the block; Ray Tune reads some settings from nowhere else."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
