@@ -50,7 +50,7 @@ HEAVY = {
 }
 #: Who may do so inside a function. A trial keeps checkpoints of any trainable, and only one that asks for them has
 #: torch; the driver, which imports the same module, must not pay for it.
-HEAVY_IN_FUNCTIONS = {"torch": ["tune_hpc.search.trial"]}
+HEAVY_IN_FUNCTIONS = {"torch": ["tune_hpc.search.reporting"]}
 #: Listing and checking spaces, and finding the data, must stay cheap.
 TORCH_FREE = ["tune_hpc.learning.config", "tune_hpc.learning.download", "tune_hpc.learning.fusion"]
 
@@ -96,7 +96,7 @@ def test_every_part_of_the_house_is_walked():
     assert len(MODULES) > 40
     assert "tune_hpc.search.trial" in MODULES
     assert "torch" in imports("tune_hpc.learning.training")[0]
-    assert "torch" in imports("tune_hpc.search.trial")[1]
+    assert "torch" in imports("tune_hpc.search.reporting")[1]
 
 
 @pytest.mark.parametrize("module", MODULES)

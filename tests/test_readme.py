@@ -1,5 +1,6 @@
 """What the README shows is what happens."""
 
+import json
 import re
 from pathlib import Path
 
@@ -58,3 +59,29 @@ def test_every_verb_and_file_it_names_exists():
         assert (root / name).is_dir(), name
     for target in re.findall(r"(?:^|`)make ([a-z]+)", README, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", (root / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE), target
+
+
+SEARCHING = (Path(__file__).parents[1] / "docs" / "searching.md").read_text(encoding="utf-8")
+
+
+def test_a_space_with_conditions_is_the_same_in_python_json_and_on_the_command_line():
+    from tune_hpc import Space
+    from tune_hpc.search.settings import parse_settings
+
+    names: dict = {}
+    exec("from ray import tune\n" + block("from tune_hpc import Space, when"), names)
+    space = names["space"]
+    assert space.scientific == ("optimizer",)
+    shown, command, plain = re.findall(r"```(?:python|sh|json)\n(.*?)```", SEARCHING, flags=re.DOTALL)[:3]
+    exec(shown, names)
+    assert Space(dict(names["space"]), roles={"optimizer": "scientific"}) == space
+    written = Space(parse_settings(re.findall(r"--set '?(.*?)'?(?= --| \\|$)", command, flags=re.MULTILINE)))
+    without_nesterov = space | {"optimizer": written["optimizer"]}
+    assert written.to_json()["momentum"] == json.loads(plain)["momentum"] == without_nesterov.to_json()["momentum"]
+    assert written.to_json()["learning_rate"] == space.to_json()["learning_rate"]
+
+
+def test_every_searcher_is_told_of():
+    from tune_hpc.search.experiment import SEARCHERS
+
+    assert re.findall(r"^\| `(\w+)` \|", SEARCHING, flags=re.MULTILINE) == list(SEARCHERS)

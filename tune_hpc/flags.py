@@ -38,6 +38,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     space.add_argument(
         "--num-samples", type=int, metavar="N", help="try N configurations (default searcher for this: random)"
     )
+    space.add_argument(
+        "--scheduler", metavar="NAME", help="what ends trials that do badly: asha, median (default: the experiment's)"
+    )
     space.add_argument("--search-seed", type=int, default=0, metavar="N", help="fixes what is drawn (default: 0)")
     space.add_argument("--metric", help="what ranks trials (default: the experiment's; loss for a function)")
     space.add_argument("--mode", choices=["min", "max"], help="whether less or more of it is better (function: min)")
@@ -87,6 +90,8 @@ def find_experiments(name: str, flags: argparse.Namespace) -> list["Experiment"]
     changes: dict[str, Any] = {"search_seed": flags.search_seed}
     if flags.searcher is not None or flags.num_samples is not None:
         changes |= {"searcher": flags.searcher or "random", "num_samples": flags.num_samples}
+    if flags.scheduler is not None:
+        changes["scheduler"] = flags.scheduler
     if flags.seeds is not None:
         changes["seeds"] = tuple(range(flags.seeds))
     changes |= {key: getattr(flags, key) for key in ("metric", "mode") if getattr(flags, key)}

@@ -8,7 +8,7 @@ from tune_hpc.analysis.folder import ExperimentFolder
 from tune_hpc.analysis.results import TrialRecord
 from tune_hpc.learning import training
 from tune_hpc.learning.config import complete
-from tune_hpc.search import trial
+from tune_hpc.search import reporting, trial
 from tune_hpc.search.experiment import TRAIN
 from tune_hpc.search.trial import Assignment
 
@@ -23,7 +23,7 @@ def run_fused(tmp_path, monkeypatch):
     """Run the members as one bundle; returns the rows and, for each trial, the file it left."""
     monkeypatch.setattr(trial, "_match_threads", lambda: None)
     told = []
-    monkeypatch.setattr(trial.tune, "report", told.append)
+    monkeypatch.setattr(reporting.tune, "report", told.append)
     folder = ExperimentFolder(tmp_path)
     assignment = Assignment("line", str(tmp_path), TRAIN, "train_loss", checkpoint_interval_s=0.0)
     members = [

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tune_hpc.analysis.results import TrialRecord
-from tune_hpc.search import trial
-from tune_hpc.search.trial import REPORT_INTERVAL_S, Reporter, TrialCheckpoint, _Diverged, _Forward, identity, plain
+from tune_hpc.search import reporting
+from tune_hpc.search.reporting import REPORT_INTERVAL_S, Diverged, Forward, Reporter, TrialCheckpoint
+from tune_hpc.search.trial import identity, plain
 
 
 class Clock:
@@ -22,7 +23,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(trial.time, "monotonic", clock.monotonic)
+    monkeypatch.setattr(reporting.time, "monotonic", clock.monotonic)
     return clock
 
 
@@ -55,13 +56,13 @@ def test_torch_numbers_are_taken_as_they_are(report):
 @pytest.mark.parametrize("name", ["test_loss", "train_loss", "my_own_loss"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
 def test_a_loss_that_is_no_number_ends_the_trial(report, name, value):
-    with pytest.raises(_Diverged, match=f"non-finite {name} at step 7"):
+    with pytest.raises(Diverged, match=f"non-finite {name} at step 7"):
         report(7, {"W": 1.0, name: value})
 
 
 def test_what_came_before_a_divergence_is_kept(report):
     report(0, {"train_loss": 1.0})
-    with pytest.raises(_Diverged, match="non-finite train_loss at step 3"):
+    with pytest.raises(Diverged, match="non-finite train_loss at step 3"):
         report([1, 2, 3, 4], {"train_loss": [0.9, 0.8, math.nan, 0.7], "W": [1, 2, 3, 4]})
     history = report.record.history()
     assert history["step"].tolist() == [0, 1, 2]
@@ -75,7 +76,7 @@ def test_other_metrics_may_be_anything(report):
 
 
 def test_a_metric_that_ranks_trials_must_be_finite_whatever_it_is_called(clock):
-    with pytest.raises(_Diverged, match="non-finite score at step 1"):
+    with pytest.raises(Diverged, match="non-finite score at step 1"):
         Reporter(TrialRecord({}), "score", print)(1, {"score": math.nan})
 
 
@@ -103,8 +104,8 @@ def test_what_is_forwarded_is_the_last_value_of_the_metric_as_a_plain_number(rep
 
 def test_ray_is_told_once_a_second_at_most_the_latest_value_of_each_trial(clock, monkeypatch):
     told = []
-    monkeypatch.setattr(trial.tune, "report", told.append)
-    forward = _Forward()
+    monkeypatch.setattr(reporting.tune, "report", told.append)
+    forward = Forward()
     notes = [forward.for_trial(name) for name in ("a", "b")]
     for step in range(100):
         clock.now += REPORT_INTERVAL_S / 10
@@ -114,13 +115,18 @@ def test_ray_is_told_once_a_second_at_most_the_latest_value_of_each_trial(clock,
         (first, second) = sorted(one["members"], key=lambda member: member["trial_id"])
         assert (first["trial_id"], second["trial_id"]) == ("a", "b")
         assert abs(first["value"] - second["value"]) == 1.0
-    forward.ended([{"trial_id": "a", "status": "finished", "loss": 0.5}, {"trial_id": "b", "status": "failed"}], "loss")
+    rows = [
+        {"trial_id": "a", "status": "finished", "loss": 0.5, "steps_run": 100},
+        {"trial_id": "b", "status": "failed", "steps_run": 7},
+    ]
+    forward.ended(rows, "loss", {"took_s": 0.5})
     assert told[-1] == {
         "members": [
-            {"trial_id": "a", "status": "finished", "value": 0.5},
-            {"trial_id": "b", "status": "failed", "value": None},
+            {"trial_id": "a", "status": "finished", "value": 0.5, "steps": 100},
+            {"trial_id": "b", "status": "failed", "value": None, "steps": 7},
         ],
         "last": True,
+        "took_s": 0.5,
     }
 
 

@@ -73,3 +73,16 @@ def valley(config, report):
     for step in (1, 2):
         time.sleep(config.get("pause", 0))
         report(step, {"loss": float("inf") if config["x"] > 0.7 else (config["x"] - 0.3) ** 2 + 1 / step})
+
+
+def descend(config, report):
+    """Report a loss that falls to ``x``, step by step; above 0.67 it is not finite from the start."""
+    for step in range(1, config["steps"] + 1):
+        report(step, {"loss": float("nan") if config["x"] > 0.67 else config["x"] + 1 / step})
+
+
+def returns_at_once(config, report):
+    """Report a number; for one value end the process instead."""
+    if config["x"] == config.get("deadly"):
+        os._exit(7)
+    report(1, {"loss": float(config["x"])})

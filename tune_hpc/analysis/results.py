@@ -216,6 +216,26 @@ def write_part(path: Path, row: Mapping[str, Any], history: pd.DataFrame) -> Non
     write_whole(path, lambda temporary: pq.write_table(table, temporary))
 
 
+def part_row(path: Path) -> dict[str, Any] | None:
+    """Return the row of the trial that a part tells of; ``None`` where there is no part."""
+    return _row(path, _read(path)) if path.is_file() else None
+
+
+def end_part(path: Path, changes: Mapping[str, Any]) -> None:
+    """Change some columns of the row of a part."""
+    table = _read(path)
+    row = _row(path, table) | dict(changes)
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _ROW: json.dumps(row).encode()})
+    write_whole(path, lambda temporary: pq.write_table(table, temporary))
+
+
+def _row(path: Path, table: pa.Table) -> dict[str, Any]:
+    row = json.loads((table.schema.metadata or {}).get(_ROW, b"{}"))
+    if "trial_id" not in row:
+        raise FolderError(f"{path} is no trial's file: its row is missing; remove it")
+    return dict(row)
+
+
 def write_frames(folder: ExperimentFolder, trials: pd.DataFrame, history: pd.DataFrame) -> None:
     """Write trials.parquet and history.parquet."""
     write_whole(folder.trials_file, lambda path: trials.to_parquet(path, index=False))
@@ -294,9 +314,7 @@ def _load(folder: ExperimentFolder) -> Results:
     tables = []
     for part in parts:
         table = _read(part)
-        row = json.loads((table.schema.metadata or {}).get(_ROW, b"{}"))
-        if "trial_id" not in row:
-            raise FolderError(f"{part} is no trial's file: its row is missing; remove it")
+        row = _row(part, table)
         rows.append(row)
         trial_ids = pa.repeat(pa.scalar(row["trial_id"], pa.large_string()), len(table))
         tables.append(table.replace_schema_metadata(None).add_column(0, "trial_id", trial_ids))

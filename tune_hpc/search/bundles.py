@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tune_hpc.analysis.folder import ExperimentFolder, write_whole
+from tune_hpc.analysis.results import part_row
 from tune_hpc.errors import FolderError, InvalidExperimentError
 from tune_hpc.learning.fusion import fusion_key, members_that_pay, stream_key
 from tune_hpc.search.experiment import TRAIN
@@ -83,6 +84,20 @@ def plan_bundles(
     ]
 
 
+def unended(bundle: Mapping[str, Any], home: ExperimentFolder) -> list[Sample]:
+    """Return the trials of a bundle that have not listed themselves as ended, in order."""
+    rows = [part_row(home.part(sample["trial_id"])) for sample in bundle["members"]]
+    return [
+        sample for sample, row in zip(bundle["members"], rows, strict=True) if row is None or row["status"] == "running"
+    ]
+
+
+def under_way(bundle: Mapping[str, Any], home: ExperimentFolder) -> list[Sample]:
+    """Return the trials of a bundle that have begun and not ended: of several in turn, one."""
+    waiting = unended(bundle, home)
+    return waiting[:1] if bundle.get("in_turn") else waiting
+
+
 def write_bundles(home: ExperimentFolder, bundles: Sequence[Mapping[str, Any]]) -> None:
     """Note which trials train as one program, for one that is interrupted goes on as that program."""
     members = {one["bundle_id"]: [sample["trial_id"] for sample in one["members"]] for one in bundles}
@@ -126,6 +141,13 @@ def say_what_runs_alone(trainables: Mapping[str, str | Callable[..., Any]], fuse
     for experiment, trainable in trainables.items():
         if trainable != TRAIN and fuse != "off":
             _log.info("%s: each trial runs by itself, for only tune_hpc's own models train as one program", experiment)
+
+
+def say_what_a_scheduler_runs_alone(experiments: Sequence[str], fuse: str | int) -> None:
+    """Tell the user, once for each experiment, that trials that may end one by one are not fused."""
+    for experiment in experiments:
+        if fuse != "off":
+            _log.info("%s: each trial runs by itself, for the scheduler may end any of them", experiment)
 
 
 def _ceil(numerator: int, denominator: int) -> int:

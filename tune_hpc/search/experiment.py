@@ -24,6 +24,7 @@ TRAIN = "tune_hpc.learning.training:train"
 DESIGNS = ("grid", "random", "quasi_random")
 ADAPTIVE = ("tpe", "gp")
 SEARCHERS = DESIGNS + ADAPTIVE
+SCHEDULERS = ("none", "asha", "median")
 #: What the line reports; images report all of ``METRICS``.
 LINE_METRICS = ("train_loss", "W", "b")
 #: Trial ids have five digits, and the driver holds every configuration.
@@ -119,6 +120,7 @@ class Experiment:
         num_samples: Configurations that any but the grid tries.
         search_seed: Fixes what a searcher draws; at least 0. With ``tpe`` and ``gp`` the order in which trials end has
             a say, too.
+        scheduler: What ends trials that do badly: ``none``, ``asha`` or ``median`` (schedulers.py).
         title: One line for tables and reports.
         description: What is done and why, in a few sentences.
         source: Where the experiment was published.
@@ -143,6 +145,7 @@ class Experiment:
     searcher: str = "grid"
     num_samples: int | None = None
     search_seed: int = 0
+    scheduler: str = "none"
     title: str = ""
     description: str = ""
     source: str = ""
@@ -164,6 +167,10 @@ class Experiment:
             raise InvalidExperimentError(f"mode must be min or max; got {self.mode!r}")
         if self.searcher not in SEARCHERS:
             raise InvalidExperimentError(f"searcher must be one of {', '.join(SEARCHERS)}; got {self.searcher!r}")
+        if self.scheduler not in SCHEDULERS:
+            raise InvalidExperimentError(f"scheduler must be one of {', '.join(SCHEDULERS)}; got {self.scheduler!r}")
+        if self.scheduler != "none":
+            _ = self.most_steps
         if "seed" in self.space and self.seeds:
             object.__setattr__(self, "seeds", self.seeds if self.seeds != (0,) else ())
             if self.seeds:
@@ -251,6 +258,22 @@ class Experiment:
     def as_quick(self) -> Experiment:
         """Return the experiment at a size for a first look: fewer steps and values, and marked as such."""
         return replace(self, space=self.space | self.quick_values, quick=True)
+
+    @property
+    def most_steps(self) -> int:
+        """The most steps that a trial may take.
+
+        Raises:
+            InvalidExperimentError: the space does not say.
+        """
+        default = [TRIAL_KEYS["steps"].default] if self.trainable == TRAIN else []
+        values = self.space.possible("steps") if "steps" in self.space else default
+        if not values or not all(isinstance(one, int) and one >= 1 for one in values):
+            raise InvalidExperimentError(
+                f"a scheduler counts in steps; give the space of {self.name} a parameter steps, the last step that a "
+                "trial reports"
+            )
+        return int(max(values))
 
     @property
     def num_trials(self) -> int:

@@ -5,6 +5,7 @@ that ended in whatever way knows what it had asked for.
 """
 
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
@@ -17,10 +18,14 @@ from tune_hpc.analysis.folder import ExperimentFolder
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import FolderError
 from tune_hpc.learning.config import complete
+from tune_hpc.search.bundles import unended
 from tune_hpc.search.experiment import TRAIN, Experiment
 
 Sample = Mapping[str, Any]
-Bundle = Mapping[str, Any]
+Bundle = dict[str, Any]
+
+#: Trials that are handed out together take about so long.
+IN_TURN_S = 0.5
 
 #: How a trial may have ended.
 ENDED = ("finished", "stopped", "diverged", "failed")
@@ -165,6 +170,12 @@ class Learner:
         return len(alike)
 
 
+def _run_alike(one: Bundle, other: Bundle) -> bool:
+    """Whether two bundles are trials alone, of one experiment."""
+    alone = len(one["members"]) == len(other["members"]) == 1
+    return alone and one["members"][0]["experiment"] == other["members"][0]["experiment"]
+
+
 def _rows(results: Results) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in results.trials.to_dict("records")]
 
@@ -196,10 +207,16 @@ def _cut(path: Path, text: str) -> None:
 class Proposals(Searcher):
     """Ray Tune's view of all this: bundles one after another, and news of how they ended.
 
+    What Ray does between two trials takes tens of milliseconds. Trials of an experiment that turn out shorter are
+    therefore handed out several at a time, to run in turn.
+
     Args:
         bundles: Those that are known beforehand, in order.
         learners: They are asked in turn when these are out.
         bundle: Makes bundles of the trials of one configuration.
+        homes: The folder of each experiment.
+        num_slots: How many bundles run at once.
+        one_by_one: Whether a scheduler is to decide on each trial.
     """
 
     def __init__(
@@ -207,11 +224,18 @@ class Proposals(Searcher):
         bundles: Sequence[Bundle],
         learners: Sequence[Learner],
         bundle: Callable[[Sequence[Sample]], Sequence[Bundle]],
+        homes: Mapping[str, ExperimentFolder],
+        num_slots: int,
+        one_by_one: bool = False,
     ) -> None:
         super().__init__()
         self._bundles = deque(bundles)
         self._learners = {learner.experiment.name: learner for learner in learners}
         self._bundle = bundle
+        self._homes = homes
+        self._num_slots = num_slots
+        self._one_by_one = one_by_one
+        self._took_s: dict[str, float] = {}
         self._under_way: dict[str, Bundle] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -222,24 +246,54 @@ class Proposals(Searcher):
         """Take no advice: each experiment has its own metric and space."""
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next bundle, as the configuration of a trial of Ray's."""
         if not self._bundles:
             samples = next(filter(None, (learner.propose() for learner in self._learners.values())), [])
             self._bundles.extend(self._bundle(samples) if samples else ())
         if not self._bundles:
-            return Searcher.FINISHED
-        self._under_way[trial_id] = self._bundles.popleft()
+            # Should the process of several trials in turn be lost, those that had not begun come back.
+            is_sure = not any(bundle.get("in_turn") for bundle in self._under_way.values())
+            return Searcher.FINISHED if is_sure else None
+        self._under_way[trial_id] = self._next()
         return dict(self._under_way[trial_id])
+
+    def _next(self) -> Bundle:
+        """Return the next bundle: one, or as many trials alone as take a moment together."""
+        first = self._bundles.popleft()
+        took_s = self._took_s.get(first["members"][0]["experiment"])
+        if self._one_by_one or took_s is None:
+            return first
+        # No more than its share of what is left, so that no slot is idle.
+        share = math.ceil((1 + len(self._bundles)) / self._num_slots)
+        wanted = min(int(IN_TURN_S / max(took_s, 1e-6)), share)
+        several = [first]
+        while len(several) < wanted and _run_alike(first, self._bundles[0]):
+            several.append(self._bundles.popleft())
+        if len(several) == 1 or not _run_alike(first, first):
+            return first
+        return first | {"members": [one["members"][0] for one in several], "in_turn": True}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Pass on how the trials of a bundle ended."""
-        members = self._under_way.pop(trial_id)["members"]
-        told = {one["trial_id"]: one for one in (result or {}).get("members", ()) if "status" in one}
+        bundle = self._under_way.pop(trial_id)
+        members = bundle["members"]
+        result = result or {}
+        name = members[0]["experiment"]
+        if "took_s" in result:
+            self._took_s[name] = result["took_s"]
+        if error and bundle.get("in_turn"):
+            # The first that has not ended is at fault; the others are still to run.
+            rest = unended(bundle, self._homes[name])[1:]
+            self._bundles.extendleft({"bundle_id": one["trial_id"], "members": [one]} for one in reversed(rest))
+        told = {one["trial_id"]: one for one in result.get("members", ()) if "status" in one}
         for sample in members:
             learner = self._learners.get(sample["experiment"])
             if learner:
                 own = told.get(sample["trial_id"], {"status": "failed", "value": None, "steps": 0})
+                if sample["trial_id"] not in told and result.get("done") and "step" in result:
+                    # Ended by a scheduler, at what it was shown last.
+                    own = {"status": "stopped", "value": result["value"], "steps": result["step"]}
                 learner.ended(sample["trial_id"], own["status"], own["value"], own["steps"])
 
     def save(self, checkpoint_path: str) -> None:

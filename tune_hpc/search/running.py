@@ -16,11 +16,19 @@ from tune_hpc.analysis.folder import FORMAT, ExperimentFolder
 from tune_hpc.analysis.results import Results, TrialRecord, load, write_frames, write_part
 from tune_hpc.errors import ClusterError
 from tune_hpc.learning.image_files import read_arrays
-from tune_hpc.search.bundles import interrupted_bundles, plan_bundles, say_what_runs_alone, write_bundles
+from tune_hpc.search.bundles import (
+    interrupted_bundles,
+    plan_bundles,
+    say_what_a_scheduler_runs_alone,
+    say_what_runs_alone,
+    write_bundles,
+)
 from tune_hpc.search.experiment import TRAIN, Experiment
 from tune_hpc.search.proposals import Bundle, Learner, Proposals, Sample
 from tune_hpc.search.provenance import now, provenance, this_process
+from tune_hpc.search.reporting import Watched
 from tune_hpc.search.resources import TrialResources, choose_resources
+from tune_hpc.search.schedulers import make_scheduler, tell_of_the_past, watched
 from tune_hpc.search.session import node_resources, ray_session
 from tune_hpc.search.trial import Assignment, identity, run_bundle
 from tune_hpc.search.watcher import Watcher
@@ -86,6 +94,13 @@ class Search:
         return self.experiment.name
 
     @property
+    def watched(self) -> Watched | None:
+        """What its scheduler is shown."""
+        if self.experiment.scheduler == "none":
+            return None
+        return watched(self.experiment.metric, self.experiment.mode, self.trainable == TRAIN)
+
+    @property
     def num_to_run(self) -> int:
         """How many trials are to end in this run, at most."""
         return self.experiment.num_trials - self.ended_before.total()
@@ -122,6 +137,8 @@ class Search:
         """
         unfinished = watcher.unfinished(self.name)
         for sample in unfinished:
+            if self.home.part(sample["trial_id"]).is_file():
+                continue
             row = identity(sample["experiment"], sample["trial_id"], sample["config"])
             write_part(self.home.part(sample["trial_id"]), row | {"status": "running"}, TrialRecord({}).history())
         if self.learner:
@@ -151,7 +168,8 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
     trainables = {search.name: search.trainable for search in searches}
     image_sets = _image_sets(searches, options.data_dir)
     with ray_session(options.address):
-        say_what_runs_alone(trainables, options.fuse)
+        say_what_runs_alone({search.name: search.trainable for search in searches if not search.watched}, options.fuse)
+        say_what_a_scheduler_runs_alone([search.name for search in searches if search.watched], options.fuse)
         num_trials = sum(search.num_to_run for search in searches)
         resources = choose_resources(
             node_resources(), num_trials, options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent
@@ -166,6 +184,7 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
                 search.trainable,
                 search.experiment.metric,
                 options.checkpoint_interval_s,
+                search.watched,
             )
             for search in searches
         }
@@ -179,8 +198,11 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
             watcher.tally.ended.update(search.ended_before)
         images = {name: ray.put(arrays) for name, arrays in image_sets.items()}
         try:
-            proposals = _proposals(searches, trainables, options, resources)
-            _fit(proposals, assignments, images, resources, searches[0].home.ray, watcher)
+            for group in _groups(searches):
+                proposals = _proposals(group, trainables, options, resources)
+                _fit(proposals, assignments, images, resources, group, watcher)
+                if watcher.tally.num_ended < sum(search.experiment.num_trials for search in _until(group, searches)):
+                    break
         except (ray.exceptions.RayError, tune.TuneError) as error:
             reason = str(error).strip().partition("\n")[0]
             where = searches[0].home.path
@@ -188,6 +210,23 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
         finally:
             results = [search.finish(watcher) for search in searches]
     return results
+
+
+def _groups(searches: Sequence[Search]) -> list[list[Search]]:
+    """Return which searches run as one: each that has a scheduler alone, for that decides on all it sees."""
+    groups: list[list[Search]] = []
+    for search in searches:
+        alone = search.experiment.scheduler != "none"
+        if groups and not alone and groups[-1][-1].experiment.scheduler == "none":
+            groups[-1].append(search)
+        else:
+            groups.append([search])
+    return groups
+
+
+def _until(group: Sequence[Search], searches: Sequence[Search]) -> Sequence[Search]:
+    """Return the searches up to the end of a group."""
+    return searches[: searches.index(group[-1]) + 1]
 
 
 def _image_sets(searches: Sequence[Search], data_dir: str | Path | None) -> dict[str, Any]:
@@ -218,14 +257,22 @@ def _proposals(
 
     def bundle(samples: Sequence[Sample], num_slots: int = 1) -> list[Bundle]:
         nonlocal next_number
-        planned = plan_bundles(samples, trainables, options.fuse, num_slots, resources.gpus > 0, next_number)
+        fuse = options.fuse if searches[0].experiment.scheduler == "none" else "off"
+        planned = plan_bundles(samples, trainables, fuse, num_slots, resources.gpus > 0, next_number)
         next_number += len(planned)
         return list(planned)
 
     bundles += bundle(new, resources.num_slots)
     for search in searches:
         write_bundles(search.home, [one for one in bundles if one["members"][0]["experiment"] == search.name])
-    return Proposals(bundles, [search.learner for search in searches if search.learner], bundle)
+    return Proposals(
+        bundles,
+        [search.learner for search in searches if search.learner],
+        bundle,
+        {search.name: search.home for search in searches},
+        resources.num_slots,
+        one_by_one=searches[0].watched is not None,
+    )
 
 
 def _fit(
@@ -233,15 +280,24 @@ def _fit(
     assignments: Mapping[str, Assignment],
     images: Mapping[str, ray.ObjectRef],
     resources: TrialResources,
-    storage: Path,
+    group: Sequence[Search],
     watcher: Watcher,
 ) -> None:
     """Run everything that is proposed on Ray Tune, until there is no more or it is interrupted."""
+    first, storage = group[0], group[0].home.ray
+    scheduler = (
+        make_scheduler(first.experiment.scheduler, first.experiment.mode, first.experiment.most_steps)
+        if first.watched
+        else None
+    )
+    if scheduler is not None and first.before is not None and first.watched is not None:
+        tell_of_the_past(scheduler, first.before, first.watched)
     trainable = tune.with_parameters(run_bundle, assignments=assignments, images=images)
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources.as_ray()),
         tune_config=tune.TuneConfig(
             search_alg=proposals,
+            scheduler=scheduler,
             num_samples=-1,
             max_concurrent_trials=resources.num_slots,
             reuse_actors=True,

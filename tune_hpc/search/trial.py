@@ -7,15 +7,13 @@ next one. Most bundles hold one trial; several are trained as one program, or on
 """
 
 import inspect
-import io
 import json
 import math
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,17 +21,14 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray import tune
 
-from tune_hpc.analysis.folder import ExperimentFolder, write_whole
-from tune_hpc.analysis.results import TrialRecord, summarise, write_part
+from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.results import TrialRecord, part_row, summarise, write_part
 from tune_hpc.search.reference import load_reference
+from tune_hpc.search.reporting import Decision, Diverged, Forward, Reporter, TrialCheckpoint, Watched, logged
 
 #: How a trainable may say that it ended.
 ENDS = ("finished", "stopped", "diverged")
-
-#: Each report to Ray costs milliseconds; the progress bar needs no more than this.
-REPORT_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +41,7 @@ class Assignment:
         trainable: The function, or where it is.
         metric: The column that ranks trials.
         checkpoint_interval_s: Seconds between two states that are kept.
+        watched: What a scheduler is shown; ``None``: there is none.
     """
 
     name: str
@@ -53,133 +49,7 @@ class Assignment:
     trainable: str | Callable[..., Any]
     metric: str
     checkpoint_interval_s: float
-
-
-class _Diverged(Exception):
-    """Unwinds a trainable that reported a non-finite metric."""
-
-
-class Reporter:
-    """The ``report`` that a trainable is given.
-
-    Args:
-        record: Where everything is kept.
-        metric: The metric that must stay finite.
-        forward: Called with the metric's latest value.
-    """
-
-    def __init__(self, record: TrialRecord, metric: str, forward: Callable[[float], None]) -> None:
-        self.record = record
-        self.metric = metric
-        self._forward = forward
-
-    def __call__(self, step: Any, metrics: Mapping[str, Any]) -> None:
-        """Keep metrics at one step, or arrays of them at an array of steps.
-
-        A non-finite value of the metric that ranks trials, or of a loss, ends the trial as diverged; what was reported
-        for the steps before is kept.
-        """
-        steps = np.atleast_1d(np.asarray(step, dtype=np.int64))
-        values = {name: _at(steps, name, value) for name, value in metrics.items()}
-        finite = {
-            name: np.isfinite(own) for name, own in values.items() if name == self.metric or name.endswith("loss")
-        }
-        num_finite = min((int(np.argmin([*own, False])) for own in finite.values()), default=len(steps))
-        if num_finite:
-            self.record.add(steps[:num_finite], {name: own[:num_finite] for name, own in values.items()})
-        if num_finite < len(steps):
-            broken = next(name for name, own in finite.items() if not own[num_finite])
-            raise _Diverged(f"non-finite {broken} at step {steps[num_finite]}")
-        if num_finite and self.metric in values:
-            self._forward(float(values[self.metric][-1]))
-
-
-def _at(steps: np.ndarray, name: str, value: Any) -> np.ndarray:
-    """Return a metric as one number for each step."""
-    try:
-        return np.broadcast_to(np.asarray(value, dtype=float), steps.shape)
-    except ValueError as error:
-        raise ValueError(f"report takes one number for each step; {name} has {value!r} for {len(steps)}") from error
-
-
-class TrialCheckpoint:
-    """Keeps a trainable's state, and all it reported so far, in one file of the experiment folder.
-
-    Args:
-        path: The file.
-        records: What each trial of a bundle reported; filled again by ``load``.
-        interval_s: Seconds between two states that are kept.
-    """
-
-    def __init__(self, path: Path, records: Sequence[TrialRecord], interval_s: float) -> None:
-        self.path = path
-        self.records = records
-        self.interval_s = interval_s
-        self._saved_at = time.monotonic()
-
-    def load(self) -> Mapping[str, Any] | None:
-        """Return the latest state, or ``None``."""
-        if not self.path.is_file():
-            return None
-        from tune_hpc.learning.checkpoint import load_state
-
-        kept = load_state(self.path)
-        for record, reported in zip(self.records, kept["reported"], strict=True):
-            record.blocks[:] = [
-                (steps.numpy(), {name: values.numpy() for name, values in metrics.items()})
-                for steps, metrics in reported
-            ]
-        return kept["state"]
-
-    def save(self, step: int, make_state: Callable[[], Mapping[str, Any]]) -> None:
-        """Keep a state, if the last one is old enough."""
-        if time.monotonic() - self._saved_at < self.interval_s:
-            return
-        import torch
-
-        from tune_hpc.learning.checkpoint import save_state
-
-        reported = [
-            [
-                (torch.from_numpy(steps), {name: torch.from_numpy(values) for name, values in metrics.items()})
-                for steps, metrics in record.blocks
-            ]
-            for record in self.records
-        ]
-        state = {"step": step, "state": make_state(), "reported": reported}
-        write_whole(self.path, lambda path: save_state(path, state))
-        self._saved_at = time.monotonic()
-
-
-class _Log(io.TextIOBase):
-    """A text file that is there from the first word on, and not before."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: io.TextIOWrapper | None = None
-
-    def write(self, text: str) -> int:
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8", buffering=1)
-        return self._file.write(text)
-
-    def flush(self) -> None:
-        if self._file is not None:
-            self._file.flush()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        super().close()
-
-
-@contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """Send what Python prints inside the block to a file."""
-    with _Log(path) as log, redirect_stdout(log), redirect_stderr(log):
-        yield
+    watched: Watched | None = None
 
 
 def run_bundle(
@@ -188,19 +58,40 @@ def run_bundle(
     """Run the trials of a bundle to their ends, whatever these are.
 
     Args:
-        bundle: ``bundle_id`` and ``members``, each ``experiment``, ``trial_id`` and ``config``.
+        bundle: ``bundle_id`` and ``members``, each ``experiment``, ``trial_id`` and ``config``; where it is
+            ``in_turn`` they run one after another, else as one program.
         assignments: What to know of each experiment, by name.
         images: The image data sets in Ray's object store, by name.
     """
     members = bundle["members"]
     assignment = assignments[members[0]["experiment"]]
     folder = ExperimentFolder(assignment.folder)
-    forward = _Forward()
+    forward = Forward()
+    began = time.perf_counter()
+    shown: dict[str, float] = {}
     if len(members) == 1:
-        rows = [_run_alone(members[0], assignment, folder, images, forward)]
+        row, shown = _run_alone(members[0], assignment, folder, images, forward)
+        rows = [row]
+    elif bundle.get("in_turn"):
+        rows = [_run_once(one, assignment, folder, images, forward) for one in members]
     else:
         rows = _run_fused(bundle, assignment, folder, images, forward)
-    forward.ended(rows, assignment.metric)
+    took_s = (time.perf_counter() - began) / len(members)
+    forward.ended(rows, assignment.metric, {"took_s": took_s, **shown})
+
+
+def _run_once(
+    sample: Mapping[str, Any],
+    assignment: Assignment,
+    folder: ExperimentFolder,
+    images: Mapping[str, ray.ObjectRef],
+    forward: Forward,
+) -> dict[str, Any]:
+    """Run a trial that has not ended yet; of one that had, before a process was lost, return the row."""
+    before = part_row(folder.part(sample["trial_id"]))
+    if before is not None and before["status"] != "running":
+        return before
+    return _run_alone(sample, assignment, folder, images, forward)[0]
 
 
 def _run_alone(
@@ -208,19 +99,24 @@ def _run_alone(
     assignment: Assignment,
     folder: ExperimentFolder,
     images: Mapping[str, ray.ObjectRef],
-    forward: "_Forward",
-) -> dict[str, Any]:
-    """Run one trial by itself; leave its file and return its row."""
+    forward: Forward,
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Run one trial by itself; leave its file, and return its row and what a scheduler is shown of its end."""
     trial_id, config = sample["trial_id"], sample["config"]
     record = TrialRecord(identity(assignment.name, trial_id, config))
     checkpoint = TrialCheckpoint(folder.checkpoint(trial_id), [record], assignment.checkpoint_interval_s)
-    report = Reporter(record, assignment.metric, forward.for_trial(trial_id))
     began = time.perf_counter()
-    with _logged(folder.log(trial_id)):
+
+    def keep() -> None:
+        _leave(folder, record, {"status": "running"}, time.perf_counter() - began)
+
+    decision = Decision(trial_id, assignment.watched, keep) if assignment.watched else None
+    report = Reporter(record, assignment.metric, forward.for_trial(trial_id), decision)
+    with logged(folder.log(trial_id)):
         outcome = _outcome(assignment, config, report, checkpoint, images)
     row = _leave(folder, record, outcome, time.perf_counter() - began)
     checkpoint.path.unlink(missing_ok=True)
-    return row
+    return row, decision.shown() if decision else {}
 
 
 def _run_fused(
@@ -228,7 +124,7 @@ def _run_fused(
     assignment: Assignment,
     folder: ExperimentFolder,
     images: Mapping[str, ray.ObjectRef],
-    forward: "_Forward",
+    forward: Forward,
 ) -> list[dict[str, Any]]:
     """Run several trials of our own trainable as one program; leave their files and return their rows."""
     from tune_hpc.learning.training import train_fused
@@ -242,7 +138,7 @@ def _run_fused(
     ]
     data = members[0]["config"]["data"]
     began = time.perf_counter()
-    with _logged(folder.log(bundle["bundle_id"])):
+    with logged(folder.log(bundle["bundle_id"])):
         try:
             _match_threads()
             outcomes = train_fused(
@@ -259,7 +155,7 @@ def _run_fused(
             outcomes = []
     if not outcomes:
         checkpoint.path.unlink(missing_ok=True)
-        return [_run_alone(one, assignment, folder, images, forward) for one in members]
+        return [_run_alone(one, assignment, folder, images, forward)[0] for one in members]
     share_s = (time.perf_counter() - began) / len(members)
     rows = [_leave(folder, record, outcome, share_s) for record, outcome in zip(records, outcomes, strict=True)]
     checkpoint.path.unlink(missing_ok=True)
@@ -307,7 +203,7 @@ def _outcome(
             outcome |= returned
         if outcome["status"] not in ENDS:
             raise ValueError(f"a trainable returns a status of {', '.join(ENDS)}; got {outcome['status']!r}")
-    except _Diverged as divergence:
+    except Diverged as divergence:
         outcome |= {"status": "diverged", "stop_reason": str(divergence)}
     except Exception as error:
         # A trainable may raise anything; the trial is listed with it.
@@ -316,39 +212,6 @@ def _outcome(
             raise
         outcome |= {"status": "failed", "stop_reason": "exception", "error": _last_line(error)}
     return outcome
-
-
-class _Forward:
-    """Tells Ray now and then how the trials of a bundle fare."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, float] = {}
-        self._told_at = time.monotonic()
-
-    def for_trial(self, trial_id: str) -> Callable[[float], None]:
-        """Return what notes a trial's latest value, and passes all on about once a second."""
-
-        def note(value: float) -> None:
-            self._values[trial_id] = value
-            if time.monotonic() - self._told_at >= REPORT_INTERVAL_S:
-                self._told_at = time.monotonic()
-                tune.report({"members": [{"trial_id": one, "value": value} for one, value in self._values.items()]})
-                self._values.clear()
-
-        return note
-
-    def ended(self, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
-        """Tell how all trials of the bundle ended."""
-        members = [
-            {
-                "trial_id": row["trial_id"],
-                "status": row["status"],
-                "value": _finite(row.get(metric)),
-                "steps": row["steps_run"],
-            }
-            for row in rows
-        ]
-        tune.report({"members": members, "last": True})
 
 
 def identity(experiment: str, trial_id: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -365,10 +228,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return json.dumps(value, default=str)
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _last_line(error: Exception) -> str:

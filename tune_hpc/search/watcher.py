@@ -1,7 +1,7 @@
 """Follows a search from the driver: counts trials, shows them, and lists those whose process died."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.results import TrialRecord, write_part
+from tune_hpc.analysis.results import TrialRecord, end_part, part_row, write_part
+from tune_hpc.search.bundles import under_way
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.progress import SearchProgress, Tally
 from tune_hpc.search.trial import identity
@@ -63,6 +64,24 @@ class Watcher(tune.Callback):
                 self.tally.ended[member["status"]] += 1
         self._update(experiment.name)
 
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """List a trial that its scheduler ended: its process cannot any more."""
+        # Trials that an interrupt cuts off are told of here, too; these are not done.
+        if trial.trial_id not in self._under_way or not trial.last_result.get("done"):
+            return
+        bundle = self._under_way.pop(trial.trial_id)
+        experiment = self.experiments[_experiment(trial)]
+        home = self.homes[experiment.name]
+        step = trial.last_result.get("step", 0)
+        for sample in under_way(bundle, home):
+            end_part(
+                home.part(sample["trial_id"]),
+                {"status": "stopped", "stop_reason": f"stopped by {experiment.scheduler} at step {step}"},
+            )
+            home.checkpoint(sample["trial_id"]).unlink(missing_ok=True)
+            self.tally.ended["stopped"] += 1
+        self._update(experiment.name)
+
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """List trials that could not list themselves."""
         bundle = self._under_way.pop(trial.trial_id, None)
@@ -71,16 +90,18 @@ class Watcher(tune.Callback):
         home = self.homes[_experiment(trial)]
         # Ray has no other place yet for what it knows of the error; storage gets its copy later.
         told = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
-        log = home.log(bundle["bundle_id"])
+        # Of a bundle whose trials ran one by one some may have listed themselves before, and some are yet to begin.
+        at_fault = under_way(bundle, home)
+        log = home.log(at_fault[0]["trial_id"] if bundle.get("in_turn") and at_fault else bundle["bundle_id"])
         log.parent.mkdir(exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
             file.write(told)
-        # Of a bundle whose trials ran one by one some may have listed themselves before.
-        for sample in _without_part(bundle["members"], home):
+        for sample in at_fault:
             row = identity(sample["experiment"], sample["trial_id"], sample["config"])
             row |= {"status": "failed", "stop_reason": "process died", "error": _in_one_line(told)}
             write_part(home.part(sample["trial_id"]), row, TrialRecord({}).history())
-        self.tally.ended["failed"] += len(bundle["members"])
+        ended = [part_row(home.part(sample["trial_id"])) for sample in bundle["members"]]
+        self.tally.ended.update(row["status"] for row in ended if row is not None)
         self._update(_experiment(trial))
 
     def unfinished(self, experiment: str) -> list[Mapping[str, Any]]:
@@ -89,7 +110,7 @@ class Watcher(tune.Callback):
             sample
             for bundle in self._under_way.values()
             if bundle["members"][0]["experiment"] == experiment
-            for sample in _without_part(bundle["members"], self.homes[experiment])
+            for sample in under_way(bundle, self.homes[experiment])
         ]
 
     def seconds(self, experiment: str) -> float:
@@ -100,17 +121,15 @@ class Watcher(tune.Callback):
     def _update(self, experiment: str) -> None:
         moment = time.perf_counter()
         self._spans[experiment] = (self._spans.get(experiment, (moment,))[0], moment)
-        self.tally.running = sum(len(bundle["members"]) for bundle in self._under_way.values())
+        self.tally.running = sum(
+            1 if bundle.get("in_turn") else len(bundle["members"]) for bundle in self._under_way.values()
+        )
         if self.progress:
             self.progress.update()
 
 
 def _experiment(trial: Trial) -> str:
     return str(trial.config["members"][0]["experiment"])
-
-
-def _without_part(samples: Iterable[Mapping[str, Any]], home: ExperimentFolder) -> list[Mapping[str, Any]]:
-    return [sample for sample in samples if not home.part(sample["trial_id"]).is_file()]
 
 
 def _in_one_line(told: str) -> str:

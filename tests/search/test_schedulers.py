@@ -1,0 +1,204 @@
+"""Trials that a scheduler ends, and short ones that run several at a time; on a real Ray."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.schedulers import TrialScheduler
+
+from tests.search import trainables
+from tune_hpc import Experiment, Space, extend, run, run_all
+from tune_hpc.analysis.results import Results
+from tune_hpc.search.schedulers import make_scheduler, tell_of_the_past, watched
+from tune_hpc.search.study import Study
+
+STEPS = 27
+SPACE = Space({"x": tune.uniform(0, 1), "steps": STEPS}, keys={})
+QUIET = {"show_progress": False}
+
+
+def descent(scheduler: str, searcher: str = "random", num_samples: int = 18) -> Experiment:
+    return Experiment(
+        f"descent.{scheduler}.{searcher}", SPACE, trainables.descend, metric="loss", mode="min", seeds=(),
+        searcher=searcher, num_samples=num_samples, scheduler=scheduler,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def studies():
+    """Every Optuna study that is made."""
+    made = []
+
+    class Seen(Study):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("tune_hpc.search.study.Study", Seen)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def searches(ray_session, studies, tmp_path_factory):
+    """Each scheduler once, in one run with a search that has none."""
+    parent = tmp_path_factory.mktemp("schedulers")
+    experiments = [descent("asha"), descent("none"), descent("median"), descent("asha", "tpe")]
+    results = run_all(experiments, folders=[parent / one.name for one in experiments], **QUIET)
+    return {one.name.removeprefix("descent."): one for one in results}
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", ["asha.random", "median.random", "asha.tpe"])
+class TestEveryScheduler:
+    def test_every_trial_is_listed_as_what_it_came_to(self, searches, name):
+        trials = searches[name].trials
+        assert searches[name].experiment["state"] == "finished"
+        assert len(trials) == 18
+        assert set(trials.loc[trials["x"] > 0.67, "status"]) == {"diverged"}
+        assert set(trials.loc[trials["x"] <= 0.67, "status"]) == {"finished", "stopped"}
+        assert set(trials.loc[trials["status"] == "finished", "steps_run"]) == {STEPS}
+        stopped = trials[trials["status"] == "stopped"]
+        assert (stopped["steps_run"] < STEPS).all()
+        scheduler = searches[name].experiment["scheduler"]
+        for row in stopped.to_dict("records"):
+            assert row["stop_reason"] == f"stopped by {scheduler} at step {row['steps_run']}"
+            assert row["loss"] == pytest.approx(row["x"] + 1 / row["steps_run"])
+        assert set(trials.loc[trials["status"] == "diverged", "steps_run"]) == {0}
+
+    def test_the_best_trial_was_not_stopped(self, searches, name):
+        trials = searches[name].trials
+        healthy = trials[trials["x"] <= 0.67]
+        assert healthy.loc[healthy["x"].idxmin(), "status"] == "finished"
+        assert searches[name].best()["x"] == healthy["x"].min()
+
+    def test_what_a_stopped_trial_reported_is_kept(self, searches, name):
+        results = searches[name]
+        for row in results.trials.to_dict("records"):
+            own = results.history[results.history["trial_id"] == row["trial_id"]]
+            assert list(own["step"]) == list(range(1, row["steps_run"] + 1))
+        assert not (results.folder / "trials").exists()
+
+
+@pytest.mark.ray
+def test_asha_stops_at_its_rungs_and_saves_most_of_the_steps(searches):
+    trials = searches["asha.random"].trials
+    assert set(trials.loc[trials["status"] == "stopped", "steps_run"]) <= {1, 3, 9}
+    # The same configurations without a scheduler.
+    whole = searches["none.random"].trials
+    pd.testing.assert_series_equal(trials["x"], whole["x"])
+    assert trials["steps_run"].sum() < 0.6 * whole["steps_run"].sum()
+
+
+@pytest.mark.ray
+def test_a_stop_is_told_as_pruned_and_no_trial_is_left_running(searches, studies):
+    (study,) = studies
+    trials = searches["asha.tpe"].trials
+    expected = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "diverged": TrialState.COMPLETE}
+    assert [trial.state for trial in study.trials] == [expected[status] for status in trials["status"]]
+    assert [trial.params["x"] for trial in study.trials] == list(trials["x"])
+    for trial, row in zip(study.trials, trials.to_dict("records"), strict=True):
+        assert trial.constraints == {"diverged": 1.0 if row["status"] == "diverged" else -1.0}
+        if row["status"] == "stopped":
+            assert trial.value == pytest.approx(row["loss"])
+            assert trial.intermediate_values == {row["steps_run"]: trial.value}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_an_extended_search_is_held_against_the_first_part_of_it(tmp_path):
+    first = run(descent("asha", num_samples=9), output_dir=tmp_path / "out", **QUIET)
+    # A space of bad values only: beside the earlier trials none of them is worth a second rung.
+    file = tmp_path / "out" / "experiment.json"
+    described = json.loads(file.read_text(encoding="utf-8"))
+    described["space"]["x"] = {"uniform": [0.64, 0.67]}
+    file.write_text(json.dumps(described), encoding="utf-8")
+    whole = extend(tmp_path / "out", num_samples=4, **QUIET)
+    assert len(whole.trials) == 13
+    pd.testing.assert_frame_equal(whole.trials.head(9)[first.trials.columns], first.trials, check_dtype=False)
+    assert (whole.trials["status"].tail(4) == "stopped").all()
+    assert (whole.trials["steps_run"].tail(4) <= 3).all()
+
+
+def history(losses: dict[str, list[float]]) -> Results:
+    rows = [
+        {"trial_id": name, "step": step, "loss": loss}
+        for name, own in losses.items()
+        for step, loss in enumerate(own, start=1)
+    ]
+    return Results({"name": "past"}, pd.DataFrame(), pd.DataFrame(rows))
+
+
+@pytest.mark.parametrize(("name", "rung"), [("asha", 3), ("median", 2)])
+def test_a_scheduler_that_knows_the_past_stops_what_is_worse(name, rung):
+    scheduler = make_scheduler(name, "min", 27)
+    seen = watched("loss", "min", reports_images=False)
+    tell_of_the_past(
+        scheduler, history({f"t{n}": [n / 10 + 1 / step for step in range(1, 28)] for n in range(6)}), seen
+    )
+
+    class New:
+        trial_id = "new"
+
+    scheduler.on_trial_add(None, New)
+    assert scheduler.on_trial_result(None, New, {"step": rung, "value": 9.0}) == TrialScheduler.STOP
+
+    class Good:
+        trial_id = "good"
+
+    scheduler.on_trial_add(None, Good)
+    assert scheduler.on_trial_result(None, Good, {"step": rung, "value": 0.1}) == TrialScheduler.CONTINUE
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_no_value_stops_nobody(name):
+    scheduler = make_scheduler(name, "min", 27)
+
+    seen = watched("loss", "min", reports_images=False)
+    past = {f"t{number}": [math.nan if number % 2 else 1.0] * 3 for number in range(8)}
+    tell_of_the_past(scheduler, history(past), seen)
+    best = type("Trial", (), {"trial_id": "best"})
+    scheduler.on_trial_add(None, best)
+    assert scheduler.on_trial_result(None, best, {"step": 3, "value": 0.5}) == TrialScheduler.CONTINUE
+
+
+def test_what_is_chosen_on_test_images_is_never_shown():
+    for metric in ("test_accuracy", "best_test_accuracy", "selected_test_accuracy", "best_valid_accuracy"):
+        assert watched(metric, "max", reports_images=True).column == "valid_accuracy"
+    assert watched("test_loss", "min", reports_images=True).column == "valid_loss"
+    assert watched("test_loss", "min", reports_images=False).column == "test_loss"
+
+
+def test_the_best_so_far_is_shown_of_a_metric_that_is_a_best():
+    best = watched("best_valid_accuracy", "max", reports_images=True)
+    assert best.shown(0.5, math.nan) == 0.5
+    assert best.shown(0.4, 0.5) == 0.5
+    assert watched("valid_accuracy", "max", reports_images=True).shown(0.4, 0.5) == 0.4
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+class TestShortTrials:
+    def run_many(self, folder, num_trials, **more):
+        space = Space({"x": tune.choice(list(range(num_trials))), **more}, keys={})
+        one = Experiment("short", space, trainables.returns_at_once, metric="loss", mode="min", seeds=())
+        return run(one, output_dir=folder, **QUIET)
+
+    def test_they_are_handed_out_several_at_a_time(self, tmp_path):
+        results = self.run_many(tmp_path / "out", 60)
+        assert results.counts() == {"finished": 60}
+        assert list(results.trials["loss"]) == list(range(60))
+        assert results.experiment["state"] == "finished"
+        assert len([one for one in (tmp_path / "out" / "ray").iterdir() if one.is_dir()]) < 20
+
+    def test_one_whose_process_dies_takes_no_other_with_it(self, tmp_path):
+        results = self.run_many(tmp_path / "out", 40, deadly=25)
+        trials = results.trials.set_index("x")
+        assert results.counts() == {"finished": 39, "failed": 1}
+        assert trials.loc[25, "status"] == "failed"
+        assert trials.loc[25, "stop_reason"] == "process died"
+        assert results.experiment["state"] == "finished"
+        assert [one.name for one in (tmp_path / "out" / "logs").iterdir()] == [f"{trials.loc[25, 'trial_id']}.log"]

@@ -1,0 +1,245 @@
+"""What a trial says while it runs, and where it goes: its record, its checkpoint, its log, and now and then Ray."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray import tune
+
+from tune_hpc.analysis.folder import write_whole
+from tune_hpc.analysis.results import TrialRecord
+
+#: Each report to Ray costs milliseconds; the progress bar needs no more than this.
+REPORT_INTERVAL_S = 1.0
+
+
+class Diverged(Exception):
+    """Unwinds a trainable that reported a non-finite metric."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a scheduler is shown of a trial.
+
+    Attributes:
+        column: A metric that the trainable reports.
+        is_best: Whether its best value so far, not its latest.
+        mode: ``min`` or ``max``.
+    """
+
+    column: str
+    is_best: bool
+    mode: str
+
+    def shown(self, value: float, before: float) -> float:
+        """Return what is shown after a new value; ``before`` is what was shown last, NaN at first."""
+        if not self.is_best or math.isnan(before):
+            return value
+        return min(value, before) if self.mode == "min" else max(value, before)
+
+
+class Reporter:
+    """The ``report`` that a trainable is given.
+
+    Args:
+        record: Where everything is kept.
+        metric: The metric that must stay finite.
+        forward: Called with the metric's latest value.
+        decision: Shown what it watches, where a scheduler decides on the trial.
+    """
+
+    def __init__(
+        self,
+        record: TrialRecord,
+        metric: str,
+        forward: Callable[[float], None],
+        decision: Decision | None = None,
+    ) -> None:
+        self.record = record
+        self.metric = metric
+        self._forward = forward
+        self._decision = decision
+
+    def __call__(self, step: Any, metrics: Mapping[str, Any]) -> None:
+        """Keep metrics at one step, or arrays of them at an array of steps.
+
+        A non-finite value of the metric that ranks trials, or of a loss, ends the trial as diverged; what was reported
+        for the steps before is kept.
+        """
+        steps = np.atleast_1d(np.asarray(step, dtype=np.int64))
+        values = {name: _at(steps, name, value) for name, value in metrics.items()}
+        finite = {
+            name: np.isfinite(own) for name, own in values.items() if name == self.metric or name.endswith("loss")
+        }
+        num_finite = min((int(np.argmin([*own, False])) for own in finite.values()), default=len(steps))
+        if num_finite:
+            self.record.add(steps[:num_finite], {name: own[:num_finite] for name, own in values.items()})
+        if num_finite < len(steps):
+            broken = next(name for name, own in finite.items() if not own[num_finite])
+            raise Diverged(f"non-finite {broken} at step {steps[num_finite]}")
+        if num_finite and self.metric in values:
+            self._forward(float(values[self.metric][-1]))
+        if num_finite and self._decision is not None:
+            watched = values.get(self._decision.watched.column)
+            if watched is not None:
+                self._decision(int(steps[-1]), float(watched[-1]))
+
+
+def _at(steps: np.ndarray, name: str, value: Any) -> np.ndarray:
+    """Return a metric as one number for each step."""
+    try:
+        return np.broadcast_to(np.asarray(value, dtype=float), steps.shape)
+    except ValueError as error:
+        raise ValueError(f"report takes one number for each step; {name} has {value!r} for {len(steps)}") from error
+
+
+class TrialCheckpoint:
+    """Keeps a trainable's state, and all it reported so far, in one file of the experiment folder.
+
+    Args:
+        path: The file.
+        records: What each trial of a bundle reported; filled again by ``load``.
+        interval_s: Seconds between two states that are kept.
+    """
+
+    def __init__(self, path: Path, records: Sequence[TrialRecord], interval_s: float) -> None:
+        self.path = path
+        self.records = records
+        self.interval_s = interval_s
+        self._saved_at = time.monotonic()
+
+    def load(self) -> Mapping[str, Any] | None:
+        """Return the latest state, or ``None``."""
+        if not self.path.is_file():
+            return None
+        from tune_hpc.learning.checkpoint import load_state
+
+        kept = load_state(self.path)
+        for record, reported in zip(self.records, kept["reported"], strict=True):
+            record.blocks[:] = [
+                (steps.numpy(), {name: values.numpy() for name, values in metrics.items()})
+                for steps, metrics in reported
+            ]
+        return kept["state"]
+
+    def save(self, step: int, make_state: Callable[[], Mapping[str, Any]]) -> None:
+        """Keep a state, if the last one is old enough."""
+        if time.monotonic() - self._saved_at < self.interval_s:
+            return
+        import torch
+
+        from tune_hpc.learning.checkpoint import save_state
+
+        reported = [
+            [
+                (torch.from_numpy(steps), {name: torch.from_numpy(values) for name, values in metrics.items()})
+                for steps, metrics in record.blocks
+            ]
+            for record in self.records
+        ]
+        state = {"step": step, "state": make_state(), "reported": reported}
+        write_whole(self.path, lambda path: save_state(path, state))
+        self._saved_at = time.monotonic()
+
+
+class _Log(io.TextIOBase):
+    """A text file that is there from the first word on, and not before."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: io.TextIOWrapper | None = None
+
+    def write(self, text: str) -> int:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        return self._file.write(text)
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        super().close()
+
+
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """Send what Python prints inside the block to a file."""
+    with _Log(path) as log, redirect_stdout(log), redirect_stderr(log):
+        yield
+
+
+class Decision:
+    """Shows a scheduler what it watches of a trial; the call does not return where the trial is to end.
+
+    Args:
+        trial_id: The trial.
+        watched: What is shown.
+        keep: Called before, to keep what the trial has reported, for there may be no later moment.
+    """
+
+    def __init__(self, trial_id: str, watched: Watched, keep: Callable[[], object]) -> None:
+        self.trial_id = trial_id
+        self.watched = watched
+        self.step = 0
+        self.value = math.nan
+        self._keep = keep
+
+    def __call__(self, step: int, value: float) -> None:
+        """Show a value."""
+        self.step, self.value = step, self.watched.shown(value, self.value)
+        self._keep()
+        tune.report({"members": [{"trial_id": self.trial_id, "value": value}], **self.shown()})
+
+    def shown(self) -> dict[str, float]:
+        """Return what the scheduler is shown now."""
+        return {"step": self.step, "value": self.value}
+
+
+class Forward:
+    """Tells Ray now and then how the trials of a bundle fare."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, float] = {}
+        self._told_at = time.monotonic()
+
+    def for_trial(self, trial_id: str) -> Callable[[float], None]:
+        """Return what notes a trial's latest value, and passes all on about once a second."""
+
+        def note(value: float) -> None:
+            self._values[trial_id] = value
+            if time.monotonic() - self._told_at >= REPORT_INTERVAL_S:
+                self._told_at = time.monotonic()
+                tune.report({"members": [{"trial_id": one, "value": value} for one, value in self._values.items()]})
+                self._values.clear()
+
+        return note
+
+    def ended(self, rows: Sequence[Mapping[str, Any]], metric: str, more: Mapping[str, float]) -> None:
+        """Tell how all trials of the bundle ended, and more: what a scheduler watches, how long a trial took."""
+        members = [
+            {
+                "trial_id": row["trial_id"],
+                "status": row["status"],
+                "value": _finite(row.get(metric)),
+                "steps": row["steps_run"],
+            }
+            for row in rows
+        ]
+        tune.report({"members": members, "last": True, **more})
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
