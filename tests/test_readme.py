@@ -81,7 +81,7 @@ def test_a_space_with_conditions_is_the_same_in_python_json_and_on_the_command_l
     assert written.to_json()["learning_rate"] == space.to_json()["learning_rate"]
 
 
-def test_every_searcher_is_told_of():
-    from tune_hpc.search.experiment import SEARCHERS
+def test_every_searcher_and_scheduler_is_told_of():
+    from tune_hpc.search.experiment import SCHEDULERS, SEARCHERS
 
-    assert re.findall(r"^\| `(\w+)` \|", SEARCHING, flags=re.MULTILINE) == list(SEARCHERS)
+    assert re.findall(r"^\| `(\w+)` \|", SEARCHING, flags=re.MULTILINE) == [*SEARCHERS, *SCHEDULERS]

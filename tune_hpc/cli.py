@@ -37,8 +37,8 @@ examples:
   tune-hpc report runs/exercise2.softmax                 tables, figures and report.html
 """
 
-#: Ends well, ended before its time, failed, wrong input.
-SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
+#: Ends well, failed, wrong input, to be queued again (a batch system's warning came), interrupted.
+SUCCESS, FAILURE, USAGE, REQUEUE, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows the program's name; by default those of this process.
 
     Returns:
-        0; 1 when no trial of an experiment came to a result; 2 on wrong input; 130 when a run was interrupted.
+        0; 1 when no trial of an experiment came to a result; 2 on wrong input; 75 when a batch system's SIGUSR1 ended
+        a run, which is then to be resumed; 130 when one was interrupted.
     """
     parsed = _parser().parse_args(arguments)
     # What takes a while says so: fetching a data set, for instance. Ray's own loggers stay as they are.
@@ -174,7 +175,7 @@ def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.
     with ray_session(flags.address) if len(runners) > 1 else nullcontext():
         for runner in runners:
             results |= {one.name: one for one in run_by(runner)}
-            if any(one.experiment["state"] == "interrupted" for one in results.values()):
+            if any(one.experiment["state"] != "finished" for one in results.values()):
                 break
     ordered = [results[experiment.name] for experiment in experiments if experiment.name in results]
     return _tell(ordered, None if flags.no_report else parent / "report.html")
@@ -202,6 +203,11 @@ def _tell(results: Sequence["Results"], page: Path | None) -> int:
 
         print(f"report: {write_report(results, page)}")
     states = {one.experiment["state"] for one in results}
+    for one in results:
+        if one.experiment.get("ended_by"):
+            print(f"{one.name}: {one.experiment['ended_by']}; `tune-hpc resume {one.folder}` goes on")
+    if any(one.experiment.get("is_to_be_requeued") for one in results):
+        return REQUEUE
     if "interrupted" in states:
         return INTERRUPTED
     return FAILURE if any(not {"finished", "stopped"} & set(one.counts()) for one in results) else SUCCESS

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from tune_hpc.search.experiment import Experiment
 
 #: The options of a run that flags of the same names give.
-PLACE_FLAGS = ("address", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "fuse", "data_dir")
+PLACE_FLAGS = (
+    "address", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "fuse", "data_dir", "time_budget_s", "target",
+)  # fmt: skip
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +74,17 @@ def add_place_flags(parser: argparse.ArgumentParser) -> None:
         "--fuse", default="auto", metavar="N", help="trials that train as one program: auto, off, or at most N"
     )
     where.add_argument("--data-dir", metavar="DIR", help="where the image data are, or are to be put")
+    limits = parser.add_argument_group("when it ends before its time, to be resumed or not")
+    limits.add_argument(
+        "--time-budget", type=_seconds, metavar="TIME", dest="time_budget_s", help="seconds, or 90s, 30m, 12h"
+    )
+    limits.add_argument("--target", type=float, metavar="VALUE", help="when a trial ends with such a metric, or better")
+
+
+def _seconds(text: str) -> float:
+    """Return a time in seconds: 90, 90s, 30m or 12h."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    return float(text[:-1]) * units[text[-1]] if text[-1:] in units else float(text)
 
 
 def find_experiments(name: str, flags: argparse.Namespace) -> list["Experiment"]:

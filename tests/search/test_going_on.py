@@ -228,3 +228,66 @@ def test_a_search_whose_proposals_are_damaged_does_not_begin_afresh(tmp_path):
     file.unlink()
     with pytest.raises(FolderError, match=r"proposals\.jsonl cannot be read"):
         extend(tmp_path / "out", num_samples=1, **QUIET)
+
+
+class TestLimits:
+    def slow(self, folder: Path, **changes) -> Experiment:
+        return experiment(folder, "quasi_random", num_samples=30).with_values({"pause": 0.2, **changes})
+
+    def test_a_time_budget_ends_a_search_that_can_go_on(self, tmp_path):
+        first = run(self.slow(tmp_path), output_dir=tmp_path / "out", time_budget_s=4, **QUIET)
+        assert first.experiment["state"] == "stopped"
+        assert first.experiment["ended_by"] == "the time budget of 4 s is spent"
+        assert 0 < len(first.trials) < 30
+        (whole,) = resume(tmp_path / "out", **QUIET)
+        assert whole.experiment["state"] == "finished"
+        assert whole.experiment["ended_by"] is None
+        assert len(whole.trials) == 30
+        ended = first.trials[first.trials["status"] != "running"]
+        began = started(tmp_path)
+        assert all(began[x] == 1 for x in ended["x"])
+
+    def test_a_target_that_is_reached_ends_it(self, tmp_path):
+        results = run(self.slow(tmp_path, pause=0.05), output_dir=tmp_path / "out", target=0.53, **QUIET)
+        assert results.experiment["state"] == "stopped"
+        assert results.best()["loss"] <= 0.53
+        assert results.experiment["ended_by"].endswith("and 0.53 was the target")
+        assert len(results.trials) < 30
+
+    @pytest.mark.parametrize(("sent", "code"), [(signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+    def test_a_signal_ends_it_with_a_code_that_tells_what_to_do(self, sent, code, tmp_path):
+        (tmp_path / "slow.py").write_text(
+            "import time\n"
+            "def train(config, report):\n"
+            "    for step in range(1, 6):\n"
+            "        time.sleep(0.1)\n"
+            "        report(step, {'loss': config['x'] / step})\n",
+            encoding="utf-8",
+        )
+        command = ["-m", "tune_hpc.cli", "run", "slow:train", "--set", f"x={','.join(map(str, range(1, 61)))}"]
+        command += ["--output-dir", "out", "--no-report"]
+        search = subprocess.Popen([sys.executable, *command], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while len(list((tmp_path / "out" / "trials").glob("*.parquet"))) < 3 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        search.send_signal(sent)
+        told, _ = search.communicate(timeout=120)
+        assert search.returncode == code
+        half = load(tmp_path / "out")
+        assert half.experiment["state"] == "interrupted"
+        assert 3 <= half.counts()["finished"] < 60
+        if sent is signal.SIGUSR1:
+            assert "the batch system's time is nearly over (SIGUSR1); `tune-hpc resume" in told
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ({"time_budget_s": 0}, "time_budget_s must be above 0; got 0"),
+        ({"target": float("nan")}, "target must be a number"),
+    ],
+)
+def test_limits_that_no_search_could_keep_are_refused(limits, told, tmp_path):
+    with pytest.raises(InvalidExperimentError, match=told):
+        run(experiment(tmp_path, "random"), output_dir=tmp_path / "out", **limits, **QUIET)
+    assert not (tmp_path / "out").exists()

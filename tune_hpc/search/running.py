@@ -24,6 +24,7 @@ from tune_hpc.search.bundles import (
     write_bundles,
 )
 from tune_hpc.search.experiment import TRAIN, Experiment
+from tune_hpc.search.limits import Limits
 from tune_hpc.search.proposals import Bundle, Learner, Proposals, Sample
 from tune_hpc.search.provenance import now, provenance, this_process
 from tune_hpc.search.reporting import Watched
@@ -48,6 +49,8 @@ class RunOptions:
             train together.
         data_dir: Where the image data are, or are to be put.
         checkpoint_interval_s: Seconds between two kept states of a trial; one that is interrupted goes on from there.
+        time_budget_s: After so many seconds the search ends, to be resumed or not.
+        target: It ends when a trial ends with such a value of the metric that ranks trials, or a better one.
         show_progress: Whether to show a progress bar, or a line a minute where there is no terminal.
     """
 
@@ -58,6 +61,8 @@ class RunOptions:
     fuse: str | int = "auto"
     data_dir: str | Path | None = None
     checkpoint_interval_s: float = 60.0
+    time_budget_s: float | None = None
+    target: float | None = None
     show_progress: bool = True
 
 
@@ -130,10 +135,14 @@ class Search:
         }
         self.home.write(self.description)
 
-    def finish(self, watcher: Watcher) -> Results:
+    def finish(self, watcher: Watcher, limits: Limits) -> Results:
         """Make the two frames of what the trials left; their own files go once every one of them is in.
 
         A trial that was interrupted is listed as running, and keeps its checkpoint.
+
+        Args:
+            watcher: It followed the run.
+            limits: They may have ended it.
         """
         unfinished = watcher.unfinished(self.name)
         for sample in unfinished:
@@ -152,8 +161,15 @@ class Search:
         is_whole = len(results.trials) == self.description["num_trials"] and not unfinished
         own = self.description["provenance"]
         ended = {"finished": now(), "wall_s": own.get("wall_s", 0.0) + watcher.seconds(self.name)}
-        state = "finished" if is_whole else "interrupted"
-        self.home.write(self.description | {"state": state, "process": None, "provenance": own | ended})
+        state = "finished" if is_whole else "stopped" if limits.is_users_own else "interrupted"
+        outcome = {
+            "state": state,
+            "ended_by": None if is_whole else limits.reason,
+            "is_to_be_requeued": not is_whole and limits.is_warned,
+            "process": None,
+            "provenance": own | ended,
+        }
+        self.home.write(self.description | outcome)
         if is_whole:
             shutil.rmtree(self.home.parts, ignore_errors=True)
         return load(self.home.path)
@@ -196,11 +212,13 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
         )
         for search in searches:
             watcher.tally.ended.update(search.ended_before)
+        limits = Limits(options.time_budget_s, options.target)
+        watcher.limits = limits
         images = {name: ray.put(arrays) for name, arrays in image_sets.items()}
         try:
             for group in _groups(searches):
                 proposals = _proposals(group, trainables, options, resources)
-                _fit(proposals, assignments, images, resources, group, watcher)
+                _fit(proposals, assignments, images, resources, group, watcher, limits)
                 if watcher.tally.num_ended < sum(search.experiment.num_trials for search in _until(group, searches)):
                     break
         except (ray.exceptions.RayError, tune.TuneError) as error:
@@ -208,7 +226,7 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
             where = searches[0].home.path
             raise ClusterError(f"the cluster was lost: {reason}; the trials that ended are in {where}") from error
         finally:
-            results = [search.finish(watcher) for search in searches]
+            results = [search.finish(watcher, limits) for search in searches]
     return results
 
 
@@ -282,6 +300,7 @@ def _fit(
     resources: TrialResources,
     group: Sequence[Search],
     watcher: Watcher,
+    limits: Limits,
 ) -> None:
     """Run everything that is proposed on Ray Tune, until there is no more or it is interrupted."""
     first, storage = group[0], group[0].home.ray
@@ -310,6 +329,7 @@ def _fit(
             name=storage.name,
             storage_path=str(storage.parent),
             callbacks=[watcher],
+            stop=limits,
             failure_config=tune.FailureConfig(max_failures=1),
             verbose=0,
         ),
@@ -323,6 +343,7 @@ def _fit(
             RAY_AIR_NEW_OUTPUT="0",
         ),
         watcher.progress or nullcontext(),
+        limits.heeding_signals(),
     ):
         tuner.fit()
 

@@ -20,6 +20,7 @@ from tune_hpc.analysis.results import Results, load, load_all
 from tune_hpc.errors import FolderError, InvalidExperimentError
 from tune_hpc.search.bundles import check_fuse
 from tune_hpc.search.experiment import ADAPTIVE, TRAIN, Experiment, experiment_from_json
+from tune_hpc.search.limits import check_limits
 from tune_hpc.search.proposals import ENDED, Learner, samples_of
 from tune_hpc.search.provenance import is_running
 from tune_hpc.search.reference import load_reference
@@ -63,7 +64,8 @@ def run_all(
         warm_start: Folders of other searches, whose trials a searcher that learns is told first.
         check_only: Refuse what can be refused without a cluster, and start nothing.
         **options: ``address``, ``cpus_per_trial``, ``gpus_per_trial``, ``max_concurrent``, ``fuse``, ``data_dir``,
-            ``checkpoint_interval_s`` and ``show_progress``, as ``RunOptions`` describes them.
+            ``checkpoint_interval_s``, ``time_budget_s``, ``target`` and ``show_progress``, as ``RunOptions`` describes
+            them.
 
     Returns:
         One per experiment, in order.
@@ -202,6 +204,7 @@ def _checked(options: Mapping[str, Any]) -> RunOptions:
         raise TypeError(f"no such option: {', '.join(sorted(unknown))}")
     chosen = RunOptions(**options)
     check_request(chosen.cpus_per_trial, chosen.gpus_per_trial, chosen.max_concurrent)
+    check_limits(chosen.time_budget_s, chosen.target)
     return RunOptions(**{**options, "fuse": check_fuse(chosen.fuse)})
 
 

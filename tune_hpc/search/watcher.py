@@ -12,12 +12,17 @@ from tune_hpc.analysis.folder import ExperimentFolder
 from tune_hpc.analysis.results import TrialRecord, end_part, part_row, write_part
 from tune_hpc.search.bundles import under_way
 from tune_hpc.search.experiment import Experiment
+from tune_hpc.search.limits import Limits
 from tune_hpc.search.progress import SearchProgress, Tally
 from tune_hpc.search.trial import identity
 
 
 class Watcher(tune.Callback):
     """What Ray Tune tells of each trial.
+
+    Attributes:
+        tally: How many trials there are of which status.
+        limits: Told of the values of trials that ended.
 
     Args:
         num_trials: Trials in all.
@@ -39,12 +44,17 @@ class Watcher(tune.Callback):
         self.progress: SearchProgress | None = None
         if show_progress:
             self.progress = SearchProgress(self.tally, {one.name: one.metric for one in experiments.values()})
+        self.limits = Limits()
         self._under_way: dict[str, Mapping[str, Any]] = {}  # bundles, by Ray's own names
         self._spans: dict[str, tuple[float, float]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray pickles its callbacks for a restore that is never asked for; a terminal cannot be pickled.
         return {}
+
+    def setup(self, *arguments: Any, **info: Any) -> None:
+        """Take a batch system's warning: Ray Tune has set up its own handlers before it calls this."""
+        self.limits.heed_warning()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Note that a bundle is under way."""
@@ -62,6 +72,8 @@ class Watcher(tune.Callback):
                 self.tally.note_value(experiment.name, member["trial_id"], member["value"], experiment.mode)
             if is_last:
                 self.tally.ended[member["status"]] += 1
+                if member["status"] in ("finished", "stopped"):
+                    self.limits.note(member["value"], experiment.mode)
         self._update(experiment.name)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
