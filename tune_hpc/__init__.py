@@ -5,6 +5,7 @@ The public names, each loaded on first use so that ``import tune_hpc`` costs mil
     Experiment, Space, when                        what is run
     Published, Figure, Table                       what is shown beside it
     run, run_all, resume, extend                   run it on Ray Tune, go on, add more
+    compare                                        tune each of several things alike, and hold their winners together
     load, load_all, Results                        what happened, as data frames
     write_report                                   the same as tables, figures and one HTML page
 """
@@ -20,6 +21,7 @@ _HOMES = {
     "Space": "tune_hpc.search.space",
     "Table": "tune_hpc.search.experiment",
     "TuneHpcError": "tune_hpc.errors",
+    "compare": "tune_hpc.search.comparison",
     "extend": "tune_hpc.search.tuner",
     "load": "tune_hpc.analysis.results",
     "load_all": "tune_hpc.analysis.results",

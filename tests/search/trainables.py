@@ -86,3 +86,13 @@ def returns_at_once(config, report):
     if config["x"] == config.get("deadly"):
         os._exit(7)
     report(1, {"loss": float(config["x"])})
+
+
+def method(config, report):
+    """Go towards 1 by a rate, from a start that the seed decides; a broken method raises."""
+    if config["method"] == config.get("broken"):
+        raise RuntimeError("broken")
+    x = config["seed"] / 100
+    for step in range(1, config["steps"] + 1):
+        x += config["rate"] * (1 - x)
+        report(step, {"loss": (1 - x) ** 2})

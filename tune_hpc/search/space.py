@@ -208,6 +208,11 @@ class Space(Mapping[str, Any]):
         return [name for name, value in self.items() if isinstance(value, Domain | Conditional)]
 
     @property
+    def keys_of_values(self) -> Mapping[str, Key]:
+        """What the values must satisfy, by parameter name."""
+        return self._keys
+
+    @property
     def scientific(self) -> tuple[str, ...]:
         """The parameters whose values are to be compared."""
         return self._scientific
