@@ -54,6 +54,7 @@ def place(tmp_path, monkeypatch):
         raise AssertionError("the input should have been refused before")
 
     monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.setattr("tune_hpc.learning.image_files.read_files", refuse)
     monkeypatch.setattr("tune_hpc.learning.download.read_files", refuse)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
@@ -342,15 +343,36 @@ def run_pretended(*arguments):
 def test_flags_reach_the_runner(place, capsys):
     code, options = run_pretended(
         "--output-dir", "there", "--cpus-per-trial", "2", "--max-concurrent", "3", "--data-dir", "images",
-        "--overwrite", "--fuse", "16",
+        "--overwrite", "--fuse", "16", "--time-budget", "1.5h", "--target", "0.99",
     )  # fmt: skip
     assert code == cli.SUCCESS
     assert [str(folder) for folder in options.pop("folders")] == ["there"]
     assert options == {
         "address": None, "overwrite": True, "cpus_per_trial": 2, "gpus_per_trial": None, "max_concurrent": 3,
-        "data_dir": "images", "fuse": "16",
+        "data_dir": "images", "fuse": "16", "time_budget_s": 5400.0, "target": 0.99,
     }  # fmt: skip
     assert capsys.readouterr().out == "pretended: 1 finished; best loss 0.25 at x=1\n"
+
+
+def test_searchers_and_schedulers_are_chosen_by_flags():
+    (one,) = experiments_of(WINNER, "--set", "dropout=uniform(0, 0.5)", "--searcher", "tpe", "--num-samples", "7",
+                            "--scheduler", "asha", "--search-seed", "5")  # fmt: skip
+    assert (one.searcher, one.num_samples, one.scheduler, one.search_seed) == ("tpe", 7, "asha", 5)
+    (other,) = experiments_of(WINNER, "--set", "dropout=uniform(0, 0.5)", "--num-samples", "7")
+    assert (other.searcher, other.scheduler) == ("random", "none")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resume", "nowhere"], "nowhere is no experiment folder: there is no such folder"),
+        (["extend", "nowhere", "--num-samples", "3"], "nowhere is no experiment folder: there is no such folder"),
+        (["extend", "nowhere", "--num-samples", "0"], "num_samples must be at least 1; got 0"),
+        (["resume", "nowhere", "--time-budget", "0"], "time_budget_s must be above 0; got 0.0"),
+    ],
+)
+def test_what_cannot_go_on_is_refused(refused, arguments, message):
+    assert message in refused(*arguments)
 
 
 def test_results_go_below_runs_unless_told_otherwise(place):

@@ -7,6 +7,7 @@ The public names, each loaded on first use so that ``import tune_hpc`` costs mil
     run, run_all, resume, extend                   run it on Ray Tune, go on, add more
     compare                                        tune each of several things alike, and hold their winners together
     load, load_all, Results                        what happened, as data frames
+    to_optuna                                      the same as an Optuna study
     write_report                                   the same as tables, figures and one HTML page
 """
 
@@ -28,6 +29,7 @@ _HOMES = {
     "resume": "tune_hpc.search.tuner",
     "run": "tune_hpc.search.tuner",
     "run_all": "tune_hpc.search.tuner",
+    "to_optuna": "tune_hpc.search.study",
     "when": "tune_hpc.search.conditions",
     "write_report": "tune_hpc.analysis.report",
 }

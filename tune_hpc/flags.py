@@ -71,7 +71,7 @@ def add_place_flags(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--gpus-per-trial", type=float, metavar="N", help="GPUs a trial; a fraction shares one")
     where.add_argument("--max-concurrent", type=int, metavar="N", help="trials that run at once, at most")
     where.add_argument(
-        "--fuse", default="auto", metavar="N", help="trials that train as one program: auto, off, or at most N"
+        "--fuse", metavar="N", help="trials that train as one program: auto (default), off, or at most N"
     )
     where.add_argument("--data-dir", metavar="DIR", help="where the image data are, or are to be put")
     limits = parser.add_argument_group("when it ends before its time, to be resumed or not")

@@ -6,10 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.search.trainables import parabola
-from tune_hpc.errors import InvalidExperimentError
+from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.errors import FolderError, InvalidExperimentError
 from tune_hpc.learning.config import complete
 from tune_hpc.learning.fusion import CPU_FUSED_WIDTH, CPU_MEMBERS, GPU_MEMBERS, check_alike
-from tune_hpc.search.bundles import check_fuse, plan_bundles, say_what_runs_alone
+from tune_hpc.search.bundles import (
+    check_fuse,
+    interrupted_bundles,
+    plan_bundles,
+    say_what_runs_alone,
+    write_bundles,
+)
 from tune_hpc.search.experiment import TRAIN
 
 OURS = {"e": TRAIN, "other": TRAIN, "own": parabola}
@@ -144,3 +151,45 @@ def test_what_runs_alone_is_said_once_for_each_experiment(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "own: each trial runs by itself, for only tune_hpc's own models train as one program"
     ]
+
+
+class TestInterrupted:
+    SAMPLES = tuple({"experiment": "e", "trial_id": f"t{number:05d}", "config": {}} for number in range(5))
+
+    @pytest.fixture
+    def home(self, tmp_path):
+        home = ExperimentFolder(tmp_path)
+        home.parts.mkdir()
+        bundles = [
+            {"bundle_id": "b00000", "members": self.SAMPLES[:2]},
+            {"bundle_id": "b00001", "members": self.SAMPLES[2:4]},
+            {"bundle_id": "t00004", "members": self.SAMPLES[4:]},
+        ]
+        write_bundles(home, bundles)
+        return home
+
+    def test_a_program_with_a_checkpoint_is_made_of_the_same_trials_again(self, home):
+        home.checkpoint("b00001").touch()
+        found, first = interrupted_bundles(home, self.SAMPLES)
+        assert found == [{"bundle_id": "b00001", "members": [*self.SAMPLES[2:4]]}]
+        assert first == 2
+
+    def test_one_of_which_a_trial_has_ended_is_not_taken_up_again(self, home):
+        home.checkpoint("b00001").touch()
+        assert interrupted_bundles(home, [*self.SAMPLES[:2], self.SAMPLES[3]]) == ([], 2)
+        assert not home.checkpoint("b00001").exists()
+
+    def test_notes_of_several_runs_add_up(self, home):
+        write_bundles(home, [{"bundle_id": "b00002", "members": self.SAMPLES[:2]}])
+        home.checkpoint("b00000").touch()
+        found, first = interrupted_bundles(home, self.SAMPLES)
+        assert [one["bundle_id"] for one in found] == ["b00000"]
+        assert first == 3
+
+    def test_a_folder_without_notes_has_no_programs(self, tmp_path):
+        assert interrupted_bundles(ExperimentFolder(tmp_path), self.SAMPLES) == ([], 0)
+
+    def test_damaged_notes_are_an_error(self, home):
+        home.bundles.write_text("{", encoding="utf-8")
+        with pytest.raises(FolderError, match="remove it, and programs that were interrupted begin afresh"):
+            interrupted_bundles(home, self.SAMPLES)

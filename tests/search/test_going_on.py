@@ -214,6 +214,42 @@ class TestInterrupted:
             assert [trial.params["x"] for trial in studies[0].trials] == list(whole.trials["x"])
         assert len(whole.experiment["provenance"]["continued"]) == 1
 
+    def test_a_program_of_several_trials_goes_on_from_its_checkpoint_to_the_same_bits(self, tmp_path):
+        space = {"model": "softmax", "optimizer": tune.choice(["adam", "momentum"]), "learning_rate": 0.01,
+                 "steps": 6000, "num_evaluations": 60, "num_evaluation_images": 4000}  # fmt: skip
+        fused = Experiment("fused", Space(space), metric="valid_loss", mode="min", seeds=(0, 1))
+        whole = run(fused, output_dir=tmp_path / "whole", **QUIET)
+        script = (
+            "import sys\n"
+            "from tests.search.test_going_on import Path, run\n"
+            "from tune_hpc import load\n"
+            "from tune_hpc.search.experiment import experiment_from_json\n"
+            "one = experiment_from_json(load(sys.argv[1]).experiment)\n"
+            "run(one, output_dir=sys.argv[2], show_progress=False, checkpoint_interval_s=0.0)\n"
+        )
+        root = Path(__file__).parents[2]
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path / "whole"), str(tmp_path / "out")],
+            cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        parts = tmp_path / "out" / "trials"
+        while len(list(parts.glob("b*.checkpoint"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(1.0)
+        assert len(list(parts.glob("b*.checkpoint"))) == 2
+        assert not list(parts.glob("*.parquet"))
+        (resumed,) = resume(tmp_path / "out", **QUIET)
+        assert list(resumed.trials["num_fused"]) == list(whole.trials["num_fused"]) == [2] * 4
+        for trial_id in whole.trials["trial_id"]:
+            one, other = (
+                each.history[each.history["trial_id"] == trial_id].reset_index(drop=True) for each in (whole, resumed)
+            )
+            pd.testing.assert_frame_equal(one, other, check_exact=True)
+        assert not parts.exists()
+
 
 def test_a_search_whose_proposals_are_damaged_does_not_begin_afresh(tmp_path):
     run(experiment(tmp_path, "tpe", num_samples=3), output_dir=tmp_path / "out", **QUIET)

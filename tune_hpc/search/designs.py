@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from tune_hpc.search.branches import Branch
 from tune_hpc.search.domains import quantile
-from tune_hpc.search.space import Branch, Space
+from tune_hpc.search.space import Space
 
 
 def random_configs(space: Space, seed: int) -> Iterator[dict[str, Any]]:

@@ -25,6 +25,8 @@ DESIGNS = ("grid", "random", "quasi_random")
 ADAPTIVE = ("tpe", "gp")
 SEARCHERS = DESIGNS + ADAPTIVE
 SCHEDULERS = ("none", "asha", "median")
+#: How a trial may have ended.
+ENDED = ("finished", "stopped", "diverged", "failed")
 #: What the line reports; images report all of ``METRICS``.
 LINE_METRICS = ("train_loss", "W", "b")
 #: Trial ids have five digits, and the driver holds every configuration.

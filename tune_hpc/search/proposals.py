@@ -8,7 +8,6 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,13 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.errors import FolderError
 from tune_hpc.learning.config import complete
 from tune_hpc.search.bundles import unended
-from tune_hpc.search.experiment import TRAIN, Experiment
+from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
 
 Sample = Mapping[str, Any]
 Bundle = dict[str, Any]
 
 #: Trials that are handed out together take about so long.
 IN_TURN_S = 0.5
-
-#: How a trial may have ended.
-ENDED = ("finished", "stopped", "diverged", "failed")
 
 
 def samples_of(experiment: Experiment, configs: Iterable[Mapping[str, Any]], first: int = 0) -> list[dict[str, Any]]:
@@ -153,21 +149,22 @@ class Learner:
 
     def _tell_all(self, other: Results) -> int:
         """Tell the study of every configuration of another search that this one's space admits; return how many."""
+        from tune_hpc.search.study import configurations
+
         experiment = self.experiment
         if experiment.metric not in other.trials:
             raise FolderError(
                 f"{other.folder or other.name} has no {experiment.metric}, by which {experiment.name} ranks trials; "
                 "start from a search that has"
             )
-        found = []
-        for row in _rows(other):
-            config = experiment.space.config_in(row) if row["status"] in ENDED else None
-            if config is not None:
-                found.append((json.dumps(config, sort_keys=True), config, self._told(row)))
-        alike = [list(group) for _, group in groupby(sorted(found, key=lambda one: one[0]), key=lambda one: one[0])]
-        for group in alike:
-            self.study.add(group[0][1], self._outcome([told for _, _, told in group]))
-        return len(alike)
+        known = [
+            (config, [row for row in rows if row["status"] in ENDED])
+            for config, rows in configurations(other, experiment.space)
+        ]
+        for config, rows in known:
+            if rows:
+                self.study.add(config, self._outcome([self._told(row) for row in rows]))
+        return sum(bool(rows) for _, rows in known)
 
 
 def _run_alike(one: Bundle, other: Bundle) -> bool:

@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,6 +28,7 @@ from ray.tune.search.sample import Domain
 
 from tune_hpc.errors import InvalidSpaceError
 from tune_hpc.learning.config import TRIAL_KEYS, Key
+from tune_hpc.search.branches import Branch, possible_values
 from tune_hpc.search.conditions import (
     Case,
     Conditional,
@@ -52,22 +51,6 @@ from tune_hpc.search.domains import (
 
 ROLES = ("scientific", "nuisance", "fixed")
 _ABSENT = object()
-
-
-def possible_values(name: str, value: Any) -> list[Any]:
-    """Return all values that a parameter may have, of whatever case.
-
-    Raises:
-        InvalidSpaceError: it is continuous.
-    """
-    if isinstance(value, Conditional):
-        cases = [one for case in value.cases for one in possible_values(name, case.value)]
-        return [one for place, one in enumerate(cases) if one not in cases[:place]]
-    if not isinstance(value, Domain):
-        return [value]
-    if count(value) is None:
-        raise InvalidSpaceError(f"{name} is {describe(value)}; what others depend on, or is compared, lists its values")
-    return all_values(value)
 
 
 class Space(Mapping[str, Any]):
@@ -388,29 +371,3 @@ class Space(Mapping[str, Any]):
             else:
                 parameters[name] = domain_from_json(name, value)
         return cls(parameters, keys=keys, roles=roles)
-
-
-@dataclass(frozen=True)
-class Branch:
-    """What a space is where the parameters that conditions depend on have certain values.
-
-    Attributes:
-        parameters: The parameters that are there, each with its domain or constant, in the order of the space.
-    """
-
-    parameters: Mapping[str, Any]
-
-    @property
-    def domains(self) -> dict[str, Domain]:
-        """The parameters that vary."""
-        return {name: value for name, value in self.parameters.items() if isinstance(value, Domain)}
-
-    @property
-    def size(self) -> int | None:
-        """The number of distinct configurations; ``None`` when a parameter is continuous."""
-        counts = [count(domain) for domain in self.domains.values()]
-        return None if None in counts else math.prod(one for one in counts if one is not None)
-
-    def with_values(self, values: Sequence[Any]) -> dict[str, Any]:
-        """Return the configuration in which the domains, in their order, have these values."""
-        return {**self.parameters, **dict(zip(self.domains, values, strict=True))}

@@ -5,6 +5,7 @@ over them. Parameters keep their names; one with several cases has a parameter o
 rate of Adam and that of Momentum are two different things: ``learning_rate[optimizer=adam]``.
 """
 
+import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,13 +20,56 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search.sample import Categorical, Domain, Integer
 
+from tune_hpc.analysis.results import Results
+from tune_hpc.errors import UnknownNameError
 from tune_hpc.search.conditions import Conditional
 from tune_hpc.search.designs import quasi_random_configs
 from tune_hpc.search.domains import bounds, cumulative, nearest, quantile, to_plain
+from tune_hpc.search.experiment import ENDED, experiment_from_json
 from tune_hpc.search.space import Space
 
 #: So many configurations are spread evenly before the sampler's model has a say.
 NUM_STARTUP = 10
+
+
+def to_optuna(results: Results, storage: str | optuna.storages.BaseStorage | None = None) -> optuna.Study:
+    """Return a search as an Optuna study, for Optuna's own analysis and dashboard.
+
+    One trial a configuration, its value the mean over seeds; divergences are infeasible, what a scheduler stopped is
+    pruned. Trials that have not ended are left out.
+
+    Args:
+        results: A search, finished or not.
+        storage: Where Optuna is to keep the study, under the experiment's name; by default nowhere.
+
+    Raises:
+        UnknownNameError: the trials have no column of the metric.
+    """
+    experiment = experiment_from_json(results.experiment)
+    if results.metric not in results.trials:
+        raise UnknownNameError(f"no trial of {results.name} reported {results.metric}")
+    study = Study(experiment.space, "tpe", experiment.mode, experiment.search_seed)
+    if storage is not None:
+        study.study = optuna.create_study(storage=storage, study_name=results.name, direction=study.study.direction)
+    for config, rows in configurations(results, experiment.space):
+        statuses = [str(row["status"]) for row in rows]
+        if not all(status in ENDED for status in statuses):
+            continue
+        values = [None if row[results.metric] is None else float(row[results.metric]) for row in rows]
+        steps = [int(row.get("steps_run") or 0) for row in rows]
+        study.add(config, study.outcome(statuses, values, min(steps)))
+    return study.study
+
+
+def configurations(results: Results, space: Space) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Return each configuration that a space admits, with the rows of its trials, one for each seed, in order."""
+    found: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    for row in results.trials.astype(object).where(results.trials.notna(), None).to_dict("records"):
+        named = {str(name): value for name, value in row.items()}
+        config = space.config_in(named)
+        if config is not None:
+            found.setdefault(json.dumps(config), (config, []))[1].append(named)
+    return list(found.values())
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ search needs to go on: Ray's own files are kept beside it and are needed for not
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from tune_hpc.analysis.folder import FORMAT, ExperimentFolder
 from tune_hpc.analysis.results import Results, load, load_all
 from tune_hpc.errors import FolderError, InvalidExperimentError
 from tune_hpc.search.bundles import check_fuse
-from tune_hpc.search.experiment import ADAPTIVE, TRAIN, Experiment, experiment_from_json
+from tune_hpc.search.experiment import ADAPTIVE, ENDED, TRAIN, Experiment, experiment_from_json
 from tune_hpc.search.limits import check_limits
-from tune_hpc.search.proposals import ENDED, Learner, samples_of
+from tune_hpc.search.proposals import Learner, samples_of
 from tune_hpc.search.provenance import is_running
 from tune_hpc.search.reference import load_reference
 from tune_hpc.search.resources import check_request
@@ -202,10 +203,11 @@ def by_value(trainable: str | Callable[..., Any]) -> str | Callable[..., Any]:
 def _checked(options: Mapping[str, Any]) -> RunOptions:
     if unknown := set(options).difference(RunOptions.__dataclass_fields__):
         raise TypeError(f"no such option: {', '.join(sorted(unknown))}")
-    chosen = RunOptions(**options)
+    given = {name: value for name, value in options.items() if value is not None}
+    chosen = RunOptions(**given)
     check_request(chosen.cpus_per_trial, chosen.gpus_per_trial, chosen.max_concurrent)
     check_limits(chosen.time_budget_s, chosen.target)
-    return RunOptions(**{**options, "fuse": check_fuse(chosen.fuse)})
+    return replace(chosen, fuse=check_fuse(chosen.fuse))
 
 
 def _check_at_rest(home: ExperimentFolder, description: Mapping[str, Any]) -> None:

@@ -1,0 +1,54 @@
+"""What a space is in each case of its conditions, and which values a parameter may have in any of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray.tune.search.sample import Domain
+
+from tune_hpc.errors import InvalidSpaceError
+from tune_hpc.search.conditions import Conditional
+from tune_hpc.search.domains import all_values, count, describe
+
+
+def possible_values(name: str, value: Any) -> list[Any]:
+    """Return all values that a parameter may have, of whatever case.
+
+    Raises:
+        InvalidSpaceError: it is continuous.
+    """
+    if isinstance(value, Conditional):
+        cases = [one for case in value.cases for one in possible_values(name, case.value)]
+        return [one for place, one in enumerate(cases) if one not in cases[:place]]
+    if not isinstance(value, Domain):
+        return [value]
+    if count(value) is None:
+        raise InvalidSpaceError(f"{name} is {describe(value)}; what others depend on, or is compared, lists its values")
+    return all_values(value)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What a space is where the parameters that conditions depend on have certain values.
+
+    Attributes:
+        parameters: The parameters that are there, each with its domain or constant, in the order of the space.
+    """
+
+    parameters: Mapping[str, Any]
+
+    @property
+    def domains(self) -> dict[str, Domain]:
+        """The parameters that vary."""
+        return {name: value for name, value in self.parameters.items() if isinstance(value, Domain)}
+
+    @property
+    def size(self) -> int | None:
+        """The number of distinct configurations; ``None`` when a parameter is continuous."""
+        counts = [count(domain) for domain in self.domains.values()]
+        return None if None in counts else math.prod(one for one in counts if one is not None)
+
+    def with_values(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Return the configuration in which the domains, in their order, have these values."""
+        return {**self.parameters, **dict(zip(self.domains, values, strict=True))}
