@@ -243,7 +243,8 @@ def _in_short(results: "Results", metric: str | None = None) -> str:
             raise
         return text
     column = metric or results.metric
-    where = ", ".join(f"{key}={best[key]}" for key in results.varying)
+    # A parameter whose condition does not hold has no value.
+    where = ", ".join(f"{key}={best[key]}" for key in results.varying if best[key] == best[key])
     return f"{text}; best {column} {best[column]:.4g}{f' at {where}' if where else ''}"
 
 

@@ -9,7 +9,15 @@ import torch
 
 from tune_hpc.analysis.results import TrialRecord
 from tune_hpc.search import reporting
-from tune_hpc.search.reporting import REPORT_INTERVAL_S, Diverged, Forward, Reporter, TrialCheckpoint
+from tune_hpc.search.reporting import (
+    REPORT_INTERVAL_S,
+    Decision,
+    Diverged,
+    Forward,
+    Reporter,
+    TrialCheckpoint,
+    Watched,
+)
 from tune_hpc.search.trial import identity, plain
 
 
@@ -180,3 +188,36 @@ def test_a_trial_is_known_before_it_runs():
     assert identity("x", "t00001", {"steps": np.int64(5), "layers": [1, 2]}) == {
         "experiment": "x", "trial_id": "t00001", "steps": 5, "layers": "[1, 2]",
     }  # fmt: skip
+
+
+class TestDecision:
+    @pytest.fixture
+    def told(self, monkeypatch):
+        told = []
+        monkeypatch.setattr(reporting.tune, "report", told.append)
+        return told
+
+    def reporter(self, forwarded, is_best, kept):
+        decision = Decision("t00000", Watched("valid_accuracy", is_best, "max"), lambda: kept.append(1))
+        return Reporter(TrialRecord({}), "best_valid_accuracy", forwarded.append, decision)
+
+    @pytest.mark.parametrize(("is_best", "shown"), [(True, [0.5, 0.5, 0.7]), (False, [0.5, 0.4, 0.7])])
+    def test_every_result_has_what_the_scheduler_watches_and_nothing_else_is_told(
+        self, told, forwarded, clock, is_best, shown
+    ):
+        kept = []
+        report = self.reporter(forwarded, is_best, kept)
+        for step, accuracy in ((10, 0.5), (20, 0.4), (30, 0.7)):
+            clock.now += 2 * REPORT_INTERVAL_S
+            report(np.arange(step - 9, step + 1), {"train_loss": np.ones(10)})
+            report(step, {"valid_accuracy": accuracy, "best_valid_accuracy": 0.1})
+        assert [(one["step"], one["value"]) for one in told] == list(zip((10, 20, 30), shown, strict=True))
+        assert forwarded == []
+        assert len(kept) == 3
+
+    def test_what_was_reported_is_kept_before_the_scheduler_decides(self, monkeypatch, forwarded):
+        order = []
+        monkeypatch.setattr(reporting.tune, "report", lambda result: order.append("told"))
+        decision = Decision("t00000", Watched("loss", False, "min"), lambda: order.append("kept"))
+        Reporter(TrialRecord({}), "loss", forwarded.append, decision)(1, {"loss": 0.5})
+        assert order == ["kept", "told"]

@@ -85,12 +85,12 @@ class Reporter:
         if num_finite < len(steps):
             broken = next(name for name, own in finite.items() if not own[num_finite])
             raise Diverged(f"non-finite {broken} at step {steps[num_finite]}")
-        if num_finite and self.metric in values:
-            self._forward(float(values[self.metric][-1]))
-        if num_finite and self._decision is not None:
-            watched = values.get(self._decision.watched.column)
-            if watched is not None:
-                self._decision(int(steps[-1]), float(watched[-1]))
+        if self._decision is None:
+            if num_finite and self.metric in values:
+                self._forward(float(values[self.metric][-1]))
+        # A scheduler wants every result to have what it watches, so nothing else is told beside.
+        elif num_finite and self._decision.watched.column in values:
+            self._decision(int(steps[-1]), float(values[self._decision.watched.column][-1]))
 
 
 def _at(steps: np.ndarray, name: str, value: Any) -> np.ndarray:

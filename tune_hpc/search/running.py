@@ -212,6 +212,10 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
         )
         for search in searches:
             watcher.tally.ended.update(search.ended_before)
+            if search.before and search.experiment.metric in search.before.trials:
+                best = search.before.top(1)
+                for trial_id, value in zip(best["trial_id"], best[search.experiment.metric], strict=True):
+                    watcher.tally.note_value(search.name, trial_id, value, search.experiment.mode)
         limits = Limits(options.time_budget_s, options.target)
         watcher.limits = limits
         images = {name: ray.put(arrays) for name, arrays in image_sets.items()}
@@ -222,9 +226,10 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
                 if watcher.tally.num_ended < sum(search.experiment.num_trials for search in _until(group, searches)):
                     break
         except (ray.exceptions.RayError, tune.TuneError) as error:
-            reason = str(error).strip().partition("\n")[0]
+            # Ray Tune gives a whole traceback as its text; what happened stands last.
+            reason = str(error).strip().rpartition("\n")[2]
             where = searches[0].home.path
-            raise ClusterError(f"the cluster was lost: {reason}; the trials that ended are in {where}") from error
+            raise ClusterError(f"Ray ended the search: {reason}; the trials that ended are in {where}") from error
         finally:
             results = [search.finish(watcher, limits) for search in searches]
     return results
