@@ -85,11 +85,15 @@ class Watcher(tune.Callback):
         experiment = self.experiments[_experiment(trial)]
         home = self.homes[experiment.name]
         step = trial.last_result.get("step", 0)
+        told = {"status": "stopped", "stop_reason": f"stopped by {experiment.scheduler} at step {step}"}
         for sample in under_way(bundle, home):
-            end_part(
-                home.part(sample["trial_id"]),
-                {"status": "stopped", "stop_reason": f"stopped by {experiment.scheduler} at step {step}"},
-            )
+            part = home.part(sample["trial_id"])
+            if part.is_file():
+                end_part(part, told)
+            else:
+                # Storage that lags behind: what the trial reported is not here, but that it was stopped is known.
+                row = identity(sample["experiment"], sample["trial_id"], sample["config"])
+                write_part(part, row | told | {"steps_run": step}, TrialRecord({}).history())
             home.checkpoint(sample["trial_id"]).unlink(missing_ok=True)
             self.tally.ended["stopped"] += 1
         self._update(experiment.name)
