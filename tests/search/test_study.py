@@ -93,7 +93,7 @@ def test_each_way_to_end_is_told_as_what_it_is():
     ]
     for statuses, values in outcomes:
         number, _ = study.ask()
-        study.tell(number, study.outcome(statuses, values, 30))
+        study.tell(number, study.outcome(statuses, values, [30, 40]))
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "COMPLETE", "FAIL", "FAIL", "FAIL"]
     assert [trial.value for trial in study.trials[:3]] == [2.0, 5.0, math.inf]
     assert [trial.constraints for trial in study.trials[:3]] == [{"diverged": -1}, {"diverged": -1}, {"diverged": 1}]

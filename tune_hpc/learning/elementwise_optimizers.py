@@ -4,6 +4,7 @@ Each is a formula on one tensor, taken over large CPU tensors in pieces that fit
 be a number, or a column of numbers for the members of a stack.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -22,10 +23,11 @@ class ElementwiseOptimizer(TensorFlowOptimizer):
     PIECE = 131_072
 
     @classmethod
+    @abstractmethod
     def _formula(
         cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
     ) -> None:
-        raise NotImplementedError
+        """Change the parameter and its slots in place."""
 
     @classmethod
     def update(

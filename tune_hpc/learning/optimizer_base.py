@@ -5,6 +5,7 @@ optimizer (an instance and its ``step``) and a stack of models that train as one
 parameters and gradients have a leading axis of members and the learning rate may be a column, a number for each.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,7 +18,7 @@ Group = dict[str, Any]
 Slots = dict[str, list[Tensor]]
 
 
-class TensorFlowOptimizer(torch.optim.Optimizer):
+class TensorFlowOptimizer(torch.optim.Optimizer, ABC):
     """Walks over the groups; a subclass says how the parameters of one group, device and dtype change.
 
     Attributes:
@@ -60,6 +61,7 @@ class TensorFlowOptimizer(torch.optim.Optimizer):
         return lr
 
     @classmethod
+    @abstractmethod
     def update(
         cls, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots, lr: float | Tensor
     ) -> None:
@@ -73,7 +75,6 @@ class TensorFlowOptimizer(torch.optim.Optimizer):
             lr: What ``effective_rate`` gave; a column (members, 1) only where the optimizer takes them, and then all
                 tensors are (members, numbers).
         """
-        raise NotImplementedError
 
     def _update_all(self, group: Group, parameters: list[Tensor]) -> None:
         slots = self._slots(group, parameters)

@@ -9,7 +9,7 @@ from ray.tune.search.sample import Domain
 
 from tune_hpc.errors import InvalidSpaceError
 from tune_hpc.search.conditions import Conditional
-from tune_hpc.search.domains import all_values, count, describe
+from tune_hpc.search.domains import all_values, contains, count, describe
 
 
 def possible_values(name: str, value: Any) -> list[Any]:
@@ -20,7 +20,7 @@ def possible_values(name: str, value: Any) -> list[Any]:
     """
     if isinstance(value, Conditional):
         cases = [one for case in value.cases for one in possible_values(name, case.value)]
-        return [one for place, one in enumerate(cases) if one not in cases[:place]]
+        return [one for place, one in enumerate(cases) if not any(contains(other, one) for other in cases[:place])]
     if not isinstance(value, Domain):
         return [value]
     if count(value) is None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tune_hpc.errors import InvalidSpaceError
+from tune_hpc.search.domains import contains
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Case:
     def holds(self, config: Mapping[str, Any]) -> bool:
         """Whether a configuration, which has at least the parameters that this case names, is such a case."""
         return all(
-            name in config and any(_same(config[name], value) for value in values)
+            name in config and any(contains(value, config[name]) for value in values)
             for name, values in self.conditions.items()
         )
 
@@ -65,7 +66,7 @@ class Conditional:
         cases = []
         for case in self.cases:
             live = {
-                name: tuple(value for value in values if any(_same(value, one) for one in possible(name)))
+                name: tuple(value for value in values if any(contains(value, one) for one in possible(name)))
                 for name, values in case.conditions.items()
             }
             if all(live.values()):
@@ -167,8 +168,3 @@ def _as_values(name: str, given: Any) -> tuple[Any, ...]:
     if not values:
         raise InvalidSpaceError(f"{name}: a condition names at least one value; got none")
     return values
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two values are one; True is not 1."""
-    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)

@@ -78,8 +78,8 @@ class Limits(Stopper):
         return self.reason is not None
 
     @contextlib.contextmanager
-    def heeding_signals(self) -> Iterator[None]:
-        """Take a batch system's warning inside the block; in a thread beside the main one nothing can be taken."""
+    def giving_the_signal_back(self) -> Iterator[None]:
+        """Leave the warning signal as it was before the block; only the main thread can have taken it."""
         before = signal.getsignal(WARNING_SIGNAL)
         try:
             yield

@@ -67,7 +67,8 @@ class Learner:
         self.experiment = experiment
         self.home = home
         self.study = Study(experiment.space, experiment.searcher, experiment.mode, experiment.search_seed)
-        self.num_told_before = sum(self._tell_all(other) for other in warm_start)
+        for other in warm_start:
+            self._tell_all(other)
         self._optuna_number: dict[int, int] = {}
         self._open: dict[str, int] = {}
         self._outcomes: dict[int, dict[str, tuple[str, float | None, int]]] = {}
@@ -95,7 +96,6 @@ class Learner:
         self._optuna_number[number], config = self.study.ask()
         self.num_proposed += 1
         line = json.dumps({"number": number, "config": config}, allow_nan=False)
-        self.home.path.mkdir(parents=True, exist_ok=True)
         with self.home.proposals.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         samples = self._samples(number, config)
@@ -140,15 +140,15 @@ class Learner:
         self._outcomes[number] = {}
 
     def _told(self, row: Mapping[str, Any]) -> tuple[str, float | None, int]:
-        value, steps = (row.get(name) for name in (self.experiment.metric, "steps_run"))
-        return row["status"], None if value is None else float(value), int(steps) if steps and steps == steps else 0
+        from tune_hpc.search.study import told
+
+        return told(row, self.experiment.metric)
 
     def _outcome(self, told: Sequence[tuple[str, float | None, int]]) -> Any:
-        statuses, values, steps = zip(*told, strict=True)
-        return self.study.outcome(statuses, values, min(steps))
+        return self.study.outcome(*zip(*told, strict=True))
 
-    def _tell_all(self, other: Results) -> int:
-        """Tell the study of every configuration of another search that this one's space admits; return how many."""
+    def _tell_all(self, other: Results) -> None:
+        """Tell the study of every configuration of another search that this one's space admits."""
         from tune_hpc.search.study import configurations
 
         experiment = self.experiment
@@ -157,14 +157,9 @@ class Learner:
                 f"{other.folder or other.name} has no {experiment.metric}, by which {experiment.name} ranks trials; "
                 "start from a search that has"
             )
-        known = [
-            (config, [row for row in rows if row["status"] in ENDED])
-            for config, rows in configurations(other, experiment.space)
-        ]
-        for config, rows in known:
-            if rows:
-                self.study.add(config, self._outcome([self._told(row) for row in rows]))
-        return sum(bool(rows) for _, rows in known)
+        for config, rows in configurations(other, experiment.space):
+            if known := [self._told(row) for row in rows if row["status"] in ENDED]:
+                self.study.add(config, self._outcome(known))
 
 
 def _run_alike(one: Bundle, other: Bundle) -> bool:

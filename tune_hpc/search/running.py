@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 
 from tune_hpc.analysis.folder import FORMAT, ExperimentFolder
 from tune_hpc.analysis.results import Results, TrialRecord, load, write_frames, write_part
@@ -204,11 +205,13 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
             )
             for search in searches
         }
+        limits = Limits(options.time_budget_s, options.target)
         watcher = Watcher(
             num_trials + sum(search.ended_before.total() for search in searches),
             {search.name: search.experiment for search in searches},
             {search.name: search.home for search in searches},
             options.show_progress,
+            limits,
         )
         for search in searches:
             watcher.tally.ended.update(search.ended_before)
@@ -216,8 +219,6 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
                 best = search.before.top(1)
                 for trial_id, value in zip(best["trial_id"], best[search.experiment.metric], strict=True):
                     watcher.tally.note_value(search.name, trial_id, value, search.experiment.mode)
-        limits = Limits(options.time_budget_s, options.target)
-        watcher.limits = limits
         images = {name: ray.put(arrays) for name, arrays in image_sets.items()}
         try:
             for group in _groups(searches):
@@ -298,6 +299,18 @@ def _proposals(
     )
 
 
+def _scheduler(search: Search) -> TrialScheduler | None:
+    """Return what decides on a search's trials, with what it should know of earlier ones."""
+    seen = search.watched
+    if seen is None:
+        return None
+    experiment = search.experiment
+    scheduler = make_scheduler(experiment.scheduler, experiment.mode, experiment.most_steps)
+    if search.before:
+        tell_of_the_past(scheduler, search.before, seen)
+    return scheduler
+
+
 def _fit(
     proposals: Proposals,
     assignments: Mapping[str, Assignment],
@@ -308,20 +321,13 @@ def _fit(
     limits: Limits,
 ) -> None:
     """Run everything that is proposed on Ray Tune, until there is no more or it is interrupted."""
-    first, storage = group[0], group[0].home.ray
-    scheduler = (
-        make_scheduler(first.experiment.scheduler, first.experiment.mode, first.experiment.most_steps)
-        if first.watched
-        else None
-    )
-    if scheduler is not None and first.before is not None and first.watched is not None:
-        tell_of_the_past(scheduler, first.before, first.watched)
+    storage = group[0].home.ray
     trainable = tune.with_parameters(run_bundle, assignments=assignments, images=images)
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources.as_ray()),
         tune_config=tune.TuneConfig(
             search_alg=proposals,
-            scheduler=scheduler,
+            scheduler=_scheduler(group[0]),
             num_samples=-1,
             max_concurrent_trials=resources.num_slots,
             reuse_actors=True,
@@ -348,7 +354,7 @@ def _fit(
             RAY_AIR_NEW_OUTPUT="0",
         ),
         watcher.progress or nullcontext(),
-        limits.heeding_signals(),
+        limits.giving_the_signal_back(),
     ):
         tuner.fit()
 

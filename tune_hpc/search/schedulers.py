@@ -44,17 +44,17 @@ def watched(metric: str, mode: str, reports_images: bool) -> Watched:
     return Watched(column, is_best, mode)
 
 
-def make_scheduler(name: str, mode: str, num_steps: int) -> TrialScheduler | None:
+def make_scheduler(name: str, mode: str, num_steps: int) -> TrialScheduler:
     """Return a scheduler of Ray Tune's, for results with ``step`` and ``value``.
 
     Args:
-        name: One of ``experiment.SCHEDULERS``.
+        name: One of ``experiment.SCHEDULERS`` but ``none``.
         mode: ``min`` or ``max``.
         num_steps: Steps of a whole trial.
 
     Returns:
         ``asha`` decides after 1/27, 1/9 and 1/3 of the steps, and lets one of three go on; ``median`` ends a trial
-        whose best is worse than the median of the others' means so far, after the same 1/27; ``none``: ``None``.
+        whose best is worse than the median of the others' means so far, after the same 1/27.
     """
     grace = max(1, math.ceil(num_steps * GRACE))
     shown: dict[str, Any] = {"time_attr": "step", "metric": "value", "mode": mode}
@@ -62,9 +62,7 @@ def make_scheduler(name: str, mode: str, num_steps: int) -> TrialScheduler | Non
         return AsyncHyperBandScheduler(
             **shown, max_t=num_steps + 1, grace_period=grace, reduction_factor=REDUCTION_FACTOR, stop_last_trials=False
         )
-    if name == "median":
-        return MedianStoppingRule(**shown, grace_period=grace, min_samples_required=3)
-    return None
+    return MedianStoppingRule(**shown, grace_period=grace, min_samples_required=3)
 
 
 class _Past:

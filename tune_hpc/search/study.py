@@ -52,13 +52,15 @@ def to_optuna(results: Results, storage: str | optuna.storages.BaseStorage | Non
     if storage is not None:
         study.study = optuna.create_study(storage=storage, study_name=results.name, direction=study.study.direction)
     for config, rows in configurations(results, experiment.space):
-        statuses = [str(row["status"]) for row in rows]
-        if not all(status in ENDED for status in statuses):
-            continue
-        values = [None if row[results.metric] is None else float(row[results.metric]) for row in rows]
-        steps = [int(row.get("steps_run") or 0) for row in rows]
-        study.add(config, study.outcome(statuses, values, min(steps)))
+        if all(row["status"] in ENDED for row in rows):
+            study.add(config, study.outcome(*zip(*(told(row, results.metric) for row in rows), strict=True)))
     return study.study
+
+
+def told(row: Mapping[str, Any], metric: str) -> tuple[str, float | None, int]:
+    """Return what ``Study.outcome`` wants to know of a trial that ended: its status, value and steps."""
+    value, steps = row.get(metric), row.get("steps_run")
+    return str(row["status"]), None if value is None else float(value), int(steps) if steps and steps == steps else 0
 
 
 def configurations(results: Results, space: Space) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
@@ -118,23 +120,20 @@ class Study:
             self.study.sampler = _sampler(self.sampler, self.space, self.seed + number)
             self._startup = islice(quasi_random_configs(self.space, self.seed), number, None)
             self._begun = True
-        with _quiet():
-            if len(self.trials) < NUM_STARTUP:
-                config = next(self._startup, None)
-                if config is not None:
-                    self.study.enqueue_trial(self.as_params(config))
-            trial = self.study.ask()
-            self._asked[trial.number] = trial
-            return trial.number, self._suggested(trial)
+        return self._ask(next(self._startup, None) if len(self.trials) < NUM_STARTUP else None)
 
     def ask_again(self, config: Mapping[str, Any]) -> int:
         """Take in a configuration that was proposed before and is yet to end; return its number."""
+        return self._ask(config)[0]
+
+    def _ask(self, config: Mapping[str, Any] | None) -> tuple[int, dict[str, Any]]:
+        """Ask for a certain configuration, or for what the sampler proposes."""
         with _quiet():
-            self.study.enqueue_trial(self.as_params(config))
+            if config is not None:
+                self.study.enqueue_trial(self.as_params(config))
             trial = self.study.ask()
             self._asked[trial.number] = trial
-            self._suggested(trial)
-        return trial.number
+            return trial.number, self._suggested(trial)
 
     def _suggested(self, trial: optuna.Trial) -> dict[str, Any]:
         config: dict[str, Any] = {}
@@ -181,17 +180,18 @@ class Study:
         self.study.add_trial(trial)
         return len(self.trials) - 1
 
-    def outcome(self, statuses: Sequence[str], values: Sequence[float | None], step: int = 0) -> Outcome:
+    def outcome(self, statuses: Sequence[str], values: Sequence[float | None], steps: Sequence[int] = (0,)) -> Outcome:
         """Return what Optuna is to be told of a configuration.
 
         Args:
             statuses: ``finished``, ``stopped``, ``diverged`` or ``failed``, one for each of its seeds.
             values: The metric that ranks trials; ``None`` where there is none.
-            step: How far the shortest of them came.
+            steps: How far they came.
 
         Returns:
             A divergence makes it infeasible, a scheduler's stop pruned; where one seed failed, nothing is known.
         """
+        step = min(steps)
         if "diverged" in statuses:
             return Outcome(TrialState.COMPLETE, math.inf if self.mode == "min" else -math.inf, step, 1.0)
         numbers = [value for value in values if value is not None and math.isfinite(value)]

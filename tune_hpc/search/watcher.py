@@ -20,15 +20,12 @@ from tune_hpc.search.trial import identity
 class Watcher(tune.Callback):
     """What Ray Tune tells of each trial.
 
-    Attributes:
-        tally: How many trials there are of which status.
-        limits: Told of the values of trials that ended.
-
     Args:
         num_trials: Trials in all.
         experiments: The experiments they belong to, by name.
         homes: Their folders, by name.
         show_progress: Whether to show how far the search is.
+        limits: Told of the values of trials that ended.
     """
 
     def __init__(
@@ -37,6 +34,7 @@ class Watcher(tune.Callback):
         experiments: Mapping[str, Experiment],
         homes: Mapping[str, ExperimentFolder],
         show_progress: bool,
+        limits: Limits,
     ) -> None:
         self.tally = Tally(num_trials)
         self.experiments = experiments
@@ -44,7 +42,7 @@ class Watcher(tune.Callback):
         self.progress: SearchProgress | None = None
         if show_progress:
             self.progress = SearchProgress(self.tally, {one.name: one.metric for one in experiments.values()})
-        self.limits = Limits()
+        self.limits = limits
         self._under_way: dict[str, Mapping[str, Any]] = {}  # bundles, by Ray's own names
         self._spans: dict[str, tuple[float, float]] = {}
 
