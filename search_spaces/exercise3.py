@@ -8,6 +8,7 @@ from typing import Any
 
 from ray import tune
 
+from tune_hpc.search.conditions import when
 from tune_hpc.search.experiment import Experiment, Figure, Published, Space, Table
 
 BATCH_SIZES = [150, 100, 50, 25, 10, 8, 6, 4]
@@ -152,4 +153,47 @@ winner = Experiment(
     quick_values=_QUICK,
 )
 
-experiments = (baseline, batch_size_single_pass, batch_size_shuffled, decay, learning_rate, dropout, winner)
+#: What the report's winner sees, 5000 batches of 150: the budget of every configuration of the open space.
+NUM_IMAGES = 750_000
+
+open = Experiment(
+    name="exercise3.open",
+    title="Beyond the report: one open space",
+    description="The report's network and as many images as its winner sees, with all else free: batches, policy, "
+    "optimizer and rate, the course of the rate, dropout, and random shifts, rotations and scalings of the images. "
+    "Chosen on the validation images alone.",
+    source="beyond the report",
+    space=Space(
+        {
+            "model": "cnn",
+            "batch_size": tune.choice([50, 100, 150, 250]),
+            "steps": when(NUM_IMAGES // 50, batch_size=50)
+            | when(NUM_IMAGES // 100, batch_size=100)
+            | when(NUM_IMAGES // 150, batch_size=150)
+            | when(NUM_IMAGES // 250, batch_size=250),
+            "batching": tune.choice(["shuffled", "random"]),
+            "optimizer": tune.choice(["adam", "rmsprop", "nesterov"]),
+            "learning_rate": when(tune.loguniform(3e-4, 5e-3), optimizer="adam")
+            | when(tune.loguniform(1e-4, 3e-3), optimizer="rmsprop")
+            | tune.loguniform(1e-2, 0.2),
+            "momentum": when(tune.uniform(0.8, 0.98), optimizer="nesterov"),
+            "schedule": tune.choice(["staircase", "cosine", "one_cycle"]),
+            "decay_rate": when(tune.uniform(0.6, 1.0), schedule="staircase"),
+            "warmup": when(tune.uniform(0.1, 0.5), schedule="one_cycle"),
+            "dropout": tune.uniform(0.0, 0.7),
+            "max_shift": tune.uniform(0.0, 3.0),
+            "max_rotation": tune.uniform(0.0, 20.0),
+            "max_scaling": tune.uniform(0.0, 0.2),
+        }
+    ),
+    metric="best_valid_accuracy",
+    searcher="tpe",
+    num_samples=64,
+    figures=(
+        Figure("response", ("best_valid_accuracy",), "Accuracy by learning rate", parameter="learning_rate",
+               line="optimizer", log_x=True),
+    ),
+    quick_values=_QUICK,
+)  # fmt: skip
+
+experiments = (baseline, batch_size_single_pass, batch_size_shuffled, decay, learning_rate, dropout, winner, open)

@@ -17,6 +17,8 @@ MODELS = ("line", "softmax", "cnn")
 BATCHING_POLICIES = ("single_pass", "sequential", "shuffled", "random")
 #: Of MNIST's 60,000 training images the last 10,000 are kept for validation.
 NUM_TRAINING_IMAGES = 50_000
+#: Pixels, down and across.
+IMAGE_SIDE = 28
 DATA_SETS = ("line", "mnist", "fashion_mnist")
 
 #: Which hyperparameters each optimizer has, with TensorFlow 1's defaults.
@@ -33,6 +35,14 @@ OPTIMIZER_DEFAULTS: dict[str, dict[str, float | bool]] = {
     "proximal_gradient_descent": {"l1": 0.0, "l2": 0.0},
 }
 OPTIMIZERS = tuple(OPTIMIZER_DEFAULTS)
+
+#: Which keys each schedule of the learning rate has, with their defaults.
+SCHEDULE_DEFAULTS: dict[str, dict[str, float | bool]] = {
+    "staircase": {"decay_rate": 1.0},
+    "cosine": {},
+    "one_cycle": {"warmup": 0.3},
+}
+SCHEDULES = tuple(SCHEDULE_DEFAULTS)
 
 
 @dataclass(frozen=True)
@@ -111,17 +121,44 @@ _KEYS = (
     ),
     Key("batching", str, "the order in which images are visited", "shuffled", BATCHING_POLICIES),
     Key(
+        "schedule",
+        str,
+        "the course of the learning rate: staircase (decay_rate), cosine (down to 0), one_cycle (up, then down to 0)",
+        "staircase",
+        SCHEDULES,
+    ),
+    Key(
         "decay_rate",
         float,
-        "factor on the learning rate after each pass over the training data; 1: constant",
-        1.0,
+        "factor on the learning rate after each pass over the training data, of the staircase (1: constant)",
         low=0,
         low_open=True,
         high=1,
     ),
+    Key(
+        "warmup",
+        float,
+        "fraction of the steps in which one_cycle's rate rises to learning_rate (0.3)",
+        low=0,
+        low_open=True,
+        high=1,
+        high_open=True,
+    ),
     Key("dropout", float, "probability that a hidden unit is dropped in training", 0.0, low=0, high=1, high_open=True),
+    Key(
+        "max_shift",
+        float,
+        "pixels by which a training image is shifted at random",
+        0.0,
+        low=0,
+        high=IMAGE_SIDE,
+    ),
+    Key("max_rotation", float, "degrees by which a training image is rotated at random", 0.0, low=0, high=180),
+    Key(
+        "max_scaling", float, "part by which a training image grows or shrinks at random, at most", 0.0, low=0, high=0.9
+    ),
     Key("steps", int, "optimizer steps, one batch each", 1000, low=1),
-    Key("seed", int, "fixes initial weights, data order and dropout", 0, low=0, high=2**31 - 1),
+    Key("seed", int, "fixes initial weights, data order, dropout and distortions", 0, low=0, high=2**31 - 1),
     Key("width", float, "factor on the number of features of the cnn", 1.0, low=0, low_open=True),
     Key(
         "initial_weights",
@@ -176,8 +213,16 @@ _KEYS = (
 #: Every key of a trial's configuration, by name, in the order in which frames show them.
 TRIAL_KEYS: dict[str, Key] = {key.name: key for key in _KEYS}
 
-#: Keys that belong to some optimizers only.
-OPTIMIZER_KEYS = tuple(dict.fromkeys(name for defaults in OPTIMIZER_DEFAULTS.values() for name in defaults))
+#: Keys that others decide on: which of them there are, and with which defaults, by the value of the key that decides.
+OWNERS: dict[str, dict[str, dict[str, float | bool]]] = {
+    "optimizer": OPTIMIZER_DEFAULTS,
+    "schedule": SCHEDULE_DEFAULTS,
+}
+
+
+def owned_keys(owner: str) -> tuple[str, ...]:
+    """Return the keys that ``owner``, one of ``OWNERS``, decides on."""
+    return tuple(dict.fromkeys(name for defaults in OWNERS[owner].values() for name in defaults))
 
 
 def check_key(name: str) -> Key:
@@ -198,14 +243,14 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
         config: Any of ``TRIAL_KEYS``.
 
     Returns:
-        Every key with its value; of the optimizers' own keys, those that the chosen optimizer has. Keys of other
-        optimizers are dropped, so that one fixed value may serve a space over several optimizers.
+        Every key with its value; of the keys of optimizers and schedules, those that the chosen ones have. Keys of
+        others are dropped, so that one fixed value may serve a space over several optimizers.
 
     Raises:
         InvalidConfigError: an unknown key, or a value that its key does not allow.
     """
     given = {name: check_key(name).check(value) for name, value in config.items()}
-    completed = {key.name: given.get(key.name, key.default) for key in _KEYS if key.name not in OPTIMIZER_KEYS}
+    completed = {key.name: given.get(key.name, key.default) for key in _KEYS}
     if completed["data"] is None:
         completed["data"] = "line" if completed["model"] == "line" else "mnist"
     if (completed["model"] == "line") != (completed["data"] == "line"):
@@ -213,5 +258,11 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
             f"the model line fits the data line and no other; got model={completed['model']!r} "
             f"with data={completed['data']!r}"
         )
-    own = OPTIMIZER_DEFAULTS[completed["optimizer"]]
-    return completed | {name: given.get(name, default) for name, default in own.items()}
+    for owner, defaults in OWNERS.items():
+        own = defaults[completed[owner]]
+        for name in owned_keys(owner):
+            if name in own:
+                completed[name] = given.get(name, own[name])
+            else:
+                del completed[name]
+    return completed

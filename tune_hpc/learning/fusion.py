@@ -5,10 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tune_hpc.errors import InvalidConfigError
-from tune_hpc.learning.config import OPTIMIZER_KEYS
+from tune_hpc.learning.config import owned_keys
 
 #: What may differ between the members of one program; all else they share.
-MEMBER_KEYS = ("optimizer", "learning_rate", "decay_rate", "dropout", "seed", "initial_weights", *OPTIMIZER_KEYS)
+MEMBER_KEYS = (
+    *("optimizer", "learning_rate", "schedule", "dropout", "seed", "initial_weights"),
+    *owned_keys("optimizer"),
+    *owned_keys("schedule"),
+)
 
 
 def fusion_key(config: Mapping[str, Any]) -> str:

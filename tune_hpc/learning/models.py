@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tune_hpc.learning.config import IMAGE_SIDE
 from tune_hpc.learning.layers import StackedConv2d, StackedLinear
 
-IMAGE_PIXELS = 28 * 28
+IMAGE_PIXELS = IMAGE_SIDE**2
 NUM_CLASSES = 10
 
 #: See ``Model.frozen``.

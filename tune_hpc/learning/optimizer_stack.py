@@ -49,14 +49,9 @@ class OptimizerStack:
             self._slices.append(_Slice(members, start, self.parameters, rates_on_device))
             start += len(members)
 
-    def rates(self, start: int, epochs: np.ndarray) -> list[Rates]:
-        """Return each slice's learning rates for some steps.
-
-        Args:
-            start: The first one's number.
-            epochs: How many passes over the training data are complete before each of them.
-        """
-        return [one.rates(start, epochs) for one in self._slices]
+    def rates(self, steps: np.ndarray, epochs: np.ndarray, num_steps: int) -> list[Rates]:
+        """Return each slice's learning rates for some steps; see ``schedules.learning_rates``."""
+        return [one.rates(steps, epochs, num_steps) for one in self._slices]
 
     @torch.no_grad()
     def step(self, rates: Sequence[Any]) -> None:
@@ -112,10 +107,9 @@ class _Slice:
                 for member in members
             ]
 
-    def rates(self, start: int, epochs: np.ndarray) -> Rates:
-        rates = np.stack([learning_rates(config, epochs) for config in self.configs], axis=1)
-        numbers = np.arange(start + 1, start + 1 + len(epochs), dtype=np.float64)[:, None]
-        rates = self.rule.effective_rate(self.group, rates, numbers)
+    def rates(self, steps: np.ndarray, epochs: np.ndarray, num_steps: int) -> Rates:
+        rates = np.stack([learning_rates(config, steps, epochs, num_steps) for config in self.configs], axis=1)
+        rates = self.rule.effective_rate(self.group, rates, (steps[:, None] + 1).astype(np.float64))
         # One that float32 cannot hold, which torch would refuse for all members, diverges as surely at the largest.
         rates = np.minimum(rates, torch.finfo(self.parameters[0].dtype).max)
         if self.is_single:

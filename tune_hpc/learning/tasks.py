@@ -1,7 +1,7 @@
 """What is learned: the line of Exercise 1, and the classification of images.
 
 A task knows its data and its batches, those of every member of a stack. It is a pure function of its configurations,
-apart from the dropout generators.
+apart from the generators of dropout and distortions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,10 @@ from torch.nn import functional
 
 from tune_hpc.learning.batching import Batching
 from tune_hpc.learning.data import ImageData, LineData
+from tune_hpc.learning.distortions import NUMBERS_PER_IMAGE, Distortions
 from tune_hpc.learning.evaluation import as_input, evaluate
 from tune_hpc.learning.models import Model, parameter_type
+from tune_hpc.learning.noise import Noise, places
 
 
 class Task(Protocol):
@@ -105,12 +107,12 @@ class LineFit:
 class ImageClassification:
     """Mean cross-entropy over batches of images.
 
-    Members of one seed see the same batches and draw the same dropout noise; where all members do, a batch is there
-    once, for all of them. Several replicas may share each batch: every one draws the whole batch and its dropout mask
-    and takes its own slice, so the mean over replicas of their gradients is the gradient of the whole batch.
+    Members of one seed see the same batches and draw the same noise; where all members do, a batch is there once, for
+    all of them. Several replicas may share each batch: every one draws the whole batch and its noise and takes its own
+    slice, so the mean over replicas of their gradients is the gradient of the whole batch.
 
     Args:
-        configs: Completed configurations, alike in data, batch size, batching, precision and evaluation.
+        configs: Completed configurations, alike in data, batch size, batching, distortions, precision and evaluation.
         images: The data set, on any device.
         device: Where to compute.
         num_hidden: The model's units that dropout applies to.
@@ -141,16 +143,17 @@ class ImageClassification:
             seed: Batching(first["batching"], len(images.train_labels), batch_size, seed)
             for seed in (seeds if first["batching"] in ("shuffled", "random") else seeds[:1])
         }
-        self._stream_of = _places(seeds, list(self._streams), device)
-        self._noise: dict[int, torch.Generator] = {}
+        self._stream_of = places(seeds, list(self._streams), device)
+        self._noise: dict[str, Noise] = {}
         self.num_hidden = num_hidden
         if num_hidden and any(config["dropout"] for config in configs):
-            self._noise = {seed: torch.Generator(device).manual_seed(seed) for seed in seeds}
-            self._noise_of = _places(seeds, list(self._noise), device)
-            # In one type whatever the precision, so that the same units are dropped in each.
+            self._noise["dropout"] = Noise(seeds, device)
             dropout = torch.tensor([config["dropout"] for config in configs], dtype=torch.float32, device=device)
             self._dropout = dropout[:, None, None]
-        self.generators = list(self._noise.values())
+        if Distortions.are_in(first):
+            self._noise["distortions"] = Noise(seeds, device, stream=1)
+            self._distortions = Distortions(first, self.dtype, device)
+        self.generators = [generator for noise in self._noise.values() for generator in noise.generators]
         self.num_evaluation_images = first["num_evaluation_images"]
         self.num_replicas = num_replicas
         self.share = slice(replica * batch_size // num_replicas, (replica + 1) * batch_size // num_replicas)
@@ -203,17 +206,19 @@ class ImageClassification:
             chosen = chosen[self._stream_of]
         pixels = self.images.train_images.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
         labels = self.images.train_labels.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
-        return as_input(pixels, self.dtype), labels, self._mask()
+        return self._distorted(as_input(pixels, self.dtype)), labels, self._mask()
+
+    def _distorted(self, images: torch.Tensor) -> torch.Tensor:
+        if "distortions" not in self._noise:
+            return images
+        noise = self._noise["distortions"].draw(NUMBERS_PER_IMAGE, self.samples_per_step)[:, :, self.share]
+        # Members of several seeds may share the images, but never what is done to them.
+        return self._distortions(images.expand(len(noise), *images.shape[1:]), noise)
 
     def _mask(self) -> torch.Tensor | None:
-        if not self._noise:
+        if "dropout" not in self._noise:
             return None
-        shape = self.num_hidden, self.samples_per_step
-        noise = torch.stack(
-            [torch.rand(shape, dtype=torch.float32, device=self.device, generator=one) for one in self.generators]
-        )[:, :, self.share]
-        if self._noise_of is not None:
-            noise = noise[self._noise_of]
+        noise = self._noise["dropout"].draw(self.num_hidden, self.samples_per_step)[:, :, self.share]
         return (noise >= self._dropout).to(self.dtype).div_(1 - self._dropout.to(self.dtype))
 
     def evaluate(self, model: Model) -> dict[str, list[float]]:
@@ -224,19 +229,12 @@ class ImageClassification:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the next batches depend on beside the step."""
-        return {"dropout": [generator.get_state() for generator in self.generators]}
+        return {name: noise.state_dict() for name, noise in self._noise.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state_dict`` was taken."""
-        for generator, kept in zip(self.generators, state["dropout"], strict=True):
-            generator.set_state(kept)
-
-
-def _places(values: Sequence[int], distinct: Sequence[int], device: torch.device) -> torch.Tensor | None:
-    """Return where each value is among the distinct ones; ``None`` where there is but one."""
-    if len(distinct) == 1:
-        return None
-    return torch.tensor([distinct.index(value) for value in values], device=device)
+        for name, noise in self._noise.items():
+            noise.load_state_dict(state[name])
 
 
 def _products(device: torch.device, precision: str) -> AbstractContextManager[Any]:

@@ -103,7 +103,8 @@ class Training:
             for first in range(start, end, self.WINDOW):
                 last = min(end, first + self.WINDOW)
                 chosen = self.task.chosen(first, last)
-                rates = self.optimizers.rates(first, self.task.epochs(np.arange(first, last)))
+                steps = np.arange(first, last)
+                rates = self.optimizers.rates(steps, self.task.epochs(steps), self.num_steps)
                 window = self._recorded.run(chosen, rates) if self._recorded else self._run(chosen, rates)
                 blocks.append(window.cpu().numpy())
         return np.concatenate(blocks, axis=2)[:, self._places]

@@ -14,7 +14,7 @@ from typing import Any
 
 from tune_hpc.analysis.results import IDENTITY, MEASURES, METRICS
 from tune_hpc.errors import FolderError, InvalidConfigError, InvalidExperimentError, InvalidSpaceError
-from tune_hpc.learning.config import OPTIMIZER_DEFAULTS, OPTIMIZER_KEYS, TRIAL_KEYS, check_key
+from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, check_key
 from tune_hpc.search.designs import quasi_random_configs, random_configs
 from tune_hpc.search.reference import reference_to
 from tune_hpc.search.space import Space
@@ -241,13 +241,14 @@ class Experiment:
                 check_key(name)
             except InvalidConfigError as error:
                 raise InvalidSpaceError(str(error)) from None
-        optimizers = _possible(self.space, "optimizer")
-        for name in self.space:
-            if name in OPTIMIZER_KEYS and not any(name in OPTIMIZER_DEFAULTS[optimizer] for optimizer in optimizers):
-                owners = [one for one, defaults in OPTIMIZER_DEFAULTS.items() if name in defaults]
-                raise InvalidSpaceError(
-                    f"{name} belongs to {', '.join(owners)}; the space has optimizer={', '.join(optimizers)}"
-                )
+        for owner, keys in OWNERS.items():
+            chosen = _possible(self.space, owner)
+            for name in self.space:
+                owners = [one for one, defaults in keys.items() if name in defaults]
+                if owners and not set(owners) & set(chosen):
+                    raise InvalidSpaceError(
+                        f"{name} belongs to {', '.join(owners)}; the space has {owner}={', '.join(chosen)}"
+                    )
 
     def replace(self, **changes: Any) -> Experiment:
         """Return the experiment with some of its fields changed."""
