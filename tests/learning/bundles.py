@@ -62,6 +62,7 @@ def bundle(rates, **config):
     ]
     for number, member in enumerate(members):
         member |= {"decay_rate": (1.0, 0.95, 0.99)[number % 3], "seed": (3, 0, 7)[number // 2 % 3]}
+        member["schedule"] = ("staircase", "staircase", "cosine", "one_cycle")[number % 4]
         if config["model"] != "line":
             member["initial_weights"] = ("tutorial", "pytorch")[number // len(rates)]
         if config["model"] == "cnn":

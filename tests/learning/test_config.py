@@ -11,9 +11,11 @@ from tune_hpc.learning.config import (
     BATCHING_POLICIES,
     MODELS,
     OPTIMIZER_DEFAULTS,
-    OPTIMIZER_KEYS,
+    OWNERS,
+    SCHEDULE_DEFAULTS,
     TRIAL_KEYS,
     complete,
+    owned_keys,
 )
 
 DEFAULTS = {
@@ -23,8 +25,12 @@ DEFAULTS = {
     "learning_rate": 0.01,
     "batch_size": 100,
     "batching": "shuffled",
+    "schedule": "staircase",
     "decay_rate": 1.0,
     "dropout": 0.0,
+    "max_shift": 0.0,
+    "max_rotation": 0.0,
+    "max_scaling": 0.0,
     "steps": 1000,
     "seed": 0,
     "width": 1.0,
@@ -59,7 +65,15 @@ class TestCompletion:
     @pytest.mark.parametrize("name", OPTIMIZER_DEFAULTS)
     def test_each_optimizer_brings_its_own_hyperparameters_and_no_other(self, name):
         completed = complete({"optimizer": name})
-        assert {key: completed[key] for key in completed if key in OPTIMIZER_KEYS} == OPTIMIZER_DEFAULTS[name]
+        own = owned_keys("optimizer")
+        assert {key: completed[key] for key in completed if key in own} == OPTIMIZER_DEFAULTS[name]
+
+    @pytest.mark.parametrize("name", SCHEDULE_DEFAULTS)
+    def test_each_schedule_brings_its_own_keys_and_no_other(self, name):
+        completed = complete({"schedule": name, "learning_rate": 1})
+        own = owned_keys("schedule")
+        assert {key: completed[key] for key in completed if key in own} == SCHEDULE_DEFAULTS[name]
+        assert complete({"schedule": name, "decay_rate": 0.5, "warmup": 0.5}).keys() == completed.keys()
 
     def test_a_hyperparameter_of_another_optimizer_is_dropped(self):
         assert complete({"optimizer": "adam", "momentum": 0.5, "l1": 1.0}) == complete({"optimizer": "adam"})
@@ -88,7 +102,10 @@ class TestCompletion:
 
     @pytest.mark.parametrize("key", TRIAL_KEYS.values(), ids=lambda key: key.name)
     def test_every_default_is_allowed(self, key):
-        for value in [key.default, *(own[key.name] for own in OPTIMIZER_DEFAULTS.values() if key.name in own)]:
+        for value in [
+            key.default,
+            *(own[key.name] for keys in OWNERS.values() for own in keys.values() if key.name in own),
+        ]:
             assert value is None or key.check(value) == value
 
     def test_no_torch_is_imported(self):

@@ -80,6 +80,11 @@ class TestFusedEqualsSeparate:
         # Seen over six sets of seeds: up to 1.3e-14, and 8e-15 in the parameters.
         assert_agree(run_fused(members), [run(member) for member in members], rtol=1e-11)
 
+    def test_cnns_with_distortions(self, run, run_fused):
+        own = {"precision": "float64", "steps": 20, "max_shift": 2.0, "max_rotation": 10.0, "max_scaling": 0.1}
+        members = [member | own for member in CNN_BUNDLE]
+        assert_agree(run_fused(members), [run(member) for member in members], rtol=1e-11)
+
     @pytest.mark.parametrize("seed", [0, 10])
     def test_cnns_with_dropout_in_single_precision(self, run, run_fused, seed):
         # At a fifth of the rates. At the full ones they learn so fast that 20 steps make 1e-3 of a rounding, wherever
@@ -98,6 +103,7 @@ class TestFusedEqualsSeparate:
         [
             ("learning_rate", (0.02, 0.01)),
             ("decay_rate", (0.5, 0.9)),
+            ("schedule", ("cosine", "one_cycle")),
             ("dropout", (0.5, 0.2)),
             ("seed", (1, 2)),
             ("initial_weights", ("tutorial", "pytorch")),
@@ -327,6 +333,9 @@ OTHER_VALUES = {
     "data": "fashion_mnist",
     "batch_size": 50,
     "batching": "random",
+    "max_shift": 2.0,
+    "max_rotation": 5.0,
+    "max_scaling": 0.1,
     "steps": 2000,
     "width": 0.5,
     "precision": "float64",
@@ -337,6 +346,7 @@ OTHER_VALUES = {
 OWN_VALUES = {
     "optimizer": "adam",
     "learning_rate": 0.5,
+    "schedule": "cosine",
     "decay_rate": 0.5,
     "dropout": 0.5,
     "seed": 1,

@@ -10,6 +10,7 @@ from tune_hpc.learning.schedules import learning_rates
 
 SHAPES = [(2, 3), (4,)]
 EPOCHS = np.array([0, 0, 1, 1, 2, 5, 5])
+STEPS = np.arange(7)
 
 
 def configs_of(members):
@@ -25,7 +26,7 @@ def random(num_members):
 def walk_together(configs, initial, gradients, rates_on_device):
     parameters = [torch.nn.Parameter(one.clone()) for one in initial]
     optimizers = OptimizerStack(configs, parameters, rates_on_device)
-    for step_rates, own in zip(zip(*optimizers.rates(0, EPOCHS), strict=True), gradients, strict=True):
+    for step_rates, own in zip(zip(*optimizers.rates(STEPS, EPOCHS, 7), strict=True), gradients, strict=True):
         for parameter, gradient in zip(parameters, own, strict=True):
             parameter.grad = gradient
         optimizers.step(step_rates)
@@ -36,7 +37,7 @@ def walk_alone(config, member, initial, gradients):
     parameters = [torch.nn.Parameter(one[member].clone()) for one in initial]
     own = {name: config[name] for name in OPTIMIZER_DEFAULTS[config["optimizer"]]}
     optimizer = build_optimizer(config["optimizer"], parameters, config["learning_rate"], **own)
-    for rate, step_gradients in zip(learning_rates(config, EPOCHS), gradients, strict=True):
+    for rate, step_gradients in zip(learning_rates(config, STEPS, EPOCHS, 7), gradients, strict=True):
         optimizer.param_groups[0]["lr"] = rate
         for parameter, gradient in zip(parameters, step_gradients, strict=True):
             parameter.grad = gradient[member].clone()
@@ -78,7 +79,7 @@ class TestOptimizerStack:
 
     def test_adam_s_rates_have_the_corrections_of_their_steps(self):
         configs = configs_of([{"optimizer": "adam", "learning_rate": 0.1, "decay_rate": 0.5}])
-        (rates,) = OptimizerStack(configs, random(1)).rates(10, np.array([0, 1]))
+        (rates,) = OptimizerStack(configs, random(1)).rates(np.array([10, 11]), np.array([0, 1]), 20)
         expected = [0.1 * 0.5**epoch * (1 - 0.999**n) ** 0.5 / (1 - 0.9**n) for epoch, n in ((0, 11), (1, 12))]
         assert rates == pytest.approx(expected, rel=1e-14)
 

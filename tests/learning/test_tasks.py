@@ -120,6 +120,59 @@ class TestBatches:
         assert batch(make_task({"dropout": 0.5}, images, num_hidden=0), 0)[2] is None
 
 
+DISTORTED = {"max_shift": 2.0, "max_rotation": 15.0, "max_scaling": 0.1, "batch_size": 20}
+
+
+class TestDistortedBatches:
+    def test_the_images_of_the_order_are_moved_each_time_anew(self, images):
+        task, plain = make_task(DISTORTED, images), make_task({"batch_size": 20}, images)
+        pictures, labels, _ = batch(task, 7)
+        assert pictures.shape == (1, 20, 1, 28, 28)
+        assert torch.equal(labels, batch(plain, 7)[1])
+        # About as bright as they were, and never the same twice.
+        assert pictures.mean().item() == pytest.approx(batch(plain, 7)[0].mean().item(), rel=0.2)
+        assert not torch.equal(pictures, batch(task, 7)[0])
+
+    def test_nothing_is_drawn_where_nothing_moves(self, images):
+        assert make_task({"batch_size": 20}, images).generators == []
+
+    def test_dropout_is_the_same_with_and_without(self, images):
+        config = {"dropout": 0.5, "batch_size": 20}
+        masks = [batch(make_task({**config, **more}, images, 30), 0)[2] for more in ({}, DISTORTED)]
+        assert torch.equal(*masks)
+
+    @pytest.mark.parametrize("batching", ["sequential", "shuffled"])
+    def test_each_member_moves_what_it_does_alone(self, images, batching):
+        members = [{"seed": seed} for seed in (5, 1, 5)]
+        config = {**DISTORTED, "batching": batching, "precision": "float64"}
+        task = make_task(config, images, members=members)
+        singles = [make_task({**config, **member}, images) for member in members]
+        for step in range(3):
+            pictures = batch(task, step)[0]
+            assert pictures.shape == (3, 20, 1, 28, 28)
+            assert not torch.equal(pictures[0], pictures[1])
+            for own, single in zip(pictures, singles, strict=True):
+                torch.testing.assert_close(own, batch(single, step)[0][0], rtol=0, atol=1e-14)
+
+    def test_replicas_have_the_pieces_of_one_batch(self, images):
+        config = {**DISTORTED, "precision": "float64"}
+        pieces = [batch(make_task(config, images, replica=replica, num_replicas=3), 0)[0] for replica in range(3)]
+        whole = batch(make_task(config, images), 0)[0]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=0, atol=1e-14)
+
+    def test_they_go_on_where_the_state_was_taken(self, images):
+        task, other = make_task(DISTORTED, images), make_task(DISTORTED, images)
+        batch(task, 0)
+        other.load_state_dict(task.state_dict())
+        assert torch.equal(batch(task, 1)[0], batch(other, 1)[0])
+
+    def test_held_out_images_stay_as_they_are(self, images):
+        config = {**SMALL_CNN, "num_evaluation_images": 50}
+        model = build_model(completed([{}], **config))
+        plain, distorted = (make_task({**config, **more}, images) for more in ({}, DISTORTED))
+        assert plain.evaluate(model) == distorted.evaluate(model)
+
+
 class TestMembers:
     def test_those_of_one_seed_share_their_images(self, images):
         task = make_task({"batch_size": 20}, images, members=[{"optimizer": "adam"}, {"learning_rate": 0.5}])

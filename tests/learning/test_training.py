@@ -11,7 +11,7 @@ from tests.learning.runs import FileCheckpoint, History, same_bits
 from tests.learning.tensorflow1 import LINE, TOLERANCE, hyperparameters, label, optimizer_name
 from tune_hpc.errors import InvalidConfigError
 from tune_hpc.learning import member, training
-from tune_hpc.learning.config import BATCHING_POLICIES, OPTIMIZER_DEFAULTS, complete
+from tune_hpc.learning.config import BATCHING_POLICIES, OPTIMIZER_DEFAULTS, SCHEDULES, complete
 from tune_hpc.learning.training import Training, train
 
 #: 15 steps are one pass over the 600 images.
@@ -407,6 +407,11 @@ class TestResuming:
     def test_the_cnn_goes_on_in_every_order_of_batches(self, run, tmp_path, batching):
         config = {**CNN, "optimizer": "adam", "batching": batching, "decay_rate": 0.95}
         resumed_half_way(run, config, tmp_path / "checkpoint")
+
+    @pytest.mark.parametrize("schedule", SCHEDULES)
+    def test_the_cnn_goes_on_with_its_distortions_and_its_schedule(self, run, tmp_path, schedule):
+        moved = {"max_shift": 2.0, "max_rotation": 10.0, "max_scaling": 0.1}
+        resumed_half_way(run, {**CNN, "optimizer": "adam", "schedule": schedule, **moved}, tmp_path / "checkpoint")
 
     @pytest.mark.parametrize(
         "own",
