@@ -1,5 +1,6 @@
 """Configurations known beforehand: the same for the same seed, evenly spread, inside the space."""
 
+from collections import Counter
 from itertools import islice
 
 import numpy as np
@@ -84,11 +85,31 @@ def test_branches_take_turns_each_with_a_design_of_its_own():
         }
     )
     configs = list(islice(quasi_random_configs(space, 0), 24))
-    assert [one["optimizer"] for one in configs[:4]] == ["adam", "momentum", "ftrl", "adam"]
+    turns = [one["optimizer"] for one in configs]
+    assert set(turns[:3]) == {"adam", "momentum", "ftrl"}
+    assert turns == turns[:3] * 8
     for optimizer in ("adam", "momentum", "ftrl"):
         own = [one for one in configs if one["optimizer"] == optimizer]
         assert len({int(one["learning_rate"] * 8) for one in own}) == len(own) == 8
         assert all(("momentum" in one) == (optimizer == "momentum") for one in own)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_few_configurations_over_many_branches_have_each_value_about_equally_often(seed):
+    space = Space(
+        {
+            "optimizer": tune.choice(["adam", "rmsprop", "momentum"]),
+            "schedule": tune.choice(["staircase", "cosine", "one_cycle"]),
+            "model": tune.choice(["softmax", "cnn"]),
+            "momentum": when(tune.uniform(0, 0.5), optimizer="momentum"),
+            "warmup": when(tune.uniform(0.1, 0.5), schedule="one_cycle"),
+            "dropout": when(tune.uniform(0, 0.5), model="cnn"),
+        }
+    )
+    configs = list(islice(quasi_random_configs(space, seed), 12))
+    for name, often in (("optimizer", 4), ("schedule", 4), ("model", 6)):
+        counts = Counter(one[name] for one in configs)
+        assert max(abs(count - often) for count in counts.values()) <= 1
 
 
 def test_search_seeds_differ():

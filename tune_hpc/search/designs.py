@@ -4,11 +4,13 @@ Each is an endless or finite stream that depends on the space and the search see
 configurations on any number of slots, and a longer search begins with those of a shorter one.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
 
 import numpy as np
+from ray.tune.search.sample import Domain
 
 from tune_hpc.search.branches import Branch
 from tune_hpc.search.domains import quantile
@@ -26,12 +28,16 @@ def quasi_random_configs(space: Space, seed: int) -> Iterator[dict[str, Any]]:
     """Yield configurations that fill the space evenly: a scrambled Sobol sequence.
 
     Where the space has conditions each of its branches has a sequence of its own, and they take turns; so 30
-    configurations over three optimizers are ten evenly spread ones for each. No configuration comes twice, and where
-    there is a finite number of them the stream ends with the last one.
+    configurations over three optimizers are ten evenly spread ones for each. The turns are such that few
+    configurations over many branches, too, have each value about equally often. No configuration comes twice, and
+    where there is a finite number of them the stream ends with the last one.
 
     Source: I. M. Sobol, USSR Comput. Math. Math. Phys. 7 (1967); A. B. Owen's scrambling, as scipy has it.
     """
-    sequences = [_fill(branch, seed, number) for number, branch in enumerate(space.branches())]
+    sequences = []
+    for number, branch in _in_even_turns(list(space.branches()), seed):
+        sequences.append(_fill(branch, seed, number))
+        yield next(sequences[-1])
     while sequences:
         for sequence in list(sequences):
             config = next(sequence, None)
@@ -39,6 +45,21 @@ def quasi_random_configs(space: Space, seed: int) -> Iterator[dict[str, Any]]:
                 sequences.remove(sequence)
             else:
                 yield config
+
+
+def _in_even_turns(branches: Sequence[Branch], seed: int) -> Iterator[tuple[int, Branch]]:
+    """Yield branches and their numbers: next always the one whose values were there least often."""
+    decided = [
+        [(name, repr(value)) for name, value in branch.parameters.items() if not isinstance(value, Domain)]
+        for branch in branches
+    ]
+    waiting = np.random.default_rng([seed, len(branches)]).permutation(len(branches)).tolist()
+    times: Counter[tuple[str, str]] = Counter()
+    while waiting:
+        number = min(waiting, key=lambda one: sum(times[value] for value in decided[one]))
+        waiting.remove(number)
+        times.update(decided[number])
+        yield number, branches[number]
 
 
 def _fill(branch: Branch, seed: int, number: int) -> Iterator[dict[str, Any]]:
