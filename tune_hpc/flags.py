@@ -41,7 +41,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--num-samples", type=int, metavar="N", help="try N configurations (default searcher for this: random)"
     )
     space.add_argument(
-        "--scheduler", metavar="NAME", help="what ends trials that do badly: asha, median (default: the experiment's)"
+        "--scheduler",
+        metavar="NAME",
+        help="what ends trials that do badly: asha, hyperband, median (default: the experiment's)",
     )
     space.add_argument("--search-seed", type=int, default=0, metavar="N", help="fixes what is drawn (default: 0)")
     space.add_argument("--metric", help="what ranks trials (default: the experiment's; loss for a function)")

@@ -24,7 +24,7 @@ TRAIN = "tune_hpc.learning.training:train"
 DESIGNS = ("grid", "random", "quasi_random")
 ADAPTIVE = ("tpe", "gp")
 SEARCHERS = DESIGNS + ADAPTIVE
-SCHEDULERS = ("none", "asha", "median")
+SCHEDULERS = ("none", "asha", "hyperband", "median")
 #: How a trial may have ended.
 ENDED = ("finished", "stopped", "diverged", "failed")
 #: What the line reports; images report all of ``METRICS``.
@@ -122,7 +122,7 @@ class Experiment:
         num_samples: Configurations that any but the grid tries.
         search_seed: Fixes what a searcher draws; at least 0. With ``tpe`` and ``gp`` the order in which trials end has
             a say, too.
-        scheduler: What ends trials that do badly: ``none``, ``asha`` or ``median`` (schedulers.py).
+        scheduler: What ends trials that do badly: ``none``, ``asha``, ``hyperband`` or ``median`` (schedulers.py).
         title: One line for tables and reports.
         description: What is done and why, in a few sentences.
         source: Where the experiment was published.

@@ -188,11 +188,13 @@ class Decision:
         trial_id: The trial.
         watched: What is shown.
         keep: Called before, to keep what the trial has reported, for there may be no later moment.
+        pace: What a step of the trial counts for the scheduler: more than 1 in a trial that has fewer than others.
     """
 
-    def __init__(self, trial_id: str, watched: Watched, keep: Callable[[], object]) -> None:
+    def __init__(self, trial_id: str, watched: Watched, keep: Callable[[], object], pace: float = 1.0) -> None:
         self.trial_id = trial_id
         self.watched = watched
+        self.pace = pace
         self.step = 0
         self.value = math.nan
         self._keep = keep
@@ -205,7 +207,7 @@ class Decision:
 
     def shown(self) -> dict[str, float]:
         """Return what the scheduler is shown now."""
-        return {"step": self.step, "value": self.value}
+        return {"step": self.step, "progress": self.step * self.pace, "value": self.value}
 
 
 class Forward:

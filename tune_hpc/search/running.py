@@ -202,6 +202,7 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
                 search.experiment.metric,
                 options.checkpoint_interval_s,
                 search.watched,
+                search.experiment.most_steps if search.watched else 1,
             )
             for search in searches
         }
@@ -305,9 +306,9 @@ def _scheduler(search: Search) -> TrialScheduler | None:
     if seen is None:
         return None
     experiment = search.experiment
-    scheduler = make_scheduler(experiment.scheduler, experiment.mode, experiment.most_steps)
+    scheduler = make_scheduler(experiment.scheduler, experiment.mode, experiment.most_steps, experiment.search_seed)
     if search.before:
-        tell_of_the_past(scheduler, search.before, seen)
+        tell_of_the_past(scheduler, search.before, seen, experiment.most_steps)
     return scheduler
 
 

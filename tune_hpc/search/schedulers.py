@@ -1,18 +1,17 @@
 """Schedulers by name: Ray Tune's, with budgets in optimizer steps and defaults from the experiment's own.
 
 A scheduler sees the metric that ranks trials while they run, and ends those that do badly. ``best_valid_accuracy`` is
-seen as it grows; what is chosen on test images is never shown, validation images stand in for it.
+seen as it grows; what is chosen on test images is never shown, validation images stand in for it. Where the space gives
+trials different numbers of steps, each is judged at the same part of its own.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from ray.tune.schedulers import (
-    AsyncHyperBandScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
+import numpy as np
+from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 
 from tune_hpc.analysis.results import Results
 from tune_hpc.search.reporting import Watched
@@ -21,6 +20,8 @@ from tune_hpc.search.reporting import Watched
 REDUCTION_FACTOR = 3
 #: The first decision is made after this fraction of the steps.
 GRACE = 1 / 27
+#: Hyperband's brackets: the first decides as ASHA does, each other one only after three times as many steps.
+NUM_BRACKETS = 3
 
 #: What is watched of a metric that is known at the end only: the column of the history, and whether its best so far.
 _WATCHED = {
@@ -44,32 +45,72 @@ def watched(metric: str, mode: str, reports_images: bool) -> Watched:
     return Watched(column, is_best, mode)
 
 
-def make_scheduler(name: str, mode: str, num_steps: int) -> TrialScheduler:
-    """Return a scheduler of Ray Tune's, for results with ``step`` and ``value``.
+def make_scheduler(name: str, mode: str, num_steps: int, seed: int) -> TrialScheduler:
+    """Return a scheduler of Ray Tune's, for results with ``progress`` and ``value``.
 
     Args:
         name: One of ``experiment.SCHEDULERS`` but ``none``.
         mode: ``min`` or ``max``.
-        num_steps: Steps of a whole trial.
+        num_steps: The progress of a whole trial.
+        seed: Fixes in which bracket of Hyperband a trial is.
 
     Returns:
-        ``asha`` decides after 1/27, 1/9 and 1/3 of the steps, and lets one of three go on; ``median`` ends a trial
-        whose best is worse than the median of the others' means so far, after the same 1/27.
+        ``asha`` decides after 1/27, 1/9 and 1/3 of the steps, and lets one of three go on; ``hyperband`` does the same
+        in three brackets, of which the second begins at 1/9 and the third at 1/3; ``median`` ends a trial whose best is
+        worse than the median of the others' means so far, after the same 1/27.
     """
     grace = max(1, math.ceil(num_steps * GRACE))
-    shown: dict[str, Any] = {"time_attr": "step", "metric": "value", "mode": mode}
+    shown: dict[str, Any] = {"time_attr": "progress", "metric": "value", "mode": mode}
+    if name == "median":
+        return MedianStoppingRule(**shown, grace_period=grace, min_samples_required=3)
+    halving: dict[str, Any] = shown | {
+        "max_t": num_steps + 1,
+        "grace_period": grace,
+        "reduction_factor": REDUCTION_FACTOR,
+        "stop_last_trials": False,
+    }
     if name == "asha":
-        return AsyncHyperBandScheduler(
-            **shown, max_t=num_steps + 1, grace_period=grace, reduction_factor=REDUCTION_FACTOR, stop_last_trials=False
-        )
-    return MedianStoppingRule(**shown, grace_period=grace, min_samples_required=3)
+        return AsyncHyperBandScheduler(**halving)
+    return _Hyperband(seed, **halving, brackets=NUM_BRACKETS)
+
+
+class _Hyperband(AsyncHyperBandScheduler):
+    """Asynchronous Hyperband, in which a trial's bracket depends on the seed and its name alone.
+
+    Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020.
+    """
+
+    def __init__(self, seed: int, **own: Any) -> None:
+        super().__init__(**own)
+        self._seed = seed
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Put a trial into a bracket: it draws from NumPy's global generator, which gets its state back."""
+        with _seeded(self._seed, trial_name(trial)):
+            super().on_trial_add(tune_controller, trial)
+
+
+def trial_name(trial: Any) -> str:
+    """Return what we call a trial, in this run or an earlier one."""
+    return str(trial.config["bundle_id"])
+
+
+@contextmanager
+def _seeded(seed: int, name: str) -> Iterator[None]:
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed([seed, *name.encode()])  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
 
 
 class _Past:
     """A trial of an earlier run, as far as a scheduler asks."""
 
-    def __init__(self, trial_id: str) -> None:
-        self.trial_id = trial_id
+    def __init__(self, name: str) -> None:
+        self.trial_id = f"past.{name}"
+        self.config = {"bundle_id": name}
 
     def __hash__(self) -> int:
         return hash(self.trial_id)
@@ -87,20 +128,30 @@ class _NobodyElse:
         return []
 
 
-def tell_of_the_past(scheduler: TrialScheduler, before: Results, seen: Watched) -> None:
-    """Show a scheduler what became of the trials of an earlier run, as if it had decided on them."""
+def tell_of_the_past(scheduler: TrialScheduler, before: Results, seen: Watched, num_steps: int) -> None:
+    """Show a scheduler what became of the trials of an earlier run, as if it had decided on them.
+
+    Args:
+        scheduler: Of ``make_scheduler``.
+        before: The earlier run.
+        seen: What the scheduler is shown.
+        num_steps: Steps of a whole trial, as the scheduler counts them.
+    """
     if seen.column not in before.history:
         return
+    known = "steps" in before.trials
+    own_steps = dict(zip(before.trials["trial_id"], before.trials["steps"], strict=True)) if known else {}
     taken = before.history.dropna(subset=[seen.column])
     for trial_id, history in taken.groupby("trial_id", observed=True):
-        past: Any = _Past(f"past.{trial_id}")
+        past: Any = _Past(str(trial_id))
+        pace = num_steps / own_steps.get(trial_id, num_steps)
         search: Any = _NobodyElse
         scheduler.on_trial_add(search, past)
         result: Mapping[str, Any] = {}
         value = math.nan
         for step, latest in zip(history["step"], history[seen.column], strict=True):
             value = seen.shown(float(latest), value)
-            result = {"step": int(step), "value": value}
+            result = {"progress": int(step) * pace, "value": value}
             decision = scheduler.on_trial_result(search, past, dict(result))
             if decision == TrialScheduler.STOP and isinstance(scheduler, MedianStoppingRule):
                 break  # It takes no more of a trial that it would have ended.

@@ -42,6 +42,7 @@ class Assignment:
         metric: The column that ranks trials.
         checkpoint_interval_s: Seconds between two states that are kept.
         watched: What a scheduler is shown; ``None``: there is none.
+        num_steps: Steps of a whole trial, as the scheduler counts them.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Assignment:
     metric: str
     checkpoint_interval_s: float
     watched: Watched | None = None
+    num_steps: int = 1
 
 
 def run_bundle(
@@ -110,7 +112,10 @@ def _run_alone(
     def keep() -> None:
         _leave(folder, record, {"status": "running"}, time.perf_counter() - began)
 
-    decision = Decision(trial_id, assignment.watched, keep) if assignment.watched else None
+    decision = None
+    if assignment.watched:
+        pace = assignment.num_steps / config.get("steps", assignment.num_steps)
+        decision = Decision(trial_id, assignment.watched, keep, pace)
     report = Reporter(record, assignment.metric, forward.for_trial(trial_id), decision)
     with logged(folder.log(trial_id)):
         outcome = _outcome(assignment, config, report, checkpoint, images)
