@@ -206,13 +206,26 @@ def test_trials_of_fewer_steps_are_judged_at_the_same_part_of_them(monkeypatch):
     assert (told[0]["step"], told[0]["progress"], told[0]["value"]) == (500, 5000, 0.25)
     scheduler = make_scheduler("asha", "min", 15_000, 0)
     trials = pd.DataFrame({"trial_id": ["long", "short"], "steps": [15_000, 1500]})
-    rows = [("long", 555, 1.0), ("long", 556, 1.0), ("short", 56, 1.0)]
+    rows = [("long", 554, 1.0), ("long", 555, 1.0), ("short", 56, 1.0)]
     past = Results({"name": "past"}, trials, pd.DataFrame(rows, columns=["trial_id", "step", "loss"]))
     tell_of_the_past(scheduler, past, watched("loss", "min", reports_images=False), 15_000)
     (bracket,) = scheduler._brackets
     assert {milestone: set(reached) for milestone, reached in bracket._rungs if reached} == {
-        556: {"past.long", "past.short"}
+        555: {"past.long", "past.short"}
     }
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 9, 26, 27, 28, 80, 81, 1000, 5000, 15_000])
+def test_there_is_no_rung_at_the_end_and_each_is_where_an_evaluation_can_be(num_steps):
+    scheduler = make_scheduler("hyperband", "min", num_steps, 0)
+    evaluations = {round(num_steps * (point + 1) / 27) for point in range(27)}
+    rungs = sorted({milestone for bracket in scheduler._brackets for milestone, _ in bracket._rungs})
+    assert rungs[-1] < num_steps or num_steps == 1
+    if num_steps >= 27:
+        assert len(rungs) == 3
+        # The first evaluation that reaches a rung is hardly later: nobody trains much longer than the rung says.
+        for rung, part in zip(rungs, (27, 9, 3), strict=True):
+            assert rung <= min(one for one in evaluations if one >= rung) <= num_steps / part + 1
 
 
 def test_what_is_chosen_on_test_images_is_never_shown():

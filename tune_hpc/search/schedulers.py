@@ -18,8 +18,8 @@ from tune_hpc.search.reporting import Watched
 
 #: Of so many trials one is kept at each rung.
 REDUCTION_FACTOR = 3
-#: The first decision is made after this fraction of the steps.
-GRACE = 1 / 27
+#: The first decision is made after the steps divided by this.
+GRACE = 27
 #: Hyperband's brackets: the first decides as ASHA does, each other one only after three times as many steps.
 NUM_BRACKETS = 3
 
@@ -59,12 +59,13 @@ def make_scheduler(name: str, mode: str, num_steps: int, seed: int) -> TrialSche
         in three brackets, of which the second begins at 1/9 and the third at 1/3; ``median`` ends a trial whose best is
         worse than the median of the others' means so far, after the same 1/27.
     """
-    grace = max(1, math.ceil(num_steps * GRACE))
+    grace = max(1, num_steps // GRACE)
     shown: dict[str, Any] = {"time_attr": "progress", "metric": "value", "mode": mode}
     if name == "median":
         return MedianStoppingRule(**shown, grace_period=grace, min_samples_required=3)
     halving: dict[str, Any] = shown | {
-        "max_t": num_steps + 1,
+        # No rung at the end of a trial: one that has come so far is not ended.
+        "max_t": max(1, min(num_steps, GRACE * grace) - 1),
         "grace_period": grace,
         "reduction_factor": REDUCTION_FACTOR,
         "stop_last_trials": False,

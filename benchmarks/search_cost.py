@@ -1,0 +1,116 @@
+"""What a search costs that finds as good a configuration as the grid of the report's Tables 4.3 to 4.5.
+
+    python benchmarks/search_cost.py [--repeats 3] [--seeds 5] [--width 0.125] [--steps 1000]
+    python benchmarks/search_cost.py --width 1 --steps 5000      # full size, for a GPU
+
+The grid has 40 trials: batch sizes, initial rates and dropouts of the three tables. The others search the box that it
+spans. Each picks its best configuration on the validation images, which then runs anew with seeds that no search saw;
+turn n searches with seed n. Differences to the grid are taken within a turn and a seed, with their 95 % interval
+(Student's) over all turns and seeds: a contender is no worse where that reaches 0.
+"""
+
+import sys
+from collections.abc import Mapping
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from ray import tune
+
+from benchmarks.harness import Measurement, benchmark_parser, measure, publish
+from search_spaces import exercise3
+from tune_hpc import Experiment, Results, run_all
+from tune_hpc.search.session import ray_session
+
+TABLES = (exercise3.decay, exercise3.learning_rate, exercise3.dropout)
+#: What the tables vary.
+VARIED = ("batch_size", "learning_rate", "dropout")
+BOX = exercise3.winner.space | {
+    "batch_size": tune.choice([150, 100]),
+    "learning_rate": tune.loguniform(1e-4, 1e-3),
+    "dropout": tune.uniform(0.0, 0.9),
+}
+#: How each contender searches the box. A random search has a fifth of the grid's trials, and so of its steps.
+WAYS: dict[str, dict[str, Any]] = {
+    "tpe and asha": {"searcher": "tpe", "scheduler": "asha", "num_samples": 40},
+    "random, a fifth": {"searcher": "random", "num_samples": 8},
+}
+GRID = "grid"
+
+
+def search(name: str, size: Mapping[str, Any], seeds: int, turns: "count[int]", folder: Path) -> Measurement:
+    """Search in one of the ways, run the winner anew, and return what it took and what came of it."""
+    turn = next(turns)
+    if name == GRID:
+        experiments = [one.with_values(size).replace(seeds=(turn,)) for one in TABLES]
+    else:
+        box = Experiment("box", BOX | size, metric="best_valid_accuracy", seeds=(turn,), search_seed=turn, **WAYS[name])
+        experiments = [box]
+    found = _run(experiments, folder / "search")
+    best = max((one.best() for one in found), key=lambda row: row["best_valid_accuracy"])
+    chosen = {key: best[key].item() for key in VARIED}
+    fresh = range(1000 * (turn + 1), 1000 * (turn + 1) + seeds)
+    winner = exercise3.winner.with_values({**size, **chosen}).replace(seeds=tuple(fresh))
+    (again,) = _run([winner], folder / "winner")
+    return {
+        "turn": turn,
+        "trials": sum(len(one.trials) for one in found),
+        "steps": int(sum(one.trials["steps_run"].sum() for one in found)),
+        "chosen": chosen,
+        "valid_accuracy": float(best["best_valid_accuracy"]),
+        "test_accuracy": again.trials["test_accuracy"].tolist(),
+    }
+
+
+def _run(experiments: list[Experiment], folder: Path) -> list[Results]:
+    return run_all(experiments, folders=[folder / one.name for one in experiments], show_progress=False)
+
+
+def compare(measured: Mapping[str, list[Measurement]]) -> list[dict[str, Any]]:
+    """Return one row per contender: trials, share of the grid's steps, accuracy and its difference to the grid's."""
+    grid = measured[GRID]
+    rows = []
+    for name, own in measured.items():
+        accuracies = np.array([one["test_accuracy"] for one in own])
+        difference = (accuracies - np.array([one["test_accuracy"] for one in grid])).ravel()
+        spread = stats.sem(difference) * stats.t.ppf(0.975, len(difference) - 1) if name != GRID else 0.0
+        rows.append(
+            {
+                "contender": name,
+                "trials": own[0]["trials"],
+                "steps, % of the grid's": 100 * sum(one["steps"] for one in own) / sum(one["steps"] for one in grid),
+                "test accuracy, %": f"{100 * accuracies.mean():.2f}",
+                "less the grid's": f"{100 * difference.mean():+.2f} ± {100 * spread:.2f}" if name != GRID else "",
+                "no worse": "" if name == GRID else "yes" if difference.mean() + spread >= 0 else "no",
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Measure all ways in turn and print the table."""
+    parser = benchmark_parser(__file__, __doc__, [GRID, *WAYS])
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="of a winner's re-run (default: 5)")
+    parser.add_argument("--width", type=float, default=0.125, help="of the network (default: 0.125)")
+    parser.add_argument("--steps", type=int, default=1000, metavar="N", help="of a whole trial (default: 1000)")
+    parser.add_argument("--images", type=int, default=5000, metavar="N", help="of an evaluation (default: 5000)")
+    flags = parser.parse_args()
+    size = {
+        "width": flags.width, "steps": flags.steps, "num_evaluations": 27, "num_evaluation_images": flags.images
+    }  # fmt: skip
+    chosen = [GRID, *(name for name in flags.only if name != GRID)]
+    with ray_session():
+        contenders = {name: partial(search, name, size, flags.seeds, count()) for name in chosen}
+        measured = measure(contenders, flags.repeats)
+    title = f"Searches of the box of Tables 4.3 to 4.5 at width {flags.width:g}, {flags.steps} steps a trial"
+    publish(flags, title, measured, compare(measured))
+
+
+if __name__ == "__main__":
+    main()
