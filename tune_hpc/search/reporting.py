@@ -154,7 +154,7 @@ class TrialCheckpoint:
 
         reported = [
             [
-                (torch.from_numpy(steps), {name: torch.from_numpy(values) for name, values in metrics.items()})
+                (torch.tensor(steps), {name: torch.tensor(values) for name, values in metrics.items()})
                 for steps, metrics in record.blocks
             ]
             for record in self.records
