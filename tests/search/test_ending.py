@@ -96,6 +96,8 @@ class TestEnding:
     """When everything is stopped, without Ray."""
 
     class Watcher:
+        """What is under way, as far as anybody asks."""
+
         is_any_under_way = True
         num_cut_off = 0
 
@@ -183,6 +185,8 @@ class TestEnding:
 
 class TestProposals:
     class Learner:
+        """Remembers what it is told."""
+
         def __init__(self):
             self.experiment = Experiment("e", Space({"x": 1}, keys={}), lingers, metric="loss", mode="min", seeds=())
             self.told = []
@@ -264,7 +268,7 @@ class TestBundle:
             ask_to_stop(ExperimentFolder(config["home"]))
             try:
                 checkpoint.save(1, lambda: {"step": 1})
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - as a careless user would
                 if config["afterwards"] == "raises":
                     raise ValueError("it failed to save") from None
 
