@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 from ray import tune
 
-from tests.search.trainables import valley
+from tests.search.trainables import counts, valley
 from tune_hpc import Experiment, Space, extend, load, resume, run, run_all
 from tune_hpc.errors import FolderError, InvalidExperimentError
 from tune_hpc.search.study import Study
@@ -175,11 +175,16 @@ class TestInterrupted:
 
     def killed(self, folder: Path, searcher: str, num_samples: int, enough: int) -> None:
         """Run a search and kill it when so many of its trials have ended."""
-        script = (
+        self.killed_in(
+            folder,
             "from tests.search.test_going_on import experiment, Path, tune, run\n"
             f"one = experiment(Path({str(folder)!r}), {searcher!r}, num_samples={num_samples})\n"
-            f"run(one.with_values({{'pause': 0.15}}), output_dir={str(folder / 'out')!r}, show_progress=False)\n"
+            f"run(one.with_values({{'pause': 0.15}}), output_dir={str(folder / 'out')!r}, show_progress=False)\n",
+            enough,
         )
+
+    def killed_in(self, folder: Path, script: str, enough: int) -> None:
+        """Run a script and kill it when so many trials of its search have ended."""
         root = Path(__file__).parents[2]
         environment = {**os.environ, "PYTHONPATH": str(root)}
         process = subprocess.Popen([sys.executable, "-c", script], cwd=folder, env=environment)
@@ -213,6 +218,39 @@ class TestInterrupted:
             assert all(trial.state.is_finished() for trial in studies[0].trials)
             assert [trial.params["x"] for trial in studies[0].trials] == list(whole.trials["x"])
         assert len(whole.experiment["provenance"]["continued"]) == 1
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("is_killed", [False, True])
+    def test_twenty_trials_are_extended_by_twenty_and_none_is_run_again(self, is_killed, tmp_path, studies):
+        whole = experiment(tmp_path, "tpe", num_samples=20).with_values({"pause": 0.1 if is_killed else 0})
+        first = run(whole, output_dir=tmp_path / "out", **QUIET)
+        assert len(first.trials) == 20
+        if is_killed:
+            extending = f"extend({str(tmp_path / 'out')!r}, num_samples=20, show_progress=False)\n"
+            self.killed_in(tmp_path, f"from tests.search.test_going_on import extend\n{extending}", 10)
+            before = load(tmp_path / "out").trials
+            assert 30 <= len(before) < 40
+            (second,) = resume(tmp_path / "out", **QUIET)
+        else:
+            before = first.trials
+            second = extend(tmp_path / "out", num_samples=20, **QUIET)
+        assert second.experiment["state"] == "finished"
+        assert len(second.trials) == 40
+        assert set(second.counts()) == {"finished", "diverged"}
+        pd.testing.assert_frame_equal(second.trials.head(20)[first.trials.columns], first.trials)
+        study = studies[-1]
+        assert study.calls[: len(before)] == [("add", number) for number in range(len(before))]
+        assert [trial.params["x"] for trial in study.trials] == list(second.trials["x"])
+        assert all(trial.state is TrialState.COMPLETE for trial in study.trials)
+        told = second.trials["loss"].where(second.trials["status"] == "finished")
+        assert [trial.value for trial, loss in zip(study.trials, told, strict=True) if loss == loss] == pytest.approx(
+            list(told.dropna())
+        )
+        began = started(tmp_path)
+        assert set(began) == set(second.trials["x"])
+        assert {began[x] for x in before["x"]} == {1}
+        # Those under way when it was killed, on two slots, are the only ones that began twice.
+        assert began.total() <= 40 + 2 * is_killed
 
     def test_a_program_of_several_trials_goes_on_from_its_checkpoint_to_the_same_bits(self, tmp_path):
         space = {"model": "softmax", "optimizer": tune.choice(["adam", "momentum"]), "learning_rate": 0.01,
@@ -274,7 +312,7 @@ class TestLimits:
         first = run(self.slow(tmp_path), output_dir=tmp_path / "out", time_budget_s=4, **QUIET)
         assert first.experiment["state"] == "stopped"
         assert first.experiment["ended_by"] == "the time budget of 4 s is spent"
-        assert 0 < len(first.trials) < 30
+        assert len(first.trials) < 30  # On a busy machine none begins so early.
         (whole,) = resume(tmp_path / "out", **QUIET)
         assert whole.experiment["state"] == "finished"
         assert whole.experiment["ended_by"] is None
@@ -290,6 +328,27 @@ class TestLimits:
         assert results.experiment["ended_by"].endswith("and 0.53 was the target")
         assert len(results.trials) < 30
 
+    def test_a_searcher_that_learns_is_told_of_what_ended_and_asked_nothing_twice(self, tmp_path, studies):
+        space = Space(
+            {"x": tune.uniform(0, 1), "steps": 20, "pause": 0.02, "journal": str(tmp_path / "journal")}, keys={}
+        )
+        search = Experiment(
+            "counts.tpe", space, counts, metric="loss", mode="min", seeds=(), searcher="tpe", num_samples=8
+        )
+        first = run(search, output_dir=tmp_path / "out", target=2.0, checkpoint_interval_s=3600, **QUIET)
+        assert first.experiment["state"] == "stopped"
+        num_ended = first.counts()["finished"]
+        (whole,) = resume(tmp_path / "out", **QUIET)
+        assert whole.counts() == {"finished": 8}
+        calls = studies[1].calls
+        kinds = Counter(call for call, _ in calls)
+        assert kinds == {"add": num_ended, "ask": 8 - len(first.trials)}
+        assert [trial.params["x"] for trial in studies[1].trials] == list(whole.trials["x"])
+        assert all(trial.state is TrialState.COMPLETE for trial in studies[1].trials)
+        steps = Counter((tmp_path / "journal").read_text(encoding="utf-8").splitlines())
+        assert set(steps.values()) == {1}
+        assert len(steps) == 8 * 20 == len(whole.history)
+
     @pytest.mark.parametrize(("sent", "code"), [(signal.SIGUSR1, 75), (signal.SIGINT, 130)])
     def test_a_signal_ends_it_with_a_code_that_tells_what_to_do(self, sent, code, tmp_path):
         (tmp_path / "slow.py").write_text(
@@ -302,18 +361,26 @@ class TestLimits:
         )
         command = ["-m", "tune_hpc.cli", "run", "slow:train", "--set", f"x={','.join(map(str, range(1, 61)))}"]
         command += ["--output-dir", "out", "--no-report"]
-        search = subprocess.Popen([sys.executable, *command], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        search = subprocess.Popen(
+            [sys.executable, *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         deadline = time.monotonic() + 120
         while len(list((tmp_path / "out" / "trials").glob("*.parquet"))) < 3 and time.monotonic() < deadline:
             time.sleep(0.1)
         search.send_signal(sent)
-        told, _ = search.communicate(timeout=120)
+        told, logged = search.communicate(timeout=120)
         assert search.returncode == code
         half = load(tmp_path / "out")
         assert half.experiment["state"] == "interrupted"
         assert 3 <= half.counts()["finished"] < 60
-        if sent is signal.SIGUSR1:
-            assert "the batch system's time is nearly over (SIGUSR1); `tune-hpc resume" in told
+        assert half.counts().get("running", 0) == 0  # They had the time to end.
+        warning = "the batch system's time is nearly over (SIGUSR1)"
+        reason, said = (warning, warning) if sent is signal.SIGUSR1 else ("interrupted", "stopping")
+        assert f"slow.train: {reason}; `tune-hpc resume {tmp_path / 'out'}` goes on\n" in told
+        again = "" if sent is signal.SIGUSR1 else "again "
+        told_once = f"{said}: trials under way save their state, at most 30 s; press Ctrl-C {again}to stop at once"
+        assert [line for line in logged.splitlines() if "Ctrl-C" in line] == [told_once]
+        assert "Traceback" not in logged
 
 
 @pytest.mark.parametrize(

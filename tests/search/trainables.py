@@ -96,3 +96,30 @@ def method(config, report):
     for step in range(1, config["steps"] + 1):
         x += config["rate"] * (1 - x)
         report(step, {"loss": (1 - x) ** 2})
+
+
+def counts(config, report, *, checkpoint):
+    """Note in a file each step that is made, and go on where the state was kept; it may take every error for its own.
+
+    ``at_step`` sends a signal to the process ``to``, once.
+    """
+    state = checkpoint.load() or {"step": 0}
+    for step in range(state["step"] + 1, config["steps"] + 1):
+        try:
+            time.sleep(config["pause"])
+            with Path(config["journal"]).open("a", encoding="utf-8") as file:
+                file.write(f"{config['x']} {step}\n")
+            report(step, {"loss": config["x"] + 1 / step})
+            checkpoint.save(step, lambda step=step: {"step": step})
+        except Exception:
+            if not config.get("is_careless"):
+                raise
+
+
+def lingers(config, report):
+    """Take a while, without a state that could be kept."""
+    with Path(config["journal"]).open("a", encoding="utf-8") as file:
+        file.write(f"{config['x']}\n")
+    for step in range(1, config["steps"] + 1):
+        time.sleep(config["pause"])
+        report(step, {"loss": config["x"] + 1 / step})

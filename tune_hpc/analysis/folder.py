@@ -5,7 +5,7 @@
     history.parquet    long form: trial_id, step, one column per metric
     proposals.jsonl    the configurations that a searcher which learns has proposed, one a line
     trials/            while the search runs: ID.parquet for each trial that ended, ID.checkpoint for one under way,
-                       bundles.json: which trials train as one program
+                       bundles.json: which trials train as one program; stop: empty, or what asks them to stop
     logs/              ID.log for each trial that wrote to its output or raised an exception
     tables/ figures/   what was made from the frames
     report.html        the same on one page
@@ -73,6 +73,7 @@ class ExperimentFolder:
         self.proposals = self.path / "proposals.jsonl"
         self.parts = self.path / "trials"
         self.bundles = self.parts / "bundles.json"
+        self.stop = self.parts / "stop"
         self.logs = self.path / "logs"
         self.tables = self.path / "tables"
         self.figures = self.path / "figures"

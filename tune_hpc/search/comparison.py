@@ -65,8 +65,7 @@ def compare(
     values = list(_values(experiment.space))
     arms = [_arm(experiment, value, budget) for value in values]
     results = _run_or_go_on(arms, [parent / one.name.removeprefix(f"{experiment.name}.") for one in arms], options)
-    if any(one.experiment["state"] != "finished" for one in results):
-        raise TrialError(f"the comparison in {parent} was interrupted; call it again with this folder, and it goes on")
+    _check_whole(results, parent)
     final = _winners(experiment, values, results, seeds)
     (winners,) = _run_or_go_on([final], [parent / "winners"], options)
     return Comparison(results, winners)
@@ -121,6 +120,12 @@ def _winners(
     )
 
 
+def _check_whole(results: Sequence[Results], parent: Path) -> None:
+    """Refuse to go on after a search that ended before its time, which may have been the user's wish."""
+    if any(one.experiment["state"] != "finished" for one in results):
+        raise TrialError(f"the comparison in {parent} was interrupted; call it again with this folder, and it goes on")
+
+
 def _run_or_go_on(
     experiments: Sequence[Experiment], folders: Sequence[Path], options: Mapping[str, Any]
 ) -> list[Results]:
@@ -135,7 +140,7 @@ def _run_or_go_on(
         if asked != {name: value for name, value in experiment.to_json().items() if name in asked}:
             raise FolderError(f"{folder} holds another comparison's search; choose another output folder")
         if before.experiment["state"] != "finished":
-            resume(folder, trainable=experiment.trainable, **options)
+            _check_whole(resume(folder, trainable=experiment.trainable, **options), folder.parent)
     if fresh:
         run_all([one for one, _ in fresh], folders=[folder for _, folder in fresh], **options)
     return [load(folder) for folder in folders]

@@ -1,7 +1,7 @@
-"""What ends a search before all its trials have: a time budget, a target that is reached, a batch system's warning.
+"""What ends a search before all its trials have: a time budget, a target that is reached, an interrupt, a warning.
 
-Each ends it in the same way: no trial is begun any more, those under way keep their last checkpoint, and ``resume``
-goes on with the rest.
+Each ends it in the same way (ending.py): no trial is begun any more, those under way save their state, and ``resume``
+goes on with them and the rest.
 """
 
 import contextlib
@@ -11,8 +11,6 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
-
-from ray.tune import Stopper
 
 from tune_hpc.errors import InvalidExperimentError
 
@@ -32,8 +30,8 @@ def check_limits(time_budget_s: float | None, target: float | None) -> None:
         raise InvalidExperimentError(f"target must be a number; got {target}")
 
 
-class Limits(Stopper):
-    """Ray Tune asks this between any two events whether to go on.
+class Limits:
+    """Knows whether a search is to end, and why.
 
     Args:
         time_budget_s: Seconds from now; ``None``: as long as it takes.
@@ -42,6 +40,8 @@ class Limits(Stopper):
     Attributes:
         reason: Why the search ends before all its trials have; ``None``: it does not.
         is_warned: Whether a batch system asked for it.
+        is_interrupted: Whether its user did, by Ctrl-C.
+        is_impatient: Whether the user did so while the search was ending, and waits for nothing more.
     """
 
     def __init__(self, time_budget_s: float | None = None, target: float | None = None) -> None:
@@ -49,20 +49,15 @@ class Limits(Stopper):
         self.target = target
         self.reason: str | None = None
         self.is_warned = False
+        self.is_interrupted = False
+        self.is_impatient = False
         self._began = time.monotonic()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Ray pickles it for a restore that is never asked for.
-        return {}
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """End no single trial."""
-        return False
+        self._handler_before: Any = signal.default_int_handler
 
     @property
     def is_users_own(self) -> bool:
         """Whether the search ended by a limit that its user set."""
-        return self.reason is not None and not self.is_warned
+        return self.reason is not None and not self.is_warned and not self.is_interrupted
 
     def note(self, value: float | None, mode: str) -> None:
         """Take a trial's value into account."""
@@ -71,27 +66,40 @@ class Limits(Stopper):
         if value <= self.target if mode == "min" else value >= self.target:
             self.reason = f"a trial reached {value:g}, and {self.target:g} was the target"
 
-    def stop_all(self) -> bool:
-        """Whether to end the search."""
+    def are_reached(self) -> bool:
+        """Whether the search is to end."""
         if not self.reason and self.time_budget_s is not None and time.monotonic() - self._began > self.time_budget_s:
             self.reason = f"the time budget of {self.time_budget_s:g} s is spent"
         return self.reason is not None
 
     @contextlib.contextmanager
-    def giving_the_signal_back(self) -> Iterator[None]:
-        """Leave the warning signal as it was before the block; only the main thread can have taken it."""
-        before = signal.getsignal(WARNING_SIGNAL)
+    def giving_signals_back(self) -> Iterator[None]:
+        """Leave both signals as they were before the block; only the main thread can have taken them."""
+        before = {number: signal.getsignal(number) for number in (WARNING_SIGNAL, signal.SIGINT)}
+        self._handler_before = before[signal.SIGINT]
         try:
             yield
         finally:
             if threading.current_thread() is threading.main_thread():
-                signal.signal(WARNING_SIGNAL, before)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
-    def heed_warning(self) -> None:
-        """Take a batch system's warning from now on; Ray Tune has its own handler, which tells nobody."""
+    def heed_signals(self) -> None:
+        """Take interrupts and warnings from now on; Ray Tune has handlers of its own, which tell nobody."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(WARNING_SIGNAL, self._warn)
+            signal.signal(signal.SIGINT, self._interrupt)
 
     def _warn(self, number: int, frame: FrameType | None) -> None:
-        self.is_warned = self.reason is None
-        self.reason = self.reason or "the batch system's time is nearly over (SIGUSR1)"
+        if self.reason is None:
+            self.is_warned = True
+            self.reason = "the batch system's time is nearly over (SIGUSR1)"
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.reason is None:
+            self.is_interrupted = True
+            self.reason = "interrupted"
+        else:
+            self.is_impatient = True
+            # Whoever asks once more does not even want to wait for Ray.
+            signal.signal(signal.SIGINT, self._handler_before)

@@ -209,6 +209,7 @@ class Proposals(Searcher):
         homes: The folder of each experiment.
         num_slots: How many bundles run at once.
         one_by_one: Whether a scheduler is to decide on each trial.
+        is_ending: Whether the search is to end before all its trials have.
     """
 
     def __init__(
@@ -219,6 +220,7 @@ class Proposals(Searcher):
         homes: Mapping[str, ExperimentFolder],
         num_slots: int,
         one_by_one: bool = False,
+        is_ending: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
         self._bundles = deque(bundles)
@@ -227,6 +229,7 @@ class Proposals(Searcher):
         self._homes = homes
         self._num_slots = num_slots
         self._one_by_one = one_by_one
+        self._is_ending = is_ending
         self._took_s: dict[str, float] = {}
         self._under_way: dict[str, Bundle] = {}
 
@@ -240,6 +243,8 @@ class Proposals(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next bundle, as the configuration of a trial of Ray's."""
+        if self._is_ending():
+            return Searcher.FINISHED
         if not self._bundles:
             samples = next(filter(None, (learner.propose() for learner in self._learners.values())), [])
             self._bundles.extend(self._bundle(samples) if samples else ())
@@ -281,7 +286,9 @@ class Proposals(Searcher):
         told = {one["trial_id"]: one for one in result.get("members", ()) if "status" in one}
         for sample in members:
             learner = self._learners.get(sample["experiment"])
-            if learner:
+            is_open = told.get(sample["trial_id"], {}).get("status") == "running"
+            did_not_begin = "last" in result and sample["trial_id"] not in told
+            if learner and not is_open and not did_not_begin:
                 own = told.get(sample["trial_id"], {"status": "failed", "value": None, "steps": 0})
                 if sample["trial_id"] not in told and result.get("done") and "step" in result:
                     # Ended by a scheduler, at what it was shown last.

@@ -16,6 +16,7 @@ from ray import tune
 
 from tune_hpc.analysis.folder import write_whole
 from tune_hpc.analysis.results import TrialRecord
+from tune_hpc.search.stop_request import StopAsked, StopRequest
 
 #: Each report to Ray costs milliseconds; the progress bar needs no more than this.
 REPORT_INTERVAL_S = 1.0
@@ -108,12 +109,20 @@ class TrialCheckpoint:
         path: The file.
         records: What each trial of a bundle reported; filled again by ``load``.
         interval_s: Seconds between two states that are kept.
+        request: When it is made, the next state is kept and the trainable ends there; ``None``: there is none.
+
+    Attributes:
+        has_stopped: Whether it was so.
     """
 
-    def __init__(self, path: Path, records: Sequence[TrialRecord], interval_s: float) -> None:
+    def __init__(
+        self, path: Path, records: Sequence[TrialRecord], interval_s: float, request: StopRequest | None = None
+    ) -> None:
         self.path = path
         self.records = records
         self.interval_s = interval_s
+        self.has_stopped = False
+        self._request = request
         self._saved_at = time.monotonic()
 
     def load(self) -> Mapping[str, Any] | None:
@@ -131,8 +140,13 @@ class TrialCheckpoint:
         return kept["state"]
 
     def save(self, step: int, make_state: Callable[[], Mapping[str, Any]]) -> None:
-        """Keep a state, if the last one is old enough."""
-        if time.monotonic() - self._saved_at < self.interval_s:
+        """Keep a state, if the last one is old enough or the trial is to stop.
+
+        Raises:
+            StopAsked: the trial is to stop, and its state is kept.
+        """
+        is_last = self._request is not None and self._request.is_made
+        if not is_last and time.monotonic() - self._saved_at < self.interval_s:
             return
         import torch
 
@@ -140,7 +154,7 @@ class TrialCheckpoint:
 
         reported = [
             [
-                (torch.from_numpy(steps), {name: torch.from_numpy(values) for name, values in metrics.items()})
+                (torch.tensor(steps), {name: torch.tensor(values) for name, values in metrics.items()})
                 for steps, metrics in record.blocks
             ]
             for record in self.records
@@ -148,6 +162,9 @@ class TrialCheckpoint:
         state = {"step": step, "state": make_state(), "reported": reported}
         write_whole(self.path, lambda path: save_state(path, state))
         self._saved_at = time.monotonic()
+        if is_last:
+            self.has_stopped = True
+            raise StopAsked
 
 
 class _Log(io.TextIOBase):
@@ -230,7 +247,10 @@ class Forward:
         return note
 
     def ended(self, rows: Sequence[Mapping[str, Any]], metric: str, more: Mapping[str, float]) -> None:
-        """Tell how all trials of the bundle ended, and more: what a scheduler watches, how long a trial took."""
+        """Tell how the trials of the bundle ended, and more: what a scheduler watches, how long a trial took.
+
+        One that saved its state and stopped has the status ``running``; one that did not begin is not told of.
+        """
         members = [
             {
                 "trial_id": row["trial_id"],

@@ -24,7 +24,8 @@ from tune_hpc.search.bundles import (
     say_what_runs_alone,
     write_bundles,
 )
-from tune_hpc.search.experiment import TRAIN, Experiment
+from tune_hpc.search.ending import Ending
+from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
 from tune_hpc.search.limits import Limits
 from tune_hpc.search.proposals import Bundle, Learner, Proposals, Sample
 from tune_hpc.search.provenance import now, provenance, this_process
@@ -32,6 +33,7 @@ from tune_hpc.search.reporting import Watched
 from tune_hpc.search.resources import TrialResources, choose_resources
 from tune_hpc.search.schedulers import make_scheduler, tell_of_the_past, watched
 from tune_hpc.search.session import node_resources, ray_session
+from tune_hpc.search.stop_request import ask_nothing
 from tune_hpc.search.trial import Assignment, identity, run_bundle
 from tune_hpc.search.watcher import Watcher
 
@@ -135,11 +137,12 @@ class Search:
             "provenance": own,
         }
         self.home.write(self.description)
+        ask_nothing(self.home)
 
     def finish(self, watcher: Watcher, limits: Limits) -> Results:
         """Make the two frames of what the trials left; their own files go once every one of them is in.
 
-        A trial that was interrupted is listed as running, and keeps its checkpoint.
+        A trial that was interrupted is listed as running, and keeps its state.
 
         Args:
             watcher: It followed the run.
@@ -159,7 +162,8 @@ class Search:
         results = load(self.home.path)
         write_frames(self.home, results.trials, results.history)
         # Trials that Ray had asked for but not yet begun are in no list of ours: only counting tells.
-        is_whole = len(results.trials) == self.description["num_trials"] and not unfinished
+        has_all = len(results.trials) == self.description["num_trials"]
+        is_whole = has_all and not unfinished and set(results.counts()) <= set(ENDED)
         own = self.description["provenance"]
         ended = {"finished": now(), "wall_s": own.get("wall_s", 0.0) + watcher.seconds(self.name)}
         state = "finished" if is_whole else "stopped" if limits.is_users_own else "interrupted"
@@ -220,12 +224,14 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
                 best = search.before.top(1)
                 for trial_id, value in zip(best["trial_id"], best[search.experiment.metric], strict=True):
                     watcher.tally.note_value(search.name, trial_id, value, search.experiment.mode)
+        ending = Ending(limits, watcher, [search.home for search in searches])
         images = {name: ray.put(arrays) for name, arrays in image_sets.items()}
         try:
             for group in _groups(searches):
-                proposals = _proposals(group, trainables, options, resources)
-                _fit(proposals, assignments, images, resources, group, watcher, limits)
-                if watcher.tally.num_ended < sum(search.experiment.num_trials for search in _until(group, searches)):
+                proposals = _proposals(group, trainables, options, resources, limits)
+                _fit(proposals, assignments, images, resources, group, watcher, ending)
+                num_due = sum(search.experiment.num_trials for search in _until(group, searches))
+                if limits.reason or watcher.tally.num_ended < num_due:
                     break
         except (ray.exceptions.RayError, tune.TuneError) as error:
             # Ray Tune gives a whole traceback as its text; what happened stands last.
@@ -268,6 +274,7 @@ def _proposals(
     trainables: Mapping[str, str | Callable[..., Any]],
     options: RunOptions,
     resources: TrialResources,
+    limits: Limits,
 ) -> Proposals:
     """Plan the bundles of all trials that are known, and of those to come."""
     bundles: list[Bundle] = []
@@ -297,6 +304,7 @@ def _proposals(
         {search.name: search.home for search in searches},
         resources.num_slots,
         one_by_one=searches[0].watched is not None,
+        is_ending=limits.are_reached,
     )
 
 
@@ -319,7 +327,7 @@ def _fit(
     resources: TrialResources,
     group: Sequence[Search],
     watcher: Watcher,
-    limits: Limits,
+    ending: Ending,
 ) -> None:
     """Run everything that is proposed on Ray Tune, until there is no more or it is interrupted."""
     storage = group[0].home.ray
@@ -341,7 +349,7 @@ def _fit(
             name=storage.name,
             storage_path=str(storage.parent),
             callbacks=[watcher],
-            stop=limits,
+            stop=ending,
             failure_config=tune.FailureConfig(max_failures=1),
             verbose=0,
         ),
@@ -355,7 +363,7 @@ def _fit(
             RAY_AIR_NEW_OUTPUT="0",
         ),
         watcher.progress or nullcontext(),
-        limits.giving_the_signal_back(),
+        ending.limits.giving_signals_back(),
     ):
         tuner.fit()
 

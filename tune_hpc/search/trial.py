@@ -4,6 +4,7 @@
 reports, passes a little of it on to Ray, and leaves one file for each trial, with its row and history. What a trial
 does wrong ends here: a non-finite metric marks it as diverged, an exception as failed, and the actor lives on for the
 next one. Most bundles hold one trial; several are trained as one program, or one by one should that program fail.
+Where the search is asked to stop, a trial ends when its state is kept, and its file says ``running``.
 """
 
 import inspect
@@ -13,7 +14,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,9 +27,12 @@ from tune_hpc.analysis.folder import ExperimentFolder
 from tune_hpc.analysis.results import TrialRecord, part_row, summarise, write_part
 from tune_hpc.search.reference import load_reference
 from tune_hpc.search.reporting import Decision, Diverged, Forward, Reporter, TrialCheckpoint, Watched, logged
+from tune_hpc.search.stop_request import StopAsked, StopRequest
 
 #: How a trainable may say that it ended.
 ENDS = ("finished", "stopped", "diverged")
+#: What a scheduler, which wants every result to have both, is shown of a trial that did not begin.
+NOTHING_SHOWN = {"step": 0, "value": math.nan}
 
 
 @dataclass(frozen=True)
@@ -68,32 +72,41 @@ def run_bundle(
     members = bundle["members"]
     assignment = assignments[members[0]["experiment"]]
     folder = ExperimentFolder(assignment.folder)
-    forward = Forward()
+    forward, request = Forward(), StopRequest(folder.stop)
     began = time.perf_counter()
-    shown: dict[str, float] = {}
-    if len(members) == 1:
-        row, shown = _run_alone(members[0], assignment, folder, images, forward)
+    rows: list[dict[str, Any]] = []
+    shown = NOTHING_SHOWN if assignment.watched else {}
+    if request.is_made:
+        pass  # It came to its turn after the search was asked to stop.
+    elif len(members) == 1:
+        row, shown = _run_alone(members[0], assignment, folder, images, forward, request)
         rows = [row]
     elif bundle.get("in_turn"):
-        rows = [_run_once(one, assignment, folder, images, forward) for one in members]
+        rows = _run_in_turn(members, assignment, folder, images, forward, request)
     else:
-        rows = _run_fused(bundle, assignment, folder, images, forward)
+        rows = _run_fused(bundle, assignment, folder, images, forward, request)
     took_s = (time.perf_counter() - began) / len(members)
     forward.ended(rows, assignment.metric, {"took_s": took_s, **shown})
 
 
-def _run_once(
-    sample: Mapping[str, Any],
+def _run_in_turn(
+    members: Sequence[Mapping[str, Any]],
     assignment: Assignment,
     folder: ExperimentFolder,
     images: Mapping[str, ray.ObjectRef],
     forward: Forward,
-) -> dict[str, Any]:
-    """Run a trial that has not ended yet; of one that had, before a process was lost, return the row."""
-    before = part_row(folder.part(sample["trial_id"]))
-    if before is not None and before["status"] != "running":
-        return before
-    return _run_alone(sample, assignment, folder, images, forward)[0]
+    request: StopRequest,
+) -> list[dict[str, Any]]:
+    """Run trials one after another, but those that had ended before a process was lost; return the rows."""
+    rows = []
+    for sample in members:
+        row = part_row(folder.part(sample["trial_id"]))
+        if row is None or row["status"] == "running":
+            if request.is_made:
+                break
+            row, _ = _run_alone(sample, assignment, folder, images, forward, request)
+        rows.append(row)
+    return rows
 
 
 def _run_alone(
@@ -102,11 +115,12 @@ def _run_alone(
     folder: ExperimentFolder,
     images: Mapping[str, ray.ObjectRef],
     forward: Forward,
+    request: StopRequest,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Run one trial by itself; leave its file, and return its row and what a scheduler is shown of its end."""
     trial_id, config = sample["trial_id"], sample["config"]
     record = TrialRecord(identity(assignment.name, trial_id, config))
-    checkpoint = TrialCheckpoint(folder.checkpoint(trial_id), [record], assignment.checkpoint_interval_s)
+    checkpoint = TrialCheckpoint(folder.checkpoint(trial_id), [record], assignment.checkpoint_interval_s, request)
     began = time.perf_counter()
 
     def keep() -> None:
@@ -119,8 +133,12 @@ def _run_alone(
     report = Reporter(record, assignment.metric, forward.for_trial(trial_id), decision)
     with logged(folder.log(trial_id)):
         outcome = _outcome(assignment, config, report, checkpoint, images)
+    if checkpoint.has_stopped:
+        # Whatever the trainable made of it.
+        outcome = {"status": "running"}
     row = _leave(folder, record, outcome, time.perf_counter() - began)
-    checkpoint.path.unlink(missing_ok=True)
+    if not checkpoint.has_stopped:
+        checkpoint.path.unlink(missing_ok=True)
     return row, decision.shown() if decision else {}
 
 
@@ -130,13 +148,16 @@ def _run_fused(
     folder: ExperimentFolder,
     images: Mapping[str, ray.ObjectRef],
     forward: Forward,
+    request: StopRequest,
 ) -> list[dict[str, Any]]:
     """Run several trials of our own trainable as one program; leave their files and return their rows."""
     from tune_hpc.learning.training import train_fused
 
     members = bundle["members"]
     records = [TrialRecord(identity(assignment.name, one["trial_id"], one["config"])) for one in members]
-    checkpoint = TrialCheckpoint(folder.checkpoint(bundle["bundle_id"]), records, assignment.checkpoint_interval_s)
+    checkpoint = TrialCheckpoint(
+        folder.checkpoint(bundle["bundle_id"]), records, assignment.checkpoint_interval_s, request
+    )
     reports = [
         Reporter(record, assignment.metric, forward.for_trial(one["trial_id"]))
         for record, one in zip(records, members, strict=True)
@@ -152,6 +173,8 @@ def _run_fused(
                 checkpoint=checkpoint,
                 images=_fetch_images(images[data]) if data in images else None,
             )
+        except StopAsked:
+            outcomes = [{"status": "running"} for _ in members]
         except Exception as error:
             traceback.print_exc()
             if _device_is_lost(error):
@@ -160,15 +183,16 @@ def _run_fused(
             outcomes = []
     if not outcomes:
         checkpoint.path.unlink(missing_ok=True)
-        return [_run_alone(one, assignment, folder, images, forward)[0] for one in members]
+        return _run_in_turn(members, assignment, folder, images, forward, request)
     share_s = (time.perf_counter() - began) / len(members)
     rows = [_leave(folder, record, outcome, share_s) for record, outcome in zip(records, outcomes, strict=True)]
-    checkpoint.path.unlink(missing_ok=True)
+    if not checkpoint.has_stopped:
+        checkpoint.path.unlink(missing_ok=True)
     return rows
 
 
 def _leave(folder: ExperimentFolder, record: TrialRecord, outcome: Mapping[str, Any], took_s: float) -> dict[str, Any]:
-    """Write the file of a trial that ended and return its row."""
+    """Write the file of a trial as far as it came, and return its row."""
     history = record.history()
     row = {
         "host": socket.gethostname(),
@@ -208,6 +232,8 @@ def _outcome(
             outcome |= returned
         if outcome["status"] not in ENDS:
             raise ValueError(f"a trainable returns a status of {', '.join(ENDS)}; got {outcome['status']!r}")
+    except StopAsked:
+        outcome["status"] = "running"
     except Diverged as divergence:
         outcome |= {"status": "diverged", "stop_reason": str(divergence)}
     except Exception as error:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
@@ -43,7 +44,8 @@ class Watcher(tune.Callback):
         if show_progress:
             self.progress = SearchProgress(self.tally, {one.name: one.metric for one in experiments.values()})
         self.limits = limits
-        self._under_way: dict[str, Mapping[str, Any]] = {}  # bundles, by Ray's own names
+        self._under_way: dict[str, Trial] = {}  # by Ray's own names
+        self._saved: list[Mapping[str, Any]] = []
         self._spans: dict[str, tuple[float, float]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -51,12 +53,12 @@ class Watcher(tune.Callback):
         return {}
 
     def setup(self, *arguments: Any, **info: Any) -> None:
-        """Take a batch system's warning: Ray Tune has set up its own handlers before it calls this."""
-        self.limits.heed_warning()
+        """Take interrupts and warnings: Ray Tune has set up its own handlers before it calls this."""
+        self.limits.heed_signals()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Note that a bundle is under way."""
-        self._under_way[trial.trial_id] = trial.config
+        self._under_way[trial.trial_id] = trial
         self._update(_experiment(trial))
 
     def on_trial_result(
@@ -66,11 +68,15 @@ class Watcher(tune.Callback):
         experiment = self.experiments[_experiment(trial)]
         is_last = result.get("last") and self._under_way.pop(trial.trial_id, None) is not None
         for member in result.get("members", ()):
-            if member.get("status", "finished") in ("finished", "stopped"):
+            status = member.get("status", "running")
+            if status in ("running", "finished", "stopped"):
                 self.tally.note_value(experiment.name, member["trial_id"], member["value"], experiment.mode)
-            if is_last:
-                self.tally.ended[member["status"]] += 1
-                if member["status"] in ("finished", "stopped"):
+            if is_last and status == "running":
+                names = {sample["trial_id"]: sample for sample in trial.config["members"]}
+                self._saved.append(names[member["trial_id"]])
+            elif is_last:
+                self.tally.ended[status] += 1
+                if status in ("finished", "stopped"):
                     self.limits.note(member["value"], experiment.mode)
         self._update(experiment.name)
 
@@ -79,7 +85,7 @@ class Watcher(tune.Callback):
         # Trials that an interrupt cuts off are told of here, too; these are not done.
         if trial.trial_id not in self._under_way or not trial.last_result.get("done"):
             return
-        bundle = self._under_way.pop(trial.trial_id)
+        bundle = self._under_way.pop(trial.trial_id).config
         experiment = self.experiments[_experiment(trial)]
         home = self.homes[experiment.name]
         step = trial.last_result.get("step", 0)
@@ -98,9 +104,9 @@ class Watcher(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """List trials that could not list themselves."""
-        bundle = self._under_way.pop(trial.trial_id, None)
-        if bundle is None:
+        if self._under_way.pop(trial.trial_id, None) is None:
             return
+        bundle = trial.config
         home = self.homes[_experiment(trial)]
         # Ray has no other place yet for what it knows of the error; storage gets its copy later.
         told = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
@@ -119,13 +125,25 @@ class Watcher(tune.Callback):
         self._update(_experiment(trial))
 
     def unfinished(self, experiment: str) -> list[Mapping[str, Any]]:
-        """Return the samples that were under way when the run ended."""
-        return [
+        """Return the samples that were under way when the run ended, or had saved their state for that."""
+        cut_off = [
             sample
-            for bundle in self._under_way.values()
-            if bundle["members"][0]["experiment"] == experiment
-            for sample in under_way(bundle, self.homes[experiment])
+            for trial in self._under_way.values()
+            if _experiment(trial) == experiment
+            for sample in under_way(trial.config, self.homes[experiment])
         ]
+        return cut_off + [sample for sample in self._saved if sample["experiment"] == experiment]
+
+    @property
+    def is_any_under_way(self) -> bool:
+        """Whether any trial has begun and neither ended nor saved its state."""
+        return bool(self._under_way)
+
+    def cut_off(self) -> None:
+        """End the processes of all that is under way; Ray Tune would ask each, and wait ten seconds for its answer."""
+        for trial in self._under_way.values():
+            if trial.temporary_state.ray_actor is not None:
+                ray.kill(trial.temporary_state.ray_actor)
 
     def seconds(self, experiment: str) -> float:
         """Return how long it took from the start of an experiment's first trial to the end of its last."""
@@ -136,7 +154,7 @@ class Watcher(tune.Callback):
         moment = time.perf_counter()
         self._spans[experiment] = (self._spans.get(experiment, (moment,))[0], moment)
         self.tally.running = sum(
-            1 if bundle.get("in_turn") else len(bundle["members"]) for bundle in self._under_way.values()
+            1 if trial.config.get("in_turn") else len(trial.config["members"]) for trial in self._under_way.values()
         )
         if self.progress:
             self.progress.update()

@@ -1,0 +1,445 @@
+"""Searches that end before their time: who is asked, what is kept, how long it takes, and that nothing runs twice."""
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from ray import tune
+from ray.tune.search import Searcher
+
+from tests.search.trainables import counts, lingers
+from tune_hpc import Experiment, Space, resume, run, run_all, when
+from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.results import TrialRecord, part_row
+from tune_hpc.search import ending, reporting, stop_request, trial
+from tune_hpc.search.ending import Ending
+from tune_hpc.search.limits import Limits
+from tune_hpc.search.proposals import Proposals
+from tune_hpc.search.reporting import TrialCheckpoint
+from tune_hpc.search.stop_request import LOOK_INTERVAL_S, StopAsked, StopRequest, ask_nothing, ask_to_stop
+from tune_hpc.search.trial import Assignment, run_bundle
+from tune_hpc.search.watcher import Watcher
+
+QUIET = {"show_progress": False}
+
+
+@pytest.fixture
+def home(tmp_path):
+    home = ExperimentFolder(tmp_path / "out")
+    ask_nothing(home)
+    return home
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    class Clock:
+        now = 50.0
+
+        def monotonic(self):
+            return self.now
+
+    clock = Clock()
+    for module in (ending, stop_request):
+        monkeypatch.setattr(module.time, "monotonic", clock.monotonic)
+    return clock
+
+
+class TestRequest:
+    def test_a_trial_looks_five_times_a_second_at_most(self, home, clock):
+        request = StopRequest(home.stop)
+        assert not request.is_made
+        ask_to_stop(home)
+        clock.now += 0.9 * LOOK_INTERVAL_S
+        assert not request.is_made
+        clock.now += 0.2 * LOOK_INTERVAL_S
+        assert request.is_made
+
+    def test_who_was_asked_stops_whatever_the_next_search_says(self, home, clock):
+        ask_to_stop(home)
+        request = StopRequest(home.stop)
+        assert request.is_made
+        ask_nothing(home)
+        clock.now += 10
+        assert request.is_made
+        assert not StopRequest(home.stop).is_made
+
+    def test_a_folder_without_the_file_asks_nothing(self, tmp_path):
+        assert not StopRequest(ExperimentFolder(tmp_path).stop).is_made
+
+    def test_the_state_that_is_offered_next_is_kept_whatever_the_interval(self, home):
+        path = home.checkpoint("t00000")
+        record = TrialRecord({})
+        checkpoint = TrialCheckpoint(path, [record], 3600, StopRequest(home.stop))
+        checkpoint.save(1, lambda: {"step": 1})
+        assert not path.exists()
+        assert not checkpoint.has_stopped
+        ask_to_stop(home)
+        record.add(2, {"loss": 0.5})
+        checkpoint = TrialCheckpoint(path, [record], 3600, StopRequest(home.stop))
+        with pytest.raises(StopAsked):
+            checkpoint.save(2, lambda: {"step": 2})
+        assert checkpoint.has_stopped
+        assert TrialCheckpoint(path, [TrialRecord({})], 3600).load() == {"step": 2}
+
+    def test_no_trainable_takes_it_for_a_failure_of_its_own(self):
+        assert not issubclass(StopAsked, Exception)
+
+
+class TestEnding:
+    """When everything is stopped, without Ray."""
+
+    class Watcher:
+        """What is under way, as far as anybody asks."""
+
+        is_any_under_way = True
+        num_cut_off = 0
+
+        def cut_off(self):
+            self.num_cut_off += 1
+
+    @pytest.fixture
+    def homes(self, tmp_path):
+        homes = [ExperimentFolder(tmp_path / name) for name in "ab"]
+        for home in homes:
+            ask_nothing(home)
+        return homes
+
+    @pytest.fixture
+    def limits(self):
+        return Limits()
+
+    @pytest.fixture
+    def asked(self, limits, homes, caplog):
+        caplog.set_level(logging.INFO)
+        return Ending(limits, self.Watcher(), homes)
+
+    def test_a_search_that_no_limit_ends_goes_on(self, asked, homes):
+        assert not asked.stop_all()
+        assert not any(StopRequest(home.stop).is_made for home in homes)
+
+    def test_all_experiments_are_asked_and_waited_for(self, asked, limits, homes, clock, caplog):
+        limits._interrupt(signal.SIGINT, None)
+        for _ in range(10):
+            assert not asked.stop_all()
+            clock.now += 2.9
+        assert all(StopRequest(home.stop).is_made for home in homes)
+        assert [record.message for record in caplog.records] == [
+            "stopping: trials under way save their state, at most 30 s; press Ctrl-C again to stop at once"
+        ]
+        asked.watcher.is_any_under_way = False
+        assert asked.stop_all()
+        assert asked.watcher.num_cut_off == 0
+
+    def test_who_takes_too_long_is_cut_off(self, asked, limits, clock, caplog):
+        limits._warn(signal.SIGUSR1, None)
+        assert not asked.stop_all()
+        clock.now += ending.WAIT_S
+        assert asked.stop_all()
+        assert asked.watcher.num_cut_off == 1
+        assert caplog.records[0].message == (
+            "the batch system's time is nearly over (SIGUSR1): trials under way save their state, at most 30 s; "
+            "press Ctrl-C to stop at once"
+        )
+
+    def test_with_nothing_under_way_nobody_is_waited_for(self, asked, limits, caplog):
+        limits._warn(signal.SIGUSR1, None)
+        asked.watcher.is_any_under_way = False
+        assert asked.stop_all()
+        assert not caplog.records
+
+    @pytest.mark.parametrize("first", ["_interrupt", "_warn"])
+    def test_an_interrupt_while_it_ends_ends_it_at_once(self, asked, limits, first):
+        before = signal.getsignal(signal.SIGINT)
+        with limits.giving_signals_back():
+            limits.heed_signals()
+            getattr(limits, first)(0, None)
+            assert not asked.stop_all()
+            limits._interrupt(signal.SIGINT, None)
+            assert asked.stop_all()
+            assert asked.watcher.num_cut_off == 1
+            assert limits.is_warned == (first == "_warn")
+            assert signal.getsignal(signal.SIGINT) == before
+        assert signal.getsignal(signal.SIGINT) == before
+
+    def test_a_warning_after_an_interrupt_changes_nothing(self, limits):
+        limits._interrupt(signal.SIGINT, None)
+        limits._warn(signal.SIGUSR1, None)
+        limits._warn(signal.SIGUSR1, None)
+        assert (limits.reason, limits.is_warned, limits.is_impatient) == ("interrupted", False, False)
+
+    def test_signals_are_given_back(self, limits):
+        numbers = (signal.SIGINT, signal.SIGUSR1)
+        before = [signal.getsignal(number) for number in numbers]
+        with limits.giving_signals_back():
+            limits.heed_signals()
+            assert not set(before) & {signal.getsignal(number) for number in numbers}
+        assert [signal.getsignal(number) for number in numbers] == before
+
+
+class TestProposals:
+    class Learner:
+        """Remembers what it is told."""
+
+        def __init__(self):
+            self.experiment = Experiment("e", Space({"x": 1}, keys={}), lingers, metric="loss", mode="min", seeds=())
+            self.told = []
+
+        def ended(self, *what):
+            self.told.append(what)
+
+    def test_nothing_is_handed_out_once_a_search_is_to_end_and_no_learner_hears_of_what_has_not_ended(self):
+        members = [{"experiment": "e", "trial_id": f"t{number}", "config": {}} for number in range(3)]
+        is_ending = []
+        learner = self.Learner()
+        proposals = Proposals(
+            [{"bundle_id": "b", "members": members}, {"bundle_id": "t9", "members": members[:1]}],
+            [learner], lambda samples: [], {}, 1, is_ending=lambda: bool(is_ending),
+        )  # fmt: skip
+        assert proposals.suggest("ray")["bundle_id"] == "b"
+        is_ending.append(True)
+        assert proposals.suggest("other") == Searcher.FINISHED
+        told = [
+            {"trial_id": "t0", "status": "finished", "value": 0.5, "steps": 9},
+            {"trial_id": "t1", "status": "running", "value": 0.7, "steps": 4},
+        ]
+        proposals.on_trial_complete("ray", {"members": told, "last": True, "done": True, "step": 4, "value": 0.7})
+        assert learner.told == [("t0", "finished", 0.5, 9)]
+
+
+class TestBundle:
+    """What a bundle leaves, in this process."""
+
+    @pytest.fixture
+    def told(self, monkeypatch):
+        told = []
+        monkeypatch.setattr(reporting.tune, "report", told.append)
+        monkeypatch.setattr(trial, "_match_threads", lambda: None)
+        return told
+
+    def bundle(self, home, trainable, number=1, **more):
+        members = [
+            {"experiment": "e", "trial_id": f"t{each}", "config": {"x": each, "home": str(home.path), **more}}
+            for each in range(number)
+        ]
+        bundle = {"bundle_id": "t0", "members": members, "in_turn": number > 1}
+        return bundle, {"e": Assignment("e", str(home.path), trainable, "loss", 3600.0)}, {}
+
+    def status(self, home):
+        return {path.stem: part_row(path)["status"] for path in sorted(home.parts.glob("*.parquet"))}
+
+    def test_who_comes_to_his_turn_too_late_does_not_begin(self, home, told):
+        ask_to_stop(home)
+        run_bundle(*self.bundle(home, lingers))
+        assert told[-1]["members"] == []
+        assert told[-1]["last"]
+        assert self.status(home) == {}
+
+    def test_of_several_in_turn_one_saves_its_state_and_the_rest_do_not_begin(self, home, told, monkeypatch):
+        monkeypatch.setattr(stop_request, "LOOK_INTERVAL_S", 0.0)
+
+        def asks(config, report, checkpoint):
+            report(1, {"loss": 1.0})
+            if config["x"] == 1:
+                ask_to_stop(ExperimentFolder(config["home"]))
+            checkpoint.save(1, lambda: {"step": 1})
+            report(2, {"loss": 0.5})
+
+        run_bundle(*self.bundle(home, asks, 3))
+        assert self.status(home) == {"t0": "finished", "t1": "running"}
+        assert [(one["trial_id"], one["status"], one["steps"]) for one in told[-1]["members"]] == [
+            ("t0", "finished", 2),
+            ("t1", "running", 1),
+        ]
+        assert [path.name for path in home.parts.glob("*.checkpoint")] == ["t1.checkpoint"]
+
+    @pytest.mark.parametrize("afterwards", ["returns", "raises"])
+    def test_a_trainable_that_swallows_everything_has_stopped_all_the_same(self, home, told, monkeypatch, afterwards):
+        monkeypatch.setattr(stop_request, "LOOK_INTERVAL_S", 0.0)
+
+        def swallows(config, report, checkpoint):
+            report(1, {"loss": 1.0})
+            ask_to_stop(ExperimentFolder(config["home"]))
+            try:
+                checkpoint.save(1, lambda: {"step": 1})
+            except BaseException:  # noqa: BLE001 - as a careless user would
+                if config["afterwards"] == "raises":
+                    raise ValueError("it failed to save") from None
+
+        run_bundle(*self.bundle(home, swallows, afterwards=afterwards))
+        assert self.status(home) == {"t0": "running"}
+        assert home.checkpoint("t0").exists()
+
+    def test_a_trial_without_a_state_runs_to_its_end(self, home, told, monkeypatch):
+        monkeypatch.setattr(stop_request, "LOOK_INTERVAL_S", 0.0)
+
+        def short(config, report):
+            ask_to_stop(ExperimentFolder(config["home"]))
+            report(1, {"loss": 1.0})
+
+        run_bundle(*self.bundle(home, short, 2))
+        assert self.status(home) == {"t0": "finished"}
+
+
+def counting(folder: Path, trainable=counts, scheduler: str = "none", **changes) -> Experiment:
+    """Return three trials, that take two seconds each and write down each step that they make."""
+    space = {"x": tune.choice([1, 2, 3]), "steps": 40, "pause": 0.05, "journal": str(folder / "journal"), **changes}
+    return Experiment(
+        f"counting.{scheduler}", Space(space, keys={}), trainable, metric="loss", mode="min", seeds=(),
+        scheduler=scheduler,
+    )  # fmt: skip
+
+
+def lines(folder: Path) -> list[str]:
+    """Return what the trials of a folder have written down."""
+    journal = folder / "journal"
+    return journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []
+
+
+@pytest.fixture
+def at_first_result(monkeypatch):
+    """Do something with the watcher when a trial has told of a value for the first time."""
+
+    def arrange(act):
+        told = []
+
+        class Seen(Watcher):
+            def on_trial_result(self, *arguments, **named):
+                super().on_trial_result(*arguments, **named)
+                told.append(1)
+                if len(told) == 1:
+                    act(self)
+
+        monkeypatch.setattr("tune_hpc.search.running.Watcher", Seen)
+
+    return arrange
+
+
+@pytest.fixture
+def after_lines(tmp_path):
+    """Send this process signals when the trials have written so many lines; return the moments."""
+    moments, threads = [], []
+
+    def send(number, signals, pause_s=0.5):
+        def wait():
+            deadline = time.monotonic() + 60
+            while len(lines(tmp_path)) < number and time.monotonic() < deadline:
+                time.sleep(0.02)
+            for one in signals if len(lines(tmp_path)) >= number else ():
+                moments.append(time.monotonic())
+                os.kill(os.getpid(), one)
+                time.sleep(pause_s)
+
+        threads.append(threading.Thread(target=wait))
+        threads[0].start()
+        return moments
+
+    yield send
+    for one in threads:
+        one.join()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+class TestOnRay:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("how", ["interrupt", "warning", "time budget", "target"])
+    def test_each_trial_goes_on_exactly_where_it_was_asked_to_stop(self, how, tmp_path, at_first_result):
+        steps = when(20, x=1) | 60 if how == "target" else 40
+        experiment = counting(tmp_path, steps=steps, is_careless=how == "interrupt")
+        options = {"target": {"target": 1.5}, "time budget": {"time_budget_s": 3600}}.get(how, {})
+
+        def end(watcher):
+            if how == "time budget":
+                watcher.limits._began -= 3600
+            elif how != "target":
+                os.kill(os.getpid(), signal.SIGINT if how == "interrupt" else signal.SIGUSR1)
+
+        at_first_result(end)
+        first = run(experiment, output_dir=tmp_path / "out", checkpoint_interval_s=3600, **options, **QUIET)
+        state, reason = {
+            "interrupt": ("interrupted", "interrupted"),
+            "warning": ("interrupted", "the batch system's time is nearly over (SIGUSR1)"),
+            "time budget": ("stopped", "the time budget of 3600 s is spent"),
+            "target": ("stopped", "a trial reached 1.05, and 1.5 was the target"),
+        }[how]
+        assert (first.experiment["state"], first.experiment["ended_by"]) == (state, reason)
+        assert first.experiment["is_to_be_requeued"] == (how == "warning")
+        assert first.counts().get("running", 0) >= 1
+        made = Counter(lines(tmp_path))
+        assert set(made.values()) == {1}
+        # All that was made was reported, and is there.
+        assert len(first.history) == len(made)
+        assert first.trials["steps_run"].sum() == len(made)
+
+        home = ExperimentFolder(tmp_path / "out")
+        assert StopRequest(home.stop).is_made  # Until the next search begins.
+        (whole,) = resume(tmp_path / "out", **QUIET)
+        assert whole.experiment["state"] == "finished"
+        assert whole.counts() == {"finished": 3}
+        assert set(Counter(lines(tmp_path)).values()) == {1}
+        assert len(whole.history) == len(lines(tmp_path)) == whole.trials["steps"].sum()
+
+    @pytest.mark.slow
+    def test_a_fused_program_goes_on_to_the_same_bits(self, tmp_path, at_first_result):
+        space = {"model": "softmax", "optimizer": tune.choice(["adam", "momentum"]), "learning_rate": 0.01,
+                 "steps": 8000, "num_evaluations": 200, "num_evaluation_images": 1000}  # fmt: skip
+        fused = Experiment("fused", Space(space), metric="valid_loss", mode="min", seeds=(0, 1))
+        at_first_result(lambda watcher: os.kill(os.getpid(), signal.SIGUSR1))
+        half = run(fused, output_dir=tmp_path / "out", checkpoint_interval_s=3600, **QUIET)
+        assert half.experiment["state"] == "interrupted"
+        kept = list((tmp_path / "out" / "trials").glob("b*.checkpoint"))
+        assert half.counts() == {"running": 2 * len(kept)}
+        assert half.trials["steps_run"].between(1, 7999).all()
+        (resumed,) = resume(tmp_path / "out", **QUIET)
+        whole = run(fused, output_dir=tmp_path / "whole", **QUIET)
+        assert list(resumed.trials["num_fused"]) == list(whole.trials["num_fused"]) == [2] * 4
+        pd.testing.assert_frame_equal(resumed.history, whole.history, check_exact=True)
+
+    @pytest.mark.slow
+    def test_trials_without_a_state_end_in_the_time_that_there_is_or_begin_afresh(
+        self, tmp_path, after_lines, monkeypatch
+    ):
+        monkeypatch.setattr(ending, "WAIT_S", 3.0)
+        experiment = counting(tmp_path, lingers, steps=when(20, x=1) | 200)
+        moments = after_lines(2, [signal.SIGUSR1])
+        first = run(experiment, output_dir=tmp_path / "out", **QUIET)
+        assert 3.0 <= time.monotonic() - moments[0] < 6.0
+        assert dict(zip(first.trials["x"], first.trials["status"], strict=True)) == {1: "finished", 2: "running"}
+        (whole,) = resume(tmp_path / "out", **QUIET)
+        assert whole.counts() == {"finished": 3}
+        assert Counter(lines(tmp_path)) == {"1": 1, "2": 2, "3": 1}
+
+    def test_a_second_interrupt_ends_it_at_once(self, tmp_path, after_lines):
+        before = signal.getsignal(signal.SIGINT)
+        moments = after_lines(2, [signal.SIGINT, signal.SIGINT])
+        first = run(counting(tmp_path, lingers, steps=600), output_dir=tmp_path / "out", **QUIET)
+        assert time.monotonic() - moments[1] < 3.0
+        assert signal.getsignal(signal.SIGINT) == before
+        assert first.experiment["state"] == "interrupted"
+        assert first.counts() == {"running": 2}
+
+    @pytest.mark.slow
+    def test_a_stop_is_none_of_a_schedulers_and_ends_all_that_was_to_follow(self, tmp_path, after_lines):
+        experiments = [counting(tmp_path, scheduler="asha"), counting(tmp_path, scheduler="none")]
+        folders = [tmp_path / one.name for one in experiments]
+        after_lines(30, [signal.SIGINT])
+        first, second = run_all(experiments, folders=folders, checkpoint_interval_s=3600, **QUIET)
+        assert set(first.counts()) <= {"running", "stopped"}
+        assert first.counts()["running"] >= 1
+        assert len(second.trials) == 0
+        assert [one.experiment["state"] for one in (first, second)] == ["interrupted"] * 2
+        assert all(StopRequest(ExperimentFolder(folder).stop).is_made for folder in folders)
+        asked = json.loads((folders[0] / "experiment.json").read_text(encoding="utf-8"))
+        assert asked["ended_by"] == "interrupted"
+        goes_on, fresh = resume(tmp_path, **QUIET)
+        assert goes_on.experiment["state"] == fresh.experiment["state"] == "finished"
+        assert set(goes_on.counts()) <= {"finished", "stopped"}
+        assert len(goes_on.trials) == len(fresh.trials) == 3
+        assert fresh.counts() == {"finished": 3}

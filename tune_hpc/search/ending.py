@@ -1,0 +1,68 @@
+"""How a search ends before all its trials have: it asks those under way to save their state, and waits for a while."""
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from ray.tune import Stopper
+
+from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.search.limits import Limits
+from tune_hpc.search.stop_request import ask_to_stop
+from tune_hpc.search.watcher import Watcher
+
+#: Seconds that trials under way have to save their state, or to end; batch systems warn a minute or more before theirs.
+WAIT_S = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+class Ending(Stopper):
+    """Ray Tune asks this between any two events, ten times a second at least, whether to stop everything.
+
+    Args:
+        limits: They know why the search is to end.
+        watcher: It knows what is under way.
+        homes: The folders of the experiments.
+    """
+
+    def __init__(self, limits: Limits, watcher: Watcher, homes: Iterable[ExperimentFolder]) -> None:
+        self.limits = limits
+        self.watcher = watcher
+        self.homes = list(homes)
+        self._asked_at: float | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray pickles it for a restore that is never asked for.
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """End no single trial."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether to stop everything: all that was under way has ended or saved its state, or had the time for it."""
+        if not self.limits.are_reached():
+            return False
+        if self._asked_at is None:
+            self._ask()
+            self._asked_at = time.monotonic()
+        if not self.watcher.is_any_under_way:
+            return True
+        if self.limits.is_impatient or time.monotonic() - self._asked_at >= WAIT_S:
+            self.watcher.cut_off()
+            return True
+        return False
+
+    def _ask(self) -> None:
+        for home in self.homes:
+            ask_to_stop(home)
+        if self.watcher.is_any_under_way and not self.limits.is_impatient:
+            reason, again = ("stopping", "again ") if self.limits.is_interrupted else (self.limits.reason, "")
+            _log.info(
+                "%s: trials under way save their state, at most %g s; press Ctrl-C %sto stop at once",
+                reason,
+                WAIT_S,
+                again,
+            )

@@ -1,0 +1,53 @@
+"""How trials under way are asked to save their state and end, on whatever machine they run.
+
+Each experiment folder has a file ``trials/stop`` while its search runs: it is empty, and a word in it asks. It is there
+from the beginning, for NFS shows what is written to a file that is opened anew at once, but may for half a minute deny
+that there is a new one.
+"""
+
+import contextlib
+import time
+from pathlib import Path
+
+from tune_hpc.analysis.folder import ExperimentFolder
+
+#: A trial looks into the file no more often; it may offer its state at every step.
+LOOK_INTERVAL_S = 0.2
+
+
+class StopAsked(BaseException):
+    """Unwinds a trainable whose state is kept; no exception that a trainable would take for a failure of its own."""
+
+
+class StopRequest:
+    """A trial's view of the file.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._is_made = False
+        self._looked_at: float | None = None
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the trial is to save its state and end."""
+        is_old = self._looked_at is None or time.monotonic() - self._looked_at >= LOOK_INTERVAL_S
+        if is_old and not self._is_made:
+            with contextlib.suppress(OSError):
+                self._is_made = bool(self.path.read_bytes())
+            self._looked_at = time.monotonic()
+        return self._is_made
+
+
+def ask_to_stop(home: ExperimentFolder) -> None:
+    """Ask the trials of an experiment to save their state and end."""
+    home.stop.write_text("stop\n", encoding="utf-8")
+
+
+def ask_nothing(home: ExperimentFolder) -> None:
+    """Let the trials of an experiment run, whatever an earlier search asked."""
+    home.parts.mkdir(parents=True, exist_ok=True)
+    home.stop.write_bytes(b"")
