@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 from tune_hpc.learning.training import train
@@ -123,3 +124,14 @@ def lingers(config, report):
     for step in range(1, config["steps"] + 1):
         time.sleep(config["pause"])
         report(step, {"loss": config["x"] + 1 / step})
+
+
+def climbs(config, report, *, checkpoint):
+    """Climb by ``rate`` each step, and offer the height each tenth one."""
+    step, height = checkpoint.load() or (0, 0.0)
+    while step < config["steps"]:
+        time.sleep(config.get("pause", 0))
+        step, height = step + 1, height + config["rate"]
+        report(step, {"height": height})
+        if step % 10 == 0:
+            checkpoint.save(step, partial(tuple, (step, height)))

@@ -4,6 +4,7 @@
     trials.parquet     one row per trial (columns: results.py)
     history.parquet    long form: trial_id, step, one column per metric
     proposals.jsonl    the configurations that a searcher which learns has proposed, one a line
+    population.jsonl   who copied whom at the end of each generation of a population, one a line
     trials/            while the search runs: ID.parquet for each trial that ended, ID.checkpoint for one under way,
                        bundles.json: which trials train as one program; stop: empty, or what asks them to stop
     logs/              ID.log for each trial that wrote to its output or raised an exception
@@ -71,6 +72,7 @@ class ExperimentFolder:
         self.trials_file = self.path / "trials.parquet"
         self.history_file = self.path / "history.parquet"
         self.proposals = self.path / "proposals.jsonl"
+        self.population = self.path / "population.jsonl"
         self.parts = self.path / "trials"
         self.bundles = self.parts / "bundles.json"
         self.stop = self.parts / "stop"
@@ -137,7 +139,8 @@ class ExperimentFolder:
         self.check_free(name, overwrite=overwrite)
         for leftover in (self.parts, self.logs, self.tables, self.figures, self.ray):
             shutil.rmtree(leftover, ignore_errors=True)
-        for file in (self.trials_file, self.history_file, self.proposals, self.report, self.experiment_file):
+        files = (self.trials_file, self.history_file, self.proposals, self.population, self.report)
+        for file in (*files, self.experiment_file):
             file.unlink(missing_ok=True)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

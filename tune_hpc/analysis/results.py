@@ -155,6 +155,29 @@ class Results:
         taken = self.history.dropna(subset=[metric])
         return taken.pivot_table(index="step", columns="trial_id", values=metric, observed=True)
 
+    def generations(self) -> pd.DataFrame:
+        """Return what each member of a population was in each generation but the first.
+
+        Returns:
+            One row per generation and member: ``generation`` (from 1), ``trial_id``, ``copied_from`` (missing where it
+            copied nobody), ``value`` (what it had reached before), and its configuration.
+
+        Raises:
+            FolderError: the search has no population, or its file cannot be read.
+        """
+        file = ExperimentFolder(self.folder or "").population
+        if self.folder is None or not file.is_file():
+            raise FolderError(f"{self.name} has no generations; search with scheduler='pbt'")
+        rows = []
+        try:
+            for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+                for trial_id, member in line["members"].items():
+                    own = {name: member[name] for name in ("copied_from", "value")}
+                    rows.append({"generation": line["generation"], "trial_id": trial_id, **own, **member["config"]})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FolderError(f"{file} cannot be read: {error}; restore it from a copy") from error
+        return pd.DataFrame(rows)
+
 
 @dataclass
 class TrialRecord:

@@ -79,9 +79,14 @@ def plan_bundles(
     ]
     bundles.sort(key=lambda bundle: places[bundle[0]["experiment"], bundle[0]["trial_id"]])
     return [
-        {"bundle_id": bundle[0]["trial_id"] if len(bundle) == 1 else f"b{number:05d}", "members": bundle}
+        {"bundle_id": _name(bundle[0]) if len(bundle) == 1 else f"b{number:05d}", "members": bundle}
         for number, bundle in enumerate(bundles, first)
     ]
+
+
+def _name(sample: Sample) -> str:
+    """Return a name that no other trial of Ray's has: a member of a population trains once in each generation."""
+    return f"{sample['trial_id']}.{sample['generation']}" if "generation" in sample else str(sample["trial_id"])
 
 
 def unended(bundle: Mapping[str, Any], home: ExperimentFolder) -> list[Sample]:

@@ -16,6 +16,7 @@ from tune_hpc.analysis.results import IDENTITY, MEASURES, METRICS
 from tune_hpc.errors import FolderError, InvalidConfigError, InvalidExperimentError, InvalidSpaceError
 from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, check_key
 from tune_hpc.search.designs import quasi_random_configs, random_configs
+from tune_hpc.search.exploration import CHANGEABLE_KEYS, changeable
 from tune_hpc.search.reference import reference_to
 from tune_hpc.search.space import Space
 
@@ -24,7 +25,7 @@ TRAIN = "tune_hpc.learning.training:train"
 DESIGNS = ("grid", "random", "quasi_random")
 ADAPTIVE = ("tpe", "gp")
 SEARCHERS = DESIGNS + ADAPTIVE
-SCHEDULERS = ("none", "asha", "hyperband", "median")
+SCHEDULERS = ("none", "asha", "hyperband", "median", "pbt")
 #: How a trial may have ended.
 ENDED = ("finished", "stopped", "diverged", "failed")
 #: What the line reports; images report all of ``METRICS``.
@@ -122,7 +123,8 @@ class Experiment:
         num_samples: Configurations that any but the grid tries.
         search_seed: Fixes what a searcher draws; at least 0. With ``tpe`` and ``gp`` the order in which trials end has
             a say, too.
-        scheduler: What ends trials that do badly: ``none``, ``asha``, ``hyperband`` or ``median`` (schedulers.py).
+        scheduler: What ends trials that do badly: ``none``, ``asha``, ``hyperband`` or ``median`` (schedulers.py); or
+            ``pbt``, which lets them copy better ones (population.py).
         title: One line for tables and reports.
         description: What is done and why, in a few sentences.
         source: Where the experiment was published.
@@ -205,6 +207,8 @@ class Experiment:
             raise InvalidExperimentError(f"{self.searcher} needs a parameter that varies; {self.name} has none")
         if self.searcher == "gp" and self.space.is_conditional:
             raise InvalidExperimentError("gp cannot model parameters with conditions; use tpe")
+        if self.scheduler == "pbt":
+            self._check_population()
         configurations = self.space.size if self.searcher == "grid" else self.num_samples
         if configurations is not None and configurations * max(1, len(self.seeds)) > MAX_TRIALS:
             raise InvalidExperimentError(
@@ -221,6 +225,18 @@ class Experiment:
             self._check_keys()
             self._check_metric()
         _ = self.space | self.quick_values
+
+    def _check_population(self) -> None:
+        if self.searcher in ADAPTIVE:
+            raise InvalidExperimentError(
+                f"pbt learns by itself; got searcher={self.searcher}: begin with one of {', '.join(DESIGNS)}"
+            )
+        is_ours = self.trainable == TRAIN
+        if not changeable(self.space, is_ours):
+            among = f", of {', '.join(CHANGEABLE_KEYS)}" if is_ours else ""
+            raise InvalidExperimentError(
+                f"pbt changes parameters while trials run{among}; none of these varies in the space of {self.name}"
+            )
 
     def _check_metric(self) -> None:
         """Refuse a metric that our own trainable never reports; one would know only when everything has run."""

@@ -4,12 +4,13 @@ A configuration that a study proposed is written to ``proposals.jsonl`` before a
 that ended in whatever way knows what it had asked for.
 """
 
-import json
+from __future__ import annotations
+
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.tune.search import Searcher
 
@@ -19,6 +20,10 @@ from tune_hpc.errors import FolderError
 from tune_hpc.learning.config import complete
 from tune_hpc.search.bundles import unended
 from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
+from tune_hpc.search.journal import append_line, read_lines
+
+if TYPE_CHECKING:
+    from tune_hpc.search.population import Population
 
 Sample = Mapping[str, Any]
 Bundle = dict[str, Any]
@@ -74,11 +79,17 @@ class Learner:
         self._outcomes: dict[int, dict[str, tuple[str, float | None, int]]] = {}
         self.unfinished: list[dict[str, Any]] = []
         self.config_keys: list[str] = []
-        proposals = read_proposals(home) if before is not None else []
+        lines = read_lines(home.proposals, "number") if before is not None else []
+        proposals = [line["config"] for line in lines]
         rows = {row["trial_id"]: row for row in _rows(before)} if before is not None else {}
         for number, config in enumerate(proposals):
             self._remember(number, config, rows)
         self.num_proposed = len(proposals)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has nothing to propose now, but will have: it never waits."""
+        return False
 
     def possible_data(self) -> list[str]:
         """Return the data sets that any proposal may ask for."""
@@ -95,16 +106,19 @@ class Learner:
         number = self.num_proposed
         self._optuna_number[number], config = self.study.ask()
         self.num_proposed += 1
-        line = json.dumps({"number": number, "config": config}, allow_nan=False)
-        with self.home.proposals.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_line(self.home.proposals, {"number": number, "config": config})
         samples = self._samples(number, config)
         self._await(number, samples)
         self.config_keys = list(dict.fromkeys([*self.config_keys, *(key for one in samples for key in one["config"])]))
         return samples
 
     def ended(self, trial_id: str, status: str, value: float | None, steps: int) -> None:
-        """Say what became of a trial; when it was the last of its configuration the study is told."""
+        """Say what became of a trial; when it was the last of its configuration the study is told.
+
+        One that saved its state, with the status ``running``, is still to end.
+        """
+        if status not in ENDED:
+            return
         number = self._open.pop(trial_id, None)
         if number is None:
             return
@@ -172,30 +186,6 @@ def _rows(results: Results) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in results.trials.to_dict("records")]
 
 
-def read_proposals(home: ExperimentFolder) -> list[dict[str, Any]]:
-    """Return the configurations that were proposed in a folder, in order.
-
-    Raises:
-        FolderError: the file is missing, or damaged elsewhere than in a last line that was never finished.
-    """
-    try:
-        *lines, last = home.proposals.read_text(encoding="utf-8").split("\n")
-        configs = [json.loads(line) for line in lines]
-        if [one["number"] for one in configs] != list(range(len(configs))):
-            raise ValueError("its numbers are not 0, 1, 2, ...")
-        if last:
-            # The process died while it wrote; none of that configuration's trials had begun.
-            _cut(home.proposals, "".join(f"{line}\n" for line in lines))
-        return [one["config"] for one in configs]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FolderError(f"{home.proposals} cannot be read: {error}; restore it from a copy") from error
-
-
-def _cut(path: Path, text: str) -> None:
-    with path.open("r+", encoding="utf-8") as file:
-        file.truncate(len(text.encode()))
-
-
 class Proposals(Searcher):
     """Ray Tune's view of all this: bundles one after another, and news of how they ended.
 
@@ -208,14 +198,14 @@ class Proposals(Searcher):
         bundle: Makes bundles of the trials of one configuration.
         homes: The folder of each experiment.
         num_slots: How many bundles run at once.
-        one_by_one: Whether a scheduler is to decide on each trial.
+        one_by_one: Whether a scheduler is to decide on each trial, or it is a member of a population.
         is_ending: Whether the search is to end before all its trials have.
     """
 
     def __init__(
         self,
         bundles: Sequence[Bundle],
-        learners: Sequence[Learner],
+        learners: Sequence[Learner | Population],
         bundle: Callable[[Sequence[Sample]], Sequence[Bundle]],
         homes: Mapping[str, ExperimentFolder],
         num_slots: int,
@@ -251,6 +241,7 @@ class Proposals(Searcher):
         if not self._bundles:
             # Should the process of several trials in turn be lost, those that had not begun come back.
             is_sure = not any(bundle.get("in_turn") for bundle in self._under_way.values())
+            is_sure = is_sure and not any(learner.is_waiting for learner in self._learners.values())
             return Searcher.FINISHED if is_sure else None
         self._under_way[trial_id] = self._next()
         return dict(self._under_way[trial_id])
@@ -286,9 +277,8 @@ class Proposals(Searcher):
         told = {one["trial_id"]: one for one in result.get("members", ()) if "status" in one}
         for sample in members:
             learner = self._learners.get(sample["experiment"])
-            is_open = told.get(sample["trial_id"], {}).get("status") == "running"
             did_not_begin = "last" in result and sample["trial_id"] not in told
-            if learner and not is_open and not did_not_begin:
+            if learner and not did_not_begin:
                 own = told.get(sample["trial_id"], {"status": "failed", "value": None, "steps": 0})
                 if sample["trial_id"] not in told and result.get("done") and "step" in result:
                     # Ended by a scheduler, at what it was shown last.

@@ -110,19 +110,26 @@ class TrialCheckpoint:
         records: What each trial of a bundle reported; filled again by ``load``.
         interval_s: Seconds between two states that are kept.
         request: When it is made, the next state is kept and the trainable ends there; ``None``: there is none.
+        until: The same from this step on; ``None``: to the end.
 
     Attributes:
         has_stopped: Whether it was so.
     """
 
     def __init__(
-        self, path: Path, records: Sequence[TrialRecord], interval_s: float, request: StopRequest | None = None
+        self,
+        path: Path,
+        records: Sequence[TrialRecord],
+        interval_s: float,
+        request: StopRequest | None = None,
+        until: int | None = None,
     ) -> None:
         self.path = path
         self.records = records
         self.interval_s = interval_s
         self.has_stopped = False
         self._request = request
+        self._until = until
         self._saved_at = time.monotonic()
 
     def load(self) -> Mapping[str, Any] | None:
@@ -145,7 +152,8 @@ class TrialCheckpoint:
         Raises:
             StopAsked: the trial is to stop, and its state is kept.
         """
-        is_last = self._request is not None and self._request.is_made
+        is_asked = self._request is not None and self._request.is_made
+        is_last = is_asked or (self._until is not None and step >= self._until)
         if not is_last and time.monotonic() - self._saved_at < self.interval_s:
             return
         import torch

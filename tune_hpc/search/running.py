@@ -27,6 +27,7 @@ from tune_hpc.search.bundles import (
 from tune_hpc.search.ending import Ending
 from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
 from tune_hpc.search.limits import Limits
+from tune_hpc.search.population import Population
 from tune_hpc.search.proposals import Bundle, Learner, Proposals, Sample
 from tune_hpc.search.provenance import now, provenance, this_process
 from tune_hpc.search.reporting import Watched
@@ -89,7 +90,7 @@ class Search:
     home: ExperimentFolder
     trainable: str | Callable[..., Any]
     samples: list[dict[str, Any]] = field(default_factory=list)
-    learner: Learner | None = None
+    learner: Learner | Population | None = None
     before: Results | None = None
     ended_before: Counter[str] = field(default_factory=Counter)
     position: int = 0
@@ -103,8 +104,8 @@ class Search:
 
     @property
     def watched(self) -> Watched | None:
-        """What its scheduler is shown."""
-        if self.experiment.scheduler == "none":
+        """What its scheduler is shown; the members of a population are looked at when they pause."""
+        if self.experiment.scheduler in ("none", "pbt"):
             return None
         return watched(self.experiment.metric, self.experiment.mode, self.trainable == TRAIN)
 
@@ -189,8 +190,10 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
     trainables = {search.name: search.trainable for search in searches}
     image_sets = _image_sets(searches, options.data_dir)
     with ray_session(options.address):
-        say_what_runs_alone({search.name: search.trainable for search in searches if not search.watched}, options.fuse)
-        say_what_a_scheduler_runs_alone([search.name for search in searches if search.watched], options.fuse)
+        decided = [search.name for search in searches if search.experiment.scheduler != "none"]
+        say_what_a_scheduler_runs_alone(decided, options.fuse)
+        free = {search.name: search.trainable for search in searches if search.name not in decided}
+        say_what_runs_alone(free, options.fuse)
         num_trials = sum(search.num_to_run for search in searches)
         resources = choose_resources(
             node_resources(), num_trials, options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent
@@ -303,7 +306,7 @@ def _proposals(
         bundle,
         {search.name: search.home for search in searches},
         resources.num_slots,
-        one_by_one=searches[0].watched is not None,
+        one_by_one=searches[0].experiment.scheduler != "none",
         is_ending=limits.are_reached,
     )
 

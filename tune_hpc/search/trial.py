@@ -32,7 +32,7 @@ from tune_hpc.search.stop_request import StopAsked, StopRequest
 #: How a trainable may say that it ended.
 ENDS = ("finished", "stopped", "diverged")
 #: What a scheduler, which wants every result to have both, is shown of a trial that did not begin.
-NOTHING_SHOWN = {"step": 0, "value": math.nan}
+NOTHING_SHOWN = {"step": 0, "progress": 0, "value": math.nan}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def run_bundle(
 
     Args:
         bundle: ``bundle_id`` and ``members``, each ``experiment``, ``trial_id`` and ``config``; where it is
-            ``in_turn`` they run one after another, else as one program.
+            ``in_turn`` they run one after another, else as one program. One that is alone may have ``until``, the step
+            at which it saves its state and pauses.
         assignments: What to know of each experiment, by name.
         images: The image data sets in Ray's object store, by name.
     """
@@ -120,7 +121,9 @@ def _run_alone(
     """Run one trial by itself; leave its file, and return its row and what a scheduler is shown of its end."""
     trial_id, config = sample["trial_id"], sample["config"]
     record = TrialRecord(identity(assignment.name, trial_id, config))
-    checkpoint = TrialCheckpoint(folder.checkpoint(trial_id), [record], assignment.checkpoint_interval_s, request)
+    checkpoint = TrialCheckpoint(
+        folder.checkpoint(trial_id), [record], assignment.checkpoint_interval_s, request, sample.get("until")
+    )
     began = time.perf_counter()
 
     def keep() -> None:

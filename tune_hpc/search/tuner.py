@@ -6,6 +6,7 @@ one file in its experiment's folder (trial.py); when the run ends these become t
 search needs to go on: Ray's own files are kept beside it and are needed for nothing.
 """
 
+import inspect
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +23,13 @@ from tune_hpc.errors import FolderError, InvalidExperimentError
 from tune_hpc.search.bundles import check_fuse
 from tune_hpc.search.experiment import ADAPTIVE, ENDED, TRAIN, Experiment, experiment_from_json
 from tune_hpc.search.limits import check_limits
+from tune_hpc.search.population import Population
 from tune_hpc.search.proposals import Learner, samples_of
 from tune_hpc.search.provenance import is_running
 from tune_hpc.search.reference import load_reference
 from tune_hpc.search.resources import check_request
 from tune_hpc.search.running import RunOptions, Search, run_searches
+from tune_hpc.search.schedulers import watched
 
 #: The runner whose searches can go on.
 RUNNER = "tune_hpc.search.tuner:run_all"
@@ -92,7 +95,9 @@ def run_all(
     for position, (experiment, folder) in enumerate(zip(experiments, folders, strict=True)):
         home = ExperimentFolder(Path(folder).absolute())
         search = Search(experiment, home, by_value(experiment.trainable), position=position)
-        if experiment.searcher in ADAPTIVE:
+        if experiment.scheduler == "pbt":
+            search.learner = _population(search)
+        elif experiment.searcher in ADAPTIVE:
             search.learner = Learner(experiment, home, warm_start=before)
         else:
             search.samples = samples_of(experiment, experiment.configs())
@@ -158,6 +163,8 @@ def _continued(before: Results, trainable: str | Callable[..., Any] | None, more
     home = ExperimentFolder(before.folder.absolute())
     _check_at_rest(home, before.experiment)
     experiment = experiment_from_json(before.experiment, trainable)
+    if more and experiment.scheduler == "pbt":
+        raise InvalidExperimentError(f"{experiment.name} is a population, which nobody joins; run another one")
     if more and experiment.searcher == "grid":
         raise InvalidExperimentError(
             f"a grid has no more configurations; run another over the values that {experiment.name} lacks"
@@ -168,7 +175,9 @@ def _continued(before: Results, trainable: str | Callable[..., Any] | None, more
     search = Search(
         experiment, home, by_value(experiment.trainable), before=before, ended_before=Counter(ended["status"])
     )
-    if experiment.searcher in ADAPTIVE:
+    if experiment.scheduler == "pbt":
+        search.learner = _population(search)
+    elif experiment.searcher in ADAPTIVE:
         search.learner = Learner(experiment, home, before=before)
         search.samples = search.learner.unfinished
     else:
@@ -176,6 +185,21 @@ def _continued(before: Results, trainable: str | Callable[..., Any] | None, more
         everything = samples_of(experiment, experiment.configs())
         search.samples = [sample for sample in everything if sample["trial_id"] not in done]
     return search
+
+
+def _population(search: Search) -> Population:
+    """Return the population of a search, where its trainable can pause.
+
+    Raises:
+        InvalidExperimentError: it cannot.
+    """
+    trainable = search.trainable
+    if not isinstance(trainable, str) and "checkpoint" not in inspect.signature(trainable).parameters:
+        raise InvalidExperimentError(
+            f"pbt needs a trainable that saves its state; the function of {search.name} takes no checkpoint"
+        )
+    seen = watched(search.experiment.metric, search.experiment.mode, trainable == TRAIN)
+    return Population(search.experiment, search.home, seen, search.before)
 
 
 def new_folder(name: str, parent: str | Path = "runs") -> Path:

@@ -59,6 +59,8 @@ class Watcher(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Note that a bundle is under way."""
         self._under_way[trial.trial_id] = trial
+        names = {(sample["experiment"], sample["trial_id"]) for sample in trial.config["members"]}
+        self._saved = [one for one in self._saved if (one["experiment"], one["trial_id"]) not in names]
         self._update(_experiment(trial))
 
     def on_trial_result(
@@ -112,7 +114,8 @@ class Watcher(tune.Callback):
         told = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
         # Of a bundle whose trials ran one by one some may have listed themselves before, and some are yet to begin.
         at_fault = under_way(bundle, home)
-        log = home.log(at_fault[0]["trial_id"] if bundle.get("in_turn") and at_fault else bundle["bundle_id"])
+        is_one_s = at_fault and (bundle.get("in_turn") or len(bundle["members"]) == 1)
+        log = home.log(at_fault[0]["trial_id"] if is_one_s else bundle["bundle_id"])
         log.parent.mkdir(exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
             file.write(told)
