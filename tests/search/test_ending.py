@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +23,7 @@ from tune_hpc.search import ending, reporting, stop_request, trial
 from tune_hpc.search.ending import Ending
 from tune_hpc.search.limits import Limits
 from tune_hpc.search.proposals import Proposals
-from tune_hpc.search.reporting import TrialCheckpoint
+from tune_hpc.search.reporting import TrialCheckpoint, Watched
 from tune_hpc.search.stop_request import LOOK_INTERVAL_S, StopAsked, StopRequest, ask_nothing, ask_to_stop
 from tune_hpc.search.trial import Assignment, run_bundle
 from tune_hpc.search.watcher import Watcher
@@ -234,11 +235,14 @@ class TestBundle:
     def status(self, home):
         return {path.stem: part_row(path)["status"] for path in sorted(home.parts.glob("*.parquet"))}
 
-    def test_who_comes_to_his_turn_too_late_does_not_begin(self, home, told):
+    @pytest.mark.parametrize("watched", [None, Watched("loss", False, "min")])
+    def test_who_comes_to_his_turn_too_late_does_not_begin(self, home, told, watched):
         ask_to_stop(home)
-        run_bundle(*self.bundle(home, lingers))
+        bundle, assignments, images = self.bundle(home, lingers)
+        run_bundle(bundle, {"e": replace(assignments["e"], watched=watched)}, images)
         assert told[-1]["members"] == []
         assert told[-1]["last"]
+        assert ({"step", "progress", "value"} <= set(told[-1])) == (watched is not None)
         assert self.status(home) == {}
 
     def test_of_several_in_turn_one_saves_its_state_and_the_rest_do_not_begin(self, home, told, monkeypatch):
