@@ -149,6 +149,14 @@ class TestEnding:
             "press Ctrl-C to stop at once"
         )
 
+    def test_a_folder_that_cannot_be_written_keeps_no_other_one_from_being_asked(self, asked, limits, homes, caplog):
+        homes[0].stop.unlink()
+        homes[0].stop.mkdir()
+        limits._interrupt(signal.SIGINT, None)
+        assert not asked.stop_all()
+        assert StopRequest(homes[1].stop).is_made
+        assert "stop cannot be written: Is a directory; choose another folder, or make room" in caplog.messages[0]
+
     def test_with_nothing_under_way_nobody_is_waited_for(self, asked, limits, caplog):
         limits._warn(signal.SIGUSR1, None)
         asked.watcher.is_any_under_way = False
