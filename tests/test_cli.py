@@ -1,5 +1,7 @@
 """The command line: what it refuses, what it answers, and that it says so in one line. No test here starts Ray."""
 
+import io
+import logging
 import re
 import sys
 
@@ -10,6 +12,7 @@ import pytest
 from tune_hpc import __version__, cli
 from tune_hpc.analysis.folder import ExperimentFolder
 from tune_hpc.analysis.results import summarise, trials_frame, write_frames
+from tune_hpc.search.progress import SearchProgress, Tally
 
 MINE = """
 from ray import tune
@@ -395,6 +398,26 @@ def test_an_interrupt_is_told_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr(cli, "find_experiments", interrupt)
     assert cli.main(["run", LINE]) == cli.INTERRUPTED == 130
     assert capsys.readouterr().err == "tune-hpc: interrupted\n"
+
+
+def test_what_is_logged_under_a_progress_bar_stands_above_it(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    def search(name, flags):
+        with SearchProgress(Tally(3), {}):
+            logging.getLogger("tune_hpc.search").info("stopping")
+        return []
+
+    monkeypatch.setattr(cli, "find_experiments", search)
+    monkeypatch.setattr(cli, "run_experiments", lambda *arguments: 0)
+    assert cli.main(["run", LINE]) == cli.SUCCESS
+    # Rich removes the bar's line first, and draws it again below.
+    assert re.search(r"\x1b\[2Kstopping\s*\n.*0/3 trials", terminal.getvalue())
 
 
 def test_show_tells_counts_best_trials_and_errors(finished, capsys):

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parsed = _parser().parse_args(arguments)
     # What takes a while says so: fetching a data set, for instance. Ray's own loggers stay as they are.
-    log, to_terminal = logging.getLogger("tune_hpc"), logging.StreamHandler(sys.stderr)
+    log, to_terminal = logging.getLogger("tune_hpc"), _ToTerminal()
     log.addHandler(to_terminal)
     log.setLevel(logging.INFO)
     try:
@@ -70,6 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return SUCCESS
     finally:
         log.removeHandler(to_terminal)
+
+
+class _ToTerminal(logging.StreamHandler):
+    """Writes to standard error as it is at that moment: above the progress bar while there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def run_and_exit(arguments: Sequence[str] | None = None) -> NoReturn:

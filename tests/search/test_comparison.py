@@ -1,11 +1,14 @@
 """Comparisons: the same budget for each, winners with fresh seeds; on a real Ray."""
 
+from types import SimpleNamespace
+
 import pytest
 from ray import tune
 
 from tests.search import trainables
 from tune_hpc import Experiment, Space, compare, when
 from tune_hpc.errors import FolderError, InvalidExperimentError, TrialError
+from tune_hpc.search import comparison
 
 QUIET = {"show_progress": False}
 
@@ -85,3 +88,20 @@ def test_what_cannot_be_compared_is_refused(changes, numbers, told, tmp_path):
     with pytest.raises(InvalidExperimentError, match=told):
         compare(experiment(**changes, **searcher), output_dir=tmp_path / "out", **numbers)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_arm_that_is_interrupted_is_the_last_one_that_goes_on(tmp_path, monkeypatch):
+    arms = [experiment().replace(name=name) for name in "ab"]
+    states = {one.name: SimpleNamespace(experiment=one.to_json() | {"state": "interrupted"}) for one in arms}
+    resumed = []
+
+    def interrupted(folder, **options):
+        resumed.append(folder.name)
+        return [states[folder.name]]
+
+    monkeypatch.setattr(comparison, "ExperimentFolder", lambda folder: SimpleNamespace(holds_experiment=True))
+    monkeypatch.setattr(comparison, "load", lambda folder: states[folder.name])
+    monkeypatch.setattr(comparison, "resume", interrupted)
+    with pytest.raises(TrialError, match=r"was interrupted; call it again with this folder, and it goes on"):
+        comparison._run_or_go_on(arms, [tmp_path / one.name for one in arms], {})
+    assert resumed == ["a"]

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +23,7 @@ from tune_hpc.search import ending, reporting, stop_request, trial
 from tune_hpc.search.ending import Ending
 from tune_hpc.search.limits import Limits
 from tune_hpc.search.proposals import Proposals
-from tune_hpc.search.reporting import TrialCheckpoint
+from tune_hpc.search.reporting import TrialCheckpoint, Watched
 from tune_hpc.search.stop_request import LOOK_INTERVAL_S, StopAsked, StopRequest, ask_nothing, ask_to_stop
 from tune_hpc.search.trial import Assignment, run_bundle
 from tune_hpc.search.watcher import Watcher
@@ -148,6 +149,14 @@ class TestEnding:
             "press Ctrl-C to stop at once"
         )
 
+    def test_a_folder_that_cannot_be_written_keeps_no_other_one_from_being_asked(self, asked, limits, homes, caplog):
+        homes[0].stop.unlink()
+        homes[0].stop.mkdir()
+        limits._interrupt(signal.SIGINT, None)
+        assert not asked.stop_all()
+        assert StopRequest(homes[1].stop).is_made
+        assert "stop cannot be written: Is a directory; choose another folder, or make room" in caplog.messages[0]
+
     def test_with_nothing_under_way_nobody_is_waited_for(self, asked, limits, caplog):
         limits._warn(signal.SIGUSR1, None)
         asked.watcher.is_any_under_way = False
@@ -234,11 +243,14 @@ class TestBundle:
     def status(self, home):
         return {path.stem: part_row(path)["status"] for path in sorted(home.parts.glob("*.parquet"))}
 
-    def test_who_comes_to_his_turn_too_late_does_not_begin(self, home, told):
+    @pytest.mark.parametrize("watched", [None, Watched("loss", False, "min")])
+    def test_who_comes_to_his_turn_too_late_does_not_begin(self, home, told, watched):
         ask_to_stop(home)
-        run_bundle(*self.bundle(home, lingers))
+        bundle, assignments, images = self.bundle(home, lingers)
+        run_bundle(bundle, {"e": replace(assignments["e"], watched=watched)}, images)
         assert told[-1]["members"] == []
         assert told[-1]["last"]
+        assert ({"step", "progress", "value"} <= set(told[-1])) == (watched is not None)
         assert self.status(home) == {}
 
     def test_of_several_in_turn_one_saves_its_state_and_the_rest_do_not_begin(self, home, told, monkeypatch):

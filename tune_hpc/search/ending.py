@@ -8,6 +8,7 @@ from typing import Any
 from ray.tune import Stopper
 
 from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.errors import FolderError
 from tune_hpc.search.limits import Limits
 from tune_hpc.search.stop_request import ask_to_stop
 from tune_hpc.search.watcher import Watcher
@@ -57,7 +58,10 @@ class Ending(Stopper):
 
     def _ask(self) -> None:
         for home in self.homes:
-            ask_to_stop(home)
+            try:
+                ask_to_stop(home)
+            except FolderError as error:
+                _log.warning("%s, or make room; its trials will go on from the state that they kept last", error)
         if self.watcher.is_any_under_way and not self.limits.is_impatient:
             reason, again = ("stopping", "again ") if self.limits.is_interrupted else (self.limits.reason, "")
             _log.info(

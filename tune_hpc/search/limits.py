@@ -76,13 +76,13 @@ class Limits:
     def giving_signals_back(self) -> Iterator[None]:
         """Leave both signals as they were before the block; only the main thread can have taken them."""
         before = {number: signal.getsignal(number) for number in (WARNING_SIGNAL, signal.SIGINT)}
-        self._handler_before = before[signal.SIGINT]
+        self._handler_before = before[signal.SIGINT] or signal.default_int_handler
         try:
             yield
         finally:
             if threading.current_thread() is threading.main_thread():
                 for number, handler in before.items():
-                    signal.signal(number, handler)
+                    signal.signal(number, handler or signal.SIG_DFL)
 
     def heed_signals(self) -> None:
         """Take interrupts and warnings from now on; Ray Tune has handlers of its own, which tell nobody."""

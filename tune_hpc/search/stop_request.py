@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.errors import FolderError
 
 #: A trial looks into the file no more often; it may offer its state at every step.
 LOOK_INTERVAL_S = 0.2
@@ -43,11 +44,26 @@ class StopRequest:
 
 
 def ask_to_stop(home: ExperimentFolder) -> None:
-    """Ask the trials of an experiment to save their state and end."""
-    home.stop.write_text("stop\n", encoding="utf-8")
+    """Ask the trials of an experiment to save their state and end.
+
+    Raises:
+        FolderError: the folder cannot be written, or the disk is full.
+    """
+    _write(home.stop, b"stop\n")
 
 
 def ask_nothing(home: ExperimentFolder) -> None:
-    """Let the trials of an experiment run, whatever an earlier search asked."""
-    home.parts.mkdir(parents=True, exist_ok=True)
-    home.stop.write_bytes(b"")
+    """Let the trials of an experiment run, whatever an earlier search asked.
+
+    Raises:
+        FolderError: the folder cannot be written.
+    """
+    _write(home.stop, b"")
+
+
+def _write(path: Path, asked: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(asked)
+    except OSError as error:
+        raise FolderError(f"{path} cannot be written: {error.strerror or error}; choose another folder") from error

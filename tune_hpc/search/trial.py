@@ -31,8 +31,6 @@ from tune_hpc.search.stop_request import StopAsked, StopRequest
 
 #: How a trainable may say that it ended.
 ENDS = ("finished", "stopped", "diverged")
-#: What a scheduler, which wants every result to have both, is shown of a trial that did not begin.
-NOTHING_SHOWN = {"step": 0, "progress": 0, "value": math.nan}
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,8 @@ def run_bundle(
     forward, request = Forward(), StopRequest(folder.stop)
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
-    shown = NOTHING_SHOWN if assignment.watched else {}
+    # A scheduler wants every result to have what it is shown, be it that of a trial that does not begin.
+    shown = Decision(bundle["bundle_id"], assignment.watched, lambda: None).shown() if assignment.watched else {}
     if request.is_made:
         pass  # It came to its turn after the search was asked to stop.
     elif len(members) == 1:
