@@ -394,3 +394,21 @@ def test_limits_that_no_search_could_keep_are_refused(limits, told, tmp_path):
     with pytest.raises(InvalidExperimentError, match=told):
         run(experiment(tmp_path, "random"), output_dir=tmp_path / "out", **limits, **QUIET)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_searcher_that_learns_is_asked_for_a_whole_program(studies, tmp_path):
+    space = Space(
+        {
+            "model": "softmax", "steps": 5, "batch_size": 10, "num_evaluations": 1, "num_evaluation_images": 50,
+            "optimizer": tune.choice(["adam", "gradient_descent"]), "learning_rate": tune.loguniform(1e-4, 1),
+        }
+    )  # fmt: skip
+    search = Experiment("learns", space, metric="valid_loss", mode="min", searcher="tpe", num_samples=11, seeds=(0, 1))
+    results = run(search, output_dir=tmp_path / "out", fuse=8, **QUIET)
+    assert results.counts() == {"finished": 22}
+    # Four configurations with two seeds each, twice; then the three that are left.
+    assert list(results.trials["num_fused"]) == [8] * 16 + [6] * 6
+    (study,) = studies
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 11
+    asked = [number for call, number in study.calls if call == "ask"]
+    assert asked == list(range(11))

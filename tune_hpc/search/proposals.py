@@ -200,6 +200,7 @@ class Proposals(Searcher):
         num_slots: How many bundles run at once.
         one_by_one: Whether a scheduler is to decide on each trial, or it is a member of a population.
         is_ending: Whether the search is to end before all its trials have.
+        num_asked: How many trials a learner is asked for at a time, at least.
     """
 
     def __init__(
@@ -211,6 +212,7 @@ class Proposals(Searcher):
         num_slots: int,
         one_by_one: bool = False,
         is_ending: Callable[[], bool] = lambda: False,
+        num_asked: int = 1,
     ) -> None:
         super().__init__()
         self._bundles = deque(bundles)
@@ -220,6 +222,7 @@ class Proposals(Searcher):
         self._num_slots = num_slots
         self._one_by_one = one_by_one
         self._is_ending = is_ending
+        self._num_asked = num_asked
         self._took_s: dict[str, float] = {}
         self._under_way: dict[str, Bundle] = {}
 
@@ -236,7 +239,7 @@ class Proposals(Searcher):
         if self._is_ending():
             return Searcher.FINISHED
         if not self._bundles:
-            samples = next(filter(None, (learner.propose() for learner in self._learners.values())), [])
+            samples = next(filter(None, map(self._ask, self._learners.values())), [])
             self._bundles.extend(self._bundle(samples) if samples else ())
         if not self._bundles:
             # Should the process of several trials in turn be lost, those that had not begun come back.
@@ -245,6 +248,12 @@ class Proposals(Searcher):
             return Searcher.FINISHED if is_sure else None
         self._under_way[trial_id] = self._next()
         return dict(self._under_way[trial_id])
+
+    def _ask(self, learner: Learner | Population) -> list[dict[str, Any]]:
+        samples: list[dict[str, Any]] = []
+        while len(samples) < self._num_asked and (more := learner.propose()):
+            samples += more
+        return samples
 
     def _next(self) -> Bundle:
         """Return the next bundle: one, or as many trials alone as take a moment together."""

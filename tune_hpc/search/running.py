@@ -49,8 +49,8 @@ class RunOptions:
         gpus_per_trial: GPUs a trial, a fraction to share one; by default a fair share of what the cluster has.
         max_concurrent: Upper bound on the trials, or programs of several, that run at once.
         fuse: How many trials train as one program at most: ``auto`` where it pays, ``off``, or a number. A fused trial
-            agrees with a separate one within rounding. Of a searcher that learns, only the seeds of one configuration
-            train together.
+            agrees with a separate one within rounding. Of a searcher that learns the seeds of one configuration train
+            together; with a number it is asked for so many trials at a time, which do, too.
         data_dir: Where the image data are, or are to be put.
         checkpoint_interval_s: Seconds between two kept states of a trial; one that is interrupted goes on from there.
         time_budget_s: After so many seconds the search ends, to be resumed or not.
@@ -290,16 +290,19 @@ def _proposals(
         new += [sample for sample in search.samples if sample["trial_id"] not in taken]
     next_number = max(numbers.values(), default=0)
 
+    fuse = options.fuse if searches[0].experiment.scheduler == "none" else "off"
+
     def bundle(samples: Sequence[Sample], num_slots: int = 1) -> list[Bundle]:
         nonlocal next_number
-        fuse = options.fuse if searches[0].experiment.scheduler == "none" else "off"
         planned = plan_bundles(samples, trainables, fuse, num_slots, resources.gpus > 0, next_number)
         next_number += len(planned)
+        for search in searches:
+            own = [one for one in planned if one["members"][0]["experiment"] == search.name]
+            if any(len(one["members"]) > 1 for one in own):
+                write_bundles(search.home, own)
         return list(planned)
 
     bundles += bundle(new, resources.num_slots)
-    for search in searches:
-        write_bundles(search.home, [one for one in bundles if one["members"][0]["experiment"] == search.name])
     return Proposals(
         bundles,
         [search.learner for search in searches if search.learner],
@@ -308,6 +311,7 @@ def _proposals(
         resources.num_slots,
         one_by_one=searches[0].experiment.scheduler != "none",
         is_ending=limits.are_reached,
+        num_asked=fuse if isinstance(fuse, int) else 1,
     )
 
 
