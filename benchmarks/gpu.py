@@ -6,8 +6,10 @@
 In order of worth: one trial of the report's winner (5000 steps of 150 images; the report: 19.3 s), recorded as a CUDA
 graph and eagerly, in each precision; the 72 trials of Exercise 2's network as one program; throughput against the
 number of fused trials; the same 72 trials through Ray as fused bundles, as separate trials that share the GPU, and one
-after another; then Exercise 4 and the tables of Exercises 3 and 2 at full size. Each leaves a JSON or an experiment
-folder, from which ``tune-hpc report`` makes the page. The last one that fits into the time is begun, and ends.
+after another; then the open space's winner with five seeds, Exercise 4, the tables of Exercises 3 and 2 at full size,
+the search of the open space, and what a search costs beside the grid of Tables 4.3 to 4.5. Each leaves a JSON or an
+experiment folder, from which ``tune-hpc report`` makes the page. The last one that fits into the time is begun, and
+ends.
 """
 
 import argparse
@@ -147,11 +149,18 @@ def plan(flags: argparse.Namespace, on_gpu: bool) -> dict[str, Callable[[], Any]
         ),
         "through_ray": lambda: through_ray(network, flags.output_dir / "through_ray", on_gpu),
     }  # fmt: skip
-    whole = [exercise3.winner, scaling, *(one for one in exercise3.experiments if one is not exercise3.winner)]
-    whole.append(exercise2.cnn)
-    for experiment in whole if on_gpu else [scaling]:
-        seeded = experiment if experiment in (exercise3.winner, scaling) else experiment.replace(seeds=seeds)
-        steps[experiment.name] = partial(whole_experiment, seeded, flags.output_dir / experiment.name)
+    first, last = exercise3.open_winner.replace(seeds=range(5)), exercise3.open
+    others = [one for one in exercise3.experiments if one.name not in (first.name, last.name, exercise3.winner.name)]
+    tables = [one.replace(seeds=seeds) for one in [*others, exercise2.cnn]]
+    for experiment in [exercise3.winner, first, scaling, *tables, last] if on_gpu else [scaling]:
+        steps[experiment.name] = partial(whole_experiment, experiment, flags.output_dir / experiment.name)
+    size = ["--width", 1, "--steps", 5000, "--images", 10_000, "--repeats", 1]
+    if not on_gpu:
+        size = ["--width", 0.03, "--steps", 8, "--repeats", 1, "--seeds", 2, "--only", "random, a fifth"]
+    steps["search_cost"] = lambda: run_process(
+        "benchmarks.search_cost", *size, "--output", flags.output_dir.absolute() / "search_cost_figures.json",
+        folder=flags.output_dir,
+    )  # fmt: skip
     return steps
 
 

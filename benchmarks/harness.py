@@ -169,6 +169,7 @@ def publish(
     title: str,
     measured: Mapping[str, Sequence[Measurement]],
     table: Sequence[Mapping[str, Any]],
+    of_turns: str = "median, minimum and maximum",
 ) -> None:
     """Print the table, and write it to ``flags.output`` with everything that was measured.
 
@@ -177,10 +178,11 @@ def publish(
         title: What the table shows, with the unit.
         measured: Every single measurement.
         table: The rows that are printed; the first one names the columns.
+        of_turns: What its numbers are of all turns.
     """
     machine = describe_machine()
     settings = {name: value for name, value in vars(flags).items() if name != "output"}
-    print(f"{title}; median, minimum and maximum of {flags.repeats}.\n")
+    print(f"{title}; {of_turns} of {flags.repeats}.\n")
     print(_markdown(table))
     print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))
     content = {"title": title, "machine": machine, "settings": settings, "measured": measured, "table": table}

@@ -109,7 +109,7 @@ def main() -> None:
         contenders = {name: partial(search, name, size, flags.seeds, count()) for name in chosen}
         measured = measure(contenders, flags.repeats)
     title = f"Searches of the box of Tables 4.3 to 4.5 at width {flags.width:g}, {flags.steps} steps a trial"
-    publish(flags, title, measured, compare(measured))
+    publish(flags, title, measured, compare(measured), "sums and means")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,11 @@ OPTUNA = "Optuna, a thread a core"
         ("recording", ["--points", "20"], ["Optuna, in memory", "Optuna, SQLite"]),
         ("loading", ["--trials", "144", "--optuna-trials", "72"], ["tune_hpc", "Ray Tune, result.json"]),
         pytest.param("exercise1", ["--steps", "20"], ["unfused"], marks=pytest.mark.slow),
+        pytest.param(
+            "search_cost", ["--steps", "5", "--width", "0.03", "--images", "50", "--seeds", "2"],
+            ["grid", "random, a fifth"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )  # fmt: skip
 def test_a_benchmark_prints_a_table_and_writes_what_it_measured(script, flags, contenders, tmp_path):
@@ -101,7 +106,12 @@ def test_what_needs_a_gpu_works_at_a_tiny_size_on_a_cpu(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     made = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "gpu").glob("*.json")}
-    assert made.keys() == {"one_trial", "one_program", "fusion", "fusion_figure", "through_ray", "exercise4"}
+    assert made.keys() == {
+        "one_trial", "one_program", "fusion", "fusion_figure", "through_ray", "exercise4", "search_cost",
+        "search_cost_figures",
+    }  # fmt: skip
+    figures = json.loads((tmp_path / "gpu" / "search_cost_figures.json").read_text(encoding="utf-8"))
+    assert [row["contender"] for row in figures["table"]] == ["grid", "random, a fifth"]
     trial = made["one_trial"]["measured"]
     assert set(trial) == {f"{type}, {way}" for type in ("float32", "tf32", "bfloat16") for way in ("recorded", "eager")}
     # On a CPU tf32 is float32, and nothing is recorded.

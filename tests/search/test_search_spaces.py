@@ -1,12 +1,13 @@
 """What the report did and published, pinned as data; a change here is a change of the report's facts."""
 
+import numpy as np
 import pytest
 from ray.tune.search.sample import Categorical
 
 import search_spaces
 from search_spaces import exercise1_1stpart, exercise1_2ndpart, exercise2, exercise3, exercise4
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.learning.config import OPTIMIZERS
+from tune_hpc.learning.config import OPTIMIZERS, complete
 
 NUM_TRIALS = {
     "exercise1_1stpart": 5,
@@ -22,6 +23,8 @@ NUM_TRIALS = {
     "exercise3.winner": 1,
     "exercise4": 3,
 }
+#: What goes beyond the report.
+BEYOND = {"exercise3.open": 64, "exercise3.open_winner": 1}
 
 #: Optimizer: best learning rates, loss, accuracy.
 EXERCISE_2 = {
@@ -74,15 +77,17 @@ def by_one(table):
 
 def test_every_experiment_has_the_reports_number_of_trials():
     everything = search_spaces.all_experiments()
-    assert {one.name: one.num_trials for one in everything} == NUM_TRIALS
-    assert all(one.seeds == (0,) and one.searcher == "grid" for one in everything)
+    reports = [one for one in everything if one.source.startswith("report")]
+    assert {one.name: one.num_trials for one in reports} == NUM_TRIALS
+    assert all(one.seeds == (0,) and one.searcher == "grid" for one in reports)
+    assert {one.name: one.num_trials for one in everything if one not in reports} == BEYOND
 
 
 def test_names_find_a_stage_or_all_stages_of_an_exercise():
     assert search_spaces.find("exercise3.decay") == [exercise3.decay]
     assert search_spaces.find("exercise2") == [exercise2.softmax, exercise2.cnn]
     assert [one.name for one in search_spaces.find("exercise3")] == [
-        name for name in NUM_TRIALS if name.startswith("exercise3")
+        name for name in [*NUM_TRIALS, *BEYOND] if name.startswith("exercise3")
     ]
     for missing in ("exercise5", "exercise3.", "exercise", "", "softmax"):
         with pytest.raises(
@@ -132,7 +137,9 @@ def test_exercise_2_has_all_18_published_numbers_and_the_best_rates():
 
 
 def test_exercise_3_varies_what_each_table_varies_and_nothing_else():
-    varying = {one.name.partition(".")[2]: one.space.varying for one in exercise3.experiments}
+    varying = {
+        one.name.partition(".")[2]: one.space.varying for one in exercise3.experiments if one is not exercise3.open
+    }
     assert {name: set(parameters) for name, parameters in varying.items()} == {
         "baseline": set(),
         "batch_size_single_pass": {"batch_size"},
@@ -141,6 +148,7 @@ def test_exercise_3_varies_what_each_table_varies_and_nothing_else():
         "learning_rate": {"learning_rate", "batch_size"},
         "dropout": {"dropout", "batch_size"},
         "winner": set(),
+        "open_winner": set(),
     }
     assert categories(exercise3.batch_size_single_pass, "batch_size") == list(SIZES)
     assert categories(exercise3.batch_size_shuffled, "batch_size") == list(SIZES)
@@ -180,7 +188,22 @@ def test_exercise_3_has_every_published_number():
     assert published(exercise3.winner) == {(): 0.993}
     # "The basic code reaches 96.1 % after 1000 steps": the accuracy there, not the best on the way.
     assert published(exercise3.baseline, metric="test_accuracy") == {(): 0.961}
-    assert [len(one.published) for one in exercise3.experiments] == [1, 8, 8, 2, 18, 20, 1]
+    assert [len(one.published) for one in exercise3.experiments] == [1, 8, 8, 2, 18, 20, 1, 0, 0]
+
+
+def test_every_configuration_of_the_open_space_sees_as_many_images_as_the_report_s_winner():
+    winner = exercise3.winner.space
+    budget = winner["steps"] * winner["batch_size"]
+    space = exercise3.open.space
+    assert {branch.parameters["steps"] * branch.parameters["batch_size"] for branch in space.branches()} == {budget}
+    best = exercise3.open_winner.space
+    assert best["steps"] * best["batch_size"] == budget
+    generator = np.random.default_rng(0)
+    for config in (space.sample(generator) for _ in range(100)):
+        complete(config)
+    # What was found is in the space, and everything is chosen on validation images.
+    assert space.admits(dict(best))
+    assert exercise3.open.metric == exercise3.open_winner.metric == "best_valid_accuracy"
 
 
 @pytest.mark.parametrize(
@@ -208,13 +231,18 @@ def test_a_quick_version_only_shrinks(experiment):
     smaller = {"steps", "width", "num_evaluations", "num_evaluation_images", "num_timed_steps"}
     full_size = {"width": 1.0, "num_evaluations": 50, "num_evaluation_images": 10_000, "num_timed_steps": 5000}
     for name, value in quick.space.items():
-        if name in experiment.space.varying:
+        if name in experiment.space.varying and not isinstance(value, int):
+            if not isinstance(value, Categorical):
+                assert quick.space.describe(name) == experiment.space.describe(name)
+                continue
             assert set(categories(quick, name)) <= set(categories(experiment, name))
         elif value != experiment.space.get(name):
             assert name in smaller
-            assert value < experiment.space.get(name, full_size.get(name))
+            full = experiment.space.possible(name) if name in experiment.space else [full_size[name]]
+            assert value < min(full)
     assert set(experiment.space) <= set(quick.space)
-    assert quick.space.varying == experiment.space.varying
+    assert quick.space.varying == [name for name in experiment.space.varying if name in quick.space.varying]
+    assert {*experiment.space.varying} - {*quick.space.varying} <= smaller
     assert quick.published == experiment.published
     # The same command again at full size must not be mistaken for a quick one.
     assert not experiment.quick

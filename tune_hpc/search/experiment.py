@@ -30,6 +30,8 @@ SCHEDULERS = ("none", "asha", "hyperband", "median", "pbt")
 ENDED = ("finished", "stopped", "diverged", "failed")
 #: What the line reports; images report all of ``METRICS``.
 LINE_METRICS = ("train_loss", "W", "b")
+#: The most configurations that a quick run of any but a grid tries.
+QUICK_SAMPLES = 8
 #: Trial ids have five digits, and the driver holds every configuration.
 MAX_TRIALS = 100_000
 
@@ -276,7 +278,8 @@ class Experiment:
 
     def as_quick(self) -> Experiment:
         """Return the experiment at a size for a first look: fewer steps and values, and marked as such."""
-        return replace(self, space=self.space | self.quick_values, quick=True)
+        few = None if self.num_samples is None else min(self.num_samples, QUICK_SAMPLES)
+        return replace(self, space=self.space | self.quick_values, num_samples=few, quick=True)
 
     @property
     def most_steps(self) -> int:
