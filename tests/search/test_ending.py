@@ -102,8 +102,13 @@ class TestEnding:
         is_any_under_way = True
         num_cut_off = 0
 
+        num_shown = 0
+
         def cut_off(self):
             self.num_cut_off += 1
+
+        def show(self):
+            self.num_shown += 1
 
     @pytest.fixture
     def homes(self, tmp_path):
@@ -124,6 +129,8 @@ class TestEnding:
     def test_a_search_that_no_limit_ends_goes_on(self, asked, homes):
         assert not asked.stop_all()
         assert not any(StopRequest(home.stop).is_made for home in homes)
+        # A search of long trials has no news for minutes, but shows that it lives.
+        assert asked.watcher.num_shown == 1
 
     def test_all_experiments_are_asked_and_waited_for(self, asked, limits, homes, clock, caplog):
         limits._interrupt(signal.SIGINT, None)

@@ -110,6 +110,14 @@ def test_what_is_forwarded_is_the_last_value_of_the_metric_as_a_plain_number(rep
     assert json.dumps(forwarded)
 
 
+def test_of_a_metric_that_is_a_best_the_best_so_far_is_forwarded(clock, forwarded):
+    report = Reporter(TrialRecord({}), "best_valid_accuracy", forwarded.append)
+    for step, accuracy in enumerate((0.5, 0.9, 0.7)):
+        report(step, {"train_loss": 1.0})
+        report(step, {"valid_accuracy": accuracy, "test_accuracy": 1.0})
+    assert forwarded == [0.5, 0.9, 0.9]
+
+
 def test_ray_is_told_once_a_second_at_most_the_latest_value_of_each_trial(clock, monkeypatch):
     told = []
     monkeypatch.setattr(reporting.tune, "report", told.append)

@@ -44,6 +44,7 @@ class Ending(Stopper):
 
     def stop_all(self) -> bool:
         """Whether to stop everything: all that was under way has ended or saved its state, or had the time for it."""
+        self.watcher.show()
         if not self.limits.are_reached():
             return False
         if self._asked_at is None:

@@ -20,6 +20,8 @@ from tune_hpc.search.stop_request import StopAsked, StopRequest
 
 #: Each report to Ray costs milliseconds; the progress bar needs no more than this.
 REPORT_INTERVAL_S = 1.0
+#: Metrics that are the best of what is reported under another name.
+BEST_OF = {"best_valid_accuracy": "valid_accuracy", "best_test_accuracy": "test_accuracy"}
 
 
 class Diverged(Exception):
@@ -68,6 +70,7 @@ class Reporter:
         self.metric = metric
         self._forward = forward
         self._decision = decision
+        self._best = math.nan
 
     def __call__(self, step: Any, metrics: Mapping[str, Any]) -> None:
         """Keep metrics at one step, or arrays of them at an array of steps.
@@ -87,11 +90,21 @@ class Reporter:
             broken = next(name for name, own in finite.items() if not own[num_finite])
             raise Diverged(f"non-finite {broken} at step {steps[num_finite]}")
         if self._decision is None:
-            if num_finite and self.metric in values:
-                self._forward(float(values[self.metric][-1]))
+            if num_finite and (value := self._latest(values)) is not None:
+                self._forward(value)
         # A scheduler wants every result to have what it watches, so nothing else is told beside.
         elif num_finite and self._decision.watched.column in values:
             self._decision(int(steps[-1]), float(values[self._decision.watched.column][-1]))
+
+    def _latest(self, values: Mapping[str, np.ndarray]) -> float | None:
+        """Return the metric that ranks trials as it stands; ``None`` where nothing new is known of it."""
+        if self.metric in values:
+            return float(values[self.metric][-1])
+        column = BEST_OF.get(self.metric, self.metric)
+        if column not in values:
+            return None
+        self._best = float(np.nanmax([self._best, *values[column]]))
+        return self._best
 
 
 def _at(steps: np.ndarray, name: str, value: Any) -> np.ndarray:

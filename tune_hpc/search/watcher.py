@@ -148,6 +148,11 @@ class Watcher(tune.Callback):
             if trial.temporary_state.ray_actor is not None:
                 ray.kill(trial.temporary_state.ray_actor)
 
+    def show(self) -> None:
+        """Show how far the search is, be there news or not."""
+        if self.progress:
+            self.progress.update()
+
     def seconds(self, experiment: str) -> float:
         """Return how long it took from the start of an experiment's first trial to the end of its last."""
         first, last = self._spans.get(experiment, (0.0, 0.0))
@@ -159,8 +164,7 @@ class Watcher(tune.Callback):
         self.tally.running = sum(
             1 if trial.config.get("in_turn") else len(trial.config["members"]) for trial in self._under_way.values()
         )
-        if self.progress:
-            self.progress.update()
+        self.show()
 
 
 def _experiment(trial: Trial) -> str:
