@@ -210,7 +210,7 @@ class TestProposals:
         def ended(self, *what):
             self.told.append(what)
 
-    def test_nothing_is_handed_out_once_a_search_is_to_end_and_no_learner_hears_of_what_has_not_ended(self):
+    def test_nothing_is_handed_out_once_a_search_is_to_end_and_no_learner_hears_of_what_did_not_begin(self):
         members = [{"experiment": "e", "trial_id": f"t{number}", "config": {}} for number in range(3)]
         is_ending = []
         learner = self.Learner()
@@ -226,7 +226,7 @@ class TestProposals:
             {"trial_id": "t1", "status": "running", "value": 0.7, "steps": 4},
         ]
         proposals.on_trial_complete("ray", {"members": told, "last": True, "done": True, "step": 4, "value": 0.7})
-        assert learner.told == [("t0", "finished", 0.5, 9)]
+        assert learner.told == [("t0", "finished", 0.5, 9), ("t1", "running", 0.7, 4)]
 
 
 class TestBundle:
