@@ -148,6 +148,18 @@ def test_a_response_over_zero_is_not_logarithmic(trial, results_of):
     assert sheet.axes[0].get_xscale() == "linear"
 
 
+def test_drawn_values_get_round_ticks_and_points_that_differ_in_more_are_not_joined(trial, results_of):
+    drawn = ((1.45004e-4, 10), (1.8896e-3, 35), (0.110046, 70))
+    trials = [trial(f"{n:05d}", learning_rate=rate, batch_size=size) for n, (rate, size) in enumerate(drawn)]
+    sheet = figures.sheets(results_of(*trials), {**RESPONSE, "line": None, "log_x": True})[0]
+    ax = sheet.axes[0]
+    low, high = ax.get_xlim()
+    shown = [tick for tick in ax.get_xticks() if low <= tick <= high]
+    assert shown == pytest.approx([1e-3, 1e-2, 1e-1])
+    assert [ax.xaxis.get_major_formatter()(tick, 0) for tick in shown] == ["0.001", "0.01", "0.1"]
+    assert {line.get_linestyle() for line in ax.get_lines()} == {"None"}
+
+
 def test_names_on_an_axis_are_words_and_points_are_not_joined(grid):
     sheet = figures.sheets(grid(), {**RESPONSE, "parameter": "optimizer", "line": "learning_rate"})[0]
     ax = sheet.axes[0]

@@ -141,17 +141,21 @@ def response_table(
     """Return a metric of the trials against one parameter.
 
     Returns:
-        The columns of this module; a point is a configuration, its band the lowest and highest seed.
+        The columns of this module, and ``is_joined``: whether the points of a line differ in nothing but ``x``. A point
+        is a configuration, its band the lowest and highest seed.
     """
     trials = results.trials
     if metric not in trials or parameter not in trials:
-        return pd.DataFrame(columns=list(_COLUMNS))
+        return pd.DataFrame(columns=[*_COLUMNS, "is_joined"])
     trials = trials[matching(trials, where) & trials["status"].isin(HEALTHY)]
     free = _free(results, [parameter, line, *where])
     df = pd.DataFrame({"x": trials[parameter], "value": numeric(trials, metric)})
     df["line"] = trials[line] if line else "measured"
     df["configuration"] = trials.groupby(free, dropna=False).ngroup() if free else 0
-    return _banded(df.dropna(subset=["x", "value", "line"]), "configuration")
+    df = df.dropna(subset=["x", "value", "line"])
+    num_configurations = df.groupby("line")["configuration"].nunique()
+    table = _banded(df, "configuration")
+    return table.assign(is_joined=table["line"].map(num_configurations) == 1)
 
 
 def _banded(df: pd.DataFrame, *more: str) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from tune_hpc.analysis import plot_data
 from tune_hpc.analysis.wording import short, value_text
@@ -33,6 +33,8 @@ _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1
 
 #: Inches: a figure as wide as a page's text, and the mean width of a label's character.
 WIDTH, CHARACTER = 6.5, 0.068
+#: A value whose label is longer was drawn, not chosen.
+MOST_CHARACTERS = 6
 
 
 def line_style(index: int) -> dict[str, Any]:
@@ -143,8 +145,8 @@ def draw_response(
         own = table[table["line"] == line]
         x = own["x"].map(place).to_numpy(float) if wordy else own["x"].to_numpy(float)
         style = line_style(index)
-        # Several points over one value: other parameters vary too, and a line through them would mean nothing.
-        if wordy or own["x"].duplicated().any():
+        # Where other parameters vary, too, a line through the points would mean nothing.
+        if wordy or not own["is_joined"].all():
             style["linestyle"] = "none"
         if (own["num_trials"] > 1).any():
             notes.append("Point: mean over seeds; bar: lowest to highest seed.")
@@ -187,11 +189,11 @@ def published_style(colour: str) -> dict[str, Any]:
 
 
 def _number_axis(ax: Axes, values: list[float], *, log_x: bool) -> None:
-    """Put ticks at the parameter's own values, as far as their labels do not touch."""
+    """Put ticks at the values that were chosen, as far as labels do not touch; at round ones where they were drawn."""
     log_x = log_x and bool(values) and values[0] > 0
     if log_x:
         ax.set_xscale("log")
-    if not values or len(values) > 20:
+    if not values:
         return
     low, high = values[0], values[-1]
     place = np.log10 if log_x else np.asarray
@@ -199,6 +201,12 @@ def _number_axis(ax: Axes, values: list[float], *, log_x: bool) -> None:
     margin = 0.05 * span
     ends = float(place(low)) - margin, float(place(high)) + margin
     ax.set_xlim((10 ** ends[0], 10 ** ends[1]) if log_x else ends)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    if len(values) > 20 or max(len(short(value)) for value in values) > MOST_CHARACTERS:
+        if log_x:
+            ax.xaxis.set_major_locator(LogLocator(subs=(1,) if span > 2 else (1, 2, 5)))
+        return
     figure = ax.get_figure(root=True)
     inches = ax.get_position().width * (figure.get_figwidth() if figure else WIDTH) / 1.1
     kept: list[float] = []
@@ -211,9 +219,7 @@ def _number_axis(ax: Axes, values: list[float], *, log_x: bool) -> None:
         else:
             kept.append(value)
     ax.xaxis.set_major_locator(FixedLocator(kept))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _room(left: float, right: float) -> float:
