@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from optuna.trial import TrialState
 from ray import tune
 from ray.tune.search import Searcher
 
@@ -22,7 +23,7 @@ from tune_hpc.analysis.results import TrialRecord, part_row
 from tune_hpc.search import ending, reporting, stop_request, trial
 from tune_hpc.search.ending import Ending
 from tune_hpc.search.limits import Limits
-from tune_hpc.search.proposals import Proposals
+from tune_hpc.search.proposals import Learner, Proposals
 from tune_hpc.search.reporting import TrialCheckpoint, Watched
 from tune_hpc.search.stop_request import LOOK_INTERVAL_S, StopAsked, StopRequest, ask_nothing, ask_to_stop
 from tune_hpc.search.trial import Assignment, run_bundle
@@ -210,7 +211,7 @@ class TestProposals:
         def ended(self, *what):
             self.told.append(what)
 
-    def test_nothing_is_handed_out_once_a_search_is_to_end_and_no_learner_hears_of_what_has_not_ended(self):
+    def test_nothing_is_handed_out_once_a_search_is_to_end_and_no_learner_hears_of_what_did_not_begin(self):
         members = [{"experiment": "e", "trial_id": f"t{number}", "config": {}} for number in range(3)]
         is_ending = []
         learner = self.Learner()
@@ -226,7 +227,19 @@ class TestProposals:
             {"trial_id": "t1", "status": "running", "value": 0.7, "steps": 4},
         ]
         proposals.on_trial_complete("ray", {"members": told, "last": True, "done": True, "step": 4, "value": 0.7})
-        assert learner.told == [("t0", "finished", 0.5, 9)]
+        assert learner.told == [("t0", "finished", 0.5, 9), ("t1", "running", 0.7, 4)]
+
+    def test_a_learner_waits_for_a_trial_that_saved_its_state(self, home):
+        space = Space({"x": tune.uniform(0, 1)}, keys={})
+        search = Experiment(
+            "e", space, lingers, metric="loss", mode="min", seeds=(), searcher="tpe", num_samples=2
+        )  # fmt: skip
+        learner = Learner(search, home)
+        (sample,) = learner.propose()
+        learner.ended(sample["trial_id"], "running", 0.7, 4)
+        assert [one.state for one in learner.study.trials] == [TrialState.RUNNING]
+        learner.ended(sample["trial_id"], "finished", 0.5, 9)
+        assert [one.state for one in learner.study.trials] == [TrialState.COMPLETE]
 
 
 class TestBundle:
