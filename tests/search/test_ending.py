@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from optuna.trial import TrialState
 from ray import tune
 from ray.tune.search import Searcher
 
@@ -22,7 +23,7 @@ from tune_hpc.analysis.results import TrialRecord, part_row
 from tune_hpc.search import ending, reporting, stop_request, trial
 from tune_hpc.search.ending import Ending
 from tune_hpc.search.limits import Limits
-from tune_hpc.search.proposals import Proposals
+from tune_hpc.search.proposals import Learner, Proposals
 from tune_hpc.search.reporting import TrialCheckpoint, Watched
 from tune_hpc.search.stop_request import LOOK_INTERVAL_S, StopAsked, StopRequest, ask_nothing, ask_to_stop
 from tune_hpc.search.trial import Assignment, run_bundle
@@ -227,6 +228,18 @@ class TestProposals:
         ]
         proposals.on_trial_complete("ray", {"members": told, "last": True, "done": True, "step": 4, "value": 0.7})
         assert learner.told == [("t0", "finished", 0.5, 9), ("t1", "running", 0.7, 4)]
+
+    def test_a_learner_waits_for_a_trial_that_saved_its_state(self, home):
+        space = Space({"x": tune.uniform(0, 1)}, keys={})
+        search = Experiment(
+            "e", space, lingers, metric="loss", mode="min", seeds=(), searcher="tpe", num_samples=2
+        )  # fmt: skip
+        learner = Learner(search, home)
+        (sample,) = learner.propose()
+        learner.ended(sample["trial_id"], "running", 0.7, 4)
+        assert [one.state for one in learner.study.trials] == [TrialState.RUNNING]
+        learner.ended(sample["trial_id"], "finished", 0.5, 9)
+        assert [one.state for one in learner.study.trials] == [TrialState.COMPLETE]
 
 
 class TestBundle:
