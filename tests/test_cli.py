@@ -163,7 +163,7 @@ LINE, WINNER = "exercise1_1stpart", "exercise3.winner"
         ([LINE, "--searcher", "quasi_random", "--num-samples", "9"], "a quasi-random search tries no configuration "
          "twice; got num_samples=9 for 5 configurations"),
         ([WINNER, "--searcher", "tpe", "--num-samples", "3"], "tpe needs a parameter that varies"),
-        ([LINE, "--scheduler", "best"], "scheduler must be one of none, asha, median; got 'best'"),
+        ([LINE, "--scheduler", "best"], "scheduler must be one of none, asha, hyperband, median, pbt; got 'best'"),
         (["mine:train", "--set", "x=1,2", "--scheduler", "asha"],
          "a scheduler counts in steps; give the space of mine.train a parameter steps"),
         ([LINE, "--set", "momentum[optimizer=adamm]=0.9"], "optimizer must be one of gradient_descent, momentum"),
@@ -325,7 +325,7 @@ def test_flags_change_the_experiments():
 
 def test_a_name_stands_for_one_stage_or_all_or_an_object():
     assert [one.name for one in experiments_of(WINNER)] == [WINNER]
-    assert len(experiments_of("exercise3")) == 7
+    assert len(experiments_of("exercise3")) == 9
     assert len(experiments_of("all")) == 12
     assert [one.name for one in experiments_of("mine:experiment", WINNER)] == ["mine", WINNER]
 
@@ -445,7 +445,7 @@ def test_report_writes_a_page_and_says_where(finished, place, capsys):
 def test_spaces_are_listed_with_their_sizes(capsys):
     assert cli.main(["spaces"]) == cli.SUCCESS
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + 12
+    assert len(lines) == 1 + 14
     assert next(line for line in lines if "exercise2.softmax" in line).split()[:3] == ["exercise2.softmax", "72", "36"]
 
 

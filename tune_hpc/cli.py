@@ -281,11 +281,16 @@ def _spaces(flags: argparse.Namespace) -> int:
     for experiment in catalogue.all_experiments():
         quick = experiment.as_quick()
         table.add_row(
-            experiment.name, str(experiment.num_trials), str(quick.num_trials), ", ".join(experiment.space.varying),
+            experiment.name, str(experiment.num_trials), str(quick.num_trials), _some(experiment.space.varying),
             experiment.title,
         )  # fmt: skip
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     return SUCCESS
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return a list of names, of which only the first are told where there are many."""
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
 def _data(flags: argparse.Namespace) -> int:

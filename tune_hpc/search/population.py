@@ -49,7 +49,6 @@ class Population:
         self.experiment = experiment
         self.home = home
         self.watched = watched
-        self.unfinished: list[dict[str, Any]] = []
         samples = samples_of(experiment, experiment.configs())
         self.config_keys = list(dict.fromkeys(key for sample in samples for key in sample["config"]))
         self._configs: dict[str, dict[str, Any]] = {sample["trial_id"]: sample["config"] for sample in samples}
