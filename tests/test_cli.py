@@ -326,7 +326,7 @@ def test_flags_change_the_experiments():
 def test_a_name_stands_for_one_stage_or_all_or_an_object():
     assert [one.name for one in experiments_of(WINNER)] == [WINNER]
     assert len(experiments_of("exercise3")) == 9
-    assert len(experiments_of("all")) == 12
+    assert len(experiments_of("all")) == 14
     assert [one.name for one in experiments_of("mine:experiment", WINNER)] == ["mine", WINNER]
 
 
