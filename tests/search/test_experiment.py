@@ -240,6 +240,21 @@ def test_every_published_number_speaks_of_trials_that_run(experiment):
             assert len(found) == 1
 
 
+def test_with_another_schedule_or_optimizer_the_keys_of_the_former_go():
+    decayed = Experiment("x", Space({"optimizer": "momentum", "momentum": 0.5, "decay_rate": 0.95}))
+    assert dict(decayed.with_values({"schedule": "cosine"}).space) == {
+        "optimizer": "momentum", "momentum": 0.5, "schedule": "cosine"
+    }  # fmt: skip
+    assert dict(decayed.with_values({"optimizer": "nesterov"}).space) == dict(decayed.space) | {"optimizer": "nesterov"}
+    assert "momentum" not in decayed.with_values({"optimizer": "adam"}).space
+    assert "momentum" in decayed.with_values({"optimizer": tune.choice(["adam", "momentum"])}).space
+    # What is asked for must be possible.
+    with pytest.raises(InvalidSpaceError, match="decay_rate belongs to staircase; the space has schedule=one_cycle"):
+        decayed.with_values({"schedule": "one_cycle", "decay_rate": 0.9})
+    own = Experiment("x", Space({"schedule": "cosine", "momentum": 1}, keys={}), function)
+    assert set(own.with_values({"optimizer": "mine", "schedule": "x"}).space) == {"schedule", "momentum", "optimizer"}
+
+
 def test_numbers_of_numpy_are_plain_in_the_description():
     published = (Published({"steps": np.float64(5)}, "test_loss", np.float64(0.5), "report"),)
     assert json.dumps(Experiment("x", GRID, published=published).to_json(), allow_nan=False)

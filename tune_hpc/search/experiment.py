@@ -14,7 +14,7 @@ from typing import Any
 
 from tune_hpc.analysis.results import IDENTITY, MEASURES, METRICS
 from tune_hpc.errors import FolderError, InvalidConfigError, InvalidExperimentError, InvalidSpaceError
-from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, check_key
+from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, check_key, owned_keys
 from tune_hpc.search.designs import quasi_random_configs, random_configs
 from tune_hpc.search.exploration import CHANGEABLE_KEYS, changeable
 from tune_hpc.search.reference import reference_to
@@ -273,8 +273,22 @@ class Experiment:
         return replace(self, **changes)
 
     def with_values(self, values: Mapping[str, Any]) -> Experiment:
-        """Return the experiment with some parameters of its space changed or added."""
-        return replace(self, space=self.space | values)
+        """Return the experiment with some parameters of its space changed or added; see ``space_with``."""
+        return replace(self, space=self.space_with(values))
+
+    def space_with(self, values: Mapping[str, Any]) -> Space:
+        """Return its space with some parameters changed or added.
+
+        With another optimizer or schedule the keys that only the former one had go.
+        """
+        space = self.space | values
+        for owner, keys in OWNERS.items():
+            if self.trainable == TRAIN and owner in values:
+                kept = {name for one in _possible(space, owner) for name in keys[one]}
+                space = space.without(
+                    *(one for one in owned_keys(owner) if one in self.space and one not in kept | {*values})
+                )
+        return space
 
     def as_quick(self) -> Experiment:
         """Return the experiment at a size for a first look: fewer steps and values, and marked as such."""
