@@ -15,6 +15,7 @@ from typing import Any
 from tune_hpc.analysis.results import IDENTITY, MEASURES, METRICS
 from tune_hpc.errors import FolderError, InvalidConfigError, InvalidExperimentError, InvalidSpaceError
 from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, check_key, owned_keys
+from tune_hpc.search.declared import Figure, Published, Table
 from tune_hpc.search.designs import quasi_random_configs, random_configs
 from tune_hpc.search.exploration import CHANGEABLE_KEYS, changeable
 from tune_hpc.search.reference import reference_to
@@ -34,78 +35,6 @@ LINE_METRICS = ("train_loss", "W", "b")
 QUICK_SAMPLES = 8
 #: Trial ids have five digits, and the driver holds every configuration.
 MAX_TRIALS = 100_000
-
-
-@dataclass(frozen=True)
-class Published:
-    """One published number, and which trials it is to be held against.
-
-    Attributes:
-        where: Configuration values that the number holds for.
-        metric: The column of the trials frame that measures the same thing.
-        value: The number as published, in that column's unit.
-        source: Where it stands.
-        best_over: A parameter over which the number is the best one; ``None``: ``where`` names everything.
-        best_values: The values of ``best_over`` that the source names as the best.
-    """
-
-    where: Mapping[str, Any]
-    metric: str
-    value: float
-    source: str
-    best_over: str | None = None
-    best_values: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure of the report, as data.
-
-    Attributes:
-        kind: ``curve``: metrics against steps; ``response``: a trial's metrics against one parameter.
-        metrics: One panel each. Columns of the history (``curve``) or of the trials (``response``).
-        title: What is shown, without numbers.
-        line: The parameter whose values get a line each.
-        page: The parameter whose values get a figure each.
-        parameter: What a response is drawn against.
-        last_step: Where a curve is cut.
-        log_x: Whether the horizontal axis is logarithmic.
-        log_y: Whether the vertical axis is logarithmic.
-        published: The metric of the published numbers that a response is drawn with.
-    """
-
-    kind: str
-    metrics: tuple[str, ...]
-    title: str
-    line: str | None = None
-    page: str | None = None
-    parameter: str | None = None
-    last_step: int | None = None
-    log_x: bool = False
-    log_y: bool = False
-    published: str | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the report, as data.
-
-    Attributes:
-        kind: ``best_per``: the best trial for each value of ``rows``; ``pivot``: the mean of ``metrics[0]`` by ``rows``
-            and ``columns``; ``trials``: ``metrics`` of each trial; ``at_steps``: the same at some of its steps.
-        title: What is shown.
-        metrics: Columns of the trials, for ``at_steps`` of the history.
-        rows: A parameter.
-        columns: A parameter.
-        steps: The steps at which ``at_steps`` reads.
-    """
-
-    kind: str
-    title: str
-    metrics: tuple[str, ...]
-    rows: str | None = None
-    columns: str | None = None
-    steps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
