@@ -16,8 +16,9 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.search.conditions import when
 from tune_hpc.search.experiment import Experiment
+from tune_hpc.search.optuna_storage import to_optuna
 from tune_hpc.search.space import Space
-from tune_hpc.search.study import NUM_STARTUP, Study, to_optuna
+from tune_hpc.search.study import NUM_STARTUP, Study
 
 PLANE = Space({"x": tune.uniform(-5, 5), "y": tune.uniform(-5, 5)}, keys={})
 OPTIMIZERS = Space(
