@@ -207,7 +207,7 @@ class _Export:
         except TuneHpcError:
             raise
         except self._sink_class.FOREIGN as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise ExportError(
                 f"{self.experiment['name']} cannot be exported to {self.tool}: {reason}; choose another place (--where)"
             ) from error

@@ -77,7 +77,8 @@ def add_trials(
     if errors := [row["error"] for row in rows if row.get("error")]:
         attributes["errors"] = errors
     outcome = study.outcome(*zip(*(told(row, metric) for row in rows), strict=True))
-    study.add(config, outcome, _mean([own for _, own in trials]), attributes)
+    took_s = max(sum(row.get(name) or 0.0 for name in ("setup_s", "train_s", "eval_s")) for row in rows)
+    study.add(config, outcome, _mean([own for _, own in trials]), attributes, took_s)
 
 
 def curve(history: pd.DataFrame, metric: str, mode: str) -> dict[int, float]:

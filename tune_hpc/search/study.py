@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from itertools import islice
 from statistics import fmean
 from typing import Any
@@ -145,6 +146,7 @@ class Study:
         outcome: Outcome,
         curve: Mapping[int, float] | None = None,
         attributes: Mapping[str, Any] | None = None,
+        took_s: float = 0.0,
     ) -> int:
         """Take in a configuration that was tried before.
 
@@ -153,6 +155,7 @@ class Study:
             outcome: What became of it.
             curve: The metric at some steps, for those who look at the study.
             attributes: What else they are told.
+            took_s: How long it took, until now.
 
         Returns:
             Its number.
@@ -172,6 +175,8 @@ class Study:
             user_attrs=dict(attributes or {}),
             constraints=None if outcome.violation is None else {"diverged": outcome.violation},
         )
+        ended = datetime.now()
+        trial.datetime_start, trial.datetime_complete = ended - timedelta(seconds=took_s), ended
         self.study.add_trial(trial)
         return len(self.trials) - 1
 
