@@ -147,8 +147,8 @@ class ExperimentFolder:
         for leftover in (self.parts, self.logs, self.tables, self.figures, self.tensorboard, self.ray):
             shutil.rmtree(leftover, ignore_errors=True)
         files = (self.trials_file, self.history_file, self.proposals, self.population, self.report)
-        files += (self.optuna_journal, self.mlflow)
-        for file in (*files, self.experiment_file):
+        exports = (self.optuna_journal, self.mlflow)
+        for file in (*files, *exports, self.experiment_file):
             file.unlink(missing_ok=True)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

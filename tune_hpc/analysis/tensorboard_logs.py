@@ -53,6 +53,8 @@ class TensorBoardSink:
     def __init__(self, home: ExperimentFolder, experiment: Mapping[str, Any], place: str | None) -> None:
         self._search = search_id(experiment)
         self._metric = experiment["metric"]
+        # A member of a population changes its configuration; the HPARAMS tab takes one, and is told the last.
+        self._tells_config_last = experiment.get("scheduler") == "pbt"
         self.folder = home.tensorboard if place is None else _own_folder(Path(place), experiment["name"], self._search)
         self.place = str(self.folder)
         self.num_exported = 0
@@ -69,12 +71,15 @@ class TensorBoardSink:
             return
         events = []
         if known is None:
-            events += [Event(file_version="brain.Event:2"), _hparams(session_start_info=_start_info(trial_id, config))]
-            known = {"size": 0, "columns": {}}
+            events.append(Event(file_version="brain.Event:2"))
+            known = {"size": 0, "columns": {}, "config_is_told": False}
         elif any(_is_another(history, column, *last) for column, last in known["columns"].items()):
             events.append(Event(session_log=SessionLog(status=SessionLog.START)))
-            known["columns"] = {}
+            known |= {"columns": {}, "config_is_told": False}
         has_ended = row["status"] != "running"
+        if not known["config_is_told"] and (has_ended or not self._tells_config_last):
+            events.append(_hparams(session_start_info=_start_info(trial_id, config)))
+            known["config_is_told"] = True
         events += _scalars(history, None if has_ended else config.get("steps"), known["columns"])
         if has_ended:
             events += self._summary(row, config, history)
@@ -83,11 +88,7 @@ class TensorBoardSink:
             events.append(_hparams(session_end_info=SessionEndInfo(status=status, end_time_secs=time.time())))
             self.num_exported += 1
         size = _append(self.folder / trial_id / _EVENTS, events, known["size"])
-        self._trials[trial_id] = {
-            "status": row["status"],
-            "size": size,
-            "columns": {} if has_ended else known["columns"],
-        }
+        self._trials[trial_id] = {"status": row["status"]} if has_ended else known | {"status": "running", "size": size}
 
     def _summary(self, row: Mapping[str, Any], config: Mapping[str, Any], history: pd.DataFrame) -> list[Event]:
         """Return numbers that a trial has one of, in a section of their own."""

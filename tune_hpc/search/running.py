@@ -133,6 +133,7 @@ class Search:
         if self.before:
             own["continued"] = [*own.get("continued", []), dict(origin)]
         known = [*earlier.get("config_keys", []), *(key for one in self.samples for key in one["config"])]
+        known += self.learner.config_keys if self.learner else []
         self.description = self.experiment.to_json() | {
             "format": FORMAT,
             "position": earlier.get("position", self.position),
@@ -143,7 +144,7 @@ class Search:
         }
         self.home.write(self.description)
         ask_nothing(self.home)
-        if self.learner:
+        if isinstance(self.learner, Learner):
             self.learner.note_config_keys = self.add_config_keys
 
     def add_config_keys(self, keys: Iterable[str]) -> None:
