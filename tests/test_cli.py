@@ -346,13 +346,14 @@ def run_pretended(*arguments):
 def test_flags_reach_the_runner(place, capsys):
     code, options = run_pretended(
         "--output-dir", "there", "--cpus-per-trial", "2", "--max-concurrent", "3", "--data-dir", "images",
-        "--overwrite", "--fuse", "16", "--time-budget", "1.5h", "--target", "0.99",
+        "--overwrite", "--fuse", "16", "--time-budget", "1.5h", "--target", "0.99", "--export", "optuna,tensorboard",
     )  # fmt: skip
     assert code == cli.SUCCESS
     assert [str(folder) for folder in options.pop("folders")] == ["there"]
     assert options == {
         "address": None, "overwrite": True, "cpus_per_trial": 2, "gpus_per_trial": None, "max_concurrent": 3,
         "data_dir": "images", "fuse": "16", "time_budget_s": 5400.0, "target": 0.99,
+        "export": ["optuna,tensorboard"],
     }  # fmt: skip
     assert capsys.readouterr().out == "pretended: 1 finished; best loss 0.25 at x=1\n"
 
@@ -372,6 +373,11 @@ def test_searchers_and_schedulers_are_chosen_by_flags():
         (["extend", "nowhere", "--num-samples", "3"], "nowhere is no experiment folder: there is no such folder"),
         (["extend", "nowhere", "--num-samples", "0"], "num_samples must be at least 1; got 0"),
         (["resume", "nowhere", "--time-budget", "0"], "time_budget_s must be above 0; got 0.0"),
+        (["resume", "nowhere", "--export", "paper"], "an export goes to tensorboard, optuna, mlflow; got 'paper'"),
+        (["run", LINE, "--export", "optuna,paper"], "an export goes to tensorboard, optuna, mlflow; got 'paper'"),
+        (["export", "nowhere", "--to", "optuna"], "nowhere is no experiment folder: there is no such folder"),
+        (["export", "foreign", "--to", "optuna"], "foreign is no experiment folder: no experiment.json in it or below"),
+        (["export", "nowhere", "--to", "optuna,mlfow"], "an export goes to tensorboard, optuna, mlflow; got 'mlfow'"),
     ],
 )
 def test_what_cannot_go_on_is_refused(refused, arguments, message):
@@ -434,6 +440,20 @@ def test_show_ranks_by_the_metric_and_as_many_as_asked(finished, capsys):
     output = capsys.readouterr().out.partition("failed:")[0]
     assert "best learning_rate 0.2 at learning_rate=0.2" in output
     assert [line.split()[1] for line in output.splitlines() if line.startswith("| t0")] == ["t00001"]
+
+
+def test_an_export_says_how_many_trials_are_new_and_what_shows_them(finished, capsys):
+    for num_new in (3, 0):
+        assert cli.main(["export", str(finished), "--to", "tensorboard"]) == cli.SUCCESS
+        shown_by = f"tensorboard --logdir {finished / 'tensorboard'}"
+        assert capsys.readouterr().out == f"made.up: {num_new} new trials in tensorboard; {shown_by}\n"
+
+
+def test_an_extra_that_is_not_installed_is_named_before_anything_starts(refused, monkeypatch):
+    monkeypatch.setattr("tune_hpc.analysis.exports.find_spec", lambda name: None if name == "mlflow" else name)
+    assert refused("run", LINE, "--export", "mlflow") == (
+        "an export to mlflow needs the package mlflow, which is not installed; pip install 'tune-hpc[mlflow]'"
+    )
 
 
 def test_report_writes_a_page_and_says_where(finished, place, capsys):

@@ -25,7 +25,9 @@ MAY_IMPORT = {
     # The columns and the folder are what a search writes and the analysis reads.
     "tune_hpc.search": [
         "tune_hpc.errors", "tune_hpc.search", "tune_hpc.learning", "tune_hpc.analysis.results",
-        "tune_hpc.analysis.folder",
+        "tune_hpc.analysis.folder", "tune_hpc.analysis.process",
+        # A search starts exports beside itself, and one of their sinks is a study.
+        "tune_hpc.analysis.exports", "tune_hpc.analysis.sinks",
     ],
     "tune_hpc.scaling": [
         "tune_hpc.errors", "tune_hpc.scaling", "tune_hpc.learning", "tune_hpc.analysis.results",
@@ -47,6 +49,9 @@ HEAVY = {
     "ray": ["tune_hpc.search", "tune_hpc.scaling", "search_spaces"],
     "pandas": ["tune_hpc.analysis", "tune_hpc.scaling"],
     "matplotlib": ["tune_hpc.analysis.plots", "tune_hpc.analysis.figures"],
+    "tensorboardX": ["tune_hpc.analysis.tensorboard_logs"],
+    # An extra that may not be installed.
+    "mlflow": ["tune_hpc.analysis.mlflow_runs"],
 }
 #: Who may do so inside a function. A trial keeps checkpoints of any trainable, and only one that asks for them has
 #: torch; the driver, which imports the same module, must not pay for it.

@@ -8,6 +8,7 @@ The public names, each loaded on first use so that ``import tune_hpc`` costs mil
     compare                                        tune each of several things alike, and hold their winners together
     load, load_all, Results                        what happened, as data frames
     to_optuna                                      the same as an Optuna study
+    export                                         the same in TensorBoard, Optuna's dashboard or MLflow
     write_report                                   the same as tables, figures and one HTML page
 """
 
@@ -23,13 +24,14 @@ _HOMES = {
     "Table": "tune_hpc.search.experiment",
     "TuneHpcError": "tune_hpc.errors",
     "compare": "tune_hpc.search.comparison",
+    "export": "tune_hpc.analysis.exports",
     "extend": "tune_hpc.search.tuner",
     "load": "tune_hpc.analysis.results",
     "load_all": "tune_hpc.analysis.results",
     "resume": "tune_hpc.search.tuner",
     "run": "tune_hpc.search.tuner",
     "run_all": "tune_hpc.search.tuner",
-    "to_optuna": "tune_hpc.search.study",
+    "to_optuna": "tune_hpc.search.optuna_storage",
     "when": "tune_hpc.search.conditions",
     "write_report": "tune_hpc.analysis.report",
 }

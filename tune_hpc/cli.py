@@ -35,6 +35,7 @@ examples:
   tune-hpc extend runs/exercise2.softmax --num-samples 50
   tune-hpc show runs/exercise2.softmax                   the best trials
   tune-hpc report runs/exercise2.softmax                 tables, figures and report.html
+  tune-hpc export runs/exercise2.softmax --to tensorboard
 """
 
 #: Ends well, failed, wrong input, to be queued again (a batch system's warning came), interrupted.
@@ -128,6 +129,17 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", _report, "write tables, figures and report.html of experiment folders")
     report.add_argument("folders", nargs="+", metavar="FOLDER")
     report.add_argument("-o", "--output", metavar="FILE", help="where the page goes (default: in the first folder)")
+
+    export = add("export", _export, "show searches, finished or not, in TensorBoard, Optuna's dashboard or MLflow")
+    export.add_argument("folders", nargs="+", metavar="FOLDER")
+    export.add_argument(
+        "--to", action="append", required=True, metavar="TOOL",
+        help="tensorboard, optuna or mlflow; repeatable, or a list (a,b)",
+    )  # fmt: skip
+    export.add_argument(
+        "--where", metavar="PLACE", help="a folder, a file, a storage's or a server's URL (default: in the folder)"
+    )
+    export.add_argument("--follow", action="store_true", help="go on until the searches have ended")
 
     spaces = add("spaces", _spaces, "list the experiments with their sizes and parameters")
     spaces.add_argument("names", nargs="*", metavar="NAME", help="these only, with every parameter")
@@ -263,6 +275,14 @@ def _report(flags: argparse.Namespace) -> int:
     results = [one for folder in flags.folders for one in load_all(folder)]
     page = Path(flags.output) if flags.output else Path(flags.folders[0]) / "report.html"
     print(write_report(results, page))
+    return SUCCESS
+
+
+def _export(flags: argparse.Namespace) -> int:
+    from tune_hpc.analysis.exports import export
+
+    for one in export(flags.folders, flags.to, where=flags.where, follow=flags.follow):
+        print(f"{one.experiment}: {one.num_trials} new trials in {one.tool}; {one.viewer}")
     return SUCCESS
 
 

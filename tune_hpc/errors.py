@@ -7,6 +7,8 @@
     ├── UnknownNameError (LookupError)        no such experiment, module, attribute or column
     ├── DataUnavailableError (OSError)        a data set that cannot be found, fetched or verified
     ├── FolderError (OSError)                 an experiment folder that cannot be read, written or taken over
+    ├── ExportError (OSError)                 a place of another tool that cannot be written to, or is another search's
+    ├── MissingPackageError (ImportError)     a package that is needed for what was asked, and is not installed
     ├── ClusterError (ConnectionError)        a Ray cluster that cannot be reached, or cannot hold what was asked
     └── TrialError (RuntimeError)             work on the cluster that ended before it gave its result
 
@@ -45,6 +47,14 @@ class DataUnavailableError(TuneHpcError, OSError):
 
 class FolderError(TuneHpcError, OSError):
     """An experiment folder that cannot be read, written or taken over."""
+
+
+class ExportError(TuneHpcError, OSError):
+    """A place of another tool that cannot be written to."""
+
+
+class MissingPackageError(TuneHpcError, ImportError):
+    """A package that is needed for what was asked is not installed."""
 
 
 class ClusterError(TuneHpcError, ConnectionError):

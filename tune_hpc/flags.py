@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 #: The options of a run that flags of the same names give.
 PLACE_FLAGS = (
     "address", "cpus_per_trial", "gpus_per_trial", "max_concurrent", "fuse", "data_dir", "time_budget_s", "target",
+    "export",
 )  # fmt: skip
 
 
@@ -76,6 +77,12 @@ def add_place_flags(parser: argparse.ArgumentParser) -> None:
         "--fuse", metavar="N", help="trials that train as one program: auto (default), off, or at most N"
     )
     where.add_argument("--data-dir", metavar="DIR", help="where the image data are, or are to be put")
+    where.add_argument(
+        "--export",
+        action="append",
+        metavar="TOOL",
+        help="show it to tensorboard, optuna, mlflow while it runs; repeatable, or a list (a,b)",
+    )
     limits = parser.add_argument_group("when it ends before its time, to be resumed or not")
     limits.add_argument(
         "--time-budget", type=_seconds, metavar="TIME", dest="time_budget_s", help="seconds, or 90s, 30m, 12h"

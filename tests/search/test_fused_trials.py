@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.results import TrialRecord
+from tune_hpc.analysis.results import TrialRecord, read_part
+from tune_hpc.errors import FolderError
 from tune_hpc.learning import training
 from tune_hpc.learning.config import complete
 from tune_hpc.search import reporting, trial
@@ -51,6 +52,46 @@ def test_each_member_leaves_a_file_as_if_it_had_run_alone(run_fused, tmp_path):
         _, expected = alone(config)
         pd.testing.assert_frame_equal(history, expected, rtol=1e-4, atol=1e-6)
     assert sorted(path.name for path in (tmp_path / "trials").iterdir()) == [f"t{n:05d}.parquet" for n in range(4)]
+
+
+def test_members_under_way_keep_what_they_have_reported(run_fused, monkeypatch, tmp_path):
+    """Every report is followed by a look into the files, where nothing stands between two of them."""
+    monkeypatch.setattr(reporting, "KEEP_INTERVAL_S", 0.0)
+    monkeypatch.setattr(reporting, "KEEP_RATIO", 0)
+    written = []
+    leave_under_way = trial._leave_under_way
+
+    def look(folder, records, took_s):
+        leave_under_way(folder, records, took_s)
+        written.append([read_part(folder.part(record.row["trial_id"])) for record in records])
+        assert {(row["status"], row["num_fused"]) for row, _ in written[-1]} == {("running", 4)}
+
+    monkeypatch.setattr(trial, "_leave_under_way", look)
+    rows, histories = run_fused()
+    assert [row["status"] for row in rows] == ["finished", "finished", "diverged", "finished"]
+    lengths = [len(history) for _, history in (members[0] for members in written)]
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) > 5
+    row, history = written[-1][0]
+    pd.testing.assert_frame_equal(history, histories[0].iloc[: len(history)])
+    assert row["steps_run"] == history["step"].max()
+
+
+def test_a_trial_goes_on_where_what_it_reported_cannot_be_kept_for_a_while(run_fused, monkeypatch, tmp_path):
+    monkeypatch.setattr(reporting, "KEEP_INTERVAL_S", 0.0)
+    monkeypatch.setattr(reporting, "KEEP_RATIO", 0)
+    leave = trial._leave
+
+    def full(folder, record, outcome, took_s):
+        if outcome["status"] == "running":
+            raise FolderError("the disk is full")
+        return leave(folder, record, outcome, took_s)
+
+    monkeypatch.setattr(trial, "_leave", full)
+    rows, _ = run_fused()
+    assert [row["status"] for row in rows] == ["finished", "finished", "diverged", "finished"]
+    log = (tmp_path / "logs" / "b00000.log").read_text()
+    assert "what was reported until now is not kept: the disk is full" in log
 
 
 def test_a_program_that_breaks_is_run_one_by_one_and_the_log_says_so(run_fused, monkeypatch, tmp_path):

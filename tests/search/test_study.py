@@ -1,10 +1,7 @@
 """Optuna behind our spaces: what it is asked, what it is told."""
 
-import dataclasses
 import math
 
-import optuna
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,12 +9,9 @@ from optuna.trial import TrialState
 from ray import tune
 
 from tests.search.test_conditions import conditional_spaces
-from tune_hpc.analysis.results import Results
-from tune_hpc.errors import UnknownNameError
 from tune_hpc.search.conditions import when
-from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.space import Space
-from tune_hpc.search.study import NUM_STARTUP, Study, to_optuna
+from tune_hpc.search.study import NUM_STARTUP, Study
 
 PLANE = Space({"x": tune.uniform(-5, 5), "y": tune.uniform(-5, 5)}, keys={})
 OPTIMIZERS = Space(
@@ -138,44 +132,3 @@ def test_each_case_of_a_parameter_is_one_of_its_own():
         {"optimizer", "learning_rate[optimizer=adam]"},
         {"optimizer", "learning_rate", "momentum"},
     ]
-
-
-class TestToOptuna:
-    @pytest.fixture
-    def results(self):
-        """Two optimizers, two seeds each; one configuration diverged, one is still running."""
-        experiment = Experiment("optimizers", OPTIMIZERS, metric="valid_loss", mode="min", seeds=(0, 1),
-                                searcher="random", num_samples=4)  # fmt: skip
-        outcomes = {
-            ("adam", 1e-3, None): [("finished", 0.5, 100), ("finished", 0.7, 100)],
-            ("momentum", 0.1, 0.9): [("finished", 0.4, 100), ("stopped", 0.6, 30)],
-            ("momentum", 0.9, 0.6): [("diverged", None, 3), ("finished", 0.2, 100)],
-            ("adam", 1e-2, None): [("finished", 0.5, 100), ("running", None, None)],
-        }
-        rows = [
-            {"trial_id": f"t{number}{seed}", "optimizer": optimizer, "learning_rate": rate, "momentum": momentum,
-             "steps": 100, "seed": seed, "status": status, "valid_loss": loss, "steps_run": steps}
-            for number, ((optimizer, rate, momentum), own) in enumerate(outcomes.items())
-            for seed, (status, loss, steps) in enumerate(own)
-        ]  # fmt: skip
-        return Results(experiment.to_json(), pd.DataFrame(rows), pd.DataFrame())
-
-    def test_a_configuration_is_a_trial_and_its_value_the_mean_over_seeds(self, results):
-        study = to_optuna(results)
-        assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
-        assert [trial.value for trial in study.trials] == [pytest.approx(0.6), pytest.approx(0.5), math.inf]
-        assert study.trials[0].params == {"optimizer": "adam", "learning_rate[optimizer=adam]": 1e-3}
-        assert study.trials[1].params == {"optimizer": "momentum", "learning_rate": 0.1, "momentum": 0.9}
-        assert study.trials[1].intermediate_values == {30: pytest.approx(0.5)}
-        assert study.best_trial.number == 0
-
-    def test_a_storage_keeps_it_under_the_experiments_name(self, results, tmp_path):
-        storage = f"sqlite:///{tmp_path / 'studies.db'}"
-        to_optuna(results, storage)
-        again = optuna.load_study(study_name="optimizers", storage=storage)
-        assert [trial.state.name for trial in again.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
-        assert again.best_value == pytest.approx(0.6)
-
-    def test_results_without_the_metric_are_refused(self, results):
-        with pytest.raises(UnknownNameError, match="no trial of optimizers reported valid_loss"):
-            to_optuna(dataclasses.replace(results, trials=results.trials.drop(columns="valid_loss")))

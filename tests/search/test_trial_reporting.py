@@ -10,10 +10,13 @@ import torch
 from tune_hpc.analysis.results import TrialRecord
 from tune_hpc.search import reporting
 from tune_hpc.search.reporting import (
+    KEEP_INTERVAL_S,
+    KEEP_RATIO,
     REPORT_INTERVAL_S,
     Decision,
     Diverged,
     Forward,
+    RateLimit,
     Reporter,
     TrialCheckpoint,
     Watched,
@@ -229,3 +232,35 @@ class TestDecision:
         decision = Decision("t00000", Watched("loss", False, "min"), lambda: order.append("kept"))
         Reporter(TrialRecord({}), "loss", forwarded.append, decision)(1, {"loss": 0.5})
         assert order == ["kept", "told"]
+
+
+class TestRateLimit:
+    def test_what_takes_a_moment_is_done_every_few_seconds(self, clock):
+        done = []
+        limited = RateLimit(lambda: done.append(clock.now))
+        for _ in range(10 * int(KEEP_INTERVAL_S)):
+            clock.now += 0.5
+            limited()
+        assert np.diff(done).tolist() == [KEEP_INTERVAL_S] * 4
+
+    def test_what_takes_long_is_done_for_a_hundredth_of_the_time(self, clock):
+        done = []
+
+        def slow():
+            clock.now += 2.0
+            done.append(clock.now)
+
+        limited = RateLimit(slow)
+        while clock.now < 1050:
+            clock.now += 0.5
+            limited()
+        assert np.diff(done).tolist() == [KEEP_RATIO * 2.0 + 2.0] * (len(done) - 1)
+        assert len(done) == 5
+
+    def test_a_reporter_has_its_record_kept(self, clock, forwarded):
+        lengths = []
+        record = TrialRecord({})
+        report = Reporter(record, "loss", forwarded.append, keep=lambda: lengths.append(len(record.history())))
+        report(np.arange(4), {"loss": np.ones(4)})
+        report(9, {"other": 1.0})
+        assert lengths == [4, 5]

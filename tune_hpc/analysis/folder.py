@@ -5,11 +5,15 @@
     history.parquet    long form: trial_id, step, one column per metric
     proposals.jsonl    the configurations that a searcher which learns has proposed, one a line
     population.jsonl   who copied whom at the end of each generation of a population, one a line
-    trials/            while the search runs: ID.parquet for each trial that ended, ID.checkpoint for one under way,
-                       bundles.json: which trials train as one program; stop: empty, or what asks them to stop
+    trials/            while the search runs: ID.parquet for each trial that ended or has reported for some seconds,
+                       ID.checkpoint for one under way, bundles.json: which trials train as one program, stop: empty,
+                       or what asks them to stop
     logs/              ID.log for each trial that wrote to its output or raised an exception
     tables/ figures/   what was made from the frames
     report.html        the same on one page
+    tensorboard/       the search as other tools read it, where it is exported: event files in a folder for each trial,
+    optuna.journal     an Optuna study,
+    mlflow.db          and runs of MLflow
     ray/               Ray's own
 
 A file appears under a temporary name and is then renamed, so that a reader never sees half of it. A folder is enough
@@ -80,10 +84,13 @@ class ExperimentFolder:
         self.tables = self.path / "tables"
         self.figures = self.path / "figures"
         self.report = self.path / "report.html"
+        self.tensorboard = self.path / "tensorboard"
+        self.optuna_journal = self.path / "optuna.journal"
+        self.mlflow = self.path / "mlflow.db"
         self.ray = self.path / "ray"
 
     def part(self, trial_id: str) -> Path:
-        """Return the file of one trial that ended."""
+        """Return the file of one trial, as far as it came."""
         return self.parts / f"{trial_id}.parquet"
 
     def checkpoint(self, trial_id: str) -> Path:
@@ -137,10 +144,11 @@ class ExperimentFolder:
             FolderError: as ``check_free``, or the folder cannot be written.
         """
         self.check_free(name, overwrite=overwrite)
-        for leftover in (self.parts, self.logs, self.tables, self.figures, self.ray):
+        for leftover in (self.parts, self.logs, self.tables, self.figures, self.tensorboard, self.ray):
             shutil.rmtree(leftover, ignore_errors=True)
         files = (self.trials_file, self.history_file, self.proposals, self.population, self.report)
-        for file in (*files, self.experiment_file):
+        exports = (self.optuna_journal, self.mlflow)
+        for file in (*files, *exports, self.experiment_file):
             file.unlink(missing_ok=True)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

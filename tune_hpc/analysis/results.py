@@ -239,6 +239,16 @@ def write_part(path: Path, row: Mapping[str, Any], history: pd.DataFrame) -> Non
     write_whole(path, lambda temporary: pq.write_table(table, temporary))
 
 
+def read_part(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Return the row and the history of the trial that a part tells of.
+
+    Raises:
+        FolderError: the file is gone, or cannot be read.
+    """
+    table = _read(path)
+    return _row(path, table), table.to_pandas()
+
+
 def part_row(path: Path) -> dict[str, Any] | None:
     """Return the row of the trial that a part tells of; ``None`` where there is no part."""
     return _row(path, _read(path)) if path.is_file() else None
@@ -321,11 +331,7 @@ def _load(folder: ExperimentFolder) -> Results:
             "restore it from a copy"
         )
     keys = experiment["config_keys"]
-    trials, history = trials_frame([], keys), pd.DataFrame({"trial_id": pd.Series(dtype="str"), "step": []})
-    if folder.trials_file.is_file():
-        trials = _frame(folder.trials_file, {"trial_id", "status"})
-        if folder.history_file.is_file():
-            history = _frame(folder.history_file, {"trial_id", "step"})
+    trials, history = read_frames(folder, keys)
     # A trial that still ran when the frames were written is told by its part, written when it ended.
     done = set(trials.loc[trials["status"] != "running", "trial_id"])
     parts = [part for part in sorted(folder.parts.glob("*.parquet")) if part.stem not in done]
@@ -346,6 +352,19 @@ def _load(folder: ExperimentFolder) -> Results:
     if len(kept := history[~history["trial_id"].isin(newer)]):
         histories.insert(0, kept)
     return Results(experiment, trials_frame(rows, keys), pd.concat(histories, ignore_index=True), folder.path)
+
+
+def read_frames(folder: ExperimentFolder, config_keys: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return what trials.parquet and history.parquet hold; empty frames where they are missing.
+
+    Raises:
+        FolderError: one cannot be read.
+    """
+    history = pd.DataFrame({"trial_id": pd.Series(dtype="str"), "step": []})
+    if not folder.trials_file.is_file():
+        return trials_frame([], config_keys), history
+    trials = _frame(folder.trials_file, {"trial_id", "status"})
+    return trials, _frame(folder.history_file, {"trial_id", "step"}) if folder.history_file.is_file() else history
 
 
 def _frame(path: Path, needed: set[str]) -> pd.DataFrame:

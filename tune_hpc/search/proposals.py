@@ -58,7 +58,13 @@ class Learner:
         home: Its folder.
         before: What there is of the search already.
         warm_start: Other searches, whose trials are told first.
+
+    Attributes:
+        config_keys: Those that the configurations proposed so far have.
+        note_config_keys: Called with more of them.
     """
+
+    note_config_keys: Callable[[Sequence[str]], object] = staticmethod(lambda keys: None)
 
     def __init__(
         self,
@@ -109,7 +115,9 @@ class Learner:
         append_line(self.home.proposals, {"number": number, "config": config})
         samples = self._samples(number, config)
         self._await(number, samples)
-        self.config_keys = list(dict.fromkeys([*self.config_keys, *(key for one in samples for key in one["config"])]))
+        if new := [key for key in samples[0]["config"] if key not in self.config_keys]:
+            self.config_keys += new
+            self.note_config_keys(new)
         return samples
 
     def ended(self, trial_id: str, status: str, value: float | None, steps: int) -> None:

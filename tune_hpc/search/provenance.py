@@ -5,7 +5,6 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,29 +18,6 @@ _PACKAGES = ("tune-hpc", "ray", "torch", "optuna", "pandas", "numpy")
 def now() -> str:
     """Return the present moment, in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def this_process() -> dict[str, Any]:
-    """Return what tells this process from any other."""
-    return {"host": platform.node(), "pid": os.getpid(), "began": _began(os.getpid())}
-
-
-def is_running(process: Mapping[str, Any] | None) -> bool:
-    """Whether what ``this_process`` told of still runs, as far as this machine can tell; never of this process."""
-    if not process or process.get("host") != platform.node() or process.get("pid") == os.getpid():
-        return False
-    began = _began(process.get("pid"))
-    # A number may belong to another process by now, most likely where a container counts from 1 again.
-    return began is not None and began == process.get("began")
-
-
-def _began(pid: Any) -> str | None:
-    """Return the moment at which a process began, in the kernel's own ticks and since the machine's own start."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}:{Path(f'/proc/{pid}/stat').read_text(encoding='utf-8').rpartition(')')[2].split()[19]}"
-    except (OSError, IndexError):
-        return None
 
 
 def provenance() -> dict[str, Any]:

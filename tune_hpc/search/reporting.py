@@ -22,6 +22,10 @@ from tune_hpc.search.stop_request import StopAsked, StopRequest
 REPORT_INTERVAL_S = 1.0
 #: Metrics that are the best of what is reported under another name.
 BEST_OF = {"best_valid_accuracy": "valid_accuracy", "best_test_accuracy": "test_accuracy"}
+#: What a trial under way has reported is written down no more often than this, and never for more than one part in
+#: this many of the time.
+KEEP_INTERVAL_S = 5.0
+KEEP_RATIO = 100
 
 
 class Diverged(Exception):
@@ -57,6 +61,7 @@ class Reporter:
         metric: The metric that must stay finite.
         forward: Called with the metric's latest value.
         decision: Shown what it watches, where a scheduler decides on the trial.
+        keep: Called whenever something was reported; it writes the record down now and then.
     """
 
     def __init__(
@@ -65,12 +70,14 @@ class Reporter:
         metric: str,
         forward: Callable[[float], None],
         decision: Decision | None = None,
+        keep: Callable[[], object] = lambda: None,
     ) -> None:
         self.record = record
         self.metric = metric
         self._forward = forward
         self._decision = decision
         self._best = math.nan
+        self._keep = keep
 
     def __call__(self, step: Any, metrics: Mapping[str, Any]) -> None:
         """Keep metrics at one step, or arrays of them at an array of steps.
@@ -89,6 +96,7 @@ class Reporter:
         if num_finite < len(steps):
             broken = next(name for name, own in finite.items() if not own[num_finite])
             raise Diverged(f"non-finite {broken} at step {steps[num_finite]}")
+        self._keep()
         if self._decision is None:
             if num_finite and (value := self._latest(values)) is not None:
                 self._forward(value)
@@ -246,6 +254,27 @@ class Decision:
     def shown(self) -> dict[str, float]:
         """Return what the scheduler is shown now."""
         return {"step": self.step, "progress": self.step * self.pace, "value": self.value}
+
+
+class RateLimit:
+    """Calls something every ``KEEP_INTERVAL_S`` at most, and so seldom that it takes a hundredth of the time at most.
+
+    Args:
+        call: What is called.
+    """
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        self._due_at = time.monotonic() + KEEP_INTERVAL_S
+
+    def __call__(self) -> None:
+        """Call it, if it is due."""
+        began = time.monotonic()
+        if began < self._due_at:
+            return
+        self._call()
+        ended = time.monotonic()
+        self._due_at = ended + max(KEEP_INTERVAL_S, KEEP_RATIO * (ended - began))
 
 
 class Forward:

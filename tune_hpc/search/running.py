@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
 from tune_hpc.analysis.folder import FORMAT, ExperimentFolder
+from tune_hpc.analysis.process import this_process
 from tune_hpc.analysis.results import Results, TrialRecord, load, write_frames, write_part
 from tune_hpc.errors import ClusterError
 from tune_hpc.learning.image_files import read_arrays
@@ -26,10 +27,11 @@ from tune_hpc.search.bundles import (
 )
 from tune_hpc.search.ending import Ending
 from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
+from tune_hpc.search.exporters import Exporters
 from tune_hpc.search.limits import Limits
 from tune_hpc.search.population import Population
 from tune_hpc.search.proposals import Bundle, Learner, Proposals, Sample
-from tune_hpc.search.provenance import now, provenance, this_process
+from tune_hpc.search.provenance import now, provenance
 from tune_hpc.search.reporting import Watched
 from tune_hpc.search.resources import TrialResources, choose_resources
 from tune_hpc.search.schedulers import make_scheduler, tell_of_the_past, watched
@@ -55,6 +57,7 @@ class RunOptions:
         checkpoint_interval_s: Seconds between two kept states of a trial; one that is interrupted goes on from there.
         time_budget_s: After so many seconds the search ends, to be resumed or not.
         target: It ends when a trial ends with such a value of the metric that ranks trials, or a better one.
+        export: Other tools that are shown the search while it runs: ``tensorboard``, ``optuna``, ``mlflow``.
         show_progress: Whether to show a progress bar, or a line a minute where there is no terminal.
     """
 
@@ -67,6 +70,7 @@ class RunOptions:
     checkpoint_interval_s: float = 60.0
     time_budget_s: float | None = None
     target: float | None = None
+    export: tuple[str, ...] = ()
     show_progress: bool = True
 
 
@@ -129,6 +133,7 @@ class Search:
         if self.before:
             own["continued"] = [*own.get("continued", []), dict(origin)]
         known = [*earlier.get("config_keys", []), *(key for one in self.samples for key in one["config"])]
+        known += self.learner.config_keys if self.learner else []
         self.description = self.experiment.to_json() | {
             "format": FORMAT,
             "position": earlier.get("position", self.position),
@@ -139,6 +144,13 @@ class Search:
         }
         self.home.write(self.description)
         ask_nothing(self.home)
+        if isinstance(self.learner, Learner):
+            self.learner.note_config_keys = self.add_config_keys
+
+    def add_config_keys(self, keys: Iterable[str]) -> None:
+        """Note which keys a configuration has: of a searcher that learns that is known when it is proposed."""
+        self.description["config_keys"] = list(dict.fromkeys([*self.description["config_keys"], *keys]))
+        self.home.write(self.description)
 
     def finish(self, watcher: Watcher, limits: Limits) -> Results:
         """Make the two frames of what the trials left; their own files go once every one of them is in.
@@ -155,11 +167,6 @@ class Search:
                 continue
             row = identity(sample["experiment"], sample["trial_id"], sample["config"])
             write_part(self.home.part(sample["trial_id"]), row | {"status": "running"}, TrialRecord({}).history())
-        if self.learner:
-            # Which keys a configuration has is known when it is proposed.
-            keys = [*self.description["config_keys"], *self.learner.config_keys]
-            self.description["config_keys"] = list(dict.fromkeys(keys))
-            self.home.write(self.description)
         results = load(self.home.path)
         write_frames(self.home, results.trials, results.history)
         # Trials that Ray had asked for but not yet begun are in no list of ours: only counting tells.
@@ -229,6 +236,7 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
                     watcher.tally.note_value(search.name, trial_id, value, search.experiment.mode)
         ending = Ending(limits, watcher, [search.home for search in searches])
         images = {name: ray.put(arrays) for name, arrays in image_sets.items()}
+        exporters = Exporters([search.home for search in searches], options.export)
         try:
             for group in _groups(searches):
                 proposals = _proposals(group, trainables, options, resources, limits)
@@ -243,6 +251,7 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
             raise ClusterError(f"Ray ended the search: {reason}; the trials that ended are in {where}") from error
         finally:
             results = [search.finish(watcher, limits) for search in searches]
+            exporters.wait()
     return results
 
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from itertools import islice
 from statistics import fmean
 from typing import Any
@@ -21,40 +22,13 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search.sample import Categorical, Domain, Integer
 
 from tune_hpc.analysis.results import Results
-from tune_hpc.errors import UnknownNameError
 from tune_hpc.search.conditions import Conditional
 from tune_hpc.search.designs import quasi_random_configs
 from tune_hpc.search.domains import bounds, cumulative, nearest, quantile, to_plain
-from tune_hpc.search.experiment import ENDED, experiment_from_json
 from tune_hpc.search.space import Space
 
 #: So many configurations are spread evenly before the sampler's model has a say.
 NUM_STARTUP = 10
-
-
-def to_optuna(results: Results, storage: str | optuna.storages.BaseStorage | None = None) -> optuna.Study:
-    """Return a search as an Optuna study, for Optuna's own analysis and dashboard.
-
-    One trial a configuration, its value the mean over seeds; divergences are infeasible, what a scheduler stopped is
-    pruned. Trials that have not ended are left out.
-
-    Args:
-        results: A search, finished or not.
-        storage: Where Optuna is to keep the study, under the experiment's name; by default nowhere.
-
-    Raises:
-        UnknownNameError: the trials have no column of the metric.
-    """
-    experiment = experiment_from_json(results.experiment)
-    if results.metric not in results.trials:
-        raise UnknownNameError(f"no trial of {results.name} reported {results.metric}")
-    study = Study(experiment.space, "tpe", experiment.mode, experiment.search_seed)
-    if storage is not None:
-        study.study = optuna.create_study(storage=storage, study_name=results.name, direction=study.study.direction)
-    for config, rows in configurations(results, experiment.space):
-        if all(row["status"] in ENDED for row in rows):
-            study.add(config, study.outcome(*zip(*(told(row, results.metric) for row in rows), strict=True)))
-    return study.study
 
 
 def told(row: Mapping[str, Any], metric: str) -> tuple[str, float | None, int]:
@@ -166,17 +140,43 @@ class Study:
             trial.report(outcome.mean, outcome.step)
         self.study.tell(trial, outcome.mean if outcome.state is TrialState.COMPLETE else None, state=outcome.state)
 
-    def add(self, config: Mapping[str, Any], outcome: Outcome) -> int:
-        """Take in a configuration that was tried before; return its number."""
+    def add(
+        self,
+        config: Mapping[str, Any],
+        outcome: Outcome,
+        curve: Mapping[int, float] | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        took_s: float = 0.0,
+    ) -> int:
+        """Take in a configuration that was tried before.
+
+        Args:
+            config: One that the space admits.
+            outcome: What became of it.
+            curve: The metric at some steps, for those who look at the study.
+            attributes: What else they are told.
+            took_s: How long it took, until now.
+
+        Returns:
+            Its number.
+        """
         params = self.as_params(config)
+        intermediate = dict(curve or {})
+        if outcome.state is TrialState.PRUNED:
+            # Samplers go by the last of them.
+            before = {step: value for step, value in intermediate.items() if step < outcome.step}
+            intermediate = before | {outcome.step: outcome.mean}
         trial = create_trial(
             state=outcome.state,
             value=outcome.mean if outcome.state is not TrialState.FAIL else None,
             params=params,
             distributions={one.name: one.distribution for one in self.parameters.values() if one.name in params},
-            intermediate_values={outcome.step: outcome.mean} if outcome.state is TrialState.PRUNED else None,
+            intermediate_values=intermediate,
+            user_attrs=dict(attributes or {}),
             constraints=None if outcome.violation is None else {"diverged": outcome.violation},
         )
+        ended = datetime.now()
+        trial.datetime_start, trial.datetime_complete = ended - timedelta(seconds=took_s), ended
         self.study.add_trial(trial)
         return len(self.trials) - 1
 

@@ -4,7 +4,8 @@
 reports, passes a little of it on to Ray, and leaves one file for each trial, with its row and history. What a trial
 does wrong ends here: a non-finite metric marks it as diverged, an exception as failed, and the actor lives on for the
 next one. Most bundles hold one trial; several are trained as one program, or one by one should that program fail.
-Where the search is asked to stop, a trial ends when its state is kept, and its file says ``running``.
+Where the search is asked to stop, a trial ends when its state is kept, and its file says ``running``; so does the file
+that a long trial leaves now and then of what it has reported.
 """
 
 import inspect
@@ -25,8 +26,18 @@ import ray
 
 from tune_hpc.analysis.folder import ExperimentFolder
 from tune_hpc.analysis.results import TrialRecord, part_row, summarise, write_part
+from tune_hpc.errors import FolderError
 from tune_hpc.search.reference import load_reference
-from tune_hpc.search.reporting import Decision, Diverged, Forward, Reporter, TrialCheckpoint, Watched, logged
+from tune_hpc.search.reporting import (
+    Decision,
+    Diverged,
+    Forward,
+    RateLimit,
+    Reporter,
+    TrialCheckpoint,
+    Watched,
+    logged,
+)
 from tune_hpc.search.stop_request import StopAsked, StopRequest
 
 #: How a trainable may say that it ended.
@@ -132,7 +143,8 @@ def _run_alone(
     if assignment.watched:
         pace = assignment.num_steps / config.get("steps", assignment.num_steps)
         decision = Decision(trial_id, assignment.watched, keep, pace)
-    report = Reporter(record, assignment.metric, forward.for_trial(trial_id), decision)
+    limited = RateLimit(lambda: _leave_under_way(folder, [record], time.perf_counter() - began))
+    report = Reporter(record, assignment.metric, forward.for_trial(trial_id), decision, limited)
     with logged(folder.log(trial_id)):
         outcome = _outcome(assignment, config, report, checkpoint, images)
     if checkpoint.has_stopped:
@@ -160,12 +172,13 @@ def _run_fused(
     checkpoint = TrialCheckpoint(
         folder.checkpoint(bundle["bundle_id"]), records, assignment.checkpoint_interval_s, request
     )
+    began = time.perf_counter()
+    limited = RateLimit(lambda: _leave_under_way(folder, records, time.perf_counter() - began))
     reports = [
-        Reporter(record, assignment.metric, forward.for_trial(one["trial_id"]))
+        Reporter(record, assignment.metric, forward.for_trial(one["trial_id"]), keep=limited)
         for record, one in zip(records, members, strict=True)
     ]
     data = members[0]["config"]["data"]
-    began = time.perf_counter()
     with logged(folder.log(bundle["bundle_id"])):
         try:
             _match_threads()
@@ -191,6 +204,17 @@ def _run_fused(
     if not checkpoint.has_stopped:
         checkpoint.path.unlink(missing_ok=True)
     return rows
+
+
+def _leave_under_way(folder: ExperimentFolder, records: Sequence[TrialRecord], took_s: float) -> None:
+    """Write the files of trials that go on, for whoever follows the search."""
+    outcome = {"status": "running", "num_fused": len(records)}
+    try:
+        for record in records:
+            _leave(folder, record, outcome, took_s / len(records))
+    except FolderError as error:
+        # A disk that is full for a while must not end a trial whose own file is due much later.
+        print(f"what was reported until now is not kept: {error}")
 
 
 def _leave(folder: ExperimentFolder, record: TrialRecord, outcome: Mapping[str, Any], took_s: float) -> dict[str, Any]:

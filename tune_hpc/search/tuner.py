@@ -17,7 +17,9 @@ from typing import Any
 
 import ray
 
+from tune_hpc.analysis.exports import check_tools
 from tune_hpc.analysis.folder import FORMAT, ExperimentFolder
+from tune_hpc.analysis.process import is_running
 from tune_hpc.analysis.results import Results, load, load_all
 from tune_hpc.errors import FolderError, InvalidExperimentError
 from tune_hpc.search.bundles import check_fuse
@@ -25,7 +27,6 @@ from tune_hpc.search.experiment import ADAPTIVE, ENDED, TRAIN, Experiment, exper
 from tune_hpc.search.limits import check_limits
 from tune_hpc.search.population import Population
 from tune_hpc.search.proposals import Learner, samples_of
-from tune_hpc.search.provenance import is_running
 from tune_hpc.search.reference import load_reference
 from tune_hpc.search.resources import check_request
 from tune_hpc.search.running import RunOptions, Search, run_searches
@@ -68,8 +69,8 @@ def run_all(
         warm_start: Folders of other searches, whose trials a searcher that learns is told first.
         check_only: Refuse what can be refused without a cluster, and start nothing.
         **options: ``address``, ``cpus_per_trial``, ``gpus_per_trial``, ``max_concurrent``, ``fuse``, ``data_dir``,
-            ``checkpoint_interval_s``, ``time_budget_s``, ``target`` and ``show_progress``, as ``RunOptions`` describes
-            them.
+            ``checkpoint_interval_s``, ``time_budget_s``, ``target``, ``export`` and ``show_progress``, as
+            ``RunOptions`` describes them.
 
     Returns:
         One per experiment, in order.
@@ -78,6 +79,7 @@ def run_all(
         InvalidExperimentError: two experiments of one name, or options that contradict one another.
         InvalidConfigError: a configuration that the trainable would refuse.
         FolderError: a folder that cannot be written, or holds something else.
+        MissingPackageError: an export needs a package that is not installed.
         DataUnavailableError: image data that are not here and cannot be fetched.
         ClusterError: no such cluster, or one on which no trial fits.
     """
@@ -231,7 +233,7 @@ def _checked(options: Mapping[str, Any]) -> RunOptions:
     chosen = RunOptions(**given)
     check_request(chosen.cpus_per_trial, chosen.gpus_per_trial, chosen.max_concurrent)
     check_limits(chosen.time_budget_s, chosen.target)
-    return replace(chosen, fuse=check_fuse(chosen.fuse))
+    return replace(chosen, fuse=check_fuse(chosen.fuse), export=check_tools(chosen.export))
 
 
 def _check_at_rest(home: ExperimentFolder, description: Mapping[str, Any]) -> None:

@@ -93,13 +93,9 @@ class Watcher(tune.Callback):
         step = trial.last_result.get("step", 0)
         told = {"status": "stopped", "stop_reason": f"stopped by {experiment.scheduler} at step {step}"}
         for sample in under_way(bundle, home):
-            part = home.part(sample["trial_id"])
-            if part.is_file():
-                end_part(part, told)
-            else:
-                # Storage that lags behind: what the trial reported is not here, but that it was stopped is known.
-                row = identity(sample["experiment"], sample["trial_id"], sample["config"])
-                write_part(part, row | told | {"steps_run": step}, TrialRecord({}).history())
+            # Storage may lag behind: what the trial reported is then not here, but that it was stopped is known.
+            row = identity(sample["experiment"], sample["trial_id"], sample["config"])
+            _end(home, row | {"steps_run": step}, told)
             home.checkpoint(sample["trial_id"]).unlink(missing_ok=True)
             self.tally.ended["stopped"] += 1
         self._update(experiment.name)
@@ -121,8 +117,7 @@ class Watcher(tune.Callback):
             file.write(told)
         for sample in at_fault:
             row = identity(sample["experiment"], sample["trial_id"], sample["config"])
-            row |= {"status": "failed", "stop_reason": "process died", "error": _in_one_line(told)}
-            write_part(home.part(sample["trial_id"]), row, TrialRecord({}).history())
+            _end(home, row, {"status": "failed", "stop_reason": "process died", "error": _in_one_line(told)})
         ended = [part_row(home.part(sample["trial_id"])) for sample in bundle["members"]]
         self.tally.ended.update(row["status"] for row in ended if row is not None)
         self._update(_experiment(trial))
@@ -165,6 +160,15 @@ class Watcher(tune.Callback):
             1 if trial.config.get("in_turn") else len(trial.config["members"]) for trial in self._under_way.values()
         )
         self.show()
+
+
+def _end(home: ExperimentFolder, row: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+    """Say how a trial ended, in the file that it left, or else in one with what is known of it."""
+    part = home.part(row["trial_id"])
+    if part.is_file():
+        end_part(part, told)
+    else:
+        write_part(part, {**row, **told}, TrialRecord({}).history())
 
 
 def _experiment(trial: Trial) -> str:
