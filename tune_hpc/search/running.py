@@ -1,11 +1,9 @@
 """One run of Ray Tune over some searches: what to try, where, and what to make of the outcome."""
 
 import os
-import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
-from tune_hpc.analysis.folder import FORMAT, ExperimentFolder
-from tune_hpc.analysis.process import this_process
-from tune_hpc.analysis.results import Results, TrialRecord, load, write_frames, write_part
+from tune_hpc.analysis.results import Results
 from tune_hpc.errors import ClusterError
 from tune_hpc.learning.image_files import read_arrays
 from tune_hpc.search.bundles import (
@@ -26,18 +22,16 @@ from tune_hpc.search.bundles import (
     write_bundles,
 )
 from tune_hpc.search.ending import Ending
-from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
+from tune_hpc.search.experiment import TRAIN
 from tune_hpc.search.exporters import Exporters
 from tune_hpc.search.limits import Limits
-from tune_hpc.search.population import Population
-from tune_hpc.search.proposals import Bundle, Learner, Proposals, Sample
-from tune_hpc.search.provenance import now, provenance
-from tune_hpc.search.reporting import Watched
+from tune_hpc.search.proposals import Bundle, Proposals, Sample
+from tune_hpc.search.provenance import provenance
 from tune_hpc.search.resources import TrialResources, choose_resources
-from tune_hpc.search.schedulers import make_scheduler, tell_of_the_past, watched
+from tune_hpc.search.schedulers import make_scheduler, tell_of_the_past
+from tune_hpc.search.searches import Search
 from tune_hpc.search.session import node_resources, ray_session
-from tune_hpc.search.stop_request import ask_nothing
-from tune_hpc.search.trial import Assignment, identity, run_bundle
+from tune_hpc.search.trial import Assignment, run_bundle
 from tune_hpc.search.watcher import Watcher
 
 
@@ -72,120 +66,6 @@ class RunOptions:
     target: float | None = None
     export: tuple[str, ...] = ()
     show_progress: bool = True
-
-
-@dataclass
-class Search:
-    """One experiment of a run.
-
-    Attributes:
-        experiment: What is searched.
-        home: Its folder.
-        trainable: As it reaches other machines.
-        samples: The trials to run that are known beforehand.
-        learner: Proposes more of them.
-        before: What the folder held, for a search that goes on.
-        ended_before: How many trials had ended, by status.
-        position: Its place in the run.
-        claim: Makes the folder ready for a search that begins.
-    """
-
-    experiment: Experiment
-    home: ExperimentFolder
-    trainable: str | Callable[..., Any]
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    learner: Learner | Population | None = None
-    before: Results | None = None
-    ended_before: Counter[str] = field(default_factory=Counter)
-    position: int = 0
-    claim: Callable[[], None] = lambda: None
-    description: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The experiment's name."""
-        return self.experiment.name
-
-    @property
-    def watched(self) -> Watched | None:
-        """What its scheduler is shown; the members of a population are looked at when they pause."""
-        if self.experiment.scheduler in ("none", "pbt"):
-            return None
-        return watched(self.experiment.metric, self.experiment.mode, self.trainable == TRAIN)
-
-    @property
-    def num_to_run(self) -> int:
-        """How many trials are to end in this run, at most."""
-        return self.experiment.num_trials - self.ended_before.total()
-
-    def begin(self, origin: Mapping[str, Any]) -> None:
-        """Make the folder ready, and write what is going to happen into it.
-
-        Args:
-            origin: The provenance of this run.
-        """
-        earlier = self.before.experiment if self.before else {}
-        if self.before:
-            shutil.rmtree(self.home.ray, ignore_errors=True)
-        else:
-            self.claim()
-        own = dict(earlier.get("provenance") or origin)
-        if self.before:
-            own["continued"] = [*own.get("continued", []), dict(origin)]
-        known = [*earlier.get("config_keys", []), *(key for one in self.samples for key in one["config"])]
-        known += self.learner.config_keys if self.learner else []
-        self.description = self.experiment.to_json() | {
-            "format": FORMAT,
-            "position": earlier.get("position", self.position),
-            "config_keys": list(dict.fromkeys(known)),
-            "state": "running",
-            "process": this_process(),
-            "provenance": own,
-        }
-        self.home.write(self.description)
-        ask_nothing(self.home)
-        if isinstance(self.learner, Learner):
-            self.learner.note_config_keys = self.add_config_keys
-
-    def add_config_keys(self, keys: Iterable[str]) -> None:
-        """Note which keys a configuration has: of a searcher that learns that is known when it is proposed."""
-        self.description["config_keys"] = list(dict.fromkeys([*self.description["config_keys"], *keys]))
-        self.home.write(self.description)
-
-    def finish(self, watcher: Watcher, limits: Limits) -> Results:
-        """Make the two frames of what the trials left; their own files go once every one of them is in.
-
-        A trial that was interrupted is listed as running, and keeps its state.
-
-        Args:
-            watcher: It followed the run.
-            limits: They may have ended it.
-        """
-        unfinished = watcher.unfinished(self.name)
-        for sample in unfinished:
-            if self.home.part(sample["trial_id"]).is_file():
-                continue
-            row = identity(sample["experiment"], sample["trial_id"], sample["config"])
-            write_part(self.home.part(sample["trial_id"]), row | {"status": "running"}, TrialRecord({}).history())
-        results = load(self.home.path)
-        write_frames(self.home, results.trials, results.history)
-        # Trials that Ray had asked for but not yet begun are in no list of ours: only counting tells.
-        has_all = len(results.trials) == self.description["num_trials"]
-        is_whole = has_all and not unfinished and set(results.counts()) <= set(ENDED)
-        own = self.description["provenance"]
-        ended = {"finished": now(), "wall_s": own.get("wall_s", 0.0) + watcher.seconds(self.name)}
-        state = "finished" if is_whole else "stopped" if limits.is_users_own else "interrupted"
-        outcome = {
-            "state": state,
-            "ended_by": None if is_whole else limits.reason,
-            "is_to_be_requeued": not is_whole and limits.is_warned,
-            "process": None,
-            "provenance": own | ended,
-        }
-        self.home.write(self.description | outcome)
-        if is_whole:
-            shutil.rmtree(self.home.parts, ignore_errors=True)
-        return load(self.home.path)
 
 
 def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Results]:

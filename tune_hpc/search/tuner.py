@@ -29,8 +29,9 @@ from tune_hpc.search.population import Population
 from tune_hpc.search.proposals import Learner, samples_of
 from tune_hpc.search.reference import load_reference
 from tune_hpc.search.resources import check_request
-from tune_hpc.search.running import RunOptions, Search, run_searches
+from tune_hpc.search.running import RunOptions, run_searches
 from tune_hpc.search.schedulers import watched
+from tune_hpc.search.searches import Search
 
 #: The runner whose searches can go on.
 RUNNER = "tune_hpc.search.tuner:run_all"

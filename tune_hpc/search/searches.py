@@ -1,0 +1,135 @@
+"""One experiment of a run: what is left to do of it, and what its folder says when it begins and ends."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tune_hpc.analysis.folder import FORMAT, ExperimentFolder
+from tune_hpc.analysis.process import this_process
+from tune_hpc.analysis.results import Results, TrialRecord, load, write_frames, write_part
+from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
+from tune_hpc.search.limits import Limits
+from tune_hpc.search.population import Population
+from tune_hpc.search.proposals import Learner
+from tune_hpc.search.provenance import now
+from tune_hpc.search.reporting import Watched
+from tune_hpc.search.schedulers import watched
+from tune_hpc.search.stop_request import ask_nothing
+from tune_hpc.search.trial import identity
+from tune_hpc.search.watcher import Watcher
+
+
+@dataclass
+class Search:
+    """One experiment of a run.
+
+    Attributes:
+        experiment: What is searched.
+        home: Its folder.
+        trainable: As it reaches other machines.
+        samples: The trials to run that are known beforehand.
+        learner: Proposes more of them.
+        before: What the folder held, for a search that goes on.
+        ended_before: How many trials had ended, by status.
+        position: Its place in the run.
+        claim: Makes the folder ready for a search that begins.
+    """
+
+    experiment: Experiment
+    home: ExperimentFolder
+    trainable: str | Callable[..., Any]
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    learner: Learner | Population | None = None
+    before: Results | None = None
+    ended_before: Counter[str] = field(default_factory=Counter)
+    position: int = 0
+    claim: Callable[[], None] = lambda: None
+    description: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return self.experiment.name
+
+    @property
+    def watched(self) -> Watched | None:
+        """What its scheduler is shown; the members of a population are looked at when they pause."""
+        if self.experiment.scheduler in ("none", "pbt"):
+            return None
+        return watched(self.experiment.metric, self.experiment.mode, self.trainable == TRAIN)
+
+    @property
+    def num_to_run(self) -> int:
+        """How many trials are to end in this run, at most."""
+        return self.experiment.num_trials - self.ended_before.total()
+
+    def begin(self, origin: Mapping[str, Any]) -> None:
+        """Make the folder ready, and write what is going to happen into it.
+
+        Args:
+            origin: The provenance of this run.
+        """
+        earlier = self.before.experiment if self.before else {}
+        if self.before:
+            shutil.rmtree(self.home.ray, ignore_errors=True)
+        else:
+            self.claim()
+        own = dict(earlier.get("provenance") or origin)
+        if self.before:
+            own["continued"] = [*own.get("continued", []), dict(origin)]
+        known = [*earlier.get("config_keys", []), *(key for one in self.samples for key in one["config"])]
+        known += self.learner.config_keys if self.learner else []
+        self.description = self.experiment.to_json() | {
+            "format": FORMAT,
+            "position": earlier.get("position", self.position),
+            "config_keys": list(dict.fromkeys(known)),
+            "state": "running",
+            "process": this_process(),
+            "provenance": own,
+        }
+        self.home.write(self.description)
+        ask_nothing(self.home)
+        if isinstance(self.learner, Learner):
+            self.learner.note_config_keys = self.add_config_keys
+
+    def add_config_keys(self, keys: Iterable[str]) -> None:
+        """Note which keys a configuration has: of a searcher that learns that is known when it is proposed."""
+        self.description["config_keys"] = list(dict.fromkeys([*self.description["config_keys"], *keys]))
+        self.home.write(self.description)
+
+    def finish(self, watcher: Watcher, limits: Limits) -> Results:
+        """Make the two frames of what the trials left; their own files go once every one of them is in.
+
+        A trial that was interrupted is listed as running, and keeps its state.
+
+        Args:
+            watcher: It followed the run.
+            limits: They may have ended it.
+        """
+        unfinished = watcher.unfinished(self.name)
+        for sample in unfinished:
+            if self.home.part(sample["trial_id"]).is_file():
+                continue
+            row = identity(sample["experiment"], sample["trial_id"], sample["config"])
+            write_part(self.home.part(sample["trial_id"]), row | {"status": "running"}, TrialRecord({}).history())
+        results = load(self.home.path)
+        write_frames(self.home, results.trials, results.history)
+        # Trials that Ray had asked for but not yet begun are in no list of ours: only counting tells.
+        has_all = len(results.trials) == self.description["num_trials"]
+        is_whole = has_all and not unfinished and set(results.counts()) <= set(ENDED)
+        own = self.description["provenance"]
+        ended = {"finished": now(), "wall_s": own.get("wall_s", 0.0) + watcher.seconds(self.name)}
+        state = "finished" if is_whole else "stopped" if limits.is_users_own else "interrupted"
+        outcome = {
+            "state": state,
+            "ended_by": None if is_whole else limits.reason,
+            "is_to_be_requeued": not is_whole and limits.is_warned,
+            "process": None,
+            "provenance": own | ended,
+        }
+        self.home.write(self.description | outcome)
+        if is_whole:
+            shutil.rmtree(self.home.parts, ignore_errors=True)
+        return load(self.home.path)
