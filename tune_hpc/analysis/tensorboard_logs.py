@@ -71,10 +71,10 @@ class TensorBoardSink:
             return
         events = []
         if known is None:
-            events.append(Event(file_version="brain.Event:2"))
+            events += [Event(file_version="brain.Event:2"), _start()]
             known = {"size": 0, "columns": {}, "config_is_told": False}
         elif any(_is_another(history, column, *last) for column, last in known["columns"].items()):
-            events.append(Event(session_log=SessionLog(status=SessionLog.START)))
+            events.append(_start())
             known |= {"columns": {}, "config_is_told": False}
         has_ended = row["status"] != "running"
         if not known["config_is_told"] and (has_ended or not self._tells_config_last):
@@ -157,6 +157,11 @@ def _start_info(trial_id: str, config: Mapping[str, Any]) -> SessionStartInfo:
         else:
             info.hparams[name].string_value = str(value)
     return info
+
+
+def _start() -> Event:
+    """Return the mark of a run's start; each but the first lets TensorBoard drop what came before."""
+    return Event(session_log=SessionLog(status=SessionLog.START))
 
 
 def _hparams(**content: Any) -> Event:
