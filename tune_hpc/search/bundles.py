@@ -149,10 +149,10 @@ def say_what_runs_alone(trainables: Mapping[str, str | Callable[..., Any]], fuse
 
 
 def say_what_a_scheduler_runs_alone(experiments: Sequence[str], fuse: str | int) -> None:
-    """Tell the user, once for each experiment, that trials that may end one by one are not fused."""
+    """Tell the user, once for each experiment, that trials of which a scheduler decides on each are not fused."""
     for experiment in experiments:
         if fuse != "off":
-            _log.info("%s: each trial runs by itself, for the scheduler may end any of them", experiment)
+            _log.info("%s: each trial runs by itself, for the scheduler decides on each of them", experiment)
 
 
 def _ceil(numerator: int, denominator: int) -> int:
