@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
         ("exercise1_1stpart", ["--set", "steps=20"], 1, 5),
         ("exercise1_2ndpart", ["--set", "steps=20"], 1, 10),
         ("exercise2", [*TINY[:2], *TINY[4:], "--set", "optimizer=adam,ftrl", "--set", "learning_rate=0.1,0.01"], 2, 8),
-        ("exercise3", [*TINY, "--set", "batch_size=4,150"], 7, 22),
+        ("exercise3", [*TINY, "--set", "batch_size=4,150"], 9, 32),
         ("exercise4", ["--set", "width=0.1", "--set", "workers=1,2"], 1, 2),
     ],
 )  # fmt: skip
