@@ -198,7 +198,7 @@ open = Experiment(
 
 open_winner = Experiment(
     name="exercise3.open_winner",
-    title="The open space's winner",
+    title="What the open space gave",
     description="The configuration that a search of the open space at a quarter of the network's width chose on the "
     "validation images, rounded. The report's network, and as many images as its own winner sees.",
     source="beyond the report",
