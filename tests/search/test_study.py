@@ -28,6 +28,16 @@ def distance(config):
     return (config["x"] - 1) ** 2 + (config["y"] + 2) ** 2
 
 
+def test_cases_that_read_alike_are_parameters_of_their_own():
+    cases = when(tune.uniform(0, 1), a=0) | when(tune.uniform(5, 6), a="0") | when(tune.choice(["x"]), a=0)
+    space = Space({"a": tune.choice([0, "0"]), "b": cases}, keys={})
+    study = Study(space, "tpe", "min", 0)
+    names = [one.name for one in study.parameters.values()]
+    assert names == ["a", "b[a=0]", "b[a=0] (case 2)", "b[a=0] (case 3)"]
+    study.add({"a": "0", "b": 5.5}, study.outcome(["finished"], [1.0]))
+    assert study.trials[0].params == {"a": "0", "b[a=0] (case 2)": 5.5}
+
+
 @given(conditional_spaces(), st.integers(0, 1000))
 @settings(max_examples=40)
 def test_what_is_asked_for_is_admitted_and_comes_back_from_what_optuna_keeps(space, seed):

@@ -248,11 +248,16 @@ class StudyParameter:
 
 def _parameters(space: Space) -> Iterator[tuple[tuple[str, int], StudyParameter]]:
     """Yield a parameter of Optuna's for each domain of each case of a space: by the parameter's name and the case."""
+    taken: set[str] = set()
     for name, value in space.items():
         cases = [case.value for case in value.cases] if isinstance(value, Conditional) else [value]
         for place, domain in enumerate(cases):
             if isinstance(domain, Domain):
-                yield (name, place), StudyParameter(_parameter_name(space, name, place), domain)
+                own = _parameter_name(space, name, place)
+                # Conditions may read alike: on 0 and on "0", or where one never gets its turn.
+                own = own if own not in taken else f"{own} (case {place + 1})"
+                taken.add(own)
+                yield (name, place), StudyParameter(own, domain)
 
 
 def _parameter_name(space: Space, name: str, case: int) -> str:
