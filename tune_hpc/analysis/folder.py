@@ -4,6 +4,7 @@
     trials.parquet     one row per trial (columns: results.py)
     history.parquet    long form: trial_id, step, one column per metric
     proposals.jsonl    the configurations that a searcher which learns has proposed, one a line
+    rungs.jsonl        who came to which rung of a successive halving, and who goes on, one a line
     population.jsonl   who copied whom at the end of each generation of a population, one a line
     trials/            while the search runs: ID.parquet for each trial that ended or has reported for some seconds,
                        ID.checkpoint for one under way, bundles.json: which trials train as one program, stop: empty,
@@ -76,6 +77,7 @@ class ExperimentFolder:
         self.trials_file = self.path / "trials.parquet"
         self.history_file = self.path / "history.parquet"
         self.proposals = self.path / "proposals.jsonl"
+        self.rungs = self.path / "rungs.jsonl"
         self.population = self.path / "population.jsonl"
         self.parts = self.path / "trials"
         self.bundles = self.parts / "bundles.json"
@@ -146,9 +148,9 @@ class ExperimentFolder:
         self.check_free(name, overwrite=overwrite)
         for leftover in (self.parts, self.logs, self.tables, self.figures, self.tensorboard, self.ray):
             shutil.rmtree(leftover, ignore_errors=True)
-        files = (self.trials_file, self.history_file, self.proposals, self.population, self.report)
-        exports = (self.optuna_journal, self.mlflow)
-        for file in (*files, *exports, self.experiment_file):
+        frames, journals = (self.trials_file, self.history_file), (self.proposals, self.rungs, self.population)
+        exports = (self.report, self.optuna_journal, self.mlflow)
+        for file in (*frames, *journals, *exports, self.experiment_file):
             file.unlink(missing_ok=True)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -85,8 +85,8 @@ def plan_bundles(
 
 
 def _name(sample: Sample) -> str:
-    """Return a name that no other trial of Ray's has: a member of a population trains once in each generation."""
-    return f"{sample['trial_id']}.{sample['generation']}" if "generation" in sample else str(sample["trial_id"])
+    """Return a name that no other trial of Ray's has: one that pauses is a new trial to Ray when it goes on."""
+    return f"{sample['trial_id']}.{sample['stage']}" if "stage" in sample else str(sample["trial_id"])
 
 
 def unended(bundle: Mapping[str, Any], home: ExperimentFolder) -> list[Sample]:

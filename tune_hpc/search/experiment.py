@@ -26,7 +26,10 @@ TRAIN = "tune_hpc.learning.training:train"
 DESIGNS = ("grid", "random", "quasi_random")
 ADAPTIVE = ("tpe", "gp")
 SEARCHERS = DESIGNS + ADAPTIVE
-SCHEDULERS = ("none", "asha", "hyperband", "median", "pbt")
+#: Those that look at trials while these run, and those whose trials pause and go on.
+STOPPING = ("asha_stopping", "hyperband", "median")
+PAUSING = ("asha", "pbt")
+SCHEDULERS = ("none", "asha", "asha_stopping", "hyperband", "median", "pbt")
 #: How a trial may have ended.
 ENDED = ("finished", "stopped", "diverged", "failed")
 #: What the line reports; images report all of ``METRICS``.
@@ -54,8 +57,9 @@ class Experiment:
         num_samples: Configurations that any but the grid tries.
         search_seed: Fixes what a searcher draws; at least 0. With ``tpe`` and ``gp`` the order in which trials end has
             a say, too.
-        scheduler: What ends trials that do badly: ``none``, ``asha``, ``hyperband`` or ``median`` (schedulers.py); or
-            ``pbt``, which lets them copy better ones (population.py).
+        scheduler: What spends steps where they pay: ``none``; ``asha``, by which the best third go on (halving.py);
+            ``asha_stopping``, ``hyperband`` or ``median``, which end trials that do badly (schedulers.py); or ``pbt``,
+            which lets them copy better ones (population.py).
         title: One line for tables and reports.
         description: What is done and why, in a few sentences.
         source: Where the experiment was published.

@@ -25,7 +25,7 @@ from tune_hpc.learning.config import complete
 from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
 from tune_hpc.search.exploration import changeable, explore
 from tune_hpc.search.journal import append_line, read_lines
-from tune_hpc.search.proposals import samples_of
+from tune_hpc.search.proposer import Proposer, samples_of
 from tune_hpc.search.reporting import Watched
 
 NUM_GENERATIONS = 10
@@ -33,7 +33,7 @@ NUM_GENERATIONS = 10
 QUANTILE = 0.25
 
 
-class Population:
+class Population(Proposer):
     """Proposes what its members do next: to train until the end of a generation.
 
     Args:
@@ -93,7 +93,7 @@ class Population:
         name = self._waiting.pop(0)
         self._open.add(name)
         sample = {"experiment": self.experiment.name, "trial_id": name, "config": self._configs[name]}
-        return [sample | {"generation": self._generation, "until": self._until(name)}]
+        return [sample | {"stage": self._generation, "until": self._until(name)}]
 
     def ended(self, trial_id: str, status: str, value: float | None, steps: int) -> None:
         """Say that a member came to the end of a generation, its status ``running``, or to its own end."""

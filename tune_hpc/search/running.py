@@ -25,7 +25,8 @@ from tune_hpc.search.ending import Ending
 from tune_hpc.search.experiment import TRAIN
 from tune_hpc.search.exporters import Exporters
 from tune_hpc.search.limits import Limits
-from tune_hpc.search.proposals import Bundle, Proposals, Sample
+from tune_hpc.search.proposals import Bundle, Proposals
+from tune_hpc.search.proposer import Sample
 from tune_hpc.search.provenance import provenance
 from tune_hpc.search.resources import TrialResources, choose_resources
 from tune_hpc.search.schedulers import make_scheduler, tell_of_the_past
@@ -109,6 +110,8 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
             limits,
         )
         for search in searches:
+            if search.proposer:
+                search.proposer.list_stopped = watcher.list_stopped
             watcher.tally.ended.update(search.ended_before)
             if search.before and search.experiment.metric in search.before.trials:
                 best = search.before.top(1)
@@ -156,8 +159,8 @@ def _image_sets(searches: Sequence[Search], data_dir: str | Path | None) -> dict
     """Load the image data that any trial needs, once for all of them."""
     needed = {sample["config"]["data"] for one in searches if one.trainable == TRAIN for sample in one.samples}
     for search in searches:
-        if search.learner and search.trainable == TRAIN:
-            needed |= set(search.learner.possible_data())
+        if search.proposer and search.trainable == TRAIN:
+            needed |= set(search.proposer.possible_data())
     return {name: read_arrays(name, Path(data_dir) if data_dir else None) for name in sorted(needed - {"line"})}
 
 
@@ -194,7 +197,7 @@ def _proposals(
     bundles += bundle(new, resources.num_slots)
     return Proposals(
         bundles,
-        [search.learner for search in searches if search.learner],
+        [search.proposer for search in searches if search.proposer],
         bundle,
         {search.name: search.home for search in searches},
         resources.num_slots,

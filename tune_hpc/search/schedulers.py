@@ -20,7 +20,7 @@ from tune_hpc.search.reporting import Watched
 REDUCTION_FACTOR = 3
 #: The first decision is made after the steps divided by this.
 GRACE = 27
-#: Hyperband's brackets: the first decides as ASHA does, each other one only after three times as many steps.
+#: Hyperband's brackets: the first decides as early as ASHA does, each other one only after three times as many steps.
 NUM_BRACKETS = 3
 
 #: What is watched of a metric that is known at the end only: the column of the history, and whether its best so far.
@@ -49,15 +49,15 @@ def make_scheduler(name: str, mode: str, num_steps: int, seed: int) -> TrialSche
     """Return a scheduler of Ray Tune's, for results with ``progress`` and ``value``.
 
     Args:
-        name: One of ``experiment.SCHEDULERS`` but ``none``.
+        name: One of ``experiment.STOPPING``.
         mode: ``min`` or ``max``.
         num_steps: The progress of a whole trial.
         seed: Fixes in which bracket of Hyperband a trial is.
 
     Returns:
-        ``asha`` decides after 1/27, 1/9 and 1/3 of the steps, and lets one of three go on; ``hyperband`` does the same
-        in three brackets, of which the second begins at 1/9 and the third at 1/3; ``median`` ends a trial whose best is
-        worse than the median of the others' means so far, after the same 1/27.
+        ``asha_stopping`` decides after 1/27, 1/9 and 1/3 of the steps, and lets one of three go on; ``hyperband`` does
+        the same in three brackets, of which the second begins at 1/9 and the third at 1/3; ``median`` ends a trial
+        whose best is worse than the median of the others' means so far, after the same 1/27.
     """
     grace = max(1, num_steps // GRACE)
     shown: dict[str, Any] = {"time_attr": "progress", "metric": "value", "mode": mode}
@@ -70,7 +70,7 @@ def make_scheduler(name: str, mode: str, num_steps: int, seed: int) -> TrialSche
         "reduction_factor": REDUCTION_FACTOR,
         "stop_last_trials": False,
     }
-    if name == "asha":
+    if name == "asha_stopping":
         return AsyncHyperBandScheduler(**halving)
     return _Hyperband(seed, **halving, brackets=NUM_BRACKETS)
 

@@ -9,10 +9,9 @@ from typing import Any
 from tune_hpc.analysis.folder import FORMAT, ExperimentFolder
 from tune_hpc.analysis.process import this_process
 from tune_hpc.analysis.results import Results, TrialRecord, load, write_frames, write_part
-from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
+from tune_hpc.search.experiment import ENDED, PAUSING, TRAIN, Experiment
 from tune_hpc.search.limits import Limits
-from tune_hpc.search.population import Population
-from tune_hpc.search.proposals import Learner
+from tune_hpc.search.proposer import Proposer
 from tune_hpc.search.provenance import now
 from tune_hpc.search.reporting import Watched
 from tune_hpc.search.schedulers import watched
@@ -30,7 +29,7 @@ class Search:
         home: Its folder.
         trainable: As it reaches other machines.
         samples: The trials to run that are known beforehand.
-        learner: Proposes more of them.
+        proposer: Proposes more of them.
         before: What the folder held, for a search that goes on.
         ended_before: How many trials had ended, by status.
         position: Its place in the run.
@@ -41,7 +40,7 @@ class Search:
     home: ExperimentFolder
     trainable: str | Callable[..., Any]
     samples: list[dict[str, Any]] = field(default_factory=list)
-    learner: Learner | Population | None = None
+    proposer: Proposer | None = None
     before: Results | None = None
     ended_before: Counter[str] = field(default_factory=Counter)
     position: int = 0
@@ -55,8 +54,8 @@ class Search:
 
     @property
     def watched(self) -> Watched | None:
-        """What its scheduler is shown; the members of a population are looked at when they pause."""
-        if self.experiment.scheduler in ("none", "pbt"):
+        """What a scheduler of Ray's is shown; trials that pause are looked at when they do."""
+        if self.experiment.scheduler in ("none", *PAUSING):
             return None
         return watched(self.experiment.metric, self.experiment.mode, self.trainable == TRAIN)
 
@@ -80,7 +79,7 @@ class Search:
         if self.before:
             own["continued"] = [*own.get("continued", []), dict(origin)]
         known = [*earlier.get("config_keys", []), *(key for one in self.samples for key in one["config"])]
-        known += self.learner.config_keys if self.learner else []
+        known += self.proposer.config_keys if self.proposer else []
         self.description = self.experiment.to_json() | {
             "format": FORMAT,
             "position": earlier.get("position", self.position),
@@ -91,8 +90,8 @@ class Search:
         }
         self.home.write(self.description)
         ask_nothing(self.home)
-        if isinstance(self.learner, Learner):
-            self.learner.note_config_keys = self.add_config_keys
+        if self.proposer:
+            self.proposer.note_config_keys = self.add_config_keys
 
     def add_config_keys(self, keys: Iterable[str]) -> None:
         """Note which keys a configuration has: of a searcher that learns that is known when it is proposed."""

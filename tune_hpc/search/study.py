@@ -132,8 +132,11 @@ class Study:
         return params
 
     def tell(self, number: int, outcome: Outcome) -> None:
-        """Say what became of the configuration that ``ask`` gave this number."""
-        trial = self._asked.pop(number)
+        """Say what became of the configuration that ``ask`` gave this number; the last word counts."""
+        trial = self._asked.pop(number, None)
+        if trial is None:
+            self._replace(number, outcome)
+            return
         if outcome.violation is not None:
             trial.set_constraint("diverged", outcome.violation)
         if outcome.state is TrialState.PRUNED:
@@ -160,25 +163,39 @@ class Study:
         Returns:
             Its number.
         """
-        params = self.as_params(config)
-        intermediate = dict(curve or {})
+        trial = self._ended_trial(self.as_params(config), outcome, curve or {}, attributes or {})
+        ended = datetime.now()
+        trial.datetime_start, trial.datetime_complete = ended - timedelta(seconds=took_s), ended
+        self.study.add_trial(trial)
+        return len(self.trials) - 1
+
+    def _ended_trial(
+        self, params: dict[str, Any], outcome: Outcome, curve: Mapping[int, float], attributes: Mapping[str, Any]
+    ) -> FrozenTrial:
+        intermediate = dict(curve)
         if outcome.state is TrialState.PRUNED:
             # Samplers go by the last of them.
             before = {step: value for step, value in intermediate.items() if step < outcome.step}
             intermediate = before | {outcome.step: outcome.mean}
-        trial = create_trial(
+        return create_trial(
             state=outcome.state,
             value=outcome.mean if outcome.state is not TrialState.FAIL else None,
             params=params,
             distributions={one.name: one.distribution for one in self.parameters.values() if one.name in params},
             intermediate_values=intermediate,
-            user_attrs=dict(attributes or {}),
+            user_attrs=dict(attributes),
             constraints=None if outcome.violation is None else {"diverged": outcome.violation},
         )
-        ended = datetime.now()
-        trial.datetime_start, trial.datetime_complete = ended - timedelta(seconds=took_s), ended
-        self.study.add_trial(trial)
-        return len(self.trials) - 1
+
+    def _replace(self, number: int, outcome: Outcome) -> None:
+        """Tell more of a configuration than before: Optuna takes one word, so a new study takes all the others'."""
+        trials = self.trials
+        trials[number] = self._ended_trial(trials[number].params, outcome, {}, {})
+        study = optuna.create_study(direction=self.study.direction, sampler=self.study.sampler)
+        study.add_trials(trials)
+        self.study = study
+        # Those under way are replaced, too, when they end: their trials belong to the former study.
+        self._asked.clear()
 
     def outcome(self, statuses: Sequence[str], values: Sequence[float | None], steps: Sequence[int] = (0,)) -> Outcome:
         """Return what Optuna is to be told of a configuration.

@@ -23,10 +23,12 @@ from tune_hpc.analysis.process import is_running
 from tune_hpc.analysis.results import Results, load, load_all
 from tune_hpc.errors import FolderError, InvalidExperimentError
 from tune_hpc.search.bundles import check_fuse
-from tune_hpc.search.experiment import ADAPTIVE, ENDED, TRAIN, Experiment, experiment_from_json
+from tune_hpc.search.experiment import ADAPTIVE, ENDED, PAUSING, TRAIN, Experiment, experiment_from_json
+from tune_hpc.search.halving import Halving
+from tune_hpc.search.learner import Learner
 from tune_hpc.search.limits import check_limits
 from tune_hpc.search.population import Population
-from tune_hpc.search.proposals import Learner, samples_of
+from tune_hpc.search.proposer import samples_left
 from tune_hpc.search.reference import load_reference
 from tune_hpc.search.resources import check_request
 from tune_hpc.search.running import RunOptions, run_searches
@@ -98,12 +100,7 @@ def run_all(
     for position, (experiment, folder) in enumerate(zip(experiments, folders, strict=True)):
         home = ExperimentFolder(Path(folder).absolute())
         search = Search(experiment, home, by_value(experiment.trainable), position=position)
-        if experiment.scheduler == "pbt":
-            search.learner = _population(search)
-        elif experiment.searcher in ADAPTIVE:
-            search.learner = Learner(experiment, home, warm_start=before)
-        else:
-            search.samples = samples_of(experiment, experiment.configs())
+        _plan(search, warm_start=before)
         search.claim = partial(home.claim, experiment.name, overwrite=overwrite)
         searches.append(search)
     for search in searches:
@@ -178,31 +175,40 @@ def _continued(before: Results, trainable: str | Callable[..., Any] | None, more
     search = Search(
         experiment, home, by_value(experiment.trainable), before=before, ended_before=Counter(ended["status"])
     )
-    if experiment.scheduler == "pbt":
-        search.learner = _population(search)
-    elif experiment.searcher in ADAPTIVE:
-        search.learner = Learner(experiment, home, before=before)
-        search.samples = search.learner.unfinished
-    else:
-        done = set(ended["trial_id"])
-        everything = samples_of(experiment, experiment.configs())
-        search.samples = [sample for sample in everything if sample["trial_id"] not in done]
+    _plan(search)
     return search
 
 
-def _population(search: Search) -> Population:
-    """Return the population of a search, where its trainable can pause.
+def _plan(search: Search, warm_start: Sequence[Results] = ()) -> None:
+    """Decide what there is to try, and what is asked for more.
 
     Raises:
-        InvalidExperimentError: it cannot.
+        InvalidExperimentError: the scheduler needs trials that can pause, and the trainable cannot.
     """
-    trainable = search.trainable
+    experiment, home, before = search.experiment, search.home, search.before
+    if experiment.scheduler in PAUSING:
+        _check_that_it_pauses(search)
+    seen = watched(experiment.metric, experiment.mode, search.trainable == TRAIN)
+    learner = Learner(experiment, home, before, warm_start) if experiment.searcher in ADAPTIVE else None
+    if experiment.scheduler == "pbt":
+        search.proposer = Population(experiment, home, seen, before)
+    elif experiment.scheduler == "asha":
+        search.proposer = Halving(experiment, home, seen, learner, before)
+    elif learner:
+        search.proposer, search.samples = learner, learner.unfinished
+    else:
+        search.samples = samples_left(experiment, before)
+
+
+def _check_that_it_pauses(search: Search) -> None:
+    """Refuse a trainable that cannot pause."""
+    trainable, scheduler = search.trainable, search.experiment.scheduler
     if not isinstance(trainable, str) and "checkpoint" not in inspect.signature(trainable).parameters:
+        remedy = "; asha_stopping does without" if scheduler == "asha" else ""
         raise InvalidExperimentError(
-            f"pbt needs a trainable that saves its state; the function of {search.name} takes no checkpoint"
+            f"{scheduler} needs a trainable that saves its state; the function of {search.name} takes no checkpoint"
+            f"{remedy}"
         )
-    seen = watched(search.experiment.metric, search.experiment.mode, trainable == TRAIN)
-    return Population(search.experiment, search.home, seen, search.before)
 
 
 def new_folder(name: str, parent: str | Path = "runs") -> Path:

@@ -1,7 +1,7 @@
 """Follows a search from the driver: counts trials, shows them, and lists those whose process died."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,7 @@ class Watcher(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Note that a bundle is under way."""
         self._under_way[trial.trial_id] = trial
-        names = {(sample["experiment"], sample["trial_id"]) for sample in trial.config["members"]}
-        self._saved = [one for one in self._saved if (one["experiment"], one["trial_id"]) not in names]
+        self._forget_saved(trial.config["members"])
         self._update(_experiment(trial))
 
     def on_trial_result(
@@ -88,17 +87,25 @@ class Watcher(tune.Callback):
         if trial.trial_id not in self._under_way or not trial.last_result.get("done"):
             return
         bundle = self._under_way.pop(trial.trial_id).config
-        experiment = self.experiments[_experiment(trial)]
+        for sample in under_way(bundle, self.homes[_experiment(trial)]):
+            self.list_stopped(sample, trial.last_result.get("step", 0))
+        self._update(_experiment(trial))
+
+    def list_stopped(self, sample: Mapping[str, Any], steps: int) -> None:
+        """List a trial that its scheduler ended.
+
+        Args:
+            sample: The trial.
+            steps: How far it came.
+        """
+        experiment = self.experiments[sample["experiment"]]
         home = self.homes[experiment.name]
-        step = trial.last_result.get("step", 0)
-        told = {"status": "stopped", "stop_reason": f"stopped by {experiment.scheduler} at step {step}"}
-        for sample in under_way(bundle, home):
-            # Storage may lag behind: what the trial reported is then not here, but that it was stopped is known.
-            row = identity(sample["experiment"], sample["trial_id"], sample["config"])
-            _end(home, row | {"steps_run": step}, told)
-            home.checkpoint(sample["trial_id"]).unlink(missing_ok=True)
-            self.tally.ended["stopped"] += 1
-        self._update(experiment.name)
+        # Storage may lag behind: what the trial reported is then not here, but that it was stopped is known.
+        row = identity(experiment.name, sample["trial_id"], sample["config"]) | {"steps_run": steps}
+        _end(home, row, {"status": "stopped", "stop_reason": f"stopped by {experiment.scheduler} at step {steps}"})
+        home.checkpoint(sample["trial_id"]).unlink(missing_ok=True)
+        self.tally.ended["stopped"] += 1
+        self._forget_saved([sample])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """List trials that could not list themselves."""
@@ -152,6 +159,10 @@ class Watcher(tune.Callback):
         """Return how long it took from the start of an experiment's first trial to the end of its last."""
         first, last = self._spans.get(experiment, (0.0, 0.0))
         return last - first
+
+    def _forget_saved(self, samples: Iterable[Mapping[str, Any]]) -> None:
+        names = {(sample["experiment"], sample["trial_id"]) for sample in samples}
+        self._saved = [one for one in self._saved if (one["experiment"], one["trial_id"]) not in names]
 
     def _update(self, experiment: str) -> None:
         moment = time.perf_counter()
