@@ -163,7 +163,8 @@ LINE, WINNER = "exercise1_1stpart", "exercise3.winner"
         ([LINE, "--searcher", "quasi_random", "--num-samples", "9"], "a quasi-random search tries no configuration "
          "twice; got num_samples=9 for 5 configurations"),
         ([WINNER, "--searcher", "tpe", "--num-samples", "3"], "tpe needs a parameter that varies"),
-        ([LINE, "--scheduler", "best"], "scheduler must be one of none, asha, hyperband, median, pbt; got 'best'"),
+        ([LINE, "--scheduler", "best"],
+         "scheduler must be one of none, asha, asha_stopping, hyperband, median, pbt; got 'best'"),
         (["mine:train", "--set", "x=1,2", "--scheduler", "asha"],
          "a scheduler counts in steps; give the space of mine.train a parameter steps"),
         ([LINE, "--set", "momentum[optimizer=adamm]=0.9"], "optimizer must be one of gradient_descent, momentum"),

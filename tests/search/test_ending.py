@@ -22,8 +22,9 @@ from tune_hpc.analysis.folder import ExperimentFolder
 from tune_hpc.analysis.results import TrialRecord, part_row
 from tune_hpc.search import ending, reporting, stop_request, trial
 from tune_hpc.search.ending import Ending
+from tune_hpc.search.learner import Learner
 from tune_hpc.search.limits import Limits
-from tune_hpc.search.proposals import Learner, Proposals
+from tune_hpc.search.proposals import Proposals
 from tune_hpc.search.reporting import TrialCheckpoint, Watched
 from tune_hpc.search.stop_request import LOOK_INTERVAL_S, StopAsked, StopRequest, ask_nothing, ask_to_stop
 from tune_hpc.search.trial import Assignment, run_bundle

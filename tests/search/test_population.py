@@ -62,7 +62,7 @@ class Simulation:
         status = status or ("running" if until else "finished")
         row = {"experiment": self.experiment.name, "trial_id": name, "status": status, "steps_run": end, **config}
         write_part(self.home.part(name), row, record.history())
-        self.trained.append((name, sample["generation"]))
+        self.trained.append((name, sample["stage"]))
         self.population.ended(name, status, heights[-1], end)
 
     def go_on(self, num_slots=1, order=None, most=10_000):

@@ -49,15 +49,17 @@ def searches(ray_session, studies, tmp_path_factory):
     """Each scheduler once, in one run with a search that has none."""
     parent = tmp_path_factory.mktemp("schedulers")
     experiments = [
-        descent("asha"), descent("none"), descent("median"), descent("asha", "tpe"), descent("hyperband"),
-        descent("hyperband", "tpe"),
+        descent("asha_stopping"), descent("none"), descent("median"), descent("asha_stopping", "tpe"),
+        descent("hyperband"), descent("hyperband", "tpe"),
     ]  # fmt: skip
     results = run_all(experiments, folders=[parent / one.name for one in experiments], **QUIET)
     return {one.name.removeprefix("descent."): one for one in results}
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", ["asha.random", "median.random", "asha.tpe", "hyperband.random", "hyperband.tpe"])
+@pytest.mark.parametrize(
+    "name", ["asha_stopping.random", "median.random", "asha_stopping.tpe", "hyperband.random", "hyperband.tpe"]
+)
 class TestEveryScheduler:
     def test_every_trial_is_listed_as_what_it_came_to(self, searches, name):
         trials = searches[name].trials
@@ -91,8 +93,8 @@ class TestEveryScheduler:
 
 
 @pytest.mark.ray
-def test_asha_stops_at_its_rungs_and_saves_most_of_the_steps(searches):
-    trials = searches["asha.random"].trials
+def test_asha_that_stops_does_so_at_its_rungs_and_saves_most_of_the_steps(searches):
+    trials = searches["asha_stopping.random"].trials
     assert set(trials.loc[trials["status"] == "stopped", "steps_run"]) <= {1, 3, 9}
     # The same configurations without a scheduler.
     whole = searches["none.random"].trials
@@ -103,7 +105,7 @@ def test_asha_stops_at_its_rungs_and_saves_most_of_the_steps(searches):
 @pytest.mark.ray
 def test_a_stop_is_told_as_pruned_and_no_trial_is_left_running(searches, studies):
     study = studies[0]
-    trials = searches["asha.tpe"].trials
+    trials = searches["asha_stopping.tpe"].trials
     expected = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "diverged": TrialState.COMPLETE}
     assert [trial.state for trial in study.trials] == [expected[status] for status in trials["status"]]
     assert [trial.params["x"] for trial in study.trials] == list(trials["x"])
@@ -117,7 +119,7 @@ def test_a_stop_is_told_as_pruned_and_no_trial_is_left_running(searches, studies
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_an_extended_search_is_held_against_the_first_part_of_it(tmp_path):
-    first = run(descent("asha", num_samples=9), output_dir=tmp_path / "out", **QUIET)
+    first = run(descent("asha_stopping", num_samples=9), output_dir=tmp_path / "out", **QUIET)
     # A space of bad values only: beside the earlier trials none of them is worth a second rung.
     file = tmp_path / "out" / "experiment.json"
     described = json.loads(file.read_text(encoding="utf-8"))
@@ -144,7 +146,7 @@ def trial(name: str):
     return type("Trial", (), {"trial_id": name, "config": {"bundle_id": name}})
 
 
-@pytest.mark.parametrize(("name", "rung"), [("asha", 3), ("hyperband", 9), ("median", 2)])
+@pytest.mark.parametrize(("name", "rung"), [("asha_stopping", 3), ("hyperband", 9), ("median", 2)])
 def test_a_scheduler_that_knows_the_past_stops_what_is_worse(name, rung):
     scheduler = make_scheduler(name, "min", 27, 0)
     seen = watched("loss", "min", reports_images=False)
@@ -158,7 +160,7 @@ def test_a_scheduler_that_knows_the_past_stops_what_is_worse(name, rung):
     assert scheduler.on_trial_result(None, good, {"progress": rung, "value": 0.01}) == TrialScheduler.CONTINUE
 
 
-@pytest.mark.parametrize("name", ["asha", "hyperband", "median"])
+@pytest.mark.parametrize("name", ["asha_stopping", "hyperband", "median"])
 def test_no_value_stops_nobody(name):
     scheduler = make_scheduler(name, "min", 27, 0)
 
@@ -204,7 +206,7 @@ def test_trials_of_fewer_steps_are_judged_at_the_same_part_of_them(monkeypatch):
     decision = Decision("t00000", Watched("loss", False, "min"), lambda: None, pace=15_000 / 1500)
     decision(500, 0.25)
     assert (told[0]["step"], told[0]["progress"], told[0]["value"]) == (500, 5000, 0.25)
-    scheduler = make_scheduler("asha", "min", 15_000, 0)
+    scheduler = make_scheduler("asha_stopping", "min", 15_000, 0)
     trials = pd.DataFrame({"trial_id": ["long", "short"], "steps": [15_000, 1500]})
     rows = [("long", 554, 1.0), ("long", 555, 1.0), ("short", 56, 1.0)]
     past = Results({"name": "past"}, trials, pd.DataFrame(rows, columns=["trial_id", "step", "loss"]))

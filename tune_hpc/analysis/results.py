@@ -36,6 +36,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tune_hpc.analysis.decisions import generations_frame, rungs_frame
 from tune_hpc.analysis.folder import ExperimentFolder, find_experiments, write_whole
 from tune_hpc.errors import FolderError, UnknownNameError
 
@@ -165,18 +166,28 @@ class Results:
         Raises:
             FolderError: the search has no population, or its file cannot be read.
         """
-        file = ExperimentFolder(self.folder or "").population
+        file = self._decided("population", "no generations; search with scheduler='pbt'")
+        return generations_frame(file)
+
+    def rungs(self) -> pd.DataFrame:
+        """Return who came to which rung of a successive halving, in this order.
+
+        Returns:
+            One row per rung and configuration: ``rung`` (from 1), ``trial_id`` (of its first seed), ``step``, ``value``
+            (what it is ranked by: the mean over its seeds; missing where one of them diverged or failed), ``goes_on``.
+
+        Raises:
+            FolderError: the search has no rungs, or their file cannot be read.
+        """
+        file = self._decided("rungs", "no rungs; search with scheduler='asha'")
+        return rungs_frame(file, max(1, len(self.experiment["seeds"])))
+
+    def _decided(self, name: str, lacks: str) -> Path:
+        """Return the file of what a search decided while it ran."""
+        file: Path = getattr(ExperimentFolder(self.folder or ""), name)
         if self.folder is None or not file.is_file():
-            raise FolderError(f"{self.name} has no generations; search with scheduler='pbt'")
-        rows = []
-        try:
-            for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
-                for trial_id, member in line["members"].items():
-                    own = {name: member[name] for name in ("copied_from", "value")}
-                    rows.append({"generation": line["generation"], "trial_id": trial_id, **own, **member["config"]})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FolderError(f"{file} cannot be read: {error}; restore it from a copy") from error
-        return pd.DataFrame(rows)
+            raise FolderError(f"{self.name} has {lacks}")
+        return file
 
 
 @dataclass

@@ -248,7 +248,8 @@ class Halving(Proposer):
     def _take_up(self, before: Results) -> None:
         """Take in what had happened before this run."""
         last: dict[int, dict[str, Any]] = {}
-        for line in read_lines(self.home.rungs, "entry", may_be_absent=True):
+        nobody_ended_here = not (before.trials["status"] == "stopped").any()
+        for line in read_lines(self.home.rungs, "entry", may_be_absent=nobody_ended_here):
             last[line["configuration"]] = line
             if line["event"] == CAME:
                 self._reached[line["rung"]][line["configuration"]] = self._score(line["value"])

@@ -50,7 +50,7 @@ class Learner(Proposer):
         self._outcomes: dict[int, dict[str, tuple[str, float | None, int]]] = {}
         self.unfinished: list[dict[str, Any]] = []
         self.config_keys: list[str] = []
-        lines = read_lines(home.proposals, "number") if before is not None else []
+        lines = read_lines(home.proposals, "number", may_be_absent=not len(before.trials)) if before is not None else []
         proposals = [line["config"] for line in lines]
         rows = {row["trial_id"]: row for row in _rows(before)} if before is not None else {}
         for number, config in enumerate(proposals):
