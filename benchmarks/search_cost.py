@@ -38,7 +38,7 @@ BOX = exercise3.winner.space | {
 }
 #: How each contender searches the box. A random search has a fifth of the grid's trials, and so of its steps.
 WAYS: dict[str, dict[str, Any]] = {
-    "tpe and asha": {"searcher": "tpe", "scheduler": "asha", "num_samples": 40},
+    "tpe and asha": {"searcher": "tpe", "scheduler": "asha", "num_samples": 50},
     "random, a fifth": {"searcher": "random", "num_samples": 8},
 }
 GRID = "grid"

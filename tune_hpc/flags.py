@@ -44,7 +44,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     space.add_argument(
         "--scheduler",
         metavar="NAME",
-        help="what ends trials that do badly: asha, hyperband, median, or pbt (default: the experiment's)",
+        help="what spends steps where they pay: asha, asha_stopping, hyperband, median, or pbt (default: the "
+        "experiment's)",
     )
     space.add_argument("--search-seed", type=int, default=0, metavar="N", help="fixes what is drawn (default: 0)")
     space.add_argument("--metric", help="what ranks trials (default: the experiment's; loss for a function)")

@@ -1,21 +1,22 @@
 """Successive halving, asynchronously: configurations pause at rungs, and the best third of each rung goes on.
 
-Whenever there is room, the best configuration goes on that waits at a rung and is among the best third of those that
-came there, from the highest rung down; where there is none, a new one begins. So nobody waits for a rung to be full,
-and all but a few train for a small part of their steps. (Schedulers that end trials instead let go on whoever is
-first to a rung.) One that cannot be among the best third any more, and at the end whoever still waits, is listed as
-stopped. When everything is tried and nobody came to the end, the best of those that came farthest go on.
+Whenever there is room, the best configuration goes on that waits at the highest rung of which fewer than a third have
+gone on; where there is none, a new one begins. So nobody waits for a rung to be full, and no more than a third of those
+that came to a rung ever go on: all of them together train for a ninth of their steps. (Schedulers that end trials
+instead let go on whoever is first to a rung.) Who cannot go on any more is listed as stopped, and so is whoever still
+waits at the end. When everything is tried and nobody came to the end, the best of those that came farthest go on.
 
 A configuration with several seeds is judged by their mean; where one of them diverges or fails, it is out. Who came to
 a rung, and who goes on, is written to ``rungs.jsonl`` before anybody trains on, and a search that was interrupted goes
 on from there.
 
-Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020.
+Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020; there whoever is among the best third
+goes on, which with a searcher that learns, whose later configurations are better, is more than a third of them.
 """
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -80,8 +81,9 @@ class Halving(Proposer):
         self.watched = watched
         self.source = source
         self._num_seeds = max(1, len(experiment.seeds))
-        #: What each configuration had reached at each rung: the lower the better.
+        #: What each configuration had reached at each rung, the lower the better; and the same of those that went on.
         self._reached: list[dict[int, float]] = [{} for _ in range(NUM_RUNGS)]
+        self._gone_on: list[dict[int, float]] = [{} for _ in range(NUM_RUNGS)]
         self._contenders: dict[int, Contender] = {}
         self._under_way: set[str] = set()
         self._going_on: deque[Contender] = deque()
@@ -156,22 +158,42 @@ class Halving(Proposer):
         """Return who trains next: one that was interrupted, one that goes on, a new one; ``None``: nobody now."""
         if self._going_on:
             return self._going_on.popleft()
-        if promoted := self._best_waiting(among_best=True):
+        if promoted := self._first(self._may_go_on):
             return self._promoted(promoted)
         if self._new:
             number = next(iter(self._new))
             return self._begun(number, self._new.pop(number))
         if self.source and (samples := self.source.propose()):
             return self._begun(self._number(samples[0]["trial_id"]), samples)
-        if not self._under_way and not self._anyone_finished and (best := self._best_waiting(among_best=False)):
-            return self._promoted(best)
+        if not self._under_way and (promoted := self._first(self._follows)):
+            return self._promoted(promoted)
         return None
+
+    def _first(self, rule: Callable[[int, Contender], bool]) -> Contender | None:
+        """Return the best that waits at the highest rung where a rule lets it go on."""
+        for rung in reversed(range(NUM_RUNGS)):
+            waiting = self._waiting(rung)
+            if waiting and rule(rung, waiting[0]):
+                return waiting[0]
+        return None
+
+    def _may_go_on(self, rung: int, best: Contender) -> bool:
+        """Whether the best that waits at a rung is among the best third there, and fewer have gone on."""
+        ranked = sorted(self._reached[rung].values())
+        third = len(ranked) // REDUCTION_FACTOR
+        return len(self._gone_on[rung]) < third and self._reached[rung][best.number] <= ranked[third - 1]
+
+    def _follows(self, rung: int, best: Contender) -> bool:
+        """Whether the best that waits at a rung goes on from there although a third has."""
+        gone_on = self._gone_on[rung].values()
+        return not self._anyone_finished or self._reached[rung][best.number] < min(gone_on, default=math.inf)
 
     def _begun(self, number: int, samples: Sequence[Sample]) -> Contender:
         self._contenders[number] = Contender(number, samples)
         return self._contenders[number]
 
     def _promoted(self, contender: Contender) -> Contender:
+        self._gone_on[contender.rung][contender.number] = self._reached[contender.rung][contender.number]
         contender.rung, contender.is_waiting = contender.rung + 1, False
         contender.told = {name: told for name, told in contender.told.items() if told[0] == "finished"}
         contender.samples = [one for one in contender.samples if one["trial_id"] not in contender.told]
@@ -186,32 +208,18 @@ class Halving(Proposer):
         append_line(self.home.rungs, {"entry": self._num_entries, **told, **more})
         self._num_entries += 1
 
-    def _best_waiting(self, among_best: bool) -> Contender | None:
-        """Return the best configuration that waits at the highest rung where one does, or may go on.
-
-        Args:
-            among_best: Only one of the best third of all that came to its rung.
-        """
-        for rung in reversed(range(NUM_RUNGS)):
-            ranked = self._ranked(rung)
-            for number in ranked[: len(ranked) // REDUCTION_FACTOR] if among_best else ranked:
-                contender = self._contenders.get(number)
-                if contender and contender.is_waiting and contender.rung == rung:
-                    return contender
-        return None
-
-    def _ranked(self, rung: int) -> list[int]:
-        """Return the configurations that came to a rung, the best first."""
+    def _waiting(self, rung: int) -> list[Contender]:
+        """Return the configurations that wait at a rung, the best first."""
         reached = self._reached[rung]
-        return sorted(reached, key=lambda number: (reached[number], number))
+        waiting = [one for one in self._contenders.values() if one.is_waiting and one.rung == rung]
+        return sorted(waiting, key=lambda one: (reached[one.number], one.number))
 
     def _end_those_without_hope(self) -> None:
-        """End who waits at the first rung behind so many that it will not be among the best third, whoever comes."""
+        """End who waits at the first rung behind so many that it will not go on, whoever comes."""
         num_configs = self.experiment.num_trials // self._num_seeds
-        for number in self._ranked(0)[max(1, num_configs // REDUCTION_FACTOR) :]:
-            contender = self._contenders.get(number)
-            if contender and contender.is_waiting and contender.rung == 0:
-                self._end(contender)
+        hope = max(1, num_configs // REDUCTION_FACTOR - len(self._gone_on[0]))
+        for contender in self._waiting(0)[hope:]:
+            self._end(contender)
 
     def _end(self, contender: Contender) -> None:
         """Let a configuration go on no more."""
@@ -250,9 +258,12 @@ class Halving(Proposer):
         last: dict[int, dict[str, Any]] = {}
         nobody_ended_here = not (before.trials["status"] == "stopped").any()
         for line in read_lines(self.home.rungs, "entry", may_be_absent=nobody_ended_here):
-            last[line["configuration"]] = line
+            number = line["configuration"]
+            last[number] = line
             if line["event"] == CAME:
-                self._reached[line["rung"]][line["configuration"]] = self._score(line["value"])
+                self._reached[line["rung"]][number] = self._score(line["value"])
+            else:
+                self._gone_on[line["rung"] - 1][number] = self._reached[line["rung"] - 1][number]
             self._num_entries += 1
         ended = before.trials[before.trials["status"].isin(ENDED)]
         self._anyone_finished = bool((ended["status"] == "finished").any())
