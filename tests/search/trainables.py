@@ -135,3 +135,10 @@ def climbs(config, report, *, checkpoint):
         report(step, {"height": height})
         if step % 10 == 0:
             checkpoint.save(step, partial(tuple, (step, height)))
+
+
+def slides(config, report, *, checkpoint):
+    """Report a loss that falls to ``x``, and offer the state after each step; above 0.67 it is not finite."""
+    for step in range((checkpoint.load() or 0) + 1, config["steps"] + 1):
+        report(step, {"loss": float("nan") if config["x"] > 0.67 else config["x"] + 1 / step})
+        checkpoint.save(step, partial(int, step))
