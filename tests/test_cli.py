@@ -11,7 +11,8 @@ import pytest
 
 from tune_hpc import __version__, cli
 from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.results import summarise, trials_frame, write_frames
+from tune_hpc.analysis.parts import summarise
+from tune_hpc.analysis.results import trials_frame, write_frames
 from tune_hpc.search.progress import SearchProgress, Tally
 
 MINE = """

@@ -11,7 +11,8 @@ import pytest
 
 import tune_hpc
 from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.results import summarise, trials_frame, write_frames
+from tune_hpc.analysis.parts import summarise
+from tune_hpc.analysis.results import trials_frame, write_frames
 
 ROOT = Path(tune_hpc.__file__).parent.parent
 OURS = ("tune_hpc", "search_spaces", "scripts")
@@ -25,13 +26,14 @@ MAY_IMPORT = {
     # The columns and the folder are what a search writes and the analysis reads.
     "tune_hpc.search": [
         "tune_hpc.errors", "tune_hpc.search", "tune_hpc.learning", "tune_hpc.analysis.results",
-        "tune_hpc.analysis.folder", "tune_hpc.analysis.process",
+        "tune_hpc.analysis.folder", "tune_hpc.analysis.process", "tune_hpc.analysis.parts",
         # A search starts exports beside itself, and one of their sinks is a study.
         "tune_hpc.analysis.exports", "tune_hpc.analysis.sinks",
     ],
     "tune_hpc.scaling": [
         "tune_hpc.errors", "tune_hpc.scaling", "tune_hpc.learning", "tune_hpc.analysis.results",
-        "tune_hpc.analysis.folder", "tune_hpc.search.experiment", "tune_hpc.search.session",
+        "tune_hpc.analysis.folder", "tune_hpc.analysis.parts", "tune_hpc.search.experiment",
+        "tune_hpc.search.session",
         "tune_hpc.search.provenance",
     ],
     # The experiments are named by the user, and listed.

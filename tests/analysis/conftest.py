@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tune_hpc.analysis.results import Results, summarise, trials_frame
+from tune_hpc.analysis.parts import summarise
+from tune_hpc.analysis.results import Results, trials_frame
 
 KEYS = ["optimizer", "learning_rate", "batch_size", "seed"]
 

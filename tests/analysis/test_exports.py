@@ -12,8 +12,9 @@ from tune_hpc.analysis import exports
 from tune_hpc.analysis.exports import check_tools, export
 from tune_hpc.analysis.folder import ExperimentFolder
 from tune_hpc.analysis.news import News
+from tune_hpc.analysis.parts import write_part
 from tune_hpc.analysis.process import may_be_running, this_process
-from tune_hpc.analysis.results import load, trials_frame, write_frames, write_part
+from tune_hpc.analysis.results import load, trials_frame, write_frames
 from tune_hpc.analysis.sinks import points, search_id
 from tune_hpc.errors import ExportError, FolderError, InvalidExperimentError, MissingPackageError, UnknownNameError
 

@@ -4,7 +4,7 @@ import pytest
 
 from tune_hpc.analysis.exports import export
 from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.results import write_part
+from tune_hpc.analysis.parts import write_part
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own, about MLflow's own.

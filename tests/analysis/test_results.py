@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tune_hpc.analysis import results
 from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.results import TrialRecord, summarise, trials_frame, write_frames, write_part
+from tune_hpc.analysis.parts import TrialRecord, summarise, write_part
+from tune_hpc.analysis.results import trials_frame, write_frames
 from tune_hpc.errors import FolderError, UnknownNameError
 
 ASKED = {"name": "made.up", "metric": "test_loss", "mode": "min", "config_keys": ["learning_rate", "seed"]}

@@ -12,7 +12,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from tune_hpc.analysis.exports import export
 from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.results import write_part
+from tune_hpc.analysis.parts import write_part
 from tune_hpc.analysis.tensorboard_logs import MAX_POINTS
 from tune_hpc.errors import ExportError
 

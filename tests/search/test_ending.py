@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 from tests.search.trainables import counts, lingers
 from tune_hpc import Experiment, Space, resume, run, run_all, when
 from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.results import TrialRecord, part_row
+from tune_hpc.analysis.parts import TrialRecord, part_row
 from tune_hpc.search import ending, reporting, stop_request, trial
 from tune_hpc.search.ending import Ending
 from tune_hpc.search.learner import Learner

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.results import TrialRecord, read_part
+from tune_hpc.analysis.parts import TrialRecord, read_part
 from tune_hpc.errors import FolderError
 from tune_hpc.learning import training
 from tune_hpc.learning.config import complete

@@ -21,7 +21,7 @@ from ray import tune
 from tests.search import trainables
 from tune_hpc import Experiment, Space, extend, load, resume, run
 from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.results import TrialRecord, end_part, part_row, write_part
+from tune_hpc.analysis.parts import TrialRecord, end_part, part_row, write_part
 from tune_hpc.errors import FolderError, InvalidExperimentError
 from tune_hpc.search.experiment import ENDED
 from tune_hpc.search.halving import CAME, GOES_ON, NUM_RUNGS, Halving

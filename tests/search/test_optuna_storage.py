@@ -13,7 +13,8 @@ from ray import tune
 from tests.search.test_study import OPTIMIZERS
 from tune_hpc.analysis.exports import export
 from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.results import Results, summarise, write_part
+from tune_hpc.analysis.parts import summarise, write_part
+from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.optuna_storage import curve, to_optuna

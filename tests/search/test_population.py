@@ -18,7 +18,7 @@ from tests.search import trainables
 from tests.search.test_conditions import conditional_spaces
 from tune_hpc import Experiment, Space, extend, load, resume, run, when
 from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.results import TrialRecord, write_part
+from tune_hpc.analysis.parts import TrialRecord, write_part
 from tune_hpc.errors import FolderError, InvalidExperimentError
 from tune_hpc.search.exploration import FACTORS, changeable, explore
 from tune_hpc.search.population import NUM_GENERATIONS, Population

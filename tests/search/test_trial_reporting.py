@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tune_hpc.analysis.results import TrialRecord
+from tune_hpc.analysis.parts import TrialRecord
 from tune_hpc.search import reporting
 from tune_hpc.search.reporting import (
     KEEP_INTERVAL_S,

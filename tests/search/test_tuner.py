@@ -75,7 +75,7 @@ def alone(config: dict, mnist) -> pd.DataFrame:
     """Return the history of a trial that runs in this process, by itself."""
     import torch
 
-    from tune_hpc.analysis.results import TrialRecord
+    from tune_hpc.analysis.parts import TrialRecord
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.parts import read_part
 from tune_hpc.analysis.process import may_be_running
-from tune_hpc.analysis.results import read_frames, read_part
+from tune_hpc.analysis.results import read_frames
 from tune_hpc.errors import FolderError
 
 

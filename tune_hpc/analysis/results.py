@@ -25,20 +25,21 @@ A row describes the state after ``step`` updates: its ``train_loss`` is the loss
 Fractions are 0..1, durations end in ``_s``, rates in ``_per_s``, counts begin with ``num_``.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tune_hpc.analysis.decisions import generations_frame, rungs_frame
 from tune_hpc.analysis.folder import ExperimentFolder, find_experiments, write_whole
+from tune_hpc.analysis.parts import read_table, row_of
 from tune_hpc.errors import FolderError, UnknownNameError
+
+if TYPE_CHECKING:
+    from tune_hpc.analysis.ranking import Ranking
 
 STATUSES = ("finished", "stopped", "diverged", "failed", "running")
 IDENTITY = ("experiment", "trial_id", "status", "stop_reason", "error")
@@ -47,11 +48,6 @@ METRICS = (
     "train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy",
     "best_test_accuracy", "best_step", "best_valid_accuracy", "selected_step", "selected_test_accuracy",
 )  # fmt: skip
-
-_ROW = b"tune_hpc.trial"
-
-#: From this size on a Parquet file is read by several threads.
-MANY_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -123,11 +119,13 @@ class Results:
             numbers = self.trials.select_dtypes("number").columns
             raise UnknownNameError(f"the column {metric} of {self.name} holds no numbers; {', '.join(numbers)} do")
         healthy = self.trials[self.trials["status"].isin(["finished", "stopped"])].dropna(subset=[metric])
-        seconds = metric.endswith("_s") and not metric.endswith("_per_s")
-        lower_is_better = (
-            self.experiment["mode"] == "min" if metric == self.metric else metric.endswith("loss") or seconds
-        )
-        return healthy.sort_values(metric, ascending=lower_is_better, kind="stable").head(n)
+        return healthy.sort_values(metric, ascending=self.is_lower_better(metric), kind="stable").head(n)
+
+    def is_lower_better(self, metric: str) -> bool:
+        """Whether less of a metric is better: of the experiment's own it says so; losses and durations are."""
+        if metric == self.metric:
+            return bool(self.experiment["mode"] == "min")
+        return metric.endswith("loss") or (metric.endswith("_s") and not metric.endswith("_per_s"))
 
     def best(self, metric: str | None = None) -> pd.Series:
         """Return the best trial as a row.
@@ -155,6 +153,29 @@ class Results:
             )
         taken = self.history.dropna(subset=[metric])
         return taken.pivot_table(index="step", columns="trial_id", values=metric, observed=True)
+
+    def compare(
+        self,
+        parameter: str,
+        metric: str | None = None,
+        *,
+        confidence: float = 0.95,
+        where: Mapping[str, Any] | None = None,
+    ) -> "Ranking":
+        """Say which value of a parameter is better, by how much, and how sure that is; ties are called ties.
+
+        Args:
+            parameter: A configuration column.
+            metric: What is compared; by default the experiment's metric. Configurations are chosen by the latter.
+            confidence: Of all intervals and verdicts.
+            where: Configuration values that the trials must have.
+
+        Raises:
+            UnknownNameError: no such parameter, no such column of numbers, or no such trial.
+        """
+        from tune_hpc.analysis.ranking import rank_values
+
+        return rank_values(self, parameter, metric, confidence=confidence, where=where)
 
     def generations(self) -> pd.DataFrame:
         """Return what each member of a population was in each generation but the first.
@@ -188,96 +209,6 @@ class Results:
         if self.folder is None or not file.is_file():
             raise FolderError(f"{self.name} has {lacks}")
         return file
-
-
-@dataclass
-class TrialRecord:
-    """One trial while it is being written down: blocks of metrics, then a row.
-
-    Attributes:
-        row: The columns that are known so far.
-        blocks: ``(steps, {metric: values})`` in the order of arrival.
-    """
-
-    row: dict[str, Any]
-    blocks: list[tuple[np.ndarray, dict[str, np.ndarray]]] = field(default_factory=list)
-
-    def add(self, step: int | Sequence[int] | np.ndarray, metrics: Mapping[str, Any]) -> None:
-        """Note metrics at one step, or arrays of metrics at an array of steps."""
-        steps = np.atleast_1d(np.asarray(step, dtype=np.int64))
-        self.blocks.append((steps, {name: np.atleast_1d(np.asarray(v, dtype=float)) for name, v in metrics.items()}))
-
-    def history(self) -> pd.DataFrame:
-        """Return the metrics so far, one row per step: ``step`` and one column per metric."""
-        names = list(dict.fromkeys(name for _, metrics in self.blocks for name in metrics))
-        steps = np.unique(np.concatenate([steps for steps, _ in self.blocks] or [np.empty(0, np.int64)]))
-        columns = {name: np.full(len(steps), np.nan) for name in names}
-        for block_steps, metrics in self.blocks:
-            rows = np.searchsorted(steps, block_steps)
-            for name, values in metrics.items():
-                columns[name][rows] = values
-        return pd.DataFrame({"step": steps, **columns})
-
-
-def summarise(history: pd.DataFrame) -> dict[str, float]:
-    """Return the last value of each metric, and the best ones under both protocols.
-
-    Args:
-        history: One trial's ``step`` and metric columns.
-    """
-    summary: dict[str, float] = {}
-    for name in history.columns.drop("step"):
-        taken = history[name].to_numpy()
-        taken = taken[~np.isnan(taken)]
-        if len(taken):
-            summary[name] = float(taken[-1])
-    for chosen_on, accuracy, step in (
-        ("test_accuracy", "best_test_accuracy", "best_step"),
-        ("valid_accuracy", "best_valid_accuracy", "selected_step"),
-    ):
-        if chosen_on in summary:
-            row = history.iloc[int(np.nanargmax(history[chosen_on].to_numpy(float)))]
-            summary |= {accuracy: float(row[chosen_on]), step: int(row["step"])}
-            if chosen_on == "valid_accuracy" and "test_accuracy" in summary:
-                summary["selected_test_accuracy"] = float(row["test_accuracy"])
-    return summary
-
-
-def write_part(path: Path, row: Mapping[str, Any], history: pd.DataFrame) -> None:
-    """Write one trial, row and history, as one Parquet file."""
-    table = pa.Table.from_pandas(history, preserve_index=False)
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _ROW: json.dumps(row).encode()})
-    write_whole(path, lambda temporary: pq.write_table(table, temporary))
-
-
-def read_part(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Return the row and the history of the trial that a part tells of.
-
-    Raises:
-        FolderError: the file is gone, or cannot be read.
-    """
-    table = _read(path)
-    return _row(path, table), table.to_pandas()
-
-
-def part_row(path: Path) -> dict[str, Any] | None:
-    """Return the row of the trial that a part tells of; ``None`` where there is no part."""
-    return _row(path, _read(path)) if path.is_file() else None
-
-
-def end_part(path: Path, changes: Mapping[str, Any]) -> None:
-    """Change some columns of the row of a part."""
-    table = _read(path)
-    row = _row(path, table) | dict(changes)
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _ROW: json.dumps(row).encode()})
-    write_whole(path, lambda temporary: pq.write_table(table, temporary))
-
-
-def _row(path: Path, table: pa.Table) -> dict[str, Any]:
-    row = json.loads((table.schema.metadata or {}).get(_ROW, b"{}"))
-    if "trial_id" not in row:
-        raise FolderError(f"{path} is no trial's file: its row is missing; remove it")
-    return dict(row)
 
 
 def write_frames(folder: ExperimentFolder, trials: pd.DataFrame, history: pd.DataFrame) -> None:
@@ -353,8 +284,8 @@ def _load(folder: ExperimentFolder) -> Results:
     rows = [{str(name): value for name, value in row.items()} for row in kept_rows]
     tables = []
     for part in parts:
-        table = _read(part)
-        row = _row(part, table)
+        table = read_table(part)
+        row = row_of(part, table)
         rows.append(row)
         trial_ids = pa.repeat(pa.scalar(row["trial_id"], pa.large_string()), len(table))
         tables.append(table.replace_schema_metadata(None).add_column(0, "trial_id", trial_ids))
@@ -379,17 +310,7 @@ def read_frames(folder: ExperimentFolder, config_keys: Sequence[str]) -> tuple[p
 
 
 def _frame(path: Path, needed: set[str]) -> pd.DataFrame:
-    df = _read(path).to_pandas()
+    df = read_table(path).to_pandas()
     if missing := needed.difference(df):
         raise FolderError(f"{path} has no column {', '.join(sorted(missing))}; restore it from a copy")
     return df
-
-
-def _read(path: Path) -> pa.Table:
-    try:
-        # One small file is read in a fifth of the time without threads and without looking for partitions.
-        with pq.ParquetFile(path) as file:
-            return file.read(use_threads=path.stat().st_size > MANY_BYTES)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise FolderError(f"{path} is not readable as Parquet ({reason}); restore it from a copy") from error

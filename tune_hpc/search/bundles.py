@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tune_hpc.analysis.folder import ExperimentFolder, write_whole
-from tune_hpc.analysis.results import part_row
+from tune_hpc.analysis.parts import part_row
 from tune_hpc.errors import FolderError, InvalidExperimentError
 from tune_hpc.learning.fusion import fusion_key, members_that_pay, stream_key
 from tune_hpc.search.experiment import TRAIN

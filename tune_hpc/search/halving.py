@@ -21,10 +21,9 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-import pandas as pd
-
 from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.results import Results, read_part
+from tune_hpc.analysis.parts import read_part
+from tune_hpc.analysis.results import Results
 from tune_hpc.search.experiment import ENDED, Experiment
 from tune_hpc.search.journal import append_line, read_lines
 from tune_hpc.search.learner import Learner
@@ -129,8 +128,7 @@ class Halving(Proposer):
         self._under_way.discard(trial_id)
         contender = self._contenders[self._number(trial_id)]
         if status == "running":
-            _, history = read_part(self.home.part(trial_id))
-            status, value = "stopped", self._shown(history)
+            status, value = "stopped", self._shown(trial_id)
         contender.told[trial_id] = status, value, steps
         if all(sample["trial_id"] in contender.told for sample in contender.samples):
             self._arrived(contender)
@@ -235,8 +233,9 @@ class Halving(Proposer):
         step = max(rung + 1, num_steps * REDUCTION_FACTOR**rung // GRACE)
         return step if rung < NUM_RUNGS and step < num_steps else None
 
-    def _shown(self, history: pd.DataFrame) -> float | None:
+    def _shown(self, trial_id: str) -> float | None:
         """Return what is to be seen of a trial now; ``None``: nothing."""
+        _, history = read_part(self.home.part(trial_id))
         shown = math.nan
         for value in history[self.watched.column].dropna() if self.watched.column in history else ():
             shown = self.watched.shown(float(value), shown)

@@ -15,7 +15,7 @@ import numpy as np
 from ray import tune
 
 from tune_hpc.analysis.folder import write_whole
-from tune_hpc.analysis.results import TrialRecord
+from tune_hpc.analysis.parts import TrialRecord
 from tune_hpc.search.stop_request import StopAsked, StopRequest
 
 #: Each report to Ray costs milliseconds; the progress bar needs no more than this.

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tune_hpc.analysis.folder import FORMAT, ExperimentFolder
+from tune_hpc.analysis.parts import TrialRecord, write_part
 from tune_hpc.analysis.process import this_process
-from tune_hpc.analysis.results import Results, TrialRecord, load, write_frames, write_part
+from tune_hpc.analysis.results import Results, load, write_frames
 from tune_hpc.search.experiment import ENDED, PAUSING, TRAIN, Experiment
 from tune_hpc.search.limits import Limits
 from tune_hpc.search.proposer import Proposer

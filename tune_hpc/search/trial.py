@@ -25,7 +25,7 @@ import numpy as np
 import ray
 
 from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.results import TrialRecord, part_row, summarise, write_part
+from tune_hpc.analysis.parts import TrialRecord, part_row, summarise, write_part
 from tune_hpc.errors import FolderError
 from tune_hpc.search.reference import load_reference
 from tune_hpc.search.reporting import (

@@ -10,7 +10,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.results import TrialRecord, end_part, part_row, write_part
+from tune_hpc.analysis.parts import TrialRecord, end_part, part_row, write_part
 from tune_hpc.search.bundles import under_way
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.limits import Limits
