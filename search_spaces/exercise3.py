@@ -30,7 +30,7 @@ TABLE_4_5 = {
 
 
 def _published(table: str, percent: float, **where: Any) -> Published:
-    return Published(where, "best_test_accuracy", round(percent / 100, 4), f"report, Table {table}")
+    return Published(where, "best_test_accuracy", round(percent / 100, 4), f"report, Table {table}", resolution=0.001)
 
 
 _NETWORK = Space({"model": "cnn", "optimizer": "adam", "learning_rate": 1e-4, "dropout": 0.5, "steps": 5000})
@@ -45,7 +45,7 @@ baseline = Experiment(
     source="report, Exercise 3",
     space=_NETWORK | {"batch_size": 50, "batching": "single_pass", "steps": 1000},
     metric="best_valid_accuracy",
-    published=(Published({"batch_size": 50}, "test_accuracy", 0.961, "report, Exercise 3"),),
+    published=(Published({"batch_size": 50}, "test_accuracy", 0.961, "report, Exercise 3", resolution=0.001),),
     figures=(Figure("curve", ("test_accuracy",), "Test accuracy"),),
     quick_values=_QUICK,
 )

@@ -21,7 +21,7 @@ experiment = Experiment(
     metric="train_s",
     mode="min",
     published=tuple(
-        Published({"workers": workers}, "train_s", seconds, "report, Exercise 4")
+        Published({"workers": workers}, "train_s", seconds, "report, Exercise 4", resolution=0.001)
         for workers, seconds in zip(WORKERS, PUBLISHED_SECONDS, strict=True)
     ),
     figures=(

@@ -3,6 +3,8 @@ import pandas as pd
 import pytest
 
 from tune_hpc.analysis import conclusions, tables
+from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, published_against_measured, verdict
+from tune_hpc.analysis.statistics import Interval, mean_interval
 from tune_hpc.analysis.wording import number, short
 from tune_hpc.errors import UnknownNameError
 
@@ -20,7 +22,7 @@ EXACT = {
 
 
 def test_a_published_best_is_held_against_the_best_mean_over_seeds(grid):
-    df = tables.published_against_measured(grid(published=PUBLISHED))
+    df = published_against_measured(grid(published=PUBLISHED))
     assert list(df["where"]) == ["optimizer adam", "optimizer momentum"]
     assert list(df["measured_best"]) == [0.01, 0.1]
     assert list(df["best_agrees"]) == [True, False]
@@ -34,11 +36,54 @@ def test_a_published_best_is_held_against_the_best_mean_over_seeds(grid):
 
 def test_a_published_number_is_held_against_the_trials_it_names(grid):
     made = grid(published=[EXACT])
-    row = tables.published_against_measured(made).iloc[0]
+    row = published_against_measured(made).iloc[0]
     trials = made.trials.query("optimizer == 'adam' and learning_rate == 0.1")
     assert row["measured"] == pytest.approx(trials["test_accuracy"].mean())
     assert row["measured_best"] is None
     assert row["best_agrees"] is pd.NA
+
+
+class TestVerdicts:
+    def test_a_run_like_ours_agrees_as_often_as_it_says(self):
+        generator = np.random.default_rng(0)
+        for num_seeds in (3, 5, 10):
+            told = []
+            for _ in range(2000):
+                *ours, theirs = generator.normal(0.99, 0.001, num_seeds + 1)
+                told.append(verdict(theirs, mean_interval(ours), num_seeds))
+            assert told.count(AGREES) / 2000 == pytest.approx(0.95, abs=0.02)
+            assert set(told) == {AGREES, DIFFERS}
+
+    def test_another_one_differs(self):
+        generator = np.random.default_rng(1)
+        ours = mean_interval(generator.normal(0.99, 0.001, 5))
+        assert verdict(0.98, ours, 5, resolution=0.001) == DIFFERS
+
+    def test_what_was_rounded_away_is_no_difference(self):
+        same = mean_interval([0.9912, 0.9912, 0.9912])
+        assert verdict(0.991, same, 3) == DIFFERS
+        assert verdict(0.991, same, 3, resolution=0.001) == AGREES
+        assert verdict(0.992, same, 3, resolution=0.001) == DIFFERS
+
+    @pytest.mark.parametrize(("published", "expected"), [(0.991, AGREES), (0.989, AGREES), (0.9, CANNOT_TELL)])
+    def test_one_seed_tells_no_more_than_the_images_do(self, published, expected):
+        alone = mean_interval([0.9904])
+        assert verdict(published, alone, 1, resolution=0.001, num_images=10_000) == expected
+        assert verdict(0.95, Interval(0.99, 0.94, 1.04), 2, resolution=0.001, num_images=10_000) == CANNOT_TELL
+
+    def test_a_table_has_them(self, trial, results_of):
+        trials = [trial(f"0000{seed}", loss=1 + seed / 1000, seed=seed) for seed in range(3)]
+        published = [
+            {**EXACT, "value": 0.793}, {**EXACT, "value": 0.7},
+            {**EXACT, "value": 1.5, "metric": "train_s"}, {**EXACT, "metric": "valid_accuracy"},
+        ]  # fmt: skip
+        df = published_against_measured(results_of(*trials, published=published))
+        assert list(df["verdict"].fillna("")) == [AGREES, DIFFERS, "not comparable", ""]
+        assert (df["low"] < df["measured"])[:2].all()
+        quick = published_against_measured(results_of(*trials, published=published, quick=True))
+        assert list(quick["verdict"].fillna("")) == ["not comparable"] * 3 + [""]
+        said = conclusions.sentences(results_of(*trials, published=published))
+        assert "Of 2 published numbers 1 agrees with ours, 1 differs." in said
 
 
 @pytest.mark.parametrize(
@@ -50,7 +95,7 @@ def test_a_published_number_is_held_against_the_trials_it_names(grid):
     ],
 )
 def test_what_cannot_be_measured_is_missing_and_says_why(grid, where, note):
-    row = tables.published_against_measured(grid(published=[{**EXACT, "where": where}])).iloc[0]
+    row = published_against_measured(grid(published=[{**EXACT, "where": where}])).iloc[0]
     assert np.isnan(row["measured"])
     assert row["note"] == note
 
@@ -61,7 +106,7 @@ def test_diverged_and_failed_trials_leave_missing_values(trial, results_of):
         trial("00001", status="failed", learning_rate=0.01),
         published=[EXACT, *PUBLISHED],
     )
-    df = tables.published_against_measured(made)
+    df = published_against_measured(made)
     assert df["measured"].isna().all()
     assert list(df["note"]) == ["diverged", "diverged", "no such trial"]
     assert conclusions.sentences(made) == [
@@ -78,7 +123,7 @@ def test_a_rate_at_which_a_seed_diverged_is_never_the_best(trial, results_of):
         trial("00003", 0.4, learning_rate=0.1, seed=1),
         published=PUBLISHED[:1],
     )
-    assert tables.published_against_measured(made)["measured_best"].iloc[0] == 0.1
+    assert published_against_measured(made)["measured_best"].iloc[0] == 0.1
     best = tables.best_per(made, "optimizer", ["test_loss"])
     assert best["learning_rate"].iloc[0] == 0.1
     assert best["num_diverged"].iloc[0] == 1
@@ -86,7 +131,7 @@ def test_a_rate_at_which_a_seed_diverged_is_never_the_best(trial, results_of):
 
 def test_a_quick_run_says_so_beside_published_numbers(grid):
     made = grid(published=PUBLISHED, quick=True)
-    text = tables.to_markdown(tables.published_against_measured(made))
+    text = tables.to_markdown(published_against_measured(made))
     assert "measured (quick)" in text
     assert "Of 2 published best learning rates 1 is ours too (quick run: not comparable)." in conclusions.sentences(
         made
@@ -98,7 +143,8 @@ def test_sentences_are_made_from_the_numbers(grid):
     assert said[0] == "12 trials, 12 finished."
     assert said[1] == "Lowest test loss 0.3416 with optimizer adam, learning rate 0.01 (mean of 2 seeds)."
     assert said[2] == "Of 2 published best learning rates 1 is ours too."
-    assert said[3] == "Mean distance from the published values: 0.04163 on 2 numbers for test loss."
+    assert said[3] == "Of 2 published numbers 2 cannot be told from so few seeds."
+    assert said[4] == "Mean distance from the published values: 0.04163 on 2 numbers for test loss."
 
 
 def test_best_per_value_of_a_parameter(grid):
@@ -176,7 +222,7 @@ def test_errors_cannot_break_a_markdown_table(trial, results_of):
 
 
 def test_columns_without_information_are_left_out_of_markdown(trial, results_of):
-    text = tables.to_markdown(tables.published_against_measured(results_of(trial("00000"), published=[EXACT])))
+    text = tables.to_markdown(published_against_measured(results_of(trial("00000"), published=[EXACT])))
     assert "deviation" not in text
     assert "measured_best" not in text
 
@@ -237,7 +283,7 @@ def test_published_numbers_are_shown_with_the_same_decimals(grid):
         }
         for rate, value in ((0.1, 0.99), (0.01, 0.991))
     ]
-    text = tables.to_markdown(tables.published_against_measured(grid(published=published)))
+    text = tables.to_markdown(published_against_measured(grid(published=published)))
     assert "| test accuracy |" in text
     assert "0.990 |" in text
     assert "0.991 |" in text

@@ -5,9 +5,16 @@ Pure functions on ``Results``; every sentence holds where the numbers do not all
 
 import pandas as pd
 
+from tune_hpc.analysis.configurations import over_seeds, ranked
+from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, published_against_measured
 from tune_hpc.analysis.results import Results
-from tune_hpc.analysis.tables import over_seeds, published_against_measured, ranked
 from tune_hpc.analysis.wording import QUICK, condition, measurement, number, words
+
+_VERBS = {
+    AGREES: ("agrees with ours", "agree with ours"),
+    DIFFERS: ("differs", "differ"),
+    CANNOT_TELL: ("cannot be told from so few seeds", "cannot be told from so few seeds"),
+}
 
 
 def sentences(results: Results, published: pd.DataFrame | None = None) -> list[str]:
@@ -18,7 +25,7 @@ def sentences(results: Results, published: pd.DataFrame | None = None) -> list[s
         published: What ``published_against_measured`` returned, where it is at hand.
     """
     published = published_against_measured(results) if published is None else published
-    said = [_became(results), _best(results), _rates(published), _distance(published)]
+    said = [_became(results), _best(results), _rates(published), _verdicts(published), _distance(published)]
     return [sentence for sentence in said if sentence]
 
 
@@ -64,6 +71,17 @@ def _rates(published: pd.DataFrame) -> str:
     agreeing = int(judged["best_agrees"].sum())
     verb = "is ours" if agreeing == 1 else "are ours"
     return f"Of {len(judged)} published best {what}s {agreeing} {verb} too{_quick(published)}."
+
+
+def _verdicts(published: pd.DataFrame) -> str:
+    """Say of how many published numbers one can tell what."""
+    counted = published["verdict"].value_counts()
+    judged = {verdict: int(counted.get(verdict, 0)) for verdict in (AGREES, DIFFERS, CANNOT_TELL)}
+    if not any(judged.values()):
+        return ""
+    total = sum(judged.values())
+    parts = [f"{count} {_VERBS[verdict][count > 1]}" for verdict, count in judged.items() if count]
+    return f"Of {total} published {'numbers' if total > 1 else 'number'} {', '.join(parts)}."
 
 
 def _distance(published: pd.DataFrame) -> str:

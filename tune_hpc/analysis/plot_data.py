@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tune_hpc.analysis.configurations import HEALTHY, matching, numeric
 from tune_hpc.analysis.results import Results
-from tune_hpc.analysis.tables import HEALTHY, matching, numeric
 from tune_hpc.analysis.wording import condition, words
 
 #: More lines than this cannot be told apart on one pair of axes; the best are kept.

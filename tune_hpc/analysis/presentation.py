@@ -14,7 +14,10 @@ import pandas as pd
 from tune_hpc.analysis.wording import MISSING, heading, number, value_text
 
 _OPTIONAL = (
+    "low",
+    "high",
     "deviation",
+    "verdict",
     "best_over",
     "measured_best",
     "published_best",
@@ -23,7 +26,7 @@ _OPTIONAL = (
     "source",
     "stop_reason",
 )
-_JUDGED = ("measured", "deviation", "difference")
+_JUDGED = ("measured", "low", "high", "deviation", "difference")
 
 
 def presented(df: pd.DataFrame) -> pd.DataFrame:

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tune_hpc.analysis.configurations import HEALTHY, matching, numeric
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.statistics import Difference, difference, holm, mean_interval, paired_difference
-from tune_hpc.analysis.tables import HEALTHY, matching, numeric
 from tune_hpc.analysis.wording import number, short, value_text, words
 from tune_hpc.errors import UnknownNameError
 

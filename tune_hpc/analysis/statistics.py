@@ -81,9 +81,14 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95, method: str = "st
         return Interval(mean, float(low), float(high))
     if method != "student":
         raise ValueError(f"method must be student or bootstrap; got {method!r}")
-    if own.size == 1:
+    return student_interval(mean, float(own.std(ddof=1)) if own.size > 1 else np.nan, own.size, confidence)
+
+
+def student_interval(mean: float, deviation: float, num_values: int, confidence: float = 0.95) -> Interval:
+    """Return the interval of a mean of which the sample's deviation is known; NaN at its ends for a single value."""
+    if num_values < 2:
         return Interval(mean, np.nan, np.nan)
-    half = _quantile(confidence, own.size - 1) * float(own.std(ddof=1)) / np.sqrt(own.size)
+    half = _quantile(confidence, num_values - 1) * deviation / np.sqrt(num_values)
     return Interval(mean, mean - half, mean + half)
 
 

@@ -1,9 +1,5 @@
 """Tables of one experiment: pure functions from ``Results`` to a data frame, and how a frame is written down.
 
-Only trials that finished or were stopped count as measurements; one that diverged, failed or still runs leaves a
-missing value, never an error. Repeats of a configuration under several seeds are one row: the mean, and the sample
-deviation where there are at least two. A configuration of which any seed diverged is never chosen as the best.
-
 Frames keep full precision and the columns' own names (CSV); ``to_markdown`` rounds for reading.
 """
 
@@ -14,133 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tune_hpc.analysis.configurations import over_seeds, ranked
 from tune_hpc.analysis.folder import write_whole
 from tune_hpc.analysis.presentation import presented
+from tune_hpc.analysis.published import published_against_measured
 from tune_hpc.analysis.results import METRICS, Results
-from tune_hpc.analysis.wording import condition, short, unique_slug, value_text
-
-HEALTHY = ("finished", "stopped")
+from tune_hpc.analysis.wording import short, unique_slug, value_text
 
 #: A table with its title and the stem of its files.
 TitledTable = tuple[str, str, pd.DataFrame]
-
-
-def over_seeds(results: Results, metrics: Sequence[str]) -> pd.DataFrame:
-    """Return one row per configuration, its repeats under several seeds taken together.
-
-    Args:
-        results: Any results.
-        metrics: Numeric columns of the trials; one that is absent is missing everywhere.
-
-    Returns:
-        Every configuration column but ``seed``; ``num_seeds`` (of healthy trials), ``num_diverged``, ``num_failed``;
-        for each metric its mean and ``METRIC_deviation``.
-    """
-    trials = results.trials
-    keys = [name for name in results.varying if name != "seed"]
-    healthy = trials["status"].isin(HEALTHY)
-    df = trials[keys].copy()
-    group = df.groupby(keys, dropna=False, sort=False).ngroup() if keys else pd.Series(0, index=df.index)
-    seeds = trials["seed"] if "seed" in trials else pd.Series(range(len(trials)), index=trials.index)
-    columns: dict[str, Any] = {
-        "num_seeds": seeds.where(healthy).groupby(group).nunique(),
-        "num_diverged": (trials["status"] == "diverged").groupby(group).sum(),
-        "num_failed": (trials["status"] == "failed").groupby(group).sum(),
-    }
-    for metric in dict.fromkeys(metrics):
-        values = numeric(trials, metric).where(healthy).groupby(group)
-        columns |= {metric: values.mean(), f"{metric}_deviation": values.std()}
-    configurations = df.groupby(group)[keys].first() if keys else pd.DataFrame(index=columns["num_seeds"].index)
-    for name in keys:  # groupby.first() skips missing values; here a missing one is the key's own
-        configurations[name] = df[name].groupby(group).head(1).to_numpy()
-    for name in results.config_columns:
-        if name not in keys and name != "seed" and len(trials):
-            configurations[name] = trials[name].iloc[0]
-    return configurations.assign(**columns).reset_index(drop=True)
-
-
-def numeric(df: pd.DataFrame, column: str) -> pd.Series:
-    """Return a column as floats; absent, infinite and wordy values are missing."""
-    if column not in df:
-        return pd.Series(np.nan, index=df.index, dtype=float)
-    return pd.to_numeric(df[column], errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
-
-
-def matching(df: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series:
-    """Return which rows have all of these configuration values; a column that is absent matches nothing."""
-    mask = pd.Series(True, index=df.index)
-    for name, wanted in where.items():
-        if name not in df:
-            return pd.Series(False, index=df.index)
-        if isinstance(wanted, int | float) and not isinstance(wanted, bool) and pd.api.types.is_numeric_dtype(df[name]):
-            mask &= np.isclose(df[name].astype(float), wanted, rtol=1e-9, atol=0)
-        else:
-            mask &= (df[name] == wanted).fillna(False).astype(bool)
-    return mask
-
-
-def ranked(results: Results, configurations: pd.DataFrame) -> pd.DataFrame:
-    """Return the configurations of which no seed diverged and that have a metric, best first."""
-    sound = configurations[(configurations["num_diverged"] == 0) & configurations[results.metric].notna()]
-    return sound.sort_values(results.metric, ascending=results.experiment["mode"] == "min", kind="stable")
-
-
-def published_against_measured(results: Results) -> pd.DataFrame:
-    """Hold every published number against the trials that it speaks of.
-
-    Returns:
-        One row per published number: ``where`` (text), ``metric``, ``published``, ``measured`` (mean over seeds),
-        ``deviation``, ``num_seeds``, ``num_diverged``, ``difference`` (measured - published), ``best_over`` with
-        ``measured_best``, ``published_best`` and ``best_agrees`` where the number is a best one, ``note`` (why there is
-        no measurement), ``quick``, ``source``.
-    """
-    published = list(results.experiment.get("published") or ())
-    configurations = over_seeds(results, [results.metric, *(one["metric"] for one in published)])
-    everywhere = _common(published)
-    rows = [_held_against(one, results, configurations, everywhere) for one in published]
-    columns = "where metric published measured deviation num_seeds num_diverged difference best_over measured_best "
-    columns += "published_best best_agrees note quick source"
-    df = pd.DataFrame(rows, columns=columns.split())
-    return df.astype({"best_agrees": "boolean", "num_seeds": "int64", "num_diverged": "int64"})
-
-
-def _common(published: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Return the conditions that all published numbers share, and that therefore tell none from another."""
-    if len(published) < 2:
-        return set()
-    first = published[0]["where"]
-    return {name for name in first if all(one["where"].get(name) == first[name] for one in published)}
-
-
-def _held_against(
-    one: Mapping[str, Any], results: Results, configurations: pd.DataFrame, everywhere: set[str]
-) -> dict[str, Any]:
-    where, metric, over = one["where"], one["metric"], one.get("best_over")
-    told = {name: value for name, value in where.items() if name not in everywhere} or where
-    named = list(one.get("best_values") or ()) if over else []
-    row: dict[str, Any] = {
-        "where": condition(told), "metric": metric, "published": float(one["value"]), "measured": np.nan,
-        "deviation": np.nan, "num_seeds": 0, "num_diverged": 0, "difference": np.nan, "best_over": over,
-        "measured_best": None, "published_best": ", ".join(map(value_text, named)) or None, "best_agrees": None,
-        "note": "", "quick": bool(results.experiment.get("quick")), "source": one.get("source", ""),
-    }  # fmt: skip
-    found = configurations[matching(configurations, where)]
-    row["num_diverged"] = int(found["num_diverged"].sum())
-    free = [name for name in results.varying if name not in {over, "seed"} and len(found[name].drop_duplicates()) > 1]
-    if found.empty:
-        return row | {"note": "no such trial"}
-    if free:
-        return row | {"note": f"trials there also differ in {', '.join(free)}"}
-    chosen = ranked(results, found) if over else found
-    if chosen.empty or np.isnan(chosen[metric].iloc[0]):
-        return row | {"note": "diverged" if row["num_diverged"] else f"no trial finished with a value of {metric}"}
-    best = chosen.iloc[0]
-    row |= {"measured": best[metric], "deviation": best[f"{metric}_deviation"], "num_seeds": int(best["num_seeds"])}
-    row["difference"] = row["measured"] - row["published"]
-    if over:
-        row["measured_best"] = best.get(over)
-        row["best_agrees"] = any(matching(chosen.head(1), {over: value}).all() for value in named) if named else None
-    return row
 
 
 def best_per(results: Results, parameter: str, metrics: Sequence[str]) -> pd.DataFrame:

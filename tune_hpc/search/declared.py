@@ -16,6 +16,7 @@ class Published:
         source: Where it stands.
         best_over: A parameter over which the number is the best one; ``None``: ``where`` names everything.
         best_values: The values of ``best_over`` that the source names as the best.
+        resolution: The last digit that was printed, in the column's unit: 0.001 of an accuracy of 99.1 %.
     """
 
     where: Mapping[str, Any]
@@ -24,6 +25,7 @@ class Published:
     source: str
     best_over: str | None = None
     best_values: tuple[Any, ...] = ()
+    resolution: float = 0.0
 
 
 @dataclass(frozen=True)
