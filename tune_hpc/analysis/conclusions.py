@@ -5,6 +5,7 @@ Pure functions on ``Results``; every sentence holds where the numbers do not all
 
 import pandas as pd
 
+from tune_hpc.analysis.claims import claims_checked
 from tune_hpc.analysis.configurations import over_seeds, ranked
 from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, published_against_measured
 from tune_hpc.analysis.results import Results
@@ -26,6 +27,7 @@ def sentences(results: Results, published: pd.DataFrame | None = None) -> list[s
     """
     published = published_against_measured(results) if published is None else published
     said = [_became(results), _best(results), _rates(published), _verdicts(published), _distance(published)]
+    said.append(_claims(results))
     return [sentence for sentence in said if sentence]
 
 
@@ -100,3 +102,13 @@ def _distance(published: pd.DataFrame) -> str:
 
 def _quick(published: pd.DataFrame) -> str:
     return f" ({QUICK})" if published["quick"].any() else ""
+
+
+def _claims(results: Results) -> str:
+    """Say how many published sentences hold."""
+    held = claims_checked(results)["holds"].dropna()
+    if held.empty:
+        return ""
+    count = int(held.sum())
+    verb = "holds" if count == 1 else "hold"
+    return f"Of {len(held)} published sentences that a number can check {count or 'none'} {verb}."

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tune_hpc.analysis.claims import claims_checked
 from tune_hpc.analysis.configurations import over_seeds, ranked
 from tune_hpc.analysis.folder import write_whole
 from tune_hpc.analysis.presentation import presented
@@ -157,6 +158,8 @@ def declared(results: Results) -> list[TitledTable]:
     made: list[tuple[str, pd.DataFrame]] = []
     if results.experiment.get("published"):
         made.append(("Published against measured", published_against_measured(results)))
+    if results.experiment.get("claims"):
+        made.append(("Published sentences, checked", claims_checked(results)))
     for table in results.experiment.get("tables") or ():
         made.append((table["title"], _declared(results, table)))
     made.append(("Best trials", best_trials(results)))

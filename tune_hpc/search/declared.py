@@ -29,6 +29,38 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """A published sentence, and the number of each trial by which it holds or does not.
+
+    Attributes:
+        text: The sentence, short.
+        source: Where it stands.
+        parameter: Whose values are held against one another.
+        values: These, in the order that the sentence implies.
+        measure: What is read off a trial's history; one of ``analysis.claims.MEASURES``.
+        metric: Of this column.
+        relation: What holds of the numbers: ``rising`` or ``falling`` (in the order of the values), ``first_lowest``,
+            ``at_most`` or ``above`` (each of them, the bound), ``some_above_first``.
+        steps: How far into the run; a shorter one cannot tell.
+        bound: What the relation compares with.
+        target: Where the metric should go.
+        tolerance: How near is near enough.
+    """
+
+    text: str
+    source: str
+    parameter: str
+    values: tuple[Any, ...]
+    measure: str
+    metric: str
+    relation: str
+    steps: int
+    bound: float = 0.0
+    target: float = 0.0
+    tolerance: float = 0.0
+
+
+@dataclass(frozen=True)
 class Figure:
     """A figure of the report, as data.
 

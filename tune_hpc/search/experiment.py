@@ -15,7 +15,7 @@ from typing import Any
 from tune_hpc.analysis.results import IDENTITY, MEASURES, METRICS
 from tune_hpc.errors import FolderError, InvalidConfigError, InvalidExperimentError, InvalidSpaceError
 from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, check_key, owned_keys
-from tune_hpc.search.declared import Figure, Published, Table
+from tune_hpc.search.declared import Claim, Figure, Published, Table
 from tune_hpc.search.designs import quasi_random_configs, random_configs
 from tune_hpc.search.exploration import CHANGEABLE_KEYS, changeable
 from tune_hpc.search.reference import reference_to
@@ -64,6 +64,7 @@ class Experiment:
         description: What is done and why, in a few sentences.
         source: Where the experiment was published.
         published: The published numbers.
+        claims: The published sentences that can be checked.
         figures: What is drawn.
         tables: What is tabulated beyond the standard tables.
         quick_values: What a quick run changes in the space.
@@ -89,6 +90,7 @@ class Experiment:
     description: str = ""
     source: str = ""
     published: tuple[Published, ...] = ()
+    claims: tuple[Claim, ...] = ()
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
     quick_values: Mapping[str, Any] = field(default_factory=dict)
@@ -278,7 +280,7 @@ class Experiment:
     def to_json(self) -> dict[str, Any]:
         """Return what experiment.json holds of the experiment."""
         plain = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("space", "trainable")}
-        for several in ("published", "figures", "tables"):
+        for several in ("published", "claims", "figures", "tables"):
             plain[several] = [asdict(one) for one in plain[several]]
         return plain | {
             "seeds": list(self.seeds),
@@ -301,7 +303,7 @@ def experiment_from_json(plain: Mapping[str, Any], trainable: str | Callable[...
         InvalidExperimentError: it describes one that contradicts itself.
         InvalidSpaceError: so does its space.
     """
-    kinds = {"published": Published, "figures": Figure, "tables": Table}
+    kinds = {"published": Published, "claims": Claim, "figures": Figure, "tables": Table}
     try:
         own = {one.name: plain[one.name] for one in fields(Experiment)}
         keys = TRIAL_KEYS if own["trainable"] == TRAIN else {}

@@ -1,0 +1,138 @@
+"""Published sentences, each checked with a number.
+
+A claim is data (``search.declared.Claim``): which number is read off the history of which trials, and what must hold
+of these numbers. Here they are read.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tune_hpc.analysis.configurations import HEALTHY, matching
+from tune_hpc.analysis.results import Results
+from tune_hpc.analysis.wording import short, value_text, words
+
+
+def claims_checked(results: Results) -> pd.DataFrame:
+    """Return every claim of an experiment with the numbers that it stands or falls with.
+
+    Returns:
+        One row per claim: ``claim``, ``measure`` (in words), ``numbers`` (as text, one for each value), ``holds``
+        (missing where a trial is missing or shorter than the claim needs), ``source``.
+    """
+    rows = []
+    for one in results.experiment.get("claims") or ():
+        numbers = claim_numbers(results, one)
+        told = ", ".join(f"{value_text(value)}: {_text(number)}" for value, number in numbers.items())
+        known = not numbers.isna().any()
+        rows.append(
+            {
+                "claim": one["text"], "measure": in_words(one), "numbers": told,
+                "holds": RELATIONS[one["relation"]](numbers.to_numpy(float), one["bound"]) if known else None,
+                "source": one["source"],
+            }
+        )  # fmt: skip
+    df = pd.DataFrame(rows, columns=["claim", "measure", "numbers", "holds", "source"])
+    return df.astype({"holds": "boolean"})
+
+
+def claim_numbers(results: Results, claim: Mapping[str, Any]) -> pd.Series:
+    """Return the number of each value that a claim speaks of: the median of its trials; missing where there is none."""
+    numbers = {}
+    trials = results.trials
+    for value in claim["values"]:
+        own = trials[matching(trials, {claim["parameter"]: value}) & trials["status"].isin(HEALTHY)]
+        measured = [_measured(results, trial_id, claim) for trial_id in own["trial_id"]]
+        numbers[value] = float(np.median(measured)) if measured else np.nan
+    return pd.Series(numbers, dtype=float)
+
+
+def _measured(results: Results, trial_id: str, claim: Mapping[str, Any]) -> float:
+    history, metric = results.history, claim["metric"]
+    if metric not in history:
+        return np.nan
+    own = history.loc[history["trial_id"] == trial_id, ["step", metric]].dropna().sort_values("step")
+    if own.empty or own["step"].iloc[-1] < claim["steps"]:
+        return np.nan
+    own = own[own["step"] <= claim["steps"]]
+    return float(MEASURES[claim["measure"]](own["step"].to_numpy(), own[metric].to_numpy(float), claim))
+
+
+def _at_the_end(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
+    return float(x[-1])
+
+
+def _part_left(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
+    return float(x[-1] / x[0])
+
+
+def _settled_at(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
+    outside = np.flatnonzero(np.abs(x - claim["target"]) > claim["tolerance"])
+    if len(outside) == 0:
+        return float(step[0])
+    return float(step[outside[-1] + 1]) if outside[-1] + 1 < len(step) else np.inf
+
+
+def _crossings(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
+    away = x - claim["target"]
+    side = np.sign(away[np.abs(away) > claim["tolerance"]])
+    return float(np.count_nonzero(np.diff(side)))
+
+
+def _reversals(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
+    direction = np.sign(np.diff(x))
+    return float(np.count_nonzero(np.diff(direction[direction != 0])))
+
+
+def _wrong_way(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
+    away = np.abs(x - claim["target"])
+    return float(away.max() - away[0])
+
+
+def _wrong_until(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
+    return float(step[int(np.argmax(np.abs(x - claim["target"])))])
+
+
+#: What can be read off a metric up to some step: by name, from its steps and values.
+MEASURES: dict[str, Callable[[np.ndarray, np.ndarray, Mapping[str, Any]], float]] = {
+    "value": _at_the_end,
+    "part_left": _part_left,
+    "settled_at": _settled_at,
+    "crossings": _crossings,
+    "reversals": _reversals,
+    "wrong_way": _wrong_way,
+    "wrong_until": _wrong_until,
+}
+#: What may hold of numbers, and the bound.
+RELATIONS: dict[str, Callable[[np.ndarray, float], bool]] = {
+    "rising": lambda numbers, bound: bool((np.diff(numbers) > 0).all()),
+    "falling": lambda numbers, bound: bool((np.diff(numbers) < 0).all()),
+    "first_lowest": lambda numbers, bound: bool((numbers[0] < numbers[1:]).all()),
+    "at_most": lambda numbers, bound: bool((numbers <= bound).all()),
+    "above": lambda numbers, bound: bool((numbers > bound).all()),
+    "some_above_first": lambda numbers, bound: bool((numbers[1:] > numbers[0]).any()),
+}
+
+
+def in_words(claim: Mapping[str, Any]) -> str:
+    """Return what a claim is measured by: step from which W stays within 0.01 of -1, in 1000 steps."""
+    metric = words(claim["metric"])
+    target, tolerance = short(claim["target"]), short(claim["tolerance"])
+    what = {
+        "value": f"{metric} at step {claim['steps']}",
+        "part_left": f"part of the first {metric} that is left at step {claim['steps']}",
+        "settled_at": f"step from which {metric} stays within {tolerance} of {target}, in {claim['steps']} steps",
+        "crossings": f"how often {metric} crosses {target} by more than {tolerance}, in {claim['steps']} steps",
+        "reversals": f"how often {metric} turns round in {claim['steps']} steps",
+        "wrong_way": f"how much farther than at first {metric} gets from {target}",
+        "wrong_until": f"step at which {metric} is farthest from {target}, in {claim['steps']} steps",
+    }
+    return what[claim["measure"]]
+
+
+def _text(number: float) -> str:
+    if np.isnan(number):
+        return "not measured"
+    return "never" if np.isinf(number) else short(number, 3)
