@@ -62,7 +62,7 @@ def test_a_search_without_trials_yet_loads(folder):
     assert loaded.trials.empty
     assert loaded.counts() == {}
     assert loaded.varying == []
-    assert loaded.trials["status"].dtype == "str"
+    assert loaded.trials["status"].dtype == pd.CategoricalDtype(results.STATUSES)
     with pytest.raises(UnknownNameError, match="no metric 'test_loss' in the history"):
         loaded.curve("test_loss")
 

@@ -22,6 +22,9 @@
 **history**: long form, ``trial_id``, ``step``, one column per metric; missing where a metric was not taken at a step.
 A row describes the state after ``step`` updates: its ``train_loss`` is the loss of the next batch, before it is used.
 
+``status`` is a category of ``STATUSES``; other words are strings (pandas' ``str``, which is Arrow's); counts, steps and
+seeds are integers, or floats where one is missing; all else is float or bool.
+
 Fractions are 0..1, durations end in ``_s``, rates in ``_per_s``, counts begin with ``num_``.
 """
 
@@ -97,7 +100,7 @@ class Results:
     def counts(self) -> dict[str, int]:
         """Return how many trials have each status; statuses that no trial has are left out."""
         counted = self.trials["status"].value_counts()
-        return {status: int(counted[status]) for status in STATUSES if status in counted}
+        return {status: int(counted[status]) for status in STATUSES if counted.get(status, 0)}
 
     def top(self, n: int = 10, metric: str | None = None) -> pd.DataFrame:
         """Return the best ``n`` trials that finished or were stopped, best first.
@@ -232,6 +235,7 @@ def trials_frame(rows: Iterable[Mapping[str, Any]], config_keys: Sequence[str]) 
         # is kept as its text.
         if pd.api.types.infer_dtype(df[name], skipna=True).startswith("mixed"):
             df[name] = df[name].map(str, na_action="ignore").astype("str")
+    df["status"] = df["status"].astype(pd.CategoricalDtype(STATUSES))
     return df.sort_values("trial_id", kind="stable", ignore_index=True)
 
 
@@ -305,7 +309,7 @@ def read_frames(folder: ExperimentFolder, config_keys: Sequence[str]) -> tuple[p
     history = pd.DataFrame({"trial_id": pd.Series(dtype="str"), "step": []})
     if not folder.trials_file.is_file():
         return trials_frame([], config_keys), history
-    trials = _frame(folder.trials_file, {"trial_id", "status"})
+    trials = _frame(folder.trials_file, {"trial_id", "status"}).astype({"status": pd.CategoricalDtype(STATUSES)})
     return trials, _frame(folder.history_file, {"trial_id", "step"}) if folder.history_file.is_file() else history
 
 
