@@ -235,7 +235,7 @@ def trials_frame(rows: Iterable[Mapping[str, Any]], config_keys: Sequence[str]) 
         # is kept as its text.
         if pd.api.types.infer_dtype(df[name], skipna=True).startswith("mixed"):
             df[name] = df[name].map(str, na_action="ignore").astype("str")
-    df["status"] = df["status"].astype(pd.CategoricalDtype(STATUSES))
+    df["status"] = df["status"].astype(pd.CategoricalDtype(list(STATUSES)))
     return df.sort_values("trial_id", kind="stable", ignore_index=True)
 
 
@@ -309,7 +309,7 @@ def read_frames(folder: ExperimentFolder, config_keys: Sequence[str]) -> tuple[p
     history = pd.DataFrame({"trial_id": pd.Series(dtype="str"), "step": []})
     if not folder.trials_file.is_file():
         return trials_frame([], config_keys), history
-    trials = _frame(folder.trials_file, {"trial_id", "status"}).astype({"status": pd.CategoricalDtype(STATUSES)})
+    trials = _frame(folder.trials_file, {"trial_id", "status"}).astype({"status": pd.CategoricalDtype(list(STATUSES))})
     return trials, _frame(folder.history_file, {"trial_id", "step"}) if folder.history_file.is_file() else history
 
 
