@@ -144,6 +144,13 @@ class TestLittle:
         assert set(ranking.pairs["verdict"]) == {UNKNOWN}
         assert "one seed each cannot tell more" in str(ranking)
 
+    def test_seeds_that_change_nothing_cannot_tell(self):
+        ranking = made({"a": 0.9, "b": 0.8, "c": 0.8}, deviation=0).compare("optimizer")
+        assert ranking.values["low"].isna().all()
+        assert dict(zip(ranking.pairs["second"], ranking.pairs["verdict"], strict=True))["b"] == UNKNOWN
+        assert ranking.pairs.loc[ranking.pairs["first"] != "a", "verdict"].tolist() == [TIE]
+        assert "has the best test accuracy" in str(ranking)
+
     def test_one_value(self):
         ranking = made({"a": 0.9}).compare("optimizer")
         assert len(ranking.pairs) == 0

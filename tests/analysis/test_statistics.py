@@ -106,11 +106,13 @@ def test_differences_are_those_of_scipy(first, second):
     )
 
 
-def test_repeats_that_never_differ_differ_for_sure_or_not_at_all():
-    assert difference([1, 1], [2, 2]).p == 0
-    assert difference([1, 1], [1, 1]).p == 1
-    assert paired_difference([1, 2, 3], [0, 1, 2]).p == 0
-    assert paired_difference([1, 2, 3], [1, 2, 3]).interval.half == 0
+def test_repeats_that_never_differ_are_none():
+    same = mean_interval([0.9, 0.9, 0.9 + 1e-9])
+    assert np.isnan([same.low, same.high]).all()
+    for told in (difference([1, 1], [2, 2]), paired_difference([1, 2, 3], [0, 1, 2])):
+        assert np.isnan([told.p, told.interval.low, told.smallest]).all()
+    # But that they are equal is known.
+    assert paired_difference([1, 2, 3], [1, 2, 3 + 1e-7]).p == 1
 
 
 def test_one_value_alone_tells_its_mean_and_no_more():

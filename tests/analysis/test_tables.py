@@ -60,10 +60,15 @@ class TestVerdicts:
         assert verdict(0.98, ours, 5, resolution=0.001) == DIFFERS
 
     def test_what_was_rounded_away_is_no_difference(self):
-        same = mean_interval([0.9912, 0.9912, 0.9912])
-        assert verdict(0.991, same, 3) == DIFFERS
-        assert verdict(0.991, same, 3, resolution=0.001) == AGREES
-        assert verdict(0.992, same, 3, resolution=0.001) == DIFFERS
+        close = mean_interval([0.99118, 0.9912, 0.99122])
+        assert verdict(0.991, close, 3) == DIFFERS
+        assert verdict(0.991, close, 3, resolution=0.001) == AGREES
+        assert verdict(0.992, close, 3, resolution=0.001) == DIFFERS
+
+    def test_seeds_that_change_nothing_tell_nothing(self):
+        same = mean_interval([0.3055, 0.3055, 0.3055])
+        assert verdict(0.32, same, 3, resolution=0.01) == CANNOT_TELL
+        assert verdict(0.31, same, 3, resolution=0.01) == AGREES
 
     @pytest.mark.parametrize(("published", "expected"), [(0.991, AGREES), (0.989, AGREES), (0.9, CANNOT_TELL)])
     def test_one_seed_tells_no_more_than_the_images_do(self, published, expected):

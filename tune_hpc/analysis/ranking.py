@@ -85,10 +85,16 @@ class Ranking:
         label = words(self.parameter)
         if len(self.values) == 1:
             return f"Only {label} {value_text(best[self.parameter])} has a value: {told}."
-        if self.values["rank"].isna().all():
-            return f"{label} {value_text(best[self.parameter])} has the best {told}; one seed each cannot tell more."
+        against = self.pairs.loc[_is(self.pairs["first"], best[self.parameter]), "verdict"]
+        if (against == UNKNOWN).all():
+            why = "one seed each cannot tell more"
+            if (self.values["num_seeds"] > 1).any():
+                why = "the seeds change nothing here and cannot tell more"
+            return f"{label} {value_text(best[self.parameter])} has the best {told}; {why}."
         if len(tied) > 1:
             return f"{self._names(tied)} tie for the best {label}: {value_text(tied.iloc[0])} has {told}."
+        if (against == UNKNOWN).any():
+            return f"{value_text(best[self.parameter])} has the best {told}; not all can be held against it."
         return f"{value_text(best[self.parameter])} is the best {label}, for sure: {told}."
 
     def _others(self) -> str:

@@ -2,7 +2,8 @@
 
 Pure functions on numbers. Values that are not finite are an error of the caller: a frame's missing values are left out
 before. Nothing here assumes more than Student did (values of one kind vary alike around their mean), but where it says
-bootstrap.
+bootstrap. Values that do not differ at all are no repeats: a seed that changes nothing says nothing of what chance
+does, and two accuracies on ten thousand images may be equal by chance. So they have no interval.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ LEAST_FOR_BOOTSTRAP = 20
 NUM_RESAMPLES = 4000
 #: A difference is one that the repeats can tell if they would have shown it in this part of all cases.
 POWER = 0.8
+#: Numbers that differ by no more than this part of them are one number, rounded in different ways.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Interval:
 
     Attributes:
         mean: The estimate.
-        low: The lower end; NaN where one value alone tells nothing of it.
+        low: The lower end; NaN where the values tell nothing of it: there is one, or all are the same.
         high: The upper end.
     """
 
@@ -85,8 +88,8 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95, method: str = "st
 
 
 def student_interval(mean: float, deviation: float, num_values: int, confidence: float = 0.95) -> Interval:
-    """Return the interval of a mean of which the sample's deviation is known; NaN at its ends for a single value."""
-    if num_values < 2:
+    """Return the interval of a mean from the sample's deviation; NaN at its ends where that tells nothing."""
+    if num_values < 2 or deviation <= ROUNDING * abs(mean):
         return Interval(mean, np.nan, np.nan)
     half = _quantile(confidence, num_values - 1) * deviation / np.sqrt(num_values)
     return Interval(mean, mean - half, mean + half)
@@ -112,13 +115,9 @@ def paired_difference(first: ArrayLike, second: ArrayLike, confidence: float = 0
     one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if one.shape != other.shape:
         raise ValueError(f"pairs need as many values of both; got {one.size} and {other.size}")
-    differences = one - other
-    interval = mean_interval(differences, confidence)
-    if differences.size == 1:
-        return Difference(interval, np.nan, np.nan, 1)
-    degrees = differences.size - 1
-    error = float(differences.std(ddof=1)) / np.sqrt(differences.size)
-    return Difference(interval, _p(interval.mean, error, degrees), _smallest(error, degrees, confidence), one.size)
+    mean = mean_interval(one - other).mean
+    error = float((one - other).std(ddof=1)) / np.sqrt(one.size) if one.size > 1 else 0.0
+    return _told(mean, error, one.size - 1, _scale(one, other), confidence, one.size)
 
 
 def difference(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> Difference:
@@ -128,17 +127,12 @@ def difference(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) ->
         ValueError: no values.
     """
     one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    mean = mean_interval(one).mean - mean_interval(other).mean
+    mean, scale = mean_interval(one).mean - mean_interval(other).mean, _scale(one, other)
     if min(one.size, other.size) == 1:
-        return Difference(Interval(mean, np.nan, np.nan), np.nan, np.nan, 0)
+        return _told(mean, 0.0, 0, scale, confidence, 0)
     parts = np.array([own.var(ddof=1) / own.size for own in (one, other)])
-    error = float(np.sqrt(parts.sum()))
-    degrees = one.size + other.size - 2.0
-    if error > 0:
-        degrees = float(parts.sum() ** 2 / (parts**2 / [one.size - 1, other.size - 1]).sum())
-    half = _quantile(confidence, degrees) * error
-    interval = Interval(mean, mean - half, mean + half)
-    return Difference(interval, _p(mean, error, degrees), _smallest(error, degrees, confidence), 0)
+    degrees = parts.sum() ** 2 / (parts**2 / [one.size - 1, other.size - 1]).sum() if parts.any() else 0
+    return _told(mean, float(np.sqrt(parts.sum())), float(degrees), scale, confidence, 0)
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
@@ -160,13 +154,20 @@ def accuracy_error(accuracy: float, num_images: int) -> float:
     return float(np.sqrt(max(accuracy * (1 - accuracy), 0.0) / num_images))
 
 
-def _p(mean: float, error: float, degrees: float) -> float:
+def _scale(one: np.ndarray, other: np.ndarray) -> float:
+    return float(max(np.abs(one).max(), np.abs(other).max()))
+
+
+def _told(mean: float, error: float, degrees: float, scale: float, confidence: float, num_pairs: int) -> Difference:
+    """Return what a mean difference and its standard error tell; nothing, where there is no error to go by."""
     from scipy import stats
 
-    if error == 0:
-        # Repeats that never differ: any difference between them is one.
-        return 1.0 if mean == 0 else 0.0
-    return float(2 * stats.t.sf(abs(mean) / error, degrees))
+    if error <= ROUNDING * scale:
+        is_same = num_pairs != 1 and degrees > 0 and abs(mean) <= ROUNDING * scale
+        return Difference(Interval(mean, np.nan, np.nan), 1.0 if is_same else np.nan, np.nan, num_pairs)
+    half = _quantile(confidence, degrees) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, degrees))
+    return Difference(Interval(mean, mean - half, mean + half), p, _smallest(error, degrees, confidence), num_pairs)
 
 
 def _quantile(confidence: float, degrees: float) -> float:
