@@ -26,7 +26,9 @@ PUBLISHED_BEST = {
     "proximal_adagrad": ((0.1, 0.5), 0.33, 0.91),
 }
 PUBLISHED = tuple(
-    Published({"optimizer": optimizer}, metric, value, "report, Exercise 2", "learning_rate", rates, resolution=0.01)
+    Published(
+        {"optimizer": optimizer}, metric, value, "report, Exercise 2", "learning_rate", rates, 0.01, {"steps": 500}
+    )
     for optimizer, (rates, loss, accuracy) in PUBLISHED_BEST.items()
     for metric, value in (("test_loss", loss), ("test_accuracy", accuracy))
 )

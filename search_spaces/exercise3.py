@@ -30,7 +30,9 @@ TABLE_4_5 = {
 
 
 def _published(table: str, percent: float, **where: Any) -> Published:
-    return Published(where, "best_test_accuracy", round(percent / 100, 4), f"report, Table {table}", resolution=0.001)
+    size = {"steps": 5000, "width": 1}
+    source = f"report, Table {table}"
+    return Published(where, "best_test_accuracy", round(percent / 100, 4), source, resolution=0.001, size=size)
 
 
 _NETWORK = Space({"model": "cnn", "optimizer": "adam", "learning_rate": 1e-4, "dropout": 0.5, "steps": 5000})
@@ -45,10 +47,15 @@ baseline = Experiment(
     source="report, Exercise 3",
     space=_NETWORK | {"batch_size": 50, "batching": "single_pass", "steps": 1000},
     metric="best_valid_accuracy",
-    published=(Published({"batch_size": 50}, "test_accuracy", 0.961, "report, Exercise 3", resolution=0.001),),
+    published=(
+        Published(
+            {"batch_size": 50}, "test_accuracy", 0.961, "report, Exercise 3", resolution=0.001,
+            size={"steps": 1000, "width": 1},
+        ),
+    ),
     figures=(Figure("curve", ("test_accuracy",), "Test accuracy"),),
     quick_values=_QUICK,
-)
+)  # fmt: skip
 
 batch_size_single_pass = Experiment(
     name="exercise3.batch_size_single_pass",

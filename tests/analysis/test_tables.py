@@ -85,6 +85,10 @@ class TestVerdicts:
         df = published_against_measured(results_of(*trials, published=published))
         assert list(df["verdict"].fillna("")) == [AGREES, DIFFERS, "not comparable", ""]
         assert (df["low"] < df["measured"])[:2].all()
+        sized = [one | {"size": {"batch_size": 150, "width": 1}} for one in published]
+        others = published_against_measured(results_of(*trials, published=sized))
+        assert list(others["verdict"].fillna("")) == ["not comparable"] * 3 + [""]
+        assert list(others["note"])[:2] == ["measured with batch size 100"] * 2
         quick = published_against_measured(results_of(*trials, published=published, quick=True))
         assert list(quick["verdict"].fillna("")) == ["not comparable"] * 3 + [""]
         said = conclusions.sentences(results_of(*trials, published=published))

@@ -7,7 +7,7 @@ import pandas as pd
 
 from tune_hpc.analysis.claims import claims_checked
 from tune_hpc.analysis.configurations import over_seeds, ranked
-from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, published_against_measured
+from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, NOT_COMPARABLE, published_against_measured
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.wording import QUICK, condition, measurement, number, words
 
@@ -87,11 +87,10 @@ def _verdicts(published: pd.DataFrame) -> str:
 
 
 def _distance(published: pd.DataFrame) -> str:
-    """Say how far ours are from the published numbers; a quick run's, or another machine's seconds, mean nothing."""
+    """Say how far ours are from the published numbers that are comparable."""
     parts = []
-    for metric, rows in published.dropna(subset=["difference"]).groupby("metric", sort=False):
-        if rows["quick"].any() or str(metric).endswith("_s"):
-            continue
+    comparable = published[published["verdict"] != NOT_COMPARABLE].dropna(subset=["difference"])
+    for metric, rows in comparable.groupby("metric", sort=False):
         distance = number(rows["difference"].abs().mean(), str(metric))
         numbers = "number" if len(rows) == 1 else "numbers"
         parts.append(f"{distance} on {len(rows)} {numbers} for {words(str(metric))}")

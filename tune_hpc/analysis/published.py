@@ -32,9 +32,9 @@ def published_against_measured(results: Results) -> pd.DataFrame:
         One row per published number: ``where`` (text), ``metric``, ``published``, ``measured`` (mean over seeds),
         ``low`` and ``high`` (of the mean; 95 %, Student's), ``deviation``, ``num_seeds``, ``num_diverged``,
         ``difference`` (measured - published), ``verdict`` (``agrees``, ``differs``, ``cannot tell``, or ``not
-        comparable``: a quick run, or seconds of another machine), ``best_over`` with ``measured_best``,
-        ``published_best`` and ``best_agrees`` where the number is a best one, ``note`` (why there is no measurement),
-        ``quick``, ``source``.
+        comparable``: a quick run, another size, or seconds of another machine), ``best_over`` with ``measured_best``,
+        ``published_best`` and ``best_agrees`` where the number is a best one, ``note`` (why there is no measurement, or
+        what is not comparable), ``quick``, ``source``.
     """
     published = list(results.experiment.get("published") or ())
     configurations = over_seeds(results, [results.metric, *(one["metric"] for one in published)])
@@ -82,7 +82,11 @@ def _held_against(
     row["difference"] = row["measured"] - row["published"]
     interval = student_interval(row["measured"], row["deviation"], row["num_seeds"], CONFIDENCE)
     row |= {"low": interval.low, "high": interval.high, "verdict": NOT_COMPARABLE}
-    if not row["quick"] and not metric.endswith("_s"):
+    size = {name: value for name, value in (one.get("size") or {}).items() if name in chosen}
+    other = {name: best[name] for name, value in size.items() if not matching(chosen.head(1), {name: value}).all()}
+    if other:
+        row["note"] = f"measured with {condition(other)}"
+    elif not row["quick"] and not metric.endswith("_s"):
         images = best.get("num_evaluation_images", np.nan) if metric.endswith("accuracy") else np.nan
         row["verdict"] = verdict(
             row["published"], interval, row["num_seeds"], resolution=one.get("resolution", 0.0),

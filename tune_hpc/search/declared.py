@@ -1,7 +1,7 @@
 """What an experiment declares beside its trials: published numbers, figures, tables. All of it is data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -17,6 +17,7 @@ class Published:
         best_over: A parameter over which the number is the best one; ``None``: ``where`` names everything.
         best_values: The values of ``best_over`` that the source names as the best.
         resolution: The last digit that was printed, in the column's unit: 0.001 of an accuracy of 99.1 %.
+        size: Configuration values without which a measurement is not comparable: steps, the network's width.
     """
 
     where: Mapping[str, Any]
@@ -26,6 +27,7 @@ class Published:
     best_over: str | None = None
     best_values: tuple[Any, ...] = ()
     resolution: float = 0.0
+    size: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,150 @@
+"""The report, reproduced: runs its exercises and writes docs/reproduction.md from what they gave.
+
+    python benchmarks/reproduction.py run [NAME ...]     # what is not there yet, into docs/results
+    python benchmarks/reproduction.py write              # docs/reproduction.md and its figures, from docs/results
+
+A run is a command of ``tune-hpc``; the page tells it beside its numbers. docs/results/NAME is its experiment folder,
+made small: the trials as they are, and of the history the rows that hold more than the training loss. What a GPU would
+do at full size stands in benchmarks/gpu.py.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.reproduction_page import write_page
+from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.results import Results, load
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+#: Every step of the line up to here is kept, after that each fiftieth.
+DENSE_STEPS = 5000
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the reproduction.
+
+    Attributes:
+        name: Its folder in docs/results.
+        arguments: What follows ``tune-hpc run``.
+        minutes: How long it takes on two cores, about.
+    """
+
+    name: str
+    arguments: Sequence[str]
+    minutes: float
+
+    @property
+    def command(self) -> str:
+        """What one types."""
+        return f"tune-hpc run {' '.join(self.arguments)}"
+
+
+_SMALL = ("--set", "width=0.125", "--set", "steps=1000", "--set", "num_evaluations=20", "--seeds", "3")
+_FULL = ("--set", "num_evaluations=20")
+RUNS = (
+    Run("exercise1_1stpart", ("exercise1_1stpart",), 0.3),
+    Run("exercise1_2ndpart", ("exercise1_2ndpart",), 0.3),
+    Run("exercise2.softmax", ("exercise2.softmax",), 0.5),
+    Run("exercise2.softmax.shuffled", ("exercise2.softmax", "--set", "batching=shuffled", "--seeds", "5"), 2),
+    Run(
+        "exercise2.cnn",
+        ("exercise2.cnn", "--set", "width=0.125", "--set", "num_evaluations=5", "--seeds", "3"),
+        5,
+    ),
+    Run("exercise3.baseline", ("exercise3.baseline", *_FULL, "--seeds", "3"), 4),
+    Run("exercise3.batch_size_single_pass", ("exercise3.batch_size_single_pass", *_FULL), 25),
+    Run("exercise3.batch_size_shuffled", ("exercise3.batch_size_shuffled", *_FULL), 45),
+    Run("exercise3.decay", ("exercise3.decay", *_SMALL), 2),
+    Run("exercise3.learning_rate", ("exercise3.learning_rate", *_SMALL), 8),
+    Run("exercise3.dropout", ("exercise3.dropout", *_SMALL), 8),
+)
+
+
+def compact(results: Results) -> Results:
+    """Return results as small as the page needs them.
+
+    Of images: the rows of the history at which something was evaluated. Of the line: every step up to
+    ``DENSE_STEPS``, each fiftieth after that, and the last. All in float32, in which they were computed.
+    """
+    history = results.history
+    measured = [name for name in history if name not in ("trial_id", "step", "train_loss")]
+    taken = history[history[measured].notna().any(axis="columns")]
+    is_last = ~taken.duplicated("trial_id", keep="last")
+    taken = taken[(taken["step"] <= DENSE_STEPS) | (taken["step"] % 50 == 0) | is_last]
+    metrics = taken.columns.drop(["trial_id", "step"])
+    taken = taken.astype({**dict.fromkeys(metrics, np.float32), "step": np.int32})
+    return Results(results.experiment, results.trials, taken.reset_index(drop=True), results.folder)
+
+
+def keep(results: Results, folder: Path) -> None:
+    """Write small results as an experiment folder."""
+    home = ExperimentFolder(folder)
+    folder.mkdir(parents=True)
+    small = compact(results)
+    home.write({**small.experiment, "process": None})
+    for df, file in ((small.trials, home.trials_file), (small.history, home.history_file)):
+        df.to_parquet(file, index=False, compression="zstd", compression_level=19)
+
+
+def run(one: Run, parent: Path) -> None:
+    """Run one and keep its results below a folder.
+
+    Raises:
+        CalledProcessError: the run failed; its own words stand above.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "run"
+        command = [sys.executable, "-m", "tune_hpc.cli", "run", *one.arguments]
+        subprocess.run([*command, "--output-dir", str(folder), "--no-report"], check=True, cwd=ROOT)
+        results = load(folder)
+        own = dict(results.experiment)
+        machine = {**own["provenance"]["machine"], "host": None}
+        own["provenance"] = {**own["provenance"], "command": one.command, "machine": machine}
+        unfinished = Path(scratch) / "kept"
+        keep(Results(own, results.trials.drop(columns="host"), results.history), unfinished)
+        shutil.copytree(unfinished, parent / one.name)
+
+
+def main() -> int:
+    """Run what is missing, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=["run", "write"])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of docs/results; default: all that are missing")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="default: docs/results")
+    flags = parser.parse_args()
+    known = {one.name: one for one in RUNS}
+    if unknown := set(flags.names).difference(known):
+        parser.error(f"no such run: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if flags.verb == "write":
+        write_page(flags.results, ROOT / "docs")
+        return 0
+    flags.results.mkdir(parents=True, exist_ok=True)
+    for name in flags.names or known:
+        if (flags.results / name).exists():
+            print(f"{name} is there; remove its folder to run it again", flush=True)
+            continue
+        print(f"{known[name].command}    # about {known[name].minutes:g} minutes on two cores", flush=True)
+        began = time.monotonic()
+        run(known[name], flags.results)
+        print(f"{name}: {(time.monotonic() - began) / 60:.1f} min", flush=True)
+    size = sum(file.stat().st_size for file in flags.results.rglob("*") if file.is_file())
+    print(pd.Series({"docs/results, MB": size / 1e6}).to_string())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""docs/reproduction.md and its two figures, from the result files in docs/results."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from tune_hpc.analysis import tables
+from tune_hpc.analysis.claims import claims_checked
+from tune_hpc.analysis.conclusions import sentences
+from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, NOT_COMPARABLE, published_against_measured
+from tune_hpc.analysis.results import Results, load
+from tune_hpc.analysis.wording import condition, duration
+
+HEAD = """# The report, reproduced
+
+Every number that the report published, beside ours. Each run is one command, told with its numbers; its trials and
+curves are in [results](results), small experiment folders that `tune_hpc.load` opens. This page is made from these by
+
+```sh
+python benchmarks/reproduction.py write      # and `run` makes what is missing there
+```
+
+**Verdicts.** A published number is one run, rounded. It *agrees* where one more run of ours could have given it: where
+it lies within the 95 % prediction interval of our seeds (Student's), widened by half of its last digit. Else it
+*differs*. With fewer than three seeds, or seeds that change nothing, one *cannot tell* how much runs differ; then it
+still agrees where it is ours to the digits that were printed, or for accuracies within what the number of test images
+leaves open (1.96 binomial standard errors). A run of another size is *not comparable*. Intervals beside means are of
+95 %, Student's, over seeds.
+"""
+
+#: What is compared of a run beyond its declared tables: a parameter, the metric, and a sentence before.
+COMPARED: Mapping[str, Sequence[tuple[str, str]]] = {
+    "exercise2.softmax.shuffled": (("optimizer", "valid_loss"), ("optimizer", "test_accuracy")),
+    "exercise2.cnn": (("optimizer", "test_accuracy"),),
+    "exercise3.decay": (("batch_size", "best_test_accuracy"),),
+    "exercise3.learning_rate": (("learning_rate", "best_test_accuracy"), ("batch_size", "best_test_accuracy")),
+    "exercise3.dropout": (("dropout", "best_test_accuracy"), ("batch_size", "best_test_accuracy")),
+}
+#: Accuracies are drawn in per cent.
+PERCENT = 100
+
+
+def write_page(results_folder: Path, docs: Path) -> None:
+    """Write docs/reproduction.md, and the figures that it shows to docs/figures.
+
+    Args:
+        results_folder: One experiment folder a run.
+        docs: Where the page goes.
+
+    Raises:
+        FolderError: a folder cannot be read.
+    """
+    runs = {folder.name: load(folder) for folder in sorted(results_folder.iterdir()) if folder.is_dir()}
+    shown = draw_discoveries(runs, docs / "figures")
+    (docs / "reproduction.md").write_text(page(runs, shown), encoding="utf-8")
+
+
+def page(runs: Mapping[str, Results], figures: Mapping[str, str]) -> str:
+    """Return the page's text.
+
+    Args:
+        runs: By the name of their folder.
+        figures: The captions of the figures that there are, by the stem of their files.
+    """
+    parts = [HEAD, "## At a glance\n", tables.to_markdown(_glance(runs)) + "\n"]
+    if figures:
+        parts.append("## Two discoveries\n")
+        parts += [f"{caption}\n\n![{caption}](figures/{stem}.png)\n" for stem, caption in figures.items()]
+    parts += [_section(name, results) for name, results in runs.items()]
+    return "\n".join(parts)
+
+
+def _glance(runs: Mapping[str, Results]) -> pd.DataFrame:
+    rows = []
+    for name, results in runs.items():
+        verdicts = published_against_measured(results)["verdict"].value_counts()
+        held = claims_checked(results)["holds"].dropna()
+        seeds = results.trials["seed"].nunique() if "seed" in results.trials else 1
+        row: dict[str, Any] = {"run": name, "num_trials": len(results.trials), "num_seeds": seeds}
+        row |= {verdict: int(verdicts.get(verdict, 0)) for verdict in (AGREES, DIFFERS, CANNOT_TELL, NOT_COMPARABLE)}
+        row["sentences that hold"] = f"{int(held.sum())} of {len(held)}" if len(held) else ""
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _section(name: str, results: Results) -> str:
+    asked, own = results.experiment, results.experiment["provenance"]
+    machine = f"{own['machine']['cpu_model']}, torch {own['torch']}, Ray {own['ray']}, commit {own['commit']}"
+    said = "\n".join(f"- {sentence}" for sentence in sentences(results))
+    parts = [
+        f"## {asked['title']}\n",
+        f"{asked['description']}\n",
+        f"```sh\n{own['command']}      # {duration(own['wall_s'])}\n```\n",
+        f"{machine}; [results/{name}](results/{name}).\n",
+        f"{said}\n",
+    ]
+    skipped = ("Best trials", "Trials by status")
+    for title, _, df in tables.declared(results):
+        if title not in skipped and len(df):
+            parts.append(f"### {title}\n\n{tables.to_markdown(df)}\n")
+    for parameter, metric in COMPARED.get(name, ()):
+        ranking = results.compare(parameter, metric)
+        values = ranking.values.drop(columns=["is_tied_for_best", "num_configurations"])
+        values.attrs["metric_of"] = dict.fromkeys(("mean", "deviation", "low", "high"), metric)
+        told = "\n".join(f"- {sentence}" for sentence in ranking.sentences())
+        heading = f"{condition({parameter: ''}).strip()} by {metric}".capitalize()
+        parts.append(f"### {heading}\n\n{told}\n\n{tables.to_markdown(values)}\n")
+    return "\n".join(parts)
+
+
+def draw_discoveries(runs: Mapping[str, Results], folder: Path) -> dict[str, str]:
+    """Draw what we found the report's numbers to be, where the runs for it are there; return captions by stem."""
+    captions = {}
+    if {"exercise2.softmax.shuffled", "exercise2.cnn"} <= set(runs):
+        captions["softmax-and-not-the-network"] = (
+            "Exercise 2's published accuracies are those of softmax regression, not of the network that its text "
+            "describes. Means and 95 % intervals of the seeds, each optimizer at its best rate."
+        )
+        softmax, network = runs["exercise2.softmax.shuffled"], runs["exercise2.cnn"]
+        published = published_against_measured(softmax)
+        published = published[published["metric"] == "test_accuracy"]
+        names = [where.removeprefix("optimizer ") for where in published["where"]]
+        series = {
+            "softmax regression": _by_value(softmax, "optimizer", names, "test_accuracy"),
+            "the network, at an eighth of its width": _by_value(network, "optimizer", names, "test_accuracy"),
+        }
+        _draw(folder / "softmax-and-not-the-network", names, series, {"published": list(published["published"])})
+    if {"exercise3.batch_size_single_pass", "exercise3.batch_size_shuffled"} <= set(runs):
+        captions["a-single-pass"] = (
+            "Table 4.1 is a single pass over the training images: run so, and shuffled as for Table 4.2, the network "
+            "gives what was published. One run each; bars are the 1.96 standard errors that 10,000 images leave open."
+        )
+        once, shuffled = runs["exercise3.batch_size_single_pass"], runs["exercise3.batch_size_shuffled"]
+        sizes = sorted(once.trials["batch_size"].unique())
+        metric = "best_test_accuracy"
+        series = {
+            "a single pass": _by_value(once, "batch_size", sizes, metric),
+            "shuffled every epoch": _by_value(shuffled, "batch_size", sizes, metric),
+        }
+        theirs = {
+            f"published, Table {table}": [
+                next(one["value"] for one in results.experiment["published"] if one["where"]["batch_size"] == size)
+                for size in sizes
+            ]
+            for table, results in (("4.1", once), ("4.2", shuffled))
+        }
+        _draw(folder / "a-single-pass", [str(size) for size in sizes], series, theirs, "batch size (images)")
+    return captions
+
+
+def _by_value(results: Results, parameter: str, values: Sequence[Any], metric: str) -> pd.DataFrame:
+    """Return mean and half an interval of each value of a parameter, in the order given."""
+    df = results.compare(parameter, metric).values.set_index(parameter).reindex(pd.Index(values))
+    half = (df["high"] - df["low"]) / 2
+    binomial = 1.96 * (df["mean"] * (1 - df["mean"]) / 10_000) ** 0.5
+    return pd.DataFrame({"mean": df["mean"], "half": half.fillna(binomial)})
+
+
+def _draw(
+    file: Path,
+    names: Sequence[str],
+    series: Mapping[str, pd.DataFrame],
+    published: Mapping[str, Sequence[float]],
+    label: str = "",
+) -> None:
+    """Draw measured points with their bars beside published ones, as a PNG and an SVG file."""
+    style = Path(tables.__file__).with_name("paper.mplstyle")
+    colours, markers = ("#0072B2", "#D55E00"), ("o", "s")
+    with mpl.rc_context(mpl.rc_params_from_file(style, use_default_template=False)):
+        figure = Figure(figsize=(6.5, 3.6))
+        FigureCanvasAgg(figure)
+        ax = figure.add_axes((0.095, 0.33, 0.885, 0.64))
+        places = range(len(names))
+        for number, (name, own) in enumerate(series.items()):
+            shift = (number - 0.5) * 0.16
+            ax.errorbar([place + shift for place in places], PERCENT * own["mean"], yerr=PERCENT * own["half"],
+                        fmt=markers[number], color=colours[number], markersize=4, capsize=2.5, label=name)  # fmt: skip
+        for number, (name, values) in enumerate(published.items()):
+            shift = (number - 0.5) * 0.16 if len(published) > 1 else 0.0
+            ax.plot([place + shift for place in places], [PERCENT * value for value in values], linestyle="none",
+                    marker="D", markerfacecolor="none", markersize=7, label=name,
+                    color=colours[number] if len(published) > 1 else "#444444")  # fmt: skip
+        ax.set_xticks(list(places), [name.replace("_", "\n") for name in names])
+        ax.set_xlabel(label)
+        ax.set_ylabel("test accuracy (%)")
+        handles, labels = ax.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.08, 0.01), ncols=2)
+        file.parent.mkdir(exist_ok=True)
+        figure.savefig(file.with_suffix(".png"))
+        figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
