@@ -210,3 +210,26 @@ def test_a_description_without_what_the_analysis_needs_is_refused(folder):
     folder.write({"name": "made.up", "mode": "min"})
     with pytest.raises(FolderError, match="describes no experiment: it has no config_keys, metric; restore it"):
         results.load(folder.path)
+
+
+def test_they_say_what_they_found_where_they_are_shown(grid):
+    made = grid()
+    assert repr(made).splitlines()[0] == "Results of made.up:"
+    assert "Lowest test loss 0.3416 with optimizer adam" in repr(made)
+    html = made._repr_html_()
+    assert html.startswith("<b>made.up</b><ul><li>12 trials")
+    assert html.count("<tr") == 11
+
+
+def test_a_name_that_is_markup_is_shown_as_it_is(results_of):
+    assert "&lt;b&gt;" in results_of(name="<b>")._repr_html_()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_both_frames_go_to_files(grid, tmp_path, kind):
+    made = grid()
+    files = getattr(made, f"to_{kind}")(tmp_path / "new")
+    assert [file.name for file in files] == [f"trials.{kind}", f"history.{kind}"]
+    read = pd.read_csv if kind == "csv" else pd.read_parquet
+    assert len(read(files[0])) == len(made.trials)
+    assert len(read(files[1])) == len(made.history)

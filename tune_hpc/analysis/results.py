@@ -28,8 +28,9 @@ seeds are integers, or floats where one is missing; all else is float or bool.
 Fractions are 0..1, durations end in ``_s``, rates in ``_per_s``, counts begin with ``num_``.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ METRICS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
     """The outcome of one experiment.
 
@@ -179,6 +180,33 @@ class Results:
         from tune_hpc.analysis.ranking import rank_values
 
         return rank_values(self, parameter, metric, confidence=confidence, where=where)
+
+    def __repr__(self) -> str:
+        from tune_hpc.analysis.conclusions import sentences
+
+        return "\n".join([f"Results of {self.name}:", *sentences(self)])
+
+    def _repr_html_(self) -> str:
+        from tune_hpc.analysis.conclusions import sentences
+        from tune_hpc.analysis.tables import best_trials
+
+        said = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(self))
+        return f"<b>{escape(self.name)}</b><ul>{said}</ul>{best_trials(self).to_html(index=False)}"
+
+    def to_csv(self, folder: str | Path) -> list[Path]:
+        """Write both frames as trials.csv and history.csv into a folder; return the files."""
+        return self._write(folder, "csv", lambda df, path: df.to_csv(path, index=False))
+
+    def to_parquet(self, folder: str | Path) -> list[Path]:
+        """Write both frames as trials.parquet and history.parquet into a folder; return the files."""
+        return self._write(folder, "parquet", lambda df, path: df.to_parquet(path, index=False))
+
+    def _write(self, folder: str | Path, ending: str, write: Callable[[pd.DataFrame, Path], object]) -> list[Path]:
+        files = []
+        for name, df in (("trials", self.trials), ("history", self.history)):
+            files.append(Path(folder) / f"{name}.{ending}")
+            write_whole(files[-1], lambda path, df=df: write(df, path))  # type: ignore[misc]
+        return files
 
     def generations(self) -> pd.DataFrame:
         """Return what each member of a population was in each generation but the first.
