@@ -105,11 +105,9 @@ def _section(name: str, results: Results) -> str:
             parts.append(f"### {title}\n\n{tables.to_markdown(df)}\n")
     for parameter, metric in COMPARED.get(name, ()):
         ranking = results.compare(parameter, metric)
-        values = ranking.values.drop(columns=["is_tied_for_best", "num_configurations"])
-        values.attrs["metric_of"] = dict.fromkeys(("mean", "deviation", "low", "high"), metric)
         told = "\n".join(f"- {sentence}" for sentence in ranking.sentences())
         heading = f"{condition({parameter: ''}).strip()} by {metric}".capitalize()
-        parts.append(f"### {heading}\n\n{told}\n\n{tables.to_markdown(values)}\n")
+        parts.append(f"### {heading}\n\n{told}\n\n{tables.ranking_to_markdown(ranking)}\n")
     return "\n".join(parts)
 
 

@@ -444,6 +444,19 @@ def test_show_ranks_by_the_metric_and_as_many_as_asked(finished, capsys):
     assert [line.split()[1] for line in output.splitlines() if line.startswith("| t0")] == ["t00001"]
 
 
+def test_compare_ranks_and_says_what_it_cannot(finished, capsys):
+    assert cli.main(["compare", str(finished), "--by", "learning_rate"]) == cli.SUCCESS
+    output = capsys.readouterr().out
+    assert output.startswith("learning rate 0.1 has the best test loss 0.1; one seed each cannot tell more.\n")
+    assert [line.split()[1] for line in output.splitlines() if line.startswith("|  ")] == [
+        "learning_rate",
+        "0.1",
+        "0.2",
+    ]
+    assert cli.main(["compare", str(finished)]) == cli.USAGE
+    assert "is one search; name another folder, or a parameter: --by" in capsys.readouterr().err
+
+
 def test_an_export_says_how_many_trials_are_new_and_what_shows_them(finished, capsys):
     for num_new in (3, 0):
         assert cli.main(["export", str(finished), "--to", "tensorboard"]) == cli.SUCCESS

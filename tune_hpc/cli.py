@@ -34,6 +34,7 @@ examples:
   tune-hpc resume runs/exercise3                         go on after an interrupt
   tune-hpc extend runs/exercise2.softmax --num-samples 50
   tune-hpc show runs/exercise2.softmax                   the best trials
+  tune-hpc compare runs/exercise2.softmax --by optimizer which is better, and how sure that is
   tune-hpc report runs/exercise2.softmax                 tables, figures and report.html
   tune-hpc export runs/exercise2.softmax --to tensorboard
 """
@@ -125,6 +126,13 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("folder", metavar="FOLDER")
     show.add_argument("-n", type=int, default=10, help="trials to show (default: 10)")
     show.add_argument("--metric", help="rank by this column (default: the experiment's metric)")
+
+    compare = add(
+        "compare", _compare, "say which search, or which value of a parameter, is better, and how sure that is"
+    )
+    compare.add_argument("folders", nargs="+", metavar="FOLDER")
+    compare.add_argument("--by", metavar="PARAMETER", help="whose values to compare (default: the searches)")
+    compare.add_argument("--metric", help="compare by this column (default: the experiment's metric)")
 
     report = add("report", _report, "write tables, figures and report.html of experiment folders")
     report.add_argument("folders", nargs="+", metavar="FOLDER")
@@ -266,6 +274,23 @@ def _in_short(results: "Results", metric: str | None = None) -> str:
     # A parameter whose condition does not hold has no value.
     where = ", ".join(f"{key}={best[key]}" for key in results.varying if best[key] == best[key])
     return f"{text}; best {column} {best[column]:.4g}{f' at {where}' if where else ''}"
+
+
+def _compare(flags: argparse.Namespace) -> int:
+    from tune_hpc.analysis.across import SEARCH, join
+    from tune_hpc.analysis.results import load_all
+    from tune_hpc.analysis.tables import ranking_to_markdown
+
+    searches = [one for folder in flags.folders for one in load_all(folder)]
+    if len(searches) == 1 and not flags.by:
+        varying = ", ".join(name for name in searches[0].varying if name != "seed")
+        raise InvalidExperimentError(
+            f"{searches[0].name} is one search; name another folder, or a parameter: --by {varying}"
+        )
+    results = join(searches) if len(searches) > 1 else searches[0]
+    ranking = results.compare(flags.by or SEARCH, flags.metric)
+    print(f"{ranking}\n\n{ranking_to_markdown(ranking)}")
+    return SUCCESS
 
 
 def _report(flags: argparse.Namespace) -> int:

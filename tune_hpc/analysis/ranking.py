@@ -40,7 +40,7 @@ class Ranking:
         confidence: Of all intervals and verdicts.
         values: One row per value, the best first: the value, the other parameters in the configuration it stands with,
             ``num_seeds``, ``mean``, ``deviation``, ``low`` and ``high`` (of the mean; Student's), ``rank`` (1 more than
-            there are values that are better for sure; missing without repeats), ``is_tied_for_best``,
+            there are values that are better for sure; missing where one cannot tell of all), ``is_tied_for_best``,
             ``num_configurations`` it was chosen from, ``num_diverged`` trials among them.
         pairs: One row per pair: ``first``, ``second`` (the better mean first), ``difference`` (first less second),
             ``low`` and ``high`` (of all pairs together), ``p``, ``p_corrected``, ``num_pairs`` (0: not paired),
@@ -237,7 +237,7 @@ def _values(order: list[_Standing], pairs: pd.DataFrame, parameter: str, confide
         interval = mean_interval(one.values, confidence)
         beaten_by = int(((pairs["verdict"] == BETTER) & _is(pairs["second"], one.value)).sum())
         involved = pairs[_is(pairs["first"], one.value) | _is(pairs["second"], one.value)]
-        is_known = len(involved) > 0 and not (involved["verdict"] == UNKNOWN).all()
+        is_known = len(involved) > 0 and not (involved["verdict"] == UNKNOWN).any()
         rows.append(
             {
                 parameter: one.value, **one.others, "num_seeds": len(one.values), "mean": interval.mean,

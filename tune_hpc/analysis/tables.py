@@ -15,6 +15,7 @@ from tune_hpc.analysis.configurations import over_seeds, ranked
 from tune_hpc.analysis.folder import write_whole
 from tune_hpc.analysis.presentation import presented
 from tune_hpc.analysis.published import published_against_measured
+from tune_hpc.analysis.ranking import Ranking
 from tune_hpc.analysis.results import METRICS, Results
 from tune_hpc.analysis.wording import short, unique_slug, value_text
 
@@ -201,6 +202,15 @@ def to_markdown(df: pd.DataFrame) -> str:
     aligned = ["left" if wordy else "right" for wordy in text.attrs["wordy"]]
     escaped = text.map(_markdown_text).rename(columns=_markdown_text)
     return str(escaped.to_markdown(index=False, disable_numparse=True, colalign=aligned or None))
+
+
+def ranking_to_markdown(ranking: Ranking) -> str:
+    """Return the values of a ranking as Markdown, without what says nothing."""
+    df = ranking.values.drop(columns=["is_tied_for_best"])
+    for name in ("num_configurations", "num_diverged"):
+        if df[name].max() <= (name == "num_configurations"):
+            df = df.drop(columns=name)
+    return to_markdown(_measuring(df, dict.fromkeys(("mean", "deviation", "low", "high"), ranking.metric)))
 
 
 def _markdown_text(text: str) -> str:
