@@ -22,6 +22,8 @@ from tune_hpc.errors import UnknownNameError
 LOW, HIGH = "low", "high"
 #: The part of a range's width that counts as its edge.
 EDGE = 0.05
+#: Sums and products of floats are off by a last bit, which must not decide what a number is.
+ROUNDING = 1e-9
 #: Comparing all pairs of more values than this takes long, and hardly finds one that is the best for sure.
 MOST_COMPARED = 50
 
@@ -126,8 +128,7 @@ class _Axis:
         if self.kind != "choice" and "log" in self.kind:
             places, ends = np.log(places), np.log(ends)
         low, high = ends
-        # Frames keep floats; a last bit more or less does not matter.
-        reach = ((0 if self.kind == "choice" else EDGE) + 1e-9) * (high - low)
+        reach = ((0 if self.kind == "choice" else EDGE) + ROUNDING) * (high - low)
         return np.select([places <= low + reach, places >= high - reach], [LOW, HIGH], "")
 
     def suggestion(self, edge: str) -> str | None:
@@ -151,12 +152,12 @@ class _Axis:
         is_log = "log" in self.kind or (self.kind == "choice" and _is_geometric(values))
         mirrored = end * end / others if is_log else 2 * end - others
         if edge == LOW and end >= 0:
-            allowed = mirrored[mirrored > 0] if end > 0 else mirrored[:0]
+            allowed = mirrored[mirrored > ROUNDING * end] if end > 0 else mirrored[:0]
             if end > 0 and not len(allowed):
                 allowed = end * end / others  # towards 0, and never there
             mirrored = allowed
         if edge == HIGH and self._is_fraction:
-            allowed = mirrored[(mirrored < 1) | (is_log & (mirrored <= 1))]
+            allowed = mirrored[mirrored < 1 + (ROUNDING if is_log else -ROUNDING)]
             if not len(allowed) and end < 1:
                 # On a logarithmic range 1 is one more number; what ends near 1, like momentum, never gets there.
                 is_near = self.kind == "choice" or not is_log
@@ -169,7 +170,7 @@ class _Axis:
         if self.kind != "choice" and self.step:
             multiples = values / self.step
             # Towards the middle, for that stays within bounds.
-            values = (np.ceil(multiples - 1e-9) if edge == LOW else np.floor(multiples + 1e-9)) * self.step
+            values = (np.ceil(multiples - ROUNDING) if edge == LOW else np.floor(multiples + ROUNDING)) * self.step
         elif self.is_whole:
             values = np.round(values)
         if self.is_whole or "log" in self.kind:
