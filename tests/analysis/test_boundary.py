@@ -85,16 +85,17 @@ def test_what_is_no_number_or_does_not_vary_is_left_out():
     assert "edge" in nothing
 
 
-class TestForSure:
-    LIST = {"choice": [1.0, 2.0, 4.0]}
+LIST = {"choice": [1.0, 2.0, 4.0]}
 
+
+class TestForSure:
     def sure(self, domain, losses, deviation=0.001, num_seeds=5):
         rows = [{"x": x, "loss": loss} for x, loss in losses.items()]
         return boundary_alarm(searched({"x": domain}, repeated(rows, deviation, num_seeds)))["at_edge_for_sure"].iloc[0]
 
     def test_of_a_list_it_is_better_than_every_other_value(self):
-        assert self.sure(self.LIST, {1.0: 0.1, 2.0: 0.5, 4.0: 0.9})
-        assert not self.sure(self.LIST, {1.0: 0.1, 2.0: 0.101, 4.0: 0.9}, 0.05)
+        assert self.sure(LIST, {1.0: 0.1, 2.0: 0.5, 4.0: 0.9})
+        assert not self.sure(LIST, {1.0: 0.1, 2.0: 0.101, 4.0: 0.9}, 0.05)
 
     def test_of_a_range_than_the_best_inside(self):
         domain = {"uniform": [0.0, 100.0]}
@@ -102,46 +103,47 @@ class TestForSure:
         assert not self.sure(domain, {1.0: 0.1, 50.0: 0.101, 70.0: 0.9}, 0.05)
 
     def test_one_seed_cannot_tell(self):
-        assert self.sure(self.LIST, {1.0: 0.1, 2.0: 0.5}, num_seeds=1) is pd.NA
+        assert self.sure(LIST, {1.0: 0.1, 2.0: 0.5}, num_seeds=1) is pd.NA
         assert self.sure({"uniform": [0.0, 100.0]}, {1.0: 0.1, 2.0: 0.5}) is pd.NA
 
     def test_a_best_value_inside_is_at_no_edge(self):
-        assert self.sure(self.LIST, {1.0: 0.5, 2.0: 0.1, 4.0: 0.5}) == np.False_
+        assert self.sure(LIST, {1.0: 0.5, 2.0: 0.1, 4.0: 0.5}) == np.False_
+
+
+CASES = {
+    "optimizer": {"choice": ["adam", "momentum", "gradient_descent"]},
+    "rate": {"cases": [
+        {"when": {"optimizer": ["adam"]}, "value": {"loguniform": [1e-4, 1e-2]}},
+        {"when": {}, "value": {"loguniform": [1e-2, 1.0]}},
+    ]},
+    "momentum": {"cases": [{"when": {"optimizer": ["momentum"]}, "value": {"choice": [0.8, 0.9]}}]},
+}  # fmt: skip
+ROWS = [
+    {"optimizer": "adam", "rate": 1e-2, "loss": 0.1}, {"optimizer": "adam", "rate": 1e-3, "loss": 0.3},
+    {"optimizer": "momentum", "rate": 0.1, "momentum": 0.9, "loss": 0.2},
+    {"optimizer": "momentum", "rate": 0.2, "momentum": 0.8, "loss": 0.3},
+    {"optimizer": "gradient_descent", "rate": 0.01, "loss": 0.05, "status": "diverged"},
+]  # fmt: skip
 
 
 class TestCases:
-    SPACE = {
-        "optimizer": {"choice": ["adam", "momentum", "gradient_descent"]},
-        "rate": {"cases": [
-            {"when": {"optimizer": ["adam"]}, "value": {"loguniform": [1e-4, 1e-2]}},
-            {"when": {}, "value": {"loguniform": [1e-2, 1.0]}},
-        ]},
-        "momentum": {"cases": [{"when": {"optimizer": ["momentum"]}, "value": {"choice": [0.8, 0.9]}}]},
-    }  # fmt: skip
-    ROWS = [
-        {"optimizer": "adam", "rate": 1e-2, "loss": 0.1}, {"optimizer": "adam", "rate": 1e-3, "loss": 0.3},
-        {"optimizer": "momentum", "rate": 0.1, "momentum": 0.9, "loss": 0.2},
-        {"optimizer": "momentum", "rate": 0.2, "momentum": 0.8, "loss": 0.3},
-        {"optimizer": "gradient_descent", "rate": 0.01, "loss": 0.05, "status": "diverged"},
-    ]  # fmt: skip
-
     def test_the_case_that_holds_for_the_best_one_counts(self):
-        df = boundary_alarm(searched(self.SPACE, repeated(self.ROWS, 0.001)))
+        df = boundary_alarm(searched(CASES, repeated(ROWS, 0.001)))
         assert df["parameter"].tolist() == ["rate"]
         assert df.loc[0, ["low", "high", "edge", "suggestion"]].tolist() == [1e-4, 1e-2, "high", "loguniform(1e-04, 1)"]
         # Of adam's rates alone, among which there is one more.
         assert df.loc[0, "at_edge_for_sure"]
 
     def test_each_optimizer_has_edges_of_its_own(self):
-        df = boundary_alarm(searched(self.SPACE, self.ROWS), where={"optimizer": "momentum"}).set_index("parameter")
+        df = boundary_alarm(searched(CASES, ROWS), where={"optimizer": "momentum"}).set_index("parameter")
         assert df["best"].to_dict() == {"rate": 0.1, "momentum": 0.9}
         assert df.loc["momentum", ["edge", "suggestion"]].tolist() == ["high", "choice: add 0.95"]
-        with pytest.raises(UnknownNameError, match="no trial of made.up has optimizer=ftrl"):
-            boundary_alarm(searched(self.SPACE, self.ROWS), where={"optimizer": "ftrl"})
+        with pytest.raises(UnknownNameError, match=r"no trial of made.up has optimizer=ftrl"):
+            boundary_alarm(searched(CASES, ROWS), where={"optimizer": "ftrl"})
 
 
 def test_results_that_do_not_tell_their_space_are_refused():
     results = searched({"x": {"choice": [1, 2]}}, [{"x": 1, "loss": 1.0}])
     results.experiment["space"] = None
-    with pytest.raises(UnknownNameError, match="made.up does not tell its space"):
+    with pytest.raises(UnknownNameError, match=r"made.up does not tell its space"):
         boundary_alarm(results)

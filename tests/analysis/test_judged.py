@@ -50,15 +50,13 @@ def test_little_gives_an_answer_or_a_reason_in_one_line(analysis, case):
     try:
         answer = ANALYSES[analysis](results)
     except UnknownNameError as error:
-        assert "made.up" in str(error)
-        assert "\n" not in str(error)
-    else:
-        assert isinstance(answer, pd.DataFrame)
+        answer = str(error)
+    assert isinstance(answer, pd.DataFrame) or ("made.up" in answer and "\n" not in answer)
 
 
 @pytest.mark.parametrize("analysis", ANALYSES)
 def test_no_trials_are_told_as_such(analysis):
-    with pytest.raises(UnknownNameError, match="^made.up has no trials$"):
+    with pytest.raises(UnknownNameError, match=r"^made.up has no trials$"):
         ANALYSES[analysis](searched(SPACE, [], HISTORY[:0]))
 
 
@@ -80,7 +78,7 @@ def test_the_reason_is_the_right_one(analysis, case, told):
 
 
 def test_a_history_without_the_metric_has_no_time_to_a_target():
-    with pytest.raises(UnknownNameError, match="no metric 'score' in the history of made.up: trial_id, step, loss"):
+    with pytest.raises(UnknownNameError, match=r"no metric 'score' in the history of made.up: trial_id, step, loss"):
         time_to_target(searched(SPACE, CASES["one seed"], HISTORY), 1.0, "score")
 
 
