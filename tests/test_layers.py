@@ -51,7 +51,10 @@ HEAVY = {
     "ray": ["tune_hpc.search", "tune_hpc.scaling", "search_spaces"],
     # A sink is handed a trial's history as a frame, and what is important is told as one.
     "pandas": [
-        "tune_hpc.analysis", "tune_hpc.scaling", "tune_hpc.search.optuna_storage", "tune_hpc.search.importance",
+        "tune_hpc.analysis",
+        "tune_hpc.scaling",
+        "tune_hpc.search.optuna_storage",
+        "tune_hpc.search.importance",
     ],
     "matplotlib": ["tune_hpc.analysis.plots", "tune_hpc.analysis.figures"],
     "tensorboardX": ["tune_hpc.analysis.tensorboard_logs"],

@@ -48,12 +48,12 @@ def importance(results: Results) -> pd.DataFrame:
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     valued = [trial for trial in complete if math.isfinite(trial.values[0])]
     names = list(dict.fromkeys(name for trial in valued for name in trial.params))
+    if complete and not any(trial.params for trial in complete):
+        raise UnknownNameError(f"nothing varies in {results.name}, so nothing is important")
     if len(valued) < LEAST:
         raise UnknownNameError(
             f"importance takes at least {LEAST} configurations that finished; {results.name} has {len(valued)}"
         )
-    if not names:
-        raise UnknownNameError(f"nothing varies in {results.name}, so nothing is important")
     found = _importances(study, max(PART, LEAST_BEST / len(valued)), names)
     if not sum(found.values()):
         raise UnknownNameError(f"the values of {results.metric} in {results.name} are too much alike to say")
