@@ -7,6 +7,7 @@ import pytest
 from tests.analysis.searches import repeated, searched
 from tune_hpc.analysis.boundary import boundary_alarm
 from tune_hpc.errors import UnknownNameError
+from tune_hpc.search.domains import bounds, check_domain, parse_domain
 
 
 def alarm(domain, best, others=(), **asked):
@@ -65,6 +66,20 @@ def test_edges_and_what_lies_beyond(domain, best, edge, suggestion):
     assert (None if pd.isna(told["edge"]) else told["edge"]) == edge
     assert (None if pd.isna(told["suggestion"]) else told["suggestion"]) == suggestion
     assert told["best"] == best
+
+
+@pytest.mark.parametrize(
+    "kind", ["uniform", "loguniform", "quniform", "qloguniform", "randint", "lograndint", "qrandint"]
+)
+@pytest.mark.parametrize("best", [4, 16])
+def test_what_is_suggested_of_a_range_can_be_searched(kind, best):
+    # Ray leaves the upper bound of whole numbers out.
+    arguments = [4, 17 if kind in ("randint", "lograndint") else 16]
+    told = alarm({kind: [*arguments, 2] if kind.startswith("q") else arguments}, best)
+    domain = check_domain("x", parse_domain("x", told["suggestion"]), None)
+    low, high = bounds(domain)
+    assert (low < 4) if best == 4 else (high > 16)
+    assert low <= 4 < 16 <= high
 
 
 def test_bounds_are_those_that_were_searched():

@@ -6,6 +6,7 @@ the best ones have other values than the rest is important. It knows conditions,
 
 import math
 import warnings
+from dataclasses import replace
 
 import optuna
 import pandas as pd
@@ -44,7 +45,8 @@ def importance(results: Results) -> pd.DataFrame:
     """
     if results.trials.empty:
         raise UnknownNameError(f"{results.name} has no trials")
-    study = to_optuna(results)
+    # Curves have no say in it, and of many trials take most of the time.
+    study = to_optuna(replace(results, history=results.history.iloc[:0]))
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     valued = [trial for trial in complete if math.isfinite(trial.values[0])]
     names = list(dict.fromkeys(name for trial in valued for name in trial.params))
