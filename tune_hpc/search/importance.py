@@ -45,7 +45,7 @@ def importance(results: Results) -> pd.DataFrame:
     """
     if results.trials.empty:
         raise UnknownNameError(f"{results.name} has no trials")
-    # Curves have no say in it, and of many trials take most of the time.
+    # Curves have no say in it, and take as long as all the rest.
     study = to_optuna(replace(results, history=results.history.iloc[:0]))
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     valued = [trial for trial in complete if math.isfinite(trial.values[0])]
