@@ -49,8 +49,13 @@ HEAVY = {
     "torchvision": ["tune_hpc.learning"],
     # Search spaces are written in Ray Tune's own domains.
     "ray": ["tune_hpc.search", "tune_hpc.scaling", "search_spaces"],
-    # A sink is handed a trial's history as a frame.
-    "pandas": ["tune_hpc.analysis", "tune_hpc.scaling", "tune_hpc.search.optuna_storage"],
+    # A sink is handed a trial's history as a frame, and what is important is told as one.
+    "pandas": [
+        "tune_hpc.analysis",
+        "tune_hpc.scaling",
+        "tune_hpc.search.optuna_storage",
+        "tune_hpc.search.importance",
+    ],
     "matplotlib": ["tune_hpc.analysis.plots", "tune_hpc.analysis.figures"],
     "tensorboardX": ["tune_hpc.analysis.tensorboard_logs"],
     # An extra that may not be installed.

@@ -8,6 +8,7 @@ The public names, each loaded on first use so that ``import tune_hpc`` costs mil
     compare                                        tune each of several things alike, and hold their winners together
     load, load_all, Results                        what happened, as data frames
     to_optuna                                      the same as an Optuna study
+    importance                                     which parameters decide, by Optuna
     export                                         the same in TensorBoard, Optuna's dashboard or MLflow
     write_report                                   the same as tables, figures and one HTML page
 """
@@ -26,6 +27,7 @@ _HOMES = {
     "compare": "tune_hpc.search.comparison",
     "export": "tune_hpc.analysis.exports",
     "extend": "tune_hpc.search.tuner",
+    "importance": "tune_hpc.search.importance",
     "load": "tune_hpc.analysis.results",
     "load_all": "tune_hpc.analysis.results",
     "resume": "tune_hpc.search.tuner",

@@ -1,0 +1,96 @@
+"""Which parameters decide: on searches of which one knows."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from ray import tune
+
+import tune_hpc
+from tune_hpc.analysis.results import Results
+from tune_hpc.errors import UnknownNameError
+from tune_hpc.search.conditions import when
+from tune_hpc.search.experiment import Experiment
+from tune_hpc.search.importance import importance
+from tune_hpc.search.space import Space
+
+SPACE = Space({"x": tune.uniform(0, 1), "y": tune.uniform(0, 1), "z": tune.choice(["a", "b"]), "w": 7}, keys={})
+
+
+def searched(space, loss, num_samples=60, mode="min"):
+    """Return a search at random of which each configuration's loss is known."""
+    generator = np.random.default_rng(0)
+    configs = [space.sample(generator) for _ in range(num_samples)]
+    experiment = Experiment("shape", space, "somewhere:train", "loss", mode, searcher="random", num_samples=60)
+    rows = [
+        config | {"trial_id": f"t{number:05d}", "status": "finished", "seed": 0, "loss": loss(config)}
+        for number, config in enumerate(configs)
+    ]
+    asked = experiment.to_json() | {"config_keys": [*space, "seed"]}
+    return Results(asked, pd.DataFrame(rows), pd.DataFrame({"trial_id": [], "step": []}))
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_what_decides_comes_first(mode):
+    df = importance(searched(SPACE, lambda config: (config["x"] - 0.3) ** 2 + config["y"] / 1000, mode=mode))
+    assert list(df) == ["parameter", "importance"]
+    assert df["parameter"].iloc[0] == "x"
+    assert set(df["parameter"]) == {"x", "y", "z"}
+    assert df["importance"].iloc[0] > 0.5
+    assert df["importance"].sum() == pytest.approx(1)
+    assert df["importance"].is_monotonic_decreasing
+
+
+def test_cases_are_named_as_the_study_names_them():
+    space = Space(
+        {
+            "optimizer": tune.choice(["adam", "momentum"]),
+            "rate": when(tune.uniform(0, 1), optimizer="adam") | tune.uniform(1, 2),
+        },
+        keys={},
+    )
+    df = importance(searched(space, lambda config: config["rate"], 100))
+    assert set(df["parameter"]) == {"optimizer", "rate", "rate[optimizer=adam]"}
+
+
+def test_it_says_the_same_every_time_and_by_its_public_name():
+    results = searched(SPACE, lambda config: config["x"])
+    pd.testing.assert_frame_equal(importance(results), tune_hpc.importance(results))
+
+
+def test_few_configurations_do():
+    assert importance(searched(SPACE, lambda config: config["x"], 10))["importance"].sum() == pytest.approx(1)
+
+
+class TestRefused:
+    def refused(self, results, told):
+        with pytest.raises(UnknownNameError, match=told) as error:
+            importance(results)
+        assert "\n" not in str(error.value)
+
+    def test_too_few_configurations(self):
+        self.refused(
+            searched(SPACE, lambda config: config["x"], 9), "at least 10 configurations that finished; shape has 9"
+        )
+
+    def test_nothing_but_divergences(self):
+        results = searched(SPACE, lambda config: config["x"])
+        self.refused(
+            Results(results.experiment, results.trials.assign(status="diverged", loss=np.nan), results.history),
+            "at least 10 configurations that finished; shape has 0",
+        )
+
+    def test_no_trials(self):
+        results = searched(SPACE, lambda config: config["x"])
+        self.refused(Results(results.experiment, results.trials[:0], results.history), "shape has no trials")
+
+    def test_no_such_metric(self):
+        results = searched(SPACE, lambda config: config["x"])
+        without = results.trials.drop(columns="loss")
+        self.refused(Results(results.experiment, without, results.history), "no trial of shape reported loss")
+
+    def test_nothing_varies(self):
+        space = Space({"w": 7}, keys={})
+        self.refused(searched(space, lambda config: 1.0), "nothing varies in shape")
+
+    def test_values_that_are_all_alike(self):
+        self.refused(searched(SPACE, lambda config: 1.0), "the values of loss in shape are too much alike")
