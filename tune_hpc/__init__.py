@@ -3,12 +3,16 @@
 The public names, each loaded on first use so that ``import tune_hpc`` costs milliseconds:
 
     Experiment, Space, when                        what is run
-    Published, Figure, Table                       what is shown beside it
+    Published, Claim, Figure, Table                what is shown beside it
     run, run_all, resume, extend                   run it on Ray Tune, go on, add more
     compare                                        tune each of several things alike, and hold their winners together
     load, load_all, Results                        what happened, as data frames
     to_optuna                                      the same as an Optuna study
-    importance                                     which parameters decide, by Optuna
+    published_against_measured, claims_checked     does it agree with what was published
+    boundary_alarm, importance, interactions       where to search next, and which parameters decide
+    budget_curve, time_to_target                   what less would have found, and how soon
+    protocols, special_cases                       does the way of judging flatter, is the search wide enough
+    join                                           several searches as one, to compare them
     export                                         the same in TensorBoard, Optuna's dashboard or MLflow
     write_report                                   the same as tables, figures and one HTML page
 """
@@ -17,6 +21,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "Claim": "tune_hpc.search.experiment",
     "Experiment": "tune_hpc.search.experiment",
     "Figure": "tune_hpc.search.experiment",
     "Published": "tune_hpc.search.experiment",
@@ -24,15 +29,24 @@ _HOMES = {
     "Space": "tune_hpc.search.space",
     "Table": "tune_hpc.search.experiment",
     "TuneHpcError": "tune_hpc.errors",
+    "boundary_alarm": "tune_hpc.analysis.boundary",
+    "budget_curve": "tune_hpc.analysis.budget",
+    "claims_checked": "tune_hpc.analysis.claims",
     "compare": "tune_hpc.search.comparison",
     "export": "tune_hpc.analysis.exports",
     "extend": "tune_hpc.search.tuner",
     "importance": "tune_hpc.search.importance",
+    "interactions": "tune_hpc.analysis.interactions",
+    "join": "tune_hpc.analysis.across",
     "load": "tune_hpc.analysis.results",
     "load_all": "tune_hpc.analysis.results",
+    "protocols": "tune_hpc.analysis.protocols",
+    "published_against_measured": "tune_hpc.analysis.published",
     "resume": "tune_hpc.search.tuner",
     "run": "tune_hpc.search.tuner",
     "run_all": "tune_hpc.search.tuner",
+    "special_cases": "tune_hpc.analysis.protocols",
+    "time_to_target": "tune_hpc.analysis.budget",
     "to_optuna": "tune_hpc.search.optuna_storage",
     "when": "tune_hpc.search.conditions",
     "write_report": "tune_hpc.analysis.report",

@@ -54,7 +54,7 @@ class TestVerdicts:
             ranking = made({"a": 0.9, "b": 0.95, "c": 0.8}, generator=generator).compare("optimizer")
             assert list(ranking.values["optimizer"]) == ["b", "a", "c"]
             assert list(ranking.values["rank"]) == [1, 2, 3]
-            assert ranking.values["is_tied_for_best"].tolist() == [True, False, False]
+            assert ranking.values["is_tied_for_best"].tolist() == [False, False, False]
             assert (ranking.pairs["verdict"] == BETTER).all()
 
     def test_ties_share_a_rank(self):
@@ -67,6 +67,17 @@ class TestVerdicts:
         }
         assert verdicts[frozenset("ab")] == verdicts[frozenset("cd")] == TIE
         assert list(verdicts.values()).count(BETTER) == 4
+
+    def test_whoever_nobody_beats_for_sure_is_tied_for_the_best_and_comes_first(self):
+        generator = np.random.default_rng(4)
+        results = made({"a": 0.95, "b": 0.95, "c": 0.948, "d": 0.947}, deviation=0.0002, generator=generator)
+        # One that varies more than the others cannot be told from the best, though its mean is lower.
+        is_d = results.trials["optimizer"] == "d"
+        wide = changed(results, is_d, test_accuracy=[0.93, 0.96, 0.94, 0.955, 0.95])
+        values = wide.compare("optimizer").values
+        assert set(values["optimizer"][:3]) == {"a", "b", "d"}
+        assert list(values["rank"]) == [1, 1, 1, 3]
+        assert values["is_tied_for_best"].tolist() == [True, True, True, False]
 
     def test_what_seeds_share_does_not_hide_a_difference(self):
         truth = {"a": 0.90, "b": 0.91}
@@ -140,7 +151,7 @@ class TestLittle:
         ranking = made({"a": 0.9, "b": 0.8, "c": 0.7}, seeds=1).compare("optimizer")
         assert list(ranking.values["optimizer"]) == ["a", "b", "c"]
         assert ranking.values["rank"].isna().all()
-        assert ranking.values["is_tied_for_best"].isna().all()
+        assert not ranking.values["is_tied_for_best"].any()
         assert set(ranking.pairs["verdict"]) == {UNKNOWN}
         assert "one seed each cannot tell more" in str(ranking)
 
@@ -186,13 +197,13 @@ class TestSentences:
         said = made({"a": 0.9, "b": 0.95, "c": 0.8}, deviation=0.001).compare("optimizer").sentences()
         assert said[0].startswith("b is the best optimizer, for sure: test accuracy 0.9")
         assert "95 % interval" in said[0]
-        assert said[1].startswith("It is better than a and c; the nearest, a, is 0.0")
+        assert said[1].startswith("a and c are worse than one of the best, for sure: a is 0.0")
 
     def test_ties_and_what_the_seeds_could_tell(self):
         ranking = made({"a": 0.95, "b": 0.95, "c": 0.5}, rates=(0.1, 1), deviation=0.001).compare("optimizer")
         said = ranking.sentences()
         assert said[0].startswith("a and b tie for the best optimizer: a has test accuracy 0.95")
-        assert said[1].startswith("It is better than c (c is 0.4")
+        assert said[1].startswith("c is worse than one of the best, for sure: c is 0.4")
         assert said[2].startswith("Differences below about 0.00")
         assert said[3].startswith("Each value stands with the best of up to 2 configurations, chosen on the same seeds")
         assert ranking._repr_html_().count("<p>") == 4

@@ -24,6 +24,10 @@ LOW, HIGH = "low", "high"
 EDGE = 0.05
 #: Sums and products of floats are off by a last bit, which must not decide what a number is.
 ROUNDING = 1e-9
+#: Parameters that are parts of a whole: nothing from 1 on is suggested for them. A rate may be any number.
+FRACTIONS = ("dropout", "momentum", "beta1", "beta2", "rho", "decay_rate", "warmup")
+#: Of a list so many values are suggested.
+MOST_ADDED = 2
 #: Comparing all pairs of more values than this takes long, and hardly finds one that is the best for sure.
 MOST_COMPARED = 50
 
@@ -42,10 +46,10 @@ def boundary_alarm(results: Results, where: Mapping[str, Any] | None = None) -> 
         One row per parameter: ``parameter``; ``best``, its value in the best configuration; ``low`` and ``high``, the
         bounds that were searched (missing of a normal distribution), all three in the parameter's own unit; ``edge``:
         ``low``, ``high`` or missing; ``suggestion``: what to search next, as it is written on a command line, or which
-        values to add to a list: as much again beyond the edge, but never below 0 or above 1 where the values suggest
-        such a bound (missing where there is no edge, or nothing beyond it); ``at_edge_for_sure``: whether the best
-        value at the edge is better than every other value of the list, or than the best configuration inside the
-        range, by ``Results.compare`` (missing where that cannot tell).
+        values to add to a list: beyond the edge as much again, of a list two values at most; never below 0 where all
+        values are at least 0, nor above 1 for ``FRACTIONS`` (missing where there is no edge, or nothing beyond it);
+        ``at_edge_for_sure``: whether the best value at the edge is better than every other value of the list, or than
+        the best configuration inside the range, by ``Results.compare`` (missing where that cannot tell).
 
     Raises:
         UnknownNameError: no trials, no value of the metric, or an experiment that does not tell its space.
@@ -59,7 +63,7 @@ def boundary_alarm(results: Results, where: Mapping[str, Any] | None = None) -> 
         cases = _cases(plain)
         holding = _case_numbers(cases, ranked)
         case = holding.iloc[0]
-        axis = _axis(cases[case][1]) if case >= 0 else None
+        axis = _axis(cases[case][1], name in FRACTIONS) if case >= 0 else None
         value = numeric(ranked, name).iloc[0]
         if axis is None or np.isnan(value):
             continue
@@ -107,12 +111,14 @@ class _Axis:
         values: All of a list, in order; the lowest and the highest of a range; none of a normal distribution.
         is_whole: Whether it takes whole numbers alone.
         step: Of a range, 0 where it has none.
+        is_fraction: Whether it is a part of a whole.
     """
 
     kind: str
     values: tuple[float, ...]
     is_whole: bool
     step: float = 0.0
+    is_fraction: bool = False
 
     @property
     def low(self) -> float:
@@ -137,7 +143,7 @@ class _Axis:
         if not beyond:
             return None
         if self.kind == "choice":
-            return f"choice: add {', '.join(short(one, 4) for one in sorted(beyond))}"
+            return f"choice: add {', '.join(short(one, 4) for one in sorted(beyond[:MOST_ADDED]))}"
         low, high = (beyond[0], self.high) if edge == LOW else (self.low, beyond[0])
         # Ray leaves the upper bound of whole numbers out, unless a step above 1 is given.
         numbers = [low, high + 1 if self.is_whole and self.step <= 1 else high]
@@ -156,7 +162,7 @@ class _Axis:
             if end > 0 and not len(allowed):
                 allowed = end * end / others  # towards 0, and never there
             mirrored = allowed
-        if edge == HIGH and self._is_fraction:
+        if edge == HIGH and self.is_fraction:
             allowed = mirrored[mirrored < 1 + (ROUNDING if is_log else -ROUNDING)]
             if not len(allowed) and end < 1:
                 # On a logarithmic range 1 is one more number; what ends near 1, like momentum, never gets there.
@@ -177,12 +183,8 @@ class _Axis:
             values = values[(values > 0) | (self.low <= 0)]
         return list(dict.fromkeys(float(one) for one in values))
 
-    @property
-    def _is_fraction(self) -> bool:
-        return self.low >= 0 and self.high <= 1 and not self.is_whole
 
-
-def _axis(plain: Any) -> _Axis | None:
+def _axis(plain: Any, is_fraction: bool = False) -> _Axis | None:
     """Return the numbers of a domain; ``None`` where it is a constant, or has anything but numbers."""
     if not isinstance(plain, Mapping):
         return None
@@ -191,7 +193,8 @@ def _axis(plain: Any) -> _Axis | None:
         return None
     is_whole = all(float(one).is_integer() for one in arguments)
     if kind == "choice":
-        return _Axis(kind, tuple(sorted(map(float, arguments))), is_whole) if len(arguments) > 1 else None
+        values = tuple(sorted(map(float, arguments)))
+        return _Axis(kind, values, is_whole, 0.0, is_fraction) if len(arguments) > 1 else None
     if kind == "randn":
         return _Axis(kind, (), False)
     low, high, *quantum = map(float, arguments)
@@ -200,7 +203,7 @@ def _axis(plain: Any) -> _Axis | None:
     if is_whole:
         unit = max(step, 1.0)
         low, high = np.ceil(low / unit) * unit, np.floor((high if step > 1 else high - 1) / unit) * unit
-    return _Axis(kind, (float(low), float(high)), is_whole, step) if low < high else None
+    return _Axis(kind, (float(low), float(high)), is_whole, step, is_fraction) if low < high else None
 
 
 def _is_geometric(values: np.ndarray) -> bool:

@@ -64,7 +64,7 @@ def budget_curve(results: Results, budgets: Sequence[int] = BUDGETS, metric: str
     rows = [
         {
             "num_configurations": budget, **_outcome(values, kept), "chance_of_best": float(kept[is_best].sum()),
-            "chance_of_nothing": max(0.0, 1 - float(kept.sum())),
+            "chance_of_nothing": max(0.0, round(1 - float(kept.sum()), 12)),
         }
         for budget, kept in zip(own, weights, strict=True)
     ]  # fmt: skip

@@ -3,13 +3,17 @@
 Pure functions on ``Results``; every sentence holds where the numbers do not allow one too, by being left out.
 """
 
+import numpy as np
 import pandas as pd
 
+from tune_hpc.analysis.boundary import boundary_alarm
 from tune_hpc.analysis.claims import claims_checked
 from tune_hpc.analysis.configurations import over_seeds, ranked
+from tune_hpc.analysis.protocols import BEST, LOSES, SELECTED, protocols, special_cases
 from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, NOT_COMPARABLE, published_against_measured
 from tune_hpc.analysis.results import Results
-from tune_hpc.analysis.wording import QUICK, condition, measurement, number, words
+from tune_hpc.analysis.wording import QUICK, condition, measurement, number, value_text, words
+from tune_hpc.errors import UnknownNameError
 
 _VERBS = {
     AGREES: ("agrees with ours", "agree with ours"),
@@ -27,7 +31,7 @@ def sentences(results: Results, published: pd.DataFrame | None = None) -> list[s
     """
     published = published_against_measured(results) if published is None else published
     said = [_became(results), _best(results), _rates(published), _verdicts(published), _distance(published)]
-    said.append(_claims(results))
+    said += [_claims(results), *_edges(results), *_losers(results), _flattery(results)]
     return [sentence for sentence in said if sentence]
 
 
@@ -111,3 +115,50 @@ def _claims(results: Results) -> str:
     count = int(held.sum())
     verb = "holds" if count == 1 else "hold"
     return f"Of {len(held)} published sentences that a number can check {count or 'none'} {verb}."
+
+
+def _edges(results: Results) -> list[str]:
+    """Say which parameters of the best configuration are at an edge of what was searched, and what lies beyond."""
+    try:
+        df = boundary_alarm(results)
+    except UnknownNameError:
+        return []
+    said = []
+    for row in df.dropna(subset=["edge", "suggestion"]).to_dict("records"):
+        most = "lowest" if row["edge"] == "low" else "highest"
+        value = value_text(row["best"], 4)
+        said.append(
+            f"The best {words(row['parameter'])}, {value}, is about the {most} searched; next: {row['suggestion']}."
+        )
+    return said
+
+
+def _losers(results: Results) -> list[str]:
+    """Say which optimizers lose to a special case of theirs."""
+    if "optimizer" not in results.varying:
+        return []
+    try:
+        df = special_cases(results)
+    except UnknownNameError:
+        return []
+    lost = df[df["verdict"] == LOSES]
+    return [
+        f"{row['general']} loses to its special case {row['special']}: its space or budget is too small."
+        for row in lost.to_dict("records")
+    ]
+
+
+def _flattery(results: Results) -> str:
+    """Say by how much choosing the moment on the test set flatters the best configuration."""
+    try:
+        row = protocols(results).iloc[-1]
+    except UnknownNameError:
+        return ""
+    if not row["is_chosen"] or np.isnan(row["flattery"]):
+        return ""
+    best, honest = number(row[BEST], BEST), number(row[SELECTED], SELECTED)
+    half = "" if np.isnan(row["flattery_half"]) else f" ± {number(row['flattery_half'], BEST)}"
+    return (
+        f"The best configuration reads {best} at its best moment on the test set, and {honest} where validation was "
+        f"best: choosing on the test set flatters by {number(row['flattery'], BEST)}{half}."
+    )

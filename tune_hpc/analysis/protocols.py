@@ -70,7 +70,8 @@ def protocols(results: Results) -> pd.DataFrame:
     for name in map(str, df):
         factors = {number: student_interval(0.0, 1.0, number).half for number in counts[name].unique()}
         table[name] = means[name]
-        table[f"{name}_half"] = deviations[name] * counts[name].map(factors)
+        # Seeds that change nothing are no repeats.
+        table[f"{name}_half"] = (deviations[name] * counts[name].map(factors)).where(deviations[name] > 0)
     chosen = ranked(results, configurations).index[:1]
     whole = pd.concat([table, table.loc[chosen]], ignore_index=True)
     return whole.assign(is_chosen=np.arange(len(whole)) >= len(table))

@@ -38,10 +38,11 @@ class Ranking:
         metric: By what.
         lower_is_better: Whether less of it is better.
         confidence: Of all intervals and verdicts.
-        values: One row per value, the best first: the value, the other parameters in the configuration it stands with,
-            ``num_seeds``, ``mean``, ``deviation``, ``low`` and ``high`` (of the mean; Student's), ``rank`` (1 more than
-            there are values that are better for sure; missing where one cannot tell of all), ``is_tied_for_best``,
-            ``num_configurations`` it was chosen from, ``num_diverged`` trials among them.
+        values: One row per value, by rank and mean: the value, the other parameters in the configuration it stands
+            with, ``num_seeds``, ``mean``, ``deviation``, ``low`` and ``high`` (of the mean; Student's), ``rank`` (1
+            more than there are values that are better for sure; missing where one cannot tell of all),
+            ``is_tied_for_best`` (rank 1, and not alone), ``num_configurations`` it was chosen from, ``num_diverged``
+            trials among them.
         pairs: One row per pair: ``first``, ``second`` (the better mean first), ``difference`` (first less second),
             ``low`` and ``high`` (of all pairs together), ``p``, ``p_corrected``, ``num_pairs`` (0: not paired),
             ``smallest_difference`` that would have been seen four times in five, ``verdict``: the first is ``better``,
@@ -76,48 +77,50 @@ class Ranking:
 
     def _best(self) -> str:
         best = self.values.iloc[0]
-        value = number(best["mean"], self.metric)
-        told = f"{words(self.metric)} {value}"
+        first, label = value_text(best[self.parameter]), words(self.parameter)
+        told = f"{words(self.metric)} {number(best['mean'], self.metric)}"
         if not np.isnan(best["low"]):
             told += f" ({short(100 * self.confidence)} % interval {number(best['low'], self.metric)} to "
             told += f"{number(best['high'], self.metric)}, {best['num_seeds']} seeds)"
-        tied = self.values.loc[self.values["is_tied_for_best"].fillna(False).astype(bool), self.parameter]
-        label = words(self.parameter)
         if len(self.values) == 1:
-            return f"Only {label} {value_text(best[self.parameter])} has a value: {told}."
+            return f"Only {label} {first} has a value: {told}."
         against = self.pairs.loc[_is(self.pairs["first"], best[self.parameter]), "verdict"]
         if (against == UNKNOWN).all():
             why = "one seed each cannot tell more"
             if (self.values["num_seeds"] > 1).any():
                 why = "the seeds change nothing here and cannot tell more"
-            return f"{label} {value_text(best[self.parameter])} has the best {told}; {why}."
-        if len(tied) > 1:
-            return f"{self._names(tied)} tie for the best {label}: {value_text(tied.iloc[0])} has {told}."
+            return f"{label} {first} has the best {told}; {why}."
         if (against == UNKNOWN).any():
-            return f"{value_text(best[self.parameter])} has the best {told}; not all can be held against it."
-        return f"{value_text(best[self.parameter])} is the best {label}, for sure: {told}."
+            return f"{label} {first} has the best {told}; not all others can be held against it."
+        tied = self.values.loc[self.values["is_tied_for_best"].fillna(False).astype(bool), self.parameter]
+        if len(tied) > 1:
+            return f"{self._names(tied)} tie for the best {label}: {first} has {told}."
+        return f"{first} is the best {label}, for sure: {told}."
 
     def _others(self) -> str:
-        worse = self.pairs[(self.pairs["verdict"] == BETTER)]
-        first = self.values.iloc[0][self.parameter]
-        own = worse[matching(worse, {"first": first})]
-        if own.empty:
+        is_worse = (self.values["rank"] > 1).fillna(False).astype(bool)
+        worse = self.values.loc[is_worse, self.parameter]
+        if worse.empty:
             return ""
+        verb = "is" if len(worse) == 1 else "are"
+        text = f"{self._names(worse)} {verb} worse than one of the best, for sure"
+        own = self.pairs[
+            _is(self.pairs["first"], self.values.iloc[0][self.parameter]) & (self.pairs["verdict"] == BETTER)
+        ]
+        if own.empty:
+            return f"{text}."
         nearest = own.iloc[int(np.argmin(own["difference"].abs()))]
-        other, away = value_text(nearest["second"]), number(abs(nearest["difference"]), self.metric)
         low, high = sorted((abs(nearest["low"]), abs(nearest["high"])))
+        away = f"{number(abs(nearest['difference']), self.metric)} away from {value_text(nearest['first'])}"
         between = f"{number(low, self.metric)} to {number(high, self.metric)}"
-        text = f"It is better than {self._names(own['second'])}"
-        return f"{text} ({other} is {away} away, {between})." if len(own) == 1 else (
-            f"{text}; the nearest, {other}, is {away} away ({between})."
-        )  # fmt: skip
+        return f"{text}: {value_text(nearest['second'])} is {away} ({between})."
 
     def _power(self) -> str:
         ties = self.pairs[self.pairs["verdict"] == TIE]
         seen = ties["smallest_difference"].median()
         if ties.empty or np.isnan(seen) or seen == 0:
             return ""
-        return f"Differences below about {number(seen, self.metric)} are more than these seeds can tell."
+        return f"Differences below about {number(seen, self.metric)} are too small for these seeds to tell."
 
     def _chosen(self) -> str:
         most = int(self.values["num_configurations"].max())
@@ -250,19 +253,9 @@ def _values(order: list[_Standing], pairs: pd.DataFrame, parameter: str, confide
     columns = [parameter, *others, "num_seeds", "mean", "deviation", "low", "high", "rank"]
     df = pd.DataFrame(rows, columns=[*columns, "num_configurations", "num_diverged"])
     df["rank"] = df["rank"].astype("Int64")
-    df.insert(len(columns), "is_tied_for_best", _tied_for_best(df, pairs, parameter))
-    return df
-
-
-def _tied_for_best(df: pd.DataFrame, pairs: pd.DataFrame, parameter: str) -> pd.Series:
-    """Return which values are the best or cannot be told from the first; missing without repeats."""
-    if df.empty:
-        return pd.Series(dtype="boolean")
-    with_first = pairs[_is(pairs["first"], df[parameter].iloc[0])]
-    told = dict(zip(with_first["second"], with_first["verdict"], strict=True))
-    verdicts = [told.get(value) for value in df[parameter]]
-    tied = [True, *(None if one == UNKNOWN else one == TIE for one in verdicts[1:])]
-    return pd.Series(tied if df["rank"].notna().any() else [None] * len(df), dtype="boolean")
+    is_first = df["rank"] == 1
+    df.insert(len(columns), "is_tied_for_best", (is_first & (is_first.sum() > 1)).astype("boolean"))
+    return df.sort_values("rank", kind="stable", ignore_index=True)
 
 
 def _is(column: pd.Series, value: Any) -> pd.Series:

@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tune_hpc.analysis.budget import budget_curve
 from tune_hpc.analysis.claims import claims_checked
 from tune_hpc.analysis.configurations import over_seeds, ranked
 from tune_hpc.analysis.folder import write_whole
+from tune_hpc.analysis.interactions import interactions
 from tune_hpc.analysis.presentation import presented
+from tune_hpc.analysis.protocols import special_cases
 from tune_hpc.analysis.published import published_against_measured
 from tune_hpc.analysis.ranking import Ranking
 from tune_hpc.analysis.results import METRICS, Results
 from tune_hpc.analysis.wording import short, unique_slug, value_text
+from tune_hpc.errors import UnknownNameError
 
 #: A table with its title and the stem of its files.
 TitledTable = tuple[str, str, pd.DataFrame]
@@ -164,12 +168,31 @@ def declared(results: Results) -> list[TitledTable]:
     for table in results.experiment.get("tables") or ():
         made.append((table["title"], _declared(results, table)))
     made.append(("Best trials", best_trials(results)))
+    made += _searched(results)
     for status in ("failed", "diverged"):
         if status in results.counts():
             made.append((f"{status.capitalize()} trials", unfinished(results, status)))
     made.append(("Trials by status", counts(results)))
     taken: set[str] = set()
     return [(title, unique_slug(title, taken), df) for title, df in made]
+
+
+def _searched(results: Results) -> list[tuple[str, pd.DataFrame]]:
+    """Return what tells of the search itself, as far as its trials do."""
+    made = []
+    for title, analysis in (
+        ("What fewer configurations would have found", budget_curve),
+        ("Optimizers beside their special cases", special_cases),
+        ("What two parameters do together", interactions),
+    ):
+        try:
+            df = analysis(results)
+        except UnknownNameError:
+            continue
+        df = df[df["note"] == ""].drop(columns="note") if "note" in df else df
+        if len(df) > (analysis is budget_curve):
+            made.append((title, df))
+    return made
 
 
 def _declared(results: Results, table: Mapping[str, Any]) -> pd.DataFrame:

@@ -84,17 +84,18 @@ class Study:
         self.study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
         self._startup: Iterator[dict[str, Any]] = iter(())
         self._asked: dict[int, optuna.Trial] = {}
+        self._num_known = 0
         self._begun = False
 
     def ask(self) -> tuple[int, dict[str, Any]]:
         """Return the number and the configuration of the next trial."""
         if not self._begun:
             # A search that is extended must not propose once more what the first part of it did.
-            number = len(self.trials)
+            number = self._num_known
             self.study.sampler = _sampler(self.sampler, self.space, self.seed + number)
             self._startup = islice(quasi_random_configs(self.space, self.seed), number, None)
             self._begun = True
-        return self._ask(next(self._startup, None) if len(self.trials) < NUM_STARTUP else None)
+        return self._ask(next(self._startup, None) if self._num_known < NUM_STARTUP else None)
 
     def ask_again(self, config: Mapping[str, Any]) -> int:
         """Take in a configuration that was proposed before and is yet to end; return its number."""
@@ -106,6 +107,7 @@ class Study:
             if config is not None:
                 self.study.enqueue_trial(self.as_params(config))
             trial = self.study.ask()
+            self._num_known += 1
             self._asked[trial.number] = trial
             return trial.number, self._suggested(trial)
 
@@ -167,7 +169,8 @@ class Study:
         ended = datetime.now()
         trial.datetime_start, trial.datetime_complete = ended - timedelta(seconds=took_s), ended
         self.study.add_trial(trial)
-        return len(self.trials) - 1
+        self._num_known += 1
+        return self._num_known - 1
 
     def _ended_trial(
         self, params: dict[str, Any], outcome: Outcome, curve: Mapping[int, float], attributes: Mapping[str, Any]
