@@ -14,7 +14,7 @@ from tune_hpc.analysis.claims import claims_checked
 from tune_hpc.analysis.conclusions import sentences
 from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, NOT_COMPARABLE, published_against_measured
 from tune_hpc.analysis.results import Results, load
-from tune_hpc.analysis.wording import condition, duration
+from tune_hpc.analysis.wording import duration, words
 
 HEAD = """# The report, reproduced
 
@@ -93,7 +93,8 @@ def _section(name: str, results: Results) -> str:
     machine = f"{own['machine']['cpu_model']}, torch {own['torch']}, Ray {own['ray']}, commit {own['commit']}"
     said = "\n".join(f"- {sentence}" for sentence in sentences(results))
     parts = [
-        f"## {asked['title']}\n",
+        f"## {name}\n",
+        f"**{asked['title']}.**\n",
         f"{asked['description']}\n",
         f"```sh\n{own['command']}      # {duration(own['wall_s'])}\n```\n",
         f"{machine}; [results/{name}](results/{name}).\n",
@@ -106,8 +107,9 @@ def _section(name: str, results: Results) -> str:
     for parameter, metric in COMPARED.get(name, ()):
         ranking = results.compare(parameter, metric)
         told = "\n".join(f"- {sentence}" for sentence in ranking.sentences())
-        heading = f"{condition({parameter: ''}).strip()} by {metric}".capitalize()
-        parts.append(f"### {heading}\n\n{told}\n\n{tables.ranking_to_markdown(ranking)}\n")
+        parts.append(
+            f"### Which {words(parameter)}, by {words(metric)}\n\n{told}\n\n{tables.ranking_to_markdown(ranking)}\n"
+        )
     return "\n".join(parts)
 
 
@@ -117,7 +119,8 @@ def draw_discoveries(runs: Mapping[str, Results], folder: Path) -> dict[str, str
     if {"exercise2.softmax.shuffled", "exercise2.cnn"} <= set(runs):
         captions["softmax-and-not-the-network"] = (
             "Exercise 2's published accuracies are those of softmax regression, not of the network that its text "
-            "describes. Means and 95 % intervals of the seeds, each optimizer at its best rate."
+            "describes (which Ftrl does not train at any of the rates). Means and 95 % intervals of the seeds, each "
+            "optimizer at its best rate."
         )
         softmax, network = runs["exercise2.softmax.shuffled"], runs["exercise2.cnn"]
         published = published_against_measured(softmax)
@@ -169,25 +172,36 @@ def _draw(
     """Draw measured points with their bars beside published ones, as a PNG and an SVG file."""
     style = Path(tables.__file__).with_name("paper.mplstyle")
     colours, markers = ("#0072B2", "#D55E00"), ("o", "s")
+    known = [PERCENT * value for own in series.values() for value in own["mean"].dropna()]
+    theirs = [PERCENT * value for values in published.values() for value in values]
+    bottom = min(theirs) - 0.35 * (max(known + theirs) - min(theirs)) - 1
     with mpl.rc_context(mpl.rc_params_from_file(style, use_default_template=False)):
-        figure = Figure(figsize=(6.5, 3.6))
+        figure = Figure(figsize=(6.5, 3.4))
         FigureCanvasAgg(figure)
-        ax = figure.add_axes((0.095, 0.33, 0.885, 0.64))
+        ax = figure.add_axes((0.095, 0.27, 0.885, 0.7))
         places = range(len(names))
         for number, (name, own) in enumerate(series.items()):
-            shift = (number - 0.5) * 0.16
+            shift = (number - 0.5) * 0.36
             ax.errorbar([place + shift for place in places], PERCENT * own["mean"], yerr=PERCENT * own["half"],
                         fmt=markers[number], color=colours[number], markersize=4, capsize=2.5, label=name)  # fmt: skip
+            for place, value in zip(places, PERCENT * own["mean"], strict=True):
+                if value < bottom:
+                    ax.annotate(f"{value:.0f} %", (place + shift, bottom), xytext=(0, 12), textcoords="offset points",
+                                ha="center", size=8, color=colours[number],
+                                arrowprops={"arrowstyle": "->", "color": colours[number]})  # fmt: skip
         for number, (name, values) in enumerate(published.items()):
-            shift = (number - 0.5) * 0.16 if len(published) > 1 else 0.0
+            shift = (number - 0.5) * 0.36 if len(published) > 1 else 0.0
             ax.plot([place + shift for place in places], [PERCENT * value for value in values], linestyle="none",
                     marker="D", markerfacecolor="none", markersize=7, label=name,
                     color=colours[number] if len(published) > 1 else "#444444")  # fmt: skip
+        ax.set_ylim(bottom, min(ax.get_ylim()[1], 101))
         ax.set_xticks(list(places), [name.replace("_", "\n") for name in names])
         ax.set_xlabel(label)
         ax.set_ylabel("test accuracy (%)")
         handles, labels = ax.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.08, 0.01), ncols=2)
+        figure.legend(
+            handles, labels, loc="lower left", bbox_to_anchor=(0.085, 0.015), ncols=2 if len(labels) > 3 else 3
+        )
         file.parent.mkdir(exist_ok=True)
         figure.savefig(file.with_suffix(".png"))
         figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})

@@ -20,7 +20,7 @@ def test_every_answer_is_what_its_line_gives():
     [
         ("```python\n1 + 1\n```\n", "```python\n1 + 1\n```\n\n```text\n2\n```\n"),
         ("```python\n1 + 1\n```\n\n```text\n3\n```\n", "```python\n1 + 1\n```\n\n```text\n2\n```\n"),
-        ("```python\na = 1\n```\nthen\n```python\na\n```\n", "```python\na = 1\n```\nthen\n```python\na\n```\n\n```text\n1\n```\n"),
+        ("```python\na = 1\n```\n```python\na\n```\n", "```python\na = 1\n```\n```python\na\n```\n\n```text\n1\n```\n"),
         ("no example\n", "no example\n"),
     ],
 )  # fmt: skip

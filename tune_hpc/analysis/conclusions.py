@@ -154,7 +154,7 @@ def _flattery(results: Results) -> str:
         row = protocols(results).iloc[-1]
     except UnknownNameError:
         return ""
-    if not row["is_chosen"] or np.isnan(row["flattery"]):
+    if not row["is_chosen"] or not row["flattery"] >= 5e-5:
         return ""
     best, honest = number(row[BEST], BEST), number(row[SELECTED], SELECTED)
     half = "" if np.isnan(row["flattery_half"]) else f" ± {number(row['flattery_half'], BEST)}"

@@ -122,5 +122,6 @@ def _is_measured(column: str) -> bool:
     return (
         any(word in column for word in ("accuracy", "loss", "deviation"))
         or column.endswith("_s")
-        or column.startswith("num_")
+        or column.endswith("_share")
+        or column.startswith(("num_", "chance_"))
     )

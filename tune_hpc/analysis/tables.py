@@ -18,11 +18,13 @@ from tune_hpc.analysis.interactions import interactions
 from tune_hpc.analysis.presentation import presented
 from tune_hpc.analysis.protocols import special_cases
 from tune_hpc.analysis.published import published_against_measured
-from tune_hpc.analysis.ranking import Ranking
+from tune_hpc.analysis.ranking import UNKNOWN, Ranking
 from tune_hpc.analysis.results import METRICS, Results
 from tune_hpc.analysis.wording import short, unique_slug, value_text
 from tune_hpc.errors import UnknownNameError
 
+#: What fewer configurations would have found is told of a search of so many.
+LEAST_TRIED = 20
 #: A table with its title and the stem of its files.
 TitledTable = tuple[str, str, pd.DataFrame]
 
@@ -180,18 +182,24 @@ def declared(results: Results) -> list[TitledTable]:
 def _searched(results: Results) -> list[tuple[str, pd.DataFrame]]:
     """Return what tells of the search itself, as far as its trials do."""
     made = []
-    for title, analysis in (
-        ("What fewer configurations would have found", budget_curve),
-        ("Optimizers beside their special cases", special_cases),
-        ("What two parameters do together", interactions),
+    for title, analysis, tells in (
+        (
+            "What fewer configurations would have found",
+            budget_curve,
+            lambda df: df["num_configurations"] >= LEAST_TRIED,
+        ),
+        ("Optimizers beside their special cases", special_cases, lambda df: df["verdict"] != UNKNOWN),
+        ("What two parameters do together", interactions, lambda df: df["note"] == ""),
     ):
         try:
             df = analysis(results)
         except UnknownNameError:
             continue
-        df = df[df["note"] == ""].drop(columns="note") if "note" in df else df
-        if len(df) > (analysis is budget_curve):
-            made.append((title, df))
+        if tells(df).any():
+            shown = df.drop(columns="note", errors="ignore")
+            made.append(
+                (title, _measuring(shown, dict.fromkeys(("mean", "difference", "low", "high"), results.metric)))
+            )
     return made
 
 

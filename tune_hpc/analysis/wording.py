@@ -78,12 +78,15 @@ def number(value: float, column: str = "") -> str:
     """
     if math.isnan(value):
         return MISSING
+    value += 0.0  # Minus nothing is nothing.
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
     if column.endswith("_deviation") and "accuracy" not in column:
         return f"{value:.2g}"
     if "accuracy" in column:
         return f"{value:.4f}"
+    if column.startswith("chance_") or column.endswith("_share"):
+        return f"{value:.2f}"
     if column.endswith("_per_s"):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     if column.endswith("_s"):
