@@ -1,10 +1,13 @@
 """The pages whose numbers come from kept results say what these say."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from benchmarks.examples import rewritten
+from benchmarks.reproduction_page import write_page
+from tune_hpc import load_all
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,3 +29,22 @@ def test_every_answer_is_what_its_line_gives():
 )  # fmt: skip
 def test_outputs_are_written_below_examples(page, expected):
     assert rewritten(page) == expected
+
+
+def test_the_reproduction_s_page_is_made_from_the_kept_results(tmp_path):
+    write_page(ROOT / "docs" / "results", tmp_path)
+    made, kept = ((folder / "reproduction.md").read_text(encoding="utf-8") for folder in (tmp_path, ROOT / "docs"))
+    assert made == kept
+    assert made.count("agrees") > 20
+    for figure in re.findall(r"\]\((figures/[\w-]+\.png)\)", kept):
+        assert (ROOT / "docs" / figure).is_file()
+        assert (tmp_path / figure).stat().st_size > 10_000
+
+
+def test_kept_results_are_small_and_tell_nothing_of_where_they_were_made():
+    files = [file for file in (ROOT / "docs" / "results").rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 2_000_000
+    for results in load_all(ROOT / "docs" / "results"):
+        assert results.experiment["provenance"]["machine"]["host"] is None
+        assert results.experiment["provenance"]["command"].startswith("tune-hpc run exercise")
+        assert "host" not in results.trials
