@@ -39,8 +39,8 @@ PUBLISHED = [
      "best_over": "learning_rate", "best_values": (0.1,)},
 ]  # fmt: skip
 CLAIM = {
-    "text": "so it is", "source": "report", "parameter": "optimizer", "values": ("adam", "momentum"),
-    "measure": "value", "metric": "train_loss", "relation": "rising", "steps": 20, "bound": 0, "target": 0, "tolerance": 0,
+    "text": "so it is", "source": "report", "parameter": "optimizer", "values": ("adam", "momentum"), "steps": 20,
+    "measure": "value", "metric": "train_loss", "relation": "rising", "bound": 0, "target": 0, "tolerance": 0,
 }  # fmt: skip
 SPACE = {"optimizer": {"choice": ["adam", "momentum"]}, "learning_rate": {"choice": [0.1, 0.01, 0.001]}}
 
