@@ -41,6 +41,15 @@ COMPARED: Mapping[str, Sequence[tuple[str, str]]] = {
     "exercise3.learning_rate": (("learning_rate", "best_test_accuracy"), ("batch_size", "best_test_accuracy")),
     "exercise3.dropout": (("dropout", "best_test_accuracy"), ("batch_size", "best_test_accuracy")),
 }
+#: What a run's own description does not say.
+NOTES = {
+    "exercise2.softmax.shuffled": "Here the images are shuffled every epoch: in their stored order, with zero initial "
+    "weights, nothing is left for a seed to change.",
+    "exercise2.cnn": "Here at an eighth of its width, for two cores.",
+    "exercise3.decay": "Here at an eighth of the network's width and a fifth of the steps, for two cores.",
+    "exercise3.learning_rate": "Here at an eighth of the network's width and a fifth of the steps, for two cores.",
+    "exercise3.dropout": "Here at an eighth of the network's width and a fifth of the steps, for two cores.",
+}
 #: Accuracies are drawn in per cent.
 PERCENT = 100
 
@@ -95,7 +104,7 @@ def _section(name: str, results: Results) -> str:
     parts = [
         f"## {name}\n",
         f"**{asked['title']}.**\n",
-        f"{asked['description']}\n",
+        f"{asked['description']} {NOTES.get(name, '')}".rstrip() + "\n",
         f"```sh\n{own['command']}      # {duration(own['wall_s'])}\n```\n",
         f"{machine}; [results/{name}](results/{name}).\n",
         f"{said}\n",

@@ -84,6 +84,8 @@ def _says_nothing(df: pd.DataFrame, name: str) -> bool:
         return True
     if name == "num_diverged":
         return not column.any()
+    if name == "deviation" and "low" in df and df["low"].notna().any():
+        return True  # The interval says as much.
     if name == "taken_at":
         return bool((column.isna() | (column == df["step"])).all())
     if name in _OPTIONAL or name.endswith("_deviation"):
