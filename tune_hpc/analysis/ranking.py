@@ -27,6 +27,8 @@ from tune_hpc.analysis.wording import number, short, value_text, words
 from tune_hpc.errors import UnknownNameError
 
 BETTER, TIE, UNKNOWN = "better", "tie", "cannot tell"
+#: More values than this have too many pairs to tell any of them apart: those of a range that was sampled.
+MOST_VALUES = 100
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,11 @@ def rank_values(
     inside = trials[matching(trials, where or {})]
     if inside.empty:
         raise UnknownNameError(f"no trial of {results.name} has {', '.join(f'{k}={v}' for k, v in where.items())}")  # type: ignore[union-attr]
+    if (num_values := inside[parameter].nunique(dropna=False)) > MOST_VALUES:
+        raise UnknownNameError(
+            f"{parameter} has {num_values} values in {results.name}, too many to tell apart (at most {MOST_VALUES}): "
+            "draw them instead, or compare a parameter of a few values"
+        )
     standing = _standing(results, inside, parameter, metric)
     lower = results.is_lower_better(metric)
     order = sorted(standing, key=lambda one: one.values.mean() if lower else -one.values.mean())

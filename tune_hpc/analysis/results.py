@@ -175,7 +175,8 @@ class Results:
             where: Configuration values that the trials must have.
 
         Raises:
-            UnknownNameError: no such parameter, no such column of numbers, or no such trial.
+            UnknownNameError: no such parameter, or one of more than 100 values; no such column of numbers, or no such
+                trial.
         """
         from tune_hpc.analysis.ranking import rank_values
 
