@@ -51,7 +51,14 @@ HEAVY = {
     "ray": ["tune_hpc.search", "tune_hpc.scaling", "search_spaces"],
     # A sink is handed a trial's history as a frame.
     "pandas": ["tune_hpc.analysis", "tune_hpc.scaling", "tune_hpc.search.optuna_storage"],
-    "matplotlib": ["tune_hpc.analysis.plots", "tune_hpc.analysis.figures"],
+    "matplotlib": [
+        "tune_hpc.analysis.plots",
+        "tune_hpc.analysis.figures",
+        "tune_hpc.analysis.sheet",
+        "tune_hpc.analysis.heat_figure",
+        "tune_hpc.analysis.published_figure",
+        "tune_hpc.analysis.parallel_figure",
+    ],
     "tensorboardX": ["tune_hpc.analysis.tensorboard_logs"],
     # An extra that may not be installed.
     "mlflow": ["tune_hpc.analysis.mlflow_runs"],
