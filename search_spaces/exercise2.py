@@ -42,6 +42,10 @@ _FIGURES = (
         "response", ("test_accuracy",), "Accuracy by learning rate", parameter="learning_rate", line="optimizer",
         log_x=True,
     ),
+    Figure(
+        "heatmap", ("test_accuracy",), "Accuracy by optimizer and learning rate", parameter="learning_rate",
+        line="optimizer",
+    ),
 )  # fmt: skip
 _TABLES = (
     Table(
@@ -60,7 +64,7 @@ softmax = Experiment(
     metric="valid_loss",
     mode="min",
     published=PUBLISHED,
-    figures=_FIGURES,
+    figures=(*_FIGURES, Figure("published", ("test_loss", "test_accuracy"), "Published and measured")),
     tables=_TABLES,
     quick_values={"learning_rate": tune.choice([0.5, 0.1, 0.01, 0.001]), "steps": 200, "num_evaluations": 10},
 )

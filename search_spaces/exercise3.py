@@ -38,6 +38,7 @@ def _published(table: str, percent: float, **where: Any) -> Published:
 _NETWORK = Space({"model": "cnn", "optimizer": "adam", "learning_rate": 1e-4, "dropout": 0.5, "steps": 5000})
 _DECAYED = _NETWORK | {"batching": "shuffled", "decay_rate": 0.95}
 _QUICK = {"steps": 200, "width": 0.25, "num_evaluations": 5, "num_evaluation_images": 1000}
+_BESIDE = Figure("published", ("best_test_accuracy",), "Published and measured")
 _BOTH_MEASURES = ("best_test_accuracy", "selected_test_accuracy")
 
 baseline = Experiment(
@@ -72,6 +73,7 @@ batch_size_single_pass = Experiment(
         Figure("response", ("best_test_accuracy",), "Accuracy by batch size, single pass", parameter="batch_size",
                log_x=True, published="best_test_accuracy"),
         Figure("curve", ("test_accuracy",), "Test accuracy", line="batch_size"),
+        _BESIDE,
     ),
     quick_values=_QUICK,
 )  # fmt: skip
@@ -90,6 +92,7 @@ batch_size_shuffled = Experiment(
         Figure("response", ("best_test_accuracy",), "Accuracy by batch size, shuffled", parameter="batch_size",
                log_x=True, published="best_test_accuracy"),
         Figure("curve", ("test_accuracy",), "Test accuracy", line="batch_size"),
+        _BESIDE,
     ),
     quick_values=_QUICK,
 )  # fmt: skip
@@ -122,6 +125,7 @@ learning_rate = Experiment(
     figures=(
         Figure("response", ("best_test_accuracy",), "Accuracy by initial learning rate", parameter="learning_rate",
                line="batch_size", published="best_test_accuracy"),
+        _BESIDE,
     ),
     tables=(Table("pivot", "Best test accuracy", ("best_test_accuracy",), "batch_size", "learning_rate"),),
     quick_values=_QUICK | {"learning_rate": tune.choice([2e-4, 5e-4, 10e-4])},
@@ -143,6 +147,7 @@ dropout = Experiment(
     figures=(
         Figure("response", ("best_test_accuracy",), "Accuracy by dropout", parameter="dropout", line="batch_size",
                published="best_test_accuracy"),
+        _BESIDE,
     ),
     tables=(Table("pivot", "Best test accuracy", ("best_test_accuracy",), "batch_size", "dropout"),),
     quick_values=_QUICK | {"dropout": tune.choice([0.0, 0.5, 0.9])},
@@ -199,6 +204,7 @@ open = Experiment(
     figures=(
         Figure("response", ("best_valid_accuracy",), "Accuracy by learning rate", parameter="learning_rate",
                line="optimizer", log_x=True),
+        Figure("parallel", ("best_valid_accuracy",), "All configurations of the open space"),
     ),
     quick_values=_QUICK,
 )  # fmt: skip

@@ -56,7 +56,14 @@ HEAVY = {
         "tune_hpc.search.optuna_storage",
         "tune_hpc.search.importance",
     ],
-    "matplotlib": ["tune_hpc.analysis.plots", "tune_hpc.analysis.figures"],
+    "matplotlib": [
+        "tune_hpc.analysis.plots",
+        "tune_hpc.analysis.figures",
+        "tune_hpc.analysis.sheet",
+        "tune_hpc.analysis.heat_figure",
+        "tune_hpc.analysis.published_figure",
+        "tune_hpc.analysis.parallel_figure",
+    ],
     "tensorboardX": ["tune_hpc.analysis.tensorboard_logs"],
     # An extra that may not be installed.
     "mlflow": ["tune_hpc.analysis.mlflow_runs"],

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from tune_hpc.analysis import figures, plot_data, plots
+from tune_hpc.analysis.statistics import mean_interval
 
 CURVE = {"kind": "curve", "metrics": ["train_loss", "test_accuracy"], "title": "Curves", "line": "learning_rate",
          "page": "optimizer"}  # fmt: skip
@@ -38,7 +39,30 @@ def test_a_curve_is_the_mean_with_a_band_over_seeds(grid):
     expected = made.curve("train_loss")[members].mean(axis="columns")
     np.testing.assert_allclose(drawn[0].get_ydata(), expected)
     assert len(sheet.axes[0].collections) == 3
-    assert "band: lowest to highest seed" in sheet.caption
+    assert "Band: 95 % interval of the mean (Student's)." in sheet.caption
+
+
+def test_bands_are_intervals_of_the_mean_and_need_seeds_that_differ(trial, results_of, grid):
+    made = grid()
+    members = made.trials.query("optimizer == 'adam' and learning_rate == 0.1")
+    table = plot_data.response_table(made, "test_loss", "learning_rate", "optimizer", {})
+    row = table.query("line == 'adam' and x == 0.1").iloc[0]
+    expected = mean_interval(members["test_loss"])
+    np.testing.assert_allclose([row["mean"], row["low"], row["high"]], [expected.mean, expected.low, expected.high])
+    assert "Bar: 95 % interval of the mean (Student's)." in figures.sheets(made, RESPONSE)[0].caption
+    same = results_of(*(trial(f"{n}", learning_rate=rate, seed=n % 2) for n, rate in enumerate((0.1, 0.1, 0.2, 0.2))))
+    for specification in ({**RESPONSE, "line": None}, {**CURVE, "page": None}):
+        sheet = figures.sheets(same, specification)[0]
+        assert "95 %" not in sheet.caption
+        assert "mean over seeds" in sheet.caption
+        assert not sheet.axes[0].collections
+
+
+def test_the_wide_band_of_two_seeds_does_not_flatten_the_line(trial, results_of):
+    made = results_of(trial("0", loss=0.1, seed=0), trial("1", loss=1.0, seed=1))
+    sheet = figures.sheets(made, {"kind": "curve", "metrics": ["train_loss"], "title": "t"})[0]
+    low, high = sheet.axes[0].get_ylim()
+    assert high - low < 5
 
 
 def test_lines_differ_in_colour_marker_and_dash_up_to_ten():
@@ -169,8 +193,9 @@ def test_names_on_an_axis_are_words_and_points_are_not_joined(grid):
 
 def test_an_experiment_that_declares_no_figure_gets_standard_ones(grid):
     titles = [one["title"] for one in plot_data.specifications(grid())]
-    assert titles == ["Learning curves", "Test loss against optimizer", "Test loss against learning rate"]
-    assert len(figures.draw_all(grid())) == 3
+    assert titles == ["Learning curves", "Test loss against optimizer", "Test loss against learning rate",
+                      "Test loss by optimizer and learning rate"]  # fmt: skip
+    assert len(figures.draw_all(grid())) == 4
 
 
 def test_of_many_lines_the_best_ten_are_drawn(trial, results_of):

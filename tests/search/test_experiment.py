@@ -210,10 +210,10 @@ def test_figures_tables_and_published_numbers_name_what_there_is(experiment):
     history = set(LINE_METRICS) if experiment.space["model"] == "line" else set(METRICS[:5])
     assert experiment.metric in columns
     for figure in experiment.figures:
-        assert figure.kind in ("curve", "response")
+        assert figure.kind in ("curve", "response", "heatmap", "published", "parallel")
         assert set(figure.metrics) <= (history if figure.kind == "curve" else columns)
         assert {figure.line, figure.page, figure.parameter} - {None} <= set(experiment.space.varying)
-        assert (figure.parameter is not None) == (figure.kind == "response")
+        assert (figure.parameter is not None) == (figure.kind in ("response", "heatmap"))
         if figure.published:
             assert figure.published in {one.metric for one in experiment.published}
     for table in experiment.tables:

@@ -1,8 +1,8 @@
 """Figures of one experiment, laid out and as files.
 
 ``draw_all`` makes every figure that the experiment declares, one per value of its page, or standard ones where it
-declares none; a figure without data is left out. Layout is counted in inches, so that legends stand beside or below the
-data, never on it, whatever the labels.
+declares none; a figure without data is left out. Curves and responses are laid out here; heat maps, published numbers
+and parallel coordinates in modules of their own.
 
 No pyplot: figures belong to their caller. matplotlib's settings are global, so drawing holds a lock; threads may call
 anything here.
@@ -10,23 +10,18 @@ anything here.
 
 import io
 import re
-import textwrap
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from tune_hpc.analysis import plot_data
+from tune_hpc.analysis import heat_figure, parallel_figure, plot_data, published_figure
 from tune_hpc.analysis.folder import write_whole
 from tune_hpc.analysis.plots import (
-    CHARACTER,
     WIDTH,
     draw_curve,
     draw_response,
@@ -37,11 +32,11 @@ from tune_hpc.analysis.plots import (
     word_ticks,
 )
 from tune_hpc.analysis.results import Results
-from tune_hpc.analysis.wording import QUICK, axis_label, unique_slug, words
+from tune_hpc.analysis.sheet import Sheet, entry_width, legend_height, started, titled, wrapped
+from tune_hpc.analysis.wording import axis_label, unique_slug, words
 
-_TITLE_LINE, _LEGEND_ROW = 0.19, 0.165  # inches
-_LEFT, _RIGHT, _BOTTOM, _TOP = 0.8, 0.2, 0.46, 0.10  # around the axes of one panel
-_HANDLE = 0.46
+#: Inches around the axes of one panel.
+_LEFT, _RIGHT, _BOTTOM, _TOP = 0.8, 0.2, 0.46, 0.10
 _lock = threading.Lock()
 _style: Any = {}
 
@@ -63,35 +58,19 @@ class Drawing:
     svg: bytes
 
 
-@dataclass
-class Sheet:
-    """A figure being drawn: its parts, and what the caption must say.
-
-    Attributes:
-        figure: The figure.
-        axes: One a panel.
-        title: Its heading.
-        notes: Sentences for the caption, each once.
-    """
-
-    figure: Figure
-    axes: list[Axes]
-    title: str
-    notes: dict[str, None] = field(default_factory=dict)
-
-    @property
-    def caption(self) -> str:
-        """The title and the notes as sentences."""
-        return " ".join([f"{self.title}.", *self.notes])
-
-
 def sheets(results: Results, specification: Mapping[str, Any]) -> list[Sheet]:
     """Draw one declared figure: a sheet for each value of its page that has data."""
     page = specification.get("page")
     pages = [{page: value} for value in plot_data.values_of(results, page)] if page else [{}]
+    draw = _KINDS.get(specification["kind"], _lines)
     with _lock, mpl.rc_context(_settings()):
-        drawn = [_sheet(results, specification, where) for where in pages]
-    return [sheet for sheet in drawn if sheet is not None]
+        return [sheet for where in pages for sheet in draw(results, specification, where)]
+
+
+def _lines(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[Sheet]:
+    """Draw curves or responses."""
+    sheet = _sheet(results, specification, where)
+    return [] if sheet is None else [sheet]
 
 
 def _sheet(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> Sheet | None:
@@ -130,9 +109,7 @@ def _sheet(results: Results, specification: Mapping[str, Any], where: Mapping[st
         labels.append("published")
     if len(handles) == 1 and labels in (["measured"], [""]):
         handles, labels = [], []
-    title = specification["title"] + "".join(f": {words(name)} {plain(value)}" for name, value in where.items())
-    if results.experiment.get("quick"):
-        title += " (quick run)" if published is None else f" ({QUICK})"
+    title = titled(results, specification, where, compared=published is not None)
     positions = [] if is_curve else plot_data.values_of(results, parameter)
     inches = (2.3 if len(tables) > 1 else 4.0) if is_wordy(positions) else 0.0
     extra = word_ticks(positions, inches)[2] if inches else 0.0
@@ -149,7 +126,7 @@ def _sheet(results: Results, specification: Mapping[str, Any], where: Mapping[st
             said = draw_response(ax, table, shown, over, positions=positions, log_x=log_x)
         ax.set_xlabel(axis_label("step" if is_curve else str(parameter)))
         box = ax.get_window_extent()
-        ax.set_ylabel("\n".join(textwrap.wrap(axis_label(metric), int(box.height / sheet.figure.dpi / 0.078))))
+        ax.set_ylabel(wrapped(axis_label(metric), box.height / sheet.figure.dpi))
         ax.yaxis.set_label_coords(-0.53 * sheet.figure.dpi / box.width, 0.5)
         sheet.notes.update(dict.fromkeys(said))
     return sheet
@@ -168,39 +145,29 @@ def _lost(results: Results, line: str | None, where: Mapping[str, Any], value: A
 def _laid_out(
     title: str, num_panels: int, handles: list[Line2D], labels: list[str], heading: str | None, extra: float
 ) -> Sheet:
-    """Return an empty figure with its panels, title and legend, all in inches; ``extra`` for tall tick labels."""
+    """Return an empty figure with its panels, title and legend; ``extra`` inches for tall tick labels."""
     bottom = _BOTTOM + extra
     num_columns = 1 if num_panels == 1 else 2
     num_rows = -(-num_panels // num_columns)
     height = {1: 3.0, 2: 2.35}[num_columns] + extra
-    title_lines = textwrap.wrap(title, 78)
-    top = 0.1 + _TITLE_LINE * len(title_lines)
-    entry = max((len(label) for label in [*labels, heading or ""]), default=0) * CHARACTER + _HANDLE
+    entry = entry_width(labels, heading)
     has_gap = num_panels > 1 and num_panels % 2 == 1 and entry < 2.9 and len(labels) <= 11
     beside = num_panels == 1 and entry < 2.1 and len(labels) <= 13
     below = bool(handles) and not has_gap and not beside
-    per_row = max(min(int(WIDTH // (entry + 0.2)), len(labels), 5), 1)
-    legend_rows = -(-len(labels) // per_row) + bool(heading)
-    legend_height = legend_rows * _LEGEND_ROW + 0.12 if below else 0.0
-    total = top + num_rows * height + legend_height
+    sheet = started(title, num_rows * height, legend_height(labels, heading) if below else 0.0)
     width = (WIDTH - (entry + 0.1 if beside and handles else 0)) / num_columns
-    figure = Figure(figsize=(WIDTH, total))
-    FigureCanvasAgg(figure)
-    axes = []
     for panel in range(num_panels):
         row, column = divmod(panel, num_columns)
-        left, lower = column * width + _LEFT, total - top - (row + 1) * height + bottom
-        size = ((width - _LEFT - _RIGHT) / WIDTH, (height - bottom - _TOP) / total)
-        axes.append(figure.add_axes((left / WIDTH, lower / total, *size)))
-    figure.text(0.12 / WIDTH, 1 - 0.1 / total, "\n".join(title_lines), va="top", weight="bold", size=9.5)
+        sheet.panel(column * width + _LEFT, row * height + _TOP, width - _LEFT - _RIGHT, height - bottom - _TOP)
     if handles:
-        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.12 / WIDTH, 0.08 / total), "ncols": per_row}
+        place: dict[str, Any] = {}
         if beside or has_gap:
+            total = sheet.figure.get_figheight()
             x = width if beside else WIDTH / 2 + 0.5
-            y = total - top - (num_rows - 1) * height - _TOP
+            y = total - sheet.top - (num_rows - 1) * height - _TOP
             place = {"loc": "upper left", "bbox_to_anchor": (x / WIDTH, y / total), "ncols": 1}
-        figure.legend(handles, labels, title=heading, alignment="left", **place)
-    return Sheet(figure, axes, title)
+        sheet.legend(handles, labels, heading, **place)
+    return sheet
 
 
 def _settings() -> Any:
@@ -208,6 +175,10 @@ def _settings() -> Any:
         path = Path(__file__).with_name("paper.mplstyle")
         _style.update(mpl.rc_params_from_file(path, use_default_template=False))
     return _style
+
+
+#: Who draws which kind: zero or more sheets for one value of the page.
+_KINDS = {"heatmap": heat_figure.draw, "published": published_figure.draw, "parallel": parallel_figure.draw}
 
 
 def rendered(sheet: Sheet, stem: str) -> Drawing:

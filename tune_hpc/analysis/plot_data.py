@@ -2,7 +2,8 @@
 
 Each plot is two functions: one here computes a table (pandas only), one in plots.py draws it. A table has one row per
 point: ``line`` (the value that the line stands for, or a label), ``x``, ``mean``, ``low``, ``high``, ``num_trials``.
-Points without a finite value are left out; a metric that was never taken gives an empty table.
+``low`` and ``high`` are the ends of the mean's 95 % interval over seeds (Student's), or the mean where seeds do not
+differ or there is one. Points without a finite value are left out; a metric that was never taken gives an empty table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import pandas as pd
 
 from tune_hpc.analysis.configurations import HEALTHY, matching, numeric
 from tune_hpc.analysis.results import Results
+from tune_hpc.analysis.statistics import ROUNDING, student_interval
 from tune_hpc.analysis.wording import condition, words
 
 #: More lines than this cannot be told apart on one pair of axes; the best are kept.
@@ -24,7 +26,10 @@ _COLUMNS = ("line", "x", "mean", "low", "high", "num_trials")
 
 
 def specifications(results: Results) -> list[dict[str, Any]]:
-    """Return the figures that the experiment declares, or standard ones: curves, and a response to each parameter."""
+    """Return the figures that the experiment declares, or standard ones.
+
+    These are curves, a response to each parameter, and all parameters together: a heat map, or parallel coordinates.
+    """
     declared = list(results.experiment.get("figures") or ())
     if declared:
         return [dict(figure) for figure in declared]
@@ -35,14 +40,48 @@ def specifications(results: Results) -> list[dict[str, Any]]:
     if curves:
         made.append({"kind": "curve", "metrics": curves[:2], "title": "Learning curves"})
     for name in [name for name in results.varying if name != "seed"][:4]:
-        values = results.trials[name].dropna()
-        numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-        log_x = numeric and values.min() > 0 and values.max() / values.min() >= 20
+        log_x = is_geometric(values_of(results, name))
         title = f"{words(results.metric).capitalize()} against {words(name)}"
         made.append(
             {"kind": "response", "metrics": [results.metric], "title": title, "parameter": name, "log_x": log_x}
         )
-    return made
+    return made + _of_all(results)
+
+
+def _of_all(results: Results) -> list[dict[str, Any]]:
+    """Return the standard figure of all parameters together: a heat map of two on a full grid, lines of more."""
+    names = [name for name in results.varying if name != "seed" and len(values_of(results, name)) > 1]
+    one: dict[str, Any] = {"metrics": [results.metric]}
+    metric = words(results.metric).capitalize()
+    if len(names) >= 3:
+        return [one | {"kind": "parallel", "title": f"{metric} of all configurations"}]
+    if len(names) < 2:
+        return []
+    # Names read best beside the rows; of two parameters with numbers the one with more values goes across.
+    y, x = sorted(names, key=lambda name: (is_numeric(results, name), len(values_of(results, name))))
+    pairs = results.trials[[x, y]].drop_duplicates()
+    if pairs.isna().any(axis=None) or len(pairs) < len(values_of(results, x)) * len(values_of(results, y)):
+        return []
+    return [one | {"kind": "heatmap", "title": f"{metric} by {words(y)} and {words(x)}", "parameter": x, "line": y}]
+
+
+def is_numeric(results: Results, name: str) -> bool:
+    """Return whether a parameter's values are numbers; truths are none."""
+    values = results.trials[name].dropna()
+    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+
+
+def is_geometric(values: Sequence[Any]) -> bool:
+    """Return whether values are spread evenly on a logarithmic axis rather than on a linear one."""
+    if not values or not all(isinstance(value, int | float | np.number) for value in values):
+        return False
+    own = np.sort(np.asarray(values, dtype=float))
+    if own[0] <= 0 or own[-1] / own[0] < 8:
+        return False
+    logs = np.log(own)
+    in_logs = (np.median(logs) - logs[0]) / (logs[-1] - logs[0])
+    as_they_are = (np.median(own) - own[0]) / (own[-1] - own[0])
+    return bool(abs(in_logs - 0.5) < abs(as_they_are - 0.5))
 
 
 def values_of(results: Results, parameter: str | None) -> list[Any]:
@@ -101,14 +140,14 @@ def matching_any(column: pd.Series, values: Sequence[Any]) -> pd.Series:
     return mask
 
 
-def shown_lines(results: Results, line: str | None) -> list[Any]:
-    """Return the values of ``line`` to draw: all, or of many the best by the experiment's metric."""
+def shown_lines(results: Results, line: str | None, most: int = MAX_LINES) -> list[Any]:
+    """Return the values of ``line`` to draw: all, or of more than ``most`` the best by the experiment's metric."""
     values = values_of(results, line)
-    if len(values) <= MAX_LINES or line is None:
+    if len(values) <= most or line is None:
         return values
     score = numeric(results.trials, results.metric).where(results.trials["status"].isin(HEALTHY))
     best = score.groupby(results.trials[line]).agg("min" if results.experiment["mode"] == "min" else "max")
-    kept = set(best.sort_values(ascending=results.experiment["mode"] == "min").index[:MAX_LINES])
+    kept = set(best.sort_values(ascending=results.experiment["mode"] == "min").index[:most])
     return [value for value in values if value in kept]
 
 
@@ -142,7 +181,7 @@ def response_table(
 
     Returns:
         The columns of this module, and ``is_joined``: whether the points of a line differ in nothing but ``x``. A point
-        is a configuration, its band the lowest and highest seed.
+        is a configuration, its band the 95 % interval of its mean over seeds.
     """
     trials = results.trials
     if metric not in trials or parameter not in trials:
@@ -159,8 +198,14 @@ def response_table(
 
 
 def _banded(df: pd.DataFrame, *more: str) -> pd.DataFrame:
+    """Return means with their intervals of 95 % (Student's); where repeats tell nothing, both ends are the mean."""
     grouped = df.groupby(["line", *more, "x"], sort=False, dropna=False)["value"]
-    table = grouped.agg(mean="mean", low="min", high="max", num_trials="size").reset_index()
+    table = grouped.agg(mean="mean", deviation="std", num_trials="size").reset_index()
+    # Each number of repeats has one factor: a quantile for every step of a long curve would take seconds.
+    factors = {number: student_interval(0.0, 1.0, number).half for number in table["num_trials"].unique()}
+    half = table["deviation"] * table["num_trials"].map(factors)
+    half = half.where(table["deviation"] > ROUNDING * table["mean"].abs(), 0.0).fillna(0.0)
+    table = table.assign(low=table["mean"] - half, high=table["mean"] + half)
     return table[list(_COLUMNS)].sort_values("x", kind="stable", ignore_index=True)
 
 

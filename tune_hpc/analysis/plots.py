@@ -59,8 +59,8 @@ def draw_curve(ax: Axes, table: pd.DataFrame, lines: Sequence[Any], *, log_y: bo
         Notes for the caption.
     """
     notes: list[str] = []
-    positive = table.loc[table["low"] > 0, "low"]
-    log_y = log_y and bool((table["low"] >= 0).all()) and len(positive) > 0
+    positive = table.loc[table["mean"] > 0, "mean"]
+    log_y = log_y and bool((table["mean"] >= 0).all()) and len(positive) > 0
     floor = positive.min() / 10 if log_y else -np.inf
     grouped = dict(list(table.groupby("line", sort=False)))
     for index, line in enumerate(lines):
@@ -70,7 +70,9 @@ def draw_curve(ax: Axes, table: pd.DataFrame, lines: Sequence[Any], *, log_y: bo
         x, mean, low, high = (own[name].to_numpy(float) for name in ("x", "mean", "low", "high"))
         kept = plot_data.thinned(mean)
         if (own["num_trials"] > 1).any():
-            notes.append("Line: mean over seeds; band: lowest to highest seed.")
+            notes.append("Line: mean over seeds.")
+        if (own["high"] > own["low"]).any():
+            notes.append("Band: 95 % interval of the mean (Student's).")
             band = (np.maximum(values[kept], floor) for values in (low, high))
             ax.fill_between(x[kept], *band, color=line_style(index)["color"], alpha=0.16, linewidth=0)
         every = _marked(x[kept], index)
@@ -79,7 +81,7 @@ def draw_curve(ax: Axes, table: pd.DataFrame, lines: Sequence[Any], *, log_y: bo
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(FuncFormatter(_power))
         ax.yaxis.set_minor_locator(NullLocator())
-        if (table["low"] <= 0).any():
+        if (table["mean"] <= 0).any():
             ax.set_ylim(bottom=floor)
             notes.append("Exact zeros lie on the lower edge.")
     narrow = ax.get_window_extent().width < 3 * ax.get_figure(root=True).dpi  # type: ignore[union-attr]
@@ -88,9 +90,19 @@ def draw_curve(ax: Axes, table: pd.DataFrame, lines: Sequence[Any], *, log_y: bo
     if table["x"].min() == table["x"].max():
         ax.set_xlim(table["x"].min() - 1, table["x"].max() + 1)
     if top := _tall(table, log_y):
-        ax.set_ylim(floor if log_y else table["low"].min() - 0.06 * top, top)
-        notes.append(f"Cut at the top; the highest value is {table['high'].max():.3g}.")
+        ax.set_ylim(floor if log_y else table["mean"].min() - 0.06 * top, top)
+        notes.append(f"Cut at the top; the highest value is {table['mean'].max():.3g}.")
+    elif not log_y:
+        _hold_bands(ax, table)
     return notes
+
+
+def _hold_bands(ax: Axes, table: pd.DataFrame) -> None:
+    """Keep the lines readable: two seeds make an interval many times as wide as what they measured."""
+    low, high = float(table["mean"].min()), float(table["mean"].max())
+    span = high - low
+    if span > 0 and (table["low"].min() < low - span or table["high"].max() > high + span):
+        ax.set_ylim(max(table["low"].min(), low - span / 2), min(table["high"].max(), high + span / 2))
 
 
 def _marked(x: np.ndarray, index: int) -> list[int]:
@@ -109,9 +121,9 @@ def _power(value: float, _: object) -> str:
 
 def _tall(table: pd.DataFrame, log_y: bool) -> float | None:
     """Return where to cut, if a few exploding lines would flatten all others."""
-    highest = table.groupby("line", sort=False)["high"].max()
+    highest = table.groupby("line", sort=False)["mean"].max()
     usual = highest.median()
-    if len(highest) < 3 or table["low"].min() < 0 or highest.max() <= usual * (1e4 if log_y else 8):
+    if len(highest) < 3 or table["mean"].min() < 0 or highest.max() <= usual * (1e4 if log_y else 8):
         return None
     return float(usual * (100 if log_y else 2))
 
@@ -149,7 +161,9 @@ def draw_response(
         if wordy or not own["is_joined"].all():
             style["linestyle"] = "none"
         if (own["num_trials"] > 1).any():
-            notes.append("Point: mean over seeds; bar: lowest to highest seed.")
+            notes.append("Point: mean over seeds.")
+        if (own["high"] > own["low"]).any():
+            notes.append("Bar: 95 % interval of the mean (Student's).")
             ax.vlines(x, own["low"], own["high"], color=style["color"], linewidth=0.9, alpha=0.7)
         ax.plot(x, own["mean"], zorder=3, **style)
         if published is not None:

@@ -67,12 +67,16 @@ class Figure:
     """A figure of the report, as data.
 
     Attributes:
-        kind: ``curve``: metrics against steps; ``response``: a trial's metrics against one parameter.
-        metrics: One panel each. Columns of the history (``curve``) or of the trials (``response``).
+        kind: ``curve``: metrics against steps; ``response``: a trial's metrics against one parameter; ``heatmap``: a
+            trial's metrics over two, ``parameter`` across and ``line`` down; ``published``: the published numbers
+            beside ours, a row each, with their verdicts; ``parallel``: each configuration as a line across an axis per
+            parameter and one for the metric, a figure for each metric.
+        metrics: One panel each. Columns of the history (``curve``) or of the trials (all others); of ``published``
+            none means all that there are numbers of.
         title: What is shown, without numbers.
-        line: The parameter whose values get a line each.
+        line: The parameter whose values get a line each; the rows of a heat map.
         page: The parameter whose values get a figure each.
-        parameter: What a response is drawn against.
+        parameter: What a response is drawn against; the columns of a heat map.
         last_step: Where a curve is cut.
         log_x: Whether the horizontal axis is logarithmic.
         log_y: Whether the vertical axis is logarithmic.
