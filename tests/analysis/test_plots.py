@@ -63,6 +63,7 @@ def test_the_wide_band_of_two_seeds_does_not_flatten_the_line(trial, results_of)
     sheet = figures.sheets(made, {"kind": "curve", "metrics": ["train_loss"], "title": "t"})[0]
     low, high = sheet.axes[0].get_ylim()
     assert high - low < 5
+    assert "Bands far wider than the lines' range are cut." in sheet.caption
 
 
 def test_lines_differ_in_colour_marker_and_dash_up_to_ten():

@@ -92,17 +92,19 @@ def draw_curve(ax: Axes, table: pd.DataFrame, lines: Sequence[Any], *, log_y: bo
     if top := _tall(table, log_y):
         ax.set_ylim(floor if log_y else table["mean"].min() - 0.06 * top, top)
         notes.append(f"Cut at the top; the highest value is {table['mean'].max():.3g}.")
-    elif not log_y:
-        _hold_bands(ax, table)
+    elif not log_y and _hold_bands(ax, table):
+        notes.append("Bands far wider than the lines' range are cut.")
     return notes
 
 
-def _hold_bands(ax: Axes, table: pd.DataFrame) -> None:
+def _hold_bands(ax: Axes, table: pd.DataFrame) -> bool:
     """Keep the lines readable: two seeds make an interval many times as wide as what they measured."""
     low, high = float(table["mean"].min()), float(table["mean"].max())
     span = high - low
     if span > 0 and (table["low"].min() < low - span or table["high"].max() > high + span):
         ax.set_ylim(max(table["low"].min(), low - span / 2), min(table["high"].max(), high + span / 2))
+        return True
+    return False
 
 
 def _marked(x: np.ndarray, index: int) -> list[int]:
