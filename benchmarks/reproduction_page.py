@@ -1,6 +1,7 @@
 """docs/reproduction.md and its two figures, from the result files in docs/results."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tune_hpc.analysis import tables
+from tune_hpc.analysis import figures, tables
 from tune_hpc.analysis.claims import claims_checked
 from tune_hpc.analysis.conclusions import sentences
 from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, NOT_COMPARABLE, published_against_measured
 from tune_hpc.analysis.results import Results, load
-from tune_hpc.analysis.wording import duration, words
+from tune_hpc.analysis.wording import duration, slug, words
 
 HEAD = """# The report, reproduced
 
@@ -50,6 +51,8 @@ NOTES = {
     "exercise3.learning_rate": "Here at an eighth of the network's width and a fifth of the steps, for two cores.",
     "exercise3.dropout": "Here at an eighth of the network's width and a fifth of the steps, for two cores.",
 }
+#: Fewer published numbers than this are read faster than drawn.
+LEAST_DRAWN = 4
 #: Accuracies are drawn in per cent.
 PERCENT = 100
 
@@ -66,22 +69,30 @@ def write_page(results_folder: Path, docs: Path) -> None:
     """
     runs = {folder.name: load(folder) for folder in sorted(results_folder.iterdir()) if folder.is_dir()}
     shown = draw_discoveries(runs, docs / "figures")
-    (docs / "reproduction.md").write_text(page(runs, shown), encoding="utf-8")
+    own = {name: draw_run(name, results, docs / "figures") for name, results in runs.items()}
+    (docs / "reproduction.md").write_text(page(runs, shown, own), encoding="utf-8")
 
 
-def page(runs: Mapping[str, Results], figures: Mapping[str, str]) -> str:
+def page(runs: Mapping[str, Results], discoveries: Mapping[str, str], own: Mapping[str, Mapping[str, str]]) -> str:
     """Return the page's text.
 
     Args:
         runs: By the name of their folder.
-        figures: The captions of the figures that there are, by the stem of their files.
+        discoveries: The captions of the figures that tell of several runs, by the stem of their files.
+        own: The same of each run's own figures.
     """
     parts = [HEAD, "## At a glance\n", tables.to_markdown(_glance(runs)) + "\n"]
-    if figures:
+    if discoveries:
         parts.append("## Two discoveries\n")
-        parts += [f"{caption}\n\n![{caption}](figures/{stem}.png)\n" for stem, caption in figures.items()]
-    parts += [_section(name, results) for name, results in runs.items()]
+        parts += [_shown(stem, caption) for stem, caption in discoveries.items()]
+    for name, results in runs.items():
+        parts.append(_section(name, results))
+        parts += [_shown(stem, caption) for stem, caption in own[name].items()]
     return "\n".join(parts)
+
+
+def _shown(stem: str, caption: str) -> str:
+    return f"{caption}\n\n![{caption}](figures/{stem}.png)\n"
 
 
 def _glance(runs: Mapping[str, Results]) -> pd.DataFrame:
@@ -120,6 +131,33 @@ def _section(name: str, results: Results) -> str:
             f"### Which {words(parameter)}, by {words(metric)}\n\n{told}\n\n{tables.ranking_to_markdown(ranking)}\n"
         )
     return "\n".join(parts)
+
+
+def draw_run(name: str, results: Results, folder: Path) -> dict[str, str]:
+    """Draw the published numbers beside one run's, and its heat map of optimizers; return captions by stem.
+
+    Args:
+        name: The run.
+        results: Its results.
+        folder: Where the figures go.
+    """
+    wanted = []
+    verdicts = published_against_measured(results)["verdict"]
+    if verdicts.isin([AGREES, DIFFERS, CANNOT_TELL]).sum() >= LEAST_DRAWN:
+        metrics = list(dict.fromkeys(one["metric"] for one in results.experiment["published"]))
+        wanted.append({"kind": "published", "metrics": metrics, "title": "Published and measured"})
+    if {"optimizer", "learning_rate"} <= set(results.varying):
+        over = {"parameter": "learning_rate", "line": "optimizer"}
+        wanted.append({"kind": "heatmap", "metrics": ["test_accuracy"], "title": "Test accuracy", **over})
+    if not wanted:
+        return {}
+    folder.mkdir(exist_ok=True)
+    captions = {}
+    for drawing in figures.draw_all(replace(results, experiment={**results.experiment, "figures": wanted})):
+        stem = f"{slug(name)}-{drawing.stem}"
+        (folder / f"{stem}.png").write_bytes(drawing.png)
+        captions[stem] = drawing.caption
+    return captions
 
 
 def draw_discoveries(runs: Mapping[str, Results], folder: Path) -> dict[str, str]:
