@@ -9,9 +9,17 @@ from ray import tune
 
 import search_spaces
 from tune_hpc.analysis.results import MEASURES, METRICS
-from tune_hpc.errors import InvalidExperimentError, InvalidSpaceError, TuneHpcError
+from tune_hpc.errors import FolderError, InvalidExperimentError, InvalidSpaceError, TuneHpcError
 from tune_hpc.learning.config import TRIAL_KEYS, complete
-from tune_hpc.search.experiment import ADAPTIVE, LINE_METRICS, MAX_TRIALS, TRAIN, Experiment, Published
+from tune_hpc.search.experiment import (
+    ADAPTIVE,
+    LINE_METRICS,
+    MAX_TRIALS,
+    TRAIN,
+    Experiment,
+    Published,
+    experiment_from_json,
+)
 from tune_hpc.search.space import Space
 
 GRID = Space({"optimizer": tune.choice(["adam", "momentum"]), "learning_rate": tune.choice([0.1, 0.01])})
@@ -264,3 +272,12 @@ def test_all_errors_are_ours_and_the_nearest_builtin():
     for error in (InvalidSpaceError, InvalidExperimentError):
         assert issubclass(error, TuneHpcError)
         assert issubclass(error, ValueError)
+
+
+def test_a_folder_of_before_there_were_claims_has_none():
+    plain = Experiment("plain", GRID).to_json()
+    del plain["claims"]
+    assert experiment_from_json(plain).claims == ()
+    del plain["metric"]
+    with pytest.raises(FolderError, match="lacks or has too much of 'metric'"):
+        experiment_from_json(plain)

@@ -304,6 +304,8 @@ def experiment_from_json(plain: Mapping[str, Any], trainable: str | Callable[...
         InvalidSpaceError: so does its space.
     """
     kinds = {"published": Published, "claims": Claim, "figures": Figure, "tables": Table}
+    # Folders of before there were any have none.
+    plain = {"claims": [], **plain}
     try:
         own = {one.name: plain[one.name] for one in fields(Experiment)}
         keys = TRIAL_KEYS if own["trainable"] == TRAIN else {}
