@@ -153,7 +153,10 @@ def _counted(verdict: str, number: int) -> str:
 def _notes(table: pd.DataFrame) -> list[str]:
     notes = []
     if table["low"].notna().any():
-        notes.append("Bar: 95 % interval of our mean over seeds (Student's).")
+        notes.append(
+            "Bar: 95 % interval of our mean over seeds (Student's). A published number is one run: it agrees where one "
+            "more run of ours could have given it, which spreads wider than the mean."
+        )
     counted = table["verdict"].value_counts()
     told = [
         f"{counted[verdict]} {_counted(verdict, counted[verdict])}" for verdict in _LOOKS if counted.get(verdict, 0)
