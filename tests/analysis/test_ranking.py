@@ -162,6 +162,12 @@ class TestLittle:
         assert ranking.pairs.loc[ranking.pairs["first"] != "a", "verdict"].tolist() == [TIE]
         assert "has the best test accuracy" in str(ranking)
 
+    def test_differences_that_are_the_same_by_chance_are_held_as_wholes(self):
+        results = made({"a": 0.9, "b": 0.5}, seeds=3)
+        by_rounding = changed(results, slice(None), test_accuracy=[0.97, 0.98, 0.99, 0.47, 0.48, 0.49])
+        pair = by_rounding.compare("optimizer").pairs.iloc[0]
+        assert (pair["first"], pair["verdict"], pair["num_pairs"]) == ("a", BETTER, 0)
+
     def test_one_value(self):
         ranking = made({"a": 0.9}).compare("optimizer")
         assert len(ranking.pairs) == 0
