@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -76,6 +76,7 @@ class TestDistortions:
         np.testing.assert_allclose(still, pictures, atol=1e-12)
 
     @settings(max_examples=50)
+    @example([0.0, 0.0, 0.125, 0.0])
     @given(st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4))
     def test_a_point_stays_within_the_bounds(self, noise):
         point = np.zeros((1, 28, 28))
@@ -84,5 +85,5 @@ class TestDistortions:
         down, right = ndimage.center_of_mass(moved)
         assert max(abs(down - 13.5), abs(right - 13.5)) <= 4.25  # a shrunk point falls between pixels
         assert 0 <= moved.min() <= moved.max() <= 1 + 1e-12
-        # It is four pixels large, and grows or shrinks by half at most.
-        assert 4 * 0.5**2 * 0.4 <= moved.sum() <= 4 * 1.5**2 * 1.6
+        # It is four pixels large, and grows or shrinks by half at most; one as small as a pixel may fall between four.
+        assert 4 * 0.5**2 * 0.2 <= moved.sum() <= 4 * 1.5**2 * 1.6
