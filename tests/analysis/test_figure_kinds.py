@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+from matplotlib.lines import Line2D
 
 from tune_hpc.analysis import figures, plot_data
-from tune_hpc.analysis.heat import heat_table
+from tune_hpc.analysis.heat import heat_table, tied_with_best
 from tune_hpc.analysis.parallel import parallel_table
+from tune_hpc.errors import UnknownNameError
 
 HEAT = {"kind": "heatmap", "metrics": ["test_accuracy"], "title": "Heat", "parameter": "learning_rate",
         "line": "optimizer"}  # fmt: skip
@@ -41,11 +43,80 @@ def test_a_cell_is_the_mean_over_seeds_and_the_best_is_framed(grid):
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0.001", "0.01", "0.1"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["adam", "momentum"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("learning rate", "optimizer")
-    assert len(ax.patches) == 1
+    # Momentum at 0.1 has the very same losses.
+    assert [patch.get_linestyle() == "solid" for patch in ax.patches].count(True) == 1
+    assert [patch.get_xy() for patch in ax.patches if patch.get_linestyle() != "solid"] == [(1.52, 0.53)]
     table = heat_table(made, "test_accuracy", "learning_rate", "optimizer", {})
     assert table.loc[table["is_best"], "value"].item() == means.max()
     assert "Framed: the best cell." in sheet.caption
     assert_tidy(sheet)
+
+
+def test_cells_are_ties_where_a_ranking_calls_their_values_so(trial, results_of):
+    rng = np.random.default_rng(0)
+    rates = [0.1, 0.2, 0.3, 0.4]
+    trials = [
+        trial(f"{rate}{seed}", loss=0.5 + loss + 0.01 * rng.normal(), learning_rate=rate, batch_size=10, seed=seed)
+        for rate, loss in zip(rates, (0, 0.002, 0.1, 0.3), strict=True)
+        for seed in range(5)
+    ]
+    trials.append(trial("lost", loss=0.5, learning_rate=0.4, batch_size=20, status="diverged"))
+    made = results_of(*trials)
+    table = heat_table(made, "test_loss", "learning_rate", "batch_size", {})
+    tied = tied_with_best(made, "test_loss", table)
+    ranking = made.compare("learning_rate", where={"batch_size": 10}).values
+    ties = set(ranking.loc[ranking["rank"] == 1, "learning_rate"])
+    assert set(table.loc[tied | table["is_best"], "x"]) == ties == {0.1, 0.2}
+    sheet = figures.sheets(made, {**HEAT, "metrics": ["test_loss"], "line": "batch_size"})[0]
+    assert "Dashed: cells that the seeds cannot tell from it" in sheet.caption
+    assert "not told from the best" in [text.get_text() for text in sheet.figure.legends[0].get_texts()]
+    one_seed = results_of(*trials[::5])
+    table = heat_table(one_seed, "test_loss", "learning_rate", "batch_size", {})
+    assert not tied_with_best(one_seed, "test_loss", table).any()
+
+
+def test_accuracies_that_are_near_one_another_get_a_fourth_decimal(trial, results_of):
+    made = results_of(*(
+        trial(f"{rate}{size}", loss=0.02 + 0.01 * rate, learning_rate=rate, batch_size=size)
+        for rate in (0.1, 0.2) for size in (10, 20)
+    ))  # fmt: skip
+    sheet = figures.sheets(made, {**HEAT, "line": "batch_size"})[0]
+    assert {len(text) for text in texts(sheet.axes[0])} == {len("0.9955")}
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [HEAT | {"line": "batch_size"}, PUBLISHED, PARALLEL | {"metrics": ["test_accuracy"]}],
+    ids=lambda one: one["kind"],
+)
+def test_each_page_shows_its_own_trials(figure, trial, results_of):
+    trials = [
+        trial(f"{name}{rate}{size}", loss=0.3 if name == "adam" else 0.6, optimizer=name, learning_rate=rate,
+              batch_size=size)
+        for name in ("adam", "momentum") for rate in (0.1, 0.2) for size in (10, 20)
+    ]  # fmt: skip
+    published = [
+        {"where": {"optimizer": name, "learning_rate": rate, "batch_size": 10}, "metric": "test_loss", "value": 0.4}
+        for name in ("adam", "momentum") for rate in (0.1, 0.2)
+    ]  # fmt: skip
+    made = results_of(*trials, published=published)
+    sheets = figures.sheets(made, {**figure, "page": "optimizer"})
+    assert [sheet.title for sheet in sheets] == [f"{figure['title']}: optimizer {one}" for one in ("adam", "momentum")]
+    for sheet, optimizer in zip(sheets, ("adam", "momentum"), strict=True):
+        alone = results_of(*trials[:4] if optimizer == "adam" else trials[4:],
+                           published=[one for one in published if one["where"]["optimizer"] == optimizer])  # fmt: skip
+        expected = figures.sheets(alone, figure)[0]
+        for ax, same in zip(sheet.axes, expected.axes, strict=True):
+            assert texts(ax) == texts(same)
+            drawn, wanted = ax.get_lines(), same.get_lines()
+            # The rows of published numbers are named by what tells them from those of the other page, too.
+            read = Line2D.get_xdata if figure is PUBLISHED else Line2D.get_ydata
+            assert [list(read(line)) for line in drawn] == [list(read(line)) for line in wanted]
+
+
+def test_a_kind_of_figure_that_there_is_none_of_is_refused(grid):
+    with pytest.raises(UnknownNameError, match=r"no figure of the kind 'pie' in made\.up; there are curve, "):
+        figures.sheets(grid(), {**HEAT, "kind": "pie"})
 
 
 def test_every_text_in_a_cell_fits_and_reads(grid):
@@ -191,7 +262,7 @@ def drawn(trial, results_of):
 
 def test_a_configuration_is_a_line_with_gaps_and_the_best_is_last_and_thick(drawn):
     made = drawn()
-    table, scales, num_configurations = parallel_table(made, "test_loss")
+    table, scales, num_configurations = parallel_table(made, "test_loss", {})
     assert num_configurations == 30
     assert [scale.name for scale in scales] == ["optimizer", "momentum", "learning_rate", "batch_size", "test_loss"]
     assert [scale.is_log for scale in scales] == [False, False, True, False, False]
@@ -215,7 +286,7 @@ def test_a_configuration_is_a_line_with_gaps_and_the_best_is_last_and_thick(draw
 
 def test_of_many_configurations_the_best_and_a_sample_are_drawn(drawn):
     made = drawn(400)
-    table, _, num_configurations = parallel_table(made, "test_loss")
+    table, _, num_configurations = parallel_table(made, "test_loss", {})
     assert (len(table), num_configurations) == (300, 400)
     assert table["test_loss"].min() == made.trials["test_loss"].min()
     assert "300 of 400 configurations" in figures.sheets(made, PARALLEL)[0].caption
@@ -229,11 +300,11 @@ def test_without_anything_to_compare_there_are_no_parallel_coordinates(trial, re
     assert figures.sheets(grid(), {**PARALLEL, "metrics": ["nothing"]}) == []
 
 
-def test_three_parameters_get_parallel_coordinates_and_an_incomplete_grid_nothing(drawn, trial, results_of):
+def test_three_parameters_get_parallel_coordinates_and_so_does_an_incomplete_grid(drawn, trial, results_of):
     assert plot_data.specifications(drawn())[-1]["kind"] == "parallel"
     corners = [("adam", 0.1), ("adam", 0.2), ("momentum", 0.1)]
     some = results_of(*(trial(f"{n}", optimizer=name, learning_rate=rate) for n, (name, rate) in enumerate(corners)))
-    assert {one["kind"] for one in plot_data.specifications(some)} == {"curve", "response"}
+    assert [one["kind"] for one in plot_data.specifications(some)] == ["curve", "response", "response", "parallel"]
     assert figures.draw_all(drawn(6))
 
 

@@ -13,7 +13,6 @@ from tune_hpc.analysis.statistics import (
     holm,
     mean_interval,
     paired_difference,
-    prediction_interval,
 )
 
 NUM_STUDIES = 2000
@@ -56,7 +55,8 @@ def test_a_bootstrap_does_so_too_and_says_when_it_cannot():
 @pytest.mark.parametrize("num_values", [2, 5, 20])
 def test_one_more_run_lies_where_it_is_predicted(num_values):
     drawn = np.random.default_rng(3).normal(0, 1, (NUM_STUDIES, num_values + 1))
-    inside = [prediction_interval(own[:-1]).low <= own[-1] <= prediction_interval(own[:-1]).high for own in drawn]
+    predicted = [mean_interval(own[:-1]).of_one_more(own.size - 1) for own in drawn]
+    inside = [one.low <= own[-1] <= one.high for one, own in zip(predicted, drawn, strict=True)]
     assert np.mean(inside) == pytest.approx(0.95, abs=0.025)
 
 

@@ -340,9 +340,10 @@ class TestLimits:
         num_ended = first.counts()["finished"]
         (whole,) = resume(tmp_path / "out", **QUIET)
         assert whole.counts() == {"finished": 8}
-        calls = studies[1].calls
-        kinds = Counter(call for call, _ in calls)
-        assert kinds == {"add": num_ended, "ask": 8 - len(first.trials)}
+        before, after = (Counter(call for call, _ in study.calls) for study in studies)
+        # A trial may have been asked for and not begun when the target was reached.
+        assert len(first.trials) <= before["ask"] < 8
+        assert after == {"add": num_ended, "ask": 8 - before["ask"]}
         assert [trial.params["x"] for trial in studies[1].trials] == list(whole.trials["x"])
         assert all(trial.state is TrialState.COMPLETE for trial in studies[1].trials)
         steps = Counter((tmp_path / "journal").read_text(encoding="utf-8").splitlines())

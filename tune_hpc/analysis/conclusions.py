@@ -22,16 +22,24 @@ _VERBS = {
 }
 
 
-def sentences(results: Results, published: pd.DataFrame | None = None) -> list[str]:
+def sentences(
+    results: Results,
+    published: pd.DataFrame | None = None,
+    claims: pd.DataFrame | None = None,
+    special: pd.DataFrame | None = None,
+) -> list[str]:
     """Return what an experiment found, most important first.
 
     Args:
         results: Any results.
         published: What ``published_against_measured`` returned, where it is at hand.
+        claims: The same of ``claims_checked``.
+        special: The same of ``special_cases``.
     """
     published = published_against_measured(results) if published is None else published
+    claims = claims_checked(results) if claims is None else claims
     said = [_became(results), _best(results), _rates(published), _verdicts(published), _distance(published)]
-    said += [_claims(results), *_edges(results), *_losers(results), _flattery(results)]
+    said += [_claims(claims), *_edges(results), *_losers(results, special), _flattery(results)]
     return [sentence for sentence in said if sentence]
 
 
@@ -107,9 +115,9 @@ def _quick(published: pd.DataFrame) -> str:
     return f" ({QUICK})" if published["quick"].any() else ""
 
 
-def _claims(results: Results) -> str:
+def _claims(claims: pd.DataFrame) -> str:
     """Say how many published sentences hold."""
-    held = claims_checked(results)["holds"].dropna()
+    held = claims["holds"].dropna()
     if held.empty:
         return ""
     count = int(held.sum())
@@ -133,12 +141,12 @@ def _edges(results: Results) -> list[str]:
     return said
 
 
-def _losers(results: Results) -> list[str]:
+def _losers(results: Results, special: pd.DataFrame | None) -> list[str]:
     """Say which optimizers lose to a special case of theirs."""
     if "optimizer" not in results.varying:
         return []
     try:
-        df = special_cases(results)
+        df = special_cases(results) if special is None else special
     except UnknownNameError:
         return []
     lost = df[df["verdict"] == LOSES]

@@ -34,6 +34,7 @@ from tune_hpc.analysis.plots import (
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.sheet import Sheet, entry_width, legend_height, started, titled, wrapped
 from tune_hpc.analysis.wording import axis_label, unique_slug, words
+from tune_hpc.errors import UnknownNameError
 
 #: Inches around the axes of one panel.
 _LEFT, _RIGHT, _BOTTOM, _TOP = 0.8, 0.2, 0.46, 0.10
@@ -59,10 +60,18 @@ class Drawing:
 
 
 def sheets(results: Results, specification: Mapping[str, Any]) -> list[Sheet]:
-    """Draw one declared figure: a sheet for each value of its page that has data."""
+    """Draw one declared figure: a sheet for each value of its page that has data.
+
+    Raises:
+        UnknownNameError: no such kind, as in an experiment folder of another version.
+    """
     page = specification.get("page")
     pages = [{page: value} for value in plot_data.values_of(results, page)] if page else [{}]
-    draw = _KINDS.get(specification["kind"], _lines)
+    draw = _KINDS.get(specification["kind"])
+    if draw is None:
+        raise UnknownNameError(
+            f"no figure of the kind {specification['kind']!r} in {results.name}; there are {', '.join(_KINDS)}"
+        )
     with _lock, mpl.rc_context(_settings()):
         return [sheet for where in pages for sheet in draw(results, specification, where)]
 
@@ -178,7 +187,10 @@ def _settings() -> Any:
 
 
 #: Who draws which kind: zero or more sheets for one value of the page.
-_KINDS = {"heatmap": heat_figure.draw, "published": published_figure.draw, "parallel": parallel_figure.draw}
+_KINDS = {
+    "curve": _lines, "response": _lines, "heatmap": heat_figure.draw, "published": published_figure.draw,
+    "parallel": parallel_figure.draw,
+}  # fmt: skip
 
 
 def rendered(sheet: Sheet, stem: str) -> Drawing:

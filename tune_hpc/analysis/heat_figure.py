@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import Patch, Rectangle
 
 from tune_hpc.analysis import plot_data
-from tune_hpc.analysis.heat import DIVERGED, MEASURED, NO_VALUE, heat_table
+from tune_hpc.analysis.heat import DIVERGED, MEASURED, NO_VALUE, heat_table, tied_with_best
 from tune_hpc.analysis.plots import CHARACTER, WIDTH, plain, word_ticks
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.sheet import EDGE, Sheet, colour_bar_width, legend_height, started, titled, wrapped
@@ -31,6 +31,7 @@ _LOOKS: dict[str, dict[str, Any]] = {
     NO_VALUE: {"facecolor": "white", "edgecolor": "#a5a5a5", "hatch": "....", "linewidth": 0.0},
 }
 _BEST: dict[str, Any] = {"facecolor": "none", "edgecolor": "#D55E00", "linewidth": 2.0}
+_TIED: dict[str, Any] = {**_BEST, "linewidth": 1.2, "linestyle": (0, (2.5, 1.5))}
 
 
 def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[Sheet]:
@@ -43,6 +44,7 @@ def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str,
     columns = plot_data.shown_lines(results, x, MOST_COLUMNS)
     rows = plot_data.shown_lines(results, y, MOST_ROWS)
     tables = {metric: table[table["x"].isin(columns) & table["y"].isin(rows)] for metric, table in tables.items()}
+    tables = {metric: own.assign(is_tied=tied_with_best(results, metric, own)) for metric, own in tables.items()}
     everything = pd.concat(tables.values())
     columns = [value for value in columns if (everything["x"] == value).any()]
     rows = [value for value in rows if (everything["y"] == value).any()]
@@ -77,11 +79,14 @@ def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str,
 
 
 def _legend(table: pd.DataFrame) -> tuple[list[Patch], list[str]]:
-    """Return what the frame and the hatches mean, as far as there are any."""
+    """Return what the frames and the hatches mean, as far as there are any."""
     handles, names = [], []
     if table["is_best"].any():
         handles.append(Patch(**_BEST))
         names.append("best")
+    if table["is_tied"].any():
+        handles.append(Patch(**_TIED))
+        names.append("not told from the best")
     for state, look in _LOOKS.items():
         if (table["state"] == state).any():
             handles.append(Patch(**look))
@@ -105,8 +110,8 @@ def draw_heat(
     values = np.full((len(rows), len(columns)), np.nan)
     values[table["row"], table["column"]] = table["value"]
     norm, extend = _norm(values[np.isfinite(values)], is_low and "accuracy" not in metric)
-    # Bright is good, whichever way the metric goes.
-    colours = ScalarMappable(norm, mpl.colormaps["cividis_r" if is_low else "cividis"])
+    # Dark is good, whichever way the metric goes, as in parallel coordinates.
+    colours = ScalarMappable(norm, mpl.colormaps["cividis" if is_low else "cividis_r"])
     ax.grid(False)
     ax.pcolormesh(
         np.arange(len(columns) + 1) - 0.5, np.arange(len(rows) + 1) - 0.5, np.ma.masked_invalid(values),
@@ -117,8 +122,9 @@ def draw_heat(
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     notes = [f"Cell: {words(metric)}, mean over seeds." if _has_seeds(results) else f"Cell: {words(metric)}."]
-    notes.append("Brighter is better.")
-    texts = {index: _text(row.value, metric) + "*" * bool(row.is_partial) for index, row in _measured(table)}
+    notes.append("Darker is better.")
+    digits = _digits(values)
+    texts = {index: _text(row.value, metric, digits) + "*" * bool(row.is_partial) for index, row in _measured(table)}
     points = _points(texts.values(), ax, len(columns))
     one: Any
     for one in table.itertuples():
@@ -134,6 +140,10 @@ def draw_heat(
         if one.is_best:
             ax.add_patch(Rectangle(corner, 1, 1, **_BEST, zorder=4, clip_on=False))
             notes.append("Framed: the best cell.")
+        if one.is_tied:
+            inner = (corner[0] + 0.02, corner[1] + 0.03)
+            ax.add_patch(Rectangle(inner, 0.96, 0.94, **_TIED, zorder=3))
+            notes.append("Dashed: cells that the seeds cannot tell from it (95 %, each by itself).")
     sheet.colour_bar(ax, colours, metric, extend)
     if (table["num_configurations"] > 1).any():
         notes.append("Where other parameters vary, too, a cell is the best configuration's.")
@@ -158,10 +168,15 @@ def _measured(table: pd.DataFrame) -> Any:
     return zip(own.index, own.itertuples(), strict=True)
 
 
-def _text(value: float, metric: str) -> str:
+def _digits(values: np.ndarray) -> int:
+    """Return how many decimals of an accuracy tell cells apart: a range of less than 0.03 takes a fourth."""
+    return 4 if np.nanmax(values) - np.nanmin(values) < 0.03 else 3
+
+
+def _text(value: float, metric: str, digits: int) -> str:
     """Return a number that fits into a cell."""
     if "accuracy" in metric:
-        return f"{value:.3f}"
+        return f"{value:.{digits}f}"
     return (
         f"{value:.0f}"
         if 1000 <= abs(value) < 1e5

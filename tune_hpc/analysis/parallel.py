@@ -1,13 +1,13 @@
 """The table behind parallel coordinates: where each configuration crosses each parameter's axis."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.configurations import over_seeds, ranked
+from tune_hpc.analysis.configurations import matching, over_seeds, ranked
 from tune_hpc.analysis.plot_data import is_geometric
 from tune_hpc.analysis.results import Results
 
@@ -47,8 +47,13 @@ class Scale:
         return np.clip((numbers - low) / span, 0, 1) if high > low else np.where(np.isnan(numbers), np.nan, 0.5)
 
 
-def parallel_table(results: Results, metric: str) -> tuple[pd.DataFrame, list[Scale], int]:
+def parallel_table(results: Results, metric: str, where: Mapping[str, Any]) -> tuple[pd.DataFrame, list[Scale], int]:
     """Return the configurations of which no seed diverged, worst first, and the axes they cross.
+
+    Args:
+        results: Any results.
+        metric: A numeric column of the trials.
+        where: Only trials with these values (the page).
 
     Returns:
         The configurations' values with the metric's mean, at most 300: the best and an even sample of the rest by rank;
@@ -56,7 +61,7 @@ def parallel_table(results: Results, metric: str) -> tuple[pd.DataFrame, list[Sc
         empty frame and no axes where nothing can be compared.
     """
     found = over_seeds(results, [metric, results.metric])
-    found = found[(found["num_diverged"] == 0) & found[metric].notna()]
+    found = found[(found["num_diverged"] == 0) & found[metric].notna() & matching(found, where)]
     if metric == results.metric:
         found = ranked(results, found)
     found = found.sort_values(metric, ascending=results.is_lower_better(metric), kind="stable").reset_index(drop=True)

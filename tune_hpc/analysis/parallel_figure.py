@@ -13,6 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
+from tune_hpc.analysis.configurations import matching
 from tune_hpc.analysis.parallel import Scale, grouped, parallel_table
 from tune_hpc.analysis.plots import WIDTH, plain
 from tune_hpc.analysis.results import Results
@@ -37,7 +38,7 @@ def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str,
 def _sheet(
     results: Results, specification: Mapping[str, Any], where: Mapping[str, Any], metric: str
 ) -> Sheet | None:  # fmt: skip
-    table, scales, num_configurations = parallel_table(results, metric)
+    table, scales, num_configurations = parallel_table(results, metric, where)
     if not scales:
         return None
     parameters, last = scales[:-1], scales[-1]
@@ -75,7 +76,7 @@ def _sheet(
     if extend != "neither":
         edge, beyond = (last.high, values.max()) if extend == "max" else (last.low, values.min())
         sheet.notes[f"The axis of the {words(metric)} ends at {edge:.3g}; the worst value is {beyond:.3g}."] = None
-    lost = len(results.trials[results.trials["status"] == "diverged"])
+    lost = int(((results.trials["status"] == "diverged") & matching(results.trials, where)).sum())
     if lost:
         sheet.notes[f"Configurations that diverged are left out ({lost} trials)."] = None
     return sheet

@@ -49,19 +49,20 @@ def specifications(results: Results) -> list[dict[str, Any]]:
 
 
 def _of_all(results: Results) -> list[dict[str, Any]]:
-    """Return the standard figure of all parameters together: a heat map of two on a full grid, lines of more."""
+    """Return the standard figure of all parameters together: a heat map of two on a full grid, lines of all others."""
     names = [name for name in results.varying if name != "seed" and len(values_of(results, name)) > 1]
     one: dict[str, Any] = {"metrics": [results.metric]}
     metric = words(results.metric).capitalize()
-    if len(names) >= 3:
-        return [one | {"kind": "parallel", "title": f"{metric} of all configurations"}]
     if len(names) < 2:
         return []
+    lines = [one | {"kind": "parallel", "title": f"{metric} of all configurations"}]
+    if len(names) > 2:
+        return lines
     # Names read best beside the rows; of two parameters with numbers the one with more values goes across.
     y, x = sorted(names, key=lambda name: (is_numeric(results, name), len(values_of(results, name))))
     pairs = results.trials[[x, y]].drop_duplicates()
     if pairs.isna().any(axis=None) or len(pairs) < len(values_of(results, x)) * len(values_of(results, y)):
-        return []
+        return lines
     return [one | {"kind": "heatmap", "title": f"{metric} by {words(y)} and {words(x)}", "parameter": x, "line": y}]
 
 

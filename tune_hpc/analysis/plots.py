@@ -35,6 +35,8 @@ _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1
 WIDTH, CHARACTER = 6.5, 0.068
 #: A value whose label is longer was drawn, not chosen.
 MOST_CHARACTERS = 6
+#: More points than this are drawn as pixels also where the rest is vectors: a file of them takes megabytes.
+MOST_MARKS = 5000
 
 
 def line_style(index: int) -> dict[str, Any]:
@@ -154,6 +156,7 @@ def draw_response(
     """
     notes: list[str] = []
     wordy = is_wordy(positions)
+    is_dense = len(table) > MOST_MARKS
     place = {value: index for index, value in enumerate(positions)}
     for index, line in enumerate(lines):
         own = table[table["line"] == line]
@@ -166,8 +169,8 @@ def draw_response(
             notes.append("Point: mean over seeds.")
         if (own["high"] > own["low"]).any():
             notes.append("Bar: 95 % interval of the mean (Student's).")
-            ax.vlines(x, own["low"], own["high"], color=style["color"], linewidth=0.9, alpha=0.7)
-        ax.plot(x, own["mean"], zorder=3, **style)
+            ax.vlines(x, own["low"], own["high"], color=style["color"], linewidth=0.9, alpha=0.7, rasterized=is_dense)
+        ax.plot(x, own["mean"], zorder=3, rasterized=is_dense, **style)
         if published is not None:
             theirs = published[published["line"] == line]
             theirs_x = theirs["x"].map(place) if wordy else theirs["x"]

@@ -2,8 +2,8 @@
 
 A published number is one run, rounded: it agrees where one more run of ours could have given it, and differs where it
 could not. Without at least three seeds of ours, or where these change nothing, nobody can tell how much runs differ;
-then it agrees where it is ours to
-the digits that were printed, or for accuracies within what the number of test images alone leaves open.
+then it agrees where it is ours to the digits that were printed, or for accuracies within what the number of test images
+alone leaves open.
 """
 
 from collections.abc import Mapping, Sequence
@@ -114,8 +114,7 @@ def verdict(
     if distance <= 1e-9:
         return AGREES
     if num_seeds >= LEAST_SEEDS and not np.isnan(measured.half):
-        # One more run differs from the mean of n by the root of n + 1 times as much as that from the truth.
-        return AGREES if distance <= measured.half * np.sqrt(num_seeds + 1) else DIFFERS
+        return AGREES if distance <= measured.of_one_more(num_seeds).half else DIFFERS
     if num_images and distance <= 1.96 * accuracy_error(measured.mean, num_images):
         return AGREES
     return CANNOT_TELL

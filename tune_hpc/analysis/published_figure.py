@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -41,7 +42,9 @@ def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str,
 
     Metrics with the same rows stand side by side, others below one another.
     """
-    found = published_against_measured(results)
+    told = [one["where"] for one in results.experiment.get("published") or ()]
+    is_here = [all(one.get(name) == value for name, value in where.items()) for one in told]
+    found = published_against_measured(results).loc[np.array(is_here, dtype=bool)]
     wanted = list(specification["metrics"]) or list(found["metric"].drop_duplicates())
     found = found[found["metric"].isin(wanted)]
     by_metric = {metric: found[found["metric"] == metric] for metric in wanted}

@@ -218,7 +218,7 @@ def _pairs(order: list[_Standing], confidence: float) -> pd.DataFrame:
     together = 1 - (1 - confidence) / num_pairs
     rows = []
     for one, other in itertools.combinations(order, 2):
-        told = _difference(one.values, other.values, together)
+        told = tell_apart(one.values, other.values, together)
         rows.append(
             {
                 "first": one.value, "second": other.value, "difference": told.interval.mean,
@@ -233,8 +233,14 @@ def _pairs(order: list[_Standing], confidence: float) -> pd.DataFrame:
     return df.assign(verdict=np.where(df["p_corrected"].isna(), UNKNOWN, verdict))
 
 
-def _difference(one: pd.Series, other: pd.Series, confidence: float) -> Difference:
-    """Compare seed by seed where at least two seeds are shared and none is left over, else as wholes."""
+def tell_apart(one: pd.Series, other: pd.Series, confidence: float) -> Difference:
+    """Compare configurations, seed by seed where at least two seeds are shared and none is left over, or as wholes.
+
+    Args:
+        one: A metric, its index the seeds.
+        other: The same of the other one.
+        confidence: Of the interval.
+    """
     shared = one.index.intersection(other.index)
     if len(shared) == len(one) == len(other) and len(shared) > 1:
         told = paired_difference(one[shared], other[shared], confidence)

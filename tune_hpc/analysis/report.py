@@ -112,7 +112,6 @@ def _experiment(section: Section) -> dict[str, Any]:
     """Return what the template shows of one experiment: plain texts, and tables as rows of texts."""
     results, asked = section.results, section.results.experiment
     frames = {title: df for title, _, df in section.made}
-    published = frames.get("Published against measured")
     counted = results.counts()
     best = best_configuration(results)
     undrawn = bool(asked.get("figures")) and not section.drawings
@@ -124,7 +123,9 @@ def _experiment(section: Section) -> dict[str, Any]:
         "source": asked.get("source") or "",
         "quick": bool(asked.get("quick")),
         "state": asked.get("state") or MISSING,
-        "sentences": sentences(results, published),
+        "sentences": sentences(
+            results, *(frames.get(title) for title in (tables.PUBLISHED, tables.CLAIMS, tables.SPECIAL_CASES))
+        ),
         "became": ", ".join(f"{count} {status}" for status, count in counted.items()),
         "best": measurement(best[0], results.metric) if best else MISSING,
         "best_at": condition(best[2]) if best else "",

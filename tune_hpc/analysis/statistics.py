@@ -39,6 +39,14 @@ class Interval:
         """Half the interval's width."""
         return (self.high - self.low) / 2
 
+    def of_one_more(self, num_values: int) -> "Interval":
+        """Return where one more value would lie, if this is the mean's interval from so many.
+
+        One more value differs from the mean of n by the root of n + 1 times as much as that from the truth.
+        """
+        half = self.half * np.sqrt(num_values + 1)
+        return Interval(self.mean, self.mean - half, self.mean + half)
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -93,17 +101,6 @@ def student_interval(mean: float, deviation: float, num_values: int, confidence:
         return Interval(mean, np.nan, np.nan)
     half = _quantile(confidence, num_values - 1) * deviation / np.sqrt(num_values)
     return Interval(mean, mean - half, mean + half)
-
-
-def prediction_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Return where one more repeat would lie, by Student's distribution: what a single published run is held against.
-
-    Raises:
-        ValueError: no values.
-    """
-    mean = mean_interval(values, confidence)
-    half = mean.half * np.sqrt(np.asarray(values).size + 1)
-    return Interval(mean.mean, mean.mean - half, mean.mean + half)
 
 
 def paired_difference(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> Difference:

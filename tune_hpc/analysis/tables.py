@@ -25,6 +25,10 @@ from tune_hpc.errors import UnknownNameError
 
 #: What fewer configurations would have found is told of a search of so many.
 LEAST_TRIED = 20
+#: Titles of tables that a report also draws conclusions from.
+PUBLISHED = "Published against measured"
+CLAIMS = "Published sentences, checked"
+SPECIAL_CASES = "Optimizers beside their special cases"
 #: A table with its title and the stem of its files.
 TitledTable = tuple[str, str, pd.DataFrame]
 
@@ -164,9 +168,9 @@ def declared(results: Results) -> list[TitledTable]:
     """Return every table that the experiment declares, and the standard ones, with titles and file stems."""
     made: list[tuple[str, pd.DataFrame]] = []
     if results.experiment.get("published"):
-        made.append(("Published against measured", published_against_measured(results)))
+        made.append((PUBLISHED, published_against_measured(results)))
     if results.experiment.get("claims"):
-        made.append(("Published sentences, checked", claims_checked(results)))
+        made.append((CLAIMS, claims_checked(results)))
     for table in results.experiment.get("tables") or ():
         made.append((table["title"], _declared(results, table)))
     made.append(("Best trials", best_trials(results)))
@@ -188,7 +192,7 @@ def _searched(results: Results) -> list[tuple[str, pd.DataFrame]]:
             budget_curve,
             lambda df: df["num_configurations"] >= LEAST_TRIED,
         ),
-        ("Optimizers beside their special cases", special_cases, lambda df: df["verdict"] != UNKNOWN),
+        (SPECIAL_CASES, special_cases, lambda df: df["verdict"] != UNKNOWN),
         ("What two parameters do together", interactions, lambda df: df["note"] == ""),
     ):
         try:

@@ -26,10 +26,10 @@ TRAIN = "tune_hpc.learning.training:train"
 DESIGNS = ("grid", "random", "quasi_random")
 ADAPTIVE = ("tpe", "gp")
 SEARCHERS = DESIGNS + ADAPTIVE
-#: Those that look at trials while these run, and those whose trials pause and go on.
-STOPPING = ("asha_stopping", "hyperband", "median")
+#: Those whose trials pause and go on, and those that look at trials while these run.
 PAUSING = ("asha", "pbt")
-SCHEDULERS = ("none", "asha", "asha_stopping", "hyperband", "median", "pbt")
+STOPPING = ("asha_stopping", "hyperband", "median")
+SCHEDULERS = ("none", *PAUSING, *STOPPING)
 #: How a trial may have ended.
 ENDED = ("finished", "stopped", "diverged", "failed")
 #: What the line reports; images report all of ``METRICS``.

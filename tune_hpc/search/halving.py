@@ -97,7 +97,7 @@ class Halving(Proposer):
         self._possible_data = list(dict.fromkeys(str(one["config"].get("data")) for one in samples))
         self._new: dict[int, list[Sample]] = {}
         for sample in samples:
-            self._new.setdefault(self._number(sample["trial_id"]), []).append(sample)
+            self._new.setdefault(self.configuration_number(sample["trial_id"]), []).append(sample)
         if before is not None:
             self._take_up(before)
 
@@ -126,7 +126,7 @@ class Halving(Proposer):
     def ended(self, trial_id: str, status: str, value: float | None, steps: int) -> None:
         """Say that a trial came to its rung, its status ``running``, or to its own end."""
         self._under_way.discard(trial_id)
-        contender = self._contenders[self._number(trial_id)]
+        contender = self._contenders[self.configuration_number(trial_id)]
         if status == "running":
             status, value = "stopped", self._shown(trial_id)
         contender.told[trial_id] = status, value, steps
@@ -162,7 +162,7 @@ class Halving(Proposer):
             number = next(iter(self._new))
             return self._begun(number, self._new.pop(number))
         if self.source and (samples := self.source.propose()):
-            return self._begun(self._number(samples[0]["trial_id"]), samples)
+            return self._begun(self.configuration_number(samples[0]["trial_id"]), samples)
         if not self._under_way and (promoted := self._first(self._follows)):
             return self._promoted(promoted)
         return None
@@ -244,9 +244,6 @@ class Halving(Proposer):
     def _score(self, value: float | None) -> float:
         """Return what a configuration is ranked by: the lower the better."""
         return math.inf if value is None else value if self.watched.mode == "min" else -value
-
-    def _number(self, trial_id: str) -> int:
-        return int(trial_id[1:]) // self._num_seeds
 
     def _note_config_keys(self, keys: Sequence[str]) -> None:
         self.config_keys += keys

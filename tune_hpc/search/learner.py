@@ -97,7 +97,7 @@ class Learner(Proposer):
 
     def take_back(self, samples: Sequence[Sample]) -> None:
         """Say that trials of a configuration go on after all; the study is told anew when they have ended."""
-        self._open |= {one["trial_id"]: self._number(one["trial_id"]) for one in samples}
+        self._open |= {one["trial_id"]: self.configuration_number(one["trial_id"]) for one in samples}
 
     def _remember(self, number: int, config: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> None:
         """Take in a configuration that was proposed before this run."""
@@ -115,9 +115,6 @@ class Learner(Proposer):
         self._await(number, waiting)
         self._outcomes[number] = known
         self.unfinished += waiting
-
-    def _number(self, trial_id: str) -> int:
-        return int(trial_id[1:]) // max(1, len(self.experiment.seeds))
 
     def _samples(self, number: int, config: Mapping[str, Any]) -> list[dict[str, Any]]:
         configs = self.experiment.with_seeds(config)

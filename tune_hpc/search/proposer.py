@@ -63,6 +63,10 @@ class Proposer(ABC):
     note_config_keys: Callable[[Sequence[str]], object] = staticmethod(lambda keys: None)
     list_stopped: Callable[[Sample, int], object] = staticmethod(lambda sample, steps: None)
 
+    def configuration_number(self, trial_id: str) -> int:
+        """Return the number of the configuration that a trial is of: one configuration has a trial for each seed."""
+        return int(trial_id[1:]) // max(1, len(self.experiment.seeds))
+
     @property
     def is_waiting(self) -> bool:
         """Whether there is nothing to propose now, but may be when trials under way have ended or paused."""
