@@ -127,9 +127,8 @@ def _section(name: str, results: Results) -> str:
     for parameter, metric in COMPARED.get(name, ()):
         ranking = results.compare(parameter, metric)
         told = "\n".join(f"- {sentence}" for sentence in ranking.sentences())
-        parts.append(
-            f"### Which {words(parameter)}, by {words(metric)}\n\n{told}\n\n{tables.ranking_to_markdown(ranking)}\n"
-        )
+        values = tables.to_markdown(tables.ranking_table(ranking))
+        parts.append(f"### Which {words(parameter)}, by {words(metric)}\n\n{told}\n\n{values}\n")
     return "\n".join(parts)
 
 

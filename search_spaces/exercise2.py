@@ -46,6 +46,8 @@ _FIGURES = (
         "heatmap", ("test_accuracy",), "Accuracy by optimizer and learning rate", parameter="learning_rate",
         line="optimizer",
     ),
+    Figure("ranking", ("test_accuracy",), "Optimizers, each at its best rate", line="optimizer"),
+    Figure("target", ("test_accuracy",), "When configurations reached 90 %", line="optimizer", target=0.9),
 )  # fmt: skip
 _TABLES = (
     Table(

@@ -453,6 +453,12 @@ def test_compare_ranks_and_says_what_it_cannot(finished, capsys):
         "0.1",
         "0.2",
     ]
+    page = finished.parent / "compared.html"
+    assert cli.main(["compare", str(finished), str(finished), "--output", str(page)]) == cli.SUCCESS
+    output, html = capsys.readouterr().out, page.read_text(encoding="utf-8")
+    assert output.endswith(f"report: {page}\n")
+    assert html.count("<section id=") == 3
+    assert html.index(output.splitlines()[0]) < html.index("Where the numbers come from")
     assert cli.main(["compare", str(finished)]) == cli.USAGE
     assert "is one search; name another folder, or a parameter: --by" in capsys.readouterr().err
 

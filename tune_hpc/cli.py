@@ -133,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("folders", nargs="+", metavar="FOLDER")
     compare.add_argument("--by", metavar="PARAMETER", help="whose values to compare (default: the searches)")
     compare.add_argument("--metric", help="compare by this column (default: the experiment's metric)")
+    compare.add_argument("-o", "--output", metavar="FILE", help="also write a page, with the searches' own sections")
 
     report = add("report", _report, "write tables, figures and report.html of experiment folders")
     report.add_argument("folders", nargs="+", metavar="FOLDER")
@@ -228,8 +229,9 @@ def _tell(results: Sequence["Results"], page: Path | None) -> int:
         print(_in_short(one))
     if page is not None:
         from tune_hpc.analysis.report import write_report
+        from tune_hpc.search.importance import importance
 
-        print(f"report: {write_report(results, page)}")
+        print(f"report: {write_report(results, page, importance=importance)}")
     states = {one.experiment["state"] for one in results}
     for one in results:
         if one.experiment.get("ended_by"):
@@ -277,9 +279,9 @@ def _in_short(results: "Results", metric: str | None = None) -> str:
 
 
 def _compare(flags: argparse.Namespace) -> int:
-    from tune_hpc.analysis.across import SEARCH, join
+    from tune_hpc.analysis.across import SEARCH, join, names_of
     from tune_hpc.analysis.results import load_all
-    from tune_hpc.analysis.tables import ranking_to_markdown
+    from tune_hpc.analysis.tables import ranking_table, to_markdown
 
     searches = [one for folder in flags.folders for one in load_all(folder)]
     if len(searches) == 1 and not flags.by:
@@ -289,17 +291,26 @@ def _compare(flags: argparse.Namespace) -> int:
         )
     results = join(searches) if len(searches) > 1 else searches[0]
     ranking = results.compare(flags.by or SEARCH, flags.metric)
-    print(f"{ranking}\n\n{ranking_to_markdown(ranking)}")
+    print(f"{ranking}\n\n{to_markdown(ranking_table(ranking))}")
+    if flags.output:
+        from tune_hpc.analysis.report import write_report
+        from tune_hpc.search.importance import importance
+
+        names = " and ".join(names_of(searches))
+        title = f"{names} by {ranking.parameter}" if len(searches) == 1 else f"{names} compared"
+        page = write_report(searches, flags.output, title, in_folders=False, importance=importance, comparison=ranking)
+        print(f"\nreport: {page}")
     return SUCCESS
 
 
 def _report(flags: argparse.Namespace) -> int:
     from tune_hpc.analysis.report import write_report
     from tune_hpc.analysis.results import load_all
+    from tune_hpc.search.importance import importance
 
     results = [one for folder in flags.folders for one in load_all(folder)]
     page = Path(flags.output) if flags.output else Path(flags.folders[0]) / "report.html"
-    print(write_report(results, page))
+    print(write_report(results, page, importance=importance))
     return SUCCESS
 
 

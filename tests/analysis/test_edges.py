@@ -32,7 +32,13 @@ QUESTIONS = {
     "sentences": sentences,
     "tables": tables.declared,
     "figures": figures.draw_all,
+    "figures of the search": lambda results: [figures.sheets(results, one) for one in OF_THE_SEARCH],
 }
+OF_THE_SEARCH = [
+    {"kind": "ranking", "metrics": ["test_loss", "test_accuracy"], "title": "Ranking", "line": "optimizer"},
+    {"kind": "budget", "metrics": ["test_loss", "test_accuracy"], "title": "Budget"},
+    {"kind": "target", "metrics": ["test_loss"], "title": "Target", "line": "optimizer", "target": 0.5},
+]  # fmt: skip
 PUBLISHED = [
     {"where": {"optimizer": "adam", "learning_rate": 0.1}, "metric": "test_loss", "value": 0.3, "source": "report"},
     {"where": {"optimizer": "adam"}, "metric": "test_accuracy", "value": 0.9, "source": "report",

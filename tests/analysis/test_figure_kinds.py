@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.lines import Line2D
 
+from tests.analysis.tidy import assert_tidy
 from tune_hpc.analysis import figures, plot_data
 from tune_hpc.analysis.heat import heat_table, tied_with_best
 from tune_hpc.analysis.parallel import parallel_table
@@ -15,20 +16,6 @@ PARALLEL = {"kind": "parallel", "metrics": ["test_loss"], "title": "Parallel"}
 
 def texts(ax):
     return [text.get_text() for text in ax.texts]
-
-
-def assert_tidy(sheet):
-    """No legend and no colour bar lies on a panel, and nothing sticks out of the figure."""
-    sheet.figure.canvas.draw()
-    box = sheet.figure.bbox
-    parts = [legend.get_window_extent() for legend in sheet.figure.legends]
-    parts += [ax.get_tightbbox() for ax in sheet.figure.axes]
-    for number, part in enumerate(parts):
-        assert part.x0 >= 0
-        assert part.y0 >= 0
-        assert part.x1 <= box.width
-        assert part.y1 <= box.height
-        assert not any(part.overlaps(other) for other in parts[number + 1 :])
 
 
 def test_a_cell_is_the_mean_over_seeds_and_the_best_is_framed(grid):
@@ -301,7 +288,7 @@ def test_without_anything_to_compare_there_are_no_parallel_coordinates(trial, re
 
 
 def test_three_parameters_get_parallel_coordinates_and_so_does_an_incomplete_grid(drawn, trial, results_of):
-    assert plot_data.specifications(drawn())[-1]["kind"] == "parallel"
+    assert [one["kind"] for one in plot_data.specifications(drawn())][-2:] == ["parallel", "budget"]
     corners = [("adam", 0.1), ("adam", 0.2), ("momentum", 0.1)]
     some = results_of(*(trial(f"{n}", optimizer=name, learning_rate=rate) for n, (name, rate) in enumerate(corners)))
     assert [one["kind"] for one in plot_data.specifications(some)] == ["curve", "response", "response", "parallel"]

@@ -1,9 +1,12 @@
 import re
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from tune_hpc.analysis import report
+from tune_hpc.analysis.across import join
+from tune_hpc.errors import UnknownNameError
 
 FIGURE = {"kind": "curve", "metrics": ["train_loss"], "title": "Loss", "line": "learning_rate"}
 PUBLISHED = {"where": {"optimizer": "adam"}, "metric": "test_loss", "value": 0.3, "source": "report, Exercise 2",
@@ -91,3 +94,37 @@ def test_an_experiment_folder_gets_its_tables_figures_and_page(grid, tmp_path):
     assert (tmp_path / "run" / "tables" / "best-trials.csv").is_file()
     report.write_report([made], tmp_path / "elsewhere.html", in_folders=False)
     assert (tmp_path / "elsewhere.html").read_text() == (tmp_path / "run" / "report.html").read_text()
+
+
+def test_which_parameters_decide_is_a_table_and_a_figure_where_one_can_say(grid, results_of, trial, tmp_path):
+    table = pd.DataFrame({"parameter": ["learning_rate", "optimizer"], "importance": [0.7512, 0.2488]})
+
+    def importance(results):
+        if len(results.trials) == 1:
+            raise UnknownNameError("importance takes at least 10 configurations")
+        return table
+
+    path = tmp_path / "report.html"
+    page = report.write_report([grid(figures=[FIGURE])], path, importance=importance).read_text(encoding="utf-8")
+    assert "<h3>Which parameters decide</h3>" in page
+    assert ">0.75</td>" in page
+    assert page.count('<img src="data:image/') == 2
+    page = report.write_report([results_of(trial("0"))], path, importance=importance).read_text(encoding="utf-8")
+    assert "Which parameters decide" not in page
+
+
+def test_searches_of_one_name_are_told_apart_and_a_comparison_leads(grid, tmp_path):
+    searches = [replace(grid(title="Made up"), folder=tmp_path / name) for name in ("first", "second")]
+    ranking = join(searches).compare("search")
+    page = report.write_report(searches, tmp_path / "both.html", in_folders=False, comparison=ranking)
+    html = page.read_text(encoding="utf-8")
+    assert re.findall('<section id="([^"]+)"', html) == ["comparison", "first", "second"]
+    assert re.findall('<li><a href="#([^"]+)">([^<]+)<', html) == [
+        ("first", "Made up (first)"), ("second", "Made up (second)"),
+    ]  # fmt: skip
+    compared = html[html.index("comparison") : html.index('<section id="first"')]
+    assert all(sentence in compared for sentence in ranking.sentences())
+    assert "tie for the best search" in compared
+    assert compared.count("<table>") == 2
+    assert compared.count("<img") == 1
+    assert not list(tmp_path.glob("*/*"))

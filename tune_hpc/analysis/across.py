@@ -33,7 +33,7 @@ def join(searches: Sequence[Results]) -> Results:
     if len(judged) > 1:
         told = ", ".join(f"{one.name} by the {one.experiment['mode']} of {one.metric}" for one in searches)
         raise UnknownNameError(f"these searches rank their trials by different metrics: {told}; compare others")
-    names = _names(searches)
+    names = names_of(searches)
     trials = [
         one.trials.assign(search=name, trial_id=name + "/" + one.trials["trial_id"].astype(str))
         for name, one in zip(names, searches, strict=True)
@@ -52,7 +52,7 @@ def join(searches: Sequence[Results]) -> Results:
     return Results(experiment, pd.concat(trials, ignore_index=True), pd.concat(histories, ignore_index=True))
 
 
-def _names(searches: Sequence[Results]) -> list[str]:
+def names_of(searches: Sequence[Results]) -> list[str]:
     """Return a name for each search: its own, its folder's where names are alike, or else its number, too."""
     names = [one.name for one in searches]
     if len(set(names)) < len(names):

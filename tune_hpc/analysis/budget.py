@@ -12,6 +12,8 @@ from tune_hpc.analysis.statistics import student_interval
 from tune_hpc.errors import UnknownNameError
 
 BUDGETS = (1, 2, 5, 10, 20, 50)
+#: What fewer configurations would have found is told of a search of so many.
+LEAST_TRIED = 20
 #: Searchers that learn from the trials that ended: what they try next depends on what they tried before.
 LEARNING = ("tpe", "gp")
 #: Of what is found, the lowest and the highest in twenty.

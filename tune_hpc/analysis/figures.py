@@ -1,8 +1,8 @@
 """Figures of one experiment, laid out and as files.
 
 ``draw_all`` makes every figure that the experiment declares, one per value of its page, or standard ones where it
-declares none; a figure without data is left out. Curves and responses are laid out here; heat maps, published numbers
-and parallel coordinates in modules of their own.
+declares none; a figure without data is left out. Curves and responses are laid out here, all others in modules of their
+own.
 
 No pyplot: figures belong to their caller. matplotlib's settings are global, so drawing holds a lock; threads may call
 anything here.
@@ -19,10 +19,9 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.lines import Line2D
 
-from tune_hpc.analysis import heat_figure, parallel_figure, plot_data, published_figure
+from tune_hpc.analysis import heat_figure, parallel_figure, plot_data, published_figure, row_figures, search_figures
 from tune_hpc.analysis.folder import write_whole
 from tune_hpc.analysis.plots import (
-    WIDTH,
     draw_curve,
     draw_response,
     is_wordy,
@@ -31,13 +30,12 @@ from tune_hpc.analysis.plots import (
     published_style,
     word_ticks,
 )
+from tune_hpc.analysis.ranking import Ranking
 from tune_hpc.analysis.results import Results
-from tune_hpc.analysis.sheet import Sheet, entry_width, legend_height, started, titled, wrapped
+from tune_hpc.analysis.sheet import Sheet, laid_out, titled, wrapped
 from tune_hpc.analysis.wording import axis_label, unique_slug, words
 from tune_hpc.errors import UnknownNameError
 
-#: Inches around the axes of one panel.
-_LEFT, _RIGHT, _BOTTOM, _TOP = 0.8, 0.2, 0.46, 0.10
 _lock = threading.Lock()
 _style: Any = {}
 
@@ -122,7 +120,7 @@ def _sheet(results: Results, specification: Mapping[str, Any], where: Mapping[st
     positions = [] if is_curve else plot_data.values_of(results, parameter)
     inches = (2.3 if len(tables) > 1 else 4.0) if is_wordy(positions) else 0.0
     extra = word_ticks(positions, inches)[2] if inches else 0.0
-    sheet = _laid_out(title, len(tables), handles, labels, words(line) if line else None, extra)
+    sheet = laid_out(title, len(tables), handles, labels, words(line) if line else None, extra)
     sheet.notes.update(notes)
     for ax, (metric, table) in zip(sheet.axes, tables.items(), strict=True):
         if is_curve:
@@ -151,34 +149,6 @@ def _lost(results: Results, line: str | None, where: Mapping[str, Any], value: A
     return "" if not lost else " (diverged)" if lost == of else f" ({lost} of {of} diverged)"
 
 
-def _laid_out(
-    title: str, num_panels: int, handles: list[Line2D], labels: list[str], heading: str | None, extra: float
-) -> Sheet:
-    """Return an empty figure with its panels, title and legend; ``extra`` inches for tall tick labels."""
-    bottom = _BOTTOM + extra
-    num_columns = 1 if num_panels == 1 else 2
-    num_rows = -(-num_panels // num_columns)
-    height = {1: 3.0, 2: 2.35}[num_columns] + extra
-    entry = entry_width(labels, heading)
-    has_gap = num_panels > 1 and num_panels % 2 == 1 and entry < 2.9 and len(labels) <= 11
-    beside = num_panels == 1 and entry < 2.1 and len(labels) <= 13
-    below = bool(handles) and not has_gap and not beside
-    sheet = started(title, num_rows * height, legend_height(labels, heading) if below else 0.0)
-    width = (WIDTH - (entry + 0.1 if beside and handles else 0)) / num_columns
-    for panel in range(num_panels):
-        row, column = divmod(panel, num_columns)
-        sheet.panel(column * width + _LEFT, row * height + _TOP, width - _LEFT - _RIGHT, height - bottom - _TOP)
-    if handles:
-        place: dict[str, Any] = {}
-        if beside or has_gap:
-            total = sheet.figure.get_figheight()
-            x = width if beside else WIDTH / 2 + 0.5
-            y = total - sheet.top - (num_rows - 1) * height - _TOP
-            place = {"loc": "upper left", "bbox_to_anchor": (x / WIDTH, y / total), "ncols": 1}
-        sheet.legend(handles, labels, heading, **place)
-    return sheet
-
-
 def _settings() -> Any:
     if not _style:
         path = Path(__file__).with_name("paper.mplstyle")
@@ -189,7 +159,8 @@ def _settings() -> Any:
 #: Who draws which kind: zero or more sheets for one value of the page.
 _KINDS = {
     "curve": _lines, "response": _lines, "heatmap": heat_figure.draw, "published": published_figure.draw,
-    "parallel": parallel_figure.draw,
+    "parallel": parallel_figure.draw, "ranking": row_figures.draw_ranking, "importance": row_figures.draw_importance,
+    "budget": search_figures.draw_budget, "target": search_figures.draw_target,
 }  # fmt: skip
 
 
@@ -202,10 +173,23 @@ def rendered(sheet: Sheet, stem: str) -> Drawing:
     return Drawing(stem, sheet.caption.replace(r"\$", "$"), png.getvalue(), svg.getvalue())
 
 
-def draw_all(results: Results) -> list[Drawing]:
-    """Draw and render every figure that has data."""
+def ranking_drawing(ranking: Ranking, title: str) -> Drawing:
+    """Draw and render a ranking."""
+    with _lock, mpl.rc_context(_settings()):
+        sheet = row_figures.ranking_sheet(ranking, title)
+    return rendered(sheet, unique_slug(title, set()))
+
+
+def draw_all(results: Results, more: Sequence[Mapping[str, Any]] = ()) -> list[Drawing]:
+    """Draw and render every figure that has data.
+
+    Args:
+        results: Any results.
+        more: Figures beside those that the experiment declares.
+    """
     taken: set[str] = set()
-    drawn = [sheet for specification in plot_data.specifications(results) for sheet in sheets(results, specification)]
+    specifications = [*plot_data.specifications(results), *more]
+    drawn = [sheet for specification in specifications for sheet in sheets(results, specification)]
     return [rendered(sheet, unique_slug(re.sub(r" \(quick run.*\)$", "", sheet.title), taken)) for sheet in drawn]
 
 

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tune_hpc.analysis.budget import LEAST_TRIED
 from tune_hpc.analysis.configurations import HEALTHY, matching, numeric
+from tune_hpc.analysis.judged import configuration_numbers
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.statistics import ROUNDING, student_interval
 from tune_hpc.analysis.wording import condition, words
@@ -28,11 +30,24 @@ _COLUMNS = ("line", "x", "mean", "low", "high", "num_trials")
 def specifications(results: Results) -> list[dict[str, Any]]:
     """Return the figures that the experiment declares, or standard ones.
 
-    These are curves, a response to each parameter, and all parameters together: a heat map, or parallel coordinates.
+    Standard are curves, a response to each parameter, and all parameters together: a heat map, or parallel coordinates.
+    A search of twenty configurations or more also shows what fewer would have found.
     """
-    declared = list(results.experiment.get("figures") or ())
-    if declared:
-        return [dict(figure) for figure in declared]
+    declared = [dict(figure) for figure in results.experiment.get("figures") or ()]
+    return (declared or _standard(results)) + _of_the_search(results)
+
+
+def _of_the_search(results: Results) -> list[dict[str, Any]]:
+    """Return the figure of what a smaller search would have found, where that says something."""
+    if results.experiment.get("scheduler") == "pbt" or len(results.trials) < LEAST_TRIED:
+        return []
+    if configuration_numbers(results).nunique() < LEAST_TRIED:
+        return []
+    title = "What fewer configurations would have found"
+    return [{"kind": "budget", "metrics": [results.metric], "title": title}]
+
+
+def _standard(results: Results) -> list[dict[str, Any]]:
     curves = [name for name in results.history if name not in {"trial_id", "step"}]
     base = results.metric.removeprefix("best_").replace("selected_", "")
     curves.sort(key=lambda name: (name != base, name != base.replace("accuracy", "loss")))

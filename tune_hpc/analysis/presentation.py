@@ -126,4 +126,5 @@ def _is_measured(column: str) -> bool:
         or column.endswith("_s")
         or column.endswith("_share")
         or column.startswith(("num_", "chance_"))
+        or column == "importance"
     )

@@ -88,9 +88,12 @@ class Ranking:
             return f"Only {label} {first} has a value: {told}."
         against = self.pairs.loc[_is(self.pairs["first"], best[self.parameter]), "verdict"]
         if (against == UNKNOWN).all():
+            has_several = self.values["num_seeds"] > 1
             why = "one seed each cannot tell more"
-            if (self.values["num_seeds"] > 1).any():
+            if has_several.all():
                 why = "the seeds change nothing here and cannot tell more"
+            elif has_several.any():
+                why = "where there is one seed, or seeds change nothing, nobody can tell more"
             return f"{label} {first} has the best {told}; {why}."
         if (against == UNKNOWN).any():
             return f"{label} {first} has the best {told}; not all others can be held against it."

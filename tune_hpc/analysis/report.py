@@ -6,7 +6,8 @@ escaped.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -16,12 +17,24 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from tune_hpc.analysis import figures, tables
+from tune_hpc.analysis.across import names_of
 from tune_hpc.analysis.conclusions import best_configuration, sentences
 from tune_hpc.analysis.folder import ExperimentFolder, check_place, write_whole
 from tune_hpc.analysis.presentation import presented
+from tune_hpc.analysis.ranking import Ranking
 from tune_hpc.analysis.results import Results
-from tune_hpc.analysis.wording import MISSING, QUICK, condition, duration, heading, measurement, slug, value_text
-from tune_hpc.errors import FolderError
+from tune_hpc.analysis.wording import (
+    MISSING,
+    QUICK,
+    condition,
+    duration,
+    heading,
+    measurement,
+    unique_slug,
+    value_text,
+    words,
+)
+from tune_hpc.errors import FolderError, TuneHpcError
 
 _MOST_ROWS = 60
 #: The table that a page leaves out: its first sentence says the same.
@@ -49,8 +62,9 @@ class Section:
 
 
 def write_report(
-    results_list: Sequence[Results], path: Path | str, title: str | None = None, *, in_folders: bool = True
-) -> Path:
+    results_list: Sequence[Results], path: Path | str, title: str | None = None, *, in_folders: bool = True,
+    importance: Callable[[Results], pd.DataFrame] | None = None, comparison: Ranking | None = None,
+) -> Path:  # fmt: skip
     """Write one page on all these experiments.
 
     Args:
@@ -58,6 +72,8 @@ def write_report(
         path: The HTML file.
         title: Its heading; by default the experiment's own, or how many there are.
         in_folders: Also write each experiment's tables, figures and own page in the folder it was loaded from.
+        importance: Says which parameters decide: ``tune_hpc.importance``; what it refuses has no such figure.
+        comparison: Leads the page: how these searches, or a parameter's values, compare.
 
     Returns:
         ``path``.
@@ -70,17 +86,22 @@ def write_report(
     if path.is_dir():
         raise FolderError(f"{path} is a folder; name the file that the page is to be")
     check_place(path.parent)
-    sections = [_section(results) for results in results_list]
+    sections = [_section(results, importance) for results in results_list]
     for section in sections if in_folders else []:
         folder = section.results.folder
         if folder is not None:
             _write_in(section, folder, page=len(sections) > 1 or ExperimentFolder(folder).report != path)
-    _write_page(sections, path, title)
+    _write_page(sections, path, title, comparison)
     return path
 
 
-def _section(results: Results) -> Section:
-    return Section(results, tables.declared(results), figures.draw_all(results))
+def _section(results: Results, importance: Callable[[Results], pd.DataFrame] | None) -> Section:
+    decisive = None
+    with contextlib.suppress(TuneHpcError):
+        decisive = importance(results) if importance else None
+    figure = {"kind": "importance", "metrics": [results.metric], "title": tables.IMPORTANCE, "table": decisive}
+    more = [figure] if decisive is not None else []
+    return Section(results, tables.declared(results, decisive), figures.draw_all(results, more))
 
 
 def _write_in(section: Section, folder: Path, *, page: bool) -> None:
@@ -90,12 +111,24 @@ def _write_in(section: Section, folder: Path, *, page: bool) -> None:
         _write_page([section], ExperimentFolder(folder).report, None)
 
 
-def _write_page(sections: Sequence[Section], path: Path, title: str | None) -> None:
-    experiments = [section.shown for section in sections]
+def _write_page(
+    sections: Sequence[Section], path: Path, title: str | None, comparison: Ranking | None = None
+) -> None:  # fmt: skip
+    names = names_of([section.results for section in sections])
+    taken: set[str] = set()
+    experiments = [
+        {**section.shown, "name": name, "anchor": unique_slug(name, taken)}
+        for name, section in zip(names, sections, strict=True)
+    ]
+    if len({one["title"] for one in experiments}) < len(experiments):
+        experiments = [{**one, "title": f"{one['title']} ({one['name']})"} for one in experiments]
     if title is None:
         title = experiments[0]["title"] if len(experiments) == 1 else f"{len(experiments)} experiments"
     any_quick = any(experiment["quick"] for experiment in experiments)
-    page = _template().render(title=title, experiments=experiments, any_quick=any_quick, quick_words=QUICK)
+    page = _template().render(
+        title=title, experiments=experiments, any_quick=any_quick, quick_words=QUICK,
+        comparison=None if comparison is None else _comparison(comparison),
+    )  # fmt: skip
     write_whole(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
@@ -116,8 +149,6 @@ def _experiment(section: Section) -> dict[str, Any]:
     best = best_configuration(results)
     undrawn = bool(asked.get("figures")) and not section.drawings
     return {
-        "name": results.name,
-        "anchor": slug(results.name),
         "title": asked.get("title") or results.name,
         "description": asked.get("description") or "",
         "source": asked.get("source") or "",
@@ -135,6 +166,16 @@ def _experiment(section: Section) -> dict[str, Any]:
         "figures": [_figure(drawing) for drawing in section.drawings],
         "undrawn": undrawn,
         "provenance": _provenance(asked),
+    }
+
+
+def _comparison(ranking: Ranking) -> dict[str, Any]:
+    """Return what the template shows of a comparison."""
+    drawing = figures.ranking_drawing(ranking, f"{words(ranking.metric).capitalize()} by {words(ranking.parameter)}")
+    return {
+        "sentences": ranking.sentences(),
+        "tables": [_table("Values", tables.ranking_table(ranking)), _table("Pairs", tables.pairs_table(ranking))],
+        "figure": _figure(drawing),
     }
 
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from tune_hpc.analysis.plots import CHARACTER, WIDTH, plain
 from tune_hpc.analysis.results import Results
@@ -19,6 +20,8 @@ from tune_hpc.analysis.wording import QUICK, axis_label, short, words
 
 #: Inches: between a figure's edge and what stands at it; a line of the title; a row of the legend; its handle.
 EDGE, TITLE_LINE, LEGEND_ROW, HANDLE = 0.12, 0.19, 0.165, 0.46
+#: Inches around the axes of one panel.
+_LEFT, _RIGHT, _BOTTOM, _TOP = 0.8, 0.2, 0.46, 0.10
 
 
 @dataclass
@@ -85,6 +88,34 @@ def started(title: str, body: float, below: float = 0.0) -> Sheet:
     FigureCanvasAgg(figure)
     figure.text(EDGE / WIDTH, 1 - 0.1 / total, "\n".join(lines), va="top", weight="bold", size=9.5)
     return Sheet(figure, [], title, top)
+
+
+def laid_out(
+    title: str, num_panels: int, handles: list[Line2D], labels: list[str], heading: str | None, extra: float
+) -> Sheet:
+    """Return an empty figure with its panels, two in a row, its title and its legend; ``extra`` is for tall labels."""
+    bottom = _BOTTOM + extra
+    num_columns = 1 if num_panels == 1 else 2
+    num_rows = -(-num_panels // num_columns)
+    height = {1: 3.0, 2: 2.35}[num_columns] + extra
+    entry = entry_width(labels, heading)
+    has_gap = num_panels > 1 and num_panels % 2 == 1 and entry < 2.9 and len(labels) <= 11
+    beside = num_panels == 1 and entry < 2.1 and len(labels) <= 13
+    below = bool(handles) and not has_gap and not beside
+    sheet = started(title, num_rows * height, legend_height(labels, heading) if below else 0.0)
+    width = (WIDTH - (entry + 0.1 if beside and handles else 0)) / num_columns
+    for panel in range(num_panels):
+        row, column = divmod(panel, num_columns)
+        sheet.panel(column * width + _LEFT, row * height + _TOP, width - _LEFT - _RIGHT, height - bottom - _TOP)
+    if handles:
+        place: dict[str, Any] = {}
+        if beside or has_gap:
+            total = sheet.figure.get_figheight()
+            x = width if beside else WIDTH / 2 + 0.5
+            y = total - sheet.top - (num_rows - 1) * height - _TOP
+            place = {"loc": "upper left", "bbox_to_anchor": (x / WIDTH, y / total), "ncols": 1}
+        sheet.legend(handles, labels, heading, **place)
+    return sheet
 
 
 def titled(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any], compared: bool = False) -> str:

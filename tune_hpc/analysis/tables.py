@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.budget import budget_curve
+from tune_hpc.analysis.budget import LEAST_TRIED, budget_curve
 from tune_hpc.analysis.claims import claims_checked
 from tune_hpc.analysis.configurations import over_seeds, ranked
 from tune_hpc.analysis.folder import write_whole
@@ -23,12 +23,11 @@ from tune_hpc.analysis.results import METRICS, Results
 from tune_hpc.analysis.wording import short, unique_slug, value_text
 from tune_hpc.errors import UnknownNameError
 
-#: What fewer configurations would have found is told of a search of so many.
-LEAST_TRIED = 20
 #: Titles of tables that a report also draws conclusions from.
 PUBLISHED = "Published against measured"
 CLAIMS = "Published sentences, checked"
 SPECIAL_CASES = "Optimizers beside their special cases"
+IMPORTANCE = "Which parameters decide"
 #: A table with its title and the stem of its files.
 TitledTable = tuple[str, str, pd.DataFrame]
 
@@ -164,8 +163,13 @@ def varied(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["parameter", "num_values", "values"])
 
 
-def declared(results: Results) -> list[TitledTable]:
-    """Return every table that the experiment declares, and the standard ones, with titles and file stems."""
+def declared(results: Results, importance: pd.DataFrame | None = None) -> list[TitledTable]:
+    """Return every table that the experiment declares, and the standard ones, with titles and file stems.
+
+    Args:
+        results: Any results.
+        importance: Which parameters decide, where that is at hand: ``parameter``, ``importance``.
+    """
     made: list[tuple[str, pd.DataFrame]] = []
     if results.experiment.get("published"):
         made.append((PUBLISHED, published_against_measured(results)))
@@ -174,6 +178,8 @@ def declared(results: Results) -> list[TitledTable]:
     for table in results.experiment.get("tables") or ():
         made.append((table["title"], _declared(results, table)))
     made.append(("Best trials", best_trials(results)))
+    if importance is not None:
+        made.append((IMPORTANCE, importance))
     made += _searched(results)
     for status in ("failed", "diverged"):
         if status in results.counts():
@@ -239,13 +245,19 @@ def to_markdown(df: pd.DataFrame) -> str:
     return str(escaped.to_markdown(index=False, disable_numparse=True, colalign=aligned or None))
 
 
-def ranking_to_markdown(ranking: Ranking) -> str:
-    """Return the values of a ranking as Markdown, without what says nothing."""
+def ranking_table(ranking: Ranking) -> pd.DataFrame:
+    """Return the values of a ranking, without what says nothing."""
     df = ranking.values.drop(columns=["is_tied_for_best"])
     for name in ("num_configurations", "num_diverged"):
         if df[name].max() <= (name == "num_configurations"):
             df = df.drop(columns=name)
-    return to_markdown(_measuring(df, dict.fromkeys(("mean", "deviation", "low", "high"), ranking.metric)))
+    return _measuring(df, dict.fromkeys(("mean", "deviation", "low", "high"), ranking.metric))
+
+
+def pairs_table(ranking: Ranking) -> pd.DataFrame:
+    """Return what a ranking says of each pair of values."""
+    df = ranking.pairs[["first", "second", "difference", "low", "high", "p_corrected", "num_pairs", "verdict"]]
+    return _measuring(df.copy(), dict.fromkeys(("difference", "low", "high"), ranking.metric))
 
 
 def _markdown_text(text: str) -> str:

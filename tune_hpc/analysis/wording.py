@@ -85,7 +85,7 @@ def number(value: float, column: str = "") -> str:
         return f"{value:.2g}"
     if "accuracy" in column:
         return f"{value:.4f}"
-    if column.startswith("chance_") or column.endswith("_share"):
+    if column.startswith("chance_") or column.endswith("_share") or column == "importance":
         return f"{value:.2f}"
     if column.endswith("_per_s"):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -70,17 +70,20 @@ class Figure:
         kind: ``curve``: metrics against steps; ``response``: a trial's metrics against one parameter; ``heatmap``: a
             trial's metrics over two, ``parameter`` across and ``line`` down; ``published``: the published numbers
             beside ours, a row each, with their verdicts; ``parallel``: each configuration as a line across an axis per
-            parameter and one for the metric, a figure for each metric.
+            parameter and one for the metric, a figure for each metric; ``ranking``: the values of ``line``, the best
+            first, with their intervals; ``budget``: what fewer configurations would have found; ``target``: which part
+            of the configurations had reached ``target`` by when.
         metrics: One panel each. Columns of the history (``curve``) or of the trials (all others); of ``published``
             none means all that there are numbers of.
         title: What is shown, without numbers.
-        line: The parameter whose values get a line each; the rows of a heat map.
+        line: The parameter whose values get a line each; the rows of a heat map, or of a ranking.
         page: The parameter whose values get a figure each.
         parameter: What a response is drawn against; the columns of a heat map.
         last_step: Where a curve is cut.
         log_x: Whether the horizontal axis is logarithmic.
         log_y: Whether the vertical axis is logarithmic.
         published: The metric of the published numbers that a response is drawn with.
+        target: What the metric is to reach, in its own unit.
     """
 
     kind: str
@@ -93,6 +96,7 @@ class Figure:
     log_x: bool = False
     log_y: bool = False
     published: str | None = None
+    target: float | None = None
 
 
 @dataclass(frozen=True)
