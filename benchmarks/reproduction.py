@@ -70,7 +70,9 @@ RUNS = (
     Run("exercise3.batch_size_shuffled", ("exercise3.batch_size_shuffled", *_FULL), 45),
     Run("exercise3.decay", ("exercise3.decay", *_SMALL), 2),
     Run("exercise3.learning_rate", ("exercise3.learning_rate", *_SMALL), 8),
-    Run("exercise3.dropout", ("exercise3.dropout", *_SMALL), 8),
+    Run("exercise3.dropout", ("exercise3.dropout", *_SMALL), 13),
+    Run("exercise3.winner", ("exercise3.winner", *_FULL, "--seeds", "3"), 25),
+    Run("exercise4", ("exercise4",), 2),
 )
 
 

@@ -165,7 +165,7 @@ LINE, WINNER = "exercise1_1stpart", "exercise3.winner"
          "twice; got num_samples=9 for 5 configurations"),
         ([WINNER, "--searcher", "tpe", "--num-samples", "3"], "tpe needs a parameter that varies"),
         ([LINE, "--scheduler", "best"],
-         "scheduler must be one of none, asha, asha_stopping, hyperband, median, pbt; got 'best'"),
+         "scheduler must be one of none, asha, pbt, asha_stopping, hyperband, median; got 'best'"),
         (["mine:train", "--set", "x=1,2", "--scheduler", "asha"],
          "a scheduler counts in steps; give the space of mine.train a parameter steps"),
         ([LINE, "--set", "momentum[optimizer=adamm]=0.9"], "optimizer must be one of gradient_descent, momentum"),

@@ -126,7 +126,7 @@ def find_experiments(name: str, flags: argparse.Namespace) -> list["Experiment"]
                 f"{experiment.mode} of {experiment.metric}"
             )
         chosen = experiment.as_quick() if flags.quick else experiment
-        found.append(chosen.replace(space=chosen.space_with(values), **changes))
+        found.append(chosen.replace(**chosen.changed_by(values), **changes))
     return found
 
 

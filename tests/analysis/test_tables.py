@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 
 from tune_hpc.analysis import conclusions, tables
+from tune_hpc.analysis.heat import heat_table
 from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, published_against_measured, verdict
 from tune_hpc.analysis.statistics import Interval, mean_interval
 from tune_hpc.analysis.wording import number, short
@@ -32,6 +33,24 @@ def test_a_published_best_is_held_against_the_best_mean_over_seeds(grid):
     assert df["measured"].iloc[0] == pytest.approx(0.305 + end)
     assert df["deviation"].iloc[0] == pytest.approx(0.01 / np.sqrt(2))
     assert df["difference"].iloc[0] == pytest.approx(0.005 + end)
+
+
+def test_of_best_values_that_were_never_tried_nothing_is_said(grid):
+    told = [{**PUBLISHED[0], "best_values": values} for values in ((0.02, 0.05), (0.05, 0.1))]
+    made = grid(published=told)
+    assert list(published_against_measured(made)["best_agrees"]) == [pd.NA, False]
+    assert any("Of 1 published best learning rates 0 are ours too." in one for one in conclusions.sentences(made))
+
+
+def test_values_that_were_drawn_make_no_table_of_all_pairs(trial, results_of):
+    drawn = results_of(
+        *(trial(f"{n}", optimizer=name, learning_rate=0.012345678 * (n + 1)) for n, name in enumerate("abcdef"))
+    )
+    assert tables.pivot(drawn, "optimizer", "learning_rate", "test_loss").empty
+    assert heat_table(drawn, "test_loss", "learning_rate", "optimizer", {}).empty
+    text = tables.to_markdown(tables.best_trials(drawn))
+    assert "0.01235" in text
+    assert "0.012345" not in text
 
 
 def test_a_published_number_is_held_against_the_trials_it_names(grid):

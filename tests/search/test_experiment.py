@@ -8,6 +8,7 @@ import pytest
 from ray import tune
 
 import search_spaces
+from tune_hpc.analysis.figures import KINDS
 from tune_hpc.analysis.results import MEASURES, METRICS
 from tune_hpc.errors import FolderError, InvalidExperimentError, InvalidSpaceError, TuneHpcError
 from tune_hpc.learning.config import TRIAL_KEYS, complete
@@ -218,10 +219,11 @@ def test_figures_tables_and_published_numbers_name_what_there_is(experiment):
     history = set(LINE_METRICS) if experiment.space["model"] == "line" else set(METRICS[:5])
     assert experiment.metric in columns
     for figure in experiment.figures:
-        assert figure.kind in ("curve", "response", "heatmap", "published", "parallel")
-        assert set(figure.metrics) <= (history if figure.kind == "curve" else columns)
+        assert figure.kind in KINDS
+        assert set(figure.metrics) <= (history if figure.kind in ("curve", "target") else columns)
         assert {figure.line, figure.page, figure.parameter} - {None} <= set(experiment.space.varying)
         assert (figure.parameter is not None) == (figure.kind in ("response", "heatmap"))
+        assert (figure.target is not None) == (figure.kind == "target")
         if figure.published:
             assert figure.published in {one.metric for one in experiment.published}
     for table in experiment.tables:
@@ -261,6 +263,14 @@ def test_with_another_schedule_or_optimizer_the_keys_of_the_former_go():
         decayed.with_values({"schedule": "one_cycle", "decay_rate": 0.9})
     own = Experiment("x", Space({"schedule": "cosine", "momentum": 1}, keys={}), function)
     assert set(own.with_values({"optimizer": "mine", "schedule": "x"}).space) == {"schedule", "momentum", "optimizer"}
+
+
+def test_a_description_says_what_was_changed():
+    winner = search_spaces.exercise3.winner
+    smaller = winner.with_values({"width": 0.5, "batch_size": 150, "dropout": tune.choice([0.1, 0.5])})
+    assert smaller.description == f"{winner.description} Changed here: width=0.5, dropout=choice(0.1, 0.5)."
+    assert winner.with_values({"batch_size": 150}) == winner
+    assert winner.replace(description="").with_values({"width": 0.5}).description == ""
 
 
 def test_numbers_of_numpy_are_plain_in_the_description():

@@ -50,6 +50,15 @@ def over_seeds(results: Results, metrics: Sequence[str]) -> pd.DataFrame:
     return configurations.assign(**columns).reset_index(drop=True)
 
 
+def crosses(configurations: pd.DataFrame, one: str, other: str) -> bool:
+    """Return whether two parameters were crossed: half of the pairs of their values, or more, were tried.
+
+    Values drawn from ranges are not: each pairs with one of the other's, and a table of all pairs would be empty.
+    """
+    pairs = configurations[[one, other]].dropna().drop_duplicates()
+    return 2 * len(pairs) >= pairs[one].nunique() * pairs[other].nunique()
+
+
 def numeric(df: pd.DataFrame, column: str) -> pd.Series:
     """Return a column as floats; absent, infinite and wordy values are missing."""
     if column not in df:

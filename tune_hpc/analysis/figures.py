@@ -65,10 +65,10 @@ def sheets(results: Results, specification: Mapping[str, Any]) -> list[Sheet]:
     """
     page = specification.get("page")
     pages = [{page: value} for value in plot_data.values_of(results, page)] if page else [{}]
-    draw = _KINDS.get(specification["kind"])
+    draw = KINDS.get(specification["kind"])
     if draw is None:
         raise UnknownNameError(
-            f"no figure of the kind {specification['kind']!r} in {results.name}; there are {', '.join(_KINDS)}"
+            f"no figure of the kind {specification['kind']!r} in {results.name}; there are {', '.join(KINDS)}"
         )
     with _lock, mpl.rc_context(_settings()):
         return [sheet for where in pages for sheet in draw(results, specification, where)]
@@ -157,7 +157,7 @@ def _settings() -> Any:
 
 
 #: Who draws which kind: zero or more sheets for one value of the page.
-_KINDS = {
+KINDS = {
     "curve": _lines, "response": _lines, "heatmap": heat_figure.draw, "published": published_figure.draw,
     "parallel": parallel_figure.draw, "ranking": row_figures.draw_ranking, "importance": row_figures.draw_importance,
     "budget": search_figures.draw_budget, "target": search_figures.draw_target,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.configurations import HEALTHY, matching, numeric, over_seeds
+from tune_hpc.analysis.configurations import HEALTHY, crosses, matching, numeric, over_seeds
 from tune_hpc.analysis.judged import configuration_numbers
 from tune_hpc.analysis.ranking import tell_apart
 from tune_hpc.analysis.results import Results
@@ -32,7 +32,7 @@ def heat_table(results: Results, metric: str, x: str, y: str, where: Mapping[str
         value``), ``is_partial`` (some seeds diverged; the mean is that of the others), ``num_configurations`` (where
         other parameters vary, too, a cell is the best configuration's), ``is_best`` (the best cell of which no seed
         diverged), ``configuration`` (the row of ``over_seeds``; missing where there is none). Empty where nothing was
-        measured, or there is one cell.
+        measured, there is one cell, or the two were not crossed: their values were drawn.
     """
     empty = pd.DataFrame(columns=list(_COLUMNS))
     if {x, y} - set(results.trials) or x == y:
@@ -41,7 +41,7 @@ def heat_table(results: Results, metric: str, x: str, y: str, where: Mapping[str
     if {x, y} - set(found):
         return empty
     found = found[matching(found, where)].dropna(subset=[x, y])
-    if not found[metric].notna().any() or len(found[[x, y]].drop_duplicates()) < 2:
+    if not found[metric].notna().any() or len(found[[x, y]].drop_duplicates()) < 2 or not crosses(found, x, y):
         return empty
     is_low = results.is_lower_better(metric)
     # Of several configurations in a cell the best counts: one of which no seed diverged before one that lost some.

@@ -94,7 +94,9 @@ def _held_against(
         )  # fmt: skip
     if over:
         row["measured_best"] = best.get(over)
-        row["best_agrees"] = any(matching(chosen.head(1), {over: value}).all() for value in named) if named else None
+        # Where none of the published best values was tried, as in a range, nothing can be said of them.
+        if any(matching(found, {over: value}).any() for value in named):
+            row["best_agrees"] = any(matching(chosen.head(1), {over: value}).all() for value in named)
     return row
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from tune_hpc.analysis.budget import LEAST_TRIED, budget_curve
 from tune_hpc.analysis.claims import claims_checked
-from tune_hpc.analysis.configurations import over_seeds, ranked
+from tune_hpc.analysis.configurations import crosses, over_seeds, ranked
 from tune_hpc.analysis.folder import write_whole
 from tune_hpc.analysis.interactions import interactions
 from tune_hpc.analysis.presentation import presented
@@ -20,7 +20,7 @@ from tune_hpc.analysis.protocols import special_cases
 from tune_hpc.analysis.published import published_against_measured
 from tune_hpc.analysis.ranking import UNKNOWN, Ranking
 from tune_hpc.analysis.results import METRICS, Results
-from tune_hpc.analysis.wording import short, unique_slug, value_text
+from tune_hpc.analysis.wording import unique_slug, value_text
 from tune_hpc.errors import UnknownNameError
 
 #: Titles of tables that a report also draws conclusions from.
@@ -65,7 +65,7 @@ def pivot(results: Results, rows: str, columns: str | None, metric: str) -> pd.D
 
     Returns:
         The values of ``rows`` in a column of that name, then one column per value of ``columns`` (or one named
-        ``metric``); missing where nothing finished.
+        ``metric``); missing where nothing finished. Empty where the two were not crossed: their values were drawn.
     """
     configurations = over_seeds(results, [metric])
     if rows not in configurations or (columns and columns not in configurations):
@@ -73,6 +73,8 @@ def pivot(results: Results, rows: str, columns: str | None, metric: str) -> pd.D
     if not columns or columns == rows:
         df = _in_order(configurations.groupby(rows, sort=False)[metric].mean().reset_index(), rows)
         return _measuring(df, {metric: metric})
+    if not crosses(configurations, rows, columns):
+        return pd.DataFrame(columns=[rows])
     wide = configurations.pivot_table(metric, rows, columns, dropna=False, sort=False)
     ordered = _in_order(pd.DataFrame({columns: wide.columns}), columns)[columns]
     wide = wide[list(ordered)].set_axis([f"{columns} {value_text(value)}" for value in ordered], axis="columns")
@@ -158,7 +160,7 @@ def varied(results: Results) -> pd.DataFrame:
         ordered = values.sort_values() if is_number else values
         text = ", ".join(map(value_text, ordered))
         if is_number and len(ordered) > 12:
-            text = f"{short(ordered.iloc[0])} to {short(ordered.iloc[-1])}"
+            text = f"{value_text(ordered.iloc[0])} to {value_text(ordered.iloc[-1])}"
         rows.append({"parameter": name, "num_values": len(values), "values": text})
     return pd.DataFrame(rows, columns=["parameter", "num_values", "values"])
 

@@ -103,11 +103,17 @@ def measurement(value: float, column: str) -> str:
 
 
 def value_text(value: Any, digits: int = 6) -> str:
-    """Return a configuration value: numbers short, truth as yes or no, names as they are, a dash for a missing one."""
+    """Return a configuration value: numbers short, truth as yes or no, names as they are, a dash for a missing one.
+
+    A number with more than six digits was drawn, not chosen, and reads better with four.
+    """
     if type(value).__name__ in {"bool", "bool_"}:  # Python's and NumPy's
         return "yes" if value else "no"
     if isinstance(value, numbers.Real):
-        return MISSING if math.isnan(value) else short(float(value), digits)
+        if math.isnan(value):
+            return MISSING
+        is_drawn = not math.isclose(float(f"{value:.6g}"), value, rel_tol=1e-12)
+        return short(float(value), min(digits, 4) if is_drawn else digits)
     if value is None or type(value).__name__ == "NAType":
         return MISSING
     return str(value)

@@ -209,7 +209,16 @@ class Experiment:
 
     def with_values(self, values: Mapping[str, Any]) -> Experiment:
         """Return the experiment with some parameters of its space changed or added; see ``space_with``."""
-        return replace(self, space=self.space_with(values))
+        return replace(self, **self.changed_by(values))
+
+    def changed_by(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields that differ once some parameters have changed: the space, and what the description says."""
+        space = self.space_with(values)
+        names = [name for name in values if name not in self.space or space.describe(name) != self.space.describe(name)]
+        if not names or not self.description:
+            return {"space": space}
+        told = ", ".join(f"{name}={space.describe(name)}" for name in names)
+        return {"space": space, "description": f"{self.description} Changed here: {told}."}
 
     def space_with(self, values: Mapping[str, Any]) -> Space:
         """Return its space with some parameters changed or added.
