@@ -26,17 +26,32 @@ experiment = Experiment(
     ),
     figures=(
         Figure("response", ("train_s",), "Training time by workers", parameter="workers", published="train_s"),
-        Figure("response", ("speedup", "efficiency"), "Speed-up and efficiency by workers", parameter="workers"),
+        Figure("speedup", ("speedup", "efficiency"), "Speed-up and efficiency by workers", parameter="workers"),
+        Figure("stack", ("compute_s", "communicate_s", "data_s"), "Where a step's time goes", parameter="workers"),
     ),
     tables=(
         Table(
             "trials",
             "Time by workers",
-            ("train_s", "extrapolated", "step_s", "speedup", "efficiency", "oversubscribed", "warmup_s", "startup_s"),
+            tuple(
+                [
+                    "train_s",
+                    "extrapolated",
+                    "step_s",
+                    "compute_s",
+                    "communicate_s",
+                    "data_s",
+                    "speedup",
+                    "efficiency",
+                    "oversubscribed",
+                    "warmup_s",
+                    "startup_s",
+                ]
+            ),
         ),
     ),
-    quick_values={"num_timed_steps": 10},
-    runner="tune_hpc.scaling.measure:run_all",
+    quick_values={"num_timed_steps": 10, "repeats": 1},
+    runner="tune_hpc.scaling.measurement:run_all",
 )
 
 experiments = (experiment,)

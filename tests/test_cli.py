@@ -226,7 +226,10 @@ def test_several_experiments_do_not_go_into_the_folder_of_one(refused, finished)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["--seeds", "2"], "a scaling measurement varies workers alone; set every other parameter to one value"),
+        (
+            ["--seeds", "2"],
+            "a scaling measurement has one value of seed; got 0, 1; its repeats have seeds of their own: set repeats",
+        ),
         (["--set", "workers=0"], "workers must be a whole number from 1 to the batch size 150; got 0"),
         (["--set", "num_timed_steps=0"], "num_timed_steps must be a whole number from 1 to the 5000 steps; got 0"),
         (["--set", "stepz=5"], "no such key 'stepz'; a trial's keys are "),

@@ -63,6 +63,9 @@ HEAVY = {
         "tune_hpc.analysis.heat_figure",
         "tune_hpc.analysis.published_figure",
         "tune_hpc.analysis.parallel_figure",
+        "tune_hpc.analysis.row_figures",
+        "tune_hpc.analysis.scaling_figures",
+        "tune_hpc.analysis.search_figures",
     ],
     "tensorboardX": ["tune_hpc.analysis.tensorboard_logs"],
     # An extra that may not be installed.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tune_hpc import __version__
 from tune_hpc.errors import FolderError, InvalidExperimentError, TuneHpcError, UnknownNameError
-from tune_hpc.flags import PLACE_FLAGS, add_place_flags, add_run_flags, find_experiments
+from tune_hpc.flags import PLACE_FLAGS, add_place_flags, add_run_flags, add_scale_flags, find_experiments
 
 if TYPE_CHECKING:
     from tune_hpc.analysis.results import Results
@@ -109,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     add_run_flags(run)
     run.add_argument("names", nargs="+", metavar="NAME", help="an exercise, a stage, all, or package.module:attribute")
 
+    scale = add("scale", _scale, "time a configuration on several workers, and say where the time goes")
+    add_scale_flags(scale)
+
     going_on = {
         "resume": "go on with searches that ended before their time; what ended is kept",
         "extend": "add configurations to a search; its searcher knows all that was tried",
@@ -167,6 +170,16 @@ def _run(flags: argparse.Namespace) -> int:
     return run_experiments(experiments, name.replace(":", "."), flags)
 
 
+def _scale(flags: argparse.Namespace) -> int:
+    from tune_hpc.search.settings import parse_settings
+
+    own = {"workers": flags.workers, "mode": flags.mode, "repeats": flags.repeats, "num_timed_steps": flags.timed_steps}
+    settings = [f"{name}={value}" for name, value in own.items() if value is not None]
+    experiment = import_module("search_spaces.exercise4").experiment
+    experiment = experiment.as_quick() if flags.quick else experiment
+    return run_experiments([experiment.with_values(parse_settings([*flags.settings, *settings]))], "scaling", flags)
+
+
 def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.Namespace) -> int:
     """Run experiments, write what comes of them, and print it in short.
 
@@ -178,10 +191,9 @@ def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.
     Returns:
         The exit code.
     """
-    from tune_hpc.analysis.folder import ExperimentFolder
+    from tune_hpc.analysis.folder import ExperimentFolder, new_folder
     from tune_hpc.search.reference import load_reference
     from tune_hpc.search.session import ray_session
-    from tune_hpc.search.tuner import new_folder
 
     parent = Path(flags.output_dir) if flags.output_dir else new_folder(name)
     folders = [parent] if len(experiments) == 1 else [parent / experiment.name for experiment in experiments]
@@ -229,9 +241,8 @@ def _tell(results: Sequence["Results"], page: Path | None) -> int:
         print(_in_short(one))
     if page is not None:
         from tune_hpc.analysis.report import write_report
-        from tune_hpc.search.importance import importance
 
-        print(f"report: {write_report(results, page, importance=importance)}")
+        print(f"report: {write_report(results, page, importance=_importance)}")
     states = {one.experiment["state"] for one in results}
     for one in results:
         if one.experiment.get("ended_by"):
@@ -294,11 +305,10 @@ def _compare(flags: argparse.Namespace) -> int:
     print(f"{ranking}\n\n{to_markdown(ranking_table(ranking))}")
     if flags.output:
         from tune_hpc.analysis.report import write_report
-        from tune_hpc.search.importance import importance
 
         names = " and ".join(names_of(searches))
         title = f"{names} by {ranking.parameter}" if len(searches) == 1 else f"{names} compared"
-        page = write_report(searches, flags.output, title, in_folders=False, importance=importance, comparison=ranking)
+        page = write_report(searches, flags.output, title, in_folders=False, importance=_importance, comparison=ranking)
         print(f"\nreport: {page}")
     return SUCCESS
 
@@ -306,12 +316,20 @@ def _compare(flags: argparse.Namespace) -> int:
 def _report(flags: argparse.Namespace) -> int:
     from tune_hpc.analysis.report import write_report
     from tune_hpc.analysis.results import load_all
-    from tune_hpc.search.importance import importance
 
     results = [one for folder in flags.folders for one in load_all(folder)]
     page = Path(flags.output) if flags.output else Path(flags.folders[0]) / "report.html"
-    print(write_report(results, page, importance=importance))
+    print(write_report(results, page, importance=_importance))
     return SUCCESS
+
+
+def _importance(results: "Results") -> Any:
+    """Say which parameters decide; Ray and Optuna, which take seconds to import, only where there are several."""
+    if len([name for name in results.varying if name != "seed"]) < 2:
+        raise UnknownNameError(f"nothing is to be told apart in {results.name}")
+    from tune_hpc.search.importance import importance
+
+    return importance(results)
 
 
 def _export(flags: argparse.Namespace) -> int:

@@ -59,6 +59,15 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="tell a searcher that learns (tpe, gp) of another search's trials first; repeatable",
     )
     add_place_flags(parser)
+    _add_results_flags(parser)
+
+
+def _add_address_flags(where: argparse._ArgumentGroup) -> None:
+    where.add_argument("--address", metavar="HOST:PORT", help="a Ray cluster (default: Ray is started on this machine)")
+    where.add_argument("--data-dir", metavar="DIR", help="where the image data are, or are to be put")
+
+
+def _add_results_flags(parser: argparse.ArgumentParser) -> None:
     results = parser.add_argument_group("where results go")
     results.add_argument("--output-dir", metavar="DIR", help="default: runs/NAME, or runs/NAME-2 where that is taken")
     results.add_argument(
@@ -67,17 +76,40 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     results.add_argument("--no-report", action="store_true", help="write the data frames only")
 
 
+def add_scale_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a scaling measurement."""
+    what = parser.add_argument_group("what is timed")
+    what.add_argument("--workers", default="1,2,4", metavar="N,...", help="numbers of workers (default: 1,2,4)")
+    what.add_argument(
+        "--mode", metavar="MODE", help="strong: they share each batch (default); weak: each has a batch of its own"
+    )
+    what.add_argument("--repeats", metavar="N", help="how often, each time with another seed (default: 3)")
+    what.add_argument(
+        "--timed-steps", metavar="N", help="steps under the clock (default: all on GPUs, at most 100 on CPUs)"
+    )
+    what.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+        help="change the configuration of Exercise 4; a list (width=0.25,1,4) is timed side by side; repeatable",
+    )  # fmt: skip
+    what.add_argument("--quick", action="store_true", help="ten steps, once, for a first look")
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", help="a Ray cluster (default: Ray is started on this machine)"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="where the image data are, or are to be put")
+    _add_results_flags(parser)
+    parser.set_defaults(warm_start=[], **{name: None for name in PLACE_FLAGS if name not in ("address", "data_dir")})
+
+
 def add_place_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say where trials run and how many at once."""
     where = parser.add_argument_group("where it is run")
-    where.add_argument("--address", metavar="HOST:PORT", help="a Ray cluster (default: Ray is started on this machine)")
+    _add_address_flags(where)
     where.add_argument("--cpus-per-trial", type=float, metavar="N", help="CPU cores a trial (default: 1)")
     where.add_argument("--gpus-per-trial", type=float, metavar="N", help="GPUs a trial; a fraction shares one")
     where.add_argument("--max-concurrent", type=int, metavar="N", help="trials that run at once, at most")
     where.add_argument(
         "--fuse", metavar="N", help="trials that train as one program: auto (default), off, or at most N"
     )
-    where.add_argument("--data-dir", metavar="DIR", help="where the image data are, or are to be put")
     where.add_argument(
         "--export",
         action="append",

@@ -1,11 +1,10 @@
-import numpy as np
 import pytest
 import torch
 
+from tests.learning.made_up import made_up_images
 from tests.learning.runs import History
 from tune_hpc.learning import training
 from tune_hpc.learning.config import complete
-from tune_hpc.learning.data import ImageData
 from tune_hpc.learning.optimizer_stack import slice_order
 from tune_hpc.learning.training import Training, train, train_fused
 
@@ -21,17 +20,7 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def images():
-    """600, 100 and 100 made-up images of ten classes: faint noise, and a bright square whose place is the class."""
-    rng = np.random.default_rng(0)
-    arrays = {"name": np.array("mnist")}
-    for split, number in (("train", 600), ("valid", 100), ("test", 100)):
-        labels = rng.integers(0, 10, number)
-        pixels = rng.integers(0, 64, (number, 1, 28, 28), dtype=np.uint8)
-        for image, label in zip(pixels, labels, strict=True):
-            row, column = divmod(int(label), 4)
-            image[0, 8 * row + 2 : 8 * row + 7, 7 * column + 1 : 7 * column + 6] = 255
-        arrays |= {f"{split}_images": pixels, f"{split}_labels": labels}
-    return ImageData.from_arrays(arrays)
+    return made_up_images()
 
 
 @pytest.fixture

@@ -33,7 +33,8 @@ EVERYTHING = [
 #: What the scaling measurement's rows have beside the standard columns.
 SCALING_COLUMNS = {
     "train_s", "extrapolated", "num_timed_steps", "step_s", "warmup_s", "startup_s", "samples_per_s", "speedup",
-    "efficiency", "cores_per_worker", "oversubscribed",
+    "efficiency", "cores_per_worker", "oversubscribed", "compute_s", "communicate_s", "data_s", "gradient_bytes",
+    "global_batch_size",
 }  # fmt: skip
 
 
@@ -208,7 +209,7 @@ def test_an_experiment_survives_pickling(experiment):
 def test_every_configuration_is_one_that_training_takes(experiment):
     for config in drawn_beforehand(experiment).configs():
         complete({name: value for name, value in config.items() if name in TRIAL_KEYS})
-        assert set(config) - set(TRIAL_KEYS) <= {"workers", "num_timed_steps"}
+        assert set(config) - set(TRIAL_KEYS) <= {"workers", "num_timed_steps", "repeats"}
 
 
 @pytest.mark.parametrize("experiment", EVERYTHING)
@@ -222,7 +223,7 @@ def test_figures_tables_and_published_numbers_name_what_there_is(experiment):
         assert figure.kind in KINDS
         assert set(figure.metrics) <= (history if figure.kind in ("curve", "target") else columns)
         assert {figure.line, figure.page, figure.parameter} - {None} <= set(experiment.space.varying)
-        assert (figure.parameter is not None) == (figure.kind in ("response", "heatmap"))
+        assert (figure.parameter is not None) == (figure.kind in ("response", "heatmap", "stack", "speedup"))
         assert (figure.target is not None) == (figure.kind == "target")
         if figure.published:
             assert figure.published in {one.metric for one in experiment.published}

@@ -19,7 +19,15 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.lines import Line2D
 
-from tune_hpc.analysis import heat_figure, parallel_figure, plot_data, published_figure, row_figures, search_figures
+from tune_hpc.analysis import (
+    heat_figure,
+    parallel_figure,
+    plot_data,
+    published_figure,
+    row_figures,
+    scaling_figures,
+    search_figures,
+)
 from tune_hpc.analysis.folder import write_whole
 from tune_hpc.analysis.plots import (
     draw_curve,
@@ -32,7 +40,7 @@ from tune_hpc.analysis.plots import (
 )
 from tune_hpc.analysis.ranking import Ranking
 from tune_hpc.analysis.results import Results
-from tune_hpc.analysis.sheet import Sheet, laid_out, titled, wrapped
+from tune_hpc.analysis.sheet import Sheet, label_y, laid_out, titled
 from tune_hpc.analysis.wording import axis_label, unique_slug, words
 from tune_hpc.errors import UnknownNameError
 
@@ -113,7 +121,8 @@ def _sheet(results: Results, specification: Mapping[str, Any], where: Mapping[st
     if published is not None:
         labels = labels if line else ["measured"]
         handles.append(Line2D([], [], **published_style("#444444")))
-        labels.append("published")
+        is_timed = str(specification["published"]).endswith("_s")
+        labels.append("published, another machine" if is_timed else "published")
     if len(handles) == 1 and labels in (["measured"], [""]):
         handles, labels = [], []
     title = titled(results, specification, where, compared=published is not None)
@@ -131,10 +140,10 @@ def _sheet(results: Results, specification: Mapping[str, Any], where: Mapping[st
                 positions = sorted({*positions, *over["x"]})
             log_x = bool(specification.get("log_x"))
             said = draw_response(ax, table, shown, over, positions=positions, log_x=log_x)
+            if over is not None and metric.endswith("_s"):
+                said.append("The published seconds are another machine's.")
         ax.set_xlabel(axis_label("step" if is_curve else str(parameter)))
-        box = ax.get_window_extent()
-        ax.set_ylabel(wrapped(axis_label(metric), box.height / sheet.figure.dpi))
-        ax.yaxis.set_label_coords(-0.53 * sheet.figure.dpi / box.width, 0.5)
+        label_y(ax, axis_label(metric))
         sheet.notes.update(dict.fromkeys(said))
     return sheet
 
@@ -160,7 +169,8 @@ def _settings() -> Any:
 KINDS = {
     "curve": _lines, "response": _lines, "heatmap": heat_figure.draw, "published": published_figure.draw,
     "parallel": parallel_figure.draw, "ranking": row_figures.draw_ranking, "importance": row_figures.draw_importance,
-    "budget": search_figures.draw_budget, "target": search_figures.draw_target,
+    "budget": search_figures.draw_budget, "target": search_figures.draw_target, "stack": scaling_figures.draw_stack,
+    "speedup": scaling_figures.draw_speedup,
 }  # fmt: skip
 
 

@@ -211,3 +211,13 @@ def find_experiments(path: str | os.PathLike[str]) -> list[ExperimentFolder]:
         reason = "there is no such folder" if not root.exists() else "no experiment.json in it or below it"
         raise FolderError(f"{root} is no experiment folder: {reason}")
     return found
+
+
+def new_folder(name: str, parent: str | Path = "runs") -> Path:
+    """Return ``runs/NAME``, or ``runs/NAME-2`` and so on where that is taken."""
+    number = 1
+    while True:
+        folder = Path(parent) / (name if number == 1 else f"{name}-{number}")
+        if not folder.exists():
+            return folder
+        number += 1

@@ -19,6 +19,8 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.statistics import ROUNDING, student_interval
 from tune_hpc.analysis.wording import condition, words
 
+#: What a step of a scaling measurement is made of.
+PARTS = ("compute_s", "communicate_s", "data_s")
 #: More lines than this cannot be told apart on one pair of axes; the best are kept.
 MAX_LINES = 10
 #: Buckets along a drawn curve: each leaves its lowest and its highest point.
@@ -48,6 +50,8 @@ def _of_the_search(results: Results) -> list[dict[str, Any]]:
 
 
 def _standard(results: Results) -> list[dict[str, Any]]:
+    if {"workers", "speedup", "efficiency"} <= set(results.trials):
+        return _of_scaling(results)
     curves = [name for name in results.history if name not in {"trial_id", "step"}]
     base = results.metric.removeprefix("best_").replace("selected_", "")
     curves.sort(key=lambda name: (name != base, name != base.replace("accuracy", "loss")))
@@ -61,6 +65,17 @@ def _standard(results: Results) -> list[dict[str, Any]]:
             {"kind": "response", "metrics": [results.metric], "title": title, "parameter": name, "log_x": log_x}
         )
     return made + _of_all(results)
+
+
+def _of_scaling(results: Results) -> list[dict[str, Any]]:
+    """Return the standard figures of a scaling measurement; what else varies has a line, or a page, for each value."""
+    others = [name for name in results.varying if name not in ("workers", "seed")]
+    shared: dict[str, Any] = {"parameter": "workers"}
+    gains = {"kind": "speedup", "metrics": ["speedup", "efficiency"], "title": "Speed-up and efficiency by workers"}
+    parts = {"kind": "stack", "metrics": list(PARTS), "title": "Where a step's time goes"}
+    if others:
+        gains, parts = {**gains, "line": others[0]}, {**parts, "page": others[0]}
+    return [{**gains, **shared}, {**parts, **shared}]
 
 
 def _of_all(results: Results) -> list[dict[str, Any]]:

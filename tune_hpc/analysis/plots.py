@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from numpy.typing import ArrayLike
 
 from tune_hpc.analysis import plot_data
 from tune_hpc.analysis.wording import short, value_text
@@ -94,17 +95,28 @@ def draw_curve(ax: Axes, table: pd.DataFrame, lines: Sequence[Any], *, log_y: bo
     if top := _tall(table, log_y):
         ax.set_ylim(floor if log_y else table["mean"].min() - 0.06 * top, top)
         notes.append(f"Cut at the top; the highest value is {table['mean'].max():.3g}.")
-    elif not log_y and _hold_bands(ax, table):
+    elif not log_y and hold_bars(ax, table):
         notes.append("Bands far wider than the lines' range are cut.")
     return notes
 
 
-def _hold_bands(ax: Axes, table: pd.DataFrame) -> bool:
-    """Keep the lines readable: two seeds make an interval many times as wide as what they measured."""
-    low, high = float(table["mean"].min()), float(table["mean"].max())
+def hold_bars(ax: Axes, table: pd.DataFrame, others: ArrayLike = ()) -> bool:
+    """Keep means readable: two seeds make an interval many times as wide as what they measured.
+
+    Args:
+        ax: Where they are drawn.
+        table: ``mean``, ``low`` and ``high``.
+        others: More that must be seen, on the same axis.
+
+    Returns:
+        Whether the axis was cut.
+    """
+    shown = np.concatenate([table["mean"].to_numpy(float), np.asarray(others, dtype=float)])
+    low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
     span = high - low
     if span > 0 and (table["low"].min() < low - span or table["high"].max() > high + span):
-        ax.set_ylim(max(table["low"].min(), low - span / 2), min(table["high"].max(), high + span / 2))
+        bottom, top = min(float(table["low"].min()), low), max(float(table["high"].max()), high)
+        ax.set_ylim(max(bottom, low - span / 2), min(top, high + span / 2))
         return True
     return False
 
@@ -175,6 +187,8 @@ def draw_response(
             theirs = published[published["line"] == line]
             theirs_x = theirs["x"].map(place) if wordy else theirs["x"]
             ax.plot(theirs_x, theirs["mean"], zorder=4, **published_style(style["color"]))
+    if len(table) and hold_bars(ax, table, () if published is None else published["mean"]):
+        notes.append("Bars far longer than the points' range are cut.")
     if wordy:
         labels, lean, _ = word_ticks(positions, ax.get_window_extent().width / 200)
         ax.set_xticks(range(len(positions)), labels, rotation=lean, ha="right" if lean else "center")

@@ -14,7 +14,7 @@ from tune_hpc.analysis.budget import LEARNING, budget_curve, time_to_target
 from tune_hpc.analysis.judged import narrowed
 from tune_hpc.analysis.plots import line_style, plain
 from tune_hpc.analysis.results import Results
-from tune_hpc.analysis.sheet import Sheet, laid_out, titled, wrapped
+from tune_hpc.analysis.sheet import Sheet, label_y, laid_out, titled
 from tune_hpc.analysis.wording import axis_label, measurement, short, words
 from tune_hpc.errors import UnknownNameError
 
@@ -55,7 +55,7 @@ def draw_budget(results: Results, specification: Mapping[str, Any], where: Mappi
         else:
             ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
         ax.set_xlabel("configurations tried")
-        _label_y(ax, axis_label(metric))
+        label_y(ax, axis_label(metric))
     first = next(iter(tables.values()))
     if is_learning:
         sheet.notes["Line: the best so far, in the order in which the searcher tried them."] = None
@@ -74,15 +74,6 @@ def draw_budget(results: Results, specification: Mapping[str, Any], where: Mappi
 def _budgets(results: Results) -> list[int]:
     most = len(results.trials)
     return sorted({int(budget) for budget in np.geomspace(1, max(most, 1), _MOST_BUDGETS).round()})
-
-
-def _label_y(ax: Axes, text: str) -> None:
-    """Label the vertical axis, at the same place in every panel."""
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    box = ax.get_window_extent()
-    ax.set_ylabel(wrapped(text, box.height / figure.dpi))
-    ax.yaxis.set_label_coords(-0.53 * figure.dpi / box.width, 0.5)
 
 
 def draw_target(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[Sheet]:
@@ -126,7 +117,7 @@ def draw_target(results: Results, specification: Mapping[str, Any], where: Mappi
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 3)))
         ax.set_ylim(-0.03, 1.03)
         ax.set_xlabel(label)
-        _label_y(ax, "fraction reached")
+        label_y(ax, "fraction reached")
     aim = measurement(float(target), metric)
     sheet.notes[f"Target: {aim}. A configuration counts from when the median of its seeds has reached it."] = None
     missed = int((~np.isfinite(table["reached_step"])).sum())

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from tune_hpc.analysis.plots import CHARACTER, WIDTH, plain
 from tune_hpc.analysis.results import Results
@@ -91,7 +90,7 @@ def started(title: str, body: float, below: float = 0.0) -> Sheet:
 
 
 def laid_out(
-    title: str, num_panels: int, handles: list[Line2D], labels: list[str], heading: str | None, extra: float
+    title: str, num_panels: int, handles: Sequence[Any], labels: list[str], heading: str | None, extra: float
 ) -> Sheet:
     """Return an empty figure with its panels, two in a row, its title and its legend; ``extra`` is for tall labels."""
     bottom = _BOTTOM + extra
@@ -116,6 +115,15 @@ def laid_out(
             place = {"loc": "upper left", "bbox_to_anchor": (x / WIDTH, y / total), "ncols": 1}
         sheet.legend(handles, labels, heading, **place)
     return sheet
+
+
+def label_y(ax: Axes, text: str) -> None:
+    """Label the vertical axis, at the same place in every panel."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    box = ax.get_window_extent()
+    ax.set_ylabel(wrapped(text, box.height / figure.dpi))
+    ax.yaxis.set_label_coords(-0.53 * figure.dpi / box.width, 0.5)
 
 
 def titled(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any], compared: bool = False) -> str:

@@ -1,1 +1,17 @@
-"""Timing one configuration on several workers, with Ray Train."""
+"""Timing configurations on several workers, with Ray Train."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tune_hpc.scaling.measurement import measure
+
+__all__ = ["measure"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: it takes Ray.
+    if name != "measure":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from tune_hpc.scaling.measurement import measure
+
+    return measure

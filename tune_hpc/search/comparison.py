@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.folder import ExperimentFolder, new_folder
 from tune_hpc.analysis.results import Results, load
 from tune_hpc.errors import FolderError, InvalidExperimentError, TrialError
 from tune_hpc.search.conditions import when
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.space import Space
-from tune_hpc.search.tuner import new_folder, resume, run_all
+from tune_hpc.search.tuner import resume, run_all
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,9 @@ class Figure:
             beside ours, a row each, with their verdicts; ``parallel``: each configuration as a line across an axis per
             parameter and one for the metric, a figure for each metric; ``ranking``: the values of ``line``, the best
             first, with their intervals; ``budget``: what fewer configurations would have found; ``target``: which part
-            of the configurations had reached ``target`` by when.
+            of the configurations had reached ``target`` by when; ``stack``: parts on top of one another, a bar for each
+            value of ``parameter``; ``speedup``: metrics against the number of workers, beside what they would be if no
+            work were lost.
         metrics: One panel each. Columns of the history (``curve``) or of the trials (all others); of ``published``
             none means all that there are numbers of.
         title: What is shown, without numbers.

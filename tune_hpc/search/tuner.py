@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from tune_hpc.analysis.exports import check_tools
-from tune_hpc.analysis.folder import FORMAT, ExperimentFolder
+from tune_hpc.analysis.folder import FORMAT, ExperimentFolder, new_folder
 from tune_hpc.analysis.process import is_running
 from tune_hpc.analysis.results import Results, load, load_all
 from tune_hpc.errors import FolderError, InvalidExperimentError
@@ -209,16 +209,6 @@ def _check_that_it_pauses(search: Search) -> None:
             f"{scheduler} needs a trainable that saves its state; the function of {search.name} takes no checkpoint"
             f"{remedy}"
         )
-
-
-def new_folder(name: str, parent: str | Path = "runs") -> Path:
-    """Return ``runs/NAME``, or ``runs/NAME-2`` and so on where that is taken."""
-    number = 1
-    while True:
-        folder = Path(parent) / (name if number == 1 else f"{name}-{number}")
-        if not folder.exists():
-            return folder
-        number += 1
 
 
 def by_value(trainable: str | Callable[..., Any]) -> str | Callable[..., Any]:

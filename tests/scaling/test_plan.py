@@ -4,7 +4,7 @@ import pytest
 
 from search_spaces import exercise4
 from tune_hpc.errors import InvalidConfigError
-from tune_hpc.scaling.measure import NUM_TIMED_STEPS_ON_CPU, make_plan
+from tune_hpc.scaling.plan import NUM_TIMED_STEPS_ON_CPU, make_plan
 
 CPUS = {"CPU": 2.0}
 BASE = {"model": "softmax", "batch_size": 150, "steps": 5000}
@@ -16,18 +16,21 @@ def plan(workers=(1, 2, 4), cluster=CPUS, **changes):
 
 def test_exercise_4_is_planned_on_1_2_and_4_workers():
     made = make_plan(list(exercise4.experiment.configs()), CPUS)
-    assert made.workers == (1, 2, 4)
-    assert (made.config["batch_size"], made.config["steps"], made.config["learning_rate"]) == (150, 5000, 1e-3)
+    assert [case.workers for case in made.cases] == [1, 2, 4]
+    config = made.cases[0].config
+    assert (config["batch_size"], config["steps"], config["learning_rate"]) == (150, 5000, 1e-3)
+    assert {case.mode for case in made.cases} == {"strong"}
+    assert made.repeats == 3
 
 
 def test_cpus_use_gloo_and_time_fewer_steps():
     made = plan()
-    assert (made.backend, made.use_gpu, made.num_timed_steps) == ("gloo", False, NUM_TIMED_STEPS_ON_CPU)
+    assert (made.backend, made.use_gpu, made.cases[0].num_timed_steps) == ("gloo", False, NUM_TIMED_STEPS_ON_CPU)
 
 
 def test_gpus_use_nccl_and_time_every_step():
     made = plan(cluster={"CPU": 16.0, "GPU": 4.0})
-    assert (made.backend, made.use_gpu, made.num_timed_steps) == ("nccl", True, 5000)
+    assert (made.backend, made.use_gpu, made.cases[0].num_timed_steps) == ("nccl", True, 5000)
     assert made.resources_per_worker == {"CPU": 1.0, "GPU": 1.0}
 
 
@@ -58,6 +61,9 @@ def test_all_workers_fit_on_the_cores_there_are():
         ({"num_timed_steps": "many"}, "got 'many'"),
         ({"model": "line", "data": "line"}, "the line's four points are not worth sharing"),
         ({"colour": "red"}, "no such key 'colour'"),
+        ({"mode": "huge"}, "mode must be one of strong, weak; got 'huge'"),
+        ({"repeats": 0}, "repeats must be a whole number from 1 to 100; got 0"),
+        ({"batching": "single_pass"}, "a single pass may end before the clock does; time it with batching=sequential"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(changes, message):
@@ -67,6 +73,22 @@ def test_what_cannot_be_measured_is_refused_in_one_line(changes, message):
     assert "\n" not in str(error.value)
 
 
-def test_only_the_number_of_workers_may_vary():
-    with pytest.raises(InvalidConfigError, match="varies workers alone"):
-        make_plan([{**BASE, "workers": 1, "batch_size": size} for size in (100, 150)], CPUS)
+def test_shared_batches_stay_and_own_batches_grow_with_the_workers():
+    shared, own = plan(), plan(mode="weak")
+    assert [case.batch_size for case in shared.cases] == [150, 150, 150]
+    assert [case.batch_size for case in own.cases] == [150, 300, 600]
+    assert [case.alone.batch_size for case in own.cases] == [150, 150, 150]
+    assert own.cases[2].trained(repeat=2) == {**own.cases[0].config, "batch_size": 600, "seed": 2}
+
+
+def test_what_differs_is_measured_side_by_side_but_for_seeds_and_data():
+    several = [{**BASE, "workers": number, "batch_size": size} for size in (100, 150) for number in (1, 2)]
+    assert [(case.batch_size, case.workers) for case in make_plan(several, CPUS).cases] == [
+        (100, 1), (100, 2), (150, 1), (150, 2),
+    ]  # fmt: skip
+    with pytest.raises(
+        InvalidConfigError, match="has one value of seed; got 0, 1; its repeats have seeds of their own"
+    ):
+        make_plan([{**BASE, "seed": seed} for seed in (0, 1)], CPUS)
+    with pytest.raises(InvalidConfigError, match="has one value of data; got mnist, fashion_mnist"):
+        make_plan([{**BASE, "data": name} for name in ("mnist", "fashion_mnist")], CPUS)

@@ -1,0 +1,36 @@
+"""What the processes of a test do that train together, without Ray: each imports this module."""
+
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from tests.learning.made_up import made_up_images
+from tune_hpc.learning.config import complete
+from tune_hpc.scaling.workers import make_group, make_training
+
+NUM_STEPS = 20
+NUMBERS = (1, 2, 4)
+#: 600 images in batches of 150, which four workers share as 37, 38, 37 and 38; float64, for sums in another order.
+SHARED = {"batch_size": 150, "precision": "float64", "steps": 5000, "batching": "shuffled", "seed": 3}
+CONFIGS = {
+    "softmax": {**SHARED, "model": "softmax", "optimizer": "adam", "learning_rate": 0.01},
+    "cnn": {**SHARED, "model": "cnn", "width": 0.0625, "optimizer": "momentum", "learning_rate": 0.01},
+    "dropout": {**SHARED, "model": "cnn", "width": 0.0625, "optimizer": "adam", "dropout": 0.5, "max_shift": 2.0},
+}
+
+
+def train_together(rank: int, folder: str) -> None:
+    """Train each configuration on the first 1, 2 and 4 processes, and keep what each of them came to."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=max(NUMBERS))
+    images = made_up_images()
+    for number in NUMBERS:
+        group = make_group(number)
+        for name, config in CONFIGS.items():
+            if rank < number:
+                training = make_training(complete(config), images, torch.device("cpu"), rank, number, group)
+                training.run(0, NUM_STEPS)
+                torch.save(list(training.model.parameters()), Path(folder) / f"{name}-{number}-{rank}.pt")
+        distributed.barrier()
+    distributed.destroy_process_group()

@@ -1,0 +1,68 @@
+"""Measurements on a real Ray, of next to nothing."""
+
+import numpy as np
+import pytest
+
+from tune_hpc import load, scaling
+from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.errors import InvalidConfigError, TrialError
+from tune_hpc.learning.image_files import read_arrays
+from tune_hpc.scaling.measurement import time_plan
+from tune_hpc.scaling.plan import make_plan
+
+CONFIG = {"model": "softmax", "batch_size": 60, "batching": "shuffled", "seed": 5}
+QUIET = {"show_progress": False}
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.mark.slow
+def test_a_row_for_each_case_and_repeat_whose_parts_add_up(ray_session, mnist, tmp_path):
+    made = scaling.measure(
+        CONFIG, workers=(2, 1), mode="weak", repeats=2, num_timed_steps=8, output_dir=tmp_path / "out", **QUIET
+    )
+    assert made.trials.equals(load(tmp_path / "out").trials)
+    trials = made.trials
+    assert list(trials["workers"]) == [2, 2, 1, 1]
+    assert list(trials["seed"]) == [5, 6, 5, 6]
+    assert list(trials["global_batch_size"]) == [120, 120, 60, 60]
+    assert set(trials["batch_size"]) == {60}
+    parts = trials[["compute_s", "communicate_s", "data_s"]]
+    assert (parts >= 0).all(axis=None)
+    np.testing.assert_allclose(parts.sum(axis="columns"), trials["step_s"])
+    np.testing.assert_allclose(trials["samples_per_s"], trials["global_batch_size"] / trials["step_s"])
+    alone = trials[trials["workers"] == 1].set_index("seed")
+    assert (alone["speedup"] == 1).all()
+    assert (alone["communicate_s"] == 0).all()
+    together = trials[trials["workers"] == 2].set_index("seed")
+    np.testing.assert_allclose(together["efficiency"], together["speedup"] / 2)
+    assert set(trials["gradient_bytes"]) == {(784 + 1) * 10 * 4}
+    assert not trials["oversubscribed"].any()
+    assert trials["extrapolated"].all()
+    np.testing.assert_allclose(trials["train_s"], 1000 * trials["step_s"])
+    # The repeats are what intervals stand on.
+    assert list(made.compare("workers", "samples_per_s").values["num_seeds"]) == [2, 2]
+
+
+@pytest.mark.slow
+def test_a_worker_that_ends_leaves_an_error_and_no_number(ray_session, mnist, tmp_path):
+    # More than there are images, which is otherwise refused beforehand.
+    plan = make_plan([{**CONFIG, "batch_size": 30_000, "workers": 2, "mode": "weak", "num_timed_steps": 1}], {"CPU": 2})
+    with pytest.raises(
+        TrialError, match=r"a worker of the scaling measurement ended: .*batch_size must be 1 to 50000, "
+    ):
+        time_plan(plan, ExperimentFolder(tmp_path), read_arrays("mnist", None))
+
+
+def test_what_cannot_be_measured_is_refused_before_ray(mnist, tmp_path):
+    for changes, message in (
+        ({"workers": ()}, "workers is empty; name at least one"),
+        ({"width": ()}, "width is empty; name at least one"),
+        ({"mode": "both"}, "mode must be one of strong, weak; got 'both'"),
+        ({"workers": (61,)}, "workers must be a whole number from 1 to the batch size 60; got 61"),
+        ({"config": {**CONFIG, "batch_size": 30_000}, "mode": "weak"},
+         "2 workers with batches of 30000 each see 60000 samples a step; there are 50000: use fewer workers, or"),
+    ):  # fmt: skip
+        with pytest.raises(InvalidConfigError, match=message):
+            scaling.measure(**{"config": CONFIG, "output_dir": tmp_path / "out", **QUIET, **changes})
+    assert not (tmp_path / "out").exists()

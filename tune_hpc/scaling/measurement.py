@@ -1,0 +1,244 @@
+"""Training time on several workers: a batch shared by all of them, its gradients averaged at every step.
+
+A TorchTrainer costs many seconds before its function is entered: four process starts one after the other (of 16 s on
+two cores 5 for Ray Train's controller, 2 for the cleaner of its placement group, 5 for the workers with their import of
+torch, 5 for what they share), each of them imports. So the largest number of workers is started once, and each
+measurement runs on exactly its number of them, in a process group of their own, while the others wait. What is timed is
+the loop after its first steps, with the workers in step; what came before is ``startup_s`` and ``warmup_s``.
+
+A trial is one case in one repeat. Columns of the trials frame beside the configuration (whose ``seed`` counts the
+repeats): ``step_s`` and its parts ``compute_s``, ``communicate_s`` (what the exchange of gradients adds) and
+``data_s``; ``train_s`` (seconds for ``steps`` steps), ``extrapolated`` (whether that was computed from fewer steps),
+``num_timed_steps``, ``warmup_s``, ``startup_s``, ``global_batch_size`` (what a step of all workers sees),
+``samples_per_s``, ``speedup`` (samples a second against one worker's in the same repeat) and ``efficiency`` (that for
+each worker), ``gradient_bytes`` (averaged at every step), ``backend``, ``cores_per_worker`` and ``oversubscribed``
+(more workers than cores, or than GPUs).
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import ray
+from ray import tune
+
+from tune_hpc.analysis.folder import FORMAT, ExperimentFolder, new_folder
+from tune_hpc.analysis.results import Results, load, trials_frame, write_frames
+from tune_hpc.errors import InvalidConfigError, TrialError
+from tune_hpc.learning.image_files import read_arrays
+from tune_hpc.scaling.plan import Plan, make_plan
+from tune_hpc.scaling.workers import time_workers
+from tune_hpc.search.experiment import Experiment, Space
+from tune_hpc.search.provenance import now, provenance
+from tune_hpc.search.session import ray_session
+
+
+def measure(
+    config: Mapping[str, Any],
+    workers: Sequence[int] = (1, 2, 4),
+    mode: str = "strong",
+    repeats: int = 3,
+    width: float | Sequence[float] | None = None,
+    *,
+    output_dir: str | Path | None = None,
+    overwrite: bool = False,
+    num_timed_steps: int | None = None,
+    address: str | None = None,
+    data_dir: str | Path | None = None,
+    show_progress: bool = True,
+) -> Results:
+    """Time a configuration on several workers.
+
+    Args:
+        config: Keys of a trial; what is left out takes its default.
+        workers: Numbers of workers.
+        mode: ``strong``: they share each batch; ``weak``: each has a batch of its own.
+        repeats: How often, each time with another seed.
+        width: The network's, or several of them: each is measured on each number of workers.
+        output_dir: The experiment folder; by default a new one in ``runs``.
+        overwrite: Replace an earlier measurement there.
+        num_timed_steps: Steps under the clock; by default all on GPUs, and at most 100 on CPUs.
+        address: A Ray cluster; by default the one already connected to, else Ray is started on this machine.
+        data_dir: Where the image data are, or are to be put.
+        show_progress: Whether to say in a line what is being measured.
+
+    Returns:
+        One trial for each number of workers (and width) and each repeat; the columns are those of this module.
+
+    Raises:
+        InvalidConfigError: a rule of the configuration is broken.
+        FolderError: a folder that cannot be written, or holds something else.
+        DataUnavailableError: image data that are not here and cannot be fetched.
+        ClusterError: no such cluster.
+        TrialError: a worker ended before the measurement did.
+    """
+    several: dict[str, list[float]] = {"workers": list(workers)}
+    if width is not None:
+        several["width"] = [width] if isinstance(width, int | float) else list(width)
+    if empty := next((name for name, values in several.items() if not values), None):
+        raise InvalidConfigError(f"{empty} is empty; name at least one")
+    fixed = {**config, "mode": mode, "repeats": repeats}
+    if num_timed_steps is not None:
+        fixed["num_timed_steps"] = num_timed_steps
+    space = Space({**fixed, **{name: tune.choice(values) for name, values in several.items()}}, keys={})
+    experiment = Experiment(
+        "scaling", space, "tune_hpc.scaling.workers:time_workers", metric="train_s", mode="min",
+        title="Training time by workers", runner=f"{__name__}:run_all",
+    )  # fmt: skip
+    home = Path(output_dir) if output_dir else new_folder(experiment.name)
+    return run_all(
+        [experiment], folders=[home], overwrite=overwrite, address=address, data_dir=data_dir,
+        show_progress=show_progress,
+    )[0]  # fmt: skip
+
+
+def run_all(
+    experiments: Sequence[Experiment],
+    *,
+    folders: Sequence[str | Path],
+    overwrite: bool = False,
+    address: str | None = None,
+    data_dir: str | Path | None = None,
+    show_progress: bool = True,
+    check_only: bool = False,
+    **search_options: Any,
+) -> list[Results]:
+    """Measure each experiment's configurations on each of its numbers of workers.
+
+    Args:
+        experiments: Spaces of keys of a trial, and of ``plan.SCALING_KEYS``.
+        folders: One experiment folder each.
+        overwrite: Replace what earlier runs of the same experiments left there.
+        address: A Ray cluster; by default the one already connected to, else Ray is started on this machine.
+        data_dir: Where the image data are, or are to be put.
+        show_progress: Whether to say in a line what is being measured.
+        check_only: Refuse what can be refused without a cluster, and start nothing.
+        **search_options: Options of a search, which have no meaning here.
+
+    Raises:
+        InvalidConfigError: a rule of the configuration is broken.
+        FolderError: a folder that cannot be written, or holds something else.
+        DataUnavailableError: image data that are not here and cannot be fetched.
+        ClusterError: no such cluster.
+        TrialError: a worker ended before the measurement did.
+    """
+    planned = [
+        (one, list(one.configs()), ExperimentFolder(Path(path).absolute()))
+        for one, path in zip(experiments, folders, strict=True)
+    ]
+    for experiment, configs, home in planned:
+        make_plan(configs, {})
+        home.check_free(experiment.name, overwrite=overwrite)
+    if check_only:
+        return []
+    ignored = [name for name, value in search_options.items() if value is not None]
+    if ignored:
+        print(f"a scaling measurement takes no notice of {', '.join(ignored)}", file=sys.stderr)
+    results = []
+    for experiment, configs, home in planned:
+        began = time.perf_counter()
+        planned_here = make_plan(configs, {})
+        arrays = read_arrays(planned_here.cases[0].config["data"], Path(data_dir) if data_dir else None)
+        planned_here.check_fits(len(arrays["train_labels"]))
+        with ray_session(address):
+            home.claim(experiment.name, overwrite=overwrite)
+            plan = make_plan(configs, ray.cluster_resources())
+            description = experiment.to_json() | {
+                "format": FORMAT,
+                "config_keys": [*plan.cases[0].config, "workers", "mode"],
+                "state": "running",
+                "provenance": provenance(),
+            }
+            home.write(description)
+            if show_progress:
+                numbers = ", ".join(str(number) for number in dict.fromkeys(case.workers for case in plan.cases))
+                what = f"{plan.cases[0].num_timed_steps} steps on {numbers} workers ({plan.backend})"
+                print(f"timing {what}, {plan.repeats} times", file=sys.stderr)
+            state = "interrupted"
+            try:
+                rows = [{"experiment": experiment.name, **row} for row in time_plan(plan, home, arrays)]
+                state = "finished"
+            finally:
+                description["provenance"] |= {"finished": now(), "wall_s": time.perf_counter() - began}
+                home.write(description | {"state": state})
+        history = pd.DataFrame({"trial_id": pd.Series([], dtype="str"), "step": pd.Series([], dtype="int64")})
+        write_frames(home, trials_frame(rows, description["config_keys"]), history)
+        results.append(load(home.path))
+    return results
+
+
+def time_plan(plan: Plan, home: ExperimentFolder, arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Time a plan's cases on the connected cluster.
+
+    Args:
+        plan: What to measure.
+        home: Where Ray Train keeps its own files.
+        arrays: The data set of the plan, as ``read_arrays`` returns it.
+
+    Returns:
+        One row of the trials frame for each case and repeat.
+
+    Raises:
+        TrialError: a worker ended before the measurement did.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    images = ray.put(arrays)
+    trainer = TorchTrainer(
+        time_workers,
+        train_loop_config={"plan": plan, "images": [images], "called_at": time.time()},
+        scaling_config=ScalingConfig(
+            num_workers=plan.most_workers, use_gpu=plan.use_gpu, resources_per_worker=plan.resources_per_worker
+        ),
+        torch_config=TorchConfig(backend=plan.backend),
+        run_config=RunConfig(name="train", storage_path=str(home.ray), failure_config=FailureConfig(max_failures=0)),
+    )
+    try:
+        measured = trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "no reason given")
+        raise TrialError(
+            f"a worker of the scaling measurement ended: {reason.strip()}; nothing was measured"
+        ) from error
+    if not measured:
+        raise TrialError("the scaling measurement returned nothing; look at Ray's logs in " + str(home.ray))
+    return [_row(plan, number, one) for number, one in enumerate(measured)]
+
+
+def _row(plan: Plan, number: int, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what one measurement says, in the units of the trials frame."""
+    case = plan.cases[measured["case"]]
+    step_s, steps = measured["step_s"], case.config["steps"]
+    samples_per_s = case.batch_size / step_s
+    speedup = samples_per_s / (case.alone.batch_size / measured["alone_s"])
+    return {
+        "trial_id": f"t{number:05d}",
+        "status": "finished",
+        "stop_reason": f"{case.num_timed_steps} steps timed",
+        **case.config,
+        "seed": case.trained(measured["repeat"])["seed"],
+        "workers": case.workers,
+        "mode": case.mode,
+        "global_batch_size": case.batch_size,
+        "train_s": step_s * steps,
+        "extrapolated": case.num_timed_steps < steps,
+        "num_timed_steps": case.num_timed_steps,
+        "steps_run": case.num_timed_steps,
+        **{name: measured[name] for name in ("step_s", "compute_s", "communicate_s", "data_s")},
+        "samples_per_s": samples_per_s,
+        "speedup": speedup,
+        "efficiency": speedup / case.workers,
+        "startup_s": measured["startup_s"],
+        "warmup_s": measured["warmup_s"],
+        "setup_s": measured["startup_s"] + measured["warmup_s"],
+        "gradient_bytes": measured["gradient_bytes"],
+        "backend": plan.backend,
+        "cores_per_worker": measured["cores_per_worker"],
+        "oversubscribed": plan.oversubscribed(case.workers),
+        "host": measured["host"],
+        "device": measured["device"],
+    }
