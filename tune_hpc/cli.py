@@ -177,7 +177,11 @@ def _scale(flags: argparse.Namespace) -> int:
     settings = [f"{name}={value}" for name, value in own.items() if value is not None]
     experiment = import_module("search_spaces.exercise4").experiment
     experiment = experiment.as_quick() if flags.quick else experiment
-    return run_experiments([experiment.with_values(parse_settings([*flags.settings, *settings]))], "scaling", flags)
+    chosen = experiment.with_values(parse_settings([*flags.settings, *settings]))
+    if set(chosen.space.varying) - {"workers"}:
+        # Its figures are of one configuration; of several there are standard ones, with a line for each.
+        chosen = chosen.replace(figures=())
+    return run_experiments([chosen], "scaling", flags)
 
 
 def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.Namespace) -> int:

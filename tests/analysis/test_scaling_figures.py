@@ -3,6 +3,7 @@ import pytest
 
 from tests.analysis.tidy import assert_tidy
 from tune_hpc.analysis import figures
+from tune_hpc.analysis.conclusions import sentences
 
 STACK = {"kind": "stack", "metrics": ["compute_s", "communicate_s"], "title": "Where time goes", "parameter": "workers"}
 SPEEDUP = {"kind": "speedup", "metrics": ["speedup", "efficiency"], "title": "Speed-up", "parameter": "workers"}
@@ -12,15 +13,16 @@ SPEEDUP = {"kind": "speedup", "metrics": ["speedup", "efficiency"], "title": "Sp
 def measured(trial, results_of):
     """Two repeats on 1, 2 and 4 workers; four share two cores."""
 
-    def make(widths=(1.0,)):
+    def make(widths=(1.0,), numbers=(1, 2, 4)):
         trials = []
         for number, (width, workers, seed) in enumerate(
-            (width, workers, seed) for width in widths for workers in (1, 2, 4) for seed in (0, 1)
+            (width, workers, seed) for width in widths for workers in numbers for seed in (0, 1)
         ):
             row, history = trial(f"{number:05d}", workers=workers, seed=seed, width=width)
             row |= {
                 "compute_s": 1.0 / workers, "communicate_s": 0.1 * (workers - 1) + 0.02 * seed, "speedup": workers**0.5,
                 "efficiency": workers**-0.5 + 0.01 * seed, "oversubscribed": workers == 4,
+                "step_s": 1.0 / workers + 0.1 * (workers - 1) + 0.02 * seed,
             }  # fmt: skip
             trials.append((row, history.iloc[:0]))
         return results_of(*trials, config_keys=["workers", "width", "seed"])
@@ -62,6 +64,18 @@ def test_a_line_for_each_width_and_no_stack_of_several(measured):
     assert [sheet.title for sheet in figures.sheets(made, {**STACK, "page": "width"})] == [
         "Where time goes: width 0.5", "Where time goes: width 1",
     ]  # fmt: skip
+
+
+def test_the_report_says_what_workers_give_and_suggests_no_wider_search(measured):
+    said = sentences(measured())
+    gain = "4 workers do 2.00 times as much a second as one, 50% of what they could; "
+    assert gain + "the exchange of gradients adds 55% of a step." in said
+    assert not any("highest searched" in one for one in said)
+    widths = sentences(measured((0.5, 1.0)))
+    assert [one.partition(" do ")[0] for one in widths if "exchange" in one] == [
+        "4 workers at width 0.5", "4 workers at width 1",
+    ]  # fmt: skip
+    assert not any("exchange" in one for one in sentences(measured(numbers=(1,))))
 
 
 def test_without_measurements_there_is_no_figure(trial, results_of):

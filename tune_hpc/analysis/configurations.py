@@ -50,6 +50,11 @@ def over_seeds(results: Results, metrics: Sequence[str]) -> pd.DataFrame:
     return configurations.assign(**columns).reset_index(drop=True)
 
 
+def is_scaling(results: Results) -> bool:
+    """Return whether these are times on several workers rather than a search."""
+    return {"workers", "speedup", "efficiency", "communicate_s"} <= set(results.trials)
+
+
 def crosses(configurations: pd.DataFrame, one: str, other: str) -> bool:
     """Return whether two parameters were crossed: half of the pairs of their values, or more, were tried.
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from tune_hpc.analysis.budget import LEAST_TRIED
-from tune_hpc.analysis.configurations import HEALTHY, matching, numeric
+from tune_hpc.analysis.configurations import HEALTHY, is_scaling, matching, numeric
 from tune_hpc.analysis.judged import configuration_numbers
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.statistics import ROUNDING, student_interval
@@ -50,7 +50,7 @@ def _of_the_search(results: Results) -> list[dict[str, Any]]:
 
 
 def _standard(results: Results) -> list[dict[str, Any]]:
-    if {"workers", "speedup", "efficiency"} <= set(results.trials):
+    if is_scaling(results):
         return _of_scaling(results)
     curves = [name for name in results.history if name not in {"trial_id", "step"}]
     base = results.metric.removeprefix("best_").replace("selected_", "")
