@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from optuna.trial import TrialState
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from tests.search import trainables
@@ -170,6 +171,17 @@ def test_no_value_stops_nobody(name):
     best = trial("best")
     scheduler.on_trial_add(None, best)
     assert scheduler.on_trial_result(None, best, {"progress": 3, "value": 0.5}) == TrialScheduler.CONTINUE
+
+
+@pytest.mark.parametrize("name", ["asha_stopping", "hyperband", "median"])
+def test_who_cannot_be_judged_yet_goes_on_though_others_wait(name):
+    waiting = type("Search", (), {"get_live_trials": lambda: [type("Trial", (), {"status": Trial.PENDING})]})
+    scheduler = make_scheduler(name, "min", 27, 0)
+    first = trial("first")
+    scheduler.on_trial_add(waiting, first)
+    for progress in range(1, 27):
+        decision = scheduler.on_trial_result(waiting, first, {"progress": progress, "value": 1.0})
+        assert decision == TrialScheduler.CONTINUE
 
 
 def first_decision(scheduler, name: str) -> int:
