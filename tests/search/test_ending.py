@@ -322,7 +322,8 @@ class TestBundle:
 
 def counting(folder: Path, trainable=counts, scheduler: str = "none", **changes) -> Experiment:
     """Return three trials, that take two seconds each and write down each step that they make."""
-    space = {"x": tune.choice([1, 2, 3]), "steps": 40, "pause": 0.05, "journal": str(folder / "journal"), **changes}
+    files = {name: str(folder / name) for name in ("journal", "hurry")}
+    space = {"x": tune.choice([1, 2, 3]), "steps": 40, "pause": 0.05, **files, **changes}
     return Experiment(
         f"counting.{scheduler}", Space(space, keys={}), trainable, metric="loss", mode="min", seeds=(),
         scheduler=scheduler,
@@ -413,6 +414,7 @@ class TestOnRay:
 
         home = ExperimentFolder(tmp_path / "out")
         assert StopRequest(home.stop).is_made  # Until the next search begins.
+        (tmp_path / "hurry").touch()
         (whole,) = resume(tmp_path / "out", **QUIET)
         assert whole.experiment["state"] == "finished"
         assert whole.counts() == {"finished": 3}
@@ -445,6 +447,7 @@ class TestOnRay:
         first = run(experiment, output_dir=tmp_path / "out", **QUIET)
         assert 3.0 <= time.monotonic() - moments[0] < 6.0
         assert dict(zip(first.trials["x"], first.trials["status"], strict=True)) == {1: "finished", 2: "running"}
+        (tmp_path / "hurry").touch()
         (whole,) = resume(tmp_path / "out", **QUIET)
         assert whole.counts() == {"finished": 3}
         assert Counter(lines(tmp_path)) == {"1": 1, "2": 2, "3": 1}
@@ -471,6 +474,7 @@ class TestOnRay:
         assert all(StopRequest(ExperimentFolder(folder).stop).is_made for folder in folders)
         asked = json.loads((folders[0] / "experiment.json").read_text(encoding="utf-8"))
         assert asked["ended_by"] == "interrupted"
+        (tmp_path / "hurry").touch()
         goes_on, fresh = resume(tmp_path, **QUIET)
         assert goes_on.experiment["state"] == fresh.experiment["state"] == "finished"
         assert set(goes_on.counts()) <= {"finished", "stopped"}

@@ -86,33 +86,52 @@ def test_what_was_proposed_is_written_down(everyone):
     assert not (everyone["random"].folder / "proposals.jsonl").exists()
 
 
-@pytest.mark.parametrize("searcher", ["grid", "random", "quasi_random"])
-def test_a_study_seed_has_the_same_configurations_on_any_number_of_slots(searcher, tmp_path):
-    space = {"x": tune.choice([0.1, 0.2, 0.3, 0.4])} if searcher == "grid" else {}
-    changes = {"num_samples": None} if searcher == "grid" else {"num_samples": 7, "search_seed": 11}
-    found = []
+@pytest.fixture(scope="module")
+def on_slots(ray_session, tmp_path_factory):
+    """The trials of three searches, by the number of slots that they ran on."""
+    found = {}
     for slots, cpus in ((1, 1), (4, 0.5)):
-        one = experiment(tmp_path, searcher, **changes).with_values(space)
-        results = run(one, output_dir=tmp_path / f"{slots}", max_concurrent=slots, cpus_per_trial=cpus, **QUIET)
-        found.append(results.trials[["trial_id", "x"]])
-    pd.testing.assert_frame_equal(*found)
+        parent = tmp_path_factory.mktemp(f"slots{slots}")
+        grid = experiment(parent, "grid", num_samples=None).with_values({"x": tune.choice([0.1, 0.2, 0.3, 0.4])})
+        others = [experiment(parent, name, num_samples=7, search_seed=11) for name in ("random", "quasi_random")]
+        folders = [parent / name for name in ("grid", "random", "quasi_random")]
+        found[slots] = run_all([grid, *others], folders=folders, max_concurrent=slots, cpus_per_trial=cpus, **QUIET)
+    return {slots: {one.experiment["searcher"]: one.trials for one in results} for slots, results in found.items()}
+
+
+@pytest.mark.parametrize(("searcher", "num_trials"), [("grid", 4), ("random", 7), ("quasi_random", 7)])
+def test_a_study_seed_has_the_same_configurations_on_any_number_of_slots(on_slots, searcher, num_trials):
+    one, four = (on_slots[slots][searcher][["trial_id", "x"]] for slots in (1, 4))
+    assert len(one) == num_trials
+    pd.testing.assert_frame_equal(one, four)
+
+
+@pytest.fixture(scope="module")
+def six_of_each(ray_session, tmp_path_factory):
+    """The folder of six trials by each searcher that can be extended, in one run."""
+    parents = {name: tmp_path_factory.mktemp(name) for name in ("random", "quasi_random", "tpe")}
+    searches = [experiment(parent, name) for name, parent in parents.items()]
+    run_all(searches, folders=[parent / "out" for parent in parents.values()], **QUIET)
+    return parents
 
 
 @pytest.mark.parametrize("searcher", ["random", "quasi_random", "tpe"])
-def test_a_finished_search_is_extended_and_none_of_it_run_again(searcher, tmp_path, studies):
-    whole = experiment(tmp_path, searcher)
-    first = run(whole, output_dir=tmp_path / "out", **QUIET)
-    second = extend(tmp_path / "out", num_samples=6, **QUIET)
+def test_a_finished_search_is_extended_and_none_of_it_run_again(searcher, six_of_each, studies):
+    folder = six_of_each[searcher]
+    whole = experiment(folder, searcher)
+    first = load(folder / "out")
+    second = extend(folder / "out", num_samples=6, **QUIET)
     assert len(first.trials) == 6
     assert len(second.trials) == 12
     assert second.experiment["state"] == "finished"
     assert second.experiment["num_samples"] == 12
     pd.testing.assert_frame_equal(second.trials.head(6)[first.trials.columns], first.trials)
-    assert set(started(tmp_path).values()) == {1}
-    assert len(started(tmp_path)) == 12
+    assert set(started(folder).values()) == {1}
+    assert len(started(folder)) == 12
     if searcher == "tpe":
-        assert studies[1].calls == [("add", number) for number in range(6)] + [("ask", n) for n in range(6, 12)]
-        told = [trial.params["x"] for trial in studies[1].trials]
+        (study,) = studies
+        assert study.calls == [("add", number) for number in range(6)] + [("ask", n) for n in range(6, 12)]
+        told = [trial.params["x"] for trial in study.trials]
         assert told == list(second.trials["x"])
     else:
         again = [one["x"] for one in whole.replace(num_samples=12).configs()]
@@ -329,9 +348,8 @@ class TestLimits:
         assert len(results.trials) < 30
 
     def test_a_searcher_that_learns_is_told_of_what_ended_and_asked_nothing_twice(self, tmp_path, studies):
-        space = Space(
-            {"x": tune.uniform(0, 1), "steps": 20, "pause": 0.02, "journal": str(tmp_path / "journal")}, keys={}
-        )
+        files = {name: str(tmp_path / name) for name in ("journal", "hurry")}
+        space = Space({"x": tune.uniform(0, 1), "steps": 20, "pause": 0.02, **files}, keys={})
         search = Experiment(
             "counts.tpe", space, counts, metric="loss", mode="min", seeds=(), searcher="tpe", num_samples=8
         )
@@ -375,6 +393,7 @@ class TestLimits:
         assert half.experiment["state"] == "interrupted"
         assert 3 <= half.counts()["finished"] < 60
         assert half.counts().get("running", 0) == 0  # They had the time to end.
+        assert half.best()["x"] == 1
         warning = "the batch system's time is nearly over (SIGUSR1)"
         reason, said = (warning, warning) if sent is signal.SIGUSR1 else ("interrupted", "stopping")
         assert f"slow.train: {reason}; `tune-hpc resume {tmp_path / 'out'}` goes on\n" in told

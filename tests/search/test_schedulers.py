@@ -53,7 +53,8 @@ def searches(ray_session, studies, tmp_path_factory):
         descent("asha_stopping"), descent("none"), descent("median"), descent("asha_stopping", "tpe"),
         descent("hyperband"), descent("hyperband", "tpe"),
     ]  # fmt: skip
-    results = run_all(experiments, folders=[parent / one.name for one in experiments], **QUIET)
+    # One slot, and so one process to start for each; test_combinations.py has more.
+    results = run_all(experiments, folders=[parent / one.name for one in experiments], max_concurrent=1, **QUIET)
     return {one.name.removeprefix("descent."): one for one in results}
 
 
