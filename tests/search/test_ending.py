@@ -422,16 +422,25 @@ class TestOnRay:
         assert len(whole.history) == len(lines(tmp_path)) == whole.trials["steps"].sum()
 
     @pytest.mark.slow
-    def test_a_fused_program_goes_on_to_the_same_bits(self, tmp_path, at_first_result):
+    def test_a_fused_program_goes_on_to_the_same_bits(self, tmp_path):
         space = {"model": "softmax", "optimizer": tune.choice(["adam", "momentum"]), "learning_rate": 0.01,
-                 "steps": 8000, "num_evaluations": 200, "num_evaluation_images": 1000}  # fmt: skip
+                 "steps": 4000, "num_evaluations": 100, "num_evaluation_images": 1000}  # fmt: skip
         fused = Experiment("fused", Space(space), metric="valid_loss", mode="min", seeds=(0, 1))
-        at_first_result(lambda watcher: os.kill(os.getpid(), signal.SIGUSR1))
-        half = run(fused, output_dir=tmp_path / "out", checkpoint_interval_s=3600, **QUIET)
+        parts = tmp_path / "out" / "trials"
+
+        def warn_at_the_first_state():
+            deadline = time.monotonic() + 120
+            while not list(parts.glob("b*.checkpoint")) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            if list(parts.glob("b*.checkpoint")):
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+        threading.Thread(target=warn_at_the_first_state, daemon=True).start()
+        half = run(fused, output_dir=tmp_path / "out", checkpoint_interval_s=0.0, **QUIET)
         assert half.experiment["state"] == "interrupted"
-        kept = list((tmp_path / "out" / "trials").glob("b*.checkpoint"))
+        kept = list(parts.glob("b*.checkpoint"))
         assert half.counts() == {"running": 2 * len(kept)}
-        assert half.trials["steps_run"].between(1, 7999).all()
+        assert half.trials["steps_run"].between(1, 3999).all()
         (resumed,) = resume(tmp_path / "out", **QUIET)
         whole = run(fused, output_dir=tmp_path / "whole", **QUIET)
         assert list(resumed.trials["num_fused"]) == list(whole.trials["num_fused"]) == [2] * 4

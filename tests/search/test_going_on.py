@@ -26,9 +26,14 @@ QUIET = {"show_progress": False}
 
 def experiment(folder: Path, searcher: str, **changes) -> Experiment:
     """Return a search for the bottom of a valley, of which a third diverges."""
-    space = Space({"x": tune.uniform(0, 1), "journal": str(folder / "journal")}, keys={})
+    space = Space({"x": tune.uniform(0, 1), **files(folder)}, keys={})
     settings = {"searcher": searcher, "num_samples": 6, "metric": "loss", "mode": "min", "seeds": ()}
     return Experiment(f"valley.{searcher}", space, valley, **(settings | changes))
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Return where trials note what they do, and the file that tells them not to pause any more."""
+    return {name: str(folder / name) for name in ("journal", "hurry")}
 
 
 def started(folder: Path) -> Counter:
@@ -153,9 +158,7 @@ def test_each_seed_of_a_configuration_runs_and_the_study_hears_of_their_mean(tmp
 def test_a_search_is_told_of_another_ones_trials(everyone, tmp_path, studies):
     begun = experiment(tmp_path, "tpe", num_samples=3)
     # Another journal is another configuration, and so is a value outside the range.
-    narrow = begun.with_values(
-        {"x": tune.uniform(0.2, 0.6), "journal": str(everyone["random"].folder.parent / "journal")}
-    )
+    narrow = begun.with_values({"x": tune.uniform(0.2, 0.6), **files(everyone["random"].folder.parent)})
     run(narrow, output_dir=tmp_path / "out", warm_start=[everyone["random"].folder], **QUIET)
     inside = everyone["random"].trials["x"].between(0.2, 0.6)
     added = [number for call, number in studies[0].calls if call == "add"]
@@ -222,6 +225,7 @@ class TestInterrupted:
         half = load(tmp_path / "out")
         assert half.experiment["state"] == "running"
         assert 5 <= len(half.trials) < 16
+        (tmp_path / "hurry").touch()
         (whole,) = resume(tmp_path / "out", **QUIET)
         assert whole.experiment["state"] == "finished"
         assert len(whole.trials) == 16
@@ -242,13 +246,17 @@ class TestInterrupted:
     @pytest.mark.parametrize("is_killed", [False, True])
     def test_twenty_trials_are_extended_by_twenty_and_none_is_run_again(self, is_killed, tmp_path, studies):
         whole = experiment(tmp_path, "tpe", num_samples=20).with_values({"pause": 0.1 if is_killed else 0})
+        hurry = tmp_path / "hurry"
+        hurry.touch()
         first = run(whole, output_dir=tmp_path / "out", **QUIET)
         assert len(first.trials) == 20
         if is_killed:
+            hurry.unlink()
             extending = f"extend({str(tmp_path / 'out')!r}, num_samples=20, show_progress=False)\n"
             self.killed_in(tmp_path, f"from tests.search.test_going_on import extend\n{extending}", 10)
             before = load(tmp_path / "out").trials
             assert 30 <= len(before) < 40
+            hurry.touch()
             (second,) = resume(tmp_path / "out", **QUIET)
         else:
             before = first.trials
@@ -332,6 +340,7 @@ class TestLimits:
         assert first.experiment["state"] == "stopped"
         assert first.experiment["ended_by"] == "the time budget of 4 s is spent"
         assert len(first.trials) < 30  # On a busy machine none begins so early.
+        (tmp_path / "hurry").touch()
         (whole,) = resume(tmp_path / "out", **QUIET)
         assert whole.experiment["state"] == "finished"
         assert whole.experiment["ended_by"] is None
@@ -348,14 +357,14 @@ class TestLimits:
         assert len(results.trials) < 30
 
     def test_a_searcher_that_learns_is_told_of_what_ended_and_asked_nothing_twice(self, tmp_path, studies):
-        files = {name: str(tmp_path / name) for name in ("journal", "hurry")}
-        space = Space({"x": tune.uniform(0, 1), "steps": 20, "pause": 0.02, **files}, keys={})
+        space = Space({"x": tune.uniform(0, 1), "steps": 20, "pause": 0.02, **files(tmp_path)}, keys={})
         search = Experiment(
             "counts.tpe", space, counts, metric="loss", mode="min", seeds=(), searcher="tpe", num_samples=8
         )
         first = run(search, output_dir=tmp_path / "out", target=2.0, checkpoint_interval_s=3600, **QUIET)
         assert first.experiment["state"] == "stopped"
         num_ended = first.counts()["finished"]
+        (tmp_path / "hurry").touch()
         (whole,) = resume(tmp_path / "out", **QUIET)
         assert whole.counts() == {"finished": 8}
         before, after = (Counter(call for call, _ in study.calls) for study in studies)
