@@ -16,6 +16,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -102,7 +103,8 @@ def through_ray(experiment: "Experiment", folder: Path, on_gpu: bool) -> dict[st
 
     measured: dict[str, Any] = {}
     for number, (way, options) in enumerate(WAYS.items()):
-        chosen = options if on_gpu else {name: value for name, value in options.items() if name == "fuse"}
+        # A rehearsal starts as few processes as it can: each imports torch.
+        chosen = options if on_gpu else {"fuse": options.get("fuse", "auto"), "max_concurrent": 1}
         results = run(experiment, output_dir=folder / f"way{number}", overwrite=True, show_progress=False, **chosen)
         measured[way] = {
             "wall_s": results.experiment["provenance"]["wall_s"],
@@ -156,7 +158,8 @@ def plan(flags: argparse.Namespace, on_gpu: bool) -> dict[str, Callable[[], Any]
         steps[experiment.name] = partial(whole_experiment, experiment, flags.output_dir / experiment.name)
     size = ["--width", 1, "--steps", 5000, "--images", 10_000, "--repeats", 1]
     if not on_gpu:
-        size = ["--width", 0.03, "--steps", 8, "--repeats", 1, "--seeds", 2, "--only", "random, a fifth"]
+        size = ["--width", 0.03, "--steps", 8, "--images", 50, "--repeats", 1, "--seeds", 2]
+        size += ["--only", "random, a fifth"]
     steps["search_cost"] = lambda: run_process(
         "benchmarks.search_cost", *size, "--output", flags.output_dir.absolute() / "search_cost_figures.json",
         folder=flags.output_dir,
@@ -173,6 +176,7 @@ def main() -> int:
     parser.add_argument("--rehearse", action="store_true", help="at a tiny size on a CPU; measures nothing")
     flags = parser.parse_args()
 
+    import ray
     import torch
 
     on_gpu = torch.cuda.is_available() and not flags.rehearse
@@ -190,6 +194,8 @@ def main() -> int:
     flags.output_dir.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * flags.minutes
     with ray_session():
+        # The processes of the steps use this Ray, too.
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         for name, step in plan(flags, on_gpu).items():
             file = flags.output_dir / f"{name}.json"
             if file.exists():

@@ -71,11 +71,10 @@ HEAVY = {
     # An extra that may not be installed.
     "mlflow": ["tune_hpc.analysis.mlflow_runs"],
 }
-#: Who may do so inside a function. A trial keeps checkpoints of any trainable, and only one that asks for them has
-#: torch; the driver, which imports the same module, must not pay for it.
-HEAVY_IN_FUNCTIONS = {"torch": ["tune_hpc.search.reporting"]}
 #: Listing and checking spaces, and finding the data, must stay cheap.
-TORCH_FREE = ["tune_hpc.learning.config", "tune_hpc.learning.download", "tune_hpc.learning.fusion"]
+TORCH_FREE = [
+    "tune_hpc.learning.config", "tune_hpc.learning.download", "tune_hpc.learning.fusion", "tune_hpc.learning.checkpoint"
+]  # fmt: skip
 
 
 def is_in(module, part):
@@ -119,7 +118,7 @@ def test_every_part_of_the_house_is_walked():
     assert len(MODULES) > 40
     assert "tune_hpc.search.trial" in MODULES
     assert "torch" in imports("tune_hpc.learning.training")[0]
-    assert "torch" in imports("tune_hpc.search.reporting")[1]
+    assert "torch" in imports("tune_hpc.learning.checkpoint")[1]
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -133,13 +132,10 @@ def test_a_module_imports_only_what_its_part_may(module):
 
 @pytest.mark.parametrize("package", HEAVY)
 def test_a_heavy_package_is_imported_only_where_it_is_used(package):
-    everywhere = HEAVY[package] + HEAVY_IN_FUNCTIONS.get(package, [])
     for module in MODULES:
         top, inside = imports(module)
-        if any(is_in(name, package) for name in top):
+        if any(is_in(name, package) for name in top | inside):
             assert any(is_in(module, part) for part in HEAVY[package]), module
-        if any(is_in(name, package) for name in inside):
-            assert any(is_in(module, part) for part in everywhere), module
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)
@@ -203,6 +199,20 @@ def test_reporting_needs_neither_torch_nor_ray(folder):
     code = f"import tune_hpc.cli\nassert tune_hpc.cli.main(['report', {str(folder)!r}]) == 0"
     assert loaded_after(code) == ["pandas", "matplotlib"]
     assert (folder / "report.html").is_file()
+
+
+def test_a_trial_without_tensors_keeps_and_finds_its_state_without_torch(tmp_path):
+    code = f"""
+from pathlib import Path
+from tune_hpc.search.reporting import TrialCheckpoint, TrialRecord
+record = TrialRecord({{}})
+record.add([1, 2], {{"loss": [0.1 + 0.2, float("nan")]}})
+TrialCheckpoint(Path({str(tmp_path / "file")!r}), [record], interval_s=0).save(2, lambda: {{"height": 0.5}})
+again = TrialRecord({{}})
+assert TrialCheckpoint(Path({str(tmp_path / "file")!r}), [again], interval_s=0).load() == {{"height": 0.5}}
+assert again.history().equals(record.history())
+"""
+    assert loaded_after(code) == ["ray", "pandas"]
 
 
 def test_finding_data_needs_neither_torch_nor_ray_nor_pandas():

@@ -1,6 +1,10 @@
 import contextlib
 import os
 import pickle
+import sys
+import zipfile
+from collections import OrderedDict
+from typing import ClassVar
 
 import pytest
 import torch
@@ -122,3 +126,61 @@ class TestCode:
         with pytest.raises(FolderError, match="is not readable as a checkpoint"):
             load_state(path)
         assert not trap.exists()
+
+
+class TestWithoutTorch:
+    """In a process that has not loaded it: what is kept is then written and read without it."""
+
+    STATE: ClassVar = {"step": 500, "height": (0.1 + 0.2, None, [1, "two", b"three"]), "order": OrderedDict(b=1, a=2)}
+
+    @pytest.fixture
+    def no_torch(self, monkeypatch):
+        monkeypatch.delitem(sys.modules, "torch")
+
+    @pytest.fixture
+    def path(self, tmp_path, no_torch):
+        file = tmp_path / "checkpoint.pt"
+        save_state(file, self.STATE)
+        return file
+
+    def test_a_state_comes_back_to_the_last_bit(self, path):
+        assert load_state(path) == self.STATE
+        assert "torch" not in sys.modules
+
+    def test_a_process_that_has_torch_reads_it_too(self, path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "torch", torch)
+        assert load_state(path) == self.STATE
+
+    def test_one_flipped_bit_is_noticed(self, path):
+        content = bytearray(path.read_bytes())
+        content[content.index(b"three")] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(FolderError, match=r"the sum of plain\.pkl differs"):
+            load_state(path)
+
+    @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4))
+    def test_a_changed_byte_leads_to_the_same_state_or_to_our_error(self, path, monkeypatch, changes):
+        with monkeypatch.context() as patched:
+            patched.delitem(sys.modules, "torch", raising=False)
+            save_state(path, self.STATE)
+        monkeypatch.setitem(sys.modules, "torch", torch)  # A changed name leads to torch, whose errors are ours, too.
+        content = bytearray(path.read_bytes())
+        for place, byte in changes:
+            content[int(place * len(content))] = byte
+        path.write_bytes(content)
+        with contextlib.suppress(FolderError):
+            assert load_state(path) == self.STATE
+
+    def test_code_is_refused_and_nothing_of_it_runs(self, path, tmp_path):
+        trap = tmp_path / "trap"
+        save_state(path, {"model": MakesFolder(trap)})
+        with pytest.raises(FolderError, match=r"is not readable as a checkpoint \(it names posix\.mkdir\)"):
+            load_state(path)
+        assert not trap.exists()
+
+    def test_a_file_that_holds_no_mapping_is_refused(self, path):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("plain.pkl", pickle.dumps([1, 2]))
+        with pytest.raises(FolderError, match="it holds no state"):
+            load_state(path)

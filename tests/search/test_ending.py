@@ -322,7 +322,8 @@ class TestBundle:
 
 def counting(folder: Path, trainable=counts, scheduler: str = "none", **changes) -> Experiment:
     """Return three trials, that take two seconds each and write down each step that they make."""
-    space = {"x": tune.choice([1, 2, 3]), "steps": 40, "pause": 0.05, "journal": str(folder / "journal"), **changes}
+    files = {name: str(folder / name) for name in ("journal", "hurry")}
+    space = {"x": tune.choice([1, 2, 3]), "steps": 40, "pause": 0.05, **files, **changes}
     return Experiment(
         f"counting.{scheduler}", Space(space, keys={}), trainable, metric="loss", mode="min", seeds=(),
         scheduler=scheduler,
@@ -413,6 +414,7 @@ class TestOnRay:
 
         home = ExperimentFolder(tmp_path / "out")
         assert StopRequest(home.stop).is_made  # Until the next search begins.
+        (tmp_path / "hurry").touch()
         (whole,) = resume(tmp_path / "out", **QUIET)
         assert whole.experiment["state"] == "finished"
         assert whole.counts() == {"finished": 3}
@@ -420,16 +422,25 @@ class TestOnRay:
         assert len(whole.history) == len(lines(tmp_path)) == whole.trials["steps"].sum()
 
     @pytest.mark.slow
-    def test_a_fused_program_goes_on_to_the_same_bits(self, tmp_path, at_first_result):
+    def test_a_fused_program_goes_on_to_the_same_bits(self, tmp_path):
         space = {"model": "softmax", "optimizer": tune.choice(["adam", "momentum"]), "learning_rate": 0.01,
-                 "steps": 8000, "num_evaluations": 200, "num_evaluation_images": 1000}  # fmt: skip
+                 "steps": 4000, "num_evaluations": 100, "num_evaluation_images": 1000}  # fmt: skip
         fused = Experiment("fused", Space(space), metric="valid_loss", mode="min", seeds=(0, 1))
-        at_first_result(lambda watcher: os.kill(os.getpid(), signal.SIGUSR1))
-        half = run(fused, output_dir=tmp_path / "out", checkpoint_interval_s=3600, **QUIET)
+        parts = tmp_path / "out" / "trials"
+
+        def warn_at_the_first_state():
+            deadline = time.monotonic() + 120
+            while not list(parts.glob("b*.checkpoint")) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            if list(parts.glob("b*.checkpoint")):
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+        threading.Thread(target=warn_at_the_first_state, daemon=True).start()
+        half = run(fused, output_dir=tmp_path / "out", checkpoint_interval_s=0.0, **QUIET)
         assert half.experiment["state"] == "interrupted"
-        kept = list((tmp_path / "out" / "trials").glob("b*.checkpoint"))
+        kept = list(parts.glob("b*.checkpoint"))
         assert half.counts() == {"running": 2 * len(kept)}
-        assert half.trials["steps_run"].between(1, 7999).all()
+        assert half.trials["steps_run"].between(1, 3999).all()
         (resumed,) = resume(tmp_path / "out", **QUIET)
         whole = run(fused, output_dir=tmp_path / "whole", **QUIET)
         assert list(resumed.trials["num_fused"]) == list(whole.trials["num_fused"]) == [2] * 4
@@ -445,6 +456,7 @@ class TestOnRay:
         first = run(experiment, output_dir=tmp_path / "out", **QUIET)
         assert 3.0 <= time.monotonic() - moments[0] < 6.0
         assert dict(zip(first.trials["x"], first.trials["status"], strict=True)) == {1: "finished", 2: "running"}
+        (tmp_path / "hurry").touch()
         (whole,) = resume(tmp_path / "out", **QUIET)
         assert whole.counts() == {"finished": 3}
         assert Counter(lines(tmp_path)) == {"1": 1, "2": 2, "3": 1}
@@ -471,6 +483,7 @@ class TestOnRay:
         assert all(StopRequest(ExperimentFolder(folder).stop).is_made for folder in folders)
         asked = json.loads((folders[0] / "experiment.json").read_text(encoding="utf-8"))
         assert asked["ended_by"] == "interrupted"
+        (tmp_path / "hurry").touch()
         goes_on, fresh = resume(tmp_path, **QUIET)
         assert goes_on.experiment["state"] == fresh.experiment["state"] == "finished"
         assert set(goes_on.counts()) <= {"finished", "stopped"}

@@ -26,9 +26,14 @@ QUIET = {"show_progress": False}
 
 def experiment(folder: Path, searcher: str, **changes) -> Experiment:
     """Return a search for the bottom of a valley, of which a third diverges."""
-    space = Space({"x": tune.uniform(0, 1), "journal": str(folder / "journal")}, keys={})
+    space = Space({"x": tune.uniform(0, 1), **files(folder)}, keys={})
     settings = {"searcher": searcher, "num_samples": 6, "metric": "loss", "mode": "min", "seeds": ()}
     return Experiment(f"valley.{searcher}", space, valley, **(settings | changes))
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Return where trials note what they do, and the file that tells them not to pause any more."""
+    return {name: str(folder / name) for name in ("journal", "hurry")}
 
 
 def started(folder: Path) -> Counter:
@@ -86,33 +91,52 @@ def test_what_was_proposed_is_written_down(everyone):
     assert not (everyone["random"].folder / "proposals.jsonl").exists()
 
 
-@pytest.mark.parametrize("searcher", ["grid", "random", "quasi_random"])
-def test_a_study_seed_has_the_same_configurations_on_any_number_of_slots(searcher, tmp_path):
-    space = {"x": tune.choice([0.1, 0.2, 0.3, 0.4])} if searcher == "grid" else {}
-    changes = {"num_samples": None} if searcher == "grid" else {"num_samples": 7, "search_seed": 11}
-    found = []
+@pytest.fixture(scope="module")
+def on_slots(ray_session, tmp_path_factory):
+    """The trials of three searches, by the number of slots that they ran on."""
+    found = {}
     for slots, cpus in ((1, 1), (4, 0.5)):
-        one = experiment(tmp_path, searcher, **changes).with_values(space)
-        results = run(one, output_dir=tmp_path / f"{slots}", max_concurrent=slots, cpus_per_trial=cpus, **QUIET)
-        found.append(results.trials[["trial_id", "x"]])
-    pd.testing.assert_frame_equal(*found)
+        parent = tmp_path_factory.mktemp(f"slots{slots}")
+        grid = experiment(parent, "grid", num_samples=None).with_values({"x": tune.choice([0.1, 0.2, 0.3, 0.4])})
+        others = [experiment(parent, name, num_samples=7, search_seed=11) for name in ("random", "quasi_random")]
+        folders = [parent / name for name in ("grid", "random", "quasi_random")]
+        found[slots] = run_all([grid, *others], folders=folders, max_concurrent=slots, cpus_per_trial=cpus, **QUIET)
+    return {slots: {one.experiment["searcher"]: one.trials for one in results} for slots, results in found.items()}
+
+
+@pytest.mark.parametrize(("searcher", "num_trials"), [("grid", 4), ("random", 7), ("quasi_random", 7)])
+def test_a_study_seed_has_the_same_configurations_on_any_number_of_slots(on_slots, searcher, num_trials):
+    one, four = (on_slots[slots][searcher][["trial_id", "x"]] for slots in (1, 4))
+    assert len(one) == num_trials
+    pd.testing.assert_frame_equal(one, four)
+
+
+@pytest.fixture(scope="module")
+def six_of_each(ray_session, tmp_path_factory):
+    """The folder of six trials by each searcher that can be extended, in one run."""
+    parents = {name: tmp_path_factory.mktemp(name) for name in ("random", "quasi_random", "tpe")}
+    searches = [experiment(parent, name) for name, parent in parents.items()]
+    run_all(searches, folders=[parent / "out" for parent in parents.values()], **QUIET)
+    return parents
 
 
 @pytest.mark.parametrize("searcher", ["random", "quasi_random", "tpe"])
-def test_a_finished_search_is_extended_and_none_of_it_run_again(searcher, tmp_path, studies):
-    whole = experiment(tmp_path, searcher)
-    first = run(whole, output_dir=tmp_path / "out", **QUIET)
-    second = extend(tmp_path / "out", num_samples=6, **QUIET)
+def test_a_finished_search_is_extended_and_none_of_it_run_again(searcher, six_of_each, studies):
+    folder = six_of_each[searcher]
+    whole = experiment(folder, searcher)
+    first = load(folder / "out")
+    second = extend(folder / "out", num_samples=6, **QUIET)
     assert len(first.trials) == 6
     assert len(second.trials) == 12
     assert second.experiment["state"] == "finished"
     assert second.experiment["num_samples"] == 12
     pd.testing.assert_frame_equal(second.trials.head(6)[first.trials.columns], first.trials)
-    assert set(started(tmp_path).values()) == {1}
-    assert len(started(tmp_path)) == 12
+    assert set(started(folder).values()) == {1}
+    assert len(started(folder)) == 12
     if searcher == "tpe":
-        assert studies[1].calls == [("add", number) for number in range(6)] + [("ask", n) for n in range(6, 12)]
-        told = [trial.params["x"] for trial in studies[1].trials]
+        (study,) = studies
+        assert study.calls == [("add", number) for number in range(6)] + [("ask", n) for n in range(6, 12)]
+        told = [trial.params["x"] for trial in study.trials]
         assert told == list(second.trials["x"])
     else:
         again = [one["x"] for one in whole.replace(num_samples=12).configs()]
@@ -134,9 +158,7 @@ def test_each_seed_of_a_configuration_runs_and_the_study_hears_of_their_mean(tmp
 def test_a_search_is_told_of_another_ones_trials(everyone, tmp_path, studies):
     begun = experiment(tmp_path, "tpe", num_samples=3)
     # Another journal is another configuration, and so is a value outside the range.
-    narrow = begun.with_values(
-        {"x": tune.uniform(0.2, 0.6), "journal": str(everyone["random"].folder.parent / "journal")}
-    )
+    narrow = begun.with_values({"x": tune.uniform(0.2, 0.6), **files(everyone["random"].folder.parent)})
     run(narrow, output_dir=tmp_path / "out", warm_start=[everyone["random"].folder], **QUIET)
     inside = everyone["random"].trials["x"].between(0.2, 0.6)
     added = [number for call, number in studies[0].calls if call == "add"]
@@ -203,6 +225,7 @@ class TestInterrupted:
         half = load(tmp_path / "out")
         assert half.experiment["state"] == "running"
         assert 5 <= len(half.trials) < 16
+        (tmp_path / "hurry").touch()
         (whole,) = resume(tmp_path / "out", **QUIET)
         assert whole.experiment["state"] == "finished"
         assert len(whole.trials) == 16
@@ -223,13 +246,17 @@ class TestInterrupted:
     @pytest.mark.parametrize("is_killed", [False, True])
     def test_twenty_trials_are_extended_by_twenty_and_none_is_run_again(self, is_killed, tmp_path, studies):
         whole = experiment(tmp_path, "tpe", num_samples=20).with_values({"pause": 0.1 if is_killed else 0})
+        hurry = tmp_path / "hurry"
+        hurry.touch()
         first = run(whole, output_dir=tmp_path / "out", **QUIET)
         assert len(first.trials) == 20
         if is_killed:
+            hurry.unlink()
             extending = f"extend({str(tmp_path / 'out')!r}, num_samples=20, show_progress=False)\n"
             self.killed_in(tmp_path, f"from tests.search.test_going_on import extend\n{extending}", 10)
             before = load(tmp_path / "out").trials
             assert 30 <= len(before) < 40
+            hurry.touch()
             (second,) = resume(tmp_path / "out", **QUIET)
         else:
             before = first.trials
@@ -313,6 +340,7 @@ class TestLimits:
         assert first.experiment["state"] == "stopped"
         assert first.experiment["ended_by"] == "the time budget of 4 s is spent"
         assert len(first.trials) < 30  # On a busy machine none begins so early.
+        (tmp_path / "hurry").touch()
         (whole,) = resume(tmp_path / "out", **QUIET)
         assert whole.experiment["state"] == "finished"
         assert whole.experiment["ended_by"] is None
@@ -329,15 +357,14 @@ class TestLimits:
         assert len(results.trials) < 30
 
     def test_a_searcher_that_learns_is_told_of_what_ended_and_asked_nothing_twice(self, tmp_path, studies):
-        space = Space(
-            {"x": tune.uniform(0, 1), "steps": 20, "pause": 0.02, "journal": str(tmp_path / "journal")}, keys={}
-        )
+        space = Space({"x": tune.uniform(0, 1), "steps": 20, "pause": 0.02, **files(tmp_path)}, keys={})
         search = Experiment(
             "counts.tpe", space, counts, metric="loss", mode="min", seeds=(), searcher="tpe", num_samples=8
         )
         first = run(search, output_dir=tmp_path / "out", target=2.0, checkpoint_interval_s=3600, **QUIET)
         assert first.experiment["state"] == "stopped"
         num_ended = first.counts()["finished"]
+        (tmp_path / "hurry").touch()
         (whole,) = resume(tmp_path / "out", **QUIET)
         assert whole.counts() == {"finished": 8}
         before, after = (Counter(call for call, _ in study.calls) for study in studies)
@@ -375,6 +402,7 @@ class TestLimits:
         assert half.experiment["state"] == "interrupted"
         assert 3 <= half.counts()["finished"] < 60
         assert half.counts().get("running", 0) == 0  # They had the time to end.
+        assert half.best()["x"] == 1
         warning = "the batch system's time is nearly over (SIGUSR1)"
         reason, said = (warning, warning) if sent is signal.SIGUSR1 else ("interrupted", "stopping")
         assert f"slow.train: {reason}; `tune-hpc resume {tmp_path / 'out'}` goes on\n" in told

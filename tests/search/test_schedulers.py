@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from optuna.trial import TrialState
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from tests.search import trainables
@@ -52,7 +53,8 @@ def searches(ray_session, studies, tmp_path_factory):
         descent("asha_stopping"), descent("none"), descent("median"), descent("asha_stopping", "tpe"),
         descent("hyperband"), descent("hyperband", "tpe"),
     ]  # fmt: skip
-    results = run_all(experiments, folders=[parent / one.name for one in experiments], **QUIET)
+    # One slot, and so one process to start for each; test_combinations.py has more.
+    results = run_all(experiments, folders=[parent / one.name for one in experiments], max_concurrent=1, **QUIET)
     return {one.name.removeprefix("descent."): one for one in results}
 
 
@@ -170,6 +172,17 @@ def test_no_value_stops_nobody(name):
     best = trial("best")
     scheduler.on_trial_add(None, best)
     assert scheduler.on_trial_result(None, best, {"progress": 3, "value": 0.5}) == TrialScheduler.CONTINUE
+
+
+@pytest.mark.parametrize("name", ["asha_stopping", "hyperband", "median"])
+def test_who_cannot_be_judged_yet_goes_on_though_others_wait(name):
+    waiting = type("Search", (), {"get_live_trials": lambda: [type("Trial", (), {"status": Trial.PENDING})]})
+    scheduler = make_scheduler(name, "min", 27, 0)
+    first = trial("first")
+    scheduler.on_trial_add(waiting, first)
+    for progress in range(1, 27):
+        decision = scheduler.on_trial_result(waiting, first, {"progress": progress, "value": 1.0})
+        assert decision == TrialScheduler.CONTINUE
 
 
 def first_decision(scheduler, name: str) -> int:

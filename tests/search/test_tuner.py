@@ -1,11 +1,9 @@
 """Searches on a real Ray. Runs are shared: one run of several experiments, then one claim a test."""
 
 import os
-import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
@@ -328,29 +326,3 @@ def test_eight_trials_at_half_a_gpu_are_spread_two_to_a_gpu(tmp_path):
     trials = load(tmp_path / "out").trials
     assert set(trials["met"]) == {8}, "all eight ran at once"
     assert trials["gpu"].astype(str).value_counts().to_dict() == {"0": 2, "1": 2, "2": 2, "3": 2}
-
-
-def test_an_interrupt_keeps_what_ended_and_says_so(write_module, tmp_path):
-    write_module(
-        "slow_search",
-        """
-import time
-
-def train(config, report):
-    for step in range(1, 11):
-        time.sleep(0.1)
-        report(step, {"loss": config["x"] / step})
-""",
-    )
-    values = ",".join(map(str, range(1, 61)))
-    command = ["-m", "tune_hpc.cli", "run", "slow_search:train", "--set", f"x={values}", "--output-dir", "out"]
-    search = subprocess.Popen([sys.executable, *command, "--no-report"], cwd=tmp_path)
-    deadline = time.monotonic() + 120
-    while len(list((tmp_path / "out" / "trials").glob("*.parquet"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    search.send_signal(signal.SIGINT)
-    assert search.wait(timeout=120) == 130
-    results = load(tmp_path / "out")
-    assert results.experiment["state"] == "interrupted"
-    assert 3 <= results.counts()["finished"] < 60
-    assert results.best()["x"] == 1

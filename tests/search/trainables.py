@@ -5,8 +5,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tune_hpc.learning.training import train
-
 
 def parabola(config, report):
     """Gradient descent on (x - 3)²."""
@@ -40,6 +38,8 @@ def dies(config, report):
 
 def train_and_die_once(config, report, *, checkpoint, images):
     """Train as usual, but lose the process once, right after a state half-way was kept."""
+    from tune_hpc.learning.training import train  # Brings torch, which no other one needs.
+
     marker = Path(config["marker"])
     config = {key: value for key, value in config.items() if key != "marker"}
 
@@ -72,7 +72,7 @@ def valley(config, report):
     with Path(config["journal"]).open("a", encoding="utf-8") as file:
         file.write(f"{config['x']}\n")
     for step in (1, 2):
-        time.sleep(config.get("pause", 0))
+        _pause(config)
         report(step, {"loss": float("inf") if config["x"] > 0.7 else (config["x"] - 0.3) ** 2 + 1 / step})
 
 
@@ -100,14 +100,11 @@ def method(config, report):
 
 
 def counts(config, report, *, checkpoint):
-    """Note in a file each step that is made, and go on where the state was kept; it may take every error for its own.
-
-    ``at_step`` sends a signal to the process ``to``, once.
-    """
+    """Note in a file each step that is made, and go on where the state was kept; a careless one swallows all errors."""
     state = checkpoint.load() or {"step": 0}
     for step in range(state["step"] + 1, config["steps"] + 1):
         try:
-            time.sleep(config["pause"])
+            _pause(config)
             with Path(config["journal"]).open("a", encoding="utf-8") as file:
                 file.write(f"{config['x']} {step}\n")
             report(step, {"loss": config["x"] + 1 / step})
@@ -122,8 +119,14 @@ def lingers(config, report):
     with Path(config["journal"]).open("a", encoding="utf-8") as file:
         file.write(f"{config['x']}\n")
     for step in range(1, config["steps"] + 1):
-        time.sleep(config["pause"])
+        _pause(config)
         report(step, {"loss": config["x"] + 1 / step})
+
+
+def _pause(config):
+    """Take as long for a step as the configuration says, until there is a file that says to hurry."""
+    if config.get("pause") and not Path(config["hurry"]).exists():
+        time.sleep(config["pause"])
 
 
 def climbs(config, report, *, checkpoint):

@@ -162,7 +162,7 @@ class TrialCheckpoint:
         kept = load_state(self.path)
         for record, reported in zip(self.records, kept["reported"], strict=True):
             record.blocks[:] = [
-                (steps.numpy(), {name: values.numpy() for name, values in metrics.items()})
+                (np.asarray(steps, np.int64), {name: np.asarray(values, float) for name, values in metrics.items()})
                 for steps, metrics in reported
             ]
         return kept["state"]
@@ -177,13 +177,11 @@ class TrialCheckpoint:
         is_last = is_asked or (self._until is not None and step >= self._until)
         if not is_last and time.monotonic() - self._saved_at < self.interval_s:
             return
-        import torch
-
         from tune_hpc.learning.checkpoint import save_state
 
         reported = [
             [
-                (torch.tensor(steps), {name: torch.tensor(values) for name, values in metrics.items()})
+                (steps.tolist(), {name: values.tolist() for name, values in metrics.items()})
                 for steps, metrics in record.blocks
             ]
             for record in self.records

@@ -62,7 +62,8 @@ def make_scheduler(name: str, mode: str, num_steps: int, seed: int) -> TrialSche
     grace = max(1, num_steps // GRACE)
     shown: dict[str, Any] = {"time_attr": "progress", "metric": "value", "mode": mode}
     if name == "median":
-        return MedianStoppingRule(**shown, grace_period=grace, min_samples_required=3)
+        # It would pause, while others wait, whom it cannot judge yet; such a trial begins anew at its first step.
+        return MedianStoppingRule(**shown, grace_period=grace, min_samples_required=3, min_time_slice=math.inf)
     halving: dict[str, Any] = shown | {
         # No rung at the end of a trial: one that has come so far is not ended.
         "max_t": max(1, min(num_steps, GRACE * grace) - 1),
