@@ -220,7 +220,11 @@ def _draw(
     colours, markers = ("#0072B2", "#D55E00"), ("o", "s")
     known = [PERCENT * value for own in series.values() for value in own["mean"].dropna()]
     theirs = [PERCENT * value for values in published.values() for value in values]
-    bottom = min(theirs) - 0.35 * (max(known + theirs) - min(theirs)) - 1
+    highest = max(known + theirs)
+    bottom = min(theirs) - 0.35 * (highest - min(theirs)) - 1
+    if min(known) > bottom:
+        # Nothing is so far below the published numbers that it would flatten all others.
+        bottom = min(known + theirs) - 0.15 * (highest - min(known + theirs))
     with mpl.rc_context(mpl.rc_params_from_file(style, use_default_template=False)):
         figure = Figure(figsize=(6.5, 3.4))
         FigureCanvasAgg(figure)
