@@ -73,8 +73,8 @@ def heat_table(results: Results, metric: str, x: str, y: str, where: Mapping[str
 def tied_with_best(results: Results, metric: str, table: pd.DataFrame) -> pd.Series:
     """Return which cells of a heat map the seeds cannot tell from the best one, as truths.
 
-    Each is held against the best by itself, seed by seed where they share them, with a confidence of 95 %: corrected for
-    the number of cells, three seeds would tell next to nothing apart. ``Results.compare`` corrects. Where seeds tell
+    Each is held against the best by itself, seed by seed where they share them, with a confidence of 95 %. Corrected
+    for the number of cells, as ``Results.compare`` does, three seeds would tell next to nothing apart. Where seeds tell
     nothing, as one alone does, no cell is called tied.
     """
     tied = pd.Series(False, index=table.index)
