@@ -121,13 +121,14 @@ def test_a_stop_is_told_as_pruned_and_no_trial_is_left_running(searches, studies
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_an_extended_search_is_held_against_the_first_part_of_it(tmp_path):
-    first = run(descent("asha_stopping", num_samples=9), output_dir=tmp_path / "out", **QUIET)
+    alone = {"max_concurrent": 1, **QUIET}
+    first = run(descent("asha_stopping", num_samples=9), output_dir=tmp_path / "out", **alone)
     # A space of bad values only: beside the earlier trials none of them is worth a second rung.
     file = tmp_path / "out" / "experiment.json"
     described = json.loads(file.read_text(encoding="utf-8"))
     described["space"]["x"] = {"uniform": [0.64, 0.67]}
     file.write_text(json.dumps(described), encoding="utf-8")
-    whole = extend(tmp_path / "out", num_samples=4, **QUIET)
+    whole = extend(tmp_path / "out", num_samples=4, **alone)
     assert len(whole.trials) == 13
     pd.testing.assert_frame_equal(whole.trials.head(9)[first.trials.columns], first.trials, check_dtype=False)
     assert (whole.trials["status"].tail(4) == "stopped").all()
