@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.analysis.tidy import assert_tidy
-from tune_hpc.analysis import figures
+from tune_hpc.analysis import figures, plot_data, tables
 from tune_hpc.analysis.conclusions import sentences
 
 STACK = {"kind": "stack", "metrics": ["compute_s", "communicate_s"], "title": "Where time goes", "parameter": "workers"}
@@ -76,6 +76,12 @@ def test_the_report_says_what_workers_give_and_suggests_no_wider_search(measured
         "4 workers at width 0.5", "4 workers at width 1",
     ]  # fmt: skip
     assert not any("exchange" in one for one in sentences(measured(numbers=(1,))))
+
+
+def test_it_is_no_search_whose_budget_or_interactions_are_told(measured):
+    made = measured((0.25, 0.5, 1.0, 2.0), numbers=(1, 2, 4, 8, 16))
+    assert [one["kind"] for one in plot_data.specifications(made)] == ["speedup", "stack"]
+    assert [title for title, _, _ in tables.declared(made)] == ["Best trials", "Trials by status"]
 
 
 def test_without_measurements_there_is_no_figure(trial, results_of):

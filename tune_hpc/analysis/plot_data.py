@@ -41,7 +41,7 @@ def specifications(results: Results) -> list[dict[str, Any]]:
 
 def _of_the_search(results: Results) -> list[dict[str, Any]]:
     """Return the figure of what a smaller search would have found, where that says something."""
-    if results.experiment.get("scheduler") == "pbt" or len(results.trials) < LEAST_TRIED:
+    if results.experiment.get("scheduler") == "pbt" or is_scaling(results) or len(results.trials) < LEAST_TRIED:
         return []
     if configuration_numbers(results).nunique() < LEAST_TRIED:
         return []

@@ -12,7 +12,7 @@ import pandas as pd
 
 from tune_hpc.analysis.budget import LEAST_TRIED, budget_curve
 from tune_hpc.analysis.claims import claims_checked
-from tune_hpc.analysis.configurations import crosses, over_seeds, ranked
+from tune_hpc.analysis.configurations import crosses, is_scaling, over_seeds, ranked
 from tune_hpc.analysis.folder import write_whole
 from tune_hpc.analysis.interactions import interactions
 from tune_hpc.analysis.presentation import presented
@@ -192,8 +192,10 @@ def declared(results: Results, importance: pd.DataFrame | None = None) -> list[T
 
 
 def _searched(results: Results) -> list[tuple[str, pd.DataFrame]]:
-    """Return what tells of the search itself, as far as its trials do."""
-    made = []
+    """Return what tells of the search itself, as far as its trials do; a scaling measurement is none."""
+    made: list[tuple[str, pd.DataFrame]] = []
+    if is_scaling(results):
+        return made
     for title, analysis, tells in (
         (
             "What fewer configurations would have found",
