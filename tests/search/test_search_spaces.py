@@ -228,8 +228,10 @@ def test_a_quick_version_only_shrinks(experiment):
     quick = experiment.as_quick()
     assert quick.quick
     assert quick.num_trials <= experiment.num_trials
-    smaller = {"steps", "width", "num_evaluations", "num_evaluation_images", "num_timed_steps"}
-    full_size = {"width": 1.0, "num_evaluations": 50, "num_evaluation_images": 10_000, "num_timed_steps": 5000}
+    smaller = {"steps", "width", "num_evaluations", "num_evaluation_images", "num_timed_steps", "repeats"}
+    full_size = {
+        "width": 1.0, "num_evaluations": 50, "num_evaluation_images": 10_000, "num_timed_steps": 5000, "repeats": 3,
+    }  # fmt: skip
     for name, value in quick.space.items():
         if name in experiment.space.varying and not isinstance(value, int):
             if not isinstance(value, Categorical):
