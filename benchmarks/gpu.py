@@ -52,15 +52,15 @@ def one_trial(config: Mapping[str, Any], device: str) -> dict[str, Any]:
 
     from tune_hpc.learning.config import complete
     from tune_hpc.learning.data import load_images
+    from tune_hpc.learning.team import Team
     from tune_hpc.learning.training import Training
 
     images = load_images("mnist")
     measured: dict[str, Any] = {}
     for precision in PRECISIONS:
         whole = complete({**config, "precision": precision})
-        # A wrapped model's steps are not recorded.
-        for way, wrap in (("recorded", None), ("eager", lambda model: model)):
-            training = Training([whole], images, torch.device(device), wrap=wrap)
+        for way, is_recorded in (("recorded", True), ("eager", False)):
+            training = Training([whole], images, torch.device(device), Team(may_record=is_recorded))
             began = time.perf_counter()
             training.run(0, training.num_steps)
             seconds = time.perf_counter() - began

@@ -11,6 +11,7 @@ from tests.learning.bundles import BUNDLES
 from tests.learning.runs import same_bits
 from tune_hpc.learning.config import complete
 from tune_hpc.learning.graphs import NUM_EAGER_STEPS
+from tune_hpc.learning.team import Team
 from tune_hpc.learning.training import Training
 
 CPU = torch.device("cpu")
@@ -154,8 +155,7 @@ class TestCuda:
 
     @every_bundle
     def test_replays_are_eager_steps(self, images, name):
-        # A model that is wrapped, if only in itself, is not recorded.
-        eager = start(self.members(name), images, self.device, wrap=lambda model: model)
+        eager = start(self.members(name), images, self.device, team=Team(may_record=False))
         recorded = start(self.members(name), images, self.device)
         (curves, evaluations), (recorded_curves, recorded_evaluations) = walk(eager), walk(recorded)
         # CUDA's fused kernels take a rate that is on the device in single precision. On a CPU, rates so rounded changed

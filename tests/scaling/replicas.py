@@ -7,7 +7,9 @@ from torch import distributed
 
 from tests.learning.made_up import made_up_images
 from tune_hpc.learning.config import complete
-from tune_hpc.scaling.workers import make_group, make_training
+from tune_hpc.scaling.exchange import make_group
+from tune_hpc.scaling.probes import Machine
+from tune_hpc.scaling.workers import make_training
 
 NUM_STEPS = 20
 NUMBERS = (1, 2, 4)
@@ -26,10 +28,10 @@ def train_together(rank: int, folder: str) -> None:
     distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=max(NUMBERS))
     images = made_up_images()
     for number in NUMBERS:
-        group = make_group(number)
+        machine = Machine(images, torch.device("cpu"), rank, {number: make_group(number)})
         for name, config in CONFIGS.items():
             if rank < number:
-                training = make_training(complete(config), images, torch.device("cpu"), rank, number, group)
+                training = make_training(complete(config), machine, number)
                 training.run(0, NUM_STEPS)
                 torch.save(list(training.model.parameters()), Path(folder) / f"{name}-{number}-{rank}.pt")
         distributed.barrier()

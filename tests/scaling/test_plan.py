@@ -28,9 +28,10 @@ def test_cpus_use_gloo_and_time_fewer_steps():
     assert (made.backend, made.use_gpu, made.cases[0].num_timed_steps) == ("gloo", False, NUM_TIMED_STEPS_ON_CPU)
 
 
-def test_gpus_use_nccl_and_time_every_step():
+def test_gpus_use_nccl_and_time_every_step_but_those_that_warm_up():
     made = plan(cluster={"CPU": 16.0, "GPU": 4.0})
-    assert (made.backend, made.use_gpu, made.cases[0].num_timed_steps) == ("nccl", True, 5000)
+    assert (made.backend, made.use_gpu, made.cases[0].num_timed_steps) == ("nccl", True, 5000 - 3)
+    assert made.cases[0].is_whole
     assert made.resources_per_worker == {"CPU": 1.0, "GPU": 1.0}
 
 

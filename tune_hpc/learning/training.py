@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
 
 from tune_hpc.learning.config import complete
 from tune_hpc.learning.data import ImageData, load_images
@@ -28,6 +27,7 @@ from tune_hpc.learning.member import Member, Report
 from tune_hpc.learning.models import build_model
 from tune_hpc.learning.optimizer_stack import OptimizerStack, slice_order
 from tune_hpc.learning.tasks import ImageClassification, LineFit, Task
+from tune_hpc.learning.team import Team
 
 
 class Checkpoint(Protocol):
@@ -47,10 +47,8 @@ class Training:
         configs: Completed configurations, alike in all but ``fusion.MEMBER_KEYS``; one for a model alone.
         images: The data set that they name; not needed for the line.
         device: Where to compute.
-        replica: This replica's number.
-        num_replicas: How many share each batch.
-        wrap: Applied to the model before its first use, for instance to average gradients over replicas.
-        recorder: Records a step, to replay it; by default on a CUDA device, unless the model is wrapped.
+        team: The workers that share each batch; by default one alone.
+        recorder: Records a step, to replay it; by default on a CUDA device, where the team may record.
 
     Attributes:
         num_steps: How many steps there are: fewer than asked for where a single pass over the data ends before.
@@ -65,9 +63,7 @@ class Training:
         configs: Sequence[Mapping[str, Any]],
         images: ImageData | None,
         device: torch.device,
-        replica: int = 0,
-        num_replicas: int = 1,
-        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        team: Team | None = None,
         recorder: Recorder | None = None,
     ) -> None:
         order = slice_order(configs)
@@ -75,16 +71,19 @@ class Training:
         configs = [configs[member] for member in order]
         self.precision = configs[0]["precision"]
         self.device = device
+        self.team = team or Team()
         self.model = build_model(configs).to(device)
-        self.wrapped_model = wrap(self.model) if wrap else self.model
+        self.wrapped_model = self.team.wrap(self.model)
         self.task: Task
         if images is None:
             self.task = LineFit(configs, device)
         else:
-            self.task = ImageClassification(configs, images, device, self.model.num_hidden, replica, num_replicas)
+            self.task = ImageClassification(
+                configs, images, device, self.model.num_hidden, self.team.rank, self.team.size
+            )
         steps = configs[0]["steps"]
         self.num_steps = steps if self.task.num_steps is None else min(steps, self.task.num_steps)
-        if recorder is None and device.type == "cuda" and wrap is None:
+        if recorder is None and device.type == "cuda" and self.team.may_record:
             recorder = CudaRecorder()
         self._recorded = _RecordedSteps(self, recorder) if recorder else None
         self.optimizers = OptimizerStack(configs, list(self.model.parameters()), rates_on_device=recorder is not None)
@@ -96,7 +95,8 @@ class Training:
         Nothing is read off the device before they are done.
 
         Returns:
-            Curves (quantities, members, steps): the loss of each batch before its update, and the traced parameters.
+            Curves (quantities, members, steps): the loss of each batch before its update, and the traced parameters;
+            of several workers their mean.
         """
         blocks = [np.empty((len(self.curves), len(self._places), 0))]
         with _matrix_products(self.precision):
@@ -105,9 +105,9 @@ class Training:
                 chosen = self.task.chosen(first, last)
                 steps = np.arange(first, last)
                 rates = self.optimizers.rates(steps, self.task.epochs(steps), self.num_steps)
-                window = self._recorded.run(chosen, rates) if self._recorded else self._run(chosen, rates)
+                window = self._recorded.run(chosen, rates) if self._recorded else self._run(first, chosen, rates)
                 blocks.append(window.cpu().numpy())
-        return np.concatenate(blocks, axis=2)[:, self._places]
+        return self.team.mean(np.concatenate(blocks, axis=2)[:, self._places])
 
     def look(self, step: int) -> np.ndarray:
         """Return what ``run`` would at one step, without an update; its batch is needed for the loss."""
@@ -115,12 +115,13 @@ class Training:
         with torch.no_grad(), _matrix_products(self.precision):
             self._trace(curves[:, :, 0])
             curves[0, :, 0] = self.task.losses(self.model, self.task.chosen(step, step + 1)[0])
-        return curves.cpu().numpy()[:, self._places]
+        return self.team.mean(curves.cpu().numpy()[:, self._places])
 
     def evaluate(self) -> dict[str, list[float]]:
-        """Return each member's metrics on held-out data, at the present parameters."""
+        """Return each member's metrics on held-out data, at the present parameters; the first worker measures them."""
+        self.team.agree(self.model)
         with _matrix_products(self.precision):
-            metrics = self.task.evaluate(self.model)
+            metrics = self.team.from_first(lambda: self.task.evaluate(self.model))
         return {name: [values[place] for place in self._places] for name, values in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -140,10 +141,11 @@ class Training:
     def _make_curves(self, num_steps: int) -> torch.Tensor:
         return torch.empty(len(self.curves), len(self._places), num_steps, dtype=torch.float64, device=self.device)
 
-    def _run(self, chosen: torch.Tensor, rates: Sequence[Any]) -> torch.Tensor:
+    def _run(self, first: int, chosen: torch.Tensor, rates: Sequence[Any]) -> torch.Tensor:
         curves = self._make_curves(len(chosen))
         for row, (batch, *own) in enumerate(zip(chosen, *rates, strict=True)):
             self._step(batch, own, curves[:, :, row])
+            self.team.after_step(self.model, first + row + 1)
         return curves
 
     def _step(self, chosen: torch.Tensor, rates: Sequence[Any], curves: torch.Tensor) -> None:
@@ -223,6 +225,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     images: ImageData | None = None,
     device: str | torch.device | None = None,
+    team: Team | None = None,
 ) -> dict[str, Any]:
     """Train one model.
 
@@ -233,6 +236,7 @@ def train(
         checkpoint: Asked once for a state to go on from, and offered one after every evaluation.
         images: The data set that ``config["data"]`` names; loaded, and fetched if need be, when absent.
         device: Where to compute; by default a GPU if there is one.
+        team: The workers that train the model together, each of which calls this; by default one alone.
 
     Returns:
         ``status`` (finished or diverged), ``stop_reason`` in words, ``steps_run``, ``setup_s``, ``train_s``,
@@ -242,7 +246,7 @@ def train(
         InvalidConfigError: a rule of the configuration is broken.
         DataUnavailableError: the data set is not here and cannot be fetched.
     """
-    return train_fused([config], [report], checkpoint=checkpoint, images=images, device=device)[0]
+    return train_fused([config], [report], checkpoint=checkpoint, images=images, device=device, team=team)[0]
 
 
 def train_fused(
@@ -252,6 +256,7 @@ def train_fused(
     checkpoint: Checkpoint | None = None,
     images: ImageData | None = None,
     device: str | torch.device | None = None,
+    team: Team | None = None,
 ) -> list[dict[str, Any]]:
     """Train several models as one program; see ``train``, which is the case of one.
 
@@ -263,6 +268,7 @@ def train_fused(
         checkpoint: Of all members together.
         images: The data set of all members.
         device: Where to compute.
+        team: The workers that train them together.
 
     Returns:
         One row for each member. Durations are a member's share of the time: they add up to the program's.
@@ -279,7 +285,7 @@ def train_fused(
         images = None
     elif images is None:
         images = load_images(completed[0]["data"])
-    training = Training(completed, images, place)
+    training = Training(completed, images, place, team)
     num_steps = training.num_steps
     members = [Member(report) for _, report in zip(completed, reports, strict=True)]
     done = 0

@@ -11,8 +11,12 @@ repeats): ``step_s`` and its parts ``compute_s``, ``communicate_s`` (what the ex
 ``data_s``; ``train_s`` (seconds for ``steps`` steps), ``extrapolated`` (whether that was computed from fewer steps),
 ``num_timed_steps``, ``warmup_s``, ``startup_s``, ``global_batch_size`` (what a step of all workers sees),
 ``samples_per_s``, ``speedup`` (samples a second against one worker's in the same repeat) and ``efficiency`` (that for
-each worker), ``gradient_bytes`` (averaged at every step), ``backend``, ``cores_per_worker`` and ``oversubscribed``
-(more workers than cores, or than GPUs).
+each worker), ``worker_s`` (``train_s`` of all workers together), ``gradient_bytes`` (averaged at every step),
+``backend``, ``num_nodes``, ``cores_per_worker`` and ``oversubscribed`` (more workers than cores, or than GPUs). Where
+every step was run, the trial has the metrics of the model that came of it, too.
+
+Between the cases short probes are run (probes.py); they, and what the model says from them (model.py), are in
+experiment.json as ``probes`` and ``predictions``.
 """
 
 import sys
@@ -26,14 +30,18 @@ import ray
 from ray import tune
 
 from tune_hpc.analysis.folder import FORMAT, ExperimentFolder, new_folder
-from tune_hpc.analysis.results import Results, load, trials_frame, write_frames
+from tune_hpc.analysis.results import METRICS, Results, load, trials_frame, write_frames
 from tune_hpc.errors import InvalidConfigError, TrialError
 from tune_hpc.learning.image_files import read_arrays
+from tune_hpc.scaling.model import predictions
 from tune_hpc.scaling.plan import Plan, make_plan
 from tune_hpc.scaling.workers import time_workers
 from tune_hpc.search.experiment import Experiment, Space
 from tune_hpc.search.provenance import now, provenance
-from tune_hpc.search.session import ray_session
+from tune_hpc.search.session import node_resources, ray_session
+
+#: How long workers wait for one that has not come: lost while it started, it never will.
+MEETING_TIMEOUT_S = 180
 
 
 def measure(
@@ -43,6 +51,8 @@ def measure(
     repeats: int = 3,
     width: float | Sequence[float] | None = None,
     *,
+    max_restarts: int = 0,
+    spread: bool = False,
     output_dir: str | Path | None = None,
     overwrite: bool = False,
     num_timed_steps: int | None = None,
@@ -58,6 +68,8 @@ def measure(
         mode: ``strong``: they share each batch; ``weak``: each has a batch of its own.
         repeats: How often, each time with another seed.
         width: The network's, or several of them: each is measured on each number of workers.
+        max_restarts: How often all workers begin anew where one was lost; what is measured is then the last attempt.
+        spread: Whether each worker is to be on a node of its own.
         output_dir: The experiment folder; by default a new one in ``runs``.
         overwrite: Replace an earlier measurement there.
         num_timed_steps: Steps under the clock; by default all on GPUs, and at most 100 on CPUs.
@@ -91,7 +103,7 @@ def measure(
     home = Path(output_dir) if output_dir else new_folder(experiment.name)
     return run_all(
         [experiment], folders=[home], overwrite=overwrite, address=address, data_dir=data_dir,
-        show_progress=show_progress,
+        show_progress=show_progress, max_restarts=max_restarts, spread=spread,
     )[0]  # fmt: skip
 
 
@@ -104,6 +116,8 @@ def run_all(
     data_dir: str | Path | None = None,
     show_progress: bool = True,
     check_only: bool = False,
+    max_restarts: int = 0,
+    spread: bool = False,
     **search_options: Any,
 ) -> list[Results]:
     """Measure each experiment's configurations on each of its numbers of workers.
@@ -116,6 +130,8 @@ def run_all(
         data_dir: Where the image data are, or are to be put.
         show_progress: Whether to say in a line what is being measured.
         check_only: Refuse what can be refused without a cluster, and start nothing.
+        max_restarts: See ``measure``.
+        spread: See ``measure``.
         **search_options: Options of a search, which have no meaning here.
 
     Raises:
@@ -125,6 +141,8 @@ def run_all(
         ClusterError: no such cluster.
         TrialError: a worker ended before the measurement did.
     """
+    if max_restarts < 0:
+        raise InvalidConfigError(f"max_restarts must be at least 0; got {max_restarts}")
     planned = [
         (one, list(one.configs()), ExperimentFolder(Path(path).absolute()))
         for one, path in zip(experiments, folders, strict=True)
@@ -145,10 +163,12 @@ def run_all(
         planned_here.check_fits(len(arrays["train_labels"]))
         with ray_session(address):
             home.claim(experiment.name, overwrite=overwrite)
-            plan = make_plan(configs, ray.cluster_resources())
+            plan = make_plan(configs, ray.cluster_resources(), is_quick=experiment.quick)
+            if spread:
+                plan.check_nodes(node_resources())
             description = experiment.to_json() | {
                 "format": FORMAT,
-                "config_keys": [*plan.cases[0].config, "workers", "mode"],
+                "config_keys": [*plan.cases[0].config, *plan.cases[0].options],
                 "state": "running",
                 "provenance": provenance(),
             }
@@ -159,7 +179,9 @@ def run_all(
                 print(f"timing {what}, {plan.repeats} times", file=sys.stderr)
             state = "interrupted"
             try:
-                rows = [{"experiment": experiment.name, **row} for row in time_plan(plan, home, arrays)]
+                measured = time_plan(plan, home, arrays, max_restarts=max_restarts, spread=spread)
+                rows = [{"experiment": experiment.name, **row} for row in measured["rows"]]
+                description |= {"probes": measured["probes"], "predictions": _predicted(plan, measured["probes"])}
                 state = "finished"
             finally:
                 description["provenance"] |= {"finished": now(), "wall_s": time.perf_counter() - began}
@@ -170,16 +192,20 @@ def run_all(
     return results
 
 
-def time_plan(plan: Plan, home: ExperimentFolder, arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
+def time_plan(
+    plan: Plan, home: ExperimentFolder, arrays: Mapping[str, Any], *, max_restarts: int = 0, spread: bool = False
+) -> dict[str, list[dict[str, Any]]]:
     """Time a plan's cases on the connected cluster.
 
     Args:
         plan: What to measure.
         home: Where Ray Train keeps its own files.
         arrays: The data set of the plan, as ``read_arrays`` returns it.
+        max_restarts: See ``measure``.
+        spread: See ``measure``.
 
     Returns:
-        One row of the trials frame for each case and repeat.
+        ``rows``, one of the trials frame for each case and repeat, and ``probes``, a mapping each.
 
     Raises:
         TrialError: a worker ended before the measurement did.
@@ -192,10 +218,15 @@ def time_plan(plan: Plan, home: ExperimentFolder, arrays: Mapping[str, Any]) -> 
         time_workers,
         train_loop_config={"plan": plan, "images": [images], "called_at": time.time()},
         scaling_config=ScalingConfig(
-            num_workers=plan.most_workers, use_gpu=plan.use_gpu, resources_per_worker=plan.resources_per_worker
+            num_workers=plan.most_workers,
+            use_gpu=plan.use_gpu,
+            resources_per_worker=plan.resources_per_worker,
+            placement_strategy="STRICT_SPREAD" if spread else "PACK",
         ),
-        torch_config=TorchConfig(backend=plan.backend),
-        run_config=RunConfig(name="train", storage_path=str(home.ray), failure_config=FailureConfig(max_failures=0)),
+        torch_config=TorchConfig(backend=plan.backend, timeout_s=MEETING_TIMEOUT_S),
+        run_config=RunConfig(
+            name="train", storage_path=str(home.ray), failure_config=FailureConfig(max_failures=max_restarts)
+        ),
     )
     try:
         measured = trainer.fit().return_value
@@ -206,7 +237,22 @@ def time_plan(plan: Plan, home: ExperimentFolder, arrays: Mapping[str, Any]) -> 
         ) from error
     if not measured:
         raise TrialError("the scaling measurement returned nothing; look at Ray's logs in " + str(home.ray))
-    return [_row(plan, number, one) for number, one in enumerate(measured)]
+    rows = [_row(plan, number, one) for number, one in enumerate(measured["measured"])]
+    return {"rows": rows, "probes": measured["probes"]}
+
+
+def _predicted(plan: Plan, probes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what the probes say of what was measured, and of more."""
+    cases = [
+        {
+            "workers": case.workers,
+            "mode": case.mode,
+            "width": case.config["width"] if case.config["model"] == "cnn" else 1.0,
+            "batch_size": case.config["batch_size"],
+        }
+        for case in plan.cases
+    ]
+    return predictions(pd.DataFrame(probes), cases)
 
 
 def _row(plan: Plan, number: int, measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,14 +267,15 @@ def _row(plan: Plan, number: int, measured: Mapping[str, Any]) -> dict[str, Any]
         "stop_reason": f"{case.num_timed_steps} steps timed",
         **case.config,
         "seed": case.trained(measured["repeat"])["seed"],
-        "workers": case.workers,
-        "mode": case.mode,
+        **case.options,
         "global_batch_size": case.batch_size,
         "train_s": step_s * steps,
-        "extrapolated": case.num_timed_steps < steps,
+        "worker_s": step_s * steps * case.workers,
+        "extrapolated": not case.is_whole,
         "num_timed_steps": case.num_timed_steps,
         "steps_run": case.num_timed_steps,
-        **{name: measured[name] for name in ("step_s", "compute_s", "communicate_s", "data_s")},
+        **{name: measured[name] for name in (*("step_s", "compute_s", "communicate_s", "data_s"), "num_nodes")},
+        **{name: measured[name] for name in METRICS if name in measured},
         "samples_per_s": samples_per_s,
         "speedup": speedup,
         "efficiency": speedup / case.workers,

@@ -6,21 +6,65 @@ A configuration of it has the keys of a trial and these:
     mode             strong: they share each batch; weak: each has a batch of its own (strong)
     repeats          how often everything is measured, each time with another seed (3)
     num_timed_steps  steps under the clock (all of ``steps`` on GPUs, at most 100 on CPUs)
+    batches_per_step fewer and larger steps: so many batches in each, and so many times fewer steps (1)
+
+and those of ``Exchange``: ``bucket_mb``, ``bucket_view``, ``compression``, ``local_steps``.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from tune_hpc.errors import InvalidConfigError
+from tune_hpc.errors import ClusterError, InvalidConfigError
 from tune_hpc.learning.config import complete
 
 #: Steps that are timed on CPUs unless told otherwise; 5000 would take hours.
 NUM_TIMED_STEPS_ON_CPU = 100
-#: The keys that a trial does not have.
-SCALING_KEYS = ("workers", "mode", "repeats", "num_timed_steps")
 MODES = ("strong", "weak")
 MOST_REPEATS = 100
+#: Steps before the clock starts: allocations, and the gradients' first exchange.
+NUM_WARMUP_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What the workers of a training exchange, and how.
+
+    Attributes:
+        bucket_mb: Megabytes of gradients that are averaged at a time; the fewer, the sooner the first ones leave.
+        bucket_view: Whether gradients are views of what is sent, which saves copying them.
+        compression: ``none``, or ``bf16``: gradients travel in two bytes a number.
+        local_steps: 1: gradients at every step; more: no gradients, but the parameters after every so many steps.
+
+    Raises:
+        InvalidConfigError: a value that is none of these, or two that contradict one another.
+    """
+
+    bucket_mb: float = 25.0
+    bucket_view: bool = False
+    compression: str = "none"
+    local_steps: int = 1
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.bucket_mb) or not 0 < self.bucket_mb <= 1e6:
+            raise InvalidConfigError(f"bucket_mb must be above 0, and at most 1e6; got {self.bucket_mb!r}")
+        if not isinstance(self.bucket_view, bool):
+            raise InvalidConfigError(f"bucket_view must be true or false; got {self.bucket_view!r}")
+        if self.compression not in COMPRESSIONS:
+            raise InvalidConfigError(f"compression must be one of {', '.join(COMPRESSIONS)}; got {self.compression!r}")
+        if not _is_whole(self.local_steps) or self.local_steps < 1:
+            raise InvalidConfigError(f"local_steps must be a whole number from 1; got {self.local_steps!r}")
+        if self.local_steps > 1 and (self.compression, self.bucket_view) != ("none", False):
+            raise InvalidConfigError(
+                f"with local_steps={self.local_steps} no gradients travel, and parameters keep their digits; leave "
+                "compression and bucket_view out"
+            )
+
+
+COMPRESSIONS = ("none", "bf16")
+EXCHANGE_KEYS = tuple(one.name for one in fields(Exchange))
+#: The keys that a trial on one worker does not have.
+SCALING_KEYS = ("workers", "mode", "repeats", "num_timed_steps", "batches_per_step", *EXCHANGE_KEYS)
 
 
 @dataclass(frozen=True)
@@ -32,12 +76,16 @@ class Case:
         workers: How many.
         mode: ``strong`` or ``weak``.
         num_timed_steps: Steps under the clock.
+        batches_per_step: How many batches one of its steps sees; its configuration has been changed accordingly.
+        exchange: What the workers exchange, and how.
     """
 
     config: Mapping[str, Any]
     workers: int
     mode: str
     num_timed_steps: int
+    batches_per_step: int = 1
+    exchange: Exchange = field(default_factory=Exchange)
 
     @property
     def batch_size(self) -> int:
@@ -51,7 +99,22 @@ class Case:
     @property
     def alone(self) -> "Case":
         """The same on one worker, which it is held against."""
-        return Case(self.config, 1, self.mode, self.num_timed_steps)
+        return Case(self.config, 1, self.mode, self.num_timed_steps, self.batches_per_step)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every step is under the clock but the first ones, which warm up."""
+        return self.num_timed_steps + NUM_WARMUP_STEPS >= int(self.config["steps"])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys of this case that a trial on one worker does not have."""
+        return {
+            "workers": self.workers,
+            "mode": self.mode,
+            "batches_per_step": self.batches_per_step,
+            **vars(self.exchange),
+        }
 
 
 @dataclass(frozen=True)
@@ -65,6 +128,7 @@ class Plan:
         backend: ``nccl`` or ``gloo``.
         cpus: CPU cores of the cluster.
         gpus: GPUs of the cluster.
+        is_quick: Whether this is a first look, which leaves out what would take long.
     """
 
     cases: tuple[Case, ...]
@@ -73,6 +137,12 @@ class Plan:
     backend: str
     cpus: float
     gpus: float
+    is_quick: bool = False
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of workers, each once."""
+        return list(dict.fromkeys(case.workers for case in self.cases))
 
     def check_fits(self, num_samples: int) -> None:
         """Refuse a batch of all workers that is larger than the data.
@@ -86,6 +156,20 @@ class Plan:
                     f"{case.workers} workers with batches of {case.config['batch_size']} each see {case.batch_size} "
                     f"samples a step; there are {num_samples}: use fewer workers, or smaller batches"
                 )
+
+    def check_nodes(self, nodes: Sequence[Mapping[str, float]]) -> None:
+        """Refuse workers that are to be on nodes of their own, of which there are too few.
+
+        Raises:
+            ClusterError: so it is.
+        """
+        wanted = self.resources_per_worker
+        fitting = [node for node in nodes if all(node.get(name, 0) >= amount for name, amount in wanted.items())]
+        if len(fitting) < self.most_workers:
+            raise ClusterError(
+                f"{self.most_workers} workers on a node each need as many nodes; the cluster has {len(fitting)} with "
+                f"{', '.join(f'{amount:g} {name}' for name, amount in wanted.items())}: ask for fewer workers"
+            )
 
     @property
     def most_workers(self) -> int:
@@ -105,12 +189,13 @@ class Plan:
         return num_workers > (self.gpus if self.use_gpu else self.cpus)
 
 
-def make_plan(configs: Sequence[Mapping[str, Any]], cluster: Mapping[str, float]) -> Plan:
+def make_plan(configs: Sequence[Mapping[str, Any]], cluster: Mapping[str, float], *, is_quick: bool = False) -> Plan:
     """Return how to measure some configurations.
 
     Args:
         configs: Keys of a trial, and of this module.
         cluster: Resources of the cluster, ``CPU`` and ``GPU``.
+        is_quick: Whether this is a first look.
 
     Raises:
         InvalidConfigError: a rule of a configuration is broken, or they differ in ``repeats``, ``seed`` or ``data``.
@@ -131,11 +216,19 @@ def make_plan(configs: Sequence[Mapping[str, Any]], cluster: Mapping[str, float]
         raise InvalidConfigError(f"repeats must be a whole number from 1 to {MOST_REPEATS}; got {repeats[0]!r}")
     # NCCL refuses two workers on one GPU; gloo carries their gradients through the host.
     backend = "nccl" if 0 < max(case.workers for case in cases) <= gpus else "gloo"
-    return Plan(cases, repeats[0], gpus > 0, backend, cluster.get("CPU", 1), gpus)
+    return Plan(cases, repeats[0], gpus > 0, backend, cluster.get("CPU", 1), gpus, is_quick)
 
 
 def _case(whole: Mapping[str, Any], use_gpu: bool) -> Case:
     config = complete({name: value for name, value in whole.items() if name not in SCALING_KEYS})
+    batches_per_step = whole.get("batches_per_step", 1)
+    if not _is_whole(batches_per_step) or not 1 <= batches_per_step <= config["steps"]:
+        raise InvalidConfigError(
+            f"batches_per_step must be a whole number from 1 to the {config['steps']} steps; got {batches_per_step!r}"
+        )
+    if batches_per_step > 1:
+        steps = max(1, round(config["steps"] / batches_per_step))
+        config |= {"batch_size": config["batch_size"] * batches_per_step, "steps": steps}
     if config["model"] == "line":
         raise InvalidConfigError("the line's four points are not worth sharing; use model=softmax or model=cnn")
     if config["batching"] == "single_pass":
@@ -150,8 +243,20 @@ def _case(whole: Mapping[str, Any], use_gpu: bool) -> Case:
         )
     default = config["steps"] if use_gpu else min(config["steps"], NUM_TIMED_STEPS_ON_CPU)
     num_timed_steps = whole.get("num_timed_steps", default)
-    if not isinstance(num_timed_steps, int) or not 1 <= num_timed_steps <= config["steps"]:
+    most = config["steps"] * batches_per_step
+    if not _is_whole(num_timed_steps) or not 1 <= num_timed_steps <= most:
         raise InvalidConfigError(
-            f"num_timed_steps must be a whole number from 1 to the {config['steps']} steps; got {num_timed_steps!r}"
+            f"num_timed_steps must be a whole number from 1 to the {most} steps; got {num_timed_steps!r}"
         )
-    return Case(config, workers, mode, num_timed_steps)
+    # Those that warm up are steps of the training, too: its last step is the last one under the clock.
+    num_timed_steps = min(num_timed_steps, max(1, config["steps"] - NUM_WARMUP_STEPS))
+    exchange = Exchange(**{name: whole[name] for name in EXCHANGE_KEYS if name in whole})
+    return Case(config, workers, mode, num_timed_steps, batches_per_step, exchange)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

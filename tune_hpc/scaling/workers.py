@@ -1,7 +1,6 @@
 """What each worker of a scaling measurement does, inside Ray Train.
 
-The training step is the search's own (``learning.training.Training``); each worker takes its share of every batch, and
-DistributedDataParallel averages the gradients.
+The training step is the search's own (``learning.training.Training``); each worker takes its share of every batch.
 
 Where a step's time goes is found by leaving out: the same steps without the exchange of gradients, and the batches
 alone. So the parts add up to the step, and what overlaps counts as what it hides behind.
@@ -10,26 +9,24 @@ alone. So the parts add up to the step, and what overlaps counts as what it hide
 import socket
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import ray
 import torch
 from torch import distributed
-from torch.nn.parallel import DistributedDataParallel
 
 from tune_hpc.learning.data import ImageData
 from tune_hpc.learning.tasks import ImageClassification
 from tune_hpc.learning.training import Training
-from tune_hpc.scaling.plan import Case, Plan
+from tune_hpc.scaling.exchange import Workers, make_group
+from tune_hpc.scaling.plan import NUM_WARMUP_STEPS, Case, Exchange, Plan
+from tune_hpc.scaling.probes import Machine, probe
 
-#: Steps before the clock starts: allocations, and the gradients' first exchange.
-NUM_WARMUP_STEPS = 3
 #: The parts of a step are timed on so many steps of those that are timed as a whole: one of four.
 PART_OF_STEPS = 4
 
 
-def time_workers(config: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+def time_workers(config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]] | None:
     """Time training steps on growing numbers of workers; run by every worker of a TorchTrainer.
 
     Args:
@@ -37,10 +34,11 @@ def time_workers(config: Mapping[str, Any]) -> list[dict[str, Any]] | None:
             (when the trainer was called, in seconds since the epoch).
 
     Returns:
-        On the first worker, one mapping for each case and repeat, the repeats of a case together: ``case`` and
-        ``repeat`` (their numbers), ``step_s``, ``compute_s``, ``communicate_s``, ``data_s`` (a step's), ``alone_s`` (a
-        step's on one worker, in the same repeat), ``warmup_s``, ``gradient_bytes``, ``startup_s``,
-        ``cores_per_worker``, ``host`` and ``device``; elsewhere ``None``.
+        On the first worker: ``measured``, one mapping for each case and repeat, the repeats of a case together:
+        ``case`` and ``repeat`` (their numbers), ``step_s``, ``compute_s``, ``communicate_s``, ``data_s`` (a step's),
+        ``alone_s`` (a step's on one worker, in the same repeat), ``warmup_s``, ``gradient_bytes``, ``startup_s``,
+        ``cores_per_worker``, ``host``, ``num_nodes`` and ``device``, and where every step was run the metrics of the
+        model that came of it; ``probes``, what ``probes.probe`` measured. Elsewhere ``None``.
     """
     from ray.train.torch import get_device
 
@@ -51,19 +49,23 @@ def time_workers(config: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     # One core a worker, whatever their number: else the cores would grow with the workers' absence.
     torch.set_num_threads(1)
     images = ImageData.from_arrays(ray.get(config["images"][0])).to(device)
-    groups = {number: make_group(number) for number in sorted({1, *(case.workers for case in plan.cases)})}
-    timed: dict[tuple[int, int], dict[str, float]] = {}
+    groups = {number: make_group(number) for number in sorted({1, plan.most_workers, *plan.numbers})}
+    machine = Machine(images, device, rank, groups)
+    hosts = machine.team(plan.most_workers).gathered(_node())
+    timed: dict[tuple[int, int], dict[str, Any]] = {}
+    probes: list[dict[str, Any]] = []
     # All cases in each repeat, so that a machine that slows down does so for all of them.
     for repeat in range(plan.repeats):
         alone: dict[tuple[Any, ...], float] = {}
         for number, case in enumerate(plan.cases):
-            own = _time_case(case, repeat, images, device, rank, groups)
+            own = _time_case(case, repeat, machine)
             key = (*sorted(case.config.items()), case.num_timed_steps)
             if case.workers == 1:
                 alone[key] = own["step_s"]
             elif key not in alone:
-                alone[key] = _time_case(case.alone, repeat, images, device, rank, groups)["step_s"]
+                alone[key] = _time_case(case.alone, repeat, machine)["step_s"]
             timed[number, repeat] = own | {"alone_s": alone[key]}
+        probes += [{"repeat": repeat, **one} for one in probe(plan, machine, widths_too=repeat == 0)]
     if rank != 0:
         return None
     shared = {
@@ -72,63 +74,72 @@ def time_workers(config: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         "host": socket.gethostname(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
-    return [
-        {"case": number, "repeat": repeat, **timed[number, repeat], **shared}
-        for number in range(len(plan.cases))
-        for repeat in range(plan.repeats)
-    ]
+    return {
+        "measured": [
+            {
+                "case": number,
+                "repeat": repeat,
+                **timed[number, repeat],
+                **shared,
+                "num_nodes": len(set(hosts[: plan.cases[number].workers])),
+            }
+            for number in range(len(plan.cases))
+            for repeat in range(plan.repeats)
+        ],
+        "probes": probes,
+    }
 
 
-def make_group(number: int) -> Any:
-    """Return the first workers as a process group; every worker calls this, ``None`` without any."""
-    return distributed.new_group(list(range(number))) if distributed.is_initialized() else None
+def _node() -> str:
+    """Return the id of Ray's node here: several may share a machine."""
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def make_training(
-    config: Mapping[str, Any], images: ImageData, device: torch.device, rank: int, number: int, group: Any
+    config: Mapping[str, Any],
+    machine: Machine,
+    number: int,
+    exchange: Exchange | None = None,
 ) -> Training:
     """Return one worker's part of a training that ``number`` of them do together.
 
     Args:
         config: A completed configuration; its batch is what all of them see in a step.
-        images: The data set.
-        device: Where this worker computes.
-        rank: Its number.
+        machine: This worker.
         number: How many there are.
-        group: Their process group.
+        exchange: What they exchange, and how.
     """
-    wrap = (lambda model: DistributedDataParallel(model, process_group=group)) if number > 1 else (lambda model: model)
-    return Training([config], images, device, rank, number, wrap)
+    team = machine.team(number, exchange)
+    return Training([config], machine.images, machine.device, team)
 
 
-def _time_case(
-    case: Case, repeat: int, images: ImageData, device: torch.device, rank: int, groups: Mapping[int, Any]
-) -> dict[str, float]:
+def _time_case(case: Case, repeat: int, machine: Machine) -> dict[str, Any]:
     """Return what a step takes on a case's workers, and of what; the others wait and return nothing."""
-    timed: dict[str, float] = {"step_s": 0.0}
-    if rank < case.workers:
-        group = groups[case.workers]
+    timed: dict[str, Any] = {"step_s": 0.0}
+    if machine.rank < case.workers:
         began = time.perf_counter()
-        training = make_training(case.trained(repeat), images, device, rank, case.workers, group)
+        training = make_training(case.trained(repeat), machine, case.workers, case.exchange)
+        team = training.team
+        assert isinstance(team, Workers)
         training.run(0, NUM_WARMUP_STEPS)
-        in_step(device, group)
+        machine.in_step(case.workers)
         warmup_s = time.perf_counter() - began
 
         def seconds(run: Callable[[int, int], object], num_steps: int) -> float:
-            in_step(device, group)
+            machine.in_step(case.workers)
             started = time.perf_counter()
             run(NUM_WARMUP_STEPS, NUM_WARMUP_STEPS + num_steps)
-            in_step(device, group)
+            machine.in_step(case.workers)
             return (time.perf_counter() - started) / num_steps
 
         step_s = seconds(training.run, case.num_timed_steps)
+        metrics = {name: own[0] for name, own in training.evaluate().items()} if case.is_whole else {}
         few = max(1, case.num_timed_steps // PART_OF_STEPS)
-        model = training.wrapped_model
-        with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+        with team.silent(training.wrapped_model):
             without_s = seconds(training.run, few) if case.workers > 1 else step_s
         data_s = min(seconds(lambda start, end: _batches(training, start, end), few), without_s)
         communicate_s = max(step_s - without_s, 0.0)
-        timed = {
+        timed = metrics | {
             "step_s": step_s,
             "communicate_s": communicate_s,
             "data_s": data_s,
@@ -136,8 +147,7 @@ def _time_case(
             "warmup_s": warmup_s,
             "gradient_bytes": sum(one.numel() * one.element_size() for one in training.model.parameters()),
         }
-    if distributed.is_initialized():
-        distributed.barrier()
+    machine.wait_for_all()
     return timed
 
 
@@ -147,11 +157,3 @@ def _batches(training: Training, start: int, end: int) -> None:
     assert isinstance(task, ImageClassification)
     for chosen in task.chosen(start, end):
         task.batch(chosen)
-
-
-def in_step(device: torch.device, group: Any) -> None:
-    """Wait until the device is idle and all workers of the group are here."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    if group is not None:
-        distributed.barrier(group)
