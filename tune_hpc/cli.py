@@ -171,9 +171,18 @@ def _run(flags: argparse.Namespace) -> int:
 
 
 def _scale(flags: argparse.Namespace) -> int:
+    from tune_hpc.scaling.plan import OPTIONS
     from tune_hpc.search.settings import parse_settings
 
-    own = {"workers": flags.workers, "mode": flags.mode, "repeats": flags.repeats, "num_timed_steps": flags.timed_steps}
+    if flags.options == "all":
+        flags.options = ",".join(OPTIONS)
+    own = {
+        "workers": flags.workers,
+        "option": flags.options,
+        "mode": flags.mode,
+        "repeats": flags.repeats,
+        "num_timed_steps": flags.timed_steps,
+    }
     settings = [f"{name}={value}" for name, value in own.items() if value is not None]
     experiment = import_module("search_spaces.exercise4").experiment
     experiment = experiment.as_quick() if flags.quick else experiment
@@ -181,16 +190,17 @@ def _scale(flags: argparse.Namespace) -> int:
     if set(chosen.space.varying) - {"workers"}:
         # Its figures are of one configuration; of several there are standard ones, with a line for each.
         chosen = chosen.replace(figures=())
-    return run_experiments([chosen], "scaling", flags)
+    return run_experiments([chosen], "scaling", flags, spread=flags.spread, max_restarts=flags.max_restarts)
 
 
-def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.Namespace) -> int:
+def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.Namespace, **own: Any) -> int:
     """Run experiments, write what comes of them, and print it in short.
 
     Args:
         experiments: What to run.
         name: The folder below ``runs/`` where ``--output-dir`` is not given.
         flags: Those of ``add_run_flags``.
+        **own: What only their runner knows.
 
     Returns:
         The exit code.
@@ -203,14 +213,15 @@ def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.
     folders = [parent] if len(experiments) == 1 else [parent / experiment.name for experiment in experiments]
     if len(experiments) > 1 and ExperimentFolder(parent).holds_experiment:
         raise FolderError(f"{parent} holds one experiment, and {len(experiments)} are to run; choose another folder")
-    options = {key: getattr(flags, key) for key in ("overwrite", *PLACE_FLAGS)}
+    options = {key: getattr(flags, key) for key in ("overwrite", *PLACE_FLAGS)} | own
     if flags.warm_start:
         options["warm_start"] = flags.warm_start
     runners = dict.fromkeys(experiment.runner for experiment in experiments)
 
     def run_by(runner: str, **more: Any) -> list["Results"]:
-        own = [(one, folder) for one, folder in zip(experiments, folders, strict=True) if one.runner == runner]
-        return load_reference(runner)([one for one, _ in own], folders=[folder for _, folder in own], **options, **more)
+        chosen = [(one, folder) for one, folder in zip(experiments, folders, strict=True) if one.runner == runner]
+        those, homes = [one for one, _ in chosen], [folder for _, folder in chosen]
+        return load_reference(runner)(those, folders=homes, **options, **more)
 
     # What the last runner would refuse is to be known before the first one has worked for hours.
     for runner in runners if len(runners) > 1 else ():

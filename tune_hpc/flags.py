@@ -91,11 +91,18 @@ def add_scale_flags(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
         help="change the configuration of Exercise 4; a list (width=0.25,1,4) is timed side by side; repeatable",
     )  # fmt: skip
+    what.add_argument(
+        "--options", metavar="NAME,...",
+        help="what could make it scale, each measured by itself: all, or some of none, small_buckets, bucket_view, bf16, "
+        "larger_steps, local_steps",
+    )  # fmt: skip
     what.add_argument("--quick", action="store_true", help="ten steps, once, for a first look")
-    parser.add_argument(
-        "--address", metavar="HOST:PORT", help="a Ray cluster (default: Ray is started on this machine)"
+    where = parser.add_argument_group("where it is run")
+    _add_address_flags(where)
+    where.add_argument("--spread", action="store_true", help="each worker on a node of its own")
+    where.add_argument(
+        "--max-restarts", type=int, default=0, metavar="N", help="begin anew where a worker is lost (default: 0)"
     )
-    parser.add_argument("--data-dir", metavar="DIR", help="where the image data are, or are to be put")
     _add_results_flags(parser)
     parser.set_defaults(warm_start=[], **{name: None for name in PLACE_FLAGS if name not in ("address", "data_dir")})
 

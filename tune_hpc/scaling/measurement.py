@@ -33,8 +33,8 @@ from tune_hpc.analysis.folder import FORMAT, ExperimentFolder, new_folder
 from tune_hpc.analysis.results import METRICS, Results, load, trials_frame, write_frames
 from tune_hpc.errors import InvalidConfigError, TrialError
 from tune_hpc.learning.image_files import read_arrays
-from tune_hpc.scaling.model import predictions
-from tune_hpc.scaling.plan import Plan, make_plan
+from tune_hpc.scaling.model import predictions, wide_enough
+from tune_hpc.scaling.plan import EXCHANGE_KEYS, Plan, make_plan
 from tune_hpc.scaling.workers import time_workers
 from tune_hpc.search.experiment import Experiment, Space
 from tune_hpc.search.provenance import now, provenance
@@ -51,6 +51,7 @@ def measure(
     repeats: int = 3,
     width: float | Sequence[float] | None = None,
     *,
+    options: Sequence[str] = (),
     max_restarts: int = 0,
     spread: bool = False,
     output_dir: str | Path | None = None,
@@ -68,6 +69,7 @@ def measure(
         mode: ``strong``: they share each batch; ``weak``: each has a batch of its own.
         repeats: How often, each time with another seed.
         width: The network's, or several of them: each is measured on each number of workers.
+        options: Names of ``plan.OPTIONS``: each is measured by itself; ``none`` is the plain way.
         max_restarts: How often all workers begin anew where one was lost; what is measured is then the last attempt.
         spread: Whether each worker is to be on a node of its own.
         output_dir: The experiment folder; by default a new one in ``runs``.
@@ -87,9 +89,11 @@ def measure(
         ClusterError: no such cluster.
         TrialError: a worker ended before the measurement did.
     """
-    several: dict[str, list[float]] = {"workers": list(workers)}
+    several: dict[str, list[Any]] = {"workers": list(workers)}
     if width is not None:
         several["width"] = [width] if isinstance(width, int | float) else list(width)
+    if options:
+        several["option"] = list(options)
     if empty := next((name for name, values in several.items() if not values), None):
         raise InvalidConfigError(f"{empty} is empty; name at least one")
     fixed = {**config, "mode": mode, "repeats": repeats}
@@ -168,7 +172,7 @@ def run_all(
                 plan.check_nodes(node_resources())
             description = experiment.to_json() | {
                 "format": FORMAT,
-                "config_keys": [*plan.cases[0].config, *plan.cases[0].options],
+                "config_keys": _config_keys(configs, plan),
                 "state": "running",
                 "provenance": provenance(),
             }
@@ -181,7 +185,7 @@ def run_all(
             try:
                 measured = time_plan(plan, home, arrays, max_restarts=max_restarts, spread=spread)
                 rows = [{"experiment": experiment.name, **row} for row in measured["rows"]]
-                description |= {"probes": measured["probes"], "predictions": _predicted(plan, measured["probes"])}
+                description |= {"probes": measured["probes"], **_predicted(plan, measured["probes"])}
                 state = "finished"
             finally:
                 description["provenance"] |= {"finished": now(), "wall_s": time.perf_counter() - began}
@@ -241,8 +245,15 @@ def time_plan(
     return {"rows": rows, "probes": measured["probes"]}
 
 
-def _predicted(plan: Plan, probes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what the probes say of what was measured, and of more."""
+def _config_keys(configs: Sequence[Mapping[str, Any]], plan: Plan) -> list[str]:
+    """Return the keys that tell cases apart: a trial's, and those of the measurement that were asked for."""
+    own = ("workers", "mode", "option")
+    asked = [name for name in ("batches_per_step", *EXCHANGE_KEYS) if any(name in config for config in configs)]
+    return [*plan.cases[0].asked, *own, *asked]
+
+
+def _predicted(plan: Plan, probes: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return what the probes say of what was measured, and of more: ``predictions`` and ``widths``."""
     cases = [
         {
             "workers": case.workers,
@@ -252,7 +263,10 @@ def _predicted(plan: Plan, probes: list[dict[str, Any]]) -> list[dict[str, Any]]
         }
         for case in plan.cases
     ]
-    return predictions(pd.DataFrame(probes), cases)
+    table = pd.DataFrame(probes)
+    batch_size = plan.cases[0].alone.batch_size
+    numbers = [number for number in plan.numbers if 1 < number <= batch_size]
+    return {"predictions": predictions(table, cases), "widths": wide_enough(table, numbers, batch_size)}
 
 
 def _row(plan: Plan, number: int, measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,7 +279,7 @@ def _row(plan: Plan, number: int, measured: Mapping[str, Any]) -> dict[str, Any]
         "trial_id": f"t{number:05d}",
         "status": "finished",
         "stop_reason": f"{case.num_timed_steps} steps timed",
-        **case.config,
+        **case.asked,
         "seed": case.trained(measured["repeat"])["seed"],
         **case.options,
         "global_batch_size": case.batch_size,

@@ -82,6 +82,10 @@ class StepModel:
         number, seconds = min(self._reduced.items())
         return {f"{HERE}'s link": fitted(number, seconds), **LINKS}
 
+    def widths(self, batch_size: int) -> list[float]:
+        """Return the widths that were probed, the narrowest first."""
+        return sorted(self._compute[batch_size].index.unique("width"))
+
     def compute_s(self, part: float, width: float, batch_size: int) -> float:
         """Return what one worker alone takes for a part of a batch.
 
@@ -91,7 +95,7 @@ class StepModel:
             batch_size: One that was probed.
         """
         own = self._compute[batch_size]
-        widths = sorted(own.index.unique("width"))
+        widths = self.widths(batch_size)
         seconds = [float(_line(1 / own[one].index.to_numpy(float), own[one].to_numpy(float), part)) for one in widths]
         return _power(widths, seconds, width)
 
@@ -152,8 +156,8 @@ class StepModel:
         Returns:
             That width or ``None``; and the best efficiency of all, with its width.
         """
-        probed = self._compute[batch_size].index.unique("width")
-        widths = np.geomspace(min(probed), max(probed), 201)
+        probed = self.widths(batch_size)
+        widths = np.geomspace(probed[0], probed[-1], 201)
         kept = np.array([self.step(workers, width, batch_size, link=link)["efficiency"] for width in widths])
         best = int(np.argmax(kept))
         reached = next((float(width) for width, own in zip(widths, kept, strict=True) if own >= aim), None)
@@ -190,6 +194,27 @@ class StepModel:
             if mode == "weak" or number <= batch_size
         ]  # fmt: skip
         return pd.DataFrame(rows)
+
+
+def wide_enough(probes: pd.DataFrame, workers: Sequence[int], batch_size: int) -> list[dict[str, Any]]:
+    """Return from which width of the network on workers keep so much of their speed as ``AIM`` says.
+
+    Returns:
+        Rows of ``link`` (here, and all that are known), ``workers``, ``width`` (``None``: none that was probed does),
+        ``best_efficiency`` of all widths and ``best_width``, and what was probed: ``narrowest`` and ``widest``.
+    """
+    model = StepModel(probes)
+    widths = model.widths(batch_size)
+    if len(widths) < 2:
+        return []
+    links: dict[str, Link | None] = {HERE: None, **model.links}
+    return [
+        {"link": name, "workers": number, "aim": AIM}
+        | dict(zip(("width", "best_efficiency", "best_width"), model.width_for(number, batch_size, link), strict=True))
+        | {"narrowest": min(widths), "widest": max(widths)}
+        for name, link in links.items()
+        for number in workers
+    ]
 
 
 def fitted(workers: int, seconds: pd.Series) -> Link:

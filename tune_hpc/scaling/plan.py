@@ -8,6 +8,8 @@ A configuration of it has the keys of a trial and these:
     num_timed_steps  steps under the clock (all of ``steps`` on GPUs, at most 100 on CPUs)
     batches_per_step fewer and larger steps: so many batches in each, and so many times fewer steps (1)
 
+    option           one of ``OPTIONS``, by name: what could make it scale, to be measured one by one (none)
+
 and those of ``Exchange``: ``bucket_mb``, ``bucket_view``, ``compression``, ``local_steps``.
 """
 
@@ -64,7 +66,16 @@ class Exchange:
 COMPRESSIONS = ("none", "bf16")
 EXCHANGE_KEYS = tuple(one.name for one in fields(Exchange))
 #: The keys that a trial on one worker does not have.
-SCALING_KEYS = ("workers", "mode", "repeats", "num_timed_steps", "batches_per_step", *EXCHANGE_KEYS)
+SCALING_KEYS = ("workers", "mode", "repeats", "num_timed_steps", "option", "batches_per_step", *EXCHANGE_KEYS)
+#: What could make it scale, each by itself beside the plain way.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "small_buckets": {"bucket_mb": 1},
+    "bucket_view": {"bucket_view": True},
+    "bf16": {"compression": "bf16"},
+    "larger_steps": {"batches_per_step": 4},
+    "local_steps": {"local_steps": 8},
+}
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,7 @@ class Case:
         num_timed_steps: Steps under the clock.
         batches_per_step: How many batches one of its steps sees; its configuration has been changed accordingly.
         exchange: What the workers exchange, and how.
+        option: The name of what differs from the plain way, if that was given.
     """
 
     config: Mapping[str, Any]
@@ -86,6 +98,14 @@ class Case:
     num_timed_steps: int
     batches_per_step: int = 1
     exchange: Exchange = field(default_factory=Exchange)
+    option: str = "none"
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The configuration as it was asked for, of steps that see one batch."""
+        many = self.batches_per_step
+        size, steps = int(self.config["batch_size"]), int(self.config["steps"])
+        return dict(self.config) | {"batch_size": size // many, "steps": steps * many}
 
     @property
     def batch_size(self) -> int:
@@ -112,6 +132,7 @@ class Case:
         return {
             "workers": self.workers,
             "mode": self.mode,
+            "option": self.option,
             "batches_per_step": self.batches_per_step,
             **vars(self.exchange),
         }
@@ -220,6 +241,10 @@ def make_plan(configs: Sequence[Mapping[str, Any]], cluster: Mapping[str, float]
 
 
 def _case(whole: Mapping[str, Any], use_gpu: bool) -> Case:
+    option = whole.get("option", "none")
+    if option not in OPTIONS:
+        raise InvalidConfigError(f"option must be one of {', '.join(OPTIONS)}; got {option!r}")
+    whole = {**OPTIONS[option], **whole}
     config = complete({name: value for name, value in whole.items() if name not in SCALING_KEYS})
     batches_per_step = whole.get("batches_per_step", 1)
     if not _is_whole(batches_per_step) or not 1 <= batches_per_step <= config["steps"]:
@@ -227,7 +252,7 @@ def _case(whole: Mapping[str, Any], use_gpu: bool) -> Case:
             f"batches_per_step must be a whole number from 1 to the {config['steps']} steps; got {batches_per_step!r}"
         )
     if batches_per_step > 1:
-        steps = max(1, round(config["steps"] / batches_per_step))
+        steps = config["steps"] // batches_per_step
         config |= {"batch_size": config["batch_size"] * batches_per_step, "steps": steps}
     if config["model"] == "line":
         raise InvalidConfigError("the line's four points are not worth sharing; use model=softmax or model=cnn")
@@ -251,7 +276,7 @@ def _case(whole: Mapping[str, Any], use_gpu: bool) -> Case:
     # Those that warm up are steps of the training, too: its last step is the last one under the clock.
     num_timed_steps = min(num_timed_steps, max(1, config["steps"] - NUM_WARMUP_STEPS))
     exchange = Exchange(**{name: whole[name] for name in EXCHANGE_KEYS if name in whole})
-    return Case(config, workers, mode, num_timed_steps, batches_per_step, exchange)
+    return Case(config, workers, mode, num_timed_steps, batches_per_step, exchange, option)
 
 
 def _is_whole(value: Any) -> bool:
