@@ -28,6 +28,8 @@ experiment = Experiment(
         Figure("response", ("train_s",), "Training time by workers", parameter="workers", published="train_s"),
         Figure("speedup", ("speedup", "efficiency"), "Speed-up and efficiency by workers", parameter="workers"),
         Figure("stack", ("compute_s", "communicate_s", "data_s"), "Where a step's time goes", parameter="workers"),
+        Figure("cost", ("train_s", "worker_s"), "Time and what it costs, by workers", parameter="workers"),
+        Figure("links", ("speedup", "efficiency"), "Predicted: more workers, other links", parameter="workers"),
     ),
     tables=(
         Table(

@@ -61,6 +61,7 @@ HEAVY = {
         "tune_hpc.analysis.figures",
         "tune_hpc.analysis.sheet",
         "tune_hpc.analysis.heat_figure",
+        "tune_hpc.analysis.prediction_figures",
         "tune_hpc.analysis.published_figure",
         "tune_hpc.analysis.parallel_figure",
         "tune_hpc.analysis.row_figures",

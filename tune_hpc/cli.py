@@ -174,15 +174,9 @@ def _scale(flags: argparse.Namespace) -> int:
     from tune_hpc.scaling.plan import OPTIONS
     from tune_hpc.search.settings import parse_settings
 
-    if flags.options == "all":
-        flags.options = ",".join(OPTIONS)
-    own = {
-        "workers": flags.workers,
-        "option": flags.options,
-        "mode": flags.mode,
-        "repeats": flags.repeats,
-        "num_timed_steps": flags.timed_steps,
-    }
+    if flags.option == "all":
+        flags.option = ",".join(OPTIONS)
+    own = {name: getattr(flags, name) for name in ("workers", "option", "mode", "repeats", "num_timed_steps")}
     settings = [f"{name}={value}" for name, value in own.items() if value is not None]
     experiment = import_module("search_spaces.exercise4").experiment
     experiment = experiment.as_quick() if flags.quick else experiment

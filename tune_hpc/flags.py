@@ -85,16 +85,19 @@ def add_scale_flags(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--repeats", metavar="N", help="how often, each time with another seed (default: 3)")
     what.add_argument(
-        "--timed-steps", metavar="N", help="steps under the clock (default: all on GPUs, at most 100 on CPUs)"
+        "--timed-steps",
+        metavar="N",
+        dest="num_timed_steps",
+        help="steps under the clock (default: all on GPUs, at most 100 on CPUs)",
     )
     what.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
         help="change the configuration of Exercise 4; a list (width=0.25,1,4) is timed side by side; repeatable",
     )  # fmt: skip
     what.add_argument(
-        "--options", metavar="NAME,...",
-        help="what could make it scale, each measured by itself: all, or some of none, small_buckets, bucket_view, bf16, "
-        "larger_steps, local_steps",
+        "--options", metavar="NAME,...", dest="option",
+        help="what could make it scale, each measured by itself: all, or some of none, small_buckets, bucket_view, "
+        "bf16, larger_steps, local_steps",
     )  # fmt: skip
     what.add_argument("--quick", action="store_true", help="ten steps, once, for a first look")
     where = parser.add_argument_group("where it is run")

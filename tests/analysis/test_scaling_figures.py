@@ -13,7 +13,7 @@ SPEEDUP = {"kind": "speedup", "metrics": ["speedup", "efficiency"], "title": "Sp
 def measured(trial, results_of):
     """Two repeats on 1, 2 and 4 workers; four share two cores."""
 
-    def make(widths=(1.0,), numbers=(1, 2, 4)):
+    def make(widths=(1.0,), numbers=(1, 2, 4), **more):
         trials = []
         for number, (width, workers, seed) in enumerate(
             (width, workers, seed) for width in widths for workers in numbers for seed in (0, 1)
@@ -22,8 +22,8 @@ def measured(trial, results_of):
             row |= {
                 "compute_s": 1.0 / workers, "communicate_s": 0.1 * (workers - 1) + 0.02 * seed, "speedup": workers**0.5,
                 "efficiency": workers**-0.5 + 0.01 * seed, "oversubscribed": workers == 4,
-                "step_s": 1.0 / workers + 0.1 * (workers - 1) + 0.02 * seed,
-            }  # fmt: skip
+                "step_s": 1.0 / workers + 0.1 * (workers - 1) + 0.02 * seed, "mode": "strong", "batch_size": 150,
+            } | more  # fmt: skip
             trials.append((row, history.iloc[:0]))
         return results_of(*trials, config_keys=["workers", "width", "seed"])
 
@@ -80,7 +80,7 @@ def test_the_report_says_what_workers_give_and_suggests_no_wider_search(measured
 
 def test_it_is_no_search_whose_budget_or_interactions_are_told(measured):
     made = measured((0.25, 0.5, 1.0, 2.0), numbers=(1, 2, 4, 8, 16))
-    assert [one["kind"] for one in plot_data.specifications(made)] == ["speedup", "stack"]
+    assert [one["kind"] for one in plot_data.specifications(made)] == ["speedup", "stack", "cost", "links"]
     assert [title for title, _, _ in tables.declared(made)] == ["Best trials", "Trials by status"]
 
 

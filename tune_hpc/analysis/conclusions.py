@@ -12,6 +12,7 @@ from tune_hpc.analysis.configurations import is_scaling, over_seeds, ranked
 from tune_hpc.analysis.protocols import BEST, LOSES, SELECTED, protocols, special_cases
 from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, NOT_COMPARABLE, published_against_measured
 from tune_hpc.analysis.results import Results
+from tune_hpc.analysis.scaling_conclusions import scaling_sentences
 from tune_hpc.analysis.wording import QUICK, condition, measurement, number, value_text, words
 from tune_hpc.errors import UnknownNameError
 
@@ -40,7 +41,7 @@ def sentences(
     claims = claims_checked(results) if claims is None else claims
     said = [_became(results), _best(results), _rates(published), _verdicts(published), _distance(published)]
     said += [_claims(claims), _flattery(results)]
-    said += _scaling(results) if is_scaling(results) else [*_edges(results), *_losers(results, special)]
+    said += scaling_sentences(results) if is_scaling(results) else [*_edges(results), *_losers(results, special)]
     return [sentence for sentence in said if sentence]
 
 
@@ -124,24 +125,6 @@ def _claims(claims: pd.DataFrame) -> str:
     count = int(held.sum())
     verb = "holds" if count == 1 else "hold"
     return f"Of {len(held)} published sentences that a number can check {count or 'none'} {verb}."
-
-
-def _scaling(results: Results) -> list[str]:
-    """Say what the most workers give, and what their exchange of gradients takes, for each configuration."""
-    measured = ["speedup", "efficiency", "communicate_s", "step_s"]
-    found = over_seeds(results, measured).dropna(subset=["speedup"])
-    others = [name for name in results.varying if name not in ("workers", "seed")]
-    said = []
-    for row in found[found["workers"] == found["workers"].max()].to_dict("records"):
-        if row["workers"] == 1:
-            continue
-        where = f" at {condition({name: row[name] for name in others})}" if others else ""
-        part = row["communicate_s"] / row["step_s"]
-        said.append(
-            f"{row['workers']} workers{where} do {row['speedup']:.2f} times as much a second as one, "
-            f"{row['efficiency']:.0%} of what they could; the exchange of gradients adds {part:.0%} of a step."
-        )
-    return said
 
 
 def _edges(results: Results) -> list[str]:

@@ -23,6 +23,7 @@ from tune_hpc.analysis import (
     heat_figure,
     parallel_figure,
     plot_data,
+    prediction_figures,
     published_figure,
     row_figures,
     scaling_figures,
@@ -170,7 +171,8 @@ KINDS = {
     "curve": _lines, "response": _lines, "heatmap": heat_figure.draw, "published": published_figure.draw,
     "parallel": parallel_figure.draw, "ranking": row_figures.draw_ranking, "importance": row_figures.draw_importance,
     "budget": search_figures.draw_budget, "target": search_figures.draw_target, "stack": scaling_figures.draw_stack,
-    "speedup": scaling_figures.draw_speedup,
+    "speedup": scaling_figures.draw_speedup, "links": prediction_figures.draw_links,
+    "cost": prediction_figures.draw_cost,
 }  # fmt: skip
 
 

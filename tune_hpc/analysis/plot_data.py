@@ -73,9 +73,13 @@ def _of_scaling(results: Results) -> list[dict[str, Any]]:
     shared: dict[str, Any] = {"parameter": "workers"}
     gains = {"kind": "speedup", "metrics": ["speedup", "efficiency"], "title": "Speed-up and efficiency by workers"}
     parts = {"kind": "stack", "metrics": list(PARTS), "title": "Where a step's time goes"}
+    links = {"kind": "links", "metrics": ["speedup", "efficiency"], "title": "Predicted: more workers, other links"}
+    cost = {"kind": "cost", "metrics": ["train_s", "worker_s"], "title": "Time and what it costs, by workers"}
     if others:
         gains, parts = {**gains, "line": others[0]}, {**parts, "page": others[0]}
-    return [{**gains, **shared}, {**parts, **shared}]
+        # Options do the same work; networks of several widths do not, and have nothing to be weighed against.
+        cost, links = {**cost, "line" if others[0] == "option" else "page": others[0]}, {**links, "page": others[0]}
+    return [{**one, **shared} for one in (gains, parts, cost, links)]
 
 
 def _of_all(results: Results) -> list[dict[str, Any]]:

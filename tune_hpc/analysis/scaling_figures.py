@@ -11,14 +11,20 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from tune_hpc.analysis import plot_data
+from tune_hpc.analysis.configurations import matching
 from tune_hpc.analysis.plots import hold_bars, line_style, plain
+from tune_hpc.analysis.predictions import HERE, predictions
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.sheet import Sheet, label_y, laid_out, titled
 from tune_hpc.analysis.wording import axis_label, short, words
+from tune_hpc.errors import UnknownNameError
 
 #: Dark to bright, so that parts are told apart in grey, too.
 _PARTS = ("#0072B2", "#E69F00", "#BBBBBB", "#009E73", "#CC79A7")
-_IDEAL: dict[str, Any] = {"color": "#7f7f7f", "linewidth": 1.0, "linestyle": (0, (2, 2))}
+IDEAL: dict[str, Any] = {"color": "#7f7f7f", "linewidth": 1.0, "linestyle": (0, (2, 2))}
+_PREDICTED: dict[str, Any] = {
+    "clip_on": False, "linestyle": "none", "marker": "x", "markersize": 7, "markeredgewidth": 1.4
+}  # fmt: skip
 #: What each of these would be if no work were lost, by the numbers of workers.
 _IDEALS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"speedup": np.copy, "efficiency": np.ones_like}
 
@@ -68,8 +74,12 @@ def draw_speedup(results: Results, specification: Mapping[str, Any], where: Mapp
     shown = plot_data.shown_lines(results, line) if line else ["measured"]
     handles = [Line2D([], [], **line_style(number)) for number in range(len(shown))]
     labels = [plain(value) for value in shown]
+    said = _predicted(results, line, where, list(tables), len(shown))
+    if len(said):
+        handles.append(Line2D([], [], **_PREDICTED | {"color": "#444444"}))
+        labels.append("predicted")
     if any(metric in _IDEALS for metric in tables):
-        handles.append(Line2D([], [], **_IDEAL))
+        handles.append(Line2D([], [], **IDEAL))
         labels.append("if nothing were lost")
     sheet = laid_out(
         titled(results, specification, where), len(tables), handles, labels, words(line) if line else None, 0.0
@@ -77,13 +87,16 @@ def draw_speedup(results: Results, specification: Mapping[str, Any], where: Mapp
     for ax, (metric, table) in zip(sheet.axes, tables.items(), strict=True):
         values = sorted(table["x"].unique())
         if metric in _IDEALS:
-            ax.plot(values, _IDEALS[metric](np.array(values, dtype=float)), **_IDEAL)
+            ax.plot(values, _IDEALS[metric](np.array(values, dtype=float)), **IDEAL)
         for number, value in enumerate(shown):
             own = table[table["line"] == value]
             style = line_style(number)
             ax.vlines(own["x"], own["low"], own["high"], color=style["color"], linewidth=0.9, alpha=0.7)
             ax.plot(own["x"], own["mean"], zorder=3, **style)
-        _number_workers(ax, values)
+            if len(said):
+                foretold = said if line is None else said[said[line] == value]
+                ax.plot(foretold["workers"], foretold[metric], **_PREDICTED | {"color": style["color"]}, zorder=4)
+        number_workers(ax, values)
         if hold_bars(ax, table, _IDEALS[metric](np.array(values, dtype=float)) if metric in _IDEALS else ()):
             sheet.notes["Bars far longer than the points' range are cut."] = None
         ax.set_ylim(bottom=0)
@@ -91,11 +104,28 @@ def draw_speedup(results: Results, specification: Mapping[str, Any], where: Mapp
         label_y(ax, axis_label(metric))
     if any((table["high"] > table["low"]).any() for table in tables.values()):
         sheet.notes["Point: mean over the repeats; bar: its 95 % interval (Student's)."] = None
+    if len(said):
+        sheet.notes["Cross: what the model says from probes, none of which is a step of several workers."] = None
     sheet.notes.update(dict.fromkeys(_crowded(results, parameter)))
     return [sheet]
 
 
-def _number_workers(ax: Axes, values: list[Any]) -> None:
+def _predicted(
+    results: Results, line: str | None, where: Mapping[str, Any], metrics: list[str], num_lines: int
+) -> pd.DataFrame:
+    """Return what the model says of the measured steps of several workers, where it is one thing for each point."""
+    try:
+        said = predictions(results)
+    except UnknownNameError:
+        return pd.DataFrame()
+    own = {name: value for name, value in where.items() if name in said}
+    said = said[(said["link"] == HERE) & (said["workers"] > 1) & matching(said, own)]
+    is_told = len(own) == len(where) and set(metrics) <= set(said) and (line is None or line in said)
+    most = said.groupby("workers").size().max() if len(said) else 0
+    return said if is_told and most <= num_lines else pd.DataFrame()
+
+
+def number_workers(ax: Axes, values: list[Any]) -> None:
     """Put numbers of workers, which double, at equal distances."""
     if values[-1] > 2 * values[0]:
         ax.set_xscale("log", base=2)

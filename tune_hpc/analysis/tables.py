@@ -15,6 +15,7 @@ from tune_hpc.analysis.claims import claims_checked
 from tune_hpc.analysis.configurations import crosses, is_scaling, over_seeds, ranked
 from tune_hpc.analysis.folder import write_whole
 from tune_hpc.analysis.interactions import interactions
+from tune_hpc.analysis.predictions import costs, predicted_against_measured, wide_enough
 from tune_hpc.analysis.presentation import presented
 from tune_hpc.analysis.protocols import special_cases
 from tune_hpc.analysis.published import published_against_measured
@@ -182,7 +183,7 @@ def declared(results: Results, importance: pd.DataFrame | None = None) -> list[T
     made.append(("Best trials", best_trials(results)))
     if importance is not None:
         made.append((IMPORTANCE, importance))
-    made += _searched(results)
+    made += _scaled(results) if is_scaling(results) else _searched(results)
     for status in ("failed", "diverged"):
         if status in results.counts():
             made.append((f"{status.capitalize()} trials", unfinished(results, status)))
@@ -192,10 +193,8 @@ def declared(results: Results, importance: pd.DataFrame | None = None) -> list[T
 
 
 def _searched(results: Results) -> list[tuple[str, pd.DataFrame]]:
-    """Return what tells of the search itself, as far as its trials do; a scaling measurement is none."""
+    """Return what tells of the search itself, as far as its trials do."""
     made: list[tuple[str, pd.DataFrame]] = []
-    if is_scaling(results):
-        return made
     for title, analysis, tells in (
         (
             "What fewer configurations would have found",
@@ -214,6 +213,21 @@ def _searched(results: Results) -> list[tuple[str, pd.DataFrame]]:
             made.append(
                 (title, _measuring(shown, dict.fromkeys(("mean", "difference", "low", "high"), results.metric)))
             )
+    return made
+
+
+def _scaled(results: Results) -> list[tuple[str, pd.DataFrame]]:
+    """Return what a scaling measurement says beyond what it timed."""
+    made: list[tuple[str, pd.DataFrame]] = []
+    for title, analysis in (
+        ("The model against the clock", predicted_against_measured),
+        ("From which width on the workers keep their speed", wide_enough),
+        ("Time and what it costs", costs),
+    ):
+        try:
+            made.append((title, analysis(results)))
+        except UnknownNameError:
+            continue
     return made
 
 

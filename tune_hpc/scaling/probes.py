@@ -21,7 +21,7 @@ from tune_hpc.scaling.plan import Exchange, Plan
 
 #: Into how many shares a batch is cut for one worker that computes one of them.
 SHARES = (1, 2, 4, 16, 64)
-#: How the network's width is varied, so that the answer for other widths is no guess.
+#: Widths of the network that are looked at, so that the answer for others is no guess.
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 #: Bytes that are averaged, beside what the networks at hand have.
 SIZES = (1 << 10, 1 << 16, 1 << 20, 1 << 22, 1 << 24)
@@ -92,8 +92,8 @@ def probe(plan: Plan, machine: Machine, *, widths_too: bool) -> list[dict[str, A
     wanted = {_key(config): config for config in configs}
     first = next(iter(wanted.values()))
     if widths_too and first["model"] == "cnn" and not plan.is_quick:
-        for factor in WIDTHS:
-            other = first | {"width": first["width"] * factor}
+        for width in WIDTHS:
+            other = first | {"width": width}
             wanted.setdefault(_key(other), other)
     found: list[dict[str, Any]] = []
     if machine.rank == 0:
