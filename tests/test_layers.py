@@ -35,6 +35,8 @@ MAY_IMPORT = {
         "tune_hpc.analysis.folder", "tune_hpc.analysis.parts", "tune_hpc.search.experiment",
         "tune_hpc.search.session",
         "tune_hpc.search.provenance",
+        # A trial of several workers is told by the search where these go.
+        "tune_hpc.search.trial",
     ],
     # The experiments are named by the user, and listed.
     "tune_hpc.cli": ["tune_hpc", "search_spaces"],

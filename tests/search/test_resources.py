@@ -132,3 +132,41 @@ def test_slots_never_exceed_what_the_nodes_hold(nodes, num_trials, cpus, gpus, m
             cores -= chosen.cpus
             capacity += 1
     assert chosen.num_slots <= capacity
+
+
+def test_trials_of_several_workers_run_only_where_all_of_these_have_room():
+    chosen = choose_resources([LAPTOP], 72, workers=3)
+    assert chosen == TrialResources(cpus=1, gpus=0, num_slots=2, workers=3)
+    assert chosen.per_worker == {"CPU": 1}
+    assert "GPU" not in chosen.as_ray()
+    assert chosen.as_ray()["CPU"] == 0
+    assert choose_resources([LAPTOP], 72, workers=8).num_slots == 1
+    assert choose_resources([LAPTOP, LAPTOP], 72, workers=3).num_slots == 5
+    assert choose_resources([LAPTOP], 72, cpus_per_trial=0.5, workers=3).num_slots == 5
+    assert choose_resources([LAPTOP], 72, max_concurrent=1, workers=3).num_slots == 1
+
+
+def test_each_worker_has_a_gpu_where_there_are_any():
+    chosen = choose_resources([FOUR_GPUS], 72, workers=2)
+    assert (chosen.per_worker, chosen.num_slots) == ({"CPU": 1, "GPU": 1}, 2)
+    assert choose_resources([FOUR_GPUS], 72, gpus_per_trial=0, workers=2).num_slots == 4
+
+
+def test_workers_for_which_there_is_never_room_are_refused_with_the_numbers():
+    with pytest.raises(ClusterError, match="9 workers of 1 CPU cores and 0 GPUs each; the cluster has room for 8: use"):
+        choose_resources([LAPTOP], 72, workers=9)
+
+
+@given(
+    cores=st.lists(st.integers(0, 16), min_size=1, max_size=4), workers=st.integers(1, 20),
+    cpus=st.sampled_from([0.5, 1.0, 2.0, 3.0]),
+)  # fmt: skip
+def test_all_workers_of_all_trials_that_run_at_once_fit(cores, workers, cpus):
+    nodes = [{"CPU": float(number)} for number in cores]
+    room = sum(int(number / cpus) for number in cores)
+    try:
+        chosen = choose_resources(nodes, 1000, cpus_per_trial=cpus, workers=workers)
+    except ClusterError:
+        assert room < workers
+    else:
+        assert chosen.num_slots * workers <= room < (chosen.num_slots + 1) * workers

@@ -44,6 +44,9 @@ SCHEDULE_DEFAULTS: dict[str, dict[str, float | bool]] = {
 }
 SCHEDULES = tuple(SCHEDULE_DEFAULTS)
 
+#: How the gradients of several workers may travel.
+COMPRESSIONS = ("none", "bf16")
+
 
 @dataclass(frozen=True)
 class Key:
@@ -208,10 +211,20 @@ _KEYS = (
     Key("l1", float, "l1 penalty of ftrl and the proximal optimizers (0)", None, low=0),
     Key("l2", float, "l2 penalty of ftrl and the proximal optimizers (0)", None, low=0),
     Key("l2_shrinkage", float, "ftrl's l2 penalty on the gradient's side (0)", None, low=0),
+    Key("workers", int, "processes that share each batch, by way of Ray Train; where it is not given, none do", low=1),
+    Key(
+        "bucket_mb", float, "megabytes of gradients that workers average at a time (25)", low=0, low_open=True, high=1e6
+    ),
+    Key("bucket_view", bool, "whether gradients are views of what workers send (false)"),
+    Key("compression", str, "how gradients travel: none, or bf16, in two bytes a number (none)", None, COMPRESSIONS),
+    Key("local_steps", int, "workers average their parameters after so many steps, and no gradients (1)", low=1),
 )
 
 #: Every key of a trial's configuration, by name, in the order in which frames show them.
 TRIAL_KEYS: dict[str, Key] = {key.name: key for key in _KEYS}
+
+#: Keys of a trial that uses several workers: there where they are given.
+TEAM_KEYS = ("workers", "bucket_mb", "bucket_view", "compression", "local_steps")
 
 #: Keys that others decide on: which of them there are, and with which defaults, by the value of the key that decides.
 OWNERS: dict[str, dict[str, dict[str, float | bool]]] = {
@@ -265,4 +278,18 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
                 completed[name] = given.get(name, own[name])
             else:
                 del completed[name]
+    for name in TEAM_KEYS:
+        if name not in given:
+            del completed[name]
+    if "workers" in completed:
+        _check_workers(completed)
     return completed
+
+
+def _check_workers(completed: Mapping[str, Any]) -> None:
+    if completed["model"] == "line":
+        raise InvalidConfigError("the line's four points are not worth sharing; use model=softmax or model=cnn")
+    if completed["workers"] > completed["batch_size"]:
+        raise InvalidConfigError(
+            f"workers must be at most the batch size {completed['batch_size']}; got {completed['workers']}"
+        )

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from tune_hpc.errors import InvalidConfigError
 from tune_hpc.learning.config import complete
 from tune_hpc.learning.data import ImageData, load_images
 from tune_hpc.learning.fusion import check_alike
@@ -285,6 +286,11 @@ def train_fused(
         images = None
     elif images is None:
         images = load_images(completed[0]["data"])
+    size = team.size if team else 1
+    if (asked := completed[0].get("workers", size)) != size:
+        raise InvalidConfigError(
+            f"workers={asked} train by way of Ray, in a search or a scaling measurement; {size} called this"
+        )
     training = Training(completed, images, place, team)
     num_steps = training.num_steps
     members = [Member(report) for _, report in zip(completed, reports, strict=True)]

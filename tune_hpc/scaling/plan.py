@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tune_hpc.errors import ClusterError, InvalidConfigError
-from tune_hpc.learning.config import complete
+from tune_hpc.learning.config import check_key, complete
 
 #: Steps that are timed on CPUs unless told otherwise; 5000 would take hours.
 NUM_TIMED_STEPS_ON_CPU = 100
@@ -48,14 +48,8 @@ class Exchange:
     local_steps: int = 1
 
     def __post_init__(self) -> None:
-        if not _is_number(self.bucket_mb) or not 0 < self.bucket_mb <= 1e6:
-            raise InvalidConfigError(f"bucket_mb must be above 0, and at most 1e6; got {self.bucket_mb!r}")
-        if not isinstance(self.bucket_view, bool):
-            raise InvalidConfigError(f"bucket_view must be true or false; got {self.bucket_view!r}")
-        if self.compression not in COMPRESSIONS:
-            raise InvalidConfigError(f"compression must be one of {', '.join(COMPRESSIONS)}; got {self.compression!r}")
-        if not _is_whole(self.local_steps) or self.local_steps < 1:
-            raise InvalidConfigError(f"local_steps must be a whole number from 1; got {self.local_steps!r}")
+        for one in fields(self):
+            check_key(one.name).check(getattr(self, one.name))
         if self.local_steps > 1 and (self.compression, self.bucket_view) != ("none", False):
             raise InvalidConfigError(
                 f"with local_steps={self.local_steps} no gradients travel, and parameters keep their digits; leave "
@@ -63,7 +57,6 @@ class Exchange:
             )
 
 
-COMPRESSIONS = ("none", "bf16")
 EXCHANGE_KEYS = tuple(one.name for one in fields(Exchange))
 #: The keys that a trial on one worker does not have.
 SCALING_KEYS = ("workers", "mode", "repeats", "num_timed_steps", "option", "batches_per_step", *EXCHANGE_KEYS)
@@ -281,7 +274,3 @@ def _case(whole: Mapping[str, Any], use_gpu: bool) -> Case:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

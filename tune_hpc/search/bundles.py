@@ -63,7 +63,8 @@ def plan_bundles(
     alone: list[list[Sample]] = []
     groups: dict[tuple[str, str], list[Sample]] = {}
     for sample in samples:
-        if trainables[sample["experiment"]] == TRAIN and fuse != "off":
+        is_fusable = trainables[sample["experiment"]] == TRAIN and "workers" not in sample["config"]
+        if is_fusable and fuse != "off":
             groups.setdefault((sample["experiment"], fusion_key(sample["config"])), []).append(sample)
         else:
             alone.append([sample])

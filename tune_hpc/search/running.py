@@ -12,7 +12,7 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
 from tune_hpc.analysis.results import Results
-from tune_hpc.errors import ClusterError
+from tune_hpc.errors import ClusterError, InvalidExperimentError
 from tune_hpc.learning.image_files import read_arrays
 from tune_hpc.search.bundles import (
     interrupted_bundles,
@@ -32,7 +32,7 @@ from tune_hpc.search.resources import TrialResources, choose_resources
 from tune_hpc.search.schedulers import make_scheduler, tell_of_the_past
 from tune_hpc.search.searches import Search
 from tune_hpc.search.session import node_resources, ray_session
-from tune_hpc.search.trial import Assignment, run_bundle
+from tune_hpc.search.trial import Assignment, Place, run_bundle
 from tune_hpc.search.watcher import Watcher
 
 
@@ -75,17 +75,19 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
     Raises:
         TuneHpcError: see ``tuner.run_all``.
     """
+    workers = _most_workers(searches)
     trainables = {search.name: search.trainable for search in searches}
     image_sets = _image_sets(searches, options.data_dir)
-    with ray_session(options.address):
+    with ray_session(options.address, with_state=bool(workers)):
         decided = [search.name for search in searches if search.experiment.scheduler != "none"]
         say_what_a_scheduler_runs_alone(decided, options.fuse)
         free = {search.name: search.trainable for search in searches if search.name not in decided}
         say_what_runs_alone(free, options.fuse)
         num_trials = sum(search.num_to_run for search in searches)
         resources = choose_resources(
-            node_resources(), num_trials, options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent
-        )
+            node_resources(), num_trials, options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent,
+            workers,
+        )  # fmt: skip
         origin = provenance()
         for search in searches:
             search.begin(origin)
@@ -98,6 +100,7 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
                 options.checkpoint_interval_s,
                 search.watched,
                 search.experiment.most_steps if search.watched else 1,
+                Place(resources.per_worker, str(search.home.ray)) if workers else None,
             )
             for search in searches
         }
@@ -136,6 +139,22 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
             results = [search.finish(watcher, limits) for search in searches]
             exporters.wait()
     return results
+
+
+def _most_workers(searches: Sequence[Search]) -> int:
+    """Return how many workers a trial has at most; 0 where none has any of its own.
+
+    Raises:
+        InvalidExperimentError: only some searches have trials of several workers, and all are to run as one.
+    """
+    workers = {search.name: search.most_workers for search in searches}
+    if any(workers.values()) and not all(workers.values()):
+        with_them, without = (next(one for one in workers if bool(workers[one]) == has) for has in (True, False))
+        raise InvalidExperimentError(
+            f"trials of several workers run by themselves; got {with_them} with workers and {without} without: run "
+            "one after the other"
+        )
+    return max(workers.values(), default=0)
 
 
 def _groups(searches: Sequence[Search]) -> list[list[Search]]:

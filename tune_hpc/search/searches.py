@@ -61,6 +61,18 @@ class Search:
         return watched(self.experiment.metric, self.experiment.mode, self.trainable == TRAIN)
 
     @property
+    def most_workers(self) -> int:
+        """How many workers a trial of its has at most; 0: it has none of its own.
+
+        Raises:
+            InvalidSpaceError: nobody can tell, for the number is drawn from no list and no range of whole numbers.
+        """
+        space = self.experiment.space
+        if self.trainable != TRAIN or "workers" not in space:
+            return 0
+        return int(max(space.possible("workers")))
+
+    @property
     def num_to_run(self) -> int:
         """How many trials are to end in this run, at most."""
         return self.experiment.num_trials - self.ended_before.total()

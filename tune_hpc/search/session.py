@@ -15,7 +15,7 @@ CONNECT_TIMEOUT_S = 10.0
 
 
 @contextmanager
-def ray_session(address: str | None = None) -> Iterator[None]:
+def ray_session(address: str | None = None, *, with_state: bool = False) -> Iterator[None]:
     """Be connected to Ray inside the block.
 
     A connection that is already there is used and left as it is. Otherwise connect to ``address``, or to the cluster
@@ -24,6 +24,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
 
     Args:
         address: ``host:port``, ``auto``, or ``None``.
+        with_state: Whether a Ray that is started here tells what its actors do: what cleans up after Ray Train asks it.
 
     Raises:
         ClusterError: nothing answers there, or it refuses us.
@@ -38,7 +39,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     own: dict[str, object] = (
         {"address": address}
         if address
-        else {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
+        else {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": with_state}
     )
     try:
         ray.init(**own, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,23 @@ from tune_hpc.search.stop_request import StopAsked, StopRequest
 
 #: How a trainable may say that it ended.
 ENDS = ("finished", "stopped", "diverged")
+#: Our own trainable, where each trial has workers of its own.
+TRAIN_TOGETHER = "tune_hpc.scaling.trial:train"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a trial puts workers of its own.
+
+    Attributes:
+        per_worker: What each of them gets, as Ray writes it.
+        folder: For the files of Ray Train.
+        images: The trial's data set in the object store, as a list of one reference; empty without any.
+    """
+
+    per_worker: Mapping[str, float]
+    folder: str
+    images: tuple[ray.ObjectRef, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,7 @@ class Assignment:
         checkpoint_interval_s: Seconds between two states that are kept.
         watched: What a scheduler is shown; ``None``: there is none.
         num_steps: Steps of a whole trial, as the scheduler counts them.
+        place: Where its workers go; ``None``: it has none.
     """
 
     name: str
@@ -65,6 +83,7 @@ class Assignment:
     checkpoint_interval_s: float
     watched: Watched | None = None
     num_steps: int = 1
+    place: Place | None = None
 
 
 def run_bundle(
@@ -243,7 +262,7 @@ def _outcome(
     """Run the trainable; return how it ended, and the columns that it returned."""
     outcome: dict[str, Any] = {"status": "finished", "stop_reason": "the trainable returned"}
     try:
-        trainable = assignment.trainable
+        trainable = assignment.trainable if assignment.place is None else TRAIN_TOGETHER
         if isinstance(trainable, str):
             trainable = load_reference(trainable)
         wanted = inspect.signature(trainable).parameters
@@ -252,6 +271,9 @@ def _outcome(
             offered["checkpoint"] = checkpoint
         if "images" in wanted and config.get("data") in images:
             offered["images"] = _fetch_images(images[config["data"]])
+        if "place" in wanted and assignment.place is not None:
+            own = (images[config["data"]],) if config.get("data") in images else ()
+            offered["place"] = replace(assignment.place, images=own)
         _match_threads()
         returned = trainable(dict(config), report, **offered)
         if isinstance(returned, Mapping):

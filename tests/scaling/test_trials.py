@@ -1,0 +1,101 @@
+"""Searches whose trials use several workers each, on a real Ray."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from ray import tune
+from ray.util import placement_group_table
+
+from tune_hpc import Experiment, Space, run
+from tune_hpc.errors import ClusterError, InvalidConfigError, InvalidExperimentError
+from tune_hpc.learning.config import complete
+from tune_hpc.learning.training import train
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+QUIET = {"show_progress": False}
+#: What Ray Train starts for a trial.
+ACTORS = ("TrainController", "RayTrainWorker", "PlacementGroupCleaner")
+SPACE = {
+    "model": "softmax", "optimizer": "adam", "batch_size": 75, "steps": 54, "precision": "float64", "workers": 2,
+    "num_evaluations": 9, "num_evaluation_images": 500,
+}  # fmt: skip
+
+
+def ray_train_processes():
+    """Return the command lines of Ray Train's actors that are alive, by process id."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = path.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if text.startswith("ray::") and any(name in text for name in ACTORS):
+            found[path.parent.name] = text
+    return found
+
+
+def left_behind():
+    """Return what is there of Ray Train: placement groups, actors, processes."""
+    groups = [one for one in placement_group_table().values() if one["state"] != "REMOVED"]
+    actors = [
+        one["ActorClassName"] for one in ray._private.state.actors().values()
+        if one["State"] != "DEAD" and any(name in one["ActorClassName"] for name in ACTORS)
+    ]  # fmt: skip
+    return [*groups, *actors, *ray_train_processes().values()]
+
+
+@pytest.mark.slow
+def test_trials_of_two_workers_some_of_which_are_stopped_leave_nothing_behind(mnist, tmp_path):
+    rates = [1e-2, 1e-4, 1e-6]
+    experiment = Experiment(
+        "together", Space(SPACE | {"learning_rate": tune.choice(rates)}), metric="valid_accuracy",
+        scheduler="asha_stopping",
+    )  # fmt: skip
+    trials = run(experiment, output_dir=tmp_path / "out", **QUIET).trials.set_index("learning_rate")
+    assert trials["status"].to_dict() == {1e-2: "finished", 1e-4: "stopped", 1e-6: "stopped"}
+    assert set(trials["workers"]) == {2}
+    # What two workers learn is what one learns alone.
+    alone = {}
+    train(
+        complete({name: value for name, value in SPACE.items() if name != "workers"} | {"learning_rate": 1e-2}),
+        lambda step, metrics: alone.update(metrics),
+    )
+    best = trials.loc[1e-2]
+    assert best["steps_run"] == 54
+    np.testing.assert_allclose(best["valid_loss"], alone["valid_loss"], rtol=1e-9)
+    np.testing.assert_allclose(best["train_loss"], alone["train_loss"][-1], rtol=1e-9)
+    assert best["setup_s"] > 1
+    patience = time.monotonic() + 30
+    while left_behind() and time.monotonic() < patience:
+        time.sleep(0.5)
+    assert left_behind() == []
+
+
+def test_workers_for_which_there_is_never_room_are_refused_with_the_numbers(mnist, tmp_path):
+    experiment = Experiment("wide", Space(SPACE | {"workers": tune.randint(1, 10)}), searcher="random", num_samples=2)
+    with pytest.raises(ClusterError, match="asks for 9 workers of 1 CPU cores and 0 GPUs each; the cluster has room"):
+        run(experiment, output_dir=tmp_path / "out", **QUIET)
+    assert not (tmp_path / "out" / "trials.parquet").exists()
+
+
+def test_more_workers_than_images_a_step_are_refused(tmp_path):
+    with pytest.raises(InvalidConfigError, match="workers must be at most the batch size 75; got 80"):
+        run(Experiment("wide", Space(SPACE | {"workers": 80})), output_dir=tmp_path / "out", **QUIET)
+    with pytest.raises(InvalidConfigError, match="the line's four points are not worth sharing"):
+        complete({"model": "line", "workers": 2})
+
+
+def test_several_workers_and_none_do_not_share_a_run(mnist, tmp_path):
+    from tune_hpc import run_all
+
+    experiments = [Experiment("one", Space({"model": "softmax"})), Experiment("two", Space(SPACE))]
+    with pytest.raises(InvalidExperimentError, match="got two with workers and one without: run one after the other"):
+        run_all(experiments, folders=[tmp_path / one.name for one in experiments], **QUIET)
+
+
+def test_one_process_does_not_pretend_to_be_several():
+    with pytest.raises(InvalidConfigError, match="workers=2 train by way of Ray, in a search or a scaling measurement"):
+        train({"model": "softmax", "workers": 2}, lambda step, metrics: None)
