@@ -6,7 +6,8 @@
 In order of worth: one trial of the report's winner (5000 steps of 150 images; the report: 19.3 s), recorded as a CUDA
 graph and eagerly, in each precision; the 72 trials of Exercise 2's network as one program; throughput against the
 number of fused trials; the same 72 trials through Ray as fused bundles, as separate trials that share the GPU, and one
-after another; then the open space's winner with five seeds, Exercise 4, the tables of Exercises 3 and 2 at full size,
+after another; then the open space's winner with five seeds, Exercise 4 at several widths and batch sizes on as many
+workers as there are GPUs (with what the model says of 2 and 4 on NVLink), the tables of Exercises 3 and 2 at full size,
 the search of the open space, and what a search costs beside the grid of Tables 4.3 to 4.5. Each leaves a JSON or an
 experiment folder, from which ``tune-hpc report`` makes the page. The last one that fits into the time is begun, and
 ends.
@@ -130,6 +131,7 @@ def whole_experiment(experiment: "Experiment", folder: Path) -> dict[str, Any]:
 def plan(flags: argparse.Namespace, on_gpu: bool) -> dict[str, Callable[[], Any]]:
     """Return what there is to measure, most wanted first."""
     import torch
+    from ray import tune
 
     from search_spaces import exercise2, exercise3, exercise4
 
@@ -139,7 +141,9 @@ def plan(flags: argparse.Namespace, on_gpu: bool) -> dict[str, Callable[[], Any]
     winner = next(exercise3.winner.with_values(small).configs())
     network = exercise2.cnn.with_values(small)
     network = network if on_gpu else network.replace(searcher="random", num_samples=4)
-    scaling = exercise4.experiment.with_values({"workers": max(1, torch.cuda.device_count()), **small})
+    workers = list(range(1, torch.cuda.device_count() + 1)) or [1]
+    sizes = {"width": tune.choice([0.25, 1.0, 4.0]), "batch_size": tune.choice([50, 150, 600]), "num_timed_steps": 500}
+    scaling = exercise4.experiment.with_values({"workers": tune.choice(workers), **(sizes if on_gpu else small)})
     sweep = ["--device", device, "--repeats", 3 if on_gpu else 1, "--seconds", 1 if on_gpu else 0.01]
     sweep += [] if on_gpu else ["--most", 2, "--only", "softmax"]
     steps: dict[str, Callable[[], Any]] = {

@@ -114,8 +114,10 @@ def add_place_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say where trials run and how many at once."""
     where = parser.add_argument_group("where it is run")
     _add_address_flags(where)
-    where.add_argument("--cpus-per-trial", type=float, metavar="N", help="CPU cores a trial (default: 1)")
-    where.add_argument("--gpus-per-trial", type=float, metavar="N", help="GPUs a trial; a fraction shares one")
+    where.add_argument(
+        "--cpus-per-trial", type=float, metavar="N", help="CPU cores a trial, or each of its workers (default: 1)"
+    )
+    where.add_argument("--gpus-per-trial", type=float, metavar="N", help="GPUs a trial, or each of its workers")
     where.add_argument("--max-concurrent", type=int, metavar="N", help="trials that run at once, at most")
     where.add_argument(
         "--fuse", metavar="N", help="trials that train as one program: auto (default), off, or at most N"

@@ -8,6 +8,7 @@ from torch import distributed
 from tests.learning.made_up import made_up_images
 from tune_hpc.learning.config import complete
 from tune_hpc.scaling.exchange import make_group
+from tune_hpc.scaling.plan import Exchange
 from tune_hpc.scaling.probes import Machine
 from tune_hpc.scaling.workers import make_training
 
@@ -19,6 +20,13 @@ CONFIGS = {
     "softmax": {**SHARED, "model": "softmax", "optimizer": "adam", "learning_rate": 0.01},
     "cnn": {**SHARED, "model": "cnn", "width": 0.0625, "optimizer": "momentum", "learning_rate": 0.01},
     "dropout": {**SHARED, "model": "cnn", "width": 0.0625, "optimizer": "adam", "dropout": 0.5, "max_shift": 2.0},
+}
+#: Ways of exchanging, on two workers; the softmax learns with each.
+WAYS = {
+    "small_buckets": Exchange(bucket_mb=0.001),
+    "bucket_view": Exchange(bucket_view=True),
+    "bf16": Exchange(compression="bf16"),
+    "local_steps": Exchange(local_steps=8),
 }
 
 
@@ -34,5 +42,13 @@ def train_together(rank: int, folder: str) -> None:
                 training = make_training(complete(config), machine, number)
                 training.run(0, NUM_STEPS)
                 torch.save(list(training.model.parameters()), Path(folder) / f"{name}-{number}-{rank}.pt")
+        if number == 2 and rank < number:
+            for name, way in WAYS.items():
+                training = make_training(complete(CONFIGS["softmax"]), machine, number, way)
+                training.run(0, NUM_STEPS)
+                before = [one.detach().clone() for one in training.model.parameters()]
+                training.team.agree(training.model)
+                after = [one.detach().clone() for one in training.model.parameters()]
+                torch.save((before, after), Path(folder) / f"{name}-{rank}.pt")
         distributed.barrier()
     distributed.destroy_process_group()

@@ -5,6 +5,7 @@ import pytest
 
 from tune_hpc import load, scaling
 from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.predictions import predicted_against_measured
 from tune_hpc.errors import InvalidConfigError, TrialError
 from tune_hpc.learning.image_files import read_arrays
 from tune_hpc.scaling.measurement import time_plan
@@ -19,10 +20,25 @@ pytestmark = pytest.mark.ray
 @pytest.mark.slow
 def test_a_row_for_each_case_and_repeat_whose_parts_add_up(ray_session, mnist, tmp_path):
     made = scaling.measure(
-        CONFIG, workers=(2, 1), mode="weak", repeats=2, num_timed_steps=8, output_dir=tmp_path / "out", **QUIET
-    )
+        CONFIG | {"steps": 40, "num_evaluation_images": 500}, workers=(2, 1), mode="weak", repeats=2,
+        num_timed_steps=8, options=("none", "larger_steps"), output_dir=tmp_path / "out", **QUIET,
+    )  # fmt: skip
     assert made.trials.equals(load(tmp_path / "out").trials)
-    trials = made.trials
+    assert made.varying == ["workers", "option", "seed"]
+    larger = made.trials[made.trials["option"] == "larger_steps"]
+    # Ten steps of four batches: all of them run, so there is a model to be judged.
+    assert set(larger["global_batch_size"]) == {240, 480}
+    assert set(larger["batch_size"]) == {60}
+    assert not larger["extrapolated"].any()
+    assert set(larger["num_timed_steps"]) == {7}
+    assert (larger["valid_accuracy"] > 0.3).all()
+    np.testing.assert_allclose(larger["train_s"], 10 * larger["step_s"])
+    trials = made.trials[made.trials["option"] == "none"]
+    assert trials["valid_accuracy"].isna().all()
+    np.testing.assert_allclose(trials["worker_s"], trials["train_s"] * trials["workers"])
+    table = predicted_against_measured(made)
+    assert table[["workers", "mode", "batch_size"]].to_numpy().tolist() == [[2, "weak", 60]]
+    assert (table["predicted_s"] > 0).all()
     assert list(trials["workers"]) == [2, 2, 1, 1]
     assert list(trials["seed"]) == [5, 6, 5, 6]
     assert list(trials["global_batch_size"]) == [120, 120, 60, 60]
@@ -39,9 +55,10 @@ def test_a_row_for_each_case_and_repeat_whose_parts_add_up(ray_session, mnist, t
     assert set(trials["gradient_bytes"]) == {(784 + 1) * 10 * 4}
     assert not trials["oversubscribed"].any()
     assert trials["extrapolated"].all()
-    np.testing.assert_allclose(trials["train_s"], 1000 * trials["step_s"])
+    np.testing.assert_allclose(trials["train_s"], 40 * trials["step_s"])
     # The repeats are what intervals stand on.
-    assert list(made.compare("workers", "samples_per_s").values["num_seeds"]) == [2, 2]
+    compared = made.compare("workers", "samples_per_s", where={"option": "none"})
+    assert list(compared.values["num_seeds"]) == [2, 2]
 
 
 @pytest.mark.slow

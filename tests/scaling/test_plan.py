@@ -3,8 +3,8 @@
 import pytest
 
 from search_spaces import exercise4
-from tune_hpc.errors import InvalidConfigError
-from tune_hpc.scaling.plan import NUM_TIMED_STEPS_ON_CPU, make_plan
+from tune_hpc.errors import ClusterError, InvalidConfigError
+from tune_hpc.scaling.plan import NUM_TIMED_STEPS_ON_CPU, OPTIONS, make_plan
 
 CPUS = {"CPU": 2.0}
 BASE = {"model": "softmax", "batch_size": 150, "steps": 5000}
@@ -64,6 +64,18 @@ def test_all_workers_fit_on_the_cores_there_are():
         ({"colour": "red"}, "no such key 'colour'"),
         ({"mode": "huge"}, "mode must be one of strong, weak; got 'huge'"),
         ({"repeats": 0}, "repeats must be a whole number from 1 to 100; got 0"),
+        (
+            {"option": "magic"},
+            "option must be one of none, small_buckets, bucket_view, bf16, larger_steps, local_steps",
+        ),
+        ({"local_steps": 0}, "local_steps must be a whole number at least 1; got 0"),
+        ({"bucket_mb": 0}, "bucket_mb must be a number above 0 and at most 1e+06; got 0"),
+        ({"compression": "zip"}, "compression must be one of none, bf16; got 'zip'"),
+        (
+            {"compression": "bf16", "local_steps": 2},
+            "with local_steps=2 no gradients travel, and parameters keep their",
+        ),
+        ({"batches_per_step": 0}, "batches_per_step must be a whole number from 1 to the 5000 steps; got 0"),
         ({"batching": "single_pass"}, "a single pass may end before the clock does; time it with batching=sequential"),
     ],
 )
@@ -80,6 +92,30 @@ def test_shared_batches_stay_and_own_batches_grow_with_the_workers():
     assert [case.batch_size for case in own.cases] == [150, 300, 600]
     assert [case.alone.batch_size for case in own.cases] == [150, 150, 150]
     assert own.cases[2].trained(repeat=2) == {**own.cases[0].config, "batch_size": 600, "seed": 2}
+
+
+def test_larger_steps_see_more_batches_and_are_fewer():
+    (case,) = plan(workers=(2,), option="larger_steps").cases
+    assert (case.config["batch_size"], case.config["steps"]) == (600, 1250)
+    assert (case.asked["batch_size"], case.asked["steps"]) == (150, 5000)
+    assert case.alone.config == case.config
+    assert plan(workers=(2,), option="larger_steps", batches_per_step=2).cases[0].config["batch_size"] == 300
+
+
+def test_every_option_differs_from_the_plain_way_in_one_thing():
+    plainly = plan(workers=(2,)).cases[0]
+    for name in set(OPTIONS) - {"none"}:
+        (case,) = plan(workers=(2,), option=name).cases
+        changed = {key for key, value in case.options.items() if value != plainly.options[key]}
+        assert len(changed - {"option"}) == 1
+    assert plan(workers=(2,), option="none").cases[0] == plainly
+
+
+def test_workers_on_nodes_of_their_own_need_as_many_nodes():
+    made = plan(workers=(1, 2))
+    made.check_nodes([{"CPU": 1.0}, {"CPU": 1.0}])
+    with pytest.raises(ClusterError, match="2 workers on a node each need as many nodes; the cluster has 1 with 1 CPU"):
+        made.check_nodes([{"CPU": 2.0}, {"CPU": 0.0}])
 
 
 def test_what_differs_is_measured_side_by_side_but_for_seeds_and_data():

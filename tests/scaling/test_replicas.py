@@ -5,7 +5,7 @@ import torch
 from torch import multiprocessing
 
 from tests.learning.made_up import made_up_images
-from tests.scaling.replicas import CONFIGS, NUMBERS, train_together
+from tests.scaling.replicas import CONFIGS, NUMBERS, WAYS, train_together
 from tune_hpc.learning.config import complete
 from tune_hpc.learning.tasks import ImageClassification
 
@@ -16,6 +16,8 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     multiprocessing.spawn(train_together, (str(folder),), nprocs=max(NUMBERS))
     return {
+        (way, rank): torch.load(folder / f"{way}-{rank}.pt", weights_only=True) for way in WAYS for rank in range(2)
+    } | {
         (name, number, rank): torch.load(folder / f"{name}-{number}-{rank}.pt", weights_only=True)
         for name in CONFIGS for number in NUMBERS for rank in range(number)
     }  # fmt: skip
@@ -29,6 +31,32 @@ def test_parameters_after_twenty_steps_are_those_of_one_worker(trained, name, nu
     for rank in range(number):
         for one, other in zip(alone, trained[name, number, rank], strict=True):
             torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["small_buckets", "bucket_view"])
+def test_how_gradients_are_packed_changes_nothing(trained, way):
+    for rank in range(2):
+        for one, other in zip(trained["softmax", 1, 0], trained[way, rank][0], strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_gradients_of_two_bytes_change_little_and_the_same_for_all(trained):
+    for one, other, alone in zip(trained["bf16", 0][0], trained["bf16", 1][0], trained["softmax", 1, 0], strict=True):
+        assert torch.equal(one, other)
+        assert not torch.equal(one, alone)
+        # Adam's steps are of the size of the rate, 0.01, whatever the gradient.
+        torch.testing.assert_close(one, alone, rtol=0, atol=0.05)
+
+
+@pytest.mark.slow
+def test_between_two_exchanges_workers_go_their_own_ways_and_then_they_agree(trained):
+    (first_before, first), (second_before, second) = trained["local_steps", 0], trained["local_steps", 1]
+    for one, other, mean, same in zip(first_before, second_before, first, second, strict=True):
+        assert not torch.equal(one, other)
+        torch.testing.assert_close(mean, (one + other) / 2, rtol=1e-12, atol=1e-12)
+        assert torch.equal(mean, same)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 7])

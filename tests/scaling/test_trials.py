@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from ray import tune
-from ray.util import placement_group_table
+from ray.util.state import list_actors, list_placement_groups
 
 from tune_hpc import Experiment, Space, run
 from tune_hpc.errors import ClusterError, InvalidConfigError, InvalidExperimentError
@@ -39,11 +38,8 @@ def ray_train_processes():
 
 def left_behind():
     """Return what is there of Ray Train: placement groups, actors, processes."""
-    groups = [one for one in placement_group_table().values() if one["state"] != "REMOVED"]
-    actors = [
-        one["ActorClassName"] for one in ray._private.state.actors().values()
-        if one["State"] != "DEAD" and any(name in one["ActorClassName"] for name in ACTORS)
-    ]  # fmt: skip
+    groups = [one for one in list_placement_groups() if one.state != "REMOVED"]
+    actors = [one for one in list_actors(filters=[("state", "!=", "DEAD")]) if one.class_name in ACTORS]
     return [*groups, *actors, *ray_train_processes().values()]
 
 

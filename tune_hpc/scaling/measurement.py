@@ -265,7 +265,7 @@ def _predicted(plan: Plan, probes: list[dict[str, Any]]) -> dict[str, list[dict[
     ]
     table = pd.DataFrame(probes)
     batch_size = plan.cases[0].alone.batch_size
-    numbers = [number for number in plan.numbers if 1 < number <= batch_size]
+    numbers = [number for number in sorted({2, 4, *plan.numbers}) if 1 < number <= batch_size]
     return {"predictions": predictions(table, cases), "widths": wide_enough(table, numbers, batch_size)}
 
 

@@ -82,6 +82,10 @@ class StepModel:
         number, seconds = min(self._reduced.items())
         return {f"{HERE}'s link": fitted(number, seconds), **LINKS}
 
+    def knows(self, workers: int) -> bool:
+        """Return whether so many workers were probed here."""
+        return workers == 1 or workers in self._reduced
+
     def widths(self, batch_size: int) -> list[float]:
         """Return the widths that were probed, the narrowest first."""
         return sorted(self._compute[batch_size].index.unique("width"))
@@ -214,6 +218,7 @@ def wide_enough(probes: pd.DataFrame, workers: Sequence[int], batch_size: int) -
         | {"narrowest": min(widths), "widest": max(widths)}
         for name, link in links.items()
         for number in workers
+        if link is not None or model.knows(number)
     ]
 
 
