@@ -12,9 +12,10 @@ from tune_hpc import load_all
 ROOT = Path(__file__).parents[1]
 
 
-def test_every_answer_is_what_its_line_gives():
-    page = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
-    assert page.count("```text") >= 10
+@pytest.mark.parametrize(("name", "num_answers"), [("analysis", 10), ("scaling", 6)])
+def test_every_answer_is_what_its_line_gives(name, num_answers):
+    page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    assert page.count("```text") >= num_answers
     assert rewritten(page) == page
 
 
@@ -42,9 +43,10 @@ def test_the_reproduction_s_page_is_made_from_the_kept_results(tmp_path):
 
 
 def test_kept_results_are_small_and_tell_nothing_of_where_they_were_made():
-    files = [file for file in (ROOT / "docs" / "results").rglob("*") if file.is_file()]
+    files = [file for name in ("results", "scaling") for file in (ROOT / "docs" / name).rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 2_000_000
-    for results in load_all(ROOT / "docs" / "results"):
-        assert results.experiment["provenance"]["machine"]["host"] is None
-        assert results.experiment["provenance"]["command"].startswith("tune-hpc run exercise")
-        assert "host" not in results.trials
+    for folder, command in (("results", "tune-hpc run exercise"), ("scaling", "tune-hpc scale ")):
+        for results in load_all(ROOT / "docs" / folder):
+            assert results.experiment["provenance"]["machine"]["host"] is None
+            assert results.experiment["provenance"]["command"].startswith(command)
+            assert "host" not in results.trials

@@ -83,6 +83,8 @@ def test_cost_is_told_and_what_no_other_choice_beats(measured):
     assert table["worker_s"].to_list() == pytest.approx([10.0, 2 * 61 / 3, 28.0])
     # Two workers have one repeat of 50 s; four are quicker for less.
     assert table["is_efficient"].to_list() == [True, False, True]
+    # Networks of two widths are not the same work.
+    assert costs(measured((0.5, 1.0)))["is_efficient"].to_list() == [True, False, True] * 2
 
 
 def test_the_sentences_say_it(measured):

@@ -65,9 +65,7 @@ def test_a_row_for_each_case_and_repeat_whose_parts_add_up(ray_session, mnist, t
 def test_a_worker_that_ends_leaves_an_error_and_no_number(ray_session, mnist, tmp_path):
     # More than there are images, which is otherwise refused beforehand.
     plan = make_plan([{**CONFIG, "batch_size": 30_000, "workers": 2, "mode": "weak", "num_timed_steps": 1}], {"CPU": 2})
-    with pytest.raises(
-        TrialError, match=r"a worker of the scaling measurement ended: .*batch_size must be 1 to 50000, "
-    ):
+    with pytest.raises(TrialError, match=r"a worker ended: .*batch_size must be 1 to 50000, "):
         time_plan(plan, ExperimentFolder(tmp_path), read_arrays("mnist", None))
 
 

@@ -93,7 +93,7 @@ def costs(results: Results) -> pd.DataFrame:
 
     Returns:
         The configurations of a scaling measurement with ``train_s`` and ``worker_s`` (means over the repeats) and
-        ``is_efficient``: no other one takes less of both.
+        ``is_efficient``: no other one of the same work, with other workers or another option, takes less of both.
 
     Raises:
         UnknownNameError: the results are no scaling measurement.
@@ -103,7 +103,14 @@ def costs(results: Results) -> pd.DataFrame:
     names = [name for name in results.varying if name != "seed"]
     table = over_seeds(results, ["train_s", "worker_s"]).dropna(subset=["train_s", "worker_s"])
     table = table[[*(name for name in names if name in table), "train_s", "worker_s"]]
-    return table.assign(is_efficient=_efficient(table)).reset_index(drop=True)
+    table = table.reset_index(drop=True)
+    others = [name for name in names if name in table and name not in ("workers", "option")]
+    work = table.groupby(others, dropna=False).ngroup() if others else pd.Series(0, index=table.index)
+    is_efficient = pd.Series(False, index=table.index)
+    for number in work.unique():
+        own = table[work == number]
+        is_efficient[own.index] = _efficient(own)
+    return table.assign(is_efficient=is_efficient)
 
 
 def _efficient(table: pd.DataFrame) -> list[bool]:

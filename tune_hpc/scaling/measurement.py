@@ -35,13 +35,11 @@ from tune_hpc.errors import InvalidConfigError, TrialError
 from tune_hpc.learning.image_files import read_arrays
 from tune_hpc.scaling.model import predictions, wide_enough
 from tune_hpc.scaling.plan import EXCHANGE_KEYS, Plan, make_plan
+from tune_hpc.scaling.trainer import run_workers
 from tune_hpc.scaling.workers import time_workers
 from tune_hpc.search.experiment import Experiment, Space
 from tune_hpc.search.provenance import now, provenance
 from tune_hpc.search.session import node_resources, ray_session
-
-#: How long workers wait for one that has not come: lost while it started, it never will.
-MEETING_TIMEOUT_S = 180
 
 
 def measure(
@@ -214,31 +212,21 @@ def time_plan(
     Raises:
         TrialError: a worker ended before the measurement did.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    images = ray.put(arrays)
-    trainer = TorchTrainer(
-        time_workers,
-        train_loop_config={"plan": plan, "images": [images], "called_at": time.time()},
-        scaling_config=ScalingConfig(
-            num_workers=plan.most_workers,
-            use_gpu=plan.use_gpu,
-            resources_per_worker=plan.resources_per_worker,
-            placement_strategy="STRICT_SPREAD" if spread else "PACK",
-        ),
-        torch_config=TorchConfig(backend=plan.backend, timeout_s=MEETING_TIMEOUT_S),
-        run_config=RunConfig(
-            name="train", storage_path=str(home.ray), failure_config=FailureConfig(max_failures=max_restarts)
-        ),
-    )
+    settings = {"plan": plan, "images": [ray.put(arrays)], "called_at": time.time()}
     try:
-        measured = trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
-        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "no reason given")
-        raise TrialError(
-            f"a worker of the scaling measurement ended: {reason.strip()}; nothing was measured"
-        ) from error
+        measured = run_workers(
+            time_workers,
+            settings,
+            num_workers=plan.most_workers,
+            per_worker=plan.resources_per_worker,
+            backend=plan.backend,
+            folder=str(home.ray),
+            name="train",
+            max_restarts=max_restarts,
+            spread=spread,
+        )
+    except TrialError as error:
+        raise TrialError(f"{error}; nothing was measured") from error.__cause__
     if not measured:
         raise TrialError("the scaling measurement returned nothing; look at Ray's logs in " + str(home.ray))
     rows = [_row(plan, number, one) for number, one in enumerate(measured["measured"])]

@@ -24,10 +24,9 @@ from tune_hpc.learning.training import train as train_one
 from tune_hpc.scaling.exchange import Workers
 from tune_hpc.scaling.plan import EXCHANGE_KEYS, Exchange
 from tune_hpc.scaling.relay import MAKE, STOP, Caller, Lost, Station, Stopped
+from tune_hpc.scaling.trainer import run_workers
 from tune_hpc.search.trial import Place
 
-#: How long workers wait for one that has not come.
-MEETING_TIMEOUT_S = 180
 #: How long a trial that ends waits for its workers to be gone.
 LEAVING_TIMEOUT_S = 60
 
@@ -66,7 +65,9 @@ def train(
         row = station.serve(report, checkpoint)
     except Lost:
         workers.join(LEAVING_TIMEOUT_S)
-        raise TrialError(f"a worker ended: {_reason(failures)}") from None
+        if failures:
+            raise failures[0] from None
+        raise TrialError("the workers ended without a word; look at Ray's logs") from None
     finally:
         # Those that were told to stop are about to; what they were started by then removes what it has made.
         station.close()
@@ -77,41 +78,28 @@ def train(
 
 def _run_workers(config: dict[str, Any], place: Place, station: Station, failures: list[BaseException]) -> None:
     """Run the workers to their end; in a thread of its own."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    gpus = place.per_worker.get("GPU", 0)
+    settings = {
+        "config": config,
+        "images": list(place.images),
+        "address": station.address,
+        "key": station.key,
+        "num_threads": max(1, int(place.per_worker["CPU"])),
+    }
     try:
-        TorchTrainer(
+        run_workers(
             _work,
-            train_loop_config={
-                "config": config, "images": list(place.images), "address": station.address, "key": station.key,
-                "num_threads": max(1, int(place.per_worker["CPU"])),
-            },
-            scaling_config=ScalingConfig(
-                num_workers=config.get("workers", 1), use_gpu=gpus > 0, resources_per_worker=dict(place.per_worker)
-            ),
+            settings,
+            num_workers=config.get("workers", 1),
+            per_worker=place.per_worker,
             # NCCL refuses two workers on one GPU; gloo carries their gradients through the host.
-            torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo", timeout_s=MEETING_TIMEOUT_S),
-            run_config=RunConfig(
-                # Ray Train goes on with whatever it finds under a name.
-                name=f"workers-{secrets.token_hex(6)}",
-                storage_path=place.folder,
-                failure_config=FailureConfig(max_failures=0),
-            ),
-        ).fit()  # fmt: skip
+            backend="nccl" if place.per_worker.get("GPU", 0) >= 1 else "gloo",
+            folder=place.folder,
+            name=f"workers-{secrets.token_hex(6)}",
+        )
     except BaseException as error:  # noqa: BLE001 - it is told by the trial, which stands in another thread
         failures.append(error)
     finally:
         station.hang_up()
-
-
-def _reason(failures: list[BaseException]) -> str:
-    """Return what Ray Train says of its end: the last line of a traceback."""
-    if not failures:
-        return "no reason given"
-    text = [line.strip() for line in str(failures[0]).splitlines() if line.strip()]
-    return text[-1] if text else type(failures[0]).__name__
 
 
 def _work(settings: Mapping[str, Any]) -> None:
