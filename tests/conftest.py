@@ -19,12 +19,15 @@ def ray_session():
 
     # Trials find the tests' own trainables here, as they would find a user's beside the search that names them.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # What cleans up after Ray Train asks the dashboard which actors are alive.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ray.init(address="local", num_cpus=2, include_dashboard=True, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+    from tune_hpc.search.session import telling_its_state
+
+    # What cleans up after Ray Train asks which actors are alive, and so do tests.
+    with telling_its_state() as own:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR", **own)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

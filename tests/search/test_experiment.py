@@ -34,8 +34,12 @@ EVERYTHING = [
 SCALING_COLUMNS = {
     "train_s", "extrapolated", "num_timed_steps", "step_s", "warmup_s", "startup_s", "samples_per_s", "speedup",
     "efficiency", "cores_per_worker", "oversubscribed", "compute_s", "communicate_s", "data_s", "gradient_bytes",
-    "global_batch_size",
+    "global_batch_size", "worker_s",
 }  # fmt: skip
+
+
+#: Kinds of figures that are drawn by a parameter.
+BY_PARAMETER = ("response", "heatmap", "stack", "speedup", "cost", "links")
 
 
 def drawn_beforehand(experiment):
@@ -223,7 +227,7 @@ def test_figures_tables_and_published_numbers_name_what_there_is(experiment):
         assert figure.kind in KINDS
         assert set(figure.metrics) <= (history if figure.kind in ("curve", "target") else columns)
         assert {figure.line, figure.page, figure.parameter} - {None} <= set(experiment.space.varying)
-        assert (figure.parameter is not None) == (figure.kind in ("response", "heatmap", "stack", "speedup"))
+        assert (figure.parameter is not None) == (figure.kind in BY_PARAMETER)
         assert (figure.target is not None) == (figure.kind == "target")
         if figure.published:
             assert figure.published in {one.metric for one in experiment.published}

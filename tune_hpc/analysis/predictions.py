@@ -106,11 +106,8 @@ def costs(results: Results) -> pd.DataFrame:
     table = table.reset_index(drop=True)
     others = [name for name in names if name in table and name not in ("workers", "option")]
     work = table.groupby(others, dropna=False).ngroup() if others else pd.Series(0, index=table.index)
-    is_efficient = pd.Series(False, index=table.index)
-    for number in work.unique():
-        own = table[work == number]
-        is_efficient[own.index] = _efficient(own)
-    return table.assign(is_efficient=is_efficient)
+    parts = [pd.Series(_efficient(own), index=own.index) for own in (table[work == one] for one in work.unique())]
+    return table.assign(is_efficient=pd.concat(parts) if parts else pd.Series(dtype=bool))
 
 
 def _efficient(table: pd.DataFrame) -> list[bool]:

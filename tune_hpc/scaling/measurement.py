@@ -163,7 +163,7 @@ def run_all(
         planned_here = make_plan(configs, {})
         arrays = read_arrays(planned_here.cases[0].config["data"], Path(data_dir) if data_dir else None)
         planned_here.check_fits(len(arrays["train_labels"]))
-        with ray_session(address):
+        with ray_session(address, with_state=True):
             home.claim(experiment.name, overwrite=overwrite)
             plan = make_plan(configs, ray.cluster_resources(), is_quick=experiment.quick)
             if spread:

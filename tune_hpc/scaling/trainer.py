@@ -1,6 +1,9 @@
 """Workers that train together, started by Ray Train, from first to last."""
 
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from tune_hpc.errors import TrialError
@@ -57,7 +60,22 @@ def run_workers(
         run_config=RunConfig(name=name, storage_path=folder, failure_config=FailureConfig(max_failures=max_restarts)),
     )
     try:
-        return trainer.fit().return_value
+        with _own_interrupt_handler():
+            return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise TrialError(f"a worker ended: {lines[-1] if lines else 'no reason given'}") from error
+        # Its traceback holds on to Ray Train's actors.
+        cause = error.with_traceback(None)
+        raise TrialError(f"a worker ended: {lines[-1] if lines else 'no reason given'}") from cause
+
+
+@contextmanager
+def _own_interrupt_handler() -> Iterator[None]:
+    """Put back what Ctrl-C did before: Ray Train leaves a handler that holds on to its actors."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if is_main else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)

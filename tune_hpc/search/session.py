@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
@@ -12,6 +13,9 @@ from tune_hpc.errors import ClusterError
 
 #: Seconds within which a cluster's head must accept a connection.
 CONNECT_TIMEOUT_S = 10.0
+
+#: Where the processes of a Ray find what tells its state.
+STATE_ADDRESS = "RAY_API_SERVER_ADDRESS"
 
 
 @contextmanager
@@ -36,13 +40,11 @@ def ray_session(address: str | None = None, *, with_state: bool = False) -> Iter
     if address:
         _check_listening(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    own: dict[str, object] = (
-        {"address": address}
-        if address
-        else {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": with_state}
-    )
+    here = {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
+    own: dict[str, Any] = {"address": address} if address else here
     try:
-        ray.init(**own, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+        with telling_its_state() if with_state and not address else _nothing_more() as more:
+            ray.init(**own | more, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         # Ray says the same of a cluster that wants a token and of one that does not answer.
@@ -54,6 +56,31 @@ def ray_session(address: str | None = None, *, with_state: bool = False) -> Iter
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _nothing_more() -> Iterator[dict[str, Any]]:
+    yield {}
+
+
+@contextmanager
+def telling_its_state() -> Iterator[dict[str, Any]]:
+    """Yield what to start Ray with, that its processes may ask it which of its actors are alive.
+
+    Left alone they ask any Ray of this machine that answers. Ray Train's cleaner does, and if that Ray does not know a
+    training, the cleaner takes it for dead and ends it.
+    """
+    before = os.environ.get(STATE_ADDRESS)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ[STATE_ADDRESS] = f"http://127.0.0.1:{port}"
+    try:
+        yield {"include_dashboard": True, "dashboard_port": port}
+    finally:
+        os.environ.pop(STATE_ADDRESS)
+        if before is not None:
+            os.environ[STATE_ADDRESS] = before
 
 
 def _end_autoscaler() -> None:
