@@ -6,7 +6,7 @@ import pandas as pd
 from tune_hpc.analysis.configurations import matching, over_seeds
 from tune_hpc.analysis.predictions import HERE, costs, predicted_against_measured, wide_enough
 from tune_hpc.analysis.results import Results
-from tune_hpc.analysis.wording import condition, number, value_text, words
+from tune_hpc.analysis.wording import condition, number, short, value_text, words
 from tune_hpc.errors import UnknownNameError
 
 #: The option that is none.
@@ -42,8 +42,7 @@ def _foretold(results: Results) -> list[str]:
         return []
     several = len(table["width"].unique()) > 1
     told = "; ".join(
-        f"{row['workers']} workers{at}: {1000 * row['predicted_s']:.3g} ms for {1000 * row['measured_s']:.3g} "
-        f"({row['error']:+.0%})"
+        f"{row['workers']} workers{at}: {_ms(row['predicted_s'])} ms for {_ms(row['measured_s'])} ({row['error']:+.0%})"
         for row in table.to_dict("records")
         for at in [f" at width {value_text(row['width'])}" if several else ""]
     )
@@ -126,3 +125,8 @@ def _options(results: Results) -> list[str]:
         part = row["train_s"] / other["train_s"]
         said.append(f"{words(row['option']).capitalize()} ({where}): {part:.2f} of the time{effect}.")
     return said
+
+
+def _ms(seconds: float) -> str:
+    """Return milliseconds with three digits that mean something."""
+    return short(float(f"{1000 * seconds:.3g}"))
