@@ -30,6 +30,7 @@ experiment = Experiment(
         Figure("stack", ("compute_s", "communicate_s", "data_s"), "Where a step's time goes", parameter="workers"),
         Figure("cost", ("train_s", "worker_s"), "Time and what it costs, by workers", parameter="workers"),
         Figure("links", ("speedup", "efficiency"), "Predicted: more workers, other links", parameter="workers"),
+        Figure("widths", ("efficiency",), "Predicted: efficiency by the network's width"),
     ),
     tables=(
         Table(

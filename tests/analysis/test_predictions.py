@@ -13,6 +13,7 @@ from tune_hpc.errors import UnknownNameError
 
 LINKS = {"kind": "links", "metrics": ["speedup"], "title": "Predicted", "parameter": "workers"}
 COST = {"kind": "cost", "metrics": ["train_s"], "title": "Cost", "parameter": "workers"}
+WIDTHS = {"kind": "widths", "metrics": ["efficiency"], "title": "Widths"}
 SPEEDUP = {"kind": "speedup", "metrics": ["speedup", "efficiency"], "title": "Speed-up", "parameter": "workers"}
 #: Seconds of a step on 1, 2 and 4 workers, in three repeats: medians are 1.0, 0.6 and 0.7.
 STEPS = {1: (1.0, 1.1, 0.9), 2: (0.6, 0.5, 5.0), 4: (0.7, 0.7, 0.7)}
@@ -132,6 +133,22 @@ def test_other_links_are_a_line_each_beside_what_was_measured(measured):
     assert figures.sheets(measured((0.5, 1.0)), LINKS) == []
     assert len(figures.sheets(measured((0.5, 1.0)), {**LINKS, "page": "width"})) == 2
     assert figures.sheets(measured(options=("none", "larger_steps")), {**LINKS, "page": "option"}) == []
+
+
+def test_efficiency_is_drawn_against_the_width_with_a_panel_for_each_number_of_workers(measured):
+    made = measured()
+    made.experiment["width_curves"] = [
+        {"link": link, "workers": workers, "width": width, "efficiency": width**0.1 / workers}
+        for link in ("this machine", "NVLink 4") for workers in (2, 4) for width in (0.25, 1.0, 4.0)
+    ]  # fmt: skip
+    (sheet,) = figures.sheets(made, WIDTHS)
+    assert [text.get_text() for ax in sheet.axes for text in ax.texts] == ["2 workers", "4 workers"]
+    first, _, stars, aim = sheet.axes[0].get_lines()
+    assert list(first.get_xdata()) == [0.25, 1, 4]
+    assert list(stars.get_xdata()) == [1]
+    assert set(aim.get_ydata()) == {0.8}
+    assert_tidy(sheet)
+    assert figures.sheets(measured(), WIDTHS) == []
 
 
 def test_cost_is_drawn_with_a_ray_for_each_number_of_workers(measured):

@@ -80,7 +80,9 @@ def test_the_report_says_what_workers_give_and_suggests_no_wider_search(measured
 
 def test_it_is_no_search_whose_budget_or_interactions_are_told(measured):
     made = measured((0.25, 0.5, 1.0, 2.0), numbers=(1, 2, 4, 8, 16))
-    assert [one["kind"] for one in plot_data.specifications(made)] == ["speedup", "stack", "cost", "links"]
+    assert [one["kind"] for one in plot_data.specifications(made)] == [
+        "speedup", "stack", "cost", "links", "widths",
+    ]  # fmt: skip
     assert [title for title, _, _ in tables.declared(made)] == ["Best trials", "Trials by status"]
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.scaling.model import HERE, LINKS, Link, StepModel, fitted, predictions
+from tune_hpc.scaling.model import HERE, LINKS, Link, StepModel, fitted, predictions, width_curves
 
 #: A machine that needs so long for a step, a sample of width 1, and to meet and send.
 FIXED_S, SAMPLE_S, LATENCY_S, BYTES_PER_S, WAY_S = 0.004, 0.001, 0.0005, 1e9, 0.002
@@ -96,6 +96,17 @@ def test_the_width_that_is_wide_enough_is_found_or_the_best_is_told(probes):
     nowhere, best, _ = model.width_for(2, BATCH, fast)
     assert nowhere is None
     assert best < 0.8
+
+
+def test_curves_over_the_widths_are_the_model_s(probes):
+    rows = pd.DataFrame(width_curves(probes, [2, 4, 8], BATCH))
+    assert set(rows.loc[rows["link"] == HERE, "workers"]) == {2, 4}
+    assert set(rows.loc[rows["link"] == "NVLink 4", "workers"]) == {2, 4, 8}
+    for row in rows.to_dict("records"):
+        link = None if row["link"] == HERE else StepModel(probes).links[row["link"]]
+        said = StepModel(probes).step(row["workers"], row["width"], BATCH, link=link)
+        assert row["efficiency"] == pytest.approx(said["efficiency"])
+    assert width_curves(probes[probes["width"].isna() | (probes["width"] == 1)], [2], BATCH) == []
 
 
 def test_predictions_are_of_what_was_measured_and_of_more_on_every_link(probes):

@@ -172,7 +172,7 @@ KINDS = {
     "parallel": parallel_figure.draw, "ranking": row_figures.draw_ranking, "importance": row_figures.draw_importance,
     "budget": search_figures.draw_budget, "target": search_figures.draw_target, "stack": scaling_figures.draw_stack,
     "speedup": scaling_figures.draw_speedup, "links": prediction_figures.draw_links,
-    "cost": prediction_figures.draw_cost,
+    "cost": prediction_figures.draw_cost, "widths": prediction_figures.draw_widths,
 }  # fmt: skip
 
 

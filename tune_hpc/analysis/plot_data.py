@@ -79,7 +79,8 @@ def _of_scaling(results: Results) -> list[dict[str, Any]]:
         gains, parts = {**gains, "line": others[0]}, {**parts, "page": others[0]}
         # Options do the same work; networks of several widths do not, and have nothing to be weighed against.
         cost, links = {**cost, "line" if others[0] == "option" else "page": others[0]}, {**links, "page": others[0]}
-    return [{**one, **shared} for one in (gains, parts, cost, links)]
+    broad = {"kind": "widths", "metrics": ["efficiency"], "title": "Predicted: efficiency by the network's width"}
+    return [{**one, **shared} for one in (gains, parts, cost, links)] + [broad]
 
 
 def _of_all(results: Results) -> list[dict[str, Any]]:

@@ -17,6 +17,8 @@ from tune_hpc.analysis.wording import axis_label, short, words
 from tune_hpc.errors import UnknownNameError
 
 _MEASURED: dict[str, Any] = {"color": "black", "marker": "*", "markersize": 9, "linestyle": "none"}
+#: What is worth having more workers for.
+AIM = 0.8
 #: Metrics of a prediction, each with a panel.
 _METRICS = ("speedup", "efficiency")
 
@@ -59,6 +61,36 @@ def draw_links(results: Results, specification: Mapping[str, Any], where: Mappin
         "Predicted, not measured, but for the stars: workers that each compute as one alone does here, links at their "
         "published rates, nothing hidden behind the backward pass."
     ] = None
+    return [sheet]
+
+
+def draw_widths(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[Sheet]:
+    """Draw what the model says workers keep of their speed, against the network's width: a panel for each number."""
+    curves = pd.DataFrame(results.experiment.get("width_curves") or [])
+    if curves.empty or where:
+        return []
+    links, numbers = list(dict.fromkeys(curves["link"])), sorted(curves["workers"].unique())
+    measured = plainly(results)
+    measured = measured.assign(width=widths(measured)).groupby(["workers", "width"])["efficiency"].mean().reset_index()
+    handles = [Line2D([], [], **_style(number) | {"marker": ""}) for number in range(len(links))]
+    handles += [Line2D([], [], **_MEASURED), Line2D([], [], **IDEAL)]
+    labels = [*links, "measured", f"{AIM:.0%}"]
+    sheet = laid_out(titled(results, specification, where), len(numbers), handles, labels, None, 0.0)
+    for ax, workers in zip(sheet.axes, numbers, strict=True):
+        for number, link in enumerate(links):
+            line = curves[(curves["link"] == link) & (curves["workers"] == workers)]
+            ax.plot(line["width"], line["efficiency"], **_style(number) | {"marker": ""})
+        own = measured[measured["workers"] == workers]
+        ax.plot(own["width"], own["efficiency"], zorder=4, **_MEASURED)
+        ax.axhline(AIM, **IDEAL)
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        ax.set_ylim(0, 1.05)
+        ax.set_xlabel(axis_label("width"))
+        label_y(ax, "efficiency (predicted)")
+        ax.annotate(f"{workers} workers", (0.04, 0.06), xycoords="axes fraction", weight="bold", fontsize=8)
+    sheet.notes["Predicted, not measured, but for the stars."] = None
     return [sheet]
 
 

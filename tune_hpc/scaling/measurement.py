@@ -33,7 +33,7 @@ from tune_hpc.analysis.folder import FORMAT, ExperimentFolder, new_folder
 from tune_hpc.analysis.results import METRICS, Results, load, trials_frame, write_frames
 from tune_hpc.errors import InvalidConfigError, TrialError
 from tune_hpc.learning.image_files import read_arrays
-from tune_hpc.scaling.model import predictions, wide_enough
+from tune_hpc.scaling.model import predictions, wide_enough, width_curves
 from tune_hpc.scaling.plan import EXCHANGE_KEYS, Plan, make_plan
 from tune_hpc.scaling.trainer import run_workers
 from tune_hpc.scaling.workers import time_workers
@@ -241,7 +241,7 @@ def _config_keys(configs: Sequence[Mapping[str, Any]], plan: Plan) -> list[str]:
 
 
 def _predicted(plan: Plan, probes: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Return what the probes say of what was measured, and of more: ``predictions`` and ``widths``."""
+    """Return what the probes say of what was measured, and of more: ``predictions``, ``widths`` and so on."""
     cases = [
         {
             "workers": case.workers,
@@ -254,7 +254,11 @@ def _predicted(plan: Plan, probes: list[dict[str, Any]]) -> dict[str, list[dict[
     table = pd.DataFrame(probes)
     batch_size = plan.cases[0].alone.batch_size
     numbers = [number for number in sorted({2, 4, *plan.numbers}) if 1 < number <= batch_size]
-    return {"predictions": predictions(table, cases), "widths": wide_enough(table, numbers, batch_size)}
+    return {
+        "predictions": predictions(table, cases),
+        "widths": wide_enough(table, numbers, batch_size),
+        "width_curves": width_curves(table, numbers, batch_size),
+    }
 
 
 def _row(plan: Plan, number: int, measured: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from tune_hpc.errors import UnknownNameError
 
 #: What workers reach the aim of ``width_for`` if they keep so much of their speed.
 AIM = 0.8
+#: How many widths a curve has: a power of two between any two.
+NUM_CURVE_POINTS = 17
 #: The name of the link that the probes ran over.
 HERE = "this machine"
 
@@ -219,6 +221,31 @@ def wide_enough(probes: pd.DataFrame, workers: Sequence[int], batch_size: int) -
         for name, link in links.items()
         for number in workers
         if link is not None or model.knows(number)
+    ]
+
+
+def width_curves(probes: pd.DataFrame, workers: Sequence[int], batch_size: int) -> list[dict[str, Any]]:
+    """Return what workers keep of their speed, over the widths that were probed.
+
+    Returns:
+        Rows of ``link``, ``workers``, ``width`` and ``efficiency``; none where only one width was probed.
+    """
+    model = StepModel(probes)
+    widths = model.widths(batch_size)
+    if len(widths) < 2:
+        return []
+    links: dict[str, Link | None] = {HERE: None, **model.links}
+    return [
+        {
+            "link": name,
+            "workers": number,
+            "width": float(width),
+            "efficiency": model.step(number, float(width), batch_size, link=link)["efficiency"],
+        }
+        for name, link in links.items()
+        for number in workers
+        if link is not None or model.knows(number)
+        for width in np.geomspace(widths[0], widths[-1], NUM_CURVE_POINTS)
     ]
 
 
