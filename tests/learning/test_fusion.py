@@ -29,7 +29,7 @@ from tests.learning.bundles import (
 from tests.learning.runs import FileCheckpoint, History, same_bits
 from tune_hpc.errors import InvalidConfigError
 from tune_hpc.learning import training
-from tune_hpc.learning.config import OPTIMIZER_DEFAULTS, TRIAL_KEYS, complete
+from tune_hpc.learning.config import OPTIMIZER_DEFAULTS, TEAM_KEYS, TRIAL_KEYS, complete
 from tune_hpc.learning.fusion import MEMBER_KEYS, check_alike, fusion_key, members_that_pay, stream_key
 from tune_hpc.learning.tasks import ImageClassification
 from tune_hpc.learning.training import Training, train_fused
@@ -356,8 +356,24 @@ OWN_VALUES = {
 
 class TestWhoMayTrainTogether:
     def test_every_key_is_either_shared_or_a_member_s_own(self):
-        assert {*OTHER_VALUES, *MEMBER_KEYS} == set(TRIAL_KEYS)
+        assert {*OTHER_VALUES, *MEMBER_KEYS, *TEAM_KEYS} == set(TRIAL_KEYS)
         assert not {*OTHER_VALUES} & {*MEMBER_KEYS}
+
+    @pytest.mark.parametrize(
+        ("name", "values"),
+        [
+            ("workers", (2, 3)), ("bucket_mb", (1.0, 25.0)), ("bucket_view", (False, True)),
+            ("compression", ("none", "bf16")), ("local_steps", (1, 2)),
+        ],
+    )  # fmt: skip
+    def test_members_that_differ_in_how_workers_train_them_are_refused(self, name, values):
+        assert name in TEAM_KEYS
+        first, second = (complete({name: value}) for value in values)
+        assert fusion_key(first) != fusion_key(second)
+        with pytest.raises(InvalidConfigError, match=f"share {name}"):
+            check_alike([first, second])
+        with pytest.raises(InvalidConfigError, match=f"share {name}"):
+            check_alike([complete({}), second])
 
     @pytest.mark.parametrize("name", OTHER_VALUES)
     def test_members_that_differ_in_a_shared_key_are_refused_by_its_name(self, images, name):

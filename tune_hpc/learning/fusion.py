@@ -33,12 +33,13 @@ def check_alike(configs: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         InvalidConfigError: they differ in a key outside ``MEMBER_KEYS``.
     """
-    for name, value in configs[0].items():
+    for name in dict.fromkeys(key for config in configs for key in config):
         if name not in MEMBER_KEYS:
+            value = configs[0].get(name)
             for config in configs:
-                if config[name] != value:
+                if config.get(name) != value:
                     raise InvalidConfigError(
-                        f"trials that train as one program share {name}; got {value!r} and {config[name]!r}"
+                        f"trials that train as one program share {name}; got {value!r} and {config.get(name)!r}"
                     )
 
 
