@@ -12,6 +12,13 @@ settings.register_profile("tune_hpc", settings.get_profile("ci" if os.environ.ge
 settings.load_profile("tune_hpc")
 
 
+def pytest_collection_modifyitems(items):
+    """Keep all that needs the shared Ray in one process, should several run the tests."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def ray_session():
     """A Ray of two cores on this machine; starting one costs seconds, so all tests share it."""

@@ -9,13 +9,12 @@ import gc
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tune_hpc import __version__
-from tune_hpc.errors import FolderError, InvalidExperimentError, TuneHpcError, UnknownNameError
+from tune_hpc.errors import InvalidExperimentError, TuneHpcError, UnknownNameError
 from tune_hpc.flags import PLACE_FLAGS, add_place_flags, add_run_flags, add_scale_flags, find_experiments
 
 if TYPE_CHECKING:
@@ -199,36 +198,19 @@ def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.
     Returns:
         The exit code.
     """
-    from tune_hpc.analysis.folder import ExperimentFolder, new_folder
-    from tune_hpc.search.reference import load_reference
-    from tune_hpc.search.session import ray_session
+    from tune_hpc.analysis.folder import new_folder
+    from tune_hpc.search.launch import folders_in, launch
 
+    if flags.go_on and not flags.output_dir:
+        raise InvalidExperimentError("--resume needs --output-dir, the folder that holds what is to go on")
+    if flags.go_on and flags.overwrite:
+        raise InvalidExperimentError("--resume keeps what is there and --overwrite removes it; give one of them")
     parent = Path(flags.output_dir) if flags.output_dir else new_folder(name)
-    folders = [parent] if len(experiments) == 1 else [parent / experiment.name for experiment in experiments]
-    if len(experiments) > 1 and ExperimentFolder(parent).holds_experiment:
-        raise FolderError(f"{parent} holds one experiment, and {len(experiments)} are to run; choose another folder")
-    options = {key: getattr(flags, key) for key in ("overwrite", *PLACE_FLAGS)} | own
+    options = {key: getattr(flags, key) for key in ("overwrite", "go_on", *PLACE_FLAGS)} | own
     if flags.warm_start:
         options["warm_start"] = flags.warm_start
-    runners = dict.fromkeys(experiment.runner for experiment in experiments)
-
-    def run_by(runner: str, **more: Any) -> list["Results"]:
-        chosen = [(one, folder) for one, folder in zip(experiments, folders, strict=True) if one.runner == runner]
-        those, homes = [one for one, _ in chosen], [folder for _, folder in chosen]
-        return load_reference(runner)(those, folders=homes, **options, **more)
-
-    # What the last runner would refuse is to be known before the first one has worked for hours.
-    for runner in runners if len(runners) > 1 else ():
-        run_by(runner, check_only=True)
-    # Several runners share one connection, for a Ray that is started here takes seconds to come up.
-    results: dict[str, Results] = {}
-    with ray_session(flags.address) if len(runners) > 1 else nullcontext():
-        for runner in runners:
-            results |= {one.name: one for one in run_by(runner)}
-            if any(one.experiment["state"] != "finished" for one in results.values()):
-                break
-    ordered = [results[experiment.name] for experiment in experiments if experiment.name in results]
-    return _tell(ordered, None if flags.no_report else parent / "report.html")
+    results = launch(experiments, folders_in(parent, experiments), **options)
+    return _tell(results, None if flags.no_report else parent / "report.html")
 
 
 def _go_on(flags: argparse.Namespace) -> int:

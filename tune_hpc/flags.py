@@ -73,6 +73,12 @@ def _add_results_flags(parser: argparse.ArgumentParser) -> None:
     results.add_argument(
         "--overwrite", action="store_true", help="replace an earlier run of the same experiments there"
     )
+    results.add_argument(
+        "--resume",
+        action="store_true",
+        dest="go_on",
+        help="go on with what --output-dir holds and begin the rest: the same command again after each interrupt",
+    )
     results.add_argument("--no-report", action="store_true", help="write the data frames only")
 
 

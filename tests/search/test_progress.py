@@ -21,7 +21,7 @@ class Clock:
 def line_progress(num_trials=4):
     clock, stream = Clock(), io.StringIO()
     tally = Tally(num_trials)
-    return tally, clock, stream, SearchProgress(tally, {"a": "test_loss", "b": "test_accuracy"}, stream, clock)
+    return tally, clock, stream, SearchProgress([tally], {"a": "test_loss", "b": "test_accuracy"}, stream, clock)
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", (0.1, "t1")), ("max", (0.9, "t2"))])
@@ -98,7 +98,7 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch):
     monkeypatch.setenv("COLUMNS", "150")
     monkeypatch.setenv("TERM", "xterm")
     tally, stream = Tally(4), Terminal()
-    with SearchProgress(tally, {"a": "test_loss"}, stream) as progress:
+    with SearchProgress([tally], {"a": "test_loss"}, stream) as progress:
         tally.ended["finished"] = 3
         tally.running = 1
         tally.note_value("a", "t00002", 0.25, "min")

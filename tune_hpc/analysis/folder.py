@@ -1,6 +1,7 @@
 """The experiment folder: every file name in one place, and how files get there whole.
 
     experiment.json    what was asked, by whom, where and with what; its state
+    progress.json      while the search runs: how many trials ended, and how long it will take (progress_file.py)
     trials.parquet     one row per trial (columns: results.py)
     history.parquet    long form: trial_id, step, one column per metric
     proposals.jsonl    the configurations that a searcher which learns has proposed, one a line
@@ -74,6 +75,7 @@ class ExperimentFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.experiment_file = self.path / "experiment.json"
+        self.progress = self.path / "progress.json"
         self.trials_file = self.path / "trials.parquet"
         self.history_file = self.path / "history.parquet"
         self.proposals = self.path / "proposals.jsonl"
@@ -149,8 +151,8 @@ class ExperimentFolder:
         for leftover in (self.parts, self.logs, self.tables, self.figures, self.tensorboard, self.ray):
             shutil.rmtree(leftover, ignore_errors=True)
         frames, journals = (self.trials_file, self.history_file), (self.proposals, self.rungs, self.population)
-        exports = (self.report, self.optuna_journal, self.mlflow)
-        for file in (*frames, *journals, *exports, self.experiment_file):
+        others = (self.progress, self.report, self.optuna_journal, self.mlflow)
+        for file in (*frames, *journals, *others, self.experiment_file):
             file.unlink(missing_ok=True)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -114,6 +114,7 @@ def run_all(
     *,
     folders: Sequence[str | Path],
     overwrite: bool = False,
+    go_on: bool = False,
     address: str | None = None,
     data_dir: str | Path | None = None,
     show_progress: bool = True,
@@ -128,6 +129,7 @@ def run_all(
         experiments: Spaces of keys of a trial, and of ``plan.SCALING_KEYS``.
         folders: One experiment folder each.
         overwrite: Replace what earlier runs of the same experiments left there.
+        go_on: Keep what a folder holds of a finished measurement; one that was interrupted begins anew.
         address: A Ray cluster; by default the one already connected to, else Ray is started on this machine.
         data_dir: Where the image data are, or are to be put.
         show_progress: Whether to say in a line what is being measured.
@@ -149,9 +151,11 @@ def run_all(
         (one, list(one.configs()), ExperimentFolder(Path(path).absolute()))
         for one, path in zip(experiments, folders, strict=True)
     ]
+    kept = {home.path for experiment, _, home in planned if go_on and _is_measured(experiment, home)}
     for experiment, configs, home in planned:
         make_plan(configs, {})
-        home.check_free(experiment.name, overwrite=overwrite)
+        if home.path not in kept:
+            home.check_free(experiment.name, overwrite=overwrite or go_on)
     if check_only:
         return []
     ignored = [name for name, value in search_options.items() if value is not None]
@@ -159,12 +163,15 @@ def run_all(
         print(f"a scaling measurement takes no notice of {', '.join(ignored)}", file=sys.stderr)
     results = []
     for experiment, configs, home in planned:
+        if home.path in kept:
+            results.append(load(home.path))
+            continue
         began = time.perf_counter()
         planned_here = make_plan(configs, {})
         arrays = read_arrays(planned_here.cases[0].config["data"], Path(data_dir) if data_dir else None)
         planned_here.check_fits(len(arrays["train_labels"]))
         with ray_session(address, with_state=True):
-            home.claim(experiment.name, overwrite=overwrite)
+            home.claim(experiment.name, overwrite=overwrite or go_on)
             plan = make_plan(configs, ray.cluster_resources(), is_quick=experiment.quick)
             if spread:
                 plan.check_nodes(node_resources())
@@ -192,6 +199,15 @@ def run_all(
         write_frames(home, trials_frame(rows, description["config_keys"]), history)
         results.append(load(home.path))
     return results
+
+
+def _is_measured(experiment: Experiment, home: ExperimentFolder) -> bool:
+    """Whether a folder holds the same measurement, and it came to its end."""
+    if not home.holds_experiment:
+        return False
+    held = home.read()
+    experiment.check_same(held, home.path)
+    return bool(held.get("state") == "finished")
 
 
 def time_plan(

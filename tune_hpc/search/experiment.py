@@ -34,6 +34,8 @@ SCHEDULERS = ("none", *PAUSING, *STOPPING)
 ENDED = ("finished", "stopped", "diverged", "failed")
 #: What the line reports; images report all of ``METRICS``.
 LINE_METRICS = ("train_loss", "W", "b")
+#: What tells one search from another, whatever is drawn of it or said about it.
+_SAME = ("name", "trainable", "metric", "mode", "seeds", "searcher", "num_samples", "search_seed", "scheduler")
 #: The most configurations that a quick run of any but a grid tries.
 QUICK_SAMPLES = 8
 #: Trial ids have five digits, and the driver holds every configuration.
@@ -285,6 +287,27 @@ class Experiment:
     def with_seeds(self, configuration: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return a configuration once with each seed."""
         return [{**configuration, "seed": seed} for seed in self.seeds] or [dict(configuration)]
+
+    def check_same(self, held: Mapping[str, Any], place: Any) -> None:
+        """Refuse to go on with another search than this one.
+
+        Args:
+            held: What an experiment.json holds.
+            place: Where it stands.
+
+        Raises:
+            FolderError: it is of another experiment, or of one that was asked for otherwise.
+        """
+        asked = self.to_json()
+        settings = [(name, held.get(name), asked[name]) for name in _SAME]
+        parameters = {**held.get("space", {}), **asked["space"]}
+        settings += [(name, held.get("space", {}).get(name), asked["space"].get(name)) for name in parameters]
+        for name, there, here in settings:
+            if there != here:
+                raise FolderError(
+                    f"{place} holds another search: {name} is {there} there and {here} here; choose another folder, or "
+                    "go on with that one as it is (tune-hpc resume)"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """Return what experiment.json holds of the experiment."""

@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +18,7 @@ LINE_INTERVAL_S = 60.0
 
 @dataclass
 class Tally:
-    """What is known of a search under way.
+    """What is known of an experiment under way, or of several together.
 
     Attributes:
         num_trials: Trials in all.
@@ -37,6 +37,16 @@ class Tally:
         """How many trials ended, whatever their status."""
         return sum(self.ended.values())
 
+    @classmethod
+    def of_all(cls, tallies: Collection["Tally"]) -> "Tally":
+        """Return what is known of several experiments together."""
+        whole = cls(sum(one.num_trials for one in tallies))
+        for one in tallies:
+            whole.ended.update(one.ended)
+            whole.running += one.running
+            whole.best |= one.best
+        return whole
+
     def note_value(self, experiment: str, trial_id: str, value: float | None, mode: str) -> None:
         """Take a value into account; one that is absent or not finite counts for nothing."""
         if value is None or not math.isfinite(value):
@@ -53,10 +63,10 @@ class Tally:
 
 
 class SearchProgress:
-    """Shows a tally.
+    """Shows tallies as one.
 
     Args:
-        tally: What to show; it changes under way.
+        tallies: What to show, one for each experiment; they change under way.
         metrics: The metric that ranks trials, by experiment.
         stream: Where to show it; standard error by default, so that output can be piped.
         clock: Seconds that only grow.
@@ -64,12 +74,12 @@ class SearchProgress:
 
     def __init__(
         self,
-        tally: Tally,
+        tallies: Collection[Tally],
         metrics: dict[str, str],
         stream: Any = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.tally = tally
+        self.tallies = tallies
         self.metrics = metrics
         self._clock = clock
         self._began = self._line_at = clock()
@@ -86,7 +96,12 @@ class SearchProgress:
                 TimeRemainingColumn(),
                 console=Console(file=self._stream),
             )
-            self._task = self._bar.add_task("", total=tally.num_trials)
+            self._task = self._bar.add_task("", total=self.tally.num_trials)
+
+    @property
+    def tally(self) -> Tally:
+        """What is shown."""
+        return Tally.of_all(self.tallies)
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -104,22 +119,24 @@ class SearchProgress:
 
     def update(self) -> None:
         """Show the tally as it stands; without a terminal, once a minute."""
+        tally = self.tally
         if self._bar:
-            self._bar.update(self._task, completed=self.tally.num_ended, description=self._description())
-        elif self.tally.num_ended < self.tally.num_trials and self._clock() - self._line_at >= LINE_INTERVAL_S:
+            self._bar.update(self._task, completed=tally.num_ended, description=self._description(tally))
+        elif tally.num_ended < tally.num_trials and self._clock() - self._line_at >= LINE_INTERVAL_S:
             self._line_at = self._clock()
             self._write_line()
 
-    def _description(self) -> str:
-        parts = [self.tally.counts()]
-        if len(self.tally.best) == 1:
-            ((experiment, (value, trial_id)),) = self.tally.best.items()
+    def _description(self, tally: Tally) -> str:
+        parts = [tally.counts()]
+        if len(tally.best) == 1:
+            ((experiment, (value, trial_id)),) = tally.best.items()
             parts.append(f"best {self.metrics[experiment]} {value:.4g} ({trial_id})")
         return "; ".join(part for part in parts if part)
 
     def _write_line(self) -> None:
+        tally = self.tally
         elapsed = self._clock() - self._began
-        done, total = self.tally.num_ended, self.tally.num_trials
+        done, total = tally.num_ended, tally.num_trials
         left = f", about {elapsed / done * (total - done):.0f} s left" if 0 < done < total else ""
         text = f"{done}/{total} trials, {elapsed:.0f} s{left}"
-        print("; ".join(part for part in (text, self._description()) if part), file=self._stream, flush=True)
+        print("; ".join(part for part in (text, self._description(tally)) if part), file=self._stream, flush=True)

@@ -106,7 +106,6 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
         }
         limits = Limits(options.time_budget_s, options.target)
         watcher = Watcher(
-            num_trials + sum(search.ended_before.total() for search in searches),
             {search.name: search.experiment for search in searches},
             {search.name: search.home for search in searches},
             options.show_progress,
@@ -115,11 +114,12 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
         for search in searches:
             if search.proposer:
                 search.proposer.list_stopped = watcher.list_stopped
-            watcher.tally.ended.update(search.ended_before)
+            watcher.tallies[search.name].ended.update(search.ended_before)
             if search.before and search.experiment.metric in search.before.trials:
                 best = search.before.top(1)
                 for trial_id, value in zip(best["trial_id"], best[search.experiment.metric], strict=True):
-                    watcher.tally.note_value(search.name, trial_id, value, search.experiment.mode)
+                    watcher.tallies[search.name].note_value(search.name, trial_id, value, search.experiment.mode)
+        watcher.begin()
         ending = Ending(limits, watcher, [search.home for search in searches])
         images = {name: ray.put(arrays) for name, arrays in image_sets.items()}
         exporters = Exporters([search.home for search in searches], options.export)
@@ -128,7 +128,7 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
                 proposals = _proposals(group, trainables, options, resources, limits)
                 _fit(proposals, assignments, images, resources, group, watcher, ending)
                 num_due = sum(search.experiment.num_trials for search in _until(group, searches))
-                if limits.reason or watcher.tally.num_ended < num_due:
+                if limits.reason or watcher.num_ended < num_due:
                     break
         except (ray.exceptions.RayError, tune.TuneError) as error:
             # Ray Tune gives a whole traceback as its text; what happened stands last.
@@ -136,6 +136,7 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
             where = searches[0].home.path
             raise ClusterError(f"Ray ended the search: {reason}; the trials that ended are in {where}") from error
         finally:
+            watcher.show(is_last=True)
             results = [search.finish(watcher, limits) for search in searches]
             exporters.wait()
     return results

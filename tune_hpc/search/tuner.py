@@ -59,6 +59,7 @@ def run_all(
     *,
     folders: Sequence[str | Path],
     overwrite: bool = False,
+    go_on: bool = False,
     warm_start: Sequence[str | Path] = (),
     check_only: bool = False,
     **options: Any,
@@ -69,6 +70,7 @@ def run_all(
         experiments: What to run, in this order.
         folders: One experiment folder each, on storage that every node of the cluster sees.
         overwrite: Replace what earlier runs of the same experiments left there.
+        go_on: Go on with the same experiments that folders hold already, as ``resume`` does; the others begin.
         warm_start: Folders of other searches, whose trials a searcher that learns is told first.
         check_only: Refuse what can be refused without a cluster, and start nothing.
         **options: ``address``, ``cpus_per_trial``, ``gpus_per_trial``, ``max_concurrent``, ``fuse``, ``data_dir``,
@@ -99,13 +101,23 @@ def run_all(
     searches = []
     for position, (experiment, folder) in enumerate(zip(experiments, folders, strict=True)):
         home = ExperimentFolder(Path(folder).absolute())
+        if go_on and home.holds_experiment:
+            held = load(home.path)
+            experiment.check_same(held.experiment, home.path)
+            if held.experiment.get("state") != "finished":
+                searches.append(_continued(held, experiment.trainable, 0))
+            continue
         search = Search(experiment, home, by_value(experiment.trainable), position=position)
         _plan(search, warm_start=before)
         search.claim = partial(home.claim, experiment.name, overwrite=overwrite)
         searches.append(search)
     for search in searches:
-        search.home.check_free(search.name, overwrite=overwrite)
-    return [] if check_only else run_searches(searches, chosen)
+        if not search.before:
+            search.home.check_free(search.name, overwrite=overwrite)
+    if check_only:
+        return []
+    ran = {one.name: one for one in (run_searches(searches, chosen) if searches else [])}
+    return [ran.get(name) or load(folder) for name, folder in zip(names, folders, strict=True)]
 
 
 def resume(folder: str | Path, *, trainable: str | Callable[..., Any] | None = None, **options: Any) -> list[Results]:

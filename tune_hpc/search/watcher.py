@@ -15,6 +15,7 @@ from tune_hpc.search.bundles import under_way
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.limits import Limits
 from tune_hpc.search.progress import SearchProgress, Tally
+from tune_hpc.search.progress_file import ProgressFile
 from tune_hpc.search.trial import identity
 
 
@@ -22,8 +23,7 @@ class Watcher(tune.Callback):
     """What Ray Tune tells of each trial.
 
     Args:
-        num_trials: Trials in all.
-        experiments: The experiments they belong to, by name.
+        experiments: What is searched, by name.
         homes: Their folders, by name.
         show_progress: Whether to show how far the search is.
         limits: Told of the values of trials that ended.
@@ -31,22 +31,24 @@ class Watcher(tune.Callback):
 
     def __init__(
         self,
-        num_trials: int,
         experiments: Mapping[str, Experiment],
         homes: Mapping[str, ExperimentFolder],
         show_progress: bool,
         limits: Limits,
     ) -> None:
-        self.tally = Tally(num_trials)
+        self.tallies = {name: Tally(one.num_trials) for name, one in experiments.items()}
         self.experiments = experiments
         self.homes = homes
         self.progress: SearchProgress | None = None
         if show_progress:
-            self.progress = SearchProgress(self.tally, {one.name: one.metric for one in experiments.values()})
+            self.progress = SearchProgress(
+                self.tallies.values(), {one.name: one.metric for one in experiments.values()}
+            )
         self.limits = limits
         self._under_way: dict[str, Trial] = {}  # by Ray's own names
         self._saved: list[Mapping[str, Any]] = []
         self._spans: dict[str, tuple[float, float]] = {}
+        self._files: list[ProgressFile] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray pickles its callbacks for a restore that is never asked for; a terminal cannot be pickled.
@@ -67,16 +69,17 @@ class Watcher(tune.Callback):
     ) -> None:
         """Note the values of some trials, and whether they are the last ones."""
         experiment = self.experiments[_experiment(trial)]
+        tally = self.tallies[experiment.name]
         is_last = result.get("last") and self._under_way.pop(trial.trial_id, None) is not None
         for member in result.get("members", ()):
             status = member.get("status", "running")
             if status in ("running", "finished", "stopped"):
-                self.tally.note_value(experiment.name, member["trial_id"], member["value"], experiment.mode)
+                tally.note_value(experiment.name, member["trial_id"], member["value"], experiment.mode)
             if is_last and status == "running":
                 names = {sample["trial_id"]: sample for sample in trial.config["members"]}
                 self._saved.append(names[member["trial_id"]])
             elif is_last:
-                self.tally.ended[status] += 1
+                tally.ended[status] += 1
                 if status in ("finished", "stopped"):
                     self.limits.note(member["value"], experiment.mode)
         self._update(experiment.name)
@@ -104,7 +107,7 @@ class Watcher(tune.Callback):
         row = identity(experiment.name, sample["trial_id"], sample["config"]) | {"steps_run": steps}
         _end(home, row, {"status": "stopped", "stop_reason": f"stopped by {experiment.scheduler} at step {steps}"})
         home.checkpoint(sample["trial_id"]).unlink(missing_ok=True)
-        self.tally.ended["stopped"] += 1
+        self.tallies[experiment.name].ended["stopped"] += 1
         self._forget_saved([sample])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -126,7 +129,7 @@ class Watcher(tune.Callback):
             row = identity(sample["experiment"], sample["trial_id"], sample["config"])
             _end(home, row, {"status": "failed", "stop_reason": "process died", "error": _in_one_line(told)})
         ended = [part_row(home.part(sample["trial_id"])) for sample in bundle["members"]]
-        self.tally.ended.update(row["status"] for row in ended if row is not None)
+        self.tallies[_experiment(trial)].ended.update(row["status"] for row in ended if row is not None)
         self._update(_experiment(trial))
 
     def unfinished(self, experiment: str) -> list[Mapping[str, Any]]:
@@ -150,10 +153,22 @@ class Watcher(tune.Callback):
             if trial.temporary_state.ray_actor is not None:
                 ray.kill(trial.temporary_state.ray_actor)
 
-    def show(self) -> None:
+    @property
+    def num_ended(self) -> int:
+        """How many trials ended, in this run or before it."""
+        return sum(tally.num_ended for tally in self.tallies.values())
+
+    def begin(self) -> None:
+        """Tell others how far the search is, from now on; what ended before this run is noted by now."""
+        self._files = [ProgressFile(home, self.tallies[name]) for name, home in self.homes.items()]
+        self.show()
+
+    def show(self, *, is_last: bool = False) -> None:
         """Show how far the search is, be there news or not."""
         if self.progress:
             self.progress.update()
+        for file in self._files:
+            file.write(is_last=is_last)
 
     def seconds(self, experiment: str) -> float:
         """Return how long it took from the start of an experiment's first trial to the end of its last."""
@@ -167,8 +182,10 @@ class Watcher(tune.Callback):
     def _update(self, experiment: str) -> None:
         moment = time.perf_counter()
         self._spans[experiment] = (self._spans.get(experiment, (moment,))[0], moment)
-        self.tally.running = sum(
-            1 if trial.config.get("in_turn") else len(trial.config["members"]) for trial in self._under_way.values()
+        self.tallies[experiment].running = sum(
+            1 if trial.config.get("in_turn") else len(trial.config["members"])
+            for trial in self._under_way.values()
+            if _experiment(trial) == experiment
         )
         self.show()
 
