@@ -22,6 +22,7 @@ from typing import Any
 from tune_hpc.analysis.results import Results, load_all
 from tune_hpc.cluster.job_folder import JobFolder, JobState, is_id, make_id, utc_now
 from tune_hpc.cluster.launchers import DriverState, InProcess, Launcher, Processes
+from tune_hpc.cluster.ray_jobs import RayJobs
 from tune_hpc.cluster.status import JobStatus, status_of
 from tune_hpc.errors import ClusterError, FolderError, InvalidExperimentError, TuneHpcError, UnknownNameError
 from tune_hpc.search.experiment import TRAIN, Experiment
@@ -302,6 +303,22 @@ class JobClient:
         except OSError as error:
             job.withdraw(attempt)
             raise ClusterError(f"the driver of {job.id} cannot be started: {error}; free some resources") from error
+
+
+class Client(JobClient):
+    """Jobs on a Ray cluster.
+
+    Args:
+        address: Of the cluster's dashboard: ``http://HOST:PORT``, or ``HOST`` or ``HOST:PORT``.
+        token: The cluster's; by default the one that Ray would use.
+        storage: The folder of all jobs.
+
+    Raises:
+        ClusterError: an address that cannot be one.
+    """
+
+    def __init__(self, address: str, token: str | None = None, *, storage: str | Path) -> None:
+        super().__init__(storage, RayJobs(address, token))
 
 
 class LocalClient(JobClient):

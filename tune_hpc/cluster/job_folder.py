@@ -110,6 +110,10 @@ class JobFolder:
         """Whether it holds a job."""
         return self.job_file.is_file()
 
+    def read_id(self) -> str | None:
+        """Return the id of the job that the folder is of, whatever it is called; ``None`` where it is of none."""
+        return _read(self.job_file).get("id")
+
     def make(self, asked: Mapping[str, Any]) -> None:
         """Make the folder of a new job.
 
