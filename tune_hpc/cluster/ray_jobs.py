@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 from tune_hpc.cluster.job_folder import Attempt, JobFolder
 from tune_hpc.cluster.launchers import DriverState, driver_command
-from tune_hpc.cluster.tokens import find_token
 from tune_hpc.errors import ClusterError
+from tune_hpc.search.tokens import find_token
 
 #: Where the dashboard of a cluster answers unless it is told otherwise.
 DASHBOARD_PORT = 8265
@@ -146,6 +146,11 @@ class RayJobs:
                 timeout=TIMEOUT_S,
             )
         except requests.RequestException as error:
+            if "BadStatusLine" in str(error):
+                raise ClusterError(
+                    f"what answers at {self.address} is no Ray dashboard; its address is mostly "
+                    f"http://HEAD:{DASHBOARD_PORT}"
+                ) from error
             raise ClusterError(
                 f"no Ray cluster answers at {self.address} ({_cause(error)}); the address is that of its dashboard, "
                 f"mostly http://HEAD:{DASHBOARD_PORT}: `ray status` on its head tells whether it is up"

@@ -64,7 +64,7 @@ def _submit(flags: argparse.Namespace) -> int:
     from tune_hpc.cluster.known_storages import remember
 
     experiments = [experiment for name in flags.names for experiment in find_experiments(name, flags)]
-    client = _client(_storage(flags), flags.address)
+    client = client_at(flags.address, _storage(flags))
     options = {key: getattr(flags, key) for key in PLACE_FLAGS if key != "address"}
     job = client.submit(experiments, code=flags.code, **options)
     remember(str(client.storage))
@@ -79,7 +79,7 @@ def _jobs(flags: argparse.Namespace) -> int:
 
     table = Table("job", "state", "trials", "best", "asked for", box=None)
     for storage in _storages(flags):
-        for job in _client(storage, None).jobs():
+        for job in client_at(None, storage).jobs():
             status = job_of(storage, job.id).status()
             best = [f"{one.metric} {one.best_value:.4g}" for one in status.experiments if one.best_value is not None]
             table.add_row(
@@ -164,13 +164,14 @@ def job_of(storage: str, job_id: str, address: str | None = None) -> "Job":
     from tune_hpc.cluster.job_folder import JobFolder
 
     attempt = JobFolder(Path(storage) / job_id).last_attempt()
-    return _client(storage, address or (attempt.place.get("address") if attempt else None)).job(job_id)
+    return client_at(address or (attempt.place.get("address") if attempt else None), storage).job(job_id)
 
 
-def _client(storage: str, address: str | None) -> "JobClient":
+def client_at(address: str | None, storage: str) -> "JobClient":
+    """Return the client of a cluster, or of this machine where there is no address."""
     from tune_hpc.cluster.client import Client, LocalClient
 
-    return Client(address, storage=storage) if address else LocalClient(storage)
+    return LocalClient(storage) if address is None else Client(address, storage=storage)
 
 
 def _storage(flags: argparse.Namespace) -> str:
