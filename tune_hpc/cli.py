@@ -17,6 +17,7 @@ from tune_hpc import __version__
 from tune_hpc.cluster import verbs
 from tune_hpc.errors import InvalidExperimentError, TuneHpcError, UnknownNameError
 from tune_hpc.flags import PLACE_FLAGS, add_place_flags, add_run_flags, add_scale_flags, find_experiments
+from tune_hpc.service.serve_verb import add_serve_verb
 
 if TYPE_CHECKING:
     from tune_hpc.analysis.results import Results
@@ -157,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--follow", action="store_true", help="go on until the searches have ended")
 
     verbs.add_job_verbs(add)
+    add_serve_verb(add)
 
     spaces = add("spaces", _spaces, "list the experiments with their sizes and parameters")
     spaces.add_argument("names", nargs="*", metavar="NAME", help="these only, with every parameter")
