@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from tune_hpc.errors import (
     ClusterError,
@@ -33,10 +33,8 @@ MOST_BYTES = 64_000_000
 NUM_READERS = 4
 
 
-class Json(Response):
+class Json(JSONResponse):
     """JSON in ASCII: whatever a client has sent can be told back to it."""
-
-    media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         """Return the bytes of some plain data."""
