@@ -1,4 +1,4 @@
-"""A service over a storage in which nothing runs: drivers are stood in for, and what they would have left is written."""
+"""A service over a storage in which nothing runs: drivers are stood in for, and what they would leave is written."""
 
 import json
 from dataclasses import dataclass, field
@@ -7,11 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from ray import tune
-
-pytest.importorskip("fastapi")
-
 from fastapi.testclient import TestClient
+from ray import tune
 
 from search_spaces import exercise1_1stpart, exercise2
 from tune_hpc.analysis.folder import ExperimentFolder

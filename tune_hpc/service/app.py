@@ -1,7 +1,8 @@
 """The application: routes, limits and access, wired; errors in one form."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -16,9 +17,12 @@ from tune_hpc.service.access import Access
 from tune_hpc.service.answers import Json, error_answer
 from tune_hpc.service.catalogue import Catalogue
 from tune_hpc.service.descriptions import Health, SpaceList, SpaceTold, errors
+from tune_hpc.service.entrance import entrance_routes
 from tune_hpc.service.limits import READS_PER_S, WRITES_PER_S, Limits
 from tune_hpc.service.outcomes import outcome_routes
+from tune_hpc.service.pages import page_routes
 from tune_hpc.service.parts import Parts, make_parts
+from tune_hpc.service.rendering import Templates
 from tune_hpc.service.searches import search_routes
 
 _log = logging.getLogger(__name__)
@@ -60,9 +64,11 @@ def create_app(
     app.include_router(_health_routes())
     for routes in (_space_routes(parts), search_routes(parts), outcome_routes(parts)):
         app.include_router(routes, dependencies=needs_token)
-    app.add_exception_handler(TuneHpcError, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _unserved)
+    templates = Templates(has_token=token is not None)
+    app.include_router(entrance_routes(token, templates))
+    app.include_router(page_routes(parts, templates))
+    for kind, told in ((TuneHpcError, _refused), (RequestValidationError, _invalid), (HTTPException, _unserved)):
+        app.add_exception_handler(kind, partial(_answer, templates, told))
     app.add_exception_handler(Exception, _unexpected)
     # The last one added is the first one asked.
     app.add_middleware(Limits, reads_per_s=reads_per_s, writes_per_s=writes_per_s)
@@ -97,31 +103,38 @@ def _space_routes(parts: Parts) -> APIRouter:
     return router
 
 
-def _refused(request: Request, error: Exception) -> Response:
+def _answer(
+    templates: Templates, told: Callable[[Request, Exception], TuneHpcError], request: Request, error: Exception
+) -> Response:
+    headers = dict(getattr(error, "headers", None) or {})
+    answer: Response = templates.error(request, told(request, error), headers)
+    return answer
+
+
+def _refused(request: Request, error: Exception) -> TuneHpcError:
     assert isinstance(error, TuneHpcError)
-    return error_answer(error)
+    return error
 
 
-def _invalid(request: Request, error: Exception) -> Response:
+def _invalid(request: Request, error: Exception) -> TuneHpcError:
     """Tell what is wrong with a request in one line, without what it held: that may be large, or no JSON."""
     assert isinstance(error, RequestValidationError)
     if any(one["type"] == "json_invalid" for one in error.errors()):
         place = error.errors()[0]["loc"][-1]
-        return error_answer(RequestError(f"the body is no JSON: an error at character {place}; correct it", 400))
+        return RequestError(f"the body is no JSON: an error at character {place}; correct it", 400)
     told = [f"{'.'.join(map(str, one['loc']))[:200]}: {one['msg'][:300]}" for one in error.errors()[:5]]
     more = f"; and {len(error.errors()) - 5} more" if len(error.errors()) > 5 else ""
-    return error_answer(RequestError(f"{'; '.join(told)}{more}; /openapi.json says what is allowed"))
+    return RequestError(f"{'; '.join(told)}{more}; /openapi.json says what is allowed")
 
 
-def _unserved(request: Request, error: Exception) -> Response:
-    """Answer what no route serves."""
+def _unserved(request: Request, error: Exception) -> TuneHpcError:
+    """Tell what no route serves."""
     assert isinstance(error, HTTPException)
     words = {
         404: f"nothing is at {request.url.path[:200]!r}; /openapi.json lists all routes",
         405: f"{request.method} is not served at {request.url.path[:200]!r}; /openapi.json lists what is",
     }
-    told = RequestError(words.get(error.status_code, f"{error.detail}"), error.status_code)
-    return error_answer(told, dict(error.headers or {}))
+    return RequestError(words.get(error.status_code, f"{error.detail}"), error.status_code)
 
 
 def _unexpected(request: Request, error: Exception) -> Response:

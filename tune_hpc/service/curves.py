@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 
 from tune_hpc.analysis.results import Results
-from tune_hpc.analysis.wording import condition
+from tune_hpc.analysis.wording import condition, value_text
 from tune_hpc.errors import RequestError
+from tune_hpc.service.charts import group_parameter
 from tune_hpc.service.frames import Query, records, select
 
 #: Curves and points of each, unless told otherwise and at most.
@@ -35,8 +36,9 @@ def curves(
         max_points: How many points each has at most; first and last are always among them.
 
     Returns:
-        ``metric``, ``metrics`` (all that there are), ``curves`` (``trial_id``, ``status``, ``label``, ``steps``,
-        ``values``), ``num_trials`` (that have this metric), ``is_thinned`` (whether any point was left out).
+        ``metric``, ``metrics`` (all that there are), ``group`` (the parameter whose values get a colour each, or null),
+        ``curves`` (``trial_id``, ``status``, ``label``, ``group``, ``steps``, ``values``), ``num_trials`` (that have
+        this metric), ``is_thinned`` (whether any point was left out).
 
     Raises:
         RequestError: no such metric, or a filter that cannot be read.
@@ -51,12 +53,13 @@ def curves(
     taken = taken[taken["trial_id"].isin(trials["trial_id"])]
     by_trial = {str(name): one for name, one in taken.groupby("trial_id", observed=True)}
     shown = _chosen(results, trials[trials["trial_id"].isin(by_trial.keys())], max_curves)
-    names = [name for name in results.varying if name in shown]
+    names, group = [name for name in results.varying if name in shown], group_parameter(results)
     drawn = [
         {
             "trial_id": row["trial_id"],
             "status": row["status"],
             "label": condition({name: row[name] for name in names if row[name] is not None}),
+            "group": value_text(row[group]) if group else "",
             **_points(by_trial[row["trial_id"]], chosen, max_points),
         }
         for row in records(shown[["trial_id", "status", *names]])
@@ -65,6 +68,7 @@ def curves(
         "experiment": results.name,
         "metric": chosen,
         "metrics": known,
+        "group": group,
         "num_trials": len(by_trial),
         "is_thinned": any(len(by_trial[one["trial_id"]]) > len(one["steps"]) for one in drawn),
         "curves": drawn,

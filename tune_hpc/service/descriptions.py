@@ -103,6 +103,7 @@ class Curve(BaseModel):
     trial_id: str
     status: str
     label: str
+    group: str
     steps: list[int]
     values: list[float | None]
 
@@ -113,9 +114,34 @@ class CurveList(BaseModel):
     experiment: str
     metric: str
     metrics: list[str]
+    group: str | None
     num_trials: int
     is_thinned: bool
     curves: list[Curve]
+
+
+class ResponseLine(BaseModel):
+    """The points of one line."""
+
+    label: str
+    is_joined: bool
+    x: list[float]
+    mean: list[float]
+    num_trials: list[int]
+
+
+class ResponseTold(BaseModel):
+    """A metric against one parameter."""
+
+    experiment: str
+    metric: str
+    metrics: list[str]
+    parameter: str | None
+    parameters: list[str]
+    group: str | None
+    is_log: bool
+    num_points: int
+    lines: list[ResponseLine]
 
 
 class SpaceTold(BaseModel):

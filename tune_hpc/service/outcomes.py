@@ -7,11 +7,12 @@ from fastapi import APIRouter, Query, Request, Response
 
 from tune_hpc.analysis.folder import ExperimentFolder
 from tune_hpc.errors import RequestError
-from tune_hpc.service import texts
+from tune_hpc.service import queries, texts
 from tune_hpc.service.access import REPORT_POLICY
 from tune_hpc.service.answers import Answer, to_json
+from tune_hpc.service.charts import response
 from tune_hpc.service.curves import curves
-from tune_hpc.service.descriptions import CurveList, HistoryList, TrialList, errors, frame, text
+from tune_hpc.service.descriptions import CurveList, HistoryList, ResponseTold, TrialList, errors, frame, text
 from tune_hpc.service.frames import as_answer, split
 from tune_hpc.service.parts import Parts
 from tune_hpc.service.queries import Curves, HistoryRows, Rows, Tail, TrialTail
@@ -70,6 +71,22 @@ def outcome_routes(parts: Parts) -> APIRouter:
             return Answer(to_json(told), version=reading.version)
 
         return (await parts.kept.get(("curves", search_id, asked.model_dump_json()), make)).as_response(request)
+
+    @router.get(
+        "/searches/{search_id}/response", responses={200: {"model": ResponseTold}, **errors(401, 404, 422, 429)}
+    )  # fmt: skip
+    async def read_response(
+        request: Request, search_id: str, asked: Annotated[queries.Response, Query()]
+    ) -> Response:  # fmt: skip
+        """Return a metric of the trials that ended against one parameter, for a chart; seeds are taken together."""
+
+        def make(before: Answer | None) -> Answer:
+            reading = read(search_id, asked.experiment)
+            if before and before.version == reading.version:
+                return before
+            return Answer(to_json(response(reading.results, asked.metric, asked.parameter)), version=reading.version)
+
+        return (await parts.kept.get(("response", search_id, asked.model_dump_json()), make)).as_response(request)
 
     @router.get("/searches/{search_id}/trials/{trial_id}/log", responses=text())
     async def read_trial_log(

@@ -64,6 +64,17 @@ class Curves(OfExperiment):
     )
 
 
+class Response(OfExperiment):
+    """Which metric against which parameter."""
+
+    metric: Annotated[str, Field(max_length=200)] | None = Field(
+        default=None, description="a column of the trials; by default an accuracy, or what ranks trials"
+    )
+    parameter: Annotated[str, Field(max_length=200)] | None = Field(
+        default=None, description="one that varies and is a number; by default the learning rate, or the first"
+    )
+
+
 class Listing(_Query):
     """Which searches."""
 
