@@ -18,7 +18,9 @@ MOST_GROUPS = 10
 MOST_DOTS = 2000
 MOST_LINES = 150
 #: The size of parallel coordinates, in units of the drawing: its height, between axes, and around them.
-HEIGHT, BETWEEN, ABOVE, BESIDE, BELOW = 300, 150, 34, 70, 16
+HEIGHT, LEAST_BETWEEN, ABOVE, BESIDE, BELOW = 300, 150, 34, 70, 16
+#: As wide as the page, where there are few axes; but no wider between two of them than this.
+WIDTH, MOST_BETWEEN = 1080, 320
 #: Lines are coloured in so many steps, from the worst to the best.
 NUM_SHADES = 5
 
@@ -127,7 +129,8 @@ def parallel(results: Results) -> dict[str, Any] | None:
     table, scales, num_configurations = parallel_table(results, results.metric, {})
     if table.empty:
         return None
-    axes = [_axis(scale, place) for place, scale in enumerate(scales)]
+    between = min(MOST_BETWEEN, max(LEAST_BETWEEN, (WIDTH - 2 * BESIDE - 60) // (len(scales) - 1)))
+    axes = [_axis(scale, BESIDE + place * between) for place, scale in enumerate(scales)]
     kept = np.unique(np.linspace(0, len(table) - 1, min(len(table), MOST_LINES)).round().astype(int))
     table = table.iloc[kept].reset_index(drop=True)
     heights = [HEIGHT - scale.positions(table[scale.name]) * HEIGHT + ABOVE for scale in scales]
@@ -144,7 +147,7 @@ def parallel(results: Results) -> dict[str, Any] | None:
             }
         )
     return {
-        "width": 2 * BESIDE + BETWEEN * (len(axes) - 1),
+        "width": 2 * BESIDE + between * (len(axes) - 1),
         "height": HEIGHT + ABOVE + BELOW,
         "top": ABOVE,
         "bottom": ABOVE + HEIGHT,
@@ -155,7 +158,7 @@ def parallel(results: Results) -> dict[str, Any] | None:
     }
 
 
-def _axis(scale: Scale, place: int) -> Axis:
+def _axis(scale: Scale, x: int) -> Axis:
     if scale.is_wordy or len(scale.values) <= 8:
         values = list(dict.fromkeys(scale.values))
     elif scale.is_log:
@@ -165,7 +168,7 @@ def _axis(scale: Scale, place: int) -> Axis:
     is_chosen = scale.is_wordy or len(scale.values) <= 8
     texts = [value_text(value) if is_chosen else f"{value:.3g}" for value in values]
     heights = (ABOVE + HEIGHT - scale.positions(pd.Series(values)) * HEIGHT).tolist()
-    return Axis(scale.name, axis_label(scale.name), BESIDE + place * BETWEEN, list(zip(heights, texts, strict=True)))
+    return Axis(scale.name, axis_label(scale.name), x, list(zip(heights, texts, strict=True)))
 
 
 def _path(points: list[tuple[int, float]]) -> str:

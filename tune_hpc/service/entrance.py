@@ -20,7 +20,7 @@ _FILES = {
     "page.js": "text/javascript",
     "charts.js": "text/javascript",
     "htmx.min.js": "text/javascript",
-    "idiomorph-ext.min.js": "text/javascript",
+    "idiomorph.min.js": "text/javascript",
     "uPlot.iife.min.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }

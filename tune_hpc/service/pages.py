@@ -79,7 +79,7 @@ def page_routes(parts: Parts, templates: Templates) -> APIRouter:
             "query": f"?{urlencode({'experiment': one['name']})}" if several else "",
             "named": one["name"] if several else None,
             "has_report": find(parts.client, search_id).report.is_file(),
-            "parameters": charts.response_parameters(reading.results),
+            "has_response": status["is_active"] or bool(charts.response_parameters(reading.results)),
             "problem": "",
         }
 

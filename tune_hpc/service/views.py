@@ -1,10 +1,12 @@
 """What the page's templates show: plain texts and numbers, made from statuses and frames."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
+from tune_hpc.analysis.plot_data import is_numeric
 from tune_hpc.analysis.results import METRICS, Results
 from tune_hpc.analysis.wording import MISSING, duration, heading, number, value_text, words
 from tune_hpc.search.experiment import SCHEDULERS, SEARCHERS
@@ -107,6 +109,9 @@ def table(results: Results, rows: Rows, base: str, experiment: str | None) -> di
     """
     columns = trial_columns(results)
     asked = rows.query()
+    if not asked.sort and results.metric in columns:
+        # The best come first, unless somebody wants another order.
+        asked = replace(asked, sort=(("-" if results.experiment["mode"] == "max" else "") + results.metric,))
     page, total = select(
         results.trials, Query(asked.filters, asked.sort, tuple(columns), rows.limit or ROWS, rows.offset)
     )  # fmt: skip
@@ -122,7 +127,7 @@ def table(results: Results, rows: Rows, base: str, experiment: str | None) -> di
         {
             "name": name,
             "text": heading(name),
-            "is_number": name not in ("trial_id", "status", "error"),
+            "is_number": is_numeric(results, name),
             "order": {name: "ascending", f"-{name}": "descending"}.get(sorted_by, "none"),
             "address": address(sort=f"-{name}" if sorted_by == name else name, offset=0),
         }

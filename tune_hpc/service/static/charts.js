@@ -5,7 +5,7 @@
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const colour = (index) => css(`--s${index % 10}`);
   const digits = (value) => (value === null || value === undefined ? "–" : Number(value).toPrecision(4).replace(/\.?0+$/, "").replace(/\.?0+e/, "e"));
-  const words = (name) => name.replaceAll("_", " ");
+  const words = (name) => name.replace(/^valid_/, "validation_").replace(/^train_/, "training_").replaceAll("_", " ");
   const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
   class Chart {
@@ -20,7 +20,7 @@
       this.plot = null;
       figure.querySelectorAll("select").forEach((one) => one.addEventListener("change", () => this.load()));
       const log = figure.querySelector('[data-role="log"]');
-      if (log) log.addEventListener("change", () => this.draw());
+      if (log) log.addEventListener("change", () => { this.isChosen = true; this.draw(); });
       document.body.addEventListener("tick", () => this.load());
       matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
       new ResizeObserver(() => {
@@ -136,7 +136,11 @@
       const told = this.told;
       if (!told.curves.length) { this.say("No trial has reported a metric yet."); return; }
       const names = this.groups(told.curves.map((one) => one.group));
-      const isLog = this.role("log").checked && told.curves.every((one) => one.values.every((value) => value === null || value > 0));
+      const values = told.curves.flatMap((one) => one.values.filter((value) => value !== null));
+      const lowest = Math.min(...values), highest = Math.max(...values);
+      // A few bad trials would press all others to the foot of the picture.
+      if (!this.isChosen) this.role("log").checked = lowest > 0 && highest / lowest > 20;
+      const isLog = this.role("log").checked && lowest > 0;
       const data = uPlot.join(told.curves.map((one) => [one.steps, one.values]));
       const best = told.curves.length - 1;
       const series = [{}, ...told.curves.map((one, index) => ({

@@ -1,6 +1,16 @@
 // Keeps the page fresh: a tick every two seconds while something on it runs, else every fifteen, none while nobody looks.
 "use strict";
 (() => {
+  // Parts are put in place such that what did not change stays: the focus, a selection, what is being typed. The
+  // extension that idiomorph brings for this evaluates text as a script, which this page does not allow.
+  htmx.defineExtension("morph", {
+    isInlineSwap: (style) => style === "morph:outerHTML" || style === "morph:innerHTML",
+    handleSwap: (style, target, fragment) => {
+      if (!style.startsWith("morph:")) return false;
+      return Idiomorph.morph(target, [...fragment.children], { morphStyle: style.slice(6), ignoreActiveValue: true });
+    },
+  });
+
   const ACTIVE_MS = 2000, QUIET_MS = 15000, SLOW_EVERY = 3;
   let last = Date.now(), count = 0, failed = 0;
 
