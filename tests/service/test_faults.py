@@ -41,7 +41,7 @@ def post(service, body, **headers):
         (LINE | {"num_samples": 10**9, "searcher": "random"}, 422, "less than or equal to 100000"),
         (LINE | {"trainable": "os:system"}, 422, "body.trainable: Extra inputs are not permitted"),
         (LINE | {"data_dir": "/etc"}, 422, "body.data_dir: Extra inputs are not permitted"),
-        (LINE | {"set": {"learning_rate": {"uniform": [2, 1]}}}, 422, "uniform needs a lower bound below the upper one"),
+        (LINE | {"set": {"learning_rate": {"uniform": [2, 1]}}}, 422, "a lower bound below the upper one"),
         (LINE | {"set": {"learning_rate": {"eval": ["1"]}}}, 422, "learning_rate: no domain is called 'eval'"),
         (LINE | {"set": {"learning_rate": -1}}, 422, "learning_rate must be a number above 0; got -1"),
         (b'{"space": "exercise1_1stpart", "set": {"learning_rate": NaN}}', 422, "a number must be finite"),

@@ -9,7 +9,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-from tune_hpc import __version__
 from tune_hpc.cluster.client import JobClient
 from tune_hpc.errors import RequestError, TuneHpcError
 from tune_hpc.search.experiment import Experiment
@@ -41,6 +40,7 @@ def create_app(
     hosts: frozenset[str] = LOOPBACK,
     reads_per_s: float = READS_PER_S,
     writes_per_s: float = WRITES_PER_S,
+    version: str = "unknown",
 ) -> FastAPI:
     """Return the service of a client's storage.
 
@@ -51,17 +51,18 @@ def create_app(
         hosts: The names under which the service is meant, where it has no token.
         reads_per_s: Requests a second of one address that read.
         writes_per_s: Requests a second of one address that change something.
+        version: What the service says of itself.
 
     Raises:
         InvalidExperimentError: two experiments are called the same.
     """
     parts = make_parts(client, Catalogue(registered))
     app = FastAPI(
-        title="tune_hpc", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None,
+        title="tune_hpc", version=version, description=_DESCRIPTION, docs_url=None, redoc_url=None,
         default_response_class=Json,
     )  # fmt: skip
     needs_token = [Depends(HTTPBearer(auto_error=False, description="the service's token"))]
-    app.include_router(_health_routes())
+    app.include_router(_health_routes(version))
     for routes in (_space_routes(parts), search_routes(parts), outcome_routes(parts)):
         app.include_router(routes, dependencies=needs_token)
     templates = Templates(has_token=token is not None)
@@ -76,13 +77,13 @@ def create_app(
     return app
 
 
-def _health_routes() -> APIRouter:
+def _health_routes(version: str) -> APIRouter:
     router = APIRouter(tags=["service"])
 
     @router.get("/health", responses={200: {"model": Health}, **errors(429)})
     async def health() -> Response:
         """Say that the service answers; needs no token and tells nothing of searches."""
-        return Json({"status": "ok", "version": __version__})
+        return Json({"status": "ok", "version": version})
 
     return router
 

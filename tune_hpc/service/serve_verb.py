@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tune_hpc import __version__
 from tune_hpc.cluster.verbs import DEFAULT_STORAGE, STORAGE_VARIABLE, client_at
 from tune_hpc.errors import FolderError, InvalidExperimentError, MissingPackageError, UnknownNameError
 
@@ -102,6 +103,8 @@ def _serve(flags: argparse.Namespace) -> int:
         raise InvalidExperimentError(
             f"without a token the service listens on this machine alone; got --host {flags.host}: leave out --no-token"
         )
+    if not 0 <= flags.port <= 65535:
+        raise InvalidExperimentError(f"--port is a number from 0 to 65535; got {flags.port}")
     limits = {"reads_per_s": flags.reads_per_s, "writes_per_s": flags.changes_per_s}
     for name, value in limits.items():
         if value is not None and not 0 < value < 1e9:
@@ -115,7 +118,7 @@ def _serve(flags: argparse.Namespace) -> int:
     token_file = Path(flags.token_file) if flags.token_file else storage / TOKEN_FILE
     token = None if flags.no_token else find_or_make_token(token_file)
     app = create_app(
-        client, token, registered(flags.register), hosts=LOOPBACK | {flags.host.lower()},
+        client, token, registered(flags.register), hosts=LOOPBACK | {flags.host.lower()}, version=__version__,
         **{name: value for name, value in limits.items() if value is not None},
     )  # fmt: skip
     config = uvicorn.Config(
@@ -134,20 +137,17 @@ def _bind(config: Any) -> Any:
     """Return a socket that listens where it was asked to.
 
     Raises:
-        FolderError: nobody may listen there, or somebody else does.
+        InvalidExperimentError: nobody may listen there, or somebody else does.
     """
     import socket
 
     try:
         family = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0][0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((config.host, config.port))
-    except (OSError, OverflowError) as error:
+        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+    except OSError as error:
         raise InvalidExperimentError(
             f"nothing can listen at {config.host} port {config.port}: {error}; choose another with --host and --port"
         ) from error
-    return bound
 
 
 def _say(where: str, storage: Path, token_file: Path, token: str | None) -> None:

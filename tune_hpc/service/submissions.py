@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from tune_hpc.search.experiment import Experiment
 
 #: The folder of the keys, in the storage; no job's id begins with a dot.
 FOLDER = ".requests"
+#: Seconds for which one waits until another service has started what both were asked for.
+WAIT_S = 5.0
 
 
 class Submissions:
@@ -81,15 +84,23 @@ class Submissions:
             raise RequestError(f"{held['id']} is being started at this moment; ask again in a second", 409)
         try:
             return self._client.submit(experiment, job_id=held["id"], **options), True
-        except FolderError:
-            if folder.is_there:
-                # Another service was quicker; what it started is what was asked for.
-                return self._client.job(held["id"]), False
+        except FolderError as error:
+            if isinstance(error.__cause__, FileExistsError):
+                # Another service was quicker; what it starts is what was asked for.
+                return self._made_by_another(folder), False
             file.unlink(missing_ok=True)
             raise
         except BaseException:
             file.unlink(missing_ok=True)
             raise
+
+    def _made_by_another(self, folder: JobFolder) -> Job:
+        end = time.monotonic() + WAIT_S
+        while not folder.is_there:
+            if time.monotonic() > end:
+                raise RequestError(f"{folder.id} is being started at this moment; ask again in a second", 409)
+            time.sleep(0.05)
+        return self._client.job(folder.id)
 
 
 def _claim(file: Path, mine: dict[str, Any]) -> dict[str, Any]:
