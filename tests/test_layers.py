@@ -38,6 +38,11 @@ MAY_IMPORT = {
         # A trial of several workers is told by the search where these go.
         "tune_hpc.search.trial",
     ],
+    "tune_hpc.cluster": ["tune_hpc.errors", "tune_hpc.cluster"],
+    # A batch script is for a run, with a run's flags, and refused where the run would be.
+    "tune_hpc.cluster.slurm_verb": [
+        "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.flags", "tune_hpc.search", "tune_hpc.analysis.folder",
+    ],
     # The experiments are named by the user, and listed.
     "tune_hpc.cli": ["tune_hpc", "search_spaces"],
     "tune_hpc.flags": ["tune_hpc.errors", "tune_hpc.search", "search_spaces"],

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tune_hpc import __version__
+from tune_hpc.cluster.slurm_verb import add_slurm_verb
 from tune_hpc.errors import InvalidExperimentError, TuneHpcError, UnknownNameError
 from tune_hpc.flags import PLACE_FLAGS, add_place_flags, add_run_flags, add_scale_flags, find_experiments
 
@@ -151,6 +152,8 @@ def _parser() -> argparse.ArgumentParser:
         "--where", metavar="PLACE", help="a folder, a file, a storage's or a server's URL (default: in the folder)"
     )
     export.add_argument("--follow", action="store_true", help="go on until the searches have ended")
+
+    add_slurm_verb(add)
 
     spaces = add("spaces", _spaces, "list the experiments with their sizes and parameters")
     spaces.add_argument("names", nargs="*", metavar="NAME", help="these only, with every parameter")
