@@ -6,24 +6,26 @@ ends no Ray but the node's. Needs root, Debian's packages slurm-wlm and munge, a
 """
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-PROGRAMS = ("sbatch", "srun", "scontrol", "slurmctld", "slurmd", "munged", "ip", "unshare")
+ROOT = Path(__file__).parents[1]
+PROGRAMS = ("sbatch", "srun", "scontrol", "slurmctld", "slurmd", "munged", "ip", "unshare", "nsenter")
 
 #: As a site would have it, but for waits: a node that is lost is missed soon, and a job is begun again soon.
 _CONFIGURATION = """\
 ClusterName=here
-SlurmctldHost=controller({address}.1)
+SlurmctldHost={host}({address}.1)
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket;cred_expire=15
+AuthInfo=socket={folder}/munge.socket,cred_expire=15
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={folder}/state
@@ -42,6 +44,7 @@ ReturnToService=2
 KillWait=10
 SlurmdTimeout=30
 MpiDefault=none
+MailProg=/bin/true
 {nodes}
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -93,14 +96,17 @@ class SlurmCluster:
 
     def start_node(self, name: str) -> None:
         """Start a node's slurmd, and with it the node."""
-        inside = (
-            "mount -t tmpfs none /run/lock 2> /dev/null; mkdir -p $2/tmp-$1; mount --bind $2/tmp-$1 /tmp; "
-            "hostname $1; ip link set lo up; exec slurmd -D -N $1 -f $2/slurm.conf"
-        )
+        inside = """
+            mkdir -p $2/tmp-$1 $2/spool-$1
+            case $3 in /tmp/*) mkdir -p $2/tmp-$1/${3#/tmp/}; mount --bind $3 $2/tmp-$1/${3#/tmp/};; esac
+            mount --rbind $2/tmp-$1 /tmp
+            hostname $1
+            exec slurmd -D -N $1 -f $2/slurm.conf
+            """
         with (self.folder / f"slurmd-{name}.out").open("ab") as output:
             self.slurmds[name] = subprocess.Popen(
-                ["ip", "netns", "exec", _namespace(name), "unshare", "--mount", "--uts", "--pid", "--fork",
-                 "--kill-child", "--mount-proc", "bash", "-c", inside, "bash", name, str(self.folder)],
+                ["nsenter", f"--net=/run/netns/{_namespace(name)}", "unshare", "--mount", "--uts", "--pid", "--fork",
+                 "--kill-child", "--mount-proc", "bash", "-c", inside, "bash", name, str(self.folder), str(ROOT)],
                 env=self.environment, stdout=output, stderr=output,
             )  # fmt: skip
 
@@ -112,6 +118,11 @@ class SlurmCluster:
         for child in children:
             os.kill(int(child), signal.SIGKILL)
         slurmd.wait()
+
+    def lose_all(self) -> None:
+        """Let all nodes vanish."""
+        for name in list(self.slurmds):
+            self.lose_node(name)
 
 
 @contextmanager
@@ -130,10 +141,10 @@ def slurm_cluster(nodes: Sequence[str] = ("n1",), cpus: int = 2) -> Iterator[Slu
         (folder / "state").mkdir()
         address = f"10.{os.getpid() // 200 % 200 + 20}.{os.getpid() % 200}"
         lines = [
-            f"NodeName={name} NodeAddr={address}.{number} CPUs={cpus} State=UNKNOWN"
+            f"NodeName={name} NodeAddr={address}.{number} CPUs={cpus} CoresPerSocket={cpus} State=UNKNOWN"
             for number, name in enumerate(nodes, start=2)
         ]
-        text = _CONFIGURATION.format(folder=folder, address=address, nodes="\n".join(lines))
+        text = _CONFIGURATION.format(folder=folder, host=platform.node(), address=address, nodes="\n".join(lines))
         (folder / "slurm.conf").write_text(text, encoding="utf-8")
         environment = os.environ | {"PATH": _PATH, "SLURM_CONF": str(folder / "slurm.conf")}
         cluster = SlurmCluster(folder, nodes, environment)
@@ -142,7 +153,7 @@ def slurm_cluster(nodes: Sequence[str] = ("n1",), cpus: int = 2) -> Iterator[Slu
         _start(ending, ["slurmctld", "-D", "-f", str(folder / "slurm.conf")], folder / "slurmctld.out", environment)
         for name in nodes:
             cluster.start_node(name)
-        ending.callback(lambda: [cluster.lose_node(name) for name in list(cluster.slurmds)])
+        ending.callback(cluster.lose_all)
         _wait_until_idle(cluster)
         yield cluster
 
@@ -190,9 +201,7 @@ def _start_munge(ending: ExitStack, folder: Path) -> None:
     _wait(lambda: files["socket"].exists(), 10, f"munged, see {folder}")
 
 
-def _start(
-    ending: ExitStack, words: Sequence[str], output: Path, environment: dict[str, str] | None = None
-) -> None:
+def _start(ending: ExitStack, words: Sequence[str], output: Path, environment: dict[str, str] | None = None) -> None:
     with output.open("ab") as log:
         process = subprocess.Popen(
             words, stdout=log, stderr=log, env=environment or os.environ | {"PATH": _PATH}, start_new_session=True
@@ -220,7 +229,7 @@ def _wait_until_idle(cluster: SlurmCluster) -> None:
     _wait(is_idle, 60, f"nodes, see {cluster.folder}")
 
 
-def _wait(is_there, timeout_s: float, what: str) -> None:  # noqa: ANN001
+def _wait(is_there: Callable[[], bool], timeout_s: float, what: str) -> None:
     until = time.monotonic() + timeout_s
     while not is_there():
         if time.monotonic() > until:

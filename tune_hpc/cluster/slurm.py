@@ -1,9 +1,9 @@
 """Batch scripts for Slurm: what is asked of an allocation, and the text of a script that runs a command in it.
 
-The text is made from ``slurm.sbatch``, which lies beside this module. A script of one node leaves it to the command to
-start Ray, with the cores that it may use: that works on a node which is shared with others, too. From two nodes on ``ray
-symmetric-run`` starts Ray on all of them, which must be whole. What each does when its time is nearly over, and when it
-is begun again, is told in docs/cluster.md.
+The text is made from ``slurm.sbatch``, which lies beside this module. On one node the command itself starts Ray, with
+the cores that it may use: that works on a node which is shared with others, too. From two nodes on ``ray
+symmetric-run`` starts Ray on all of them, which must be whole. What a script does when its time is nearly over, and
+when it is begun again, is told in docs/cluster.md.
 """
 
 import re
@@ -16,7 +16,7 @@ from tune_hpc.errors import InvalidExperimentError
 
 #: The exit code of a command that asks to be queued again; of ``sysexits.h``, a temporary failure.
 REQUEUE = 75
-#: Seconds that a search needs at least between the warning and the end: 30 to save its trials' states, and to be written.
+#: Seconds that a search needs between the warning and the end: 30 to save its trials' states, and some to be written.
 LEAST_WARNING_S = 60
 #: Seconds before the end at which a job is queued again, even if its command has not ended.
 LAST_RESORT_S = 20
@@ -114,7 +114,7 @@ def seconds_of(time: str) -> int:
         InvalidExperimentError: it is written in another way, or is none.
     """
     for pattern in _TIMES:
-        if match := re.fullmatch(pattern, time.strip()):
+        if match := re.fullmatch(pattern, time):
             seconds = sum(_SECONDS[unit] * int(number) for unit, number in match.groupdict().items() if number)
             if seconds:
                 return seconds
@@ -131,7 +131,7 @@ def batch_script(allocation: Allocation, command: Sequence[str]) -> str:
     """
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)  # noqa: S701
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.keep_trailing_newline = True
     template = environment.from_string(Path(__file__).with_name("slurm.sbatch").read_text(encoding="utf-8"))
     return template.render(

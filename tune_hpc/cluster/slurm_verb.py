@@ -106,7 +106,7 @@ def _slurm(flags: argparse.Namespace) -> int:
         print(text, end="")
         return 0
     write_whole(Path(flags.output), lambda path: path.write_text(text, encoding="utf-8"))
-    print(f"{flags.output}: {len(experiments)} experiments into {folder}; submit with: sbatch {flags.output}")
+    print(f"{flags.output}: results go to {folder}; submit with: sbatch {flags.output}")
     return 0
 
 
