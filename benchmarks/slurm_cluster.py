@@ -101,7 +101,8 @@ class SlurmCluster:
             case $3 in /tmp/*) mkdir -p $2/tmp-$1/${3#/tmp/}; mount --bind $3 $2/tmp-$1/${3#/tmp/};; esac
             mount --rbind $2/tmp-$1 /tmp
             hostname $1
-            exec slurmd -D -N $1 -f $2/slurm.conf
+            slurmd -D -N $1 -f $2/slurm.conf
+            exit
             """
         with (self.folder / f"slurmd-{name}.out").open("ab") as output:
             self.slurmds[name] = subprocess.Popen(

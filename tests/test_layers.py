@@ -52,7 +52,8 @@ MAY_IMPORT = {
 
 #: Who may import a heavy package at the top of a module.
 HEAVY = {
-    "torch": ["tune_hpc.learning", "tune_hpc.scaling"],
+    # One script trains where there is no Ray.
+    "torch": ["tune_hpc.learning", "tune_hpc.scaling", "scripts.torchrun_trial"],
     "torchvision": ["tune_hpc.learning"],
     # Search spaces are written in Ray Tune's own domains.
     "ray": ["tune_hpc.search", "tune_hpc.scaling", "search_spaces"],
