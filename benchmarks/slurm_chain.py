@@ -8,6 +8,7 @@ left alone: every trial is there once and finished, and each number of each tria
 """
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 LIMIT, LOSS, TWO = "time limit", "node lost", "time limit on two nodes"
 FOLDERS = {LIMIT: "time_limit", LOSS: "node_lost", TWO: "two_nodes"}
+#: Lines of a job's log: the script's, the search's, and Slurm's.
+_TELLING = r"\d\d:\d\d:\d\d |\d+/\d+ trials|exercise|the batch system|slurmstepd|srun:|Command failed|Running command"
 #: Columns that tell how long something took, or where: nobody expects these again.
 TIMES = ("_s", "host", "device", "num_fused")
 
@@ -59,7 +62,8 @@ def main() -> None:
         measured[name] = [ways[name]() | _compared(home / "alone", home / FOLDERS[name])]
     table = [{"disturbed by": name, **{key: value for key, value in one.items() if not isinstance(value, list)}}
              for name, (one,) in measured.items()]  # fmt: skip
-    flags.keep = None
+    # A path is nobody else's business.
+    del flags.keep
     publish(flags, "A search of six trials, disturbed on a real Slurm, beside itself left alone", measured, table)
     if any(not one["equal"] for (one,) in measured.values()):
         sys.exit("slurm_chain: a disturbed search differs from the one left alone")
@@ -101,8 +105,14 @@ def _chain(folder: Path, arguments: list[str], limit: str, num_nodes: int = 1, *
         "state": seen[-1]["state"],
         "in_all_s": seen[-1]["at_s"],
         "seen": seen,
-        "log": (folder / f"chain-{job_id}.log").read_text(encoding="utf-8").splitlines(),
+        "log": _log(folder / f"chain-{job_id}.log"),
     }
+
+
+def _log(path: Path) -> list[str]:
+    """Return what the script, the search and Slurm said, without what Ray says of itself, and without this place."""
+    lines = path.read_text(encoding="utf-8").replace(f"{path.parent}/", "").splitlines()
+    return [line for line in lines if re.match(_TELLING, line)]
 
 
 def _lose(cluster: SlurmCluster, node: str) -> None:
