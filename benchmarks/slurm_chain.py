@@ -9,6 +9,7 @@ left alone: every trial is there once and finished, and each number of each tria
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -42,6 +43,8 @@ def main() -> None:
     parser.add_argument("--time", default="00:03:00", help="of each start (default: 00:03:00)")
     parser.add_argument("--keep", type=Path, metavar="DIR", default=Path("runs/slurm_chain"), help="folders and logs")
     flags = parser.parse_args()
+    # Whoever ends this ends the Slurm, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if reason := missing():
         sys.exit(f"slurm_chain: {reason}")
     home = flags.keep.absolute()
