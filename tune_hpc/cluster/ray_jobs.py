@@ -120,6 +120,11 @@ class RayJobs:
                 f"the cluster at {self.address} does not answer any more: {_first_line(error)}"
             ) from error
         except (RuntimeError, ConnectionError) as error:
+            if "No available agent" in str(error):
+                raise ClusterError(
+                    f"the cluster at {self.address} takes no jobs: the agent of its head does not run; where another "
+                    "Ray holds its port, start the head with --dashboard-agent-listen-port=0"
+                ) from error
             raise ClusterError(f"the cluster at {self.address} refuses: {_first_line(error)}") from error
 
     def _connect(self) -> Any:
