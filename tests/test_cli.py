@@ -357,8 +357,8 @@ def test_flags_reach_the_runner(place, capsys):
     assert code == cli.SUCCESS
     assert [str(folder) for folder in options.pop("folders")] == ["there"]
     assert options == {
-        "address": None, "overwrite": True, "cpus_per_trial": 2, "gpus_per_trial": None, "max_concurrent": 3,
-        "data_dir": "images", "fuse": "16", "time_budget_s": 5400.0, "target": 0.99,
+        "address": None, "overwrite": True, "go_on": False, "cpus_per_trial": 2, "gpus_per_trial": None,
+        "max_concurrent": 3, "data_dir": "images", "fuse": "16", "time_budget_s": 5400.0, "target": 0.99,
         "export": ["optuna,tensorboard"],
     }  # fmt: skip
     assert capsys.readouterr().out == "pretended: 1 finished; best loss 0.25 at x=1\n"
@@ -421,7 +421,7 @@ def test_what_is_logged_under_a_progress_bar_stands_above_it(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
 
     def search(name, flags):
-        with SearchProgress(Tally(3), {}):
+        with SearchProgress([Tally(3)], {}):
             logging.getLogger("tune_hpc.search").info("stopping")
         return []
 

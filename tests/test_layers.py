@@ -38,7 +38,16 @@ MAY_IMPORT = {
         # A trial of several workers is told by the search where these go.
         "tune_hpc.search.trial",
     ],
-    "tune_hpc.cluster": ["tune_hpc.errors", "tune_hpc.cluster"],
+    "tune_hpc.cluster": [
+        "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.analysis.folder", "tune_hpc.analysis.process",
+        "tune_hpc.analysis.results", "tune_hpc.search.experiment", "tune_hpc.search.launch",
+        "tune_hpc.search.reference", "tune_hpc.search.tokens",
+    ],
+    # What runs a job does all that the command line does here.
+    "tune_hpc.cluster.driver": [
+        "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.analysis", "tune_hpc.search",
+    ],
+    "tune_hpc.cluster.verbs": ["tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.flags"],
     # A batch script is for a run, with a run's flags, and refused where the run would be.
     "tune_hpc.cluster.slurm_verb": [
         "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.flags", "tune_hpc.search", "tune_hpc.analysis.folder",
@@ -56,7 +65,8 @@ HEAVY = {
     "torch": ["tune_hpc.learning", "tune_hpc.scaling", "scripts.torchrun_trial"],
     "torchvision": ["tune_hpc.learning"],
     # Search spaces are written in Ray Tune's own domains.
-    "ray": ["tune_hpc.search", "tune_hpc.scaling", "search_spaces"],
+    "ray": ["tune_hpc.search", "tune_hpc.scaling", "tune_hpc.cluster.ray_jobs", "search_spaces"],
+    "grpc": ["tune_hpc.search.cluster_address"],
     # A sink is handed a trial's history as a frame, and what is important is told as one.
     "pandas": [
         "tune_hpc.analysis",

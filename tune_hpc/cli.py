@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tune_hpc import __version__
+from tune_hpc.cluster import verbs
 from tune_hpc.cluster.slurm_verb import add_slurm_verb
 from tune_hpc.errors import InvalidExperimentError, TuneHpcError, UnknownNameError
 from tune_hpc.flags import PLACE_FLAGS, add_place_flags, add_run_flags, add_scale_flags, find_experiments
@@ -37,6 +38,8 @@ examples:
   tune-hpc compare runs/exercise2.softmax --by optimizer which is better, and how sure that is
   tune-hpc report runs/exercise2.softmax                 tables, figures and report.html
   tune-hpc export runs/exercise2.softmax --to tensorboard
+  tune-hpc submit exercise2.softmax --address http://head:8265 --storage /nfs/jobs
+  tune-hpc status ID; tune-hpc logs ID --follow; tune-hpc stop ID; tune-hpc resume ID; tune-hpc fetch ID
 """
 
 #: Ends well, failed, wrong input, to be queued again (a batch system's warning came), interrupted.
@@ -97,10 +100,10 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"tune-hpc {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    commands = parser.add_subparsers(required=True, metavar="VERB")
 
     def add(name: str, verb: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=text, description=text, formatter_class=raw, allow_abbrev=False)
+        sub = commands.add_parser(name, help=text, description=text, formatter_class=raw, allow_abbrev=False)
         sub.set_defaults(verb=verb)
         return sub
 
@@ -118,7 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     }
     for name, text in going_on.items():
         verb = add(name, _go_on, text)
-        verb.add_argument("folder", metavar="FOLDER")
+        verb.add_argument("folder", metavar="FOLDER", help="an experiment folder, or the id of a job")
+        verb.add_argument("--storage", metavar="DIR", help="where the job is kept (default: where jobs have been)")
         verb.set_defaults(num_samples=None)
         if name == "extend":
             verb.add_argument("--num-samples", type=int, metavar="N", required=True, help="how many more to try")
@@ -153,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--follow", action="store_true", help="go on until the searches have ended")
 
+    verbs.add_job_verbs(add)
     add_slurm_verb(add)
 
     spaces = add("spaces", _spaces, "list the experiments with their sizes and parameters")
@@ -217,7 +222,9 @@ def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.
 
 
 def _go_on(flags: argparse.Namespace) -> int:
-    """Resume the searches of a folder, or extend the one that it holds."""
+    """Resume the searches of a folder, or extend the one that it holds; or do so with a job."""
+    if verbs.is_job(flags.folder):
+        return verbs.go_on(flags)
     from tune_hpc.analysis.results import load_all
     from tune_hpc.search.tuner import extend, resume
 

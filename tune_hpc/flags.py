@@ -21,6 +21,13 @@ PLACE_FLAGS = (
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say how experiments run; the scripts share them."""
+    add_what_flags(parser)
+    add_place_flags(parser)
+    _add_results_flags(parser)
+
+
+def add_what_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what is run."""
     space = parser.add_argument_group("what is run")
     space.add_argument(
         "--set",
@@ -58,12 +65,14 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         dest="warm_start",
         help="tell a searcher that learns (tpe, gp) of another search's trials first; repeatable",
     )
-    add_place_flags(parser)
-    _add_results_flags(parser)
 
 
-def _add_address_flags(where: argparse._ArgumentGroup) -> None:
-    where.add_argument("--address", metavar="HOST:PORT", help="a Ray cluster (default: Ray is started on this machine)")
+#: What --address means where trials run from this very process.
+HERE = "a Ray cluster, HOST:PORT (default: Ray is started on this machine)"
+
+
+def _add_address_flags(where: argparse._ArgumentGroup, address: str = HERE) -> None:
+    where.add_argument("--address", metavar="ADDRESS", help=address)
     where.add_argument("--data-dir", metavar="DIR", help="where the image data are, or are to be put")
 
 
@@ -116,10 +125,10 @@ def add_scale_flags(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(warm_start=[], **{name: None for name in PLACE_FLAGS if name not in ("address", "data_dir")})
 
 
-def add_place_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say where trials run and how many at once."""
+def add_place_flags(parser: argparse.ArgumentParser, address: str = HERE) -> None:
+    """Add the flags that say where trials run and how many at once; ``address`` is what --address means."""
     where = parser.add_argument_group("where it is run")
-    _add_address_flags(where)
+    _add_address_flags(where, address)
     where.add_argument(
         "--cpus-per-trial", type=float, metavar="N", help="CPU cores a trial, or each of its workers (default: 1)"
     )

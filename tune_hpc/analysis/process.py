@@ -9,7 +9,12 @@ from typing import Any
 
 def this_process() -> dict[str, Any]:
     """Return what tells this process from any other."""
-    return {"host": platform.node(), "pid": os.getpid(), "began": _began(os.getpid())}
+    return process_of(os.getpid())
+
+
+def process_of(pid: int) -> dict[str, Any]:
+    """Return what tells a process of this machine from any other."""
+    return {"host": platform.node(), "pid": pid, "began": _began(pid)}
 
 
 def is_running(process: Mapping[str, Any] | None) -> bool:

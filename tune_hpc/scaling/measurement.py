@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 import ray
@@ -121,6 +121,7 @@ def run_all(
     check_only: bool = False,
     max_restarts: int = 0,
     spread: bool = False,
+    stream: TextIO | None = None,
     **search_options: Any,
 ) -> list[Results]:
     """Measure each experiment's configurations on each of its numbers of workers.
@@ -136,6 +137,7 @@ def run_all(
         check_only: Refuse what can be refused without a cluster, and start nothing.
         max_restarts: See ``measure``.
         spread: See ``measure``.
+        stream: Where to say it; standard error by default.
         **search_options: Options of a search, which have no meaning here.
 
     Raises:
@@ -160,7 +162,7 @@ def run_all(
         return []
     ignored = [name for name, value in search_options.items() if value is not None]
     if ignored:
-        print(f"a scaling measurement takes no notice of {', '.join(ignored)}", file=sys.stderr)
+        print(f"a scaling measurement takes no notice of {', '.join(ignored)}", file=stream or sys.stderr)
     results = []
     for experiment, configs, home in planned:
         if home.path in kept:
@@ -185,7 +187,7 @@ def run_all(
             if show_progress:
                 numbers = ", ".join(str(number) for number in dict.fromkeys(case.workers for case in plan.cases))
                 what = f"{plan.cases[0].num_timed_steps} steps on {numbers} workers ({plan.backend})"
-                print(f"timing {what}, {plan.repeats} times", file=sys.stderr)
+                print(f"timing {what}, {plan.repeats} times", file=stream or sys.stderr)
             state = "interrupted"
             try:
                 measured = time_plan(plan, home, arrays, max_restarts=max_restarts, spread=spread)

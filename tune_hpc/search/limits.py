@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -16,6 +17,8 @@ from tune_hpc.errors import InvalidExperimentError
 
 #: The signal by which a batch system warns that a job's time is nearly over.
 WARNING_SIGNAL = signal.SIGUSR1
+#: Seconds between two looks for the file that ends a search.
+LOOK_INTERVAL_S = 1.0
 
 
 def check_limits(time_budget_s: float | None, target: float | None) -> None:
@@ -36,6 +39,7 @@ class Limits:
     Args:
         time_budget_s: Seconds from now; ``None``: as long as it takes.
         target: A value of the metric that ranks trials, at which the search has found enough; ``None``: none.
+        stop_file: A file that somebody makes to end the search; ``None``: nobody does.
 
     Attributes:
         reason: Why the search ends before all its trials have; ``None``: it does not.
@@ -44,14 +48,17 @@ class Limits:
         is_impatient: Whether the user did so while the search was ending, and waits for nothing more.
     """
 
-    def __init__(self, time_budget_s: float | None = None, target: float | None = None) -> None:
+    def __init__(
+        self, time_budget_s: float | None = None, target: float | None = None, stop_file: Path | None = None
+    ) -> None:
         self.time_budget_s = time_budget_s
         self.target = target
+        self.stop_file = stop_file
         self.reason: str | None = None
         self.is_warned = False
         self.is_interrupted = False
         self.is_impatient = False
-        self._began = time.monotonic()
+        self._began = self._looked_at = time.monotonic()
         self._handler_before: Any = signal.default_int_handler
 
     @property
@@ -70,6 +77,10 @@ class Limits:
         """Whether the search is to end."""
         if not self.reason and self.time_budget_s is not None and time.monotonic() - self._began > self.time_budget_s:
             self.reason = f"the time budget of {self.time_budget_s:g} s is spent"
+        if not self.reason and self.stop_file is not None and time.monotonic() - self._looked_at >= LOOK_INTERVAL_S:
+            self._looked_at = time.monotonic()
+            if self.stop_file.exists():
+                self.reason = "it was asked to stop"
         return self.reason is not None
 
     @contextlib.contextmanager

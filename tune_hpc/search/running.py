@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ray
 from ray import tune
@@ -32,6 +32,7 @@ from tune_hpc.search.resources import TrialResources, choose_resources
 from tune_hpc.search.schedulers import make_scheduler, tell_of_the_past
 from tune_hpc.search.searches import Search
 from tune_hpc.search.session import node_resources, ray_session
+from tune_hpc.search.storage_probe import check_storage
 from tune_hpc.search.trial import Assignment, Place, run_bundle
 from tune_hpc.search.watcher import Watcher
 
@@ -54,6 +55,8 @@ class RunOptions:
         target: It ends when a trial ends with such a value of the metric that ranks trials, or a better one.
         export: Other tools that are shown the search while it runs: ``tensorboard``, ``optuna``, ``mlflow``.
         show_progress: Whether to show a progress bar, or a line a minute where there is no terminal.
+        stream: Where it is shown; standard error by default.
+        stop_file: The search ends, to be resumed, when there is such a file.
     """
 
     address: str | None = None
@@ -67,6 +70,8 @@ class RunOptions:
     target: float | None = None
     export: tuple[str, ...] = ()
     show_progress: bool = True
+    stream: TextIO | None = None
+    stop_file: Path | None = None
 
 
 def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Results]:
@@ -88,6 +93,7 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
             node_resources(), num_trials, options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent,
             workers,
         )  # fmt: skip
+        check_storage([search.home.path for search in searches])
         origin = provenance()
         for search in searches:
             search.begin(origin)
@@ -104,12 +110,13 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
             )
             for search in searches
         }
-        limits = Limits(options.time_budget_s, options.target)
+        limits = Limits(options.time_budget_s, options.target, options.stop_file)
         watcher = Watcher(
             {search.name: search.experiment for search in searches},
             {search.name: search.home for search in searches},
             options.show_progress,
             limits,
+            options.stream,
         )
         for search in searches:
             if search.proposer:

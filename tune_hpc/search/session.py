@@ -11,9 +11,6 @@ import ray
 
 from tune_hpc.errors import ClusterError
 
-#: Seconds within which a cluster's head must accept a connection.
-CONNECT_TIMEOUT_S = 10.0
-
 #: Where the processes of a Ray find what tells its state.
 STATE_ADDRESS = "RAY_API_SERVER_ADDRESS"
 
@@ -38,17 +35,20 @@ def ray_session(address: str | None = None, *, with_state: bool = False) -> Iter
         return
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
-        _check_listening(address)
+        from tune_hpc.search.cluster_address import check_cluster
+
+        check_cluster(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     here = {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
     own: dict[str, Any] = {"address": address} if address else here
     try:
         with telling_its_state() if with_state and not address else _nothing_more() as more:
             ray.init(**own | more, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.AuthenticationError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        # Ray says the same of a cluster that wants a token and of one that does not answer.
-        remedy = "check that `ray status` answers there; for a cluster with a token, set RAY_AUTH_MODE=token"
+        remedy = "check that `ray status` answers there"
+        if isinstance(error, ray.exceptions.AuthenticationError):
+            reason, remedy = "it wants a token", "copy ~/.ray/auth_token from its head, or set RAY_AUTH_TOKEN"
         raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {reason}; {remedy}") from error
     if not address:
         _end_autoscaler()
@@ -88,19 +88,6 @@ def _end_autoscaler() -> None:
     node = ray._private.worker.global_worker.node  # Ray has no public switch for it.
     if node is not None:
         node.kill_monitor(check_alive=False)
-
-
-def _check_listening(address: str) -> None:
-    """Refuse an address at which nothing listens; Ray itself would try for minutes."""
-    host, colon, port = address.rpartition(":")
-    if not (host and colon and port.isdigit()) or "/" in host:
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except (OSError, OverflowError) as error:
-        raise ClusterError(
-            f"no Ray cluster at {address}: {error}; check the address, and that `ray status` answers there"
-        ) from error
 
 
 def node_resources() -> list[Mapping[str, float]]:

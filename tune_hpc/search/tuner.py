@@ -74,8 +74,8 @@ def run_all(
         warm_start: Folders of other searches, whose trials a searcher that learns is told first.
         check_only: Refuse what can be refused without a cluster, and start nothing.
         **options: ``address``, ``cpus_per_trial``, ``gpus_per_trial``, ``max_concurrent``, ``fuse``, ``data_dir``,
-            ``checkpoint_interval_s``, ``time_budget_s``, ``target``, ``export`` and ``show_progress``, as
-            ``RunOptions`` describes them.
+            ``checkpoint_interval_s``, ``time_budget_s``, ``target``, ``export``, ``show_progress``, ``stream``
+            and ``stop_file``, as ``RunOptions`` describes them.
 
     Returns:
         One per experiment, in order.

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ray
 from ray import tune
@@ -27,6 +27,7 @@ class Watcher(tune.Callback):
         homes: Their folders, by name.
         show_progress: Whether to show how far the search is.
         limits: Told of the values of trials that ended.
+        stream: Where to show it; standard error by default.
     """
 
     def __init__(
@@ -35,15 +36,15 @@ class Watcher(tune.Callback):
         homes: Mapping[str, ExperimentFolder],
         show_progress: bool,
         limits: Limits,
+        stream: TextIO | None = None,
     ) -> None:
         self.tallies = {name: Tally(one.num_trials) for name, one in experiments.items()}
         self.experiments = experiments
         self.homes = homes
         self.progress: SearchProgress | None = None
         if show_progress:
-            self.progress = SearchProgress(
-                self.tallies.values(), {one.name: one.metric for one in experiments.values()}
-            )
+            metrics = {name: one.metric for name, one in experiments.items()}
+            self.progress = SearchProgress(self.tallies.values(), metrics, stream)
         self.limits = limits
         self._under_way: dict[str, Trial] = {}  # by Ray's own names
         self._saved: list[Mapping[str, Any]] = []
