@@ -1,12 +1,13 @@
 """A search that outlives its jobs: killed by its time limit, by the loss of its node, on two nodes; with nothing lost.
 
-    python benchmarks/slurm_chain.py [--only NAME ...] [--steps 4000] [--keep DIR]
+    python benchmarks/slurm_chain.py [--only NAME ...] [--steps 6000] [--keep DIR]
 
 A real Slurm is started on this machine (slurm_cluster.py says what it needs); the script that is submitted is the one
 that ``tune-hpc slurm`` writes. Each contender is one way to disturb the search, and is compared with the same search
 left alone: every trial is there once and finished, and each number of each trial is the same to the last bit.
 """
 
+import json
 import os
 import re
 import signal
@@ -39,7 +40,7 @@ TIMES = ("_s", "host", "device", "num_fused")
 def main() -> None:
     """Run the search in each way, and compare."""
     parser = benchmark_parser(__file__, __doc__, [LIMIT, LOSS, TWO])
-    parser.add_argument("--steps", type=int, default=4000, metavar="N", help="of each trial (default: 4000)")
+    parser.add_argument("--steps", type=int, default=6000, metavar="N", help="of each trial (default: 6000)")
     parser.add_argument("--time", default="00:03:00", help="of each start (default: 00:03:00)")
     parser.add_argument("--keep", type=Path, metavar="DIR", default=Path("runs/slurm_chain"), help="folders and logs")
     flags = parser.parse_args()
@@ -80,7 +81,8 @@ def _chain(folder: Path, arguments: list[str], limit: str, num_nodes: int = 1, *
         arguments: Of ``tune-hpc slurm``.
         limit: The time of each start.
         num_nodes: How many nodes there are.
-        is_lost: Whether the node is to be lost as soon as one trial has ended and another one has kept a state.
+        is_lost: Whether the node is to be lost: when a trial has ended and another one has kept a state, as each does
+            once a minute, or when half of the trials have ended.
 
     Returns:
         What Slurm told of the job, and which trials were in their middle at the end of each start.
@@ -98,9 +100,10 @@ def _chain(folder: Path, arguments: list[str], limit: str, num_nodes: int = 1, *
             job = cluster.job(job_id)
             now = {"state": job["JobState"], "restarts": int(job["Restarts"]), "reason": job["Reason"]}
             if not seen or any(seen[-1][key] != value for key, value in now.items()):
-                seen.append({"at_s": round(time.monotonic() - began, 1), **now, "in_the_middle": _kept(folder / "run")})
+                told = {"ended": _num_ended(folder / "run"), "in_the_middle": _kept(folder / "run")}
+                seen.append({"at_s": round(time.monotonic() - began, 1), **now, **told})
                 print(f"  {seen[-1]}", file=sys.stderr, flush=True)
-            if is_lost and _kept(folder / "run") and any((folder / "run" / "trials").glob("*.parquet")):
+            if is_lost and (ended := _num_ended(folder / "run")) and (ended >= 3 or _kept(folder / "run")):
                 _lose(cluster, nodes[0])
                 is_lost = False
     return {
@@ -124,6 +127,12 @@ def _lose(cluster: SlurmCluster, node: str) -> None:
     while not cluster.command("sinfo", "--noheader", "--Node", "--format=%T").startswith("down"):
         time.sleep(1)
     cluster.start_node(node)
+
+
+def _num_ended(run: Path) -> int:
+    """Return how many trials have ended so far."""
+    progress = run / "progress.json"
+    return sum(json.loads(progress.read_text(encoding="utf-8"))["ended"].values()) if progress.exists() else 0
 
 
 def _kept(run: Path) -> list[str]:

@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ PROGRAMS = ("sbatch", "srun", "scontrol", "slurmctld", "slurmd", "munged", "ip",
 _CONFIGURATION = """\
 ClusterName=here
 SlurmctldHost={host}({address}.1)
+SlurmctldPort={port}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=15
 SlurmUser=root
@@ -145,7 +147,12 @@ def slurm_cluster(nodes: Sequence[str] = ("n1",), cpus: int = 2) -> Iterator[Slu
             f"NodeName={name} NodeAddr={address}.{number} CPUs={cpus} CoresPerSocket={cpus} State=UNKNOWN"
             for number, name in enumerate(nodes, start=2)
         ]
-        text = _CONFIGURATION.format(folder=folder, host=platform.node(), address=address, nodes="\n".join(lines))
+        with socket.socket() as free:
+            free.bind(("", 0))
+            port = free.getsockname()[1]
+        text = _CONFIGURATION.format(
+            folder=folder, host=platform.node(), address=address, port=port, nodes="\n".join(lines)
+        )
         (folder / "slurm.conf").write_text(text, encoding="utf-8")
         environment = os.environ | {"PATH": _PATH, "SLURM_CONF": str(folder / "slurm.conf")}
         cluster = SlurmCluster(folder, nodes, environment)

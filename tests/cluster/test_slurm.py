@@ -1,5 +1,6 @@
 """Batch scripts for Slurm: what is refused, what is written, and what a script does when the warning comes."""
 
+import json
 import os
 import re
 import runpy
@@ -301,8 +302,11 @@ class TestTheVerb:
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("sbatch"), reason="needs root and Slurm")
 def test_a_search_outlives_its_jobs_on_a_real_slurm(tmp_path):
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "slurm_chain.py", "--only", "node lost", "--steps", "300",
+        [sys.executable, ROOT / "benchmarks" / "slurm_chain.py", "--only", "node lost", "--steps", "600",
          "--keep", tmp_path / "chain", "--output", tmp_path / "result.json"],
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    (lost,) = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["measured"]["node lost"]
+    assert lost["starts"] == 2
+    assert lost["finished"] == 6
