@@ -141,7 +141,8 @@ class FakeSlurm:
         # A number of its own: the script's folder below /tmp is named after it.
         self.job_id = f"9{os.getpid()}"
         self.environment = {
-            "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": self.job_id, "SLURM_JOB_NODELIST": "here",
+            "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": self.job_id, "SLURM_JOB_NAME": "job",
+            "SLURM_JOB_NODELIST": "here",
             "SLURMD_NODENAME": "here", "SLURM_CPUS_ON_NODE": "2",
         }  # fmt: skip
 
