@@ -1,8 +1,9 @@
 """A real Slurm on this machine, for as long as a block lasts: a controller, and nodes that cannot see one another.
 
 Each node is a slurmd in namespaces of its own (network, processes, host name, mounts), with a network interface and a
-/tmp of its own, as on machines that share a file system. Nothing on it sees the machine's other processes: ``ray stop``
-ends no Ray but the node's. Needs root, Debian's packages slurm-wlm and munge, and ``ip`` (iproute2).
+/tmp of its own, and knows the others by name, as machines do that share a file system. Nothing on it sees the machine's
+other processes: ``ray stop`` ends no Ray but the node's. Needs root, Debian's packages slurm-wlm and munge, and ``ip``
+(iproute2).
 """
 
 import os
@@ -102,6 +103,7 @@ class SlurmCluster:
             mkdir -p $2/tmp-$1 $2/spool-$1
             case $3 in /tmp/*) mkdir -p $2/tmp-$1/${3#/tmp/}; mount --bind $3 $2/tmp-$1/${3#/tmp/};; esac
             mount --rbind $2/tmp-$1 /tmp
+            mount --bind $2/hosts /etc/hosts
             hostname $1
             slurmd -D -N $1 -f $2/slurm.conf
             exit
@@ -143,9 +145,12 @@ def slurm_cluster(nodes: Sequence[str] = ("n1",), cpus: int = 2) -> Iterator[Slu
         folder.chmod(0o755)
         (folder / "state").mkdir()
         address = f"10.{os.getpid() // 200 % 200 + 20}.{os.getpid() % 200}"
+        numbers = dict(zip([platform.node(), *nodes], range(1, 255), strict=False))
+        hosts = ["127.0.0.1 localhost", *(f"{address}.{number} {name}" for name, number in numbers.items())]
+        (folder / "hosts").write_text("\n".join(hosts) + "\n", encoding="utf-8")
         lines = [
             f"NodeName={name} NodeAddr={address}.{number} CPUs={cpus} CoresPerSocket={cpus} State=UNKNOWN"
-            for number, name in enumerate(nodes, start=2)
+            for name, number in list(numbers.items())[1:]
         ]
         with socket.socket() as free:
             free.bind(("", 0))
