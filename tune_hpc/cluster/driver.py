@@ -162,6 +162,8 @@ def main() -> int:
     flags = parser.parse_args()
     job = JobFolder(flags.folder)
     _print_to(job.output)
+    # The folder that Ray or a terminal gave us may go; this one stays as long as there is anything to do.
+    os.chdir(job.path)
     # Ray ends its jobs so, and batch systems theirs: there are seconds left, in which trials may save their state.
     signal.signal(signal.SIGTERM, lambda *arguments: job.ask_to_stop(flags.attempt))
     return 1 if drive(job, flags.attempt, sys.stderr) is JobState.FAILED else 0

@@ -61,9 +61,10 @@ class RayJobs:
 
     def start(self, job: JobFolder, attempt: Attempt) -> None:
         """See ``Launcher``."""
-        runtime_env: dict[str, Any] = {"env_vars": {"RAY_USAGE_STATS_ENABLED": "0"}}
+        variables = {"RAY_USAGE_STATS_ENABLED": "0"}
         if job.code.is_dir():
-            runtime_env["working_dir"] = str(job.code)
+            # Not as the job's working_dir: a node may remove that when another one is lost.
+            variables["PYTHONPATH"] = f"${{PYTHONPATH}}:{job.code}"
         # The same Python as here where the head has it, for it has the packages; else whatever the cluster calls so.
         there = shlex.join(driver_command("PYTHON", job, attempt)).removeprefix("PYTHON ")
         here = shlex.quote(sys.executable)
@@ -72,7 +73,7 @@ class RayJobs:
             lambda client: client.submit_job(
                 entrypoint=entrypoint,
                 submission_id=_name(job, attempt),
-                runtime_env=runtime_env,
+                runtime_env={"env_vars": variables},
                 metadata={"tune_hpc_job": job.id},
             )
         )

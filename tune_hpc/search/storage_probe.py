@@ -77,9 +77,10 @@ def _check_place(place: Path, nodes: dict[str, str]) -> None:
         for (node_id, host), there in zip(nodes.items(), written[1:], strict=True):
             problem = _problem(answers[node_id], there, token, deadline)
             if problem:
+                told = problem.format(place=place)
                 raise ClusterError(
-                    f"node {host} {problem.format(place=place)}; choose a storage that every node sees under this name: a "
-                    "shared file system, or s3://"
+                    f"node {host} {told}; choose a storage that every node sees under this name: a shared file system, "
+                    "or s3://"
                 )
     finally:
         for path in written:
