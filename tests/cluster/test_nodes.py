@@ -12,10 +12,9 @@ from collections import Counter
 import pandas as pd
 import pytest
 import ray
-import requests
 
 import tune_hpc
-from tests.cluster.conftest import OWN_PORTS, RAY, block
+from tests.cluster.conftest import block, node_command, wait_for_nodes
 from tests.cluster.walks import WALK, walk
 from tune_hpc import load, run
 from tune_hpc.cluster.client import Client
@@ -23,10 +22,6 @@ from tune_hpc.cluster.job_folder import JobState
 from tune_hpc.search.storage_probe import Answer, _problem
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
-
-
-def node_command(head):
-    return [RAY, "start", "--block", f"--address={head.address}", "--num-cpus=2", *OWN_PORTS]
 
 
 @pytest.fixture
@@ -49,17 +44,6 @@ def blind_node(head, tmp_path):
         wait_for_nodes(head, 2)
         yield
     wait_for_nodes(head, 1)
-
-
-def wait_for_nodes(head, number):
-    """Wait until so many nodes of a cluster are alive."""
-    headers = {"Authorization": f"Bearer {head.token}"}
-    began, alive = time.monotonic(), -1
-    while alive != number:
-        assert time.monotonic() - began < 60, f"{alive} nodes are alive"
-        time.sleep(0.3)
-        told = requests.get(f"{head.dashboard}/api/v0/nodes", headers=headers, timeout=10).json()
-        alive = sum(node["state"] == "ALIVE" for node in told["data"]["result"]["result"])
 
 
 def test_the_trials_of_a_node_that_is_lost_end_elsewhere_as_if_nothing_had_been(
