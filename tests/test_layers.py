@@ -27,12 +27,14 @@ MAY_IMPORT = {
     "tune_hpc.search": [
         "tune_hpc.errors", "tune_hpc.search", "tune_hpc.learning", "tune_hpc.analysis.results",
         "tune_hpc.analysis.folder", "tune_hpc.analysis.process", "tune_hpc.analysis.parts",
+        "tune_hpc.analysis.object_store",
         # A search starts exports beside itself, and one of their sinks is a study.
         "tune_hpc.analysis.exports", "tune_hpc.analysis.sinks",
     ],
     "tune_hpc.scaling": [
         "tune_hpc.errors", "tune_hpc.scaling", "tune_hpc.learning", "tune_hpc.analysis.results",
         "tune_hpc.analysis.folder", "tune_hpc.analysis.parts", "tune_hpc.search.experiment",
+        "tune_hpc.analysis.object_store",
         "tune_hpc.search.session",
         "tune_hpc.search.provenance",
         # A trial of several workers is told by the search where these go.
@@ -40,6 +42,7 @@ MAY_IMPORT = {
     ],
     "tune_hpc.cluster": [
         "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.analysis.folder", "tune_hpc.analysis.process",
+        "tune_hpc.analysis.object_store",
         "tune_hpc.analysis.results", "tune_hpc.search.experiment", "tune_hpc.search.launch",
         "tune_hpc.search.reference", "tune_hpc.search.tokens",
     ],
@@ -47,10 +50,13 @@ MAY_IMPORT = {
     "tune_hpc.cluster.driver": [
         "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.analysis", "tune_hpc.search",
     ],
-    "tune_hpc.cluster.verbs": ["tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.flags"],
+    "tune_hpc.cluster.verbs": [
+        "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.flags", "tune_hpc.analysis.object_store"
+    ],
     # A batch script is for a run, with a run's flags, and refused where the run would be.
     "tune_hpc.cluster.slurm_verb": [
         "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.flags", "tune_hpc.search", "tune_hpc.analysis.folder",
+        "tune_hpc.analysis.object_store",
     ],
     # The experiments are named by the user, and listed.
     "tune_hpc.cli": ["tune_hpc", "search_spaces"],

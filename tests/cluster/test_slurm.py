@@ -287,6 +287,7 @@ class TestTheVerb:
             (["exercise2.softmax", "--overwrite"], "--overwrite would remove"),
             (["exercise2.softmax", "--cpus-per-trial", "-1"], "cpus_per_trial"),
             (["exercise2.softmax", "--nodes", "0"], "nodes must be at least 1"),
+            (["exercise2.softmax", "--output-dir", "ftp://here/runs"], "a storage is a folder or s3://"),
         ],
     )
     def test_what_a_run_would_refuse_is_refused_now(self, arguments, message, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""A trainable of a user's own, as source: it saves its state, notes each start, and takes its time unless told not to."""
+"""A trainable of a user's own, as source: it saves its state, notes each start, and takes its time if not hurried."""
 
 from ray import tune
 

@@ -12,13 +12,13 @@
 The storage is what counts: a job is found there by its id whatever has become of the cluster that ran it.
 """
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tune_hpc.analysis.object_store import delete_tree, here, names_in, pull
 from tune_hpc.analysis.results import Results, load_all
 from tune_hpc.cluster.job_folder import JobFolder, JobState, is_id, make_id, utc_now
 from tune_hpc.cluster.launchers import DriverState, InProcess, Launcher, Processes
@@ -90,19 +90,20 @@ class Job:
         Raises:
             FolderError: none has begun, or a file cannot be read.
         """
-        return load_all(self.folder.path)
+        return load_all(self.folder.place)
 
 
 class JobClient:
     """What all clients have in common.
 
     Args:
-        storage: The folder of all jobs, which every machine that works on them sees by this name.
+        storage: The folder of all jobs, which every machine that works on them sees by this name, or
+            ``s3://bucket/folder``.
         launcher: Where drivers run.
     """
 
     def __init__(self, storage: str | Path, launcher: Launcher) -> None:
-        self.storage = Path(storage).absolute()
+        self.storage = here(storage).absolute()
         self.launcher = launcher
 
     def folder(self, job_id: str) -> JobFolder:
@@ -127,9 +128,7 @@ class JobClient:
 
     def jobs(self) -> list[Job]:
         """Return all jobs of this storage, the latest first."""
-        if not self.storage.is_dir():
-            return []
-        found = [JobFolder(path) for path in self.storage.iterdir() if is_id(path.name)]
+        found = [JobFolder(self.storage / name) for name in names_in(self.storage) if is_id(name)]
         # The moment of submission is in the id, before four digits that tell nothing.
         return [
             Job(self, one.id)
@@ -170,7 +169,7 @@ class JobClient:
             _copy_code(job, chosen, code)
             self._start(job, "start", {})
         except TuneHpcError:
-            shutil.rmtree(job.path, ignore_errors=True)
+            delete_tree(job.path)
             raise
         return Job(self, job.id)
 
@@ -203,7 +202,7 @@ class JobClient:
         place = 0
         while True:
             is_active = follow and self.status(job_id).state.is_active
-            if job.output.is_file():
+            if pull(job.output):
                 with job.output.open("rb") as file:
                     file.seek(place)
                     if text := file.read():

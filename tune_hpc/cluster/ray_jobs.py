@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from tune_hpc.analysis.object_store import is_remote, pull_tree
 from tune_hpc.cluster.job_folder import Attempt, JobFolder
 from tune_hpc.cluster.launchers import DriverState, driver_command
 from tune_hpc.errors import ClusterError
@@ -61,9 +62,14 @@ class RayJobs:
 
     def start(self, job: JobFolder, attempt: Attempt) -> None:
         """See ``Launcher``."""
-        runtime_env: dict[str, Any] = {"env_vars": {"RAY_USAGE_STATS_ENABLED": "0"}}
-        if job.code.is_dir():
+        variables = {"RAY_USAGE_STATS_ENABLED": "0"}
+        runtime_env: dict[str, Any] = {"env_vars": variables}
+        pull_tree(job.code)
+        if job.code.is_dir() and is_remote(job.place):
             runtime_env["working_dir"] = str(job.code)
+        elif job.code.is_dir():
+            # Not as the job's working_dir: a node may remove that when another one is lost.
+            variables["PYTHONPATH"] = f"${{PYTHONPATH}}:{job.code}"
         # The same Python as here where the head has it, for it has the packages; else whatever the cluster calls so.
         there = shlex.join(driver_command("PYTHON", job, attempt)).removeprefix("PYTHON ")
         here = shlex.quote(sys.executable)

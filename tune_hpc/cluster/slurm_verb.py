@@ -68,6 +68,7 @@ def add_slurm_verb(add: Callable[[str, Callable[[argparse.Namespace], int], str]
 
 def _slurm(flags: argparse.Namespace) -> int:
     from tune_hpc.analysis.folder import new_folder, write_whole
+    from tune_hpc.analysis.object_store import here
     from tune_hpc.cluster.slurm import Allocation, batch_script
     from tune_hpc.search.launch import folders_in
 
@@ -95,18 +96,18 @@ def _slurm(flags: argparse.Namespace) -> int:
         symmetric_run=flags.symmetric_run,
     )
     experiments = [experiment for one in flags.names for experiment in find_experiments(one, flags)]
-    folder = Path(flags.output_dir) if flags.output_dir else new_folder(name[:100])
+    place = flags.output_dir or str(new_folder(name[:100]))
     options = {key: getattr(flags, key) for key in PLACE_FLAGS if key != "address"}
     if flags.warm_start:
         options["warm_start"] = flags.warm_start
-    _check(experiments, folders_in(folder, experiments), options)
-    command = ["tune-hpc", "run", *flags.names, *_run_flags(flags), f"--output-dir={folder}", "--resume"]
+    _check(experiments, folders_in(here(place), experiments), options)
+    command = ["tune-hpc", "run", *flags.names, *_run_flags(flags), f"--output-dir={place}", "--resume"]
     text = batch_script(allocation, command)
     if not flags.output:
         print(text, end="")
         return 0
     write_whole(Path(flags.output), lambda path: path.write_text(text, encoding="utf-8"))
-    print(f"{flags.output}: results go to {folder}; submit with: sbatch {flags.output}")
+    print(f"{flags.output}: results go to {place}; submit with: sbatch {flags.output}")
     return 0
 
 

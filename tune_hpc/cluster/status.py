@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.object_store import pull
 from tune_hpc.analysis.process import is_running, this_process
 from tune_hpc.cluster.job_folder import Attempt, JobFolder, JobState, utc_now
 from tune_hpc.cluster.launchers import DriverState
@@ -143,7 +144,7 @@ def _state(
     silent_s = (utc_now() - datetime.fromisoformat(run["beat"])).total_seconds()
     if driver is DriverState.GONE or (driver is DriverState.UNKNOWN and silent_s > SILENT_S):
         return JobState.LOST, f"its driver was last heard of at {run['beat']}"
-    return (JobState.STOPPING if job.stop_of(attempt.number).exists() else JobState.RUNNING), ""
+    return (JobState.STOPPING if pull(job.stop_of(attempt.number)) else JobState.RUNNING), ""
 
 
 def experiment_status(job: JobFolder, plain: Mapping[str, Any]) -> ExperimentStatus:
@@ -153,6 +154,7 @@ def experiment_status(job: JobFolder, plain: Mapping[str, Any]) -> ExperimentSta
         return ExperimentStatus(plain["name"], "waiting", plain["num_trials"], plain["metric"], {})
     held = home.read()
     try:
+        pull(home.progress)
         told = json.loads(home.progress.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         told = {}

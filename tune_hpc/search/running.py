@@ -100,7 +100,7 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
         assignments = {
             search.name: Assignment(
                 search.name,
-                str(search.home.path),
+                search.home.place,
                 search.trainable,
                 search.experiment.metric,
                 options.checkpoint_interval_s,

@@ -9,13 +9,14 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import tune_hpc
 from tune_hpc.analysis.folder import check_place
+from tune_hpc.analysis.object_store import delete, here, is_remote, place_of, pull, push
 from tune_hpc.errors import ClusterError, FolderError
 
 #: Seconds that all nodes together have: each starts a process, and NFS may deny for a while that a file is new.
@@ -53,7 +54,7 @@ def check_storage(folders: Sequence[Path]) -> None:
     others = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
     if set(others) <= {here}:
         return
-    for place in dict.fromkeys(_existing(folder) for folder in folders):
+    for place in dict.fromkeys(map(_existing, folders)):
         _check_place(place, others)
 
 
@@ -63,27 +64,32 @@ def _check_place(place: Path, nodes: dict[str, str]) -> None:
     written = [asked]
     try:
         try:
-            asked.write_text(token, encoding="utf-8")
+            _write(asked, token)
         except OSError as error:
-            raise FolderError(f"{place} cannot be written: {error.strerror or error}; choose another folder") from error
+            raise FolderError(
+                f"{place_of(place)} cannot be written: {error.strerror or error}; choose another folder"
+            ) from error
         probe = ray.remote(num_cpus=0, max_retries=0)(_probe)
         answers = {}
         for node_id in nodes:
             there = place / f".probe-{token}-{node_id[:12]}"
             written.append(there)
             affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
-            answers[node_id] = probe.options(scheduling_strategy=affinity).remote(str(asked), str(there), token)
+            answers[node_id] = probe.options(scheduling_strategy=affinity).remote(
+                place_of(asked), place_of(there), token
+            )
         deadline = time.monotonic() + ANSWER_WAIT_S
         for (node_id, host), there in zip(nodes.items(), written[1:], strict=True):
             problem = _problem(answers[node_id], there, token, deadline)
             if problem:
+                told = problem.format(place=place_of(place))
                 raise ClusterError(
-                    f"node {host} {problem.format(place=place)}; choose a storage that every node sees under this name: a "
-                    "shared file system, or s3://"
+                    f"node {host} {told}; choose a storage that every node sees under this name: a shared file system, "
+                    "or s3://"
                 )
     finally:
         for path in written:
-            path.unlink(missing_ok=True)
+            delete(path)
 
 
 def _problem(answer: "ray.ObjectRef[Answer]", there: Path, token: str, deadline: float) -> str:
@@ -94,9 +100,9 @@ def _problem(answer: "ray.ObjectRef[Answer]", there: Path, token: str, deadline:
         return f"did not answer for {ANSWER_WAIT_S:g} s, when asked for {{place}}"
     except ray.exceptions.RayError as error:
         last = str(error).strip().rpartition("\n")[2].replace("{", "(").replace("}", ")")
-        return f"cannot run tune_hpc {tune_hpc.__version__} ({last})"
-    if told.version != tune_hpc.__version__:
-        return f"has tune_hpc {told.version} and not {tune_hpc.__version__}"
+        return f"cannot run tune_hpc {version('tune-hpc')} ({last})"
+    if told.version != version("tune-hpc"):
+        return f"has tune_hpc {told.version} and not {version('tune-hpc')}"
     if told.problem:
         return told.problem
     return "" if _is_seen(there, token) else "writes to {place}, but this machine does not see what it wrote"
@@ -105,14 +111,21 @@ def _problem(answer: "ray.ObjectRef[Answer]", there: Path, token: str, deadline:
 def _probe(asked: str, there: str, token: str) -> Answer:
     """Read and write, on the node that is asked."""
     problem = ""
-    if not _is_seen(Path(asked), token):
+    if not _is_seen(here(asked), token):
         problem = "does not see {place}"
     else:
         try:
-            Path(there).write_text(token, encoding="utf-8")
+            _write(here(there), token)
         except OSError as error:
-            problem = f"cannot write to {{place}} ({error.strerror})"
-    return Answer(socket.gethostname(), tune_hpc.__version__, problem)
+            problem = f"cannot write to {{place}} ({error.strerror or error})"
+    return Answer(socket.gethostname(), version("tune-hpc"), problem)
+
+
+def _write(path: Path, token: str) -> None:
+    if is_remote(place_of(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(token, encoding="utf-8")
+    push(path)
 
 
 def _is_seen(path: Path, token: str) -> bool:
@@ -120,17 +133,22 @@ def _is_seen(path: Path, token: str) -> bool:
     deadline = time.monotonic() + SEEN_WAIT_S
     while True:
         try:
-            if path.read_text(encoding="utf-8") == token:
+            if pull(path) and path.read_text(encoding="utf-8") == token:
                 return True
+        except FolderError:
+            return False
         except OSError:
-            if not path.parent.is_dir():
-                return False
+            pass
+        if not is_remote(place_of(path)) and not path.parent.is_dir():
+            return False
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.2)
 
 
 def _existing(folder: Path) -> Path:
-    """Return a folder, or the nearest above it that is there."""
+    """Return a folder, or the nearest above it that is there; in an object store each is."""
+    if is_remote(place_of(folder)):
+        return folder
     check_place(folder)
     return next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
