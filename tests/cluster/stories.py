@@ -28,4 +28,5 @@ def progress(job, name="made.up", **told):
     home = ExperimentFolder(job.path / name)
     home.claim(name)
     home.write({"name": name, "metric": "loss", "mode": "min", "config_keys": [], "state": "running", "num_trials": 5})
+    told = {"at": utc_now().isoformat(timespec="seconds"), **told}
     home.progress.write_text(json.dumps(told), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import time
 from collections import Counter
 
@@ -179,3 +180,29 @@ def test_a_job_of_another_client_is_seen_by_its_folder(client, story):
     assert other.job(story["job"].id).status().state is JobState.FINISHED
     assert [job.id for job in other.jobs()] == [job.id for job in client.jobs()]
     assert JobFolder(client.storage / story["job"].id).read()["experiments"][0]["name"] == "walk"
+
+
+def test_a_driver_that_is_killed_or_ended_by_force_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "walks_here.py").write_text(WALK, encoding="utf-8")
+    job = LocalClient(tmp_path / "jobs").submit(walk(tmp_path), checkpoint_interval_s=0.5, **QUIET)
+    until(job, lambda status: status.experiments[0].running == 2)
+    until(job, lambda status: len(list((job.folder.path / "walk" / "trials").glob("*.checkpoint"))) == 2)
+    os.kill(job.folder.read_process(1)["pid"], signal.SIGKILL)
+    lost = job.wait(30)
+    assert (lost.state, lost.num_ended) == (JobState.LOST, 0)
+    assert lost.reason.startswith("its driver was last heard of at ")
+
+    job.resume()
+    until(job, lambda status: status.experiments[0].running == 2)
+    job.stop(force=True)
+    ended = job.wait(30)
+    assert (ended.state, ended.reason) == (JobState.STOPPED, "it was asked to stop, and its driver was ended")
+
+    (tmp_path / "hurry").touch()
+    assert job.resume().wait(90).state is JobState.FINISHED
+    trials = job.results()[0].trials
+    assert list(trials["status"]) == ["finished"] * 4
+    assert list(trials["steps_run"]) == [400] * 4
+    began = Counter((tmp_path / "journal").read_text(encoding="utf-8").split())
+    assert sorted(began.values()) == [1, 1, 3, 3]

@@ -120,6 +120,12 @@ def test_how_far_it_is_stands_in_its_experiments_folders(job):
     )
 
 
+def test_what_was_under_way_before_its_driver_began_is_not_any_more(job):
+    beat(job)
+    progress(job, at="2026-01-01T00:00:00+00:00", ended={"finished": 2}, running=2, left_s=90)
+    assert str(status_of(job)).endswith("made.up: 2/5 trials")
+
+
 @pytest.mark.parametrize(("left_s", "words"), [(7, "7 s"), (700, "12 min"), (36_000, "10.0 h")])
 def test_the_time_left_is_told_as_one_says_it(job, left_s, words):
     beat(job)

@@ -23,15 +23,15 @@ from tune_hpc.analysis.results import Results, load_all
 from tune_hpc.cluster.job_folder import JobFolder, JobState, is_id, make_id, utc_now
 from tune_hpc.cluster.launchers import DriverState, InProcess, Launcher, Processes
 from tune_hpc.cluster.ray_jobs import RayJobs
-from tune_hpc.cluster.status import JobStatus, status_of
+from tune_hpc.cluster.status import JobStatus, silent_s, status_of
 from tune_hpc.errors import ClusterError, FolderError, InvalidExperimentError, TuneHpcError, UnknownNameError
 from tune_hpc.search.experiment import TRAIN, Experiment
 from tune_hpc.search.launch import launch
 
 #: Seconds between two looks at a job that is waited for.
 LOOK_INTERVAL_S = 1.0
-#: Seconds after which a driver that was asked to stop, and does not, is ended.
-STOP_WAIT_S = 60.0
+#: A driver that was heard of so many seconds ago need not be looked for.
+FRESH_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -181,11 +181,11 @@ class JobClient:
         """
         job = self.folder(job_id)
         attempt = job.last_attempt()
-        if attempt is None or job.read_run(attempt.number).get("ended"):
+        run = job.read_run(attempt.number) if attempt else {}
+        if attempt is None or run.get("ended") or (run.get("began") and silent_s(run) < FRESH_S):
             return status_of(job)
         driver = self.launcher.state(job, attempt)
-        begun = job.read_run(attempt.number).get("began")
-        said = self.launcher.output(job, attempt) if driver is DriverState.GONE and not begun else ""
+        said = self.launcher.output(job, attempt) if driver is DriverState.GONE and not run.get("began") else ""
         return status_of(job, driver, " ".join(said.split())[-500:])
 
     def logs(self, job_id: str, *, follow: bool = False) -> Iterator[str]:
@@ -200,6 +200,8 @@ class JobClient:
         """
         job = self.folder(job_id)
         place = 0
+        if not pull(job.output) and (attempt := job.last_attempt()):
+            yield self.launcher.output(job, attempt)
         while True:
             is_active = follow and self.status(job_id).state.is_active
             if pull(job.output):

@@ -171,10 +171,10 @@ def job_of(storage: str, job_id: str, address: str | None = None) -> "Job":
 
 
 def client_at(address: str | None, storage: str) -> "JobClient":
-    """Return the client of a cluster, or of this machine where there is no address."""
+    """Return the client of a cluster; of this machine where there is no address, or ``local``."""
     from tune_hpc.cluster.client import Client, LocalClient
 
-    return LocalClient(storage) if address is None else Client(address, storage=storage)
+    return LocalClient(storage) if address in (None, "local") else Client(address, storage=storage)
 
 
 def _storage(flags: argparse.Namespace) -> str:
