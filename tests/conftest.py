@@ -38,6 +38,41 @@ def ray_session():
 
 
 @pytest.fixture(scope="session")
+def store_server():
+    """An object store on this machine; the environment leads to it."""
+    from moto.server import ThreadedMotoServer
+    from pyarrow.fs import S3FileSystem
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing",
+        "AWS_REGION": "us-east-1",
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in settings.items():
+            environment.setenv(name, value)
+        S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", allow_bucket_creation=True).create_dir("tests")
+        yield settings
+    server.stop()
+
+
+@pytest.fixture
+def bucket(store_server, tmp_path, monkeypatch):
+    """A place of this test's own in an object store, and a machine that has no copies of anything."""
+    from tune_hpc.analysis import object_store
+
+    (tmp_path / "machine").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "machine"))
+    object_store.copies.cache_clear()
+    object_store._store.cache_clear()
+    yield f"s3://tests/{tmp_path.name}"
+    object_store.copies.cache_clear()
+    object_store._store.cache_clear()
+
+
+@pytest.fixture(scope="session")
 def mnist():
     """MNIST, found or fetched."""
     from tune_hpc.learning.data import load_images

@@ -27,12 +27,14 @@ MAY_IMPORT = {
     "tune_hpc.search": [
         "tune_hpc.errors", "tune_hpc.search", "tune_hpc.learning", "tune_hpc.analysis.results",
         "tune_hpc.analysis.folder", "tune_hpc.analysis.process", "tune_hpc.analysis.parts",
+        "tune_hpc.analysis.object_store",
         # A search starts exports beside itself, and one of their sinks is a study.
         "tune_hpc.analysis.exports", "tune_hpc.analysis.sinks",
     ],
     "tune_hpc.scaling": [
         "tune_hpc.errors", "tune_hpc.scaling", "tune_hpc.learning", "tune_hpc.analysis.results",
         "tune_hpc.analysis.folder", "tune_hpc.analysis.parts", "tune_hpc.search.experiment",
+        "tune_hpc.analysis.object_store",
         "tune_hpc.search.session",
         "tune_hpc.search.provenance",
         # A trial of several workers is told by the search where these go.
@@ -40,6 +42,7 @@ MAY_IMPORT = {
     ],
     "tune_hpc.cluster": [
         "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.analysis.folder", "tune_hpc.analysis.process",
+        "tune_hpc.analysis.object_store",
         "tune_hpc.analysis.results", "tune_hpc.search.experiment", "tune_hpc.search.launch",
         "tune_hpc.search.reference", "tune_hpc.search.tokens",
     ],
@@ -54,7 +57,14 @@ MAY_IMPORT = {
     ],
     # It tells the package's version, and what may be asked for without being registered.
     "tune_hpc.service.serve_verb": ["tune_hpc", "search_spaces"],
-    "tune_hpc.cluster.verbs": ["tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.flags"],
+    "tune_hpc.cluster.verbs": [
+        "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.flags", "tune_hpc.analysis.object_store"
+    ],
+    # A batch script is for a run, with a run's flags, and refused where the run would be.
+    "tune_hpc.cluster.slurm_verb": [
+        "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.flags", "tune_hpc.search", "tune_hpc.analysis.folder",
+        "tune_hpc.analysis.object_store",
+    ],
     # The experiments are named by the user, and listed.
     "tune_hpc.cli": ["tune_hpc", "search_spaces"],
     "tune_hpc.flags": ["tune_hpc.errors", "tune_hpc.search", "search_spaces"],
@@ -64,7 +74,8 @@ MAY_IMPORT = {
 
 #: Who may import a heavy package at the top of a module.
 HEAVY = {
-    "torch": ["tune_hpc.learning", "tune_hpc.scaling"],
+    # One script trains where there is no Ray.
+    "torch": ["tune_hpc.learning", "tune_hpc.scaling", "scripts.torchrun_trial"],
     "torchvision": ["tune_hpc.learning"],
     # Search spaces are written in Ray Tune's own domains.
     "ray": ["tune_hpc.search", "tune_hpc.scaling", "tune_hpc.cluster.ray_jobs", "search_spaces"],

@@ -14,6 +14,7 @@ The public names, each loaded on first use so that ``import tune_hpc`` costs mil
     protocols, special_cases                       does the way of judging flatter, is the search wide enough
     join                                           several searches as one, to compare them
     export                                         the same in TensorBoard, Optuna's dashboard or MLflow
+    Client, LocalClient, InProcessClient           a search as a job, on a Ray cluster, on this machine, in this process
     write_report                                   the same as tables, figures and one HTML page
 """
 
@@ -22,8 +23,11 @@ from typing import Any
 
 _HOMES = {
     "Claim": "tune_hpc.search.experiment",
+    "Client": "tune_hpc.cluster.client",
     "Experiment": "tune_hpc.search.experiment",
     "Figure": "tune_hpc.search.experiment",
+    "InProcessClient": "tune_hpc.cluster.client",
+    "LocalClient": "tune_hpc.cluster.client",
     "Published": "tune_hpc.search.experiment",
     "Results": "tune_hpc.analysis.results",
     "Space": "tune_hpc.search.space",

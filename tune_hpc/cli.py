@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tune_hpc import __version__
 from tune_hpc.cluster import verbs
+from tune_hpc.cluster.slurm_verb import add_slurm_verb
 from tune_hpc.errors import InvalidExperimentError, TuneHpcError, UnknownNameError
 from tune_hpc.flags import PLACE_FLAGS, add_place_flags, add_run_flags, add_scale_flags, find_experiments
 from tune_hpc.service.serve_verb import add_serve_verb
@@ -159,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verbs.add_job_verbs(add)
     add_serve_verb(add)
+    add_slurm_verb(add)
 
     spaces = add("spaces", _spaces, "list the experiments with their sizes and parameters")
     spaces.add_argument("names", nargs="*", metavar="NAME", help="these only, with every parameter")
@@ -207,13 +209,14 @@ def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.
         The exit code.
     """
     from tune_hpc.analysis.folder import new_folder
+    from tune_hpc.analysis.object_store import here
     from tune_hpc.search.launch import folders_in, launch
 
     if flags.go_on and not flags.output_dir:
         raise InvalidExperimentError("--resume needs --output-dir, the folder that holds what is to go on")
     if flags.go_on and flags.overwrite:
         raise InvalidExperimentError("--resume keeps what is there and --overwrite removes it; give one of them")
-    parent = Path(flags.output_dir) if flags.output_dir else new_folder(name)
+    parent = here(flags.output_dir) if flags.output_dir else new_folder(name)
     options = {key: getattr(flags, key) for key in ("overwrite", "go_on", *PLACE_FLAGS)} | own
     if flags.warm_start:
         options["warm_start"] = flags.warm_start
@@ -225,6 +228,7 @@ def _go_on(flags: argparse.Namespace) -> int:
     """Resume the searches of a folder, or extend the one that it holds; or do so with a job."""
     if verbs.is_job(flags.folder):
         return verbs.go_on(flags)
+    from tune_hpc.analysis.object_store import here
     from tune_hpc.analysis.results import load_all
     from tune_hpc.search.tuner import extend, resume
 
@@ -233,7 +237,7 @@ def _go_on(flags: argparse.Namespace) -> int:
         extend(flags.folder, num_samples=flags.num_samples, **options)
     else:
         resume(flags.folder, **options)
-    return _tell(load_all(flags.folder), None if flags.no_report else Path(flags.folder) / "report.html")
+    return _tell(load_all(flags.folder), None if flags.no_report else here(flags.folder) / "report.html")
 
 
 def _tell(results: Sequence["Results"], page: Path | None) -> int:
@@ -315,11 +319,12 @@ def _compare(flags: argparse.Namespace) -> int:
 
 
 def _report(flags: argparse.Namespace) -> int:
+    from tune_hpc.analysis.object_store import here
     from tune_hpc.analysis.report import write_report
     from tune_hpc.analysis.results import load_all
 
     results = [one for folder in flags.folders for one in load_all(folder)]
-    page = Path(flags.output) if flags.output else Path(flags.folders[0]) / "report.html"
+    page = here(flags.output) if flags.output else here(flags.folders[0]) / "report.html"
     print(write_report(results, page, importance=_importance))
     return SUCCESS
 

@@ -24,11 +24,11 @@ to analyse a search on any machine.
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tune_hpc.analysis.object_store import delete, delete_tree, here, names_in, place_of, pull, pull_tree, push
 from tune_hpc.errors import FolderError
 
 #: The version of this layout.
@@ -45,9 +45,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        push(path, temporary)
         os.replace(temporary, path)
     except OSError as error:
-        raise FolderError(f"{path} cannot be written: {error.strerror or error}; choose another folder") from error
+        raise FolderError(
+            f"{place_of(path)} cannot be written: {error.strerror or error}; choose another folder"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
 
@@ -68,12 +71,15 @@ def check_place(folder: Path) -> None:
 class ExperimentFolder:
     """Names and states of the files of one experiment.
 
+    Args:
+        path: The folder, or its place in an object store.
+
     Attributes:
-        path: The folder.
+        path: The folder, or the working copy of it on this machine.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = here(path)
         self.experiment_file = self.path / "experiment.json"
         self.progress = self.path / "progress.json"
         self.trials_file = self.path / "trials.parquet"
@@ -106,6 +112,11 @@ class ExperimentFolder:
         return self.logs / f"{trial_id}.log"
 
     @property
+    def place(self) -> str:
+        """What the folder is called on whatever machine."""
+        return place_of(self.path)
+
+    @property
     def holds_experiment(self) -> bool:
         """Whether an experiment was begun here.
 
@@ -113,7 +124,7 @@ class ExperimentFolder:
             FolderError: nobody may look there, or no file can have that name.
         """
         try:
-            return self.experiment_file.is_file()
+            return pull(self.experiment_file)
         except OSError as error:
             raise FolderError(
                 f"{self.path} cannot be looked into: {error.strerror or error}; choose another folder"
@@ -133,7 +144,7 @@ class ExperimentFolder:
             held = self.read()["name"]
             if not overwrite or held != name:
                 raise FolderError(f"{self.path} already holds the experiment {held}; choose another output folder")
-        elif self.path.is_dir() and _children(self.path):
+        elif names_in(self.path):
             raise FolderError(f"{self.path} is not empty and holds no experiment; choose an empty or new output folder")
         check_place(self.path)
 
@@ -149,11 +160,11 @@ class ExperimentFolder:
         """
         self.check_free(name, overwrite=overwrite)
         for leftover in (self.parts, self.logs, self.tables, self.figures, self.tensorboard, self.ray):
-            shutil.rmtree(leftover, ignore_errors=True)
+            delete_tree(leftover)
         frames, journals = (self.trials_file, self.history_file), (self.proposals, self.rungs, self.population)
         others = (self.progress, self.report, self.optuna_journal, self.mlflow)
         for file in (*frames, *journals, *others, self.experiment_file):
-            file.unlink(missing_ok=True)
+            delete(file)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -198,7 +209,8 @@ def find_experiments(path: str | os.PathLike[str]) -> list[ExperimentFolder]:
     Raises:
         FolderError: there is none.
     """
-    root = Path(path)
+    root = here(path)
+    pull_tree(root)
 
     def walk(folder: Path) -> Iterator[ExperimentFolder]:
         if ExperimentFolder(folder).holds_experiment:
@@ -211,7 +223,7 @@ def find_experiments(path: str | os.PathLike[str]) -> list[ExperimentFolder]:
     found = list(walk(root))
     if not found:
         reason = "there is no such folder" if not root.exists() else "no experiment.json in it or below it"
-        raise FolderError(f"{root} is no experiment folder: {reason}")
+        raise FolderError(f"{place_of(root)} is no experiment folder: {reason}")
     return found
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tune_hpc.analysis.folder import write_whole
+from tune_hpc.analysis.object_store import pull
 from tune_hpc.errors import FolderError
 
 _ROW = b"tune_hpc.trial"
@@ -92,7 +93,7 @@ def read_part(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
 
 def part_row(path: Path) -> dict[str, Any] | None:
     """Return the row of the trial that a part tells of; ``None`` where there is no part."""
-    return row_of(path, read_table(path)) if path.is_file() else None
+    return row_of(path, read_table(path)) if pull(path) else None
 
 
 def end_part(path: Path, changes: Mapping[str, Any]) -> None:

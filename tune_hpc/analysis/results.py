@@ -39,6 +39,7 @@ import pyarrow as pa
 
 from tune_hpc.analysis.decisions import generations_frame, rungs_frame
 from tune_hpc.analysis.folder import ExperimentFolder, find_experiments, write_whole
+from tune_hpc.analysis.object_store import here
 from tune_hpc.analysis.parts import read_table, row_of
 from tune_hpc.errors import FolderError, UnknownNameError
 
@@ -278,8 +279,8 @@ def load(folder: str | Path) -> Results:
         FolderError: no experiment there, several, or a file that cannot be read.
     """
     found = find_experiments(folder)
-    if found[0].path != Path(folder):
-        names = ", ".join(str(one.path.relative_to(folder)) for one in found)
+    if found[0].path != here(folder):
+        names = ", ".join(str(one.path.relative_to(here(folder))) for one in found)
         raise FolderError(f"{folder} is no experiment folder, but holds some ({names}); name one, or use load_all")
     return load_folder(found[0])
 

@@ -2,5 +2,6 @@
 
 A **job** is one or more experiments that run elsewhere. All that is known of it lies in its folder on the storage
 (``job_folder.py``), so that it can be watched when whatever ran it is gone. ``client.py`` submits, watches and steers
-jobs; ``launchers.py`` has the places where their drivers run; ``driver.py`` is what runs there.
+jobs; ``launchers.py`` has the places where their drivers run; ``driver.py`` is what runs there. ``slurm.py`` writes a
+script that a batch system runs, which is no job of this kind.
 """

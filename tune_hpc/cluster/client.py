@@ -12,26 +12,26 @@
 The storage is what counts: a job is found there by its id whatever has become of the cluster that ran it.
 """
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tune_hpc.analysis.object_store import delete_tree, here, names_in, pull
 from tune_hpc.analysis.results import Results, load_all
 from tune_hpc.cluster.job_folder import JobFolder, JobState, is_id, make_id, utc_now
 from tune_hpc.cluster.launchers import DriverState, InProcess, Launcher, Processes
 from tune_hpc.cluster.ray_jobs import RayJobs
-from tune_hpc.cluster.status import JobStatus, status_of
+from tune_hpc.cluster.status import JobStatus, silent_s, status_of
 from tune_hpc.errors import ClusterError, FolderError, InvalidExperimentError, TuneHpcError, UnknownNameError
 from tune_hpc.search.experiment import TRAIN, Experiment
 from tune_hpc.search.launch import launch
 
 #: Seconds between two looks at a job that is waited for.
 LOOK_INTERVAL_S = 1.0
-#: Seconds after which a driver that was asked to stop, and does not, is ended.
-STOP_WAIT_S = 60.0
+#: A driver that was heard of so many seconds ago need not be looked for.
+FRESH_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -90,19 +90,20 @@ class Job:
         Raises:
             FolderError: none has begun, or a file cannot be read.
         """
-        return load_all(self.folder.path)
+        return load_all(self.folder.place)
 
 
 class JobClient:
     """What all clients have in common.
 
     Args:
-        storage: The folder of all jobs, which every machine that works on them sees by this name.
+        storage: The folder of all jobs, which every machine that works on them sees by this name, or
+            ``s3://bucket/folder``.
         launcher: Where drivers run.
     """
 
     def __init__(self, storage: str | Path, launcher: Launcher) -> None:
-        self.storage = Path(storage).absolute()
+        self.storage = here(storage).absolute()
         self.launcher = launcher
 
     def folder(self, job_id: str) -> JobFolder:
@@ -127,9 +128,7 @@ class JobClient:
 
     def jobs(self) -> list[Job]:
         """Return all jobs of this storage, the latest first."""
-        if not self.storage.is_dir():
-            return []
-        found = [JobFolder(path) for path in self.storage.iterdir() if is_id(path.name)]
+        found = [JobFolder(self.storage / name) for name in names_in(self.storage) if is_id(name)]
         # The moment of submission is in the id, before four digits that tell nothing.
         return [
             Job(self, one.id)
@@ -177,7 +176,7 @@ class JobClient:
             _copy_code(job, chosen, code)
             self._start(job, "start", {})
         except TuneHpcError:
-            shutil.rmtree(job.path, ignore_errors=True)
+            delete_tree(job.path)
             raise
         return Job(self, job.id)
 
@@ -189,11 +188,11 @@ class JobClient:
         """
         job = self.folder(job_id)
         attempt = job.last_attempt()
-        if attempt is None or job.read_run(attempt.number).get("ended"):
+        run = job.read_run(attempt.number) if attempt else {}
+        if attempt is None or run.get("ended") or (run.get("began") and silent_s(run) < FRESH_S):
             return status_of(job)
         driver = self.launcher.state(job, attempt)
-        begun = job.read_run(attempt.number).get("began")
-        said = self.launcher.output(job, attempt) if driver is DriverState.GONE and not begun else ""
+        said = self.launcher.output(job, attempt) if driver is DriverState.GONE and not run.get("began") else ""
         return status_of(job, driver, " ".join(said.split())[-500:])
 
     def logs(self, job_id: str, *, follow: bool = False) -> Iterator[str]:
@@ -208,9 +207,11 @@ class JobClient:
         """
         job = self.folder(job_id)
         place = 0
+        if not pull(job.output) and (attempt := job.last_attempt()):
+            yield self.launcher.output(job, attempt)
         while True:
             is_active = follow and self.status(job_id).state.is_active
-            if job.output.is_file():
+            if pull(job.output):
                 with job.output.open("rb") as file:
                     file.seek(place)
                     if text := file.read():

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tune_hpc.analysis.object_store import push
 from tune_hpc.errors import FolderError
 from tune_hpc.search.reference import load_reference
 
@@ -51,6 +52,7 @@ def _copy(files: dict[Path, Path], target: Path) -> None:
     for file, place in files.items():
         (target / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(file, target / place)
+        push(target / place)
 
 
 def _is_hidden(path: Path) -> bool:

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from tune_hpc.analysis.object_store import pull_tree
 from tune_hpc.cluster.job_folder import JobFolder
 from tune_hpc.errors import FolderError
 
@@ -26,6 +27,7 @@ def fetch(job: JobFolder, target: Path) -> int:
     if target.is_dir() and any(target.iterdir()) and JobFolder(target).read_id() != job.id:
         raise FolderError(f"{target} is not empty and holds no copy of {job.id}; choose another folder with --output")
     names = []
+    pull_tree(job.path)
     for path in sorted(job.path.rglob("*")):
         name = path.relative_to(job.path)
         if path.is_dir() or any(part in _LEFT_OUT or part.startswith(".") for part in name.parts):

@@ -12,10 +12,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.object_store import pull, pull_tree, push
 from tune_hpc.analysis.process import this_process
 from tune_hpc.analysis.report import write_report
 from tune_hpc.analysis.results import Results
@@ -71,6 +73,7 @@ def _run(job: JobFolder, number: int, output: TextIO) -> list[Results]:
     asked, attempt = job.read(), job.last_attempt()
     if attempt is None or attempt.number != number:
         raise FolderError(f"attempt {number} of {job.id} is not its latest any more; look at its status")
+    pull_tree(job.code)
     if job.code.is_dir():
         sys.path.insert(0, str(job.code))
     options = {**asked["options"], **attempt.options, "stream": output, "stop_file": job.stop_of(number)}
@@ -136,15 +139,22 @@ class _Life:
 
     def end(self, told: Mapping[str, Any]) -> None:
         """Say how it ended."""
+        self._show_output()
         self._write({**told, "ended": utc_now().isoformat(timespec="seconds")})
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):
             self._write({})
+            self._show_output()
             attempt = self._job.last_attempt()
             if attempt is not None and attempt.number > self._number:
                 _log.warning("attempt %d of %s goes on instead of this one", attempt.number, self._job.id)
                 self._job.ask_to_stop(self._number)
+
+    def _show_output(self) -> None:
+        """Put what was printed where others see it."""
+        with suppress(OSError):
+            push(self._job.output)
 
     def _write(self, told: Mapping[str, Any]) -> None:
         try:
@@ -157,11 +167,14 @@ class _Life:
 def main() -> int:
     """Drive a job as a process of its own."""
     parser = argparse.ArgumentParser(description="Run a job that was submitted; see tune-hpc submit.")
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder")
     parser.add_argument("attempt", type=int)
     flags = parser.parse_args()
     job = JobFolder(flags.folder)
+    pull(job.output)
     _print_to(job.output)
+    # The folder that Ray or a terminal gave us may go; this one stays as long as there is anything to do.
+    os.chdir(job.path)
     # Ray ends its jobs so, and batch systems theirs: there are seconds left, in which trials may save their state.
     signal.signal(signal.SIGTERM, lambda *arguments: job.ask_to_stop(flags.attempt))
     return 1 if drive(job, flags.attempt, sys.stderr) is JobState.FAILED else 0
@@ -169,6 +182,7 @@ def main() -> int:
 
 def _print_to(path: Path) -> None:
     """Send all that this process and its children print to the end of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_hpc.analysis.folder import write_whole
+from tune_hpc.analysis.object_store import delete, here, is_remote, names_in, place_of, pull
 from tune_hpc.errors import FolderError, UnknownNameError
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*-\d{8}-\d{6}-[0-9a-f]{4}")
@@ -88,17 +89,25 @@ class Attempt:
 class JobFolder:
     """Names and contents of the files of one job.
 
+    Args:
+        path: The folder, or its place in an object store.
+
     Attributes:
-        path: The folder.
+        path: The folder, or the working copy of it on this machine.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        path = self.path = here(path)
         self.job_file = path / "job.json"
         self.attempts = path / "attempts"
         self.code = path / "code"
         self.output = path / "output.log"
         self.report = path / "report.html"
+
+    @property
+    def place(self) -> str:
+        """What the folder is called on whatever machine."""
+        return place_of(self.path)
 
     @property
     def id(self) -> str:
@@ -108,7 +117,7 @@ class JobFolder:
     @property
     def is_there(self) -> bool:
         """Whether it holds a job."""
-        return self.job_file.is_file()
+        return pull(self.job_file)
 
     def read_id(self) -> str | None:
         """Return the id of the job that the folder is of, whatever it is called; ``None`` where it is of none."""
@@ -161,10 +170,11 @@ class JobFolder:
 
     def withdraw(self, attempt: Attempt) -> None:
         """Forget an attempt that nobody could be found to run; its number is not used again."""
-        (self.attempts / f"{attempt.number}.json").unlink(missing_ok=True)
+        delete(self.attempts / f"{attempt.number}.json")
 
     def _numbers(self, ending: str) -> list[int]:
-        return [int(path.stem) for path in self.attempts.glob(f"*{ending}") if path.stem.isdigit()]
+        stems = [name.removesuffix(ending) for name in names_in(self.attempts) if name.endswith(ending)]
+        return [int(stem) for stem in stems if stem.isdigit()]
 
     def last_attempt(self) -> Attempt | None:
         """Return the latest time that the job was asked to run."""
@@ -215,6 +225,8 @@ def _write(path: Path, told: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if not pull(path):
+        return {}
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -225,7 +237,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _make_first(path: Path) -> bool:
-    """Make an empty file; whether nobody had made it before."""
+    """Make a file; whether nobody had made it before.
+
+    An object store has no way to tell: of two who do it in the same moment there both may be told that they did.
+    """
+    if is_remote(place_of(path)):
+        if pull(path):
+            return False
+        write_whole(path, lambda temporary: temporary.write_text("made\n", encoding="utf-8"))
+        return True
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
     except FileExistsError:

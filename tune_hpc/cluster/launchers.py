@@ -56,7 +56,7 @@ class Launcher(Protocol):
 
 def driver_command(python: str, job: JobFolder, attempt: Attempt) -> list[str]:
     """Return the command of a driver."""
-    return [python, "-m", "tune_hpc.cluster.driver", str(job.path), str(attempt.number)]
+    return [python, "-m", "tune_hpc.cluster.driver", job.place, str(attempt.number)]
 
 
 class Processes:

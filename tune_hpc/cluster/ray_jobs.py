@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from tune_hpc.analysis.object_store import is_remote, pull_tree
 from tune_hpc.cluster.job_folder import Attempt, JobFolder
 from tune_hpc.cluster.launchers import DriverState, driver_command
 from tune_hpc.errors import ClusterError
@@ -61,9 +62,14 @@ class RayJobs:
 
     def start(self, job: JobFolder, attempt: Attempt) -> None:
         """See ``Launcher``."""
-        runtime_env: dict[str, Any] = {"env_vars": {"RAY_USAGE_STATS_ENABLED": "0"}}
-        if job.code.is_dir():
+        variables = {"RAY_USAGE_STATS_ENABLED": "0"}
+        runtime_env: dict[str, Any] = {"env_vars": variables}
+        pull_tree(job.code)
+        if job.code.is_dir() and is_remote(job.place):
             runtime_env["working_dir"] = str(job.code)
+        elif job.code.is_dir():
+            # Not as the job's working_dir: a node may remove that when another one is lost.
+            variables["PYTHONPATH"] = f"${{PYTHONPATH}}:{job.code}"
         # The same Python as here where the head has it, for it has the packages; else whatever the cluster calls so.
         there = shlex.join(driver_command("PYTHON", job, attempt)).removeprefix("PYTHON ")
         here = shlex.quote(sys.executable)
@@ -120,6 +126,11 @@ class RayJobs:
                 f"the cluster at {self.address} does not answer any more: {_first_line(error)}"
             ) from error
         except (RuntimeError, ConnectionError) as error:
+            if "No available agent" in str(error):
+                raise ClusterError(
+                    f"the cluster at {self.address} takes no jobs: the agent of its head does not run; where another "
+                    "Ray holds its port, start the head with --dashboard-agent-listen-port=0"
+                ) from error
             raise ClusterError(f"the cluster at {self.address} refuses: {_first_line(error)}") from error
 
     def _connect(self) -> Any:

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.object_store import pull
 from tune_hpc.analysis.process import is_running, this_process
 from tune_hpc.cluster.job_folder import Attempt, JobFolder, JobState, utc_now
 from tune_hpc.cluster.launchers import DriverState
@@ -117,7 +118,7 @@ def status_of(job: JobFolder, driver: DriverState = DriverState.UNKNOWN, said: s
         job.id,
         state,
         reason,
-        tuple(experiment_status(job, plain) for plain in asked["experiments"]),
+        tuple(experiment_status(job, plain, run.get("began")) for plain in asked["experiments"]),
         attempt.number,
         attempt.place,
         attempt.asked_at,
@@ -140,34 +141,49 @@ def _state(
     process = run.get("process") or {}
     if driver is DriverState.UNKNOWN and process.get("host") == this_process()["host"] and process != this_process():
         driver = DriverState.ALIVE if is_running(process) else DriverState.GONE
-    silent_s = (utc_now() - datetime.fromisoformat(run["beat"])).total_seconds()
-    if driver is DriverState.GONE or (driver is DriverState.UNKNOWN and silent_s > SILENT_S):
+    is_asked_to_stop = pull(job.stop_of(attempt.number))
+    if driver is DriverState.GONE or (driver is DriverState.UNKNOWN and silent_s(run) > SILENT_S):
+        if is_asked_to_stop:
+            return JobState.STOPPED, "it was asked to stop, and its driver was ended"
         return JobState.LOST, f"its driver was last heard of at {run['beat']}"
-    return (JobState.STOPPING if job.stop_of(attempt.number).exists() else JobState.RUNNING), ""
+    return (JobState.STOPPING if is_asked_to_stop else JobState.RUNNING), ""
 
 
-def experiment_status(job: JobFolder, plain: Mapping[str, Any]) -> ExperimentStatus:
-    """Return how far an experiment of a job is, by its folder."""
+def silent_s(run: Mapping[str, Any]) -> float:
+    """Return how many seconds ago a driver said something, by the clocks of its machine and this one."""
+    return (utc_now() - datetime.fromisoformat(run["beat"])).total_seconds()
+
+
+def experiment_status(job: JobFolder, plain: Mapping[str, Any], began: str | None) -> ExperimentStatus:
+    """Return how far an experiment of a job is, by its folder.
+
+    Args:
+        job: The job.
+        plain: The experiment, as the job was asked for it.
+        began: When the job's latest driver began; what was under way before is not any more.
+    """
     home = ExperimentFolder(job.path / str(plain["name"]))
     if not home.holds_experiment:
         return ExperimentStatus(plain["name"], "waiting", plain["num_trials"], plain["metric"], {})
     held = home.read()
     try:
+        pull(home.progress)
         told = json.loads(home.progress.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         told = {}
     best = told.get("best") or {}
     state = str(held.get("state"))
+    is_under_way = state == "running" and began is not None and told.get("at", "") >= began
     return ExperimentStatus(
         held["name"],
         state,
         int(held.get("num_trials", plain["num_trials"])),
         held["metric"],
         told.get("ended", {}),
-        told.get("running", 0) if state == "running" else 0,
+        told.get("running", 0) if is_under_way else 0,
         best.get("value"),
         best.get("trial_id"),
-        told.get("left_s"),
+        told.get("left_s") if is_under_way else None,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tune_hpc.analysis.object_store import here, place_of
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.flags import PLACE_FLAGS, add_place_flags, add_what_flags, find_experiments
 
@@ -67,7 +68,7 @@ def _submit(flags: argparse.Namespace) -> int:
     client = client_at(flags.address, _storage(flags))
     options = {key: getattr(flags, key) for key in PLACE_FLAGS if key != "address"}
     job = client.submit(experiments, code=flags.code, **options)
-    remember(str(client.storage))
+    remember(place_of(client.storage))
     print(job.id)
     print(f"tune-hpc status {job.id}    how it stands\ntune-hpc logs {job.id} --follow", file=sys.stderr)
     return 0
@@ -152,9 +153,11 @@ def find_job(flags: argparse.Namespace) -> "Job":
     Raises:
         UnknownNameError: none of them holds it.
     """
+    from tune_hpc.cluster.job_folder import JobFolder, is_id
+
     searched = _storages(flags)
     for storage in searched:
-        if (Path(storage) / flags.id / "job.json").is_file():
+        if is_id(flags.id) and JobFolder(here(storage) / flags.id).is_there:
             return job_of(storage, flags.id, getattr(flags, "address", None))
     raise UnknownNameError(f"no job {flags.id} in {', '.join(searched)}; --storage names another place")
 
@@ -163,15 +166,15 @@ def job_of(storage: str, job_id: str, address: str | None = None) -> "Job":
     """Return a job with the client of the place where it runs, or of another cluster."""
     from tune_hpc.cluster.job_folder import JobFolder
 
-    attempt = JobFolder(Path(storage) / job_id).last_attempt()
+    attempt = JobFolder(here(storage) / job_id).last_attempt()
     return client_at(address or (attempt.place.get("address") if attempt else None), storage).job(job_id)
 
 
 def client_at(address: str | None, storage: str) -> "JobClient":
-    """Return the client of a cluster, or of this machine where there is no address."""
+    """Return the client of a cluster; of this machine where there is no address, or ``local``."""
     from tune_hpc.cluster.client import Client, LocalClient
 
-    return LocalClient(storage) if address is None else Client(address, storage=storage)
+    return LocalClient(storage) if address in (None, "local") else Client(address, storage=storage)
 
 
 def _storage(flags: argparse.Namespace) -> str:
@@ -185,5 +188,5 @@ def _storages(flags: argparse.Namespace) -> list[str]:
 
     if flags.storage:
         return [flags.storage]
-    here = str(Path(_storage(flags)).absolute())
-    return list(dict.fromkeys([here, *reversed(storages())]))
+    named = place_of(here(_storage(flags)).absolute())
+    return list(dict.fromkeys([named, *reversed(storages())]))

@@ -30,6 +30,7 @@ import ray
 from ray import tune
 
 from tune_hpc.analysis.folder import FORMAT, ExperimentFolder, new_folder
+from tune_hpc.analysis.object_store import here
 from tune_hpc.analysis.results import METRICS, Results, load, trials_frame, write_frames
 from tune_hpc.errors import InvalidConfigError, TrialError
 from tune_hpc.learning.image_files import read_arrays
@@ -102,7 +103,7 @@ def measure(
         "scaling", space, "tune_hpc.scaling.workers:time_workers", metric="train_s", mode="min",
         title="Training time by workers", runner=f"{__name__}:run_all",
     )  # fmt: skip
-    home = Path(output_dir) if output_dir else new_folder(experiment.name)
+    home = here(output_dir) if output_dir else new_folder(experiment.name)
     return run_all(
         [experiment], folders=[home], overwrite=overwrite, address=address, data_dir=data_dir,
         show_progress=show_progress, max_restarts=max_restarts, spread=spread,
@@ -150,7 +151,7 @@ def run_all(
     if max_restarts < 0:
         raise InvalidConfigError(f"max_restarts must be at least 0; got {max_restarts}")
     planned = [
-        (one, list(one.configs()), ExperimentFolder(Path(path).absolute()))
+        (one, list(one.configs()), ExperimentFolder(here(path).absolute()))
         for one, path in zip(experiments, folders, strict=True)
     ]
     kept = {home.path for experiment, _, home in planned if go_on and _is_measured(experiment, home)}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tune_hpc.analysis.folder import ExperimentFolder, write_whole
+from tune_hpc.analysis.object_store import delete, pull
 from tune_hpc.analysis.parts import part_row
 from tune_hpc.errors import FolderError, InvalidExperimentError
 from tune_hpc.learning.fusion import fusion_key, members_that_pay, stream_key
@@ -123,16 +124,16 @@ def interrupted_bundles(home: ExperimentFolder, samples: Sequence[Sample]) -> tu
     known = _read_bundles(home)
     found = []
     for name, members in known.items():
-        if home.checkpoint(name).is_file():
+        if pull(home.checkpoint(name)):
             if all(one in waiting for one in members):
                 found.append({"bundle_id": name, "members": [waiting[one] for one in members]})
             else:
-                home.checkpoint(name).unlink()
+                delete(home.checkpoint(name))
     return found, max((int(name[1:]) + 1 for name in known), default=0)
 
 
 def _read_bundles(home: ExperimentFolder) -> dict[str, list[str]]:
-    if not home.bundles.is_file():
+    if not pull(home.bundles):
         return {}
     try:
         return dict(json.loads(home.bundles.read_text(encoding="utf-8")))

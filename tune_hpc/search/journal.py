@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tune_hpc.analysis.object_store import pull, push
 from tune_hpc.errors import FolderError
 
 
@@ -12,6 +13,7 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
     """Write one more line."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, allow_nan=False) + "\n")
+    push(path)
 
 
 def read_lines(path: Path, counter: str, first: int = 0, may_be_absent: bool = False) -> list[dict[str, Any]]:
@@ -26,7 +28,7 @@ def read_lines(path: Path, counter: str, first: int = 0, may_be_absent: bool = F
     Raises:
         FolderError: the file is missing, or damaged elsewhere than in a last line that was never finished.
     """
-    if may_be_absent and not path.is_file():
+    if not pull(path) and may_be_absent:
         return []
     try:
         *texts, rest = path.read_text(encoding="utf-8").split("\n")
@@ -37,6 +39,7 @@ def read_lines(path: Path, counter: str, first: int = 0, may_be_absent: bool = F
             # The process died while it wrote; nothing that this line tells of had begun.
             with path.open("r+", encoding="utf-8") as file:
                 file.truncate(sum(len(text.encode()) + 1 for text in texts))
+            push(path)
         return lines
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FolderError(f"{path} cannot be read: {error}; restore it from a copy") from error

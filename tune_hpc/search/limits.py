@@ -13,7 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tune_hpc.errors import InvalidExperimentError
+from tune_hpc.analysis.object_store import pull
+from tune_hpc.errors import FolderError, InvalidExperimentError
 
 #: The signal by which a batch system warns that a job's time is nearly over.
 WARNING_SIGNAL = signal.SIGUSR1
@@ -79,8 +80,9 @@ class Limits:
             self.reason = f"the time budget of {self.time_budget_s:g} s is spent"
         if not self.reason and self.stop_file is not None and time.monotonic() - self._looked_at >= LOOK_INTERVAL_S:
             self._looked_at = time.monotonic()
-            if self.stop_file.exists():
-                self.reason = "it was asked to stop"
+            # A storage that does not answer for a while asks for nothing.
+            with contextlib.suppress(FolderError):
+                self.reason = "it was asked to stop" if pull(self.stop_file) else None
         return self.reason is not None
 
     @contextlib.contextmanager

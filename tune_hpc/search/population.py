@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from tune_hpc.analysis.folder import ExperimentFolder, write_whole
+from tune_hpc.analysis.object_store import pull
 from tune_hpc.analysis.results import Results, load
 from tune_hpc.learning.config import complete
 from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
@@ -145,7 +146,7 @@ class Population(Proposer):
         values = {}
         for name in alive:
             own = taken.loc[taken["trial_id"] == name, self.watched.column]
-            if len(own) and math.isfinite(own.iloc[-1]) and self.home.checkpoint(name).is_file():
+            if len(own) and math.isfinite(own.iloc[-1]) and pull(self.home.checkpoint(name)):
                 values[name] = float(own.iloc[-1])
         return values
 
@@ -159,4 +160,5 @@ class Population(Proposer):
 
 
 def _copy_state(home: ExperimentFolder, source: str, name: str) -> None:
+    pull(home.checkpoint(source))
     write_whole(home.checkpoint(name), lambda path: shutil.copyfile(home.checkpoint(source), path))

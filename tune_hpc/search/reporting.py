@@ -6,7 +6,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from ray import tune
 
 from tune_hpc.analysis.folder import write_whole
+from tune_hpc.analysis.object_store import pull, push
 from tune_hpc.analysis.parts import TrialRecord
 from tune_hpc.search.stop_request import StopAsked, StopRequest
 
@@ -155,7 +156,7 @@ class TrialCheckpoint:
 
     def load(self) -> Mapping[str, Any] | None:
         """Return the latest state, or ``None``."""
-        if not self.path.is_file():
+        if not pull(self.path):
             return None
         from tune_hpc.learning.checkpoint import load_state
 
@@ -204,6 +205,7 @@ class _Log(io.TextIOBase):
     def write(self, text: str) -> int:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            pull(self.path)
             self._file = self.path.open("a", encoding="utf-8", buffering=1)
         return self._file.write(text)
 
@@ -215,6 +217,9 @@ class _Log(io.TextIOBase):
         if self._file is not None:
             self._file.close()
             self._file = None
+            # A trial does not fail because its log cannot be put where others see it.
+            with suppress(OSError):
+                push(self.path)
         super().close()
 
 

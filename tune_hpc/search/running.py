@@ -32,6 +32,7 @@ from tune_hpc.search.resources import TrialResources, choose_resources
 from tune_hpc.search.schedulers import make_scheduler, tell_of_the_past
 from tune_hpc.search.searches import Search
 from tune_hpc.search.session import node_resources, ray_session
+from tune_hpc.search.storage_probe import check_storage
 from tune_hpc.search.trial import Assignment, Place, run_bundle
 from tune_hpc.search.watcher import Watcher
 
@@ -92,13 +93,14 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
             node_resources(), num_trials, options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent,
             workers,
         )  # fmt: skip
+        check_storage([search.home.path for search in searches])
         origin = provenance()
         for search in searches:
             search.begin(origin)
         assignments = {
             search.name: Assignment(
                 search.name,
-                str(search.home.path),
+                search.home.place,
                 search.trainable,
                 search.experiment.metric,
                 options.checkpoint_interval_s,

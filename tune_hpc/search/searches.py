@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tune_hpc.analysis.folder import FORMAT, ExperimentFolder
+from tune_hpc.analysis.object_store import delete_tree, pull
 from tune_hpc.analysis.parts import TrialRecord, write_part
 from tune_hpc.analysis.process import this_process
 from tune_hpc.analysis.results import Results, load, write_frames
@@ -122,7 +123,7 @@ class Search:
         """
         unfinished = watcher.unfinished(self.name)
         for sample in unfinished:
-            if self.home.part(sample["trial_id"]).is_file():
+            if pull(self.home.part(sample["trial_id"])):
                 continue
             row = identity(sample["experiment"], sample["trial_id"], sample["config"])
             write_part(self.home.part(sample["trial_id"]), row | {"status": "running"}, TrialRecord({}).history())
@@ -143,5 +144,5 @@ class Search:
         }
         self.home.write(self.description | outcome)
         if is_whole:
-            shutil.rmtree(self.home.parts, ignore_errors=True)
+            delete_tree(self.home.parts)
         return load(self.home.path)

@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 
 from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.object_store import is_remote, place_of, pull, push
 from tune_hpc.errors import FolderError
 
 #: A trial looks into the file no more often; it may offer its state at every step.
 LOOK_INTERVAL_S = 0.2
+#: The same, where to look is to ask an object store.
+REMOTE_LOOK_INTERVAL_S = 2.0
 
 
 class StopAsked(BaseException):
@@ -31,13 +34,15 @@ class StopRequest:
         self.path = path
         self._is_made = False
         self._looked_at: float | None = None
+        self._interval_s = REMOTE_LOOK_INTERVAL_S if is_remote(place_of(path)) else LOOK_INTERVAL_S
 
     @property
     def is_made(self) -> bool:
         """Whether the trial is to save its state and end."""
-        is_old = self._looked_at is None or time.monotonic() - self._looked_at >= LOOK_INTERVAL_S
+        is_old = self._looked_at is None or time.monotonic() - self._looked_at >= self._interval_s
         if is_old and not self._is_made:
             with contextlib.suppress(OSError):
+                pull(self.path)
                 self._is_made = bool(self.path.read_bytes())
             self._looked_at = time.monotonic()
         return self._is_made
@@ -65,5 +70,6 @@ def _write(path: Path, asked: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(asked)
+        push(path)
     except OSError as error:
         raise FolderError(f"{path} cannot be written: {error.strerror or error}; choose another folder") from error

@@ -25,6 +25,7 @@ import numpy as np
 import ray
 
 from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.object_store import delete
 from tune_hpc.analysis.parts import TrialRecord, part_row, summarise, write_part
 from tune_hpc.errors import FolderError
 from tune_hpc.search.reference import load_reference
@@ -67,7 +68,7 @@ class Assignment:
 
     Attributes:
         name: The experiment's name.
-        folder: The experiment folder.
+        folder: The experiment folder, by the name that every machine knows.
         trainable: The function, or where it is.
         metric: The column that ranks trials.
         checkpoint_interval_s: Seconds between two states that are kept.
@@ -171,7 +172,7 @@ def _run_alone(
         outcome = {"status": "running"}
     row = _leave(folder, record, outcome, time.perf_counter() - began)
     if not checkpoint.has_stopped:
-        checkpoint.path.unlink(missing_ok=True)
+        delete(checkpoint.path)
     return row, decision.shown() if decision else {}
 
 
@@ -216,12 +217,12 @@ def _run_fused(
             print("the trials of this program now run one by one, so that each ends as it would alone")
             outcomes = []
     if not outcomes:
-        checkpoint.path.unlink(missing_ok=True)
+        delete(checkpoint.path)
         return _run_in_turn(members, assignment, folder, images, forward, request)
     share_s = (time.perf_counter() - began) / len(members)
     rows = [_leave(folder, record, outcome, share_s) for record, outcome in zip(records, outcomes, strict=True)]
     if not checkpoint.has_stopped:
-        checkpoint.path.unlink(missing_ok=True)
+        delete(checkpoint.path)
     return rows
 
 

@@ -19,6 +19,7 @@ import ray
 
 from tune_hpc.analysis.exports import check_tools
 from tune_hpc.analysis.folder import FORMAT, ExperimentFolder, new_folder
+from tune_hpc.analysis.object_store import here
 from tune_hpc.analysis.process import is_running
 from tune_hpc.analysis.results import Results, load, load_all
 from tune_hpc.errors import FolderError, InvalidExperimentError
@@ -50,7 +51,7 @@ def run(experiment: Experiment, *, output_dir: str | Path | None = None, **optio
     Raises:
         TuneHpcError: a rule is broken; nothing was started.
     """
-    folder = Path(output_dir) if output_dir is not None else new_folder(experiment.name)
+    folder = here(output_dir) if output_dir is not None else new_folder(experiment.name)
     return run_all([experiment], folders=[folder], **options)[0]
 
 
@@ -100,7 +101,7 @@ def run_all(
         )
     searches = []
     for position, (experiment, folder) in enumerate(zip(experiments, folders, strict=True)):
-        home = ExperimentFolder(Path(folder).absolute())
+        home = ExperimentFolder(here(folder).absolute())
         if go_on and home.holds_experiment:
             held = load(home.path)
             experiment.check_same(held.experiment, home.path)

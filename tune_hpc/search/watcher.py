@@ -10,6 +10,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.object_store import delete, pull, push
 from tune_hpc.analysis.parts import TrialRecord, end_part, part_row, write_part
 from tune_hpc.search.bundles import under_way
 from tune_hpc.search.experiment import Experiment
@@ -107,7 +108,7 @@ class Watcher(tune.Callback):
         # Storage may lag behind: what the trial reported is then not here, but that it was stopped is known.
         row = identity(experiment.name, sample["trial_id"], sample["config"]) | {"steps_run": steps}
         _end(home, row, {"status": "stopped", "stop_reason": f"stopped by {experiment.scheduler} at step {steps}"})
-        home.checkpoint(sample["trial_id"]).unlink(missing_ok=True)
+        delete(home.checkpoint(sample["trial_id"]))
         self.tallies[experiment.name].ended["stopped"] += 1
         self._forget_saved([sample])
 
@@ -123,9 +124,11 @@ class Watcher(tune.Callback):
         at_fault = under_way(bundle, home)
         is_one_s = at_fault and (bundle.get("in_turn") or len(bundle["members"]) == 1)
         log = home.log(at_fault[0]["trial_id"] if is_one_s else bundle["bundle_id"])
-        log.parent.mkdir(exist_ok=True)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        pull(log)
         with log.open("a", encoding="utf-8") as file:
             file.write(told)
+        push(log)
         for sample in at_fault:
             row = identity(sample["experiment"], sample["trial_id"], sample["config"])
             _end(home, row, {"status": "failed", "stop_reason": "process died", "error": _in_one_line(told)})
@@ -194,7 +197,7 @@ class Watcher(tune.Callback):
 def _end(home: ExperimentFolder, row: Mapping[str, Any], told: Mapping[str, Any]) -> None:
     """Say how a trial ended, in the file that it left, or else in one with what is known of it."""
     part = home.part(row["trial_id"])
-    if part.is_file():
+    if pull(part):
         end_part(part, told)
     else:
         write_part(part, {**row, **told}, TrialRecord({}).history())

@@ -1,0 +1,64 @@
+"""A search on two nodes that share nothing but an object store: each has a temporary folder of its own."""
+
+import os
+from contextlib import ExitStack
+
+import pandas as pd
+import pytest
+
+from tests.cluster.conftest import block, node_command, start_head, wait_for_nodes
+from tests.cluster.walks import WALK, walk
+from tune_hpc import load
+from tune_hpc.cluster.client import Client, LocalClient
+from tune_hpc.cluster.copies import fetch
+from tune_hpc.cluster.job_folder import JobState
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture
+def two_machines(store_server, tmp_path):
+    """A cluster of two nodes of one core."""
+    for name in ("one", "two", "home"):
+        (tmp_path / name).mkdir()
+    with ExitStack() as nodes:
+        head = nodes.enter_context(start_head(tmp_path / "home", num_cpus=1, TMPDIR=str(tmp_path / "one")))
+        nodes.enter_context(block(node_command(head, 1), {**head.environment, "TMPDIR": str(tmp_path / "two")}))
+        wait_for_nodes(head, 2)
+        yield head
+
+
+def test_a_search_on_nodes_that_share_an_object_store_only(two_machines, bucket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "walks_here.py").write_text(WALK, encoding="utf-8")
+    client = Client(two_machines.dashboard, two_machines.token, storage=bucket)
+    job = client.submit(walk(tmp_path), checkpoint_interval_s=1.0)
+    while job.status().experiments[0].running < 2:
+        assert job.status().state.is_active, "".join(job.logs())
+    job.stop()
+    assert job.wait(90).state is JobState.STOPPED, "".join(job.logs())
+    half = job.results()[0].trials
+    assert list(half["status"]) == ["running", "running"]
+    assert half["steps_run"].between(1, 399).all()
+    # The node that has no driver has copies of what its own trial wrote, and of nothing else.
+    copies = tmp_path / "two" / f"tune_hpc-{os.getuid()}" / "copies" / "s3"
+    assert len(list(copies.rglob("*.parquet"))) == len(list(copies.rglob("*.checkpoint"))) == 1
+    assert not list(copies.rglob("experiment.json"))
+
+    (tmp_path / "hurry").touch()
+    assert job.resume().wait(120).state is JobState.FINISHED, "".join(job.logs())
+    whole = job.results()[0]
+    assert list(whole.trials["status"]) == ["finished"] * 4
+    for row in whole.trials.itertuples():
+        x = 0.0
+        for _ in range(400):
+            x -= row.rate * 2 * (x - 3)
+        assert row.loss == (x - 3) ** 2
+    assert whole.history.groupby("trial_id", observed=True).size().to_list() == [400] * 4
+    assert "4/4 trials" in "".join(job.logs())
+
+    fetched = tmp_path / "fetched"
+    assert fetch(job.folder, fetched) > 20
+    pd.testing.assert_frame_equal(load(fetched / "walk").trials, whole.trials)
+    assert LocalClient(bucket).job(job.id).status().state is JobState.FINISHED
+    assert [one.id for one in LocalClient(bucket).jobs()] == [job.id]

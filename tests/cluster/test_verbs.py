@@ -1,0 +1,117 @@
+import json
+
+import pytest
+
+from tests.cluster.stories import beat, job_in, progress
+from tune_hpc import cli
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("TUNE_HPC_STORAGE", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def ended(place):
+    """A job that was stopped, in a storage that is named nowhere."""
+    job = job_in(place / "elsewhere")
+    job.output.write_text("3/5 trials\n", encoding="utf-8")
+    progress(job, ended={"finished": 3}, best={"value": 0.5, "trial_id": "t00002"})
+    beat(job, state="stopped", reason="it was asked to stop", ended="2026-01-01T00:00:09+00:00")
+    return job
+
+
+def told(capsys, *arguments, code=0):
+    assert cli.main(list(map(str, arguments))) == code
+    return capsys.readouterr()
+
+
+def test_jobs_are_listed_with_what_they_came_to(ended, capsys):
+    lines = told(capsys, "jobs", "--storage", ended.path.parent).out.splitlines()
+    assert lines[1].split()[:5] == [ended.id, "stopped", "3/5", "loss", "0.5"]
+
+
+def test_a_storage_is_found_again_where_jobs_have_been(ended, capsys, monkeypatch):
+    from tune_hpc.cluster.known_storages import remember
+
+    assert f"no job {ended.id} in " in told(capsys, "status", ended.id, code=cli.USAGE).err
+    remember(str(ended.path.parent))
+    assert told(capsys, "status", ended.id).out.startswith(f"{ended.id}: stopped (it was asked to stop)\n")
+
+
+def test_the_storage_of_the_environment_is_looked_into(ended, capsys, monkeypatch):
+    monkeypatch.setenv("TUNE_HPC_STORAGE", str(ended.path.parent))
+    assert told(capsys, "logs", ended.id).out == "3/5 trials\n"
+
+
+def test_a_status_can_be_read_by_programs_and_waited_for(ended, capsys):
+    shown = json.loads(told(capsys, "status", ended.id, "--storage", ended.path.parent, "--json", "--wait").out)
+    assert (shown["state"], shown["experiments"][0]["best_trial"]) == ("stopped", "t00002")
+    beat(ended, state="failed", error="no room", ended="2026-01-01T00:00:09+00:00")
+    assert "failed (no room)" in told(capsys, "status", ended.id, "--storage", ended.path.parent, "--wait", code=1).out
+
+
+def test_what_has_ended_is_not_stopped_again(ended, capsys):
+    assert "stopped (it was asked to stop)" in told(capsys, "stop", ended.id, "--storage", ended.path.parent).out
+    assert not list(ended.attempts.glob("*.stop"))
+
+
+def test_a_job_is_fetched_and_brought_up_to_date(ended, capsys, place):
+    where = ("fetch", ended.id, "--storage", ended.path.parent)
+    assert told(capsys, *where).out.endswith(f"files in runs/{ended.id}\n")
+    copy = place / "runs" / ended.id
+    assert (copy / "made.up" / "progress.json").read_bytes() == (ended.path / "made.up" / "progress.json").read_bytes()
+    (ended.path / "made.up" / "ray").mkdir()
+    (ended.path / "made.up" / "ray" / "big").touch()
+    (ended.path / "new.log").write_text("new", encoding="utf-8")
+    ended.output.unlink()
+    told(capsys, *where)
+    assert (copy / "new.log").read_text(encoding="utf-8") == "new"
+    assert not (copy / "output.log").exists()
+    assert not (copy / "made.up" / "ray").exists()
+    (place / "mine").mkdir()
+    (place / "mine" / "thesis.tex").touch()
+    refused = told(capsys, *where, "--output", place / "mine", code=cli.USAGE).err
+    assert f"mine is not empty and holds no copy of {ended.id}; choose another folder with --output" in refused
+    assert (place / "mine" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("submit", "exercise9"), "no experiment is called 'exercise9'"),
+        (
+            ("submit", "exercise2.softmax", "--address", "ray://head:10001"),
+            "is that of its dashboard, like http://head",
+        ),
+        (("submit", "exercise2.softmax", "--address", ""), "is that of its dashboard, like http://head:8265; got ''"),
+        (("submit", "exercise2.softmax", "--address", "127.0.0.1:9"), "no Ray cluster answers at http://127.0.0.1:9"),
+        (("submit", "exercise2.softmax", "--num-samples", "0"), "num_samples must be at least 1; got 0"),
+        (("submit", "exercise2.softmax", "--export", "paper"), "paper"),
+        (("submit", "exercise2.softmax", "--storage", "/proc/jobs"), "/proc/jobs"),
+        (("status", "../etc/passwd"), "no job ../etc/passwd in"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(place, capsys, arguments, message):
+    shown = told(capsys, *arguments, code=cli.USAGE)
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    assert message in shown.err
+    assert not (place / "runs").exists()
+
+
+def test_an_id_that_is_a_folder_here_is_a_folder(ended, capsys, monkeypatch):
+    monkeypatch.chdir(ended.path.parent)
+    line = told(capsys, "resume", ended.id, code=cli.USAGE).err
+    assert "holds no search that could go on" in line
+
+
+def test_extending_what_cannot_be_is_refused(place, capsys):
+    job = job_in(place / "jobs", searcher="grid")
+    beat(job, state="finished", ended="2026-01-01T00:00:09+00:00")
+    line = told(capsys, "extend", job.id, "--num-samples", "3", "--storage", place / "jobs", code=cli.USAGE).err
+    assert line == "tune-hpc: a grid has no more configurations; submit another search than made.up\n"

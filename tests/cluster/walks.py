@@ -1,0 +1,36 @@
+"""A trainable of a user's own, as source: it saves its state, notes each start, and takes its time if not hurried."""
+
+from ray import tune
+
+from tune_hpc import Experiment, Space
+
+WALK = '''
+import time
+from pathlib import Path
+
+def walk(config, report, checkpoint):
+    """Gradient descent on (x - 3)^2, slowly."""
+    with open(config["journal"], "a", encoding="utf-8") as journal:
+        journal.write(f"{config['rate']}\\n")
+    state = checkpoint.load() or {"step": 0, "x": 0.0}
+    x = state["x"]
+    for step in range(state["step"] + 1, config["steps"] + 1):
+        x -= config["rate"] * 2 * (x - 3)
+        report(step, {"loss": (x - 3) ** 2})
+        checkpoint.save(step, lambda: {"step": step, "x": x})
+        if not Path(config["hurry"]).exists():
+            time.sleep(0.02)
+'''
+
+
+def walk(folder, **changes):
+    """Return a search by the trainable in ``walks_here.py`` of the working folder; trials note things in ``folder``."""
+    space = Space(
+        {
+            "rate": tune.uniform(0.01, 0.4), "steps": 400,
+            "journal": str(folder / "journal"), "hurry": str(folder / "hurry"),
+        },
+        keys={},
+    )  # fmt: skip
+    settings = {"searcher": "random", "num_samples": 4, "metric": "loss", "mode": "min", "seeds": ()}
+    return Experiment("walk", space, "walks_here:walk", **(settings | changes))
