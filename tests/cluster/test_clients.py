@@ -79,7 +79,7 @@ def test_a_job_is_there_at_once_and_known_by_its_id(client, story):
     assert first.state in (JobState.PENDING, JobState.RUNNING)
     assert (first.num_trials, first.num_ended, first.ended_at) == (4, 0, None)
     assert client.job(first.id).id == first.id
-    assert first.id in [job.id for job in client.jobs()]
+    assert first.id in [job.id for job in client.list()]
 
 
 def test_a_job_under_way_tells_how_far_it_is(story):
@@ -178,7 +178,7 @@ def test_what_cannot_run_is_refused_before_anything_is_written(client):
 def test_a_job_of_another_client_is_seen_by_its_folder(client, story):
     other = LocalClient(client.storage)
     assert other.job(story["job"].id).status().state is JobState.FINISHED
-    assert [job.id for job in other.jobs()] == [job.id for job in client.jobs()]
+    assert [job.id for job in other.list()] == [job.id for job in client.list()]
     assert JobFolder(client.storage / story["job"].id).read()["experiments"][0]["name"] == "walk"
 
 

@@ -61,4 +61,4 @@ def test_a_search_on_nodes_that_share_an_object_store_only(two_machines, bucket,
     assert fetch(job.folder, fetched) > 20
     pd.testing.assert_frame_equal(load(fetched / "walk").trials, whole.trials)
     assert LocalClient(bucket).job(job.id).status().state is JobState.FINISHED
-    assert [one.id for one in LocalClient(bucket).jobs()] == [job.id]
+    assert [one.id for one in LocalClient(bucket).list()] == [job.id]

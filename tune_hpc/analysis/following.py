@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.object_store import pull_tree
 from tune_hpc.analysis.results import Results, load_folder, read_part_table
 from tune_hpc.errors import FolderError
 
@@ -58,6 +59,7 @@ class Following:
         return self._results
 
     def _look(self) -> dict[Path, _Stamp | None]:
+        pull_tree(self.home.path)
         frames = (self.home.experiment_file, self.home.trials_file, self.home.history_file)
         return {path: _stamp(path) for path in (*frames, *sorted(self.home.parts.glob("*.parquet")))}
 

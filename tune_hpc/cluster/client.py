@@ -126,7 +126,7 @@ class JobClient:
         """
         return Job(self, self.folder(job_id).id)
 
-    def jobs(self) -> list[Job]:
+    def list(self) -> Sequence[Job]:
         """Return all jobs of this storage, the latest first."""
         found = [JobFolder(self.storage / name) for name in names_in(self.storage) if is_id(name)]
         # The moment of submission is in the id, before four digits that tell nothing.

@@ -80,7 +80,7 @@ def _jobs(flags: argparse.Namespace) -> int:
 
     table = Table("job", "state", "trials", "best", "asked for", box=None)
     for storage in _storages(flags):
-        for job in client_at(None, storage).jobs():
+        for job in client_at(None, storage).list():
             status = job_of(storage, job.id).status()
             best = [f"{one.metric} {one.best_value:.4g}" for one in status.experiments if one.best_value is not None]
             table.add_row(

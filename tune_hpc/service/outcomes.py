@@ -6,6 +6,7 @@ import pandas as pd
 from fastapi import APIRouter, Query, Request, Response
 
 from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.object_store import pull
 from tune_hpc.errors import RequestError
 from tune_hpc.service import queries, texts
 from tune_hpc.service.access import REPORT_POLICY
@@ -118,7 +119,7 @@ def outcome_routes(parts: Parts) -> APIRouter:
 
         def make(_: Answer | None) -> Answer:
             job = find(parts.client, search_id)
-            if not job.report.is_file():
+            if not pull(job.report):
                 raise RequestError(
                     f"{search_id} has no report yet, for it is written when a search ends; wait for it, or stop it", 404
                 )

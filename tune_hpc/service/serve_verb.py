@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_hpc import __version__
+from tune_hpc.analysis.object_store import here, is_remote, place_of
 from tune_hpc.cluster.verbs import DEFAULT_STORAGE, STORAGE_VARIABLE, client_at
 from tune_hpc.errors import FolderError, InvalidExperimentError, MissingPackageError, UnknownNameError
 
@@ -109,12 +110,16 @@ def _serve(flags: argparse.Namespace) -> int:
     for name, value in limits.items():
         if value is not None and not 0 < value < 1e9:
             raise InvalidExperimentError(f"--{name.replace('_', '-')} must be above 0; got {value}")
-    storage = Path(flags.storage or os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE).absolute()
+    storage = here(flags.storage or os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE).absolute()
     try:
         storage.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FolderError(f"{storage} cannot be made: {error.strerror}; choose another with --storage") from error
-    client = client_at(flags.address, str(storage))
+    if is_remote(place_of(storage)) and not (flags.token_file or flags.no_token):
+        raise InvalidExperimentError(
+            f"a token is kept on this machine, not in {place_of(storage)}; name its file with --token-file"
+        )
+    client = client_at(flags.address, place_of(storage))
     token_file = Path(flags.token_file) if flags.token_file else storage / TOKEN_FILE
     token = None if flags.no_token else find_or_make_token(token_file)
     app = create_app(
@@ -128,7 +133,7 @@ def _serve(flags: argparse.Namespace) -> int:
     server = uvicorn.Server(config)
     socket = _bind(config)
     host, port = socket.getsockname()[:2]
-    _say(f"{f'[{host}]' if ':' in host else host}:{port}", storage, token_file, token)
+    _say(f"{f'[{host}]' if ':' in host else host}:{port}", place_of(storage), token_file, token)
     server.run(sockets=[socket])
     return 0
 
@@ -150,7 +155,7 @@ def _bind(config: Any) -> Any:
         ) from error
 
 
-def _say(where: str, storage: Path, token_file: Path, token: str | None) -> None:
+def _say(where: str, storage: str, token_file: Path, token: str | None) -> None:
     print(f"tune-hpc serves {storage} at http://{where}", flush=True)
     if token is None:
         print("no token: every process of this machine may use it", flush=True)

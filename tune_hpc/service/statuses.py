@@ -5,6 +5,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from tune_hpc.analysis.object_store import is_remote
 from tune_hpc.cluster.client import JobClient
 from tune_hpc.cluster.job_folder import JobFolder, JobState
 from tune_hpc.cluster.status import ExperimentStatus, JobStatus
@@ -43,7 +44,8 @@ class Statuses:
         """
         folder = find(self._client, job_id)
         try:
-            stamp = folder.attempts.stat().st_mtime_ns
+            # A store tells no time of a folder: what ended there is asked for again.
+            stamp = 0 if is_remote(folder.place) else folder.attempts.stat().st_mtime_ns
         except FileNotFoundError:
             stamp = 0
         if (held := self._ended.get(job_id)) and held[0] == stamp:
@@ -67,7 +69,7 @@ class Statuses:
 
     def _look(self) -> list[dict[str, Any]]:
         told = []
-        for job in self._client.jobs():
+        for job in self._client.list():
             try:
                 told.append(self.one(job.id))
             except UnknownNameError:

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from tune_hpc.analysis.object_store import pull
+
 
 def tail(path: Path, most: int) -> str | None:
     """Return the end of a text file from the beginning of a line; ``None`` where there is no such file.
@@ -11,6 +13,7 @@ def tail(path: Path, most: int) -> str | None:
         path: The file.
         most: How many bytes at most.
     """
+    pull(path)
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
