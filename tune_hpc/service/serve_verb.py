@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_hpc import __version__
+from tune_hpc.analysis.object_store import is_remote
 from tune_hpc.cluster.verbs import DEFAULT_STORAGE, STORAGE_VARIABLE, client_at
 from tune_hpc.errors import FolderError, InvalidExperimentError, MissingPackageError, UnknownNameError
 
@@ -109,7 +110,13 @@ def _serve(flags: argparse.Namespace) -> int:
     for name, value in limits.items():
         if value is not None and not 0 < value < 1e9:
             raise InvalidExperimentError(f"--{name.replace('_', '-')} must be above 0; got {value}")
-    storage = Path(flags.storage or os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE).absolute()
+    named = flags.storage or os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE
+    if is_remote(named):
+        raise InvalidExperimentError(
+            f"the service needs a storage that is a folder, in which one alone can make a file; got {named}: name a "
+            "folder that the cluster's machines see, too"
+        )
+    storage = Path(named).absolute()
     try:
         storage.mkdir(parents=True, exist_ok=True)
     except OSError as error:
