@@ -34,6 +34,7 @@ def main() -> None:
     """Try the doors, run the search twice, and compare."""
     parser = benchmark_parser(__file__, __doc__, [ALONE, LOST])
     parser.add_argument("--steps", type=int, default=4000, metavar="N", help="of each trial (default: 4000)")
+    parser.set_defaults(repeats=1)
     flags = parser.parse_args()
     if os.geteuid() != 0 or not shutil.which("ip"):
         sys.exit("two_hosts: hosts of one's own need root and ip; on Debian: apt-get install iproute2")

@@ -183,6 +183,10 @@ def test_which_hosts_are_this_machine_alone(host, own):
         (["--register", "json:dumps"], "--register takes an Experiment, or a list of them; json:dumps is of type"),
         (["--register", "no_such_module:x"], "no module 'no_such_module'"),
         (["--address", "ftp://head"], "a cluster's address is that of its dashboard"),
+        (
+            ["--storage", "s3://bucket/jobs"],
+            "a token is kept on this machine, not in s3://bucket/jobs; name its file with",
+        ),
         (["--reads-per-s", "0"], "--reads-per-s must be above 0; got 0"),
     ],
 )
