@@ -104,7 +104,9 @@ class SlurmCluster:
         inside = """
             mkdir -p $2/tmp-$1 $2/spool-$1
             for one in "${@:3}"; do
-                case $one in /tmp/*) mkdir -p "$2/tmp-$1/${one#/tmp/}"; mount --bind "$one" "$2/tmp-$1/${one#/tmp/}";; esac
+                [[ $one == /tmp/* ]] || continue
+                mkdir -p "$2/tmp-$1/${one#/tmp/}"
+                mount --bind "$one" "$2/tmp-$1/${one#/tmp/}"
             done
             mount --rbind $2/tmp-$1 /tmp
             mount --bind $2/hosts /etc/hosts
@@ -115,7 +117,8 @@ class SlurmCluster:
         with (self.folder / f"slurmd-{name}.out").open("ab") as output:
             self.slurmds[name] = subprocess.Popen(
                 ["nsenter", f"--net=/run/netns/{_namespace(name)}", "unshare", "--mount", "--uts", "--pid", "--fork",
-                 "--kill-child", "--mount-proc", "bash", "-c", inside, "bash", name, str(self.folder), *map(str, self.shared)],
+                 "--kill-child", "--mount-proc", "bash", "-c", inside, "bash", name, str(self.folder),
+                 *map(str, self.shared)],
                 env=self.environment, stdout=output, stderr=output,
             )  # fmt: skip
 
