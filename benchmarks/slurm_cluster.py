@@ -19,13 +19,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from benchmarks.hosts import connect, namespace
+
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("sbatch", "srun", "scontrol", "slurmctld", "slurmd", "munged", "ip", "unshare", "nsenter")
 
 #: As a site would have it, but for waits: a node that is lost is missed soon, and a job is begun again soon.
 _CONFIGURATION = """\
 ClusterName=here
-SlurmctldHost={host}({address}.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={port}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=15
@@ -116,7 +118,7 @@ class SlurmCluster:
             """
         with (self.folder / f"slurmd-{name}.out").open("ab") as output:
             self.slurmds[name] = subprocess.Popen(
-                ["nsenter", f"--net=/run/netns/{_namespace(name)}", "unshare", "--mount", "--uts", "--pid", "--fork",
+                ["nsenter", f"--net=/run/netns/{namespace(name)}", "unshare", "--mount", "--uts", "--pid", "--fork",
                  "--kill-child", "--mount-proc", "bash", "-c", inside, "bash", name, str(self.folder),
                  *map(str, self.shared)],
                 env=self.environment, stdout=output, stderr=output,
@@ -152,24 +154,24 @@ def slurm_cluster(nodes: Sequence[str] = ("n1",), cpus: int = 2, shared: Sequenc
         ending.callback(shutil.rmtree, folder, ignore_errors=True)
         folder.chmod(0o755)
         (folder / "state").mkdir()
-        address = f"10.{os.getpid() // 200 % 200 + 20}.{os.getpid() % 200}"
-        numbers = dict(zip([platform.node(), *nodes], range(1, 255), strict=False))
-        hosts = ["127.0.0.1 localhost", *(f"{address}.{number} {name}" for name, number in numbers.items())]
+        addresses = connect(ending, nodes)
+        here = addresses.pop("")
+        known = {platform.node(): here, **addresses}
+        hosts = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in known.items())]
         (folder / "hosts").write_text("\n".join(hosts) + "\n", encoding="utf-8")
         lines = [
-            f"NodeName={name} NodeAddr={address}.{number} CPUs={cpus} CoresPerSocket={cpus} State=UNKNOWN"
-            for name, number in list(numbers.items())[1:]
+            f"NodeName={name} NodeAddr={address} CPUs={cpus} CoresPerSocket={cpus} State=UNKNOWN"
+            for name, address in addresses.items()
         ]
         with socket.socket() as free:
             free.bind(("", 0))
             port = free.getsockname()[1]
         text = _CONFIGURATION.format(
-            folder=folder, host=platform.node(), address=address, port=port, nodes="\n".join(lines)
+            folder=folder, host=platform.node(), address=here, port=port, nodes="\n".join(lines)
         )
         (folder / "slurm.conf").write_text(text, encoding="utf-8")
         environment = os.environ | {"PATH": _PATH, "SLURM_CONF": str(folder / "slurm.conf")}
         cluster = SlurmCluster(folder, nodes, environment, shared)
-        _connect(ending, nodes, address)
         _start_munge(ending, folder)
         _start(ending, ["slurmctld", "-D", "-f", str(folder / "slurm.conf")], folder / "slurmctld.out", environment)
         for name in nodes:
@@ -177,36 +179,6 @@ def slurm_cluster(nodes: Sequence[str] = ("n1",), cpus: int = 2, shared: Sequenc
         ending.callback(cluster.lose_all)
         _wait_until_idle(cluster)
         yield cluster
-
-
-def _namespace(node: str) -> str:
-    return f"slurm-{os.getpid()}-{node}"
-
-
-def _connect(ending: ExitStack, nodes: Sequence[str], address: str) -> None:
-    """Give each node a network of its own, and a bridge between them and the controller."""
-
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True)
-
-    def without(*words: str) -> None:
-        subprocess.run(["ip", *words], check=False, capture_output=True)
-
-    bridge = f"sb{os.getpid()}"
-    ip("link", "add", bridge, "type", "bridge")
-    ending.callback(without, "link", "del", bridge)
-    ip("addr", "add", f"{address}.1/24", "dev", bridge)
-    ip("link", "set", bridge, "up")
-    for number, name in enumerate(nodes, start=2):
-        inside, outside = f"si{os.getpid()}{number}", f"so{os.getpid()}{number}"
-        ip("netns", "add", _namespace(name))
-        ending.callback(without, "netns", "del", _namespace(name))
-        ip("link", "add", outside, "type", "veth", "peer", "name", inside)
-        ip("link", "set", outside, "master", bridge, "up")
-        ip("link", "set", inside, "netns", _namespace(name), "name", "eth0")
-        ip("-n", _namespace(name), "addr", "add", f"{address}.{number}/24", "dev", "eth0")
-        ip("-n", _namespace(name), "link", "set", "eth0", "up")
-        ip("-n", _namespace(name), "link", "set", "lo", "up")
 
 
 def _start_munge(ending: ExitStack, folder: Path) -> None:

@@ -174,7 +174,7 @@ LINE, WINNER = "exercise1_1stpart", "exercise3.winner"
         ([LINE, "--from", "."], "is no experiment folder: no experiment.json in it or below it"),
         ([LINE, "--search-seed", "-1"], "search_seed must be at least 0; got -1"),
         ([LINE, "--metric", "W"],
-         "--metric W needs --mode min or --mode max; exercise1_1stpart is ranked by the min of train_loss"),
+         "metric W needs a mode, min or max; exercise1_1stpart is ranked by the min of train_loss"),
         ([LINE, "--metric", "accuracy", "--mode", "max"], "the metric of exercise1_1stpart must be one of train_loss, "
          "W, b, steps_run, setup_s, train_s, eval_s, samples_per_s; got 'accuracy'"),
         ([LINE, "--cpus-per-trial", "0"], "cpus_per_trial must be above 0; got 0.0"),
@@ -190,7 +190,7 @@ LINE, WINNER = "exercise1_1stpart", "exercise3.winner"
         (["mine:train"], "mine:train is a function: give its parameters with --set KEY=VALUE, or name an Experiment"),
         (["mine:train", "--set", "status=1"], "status is a column that every trial has; call the parameter otherwise"),
         (["mine:experiment", "--metric", "score"],
-         "--metric score needs --mode min or --mode max; mine is ranked by the min of loss"),
+         "metric score needs a mode, min or max; mine is ranked by the min of loss"),
         (["mine:lost"], "no module 'no_such_module', neither installed nor in "),
         (["broken:train", "--set", "x=1"], "broken cannot be imported: "),
     ],

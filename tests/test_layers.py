@@ -50,6 +50,13 @@ MAY_IMPORT = {
     "tune_hpc.cluster.driver": [
         "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.analysis", "tune_hpc.search",
     ],
+    # What is told over HTTP is what jobs and frames tell; what may be asked for is what an experiment takes.
+    "tune_hpc.service": [
+        "tune_hpc.errors", "tune_hpc.service", "tune_hpc.cluster", "tune_hpc.analysis", "tune_hpc.search.asked",
+        "tune_hpc.search.domains", "tune_hpc.search.experiment", "tune_hpc.search.space",
+    ],
+    # It tells the package's version, and what may be asked for without being registered.
+    "tune_hpc.service.serve_verb": ["tune_hpc", "search_spaces"],
     "tune_hpc.cluster.verbs": [
         "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.flags", "tune_hpc.analysis.object_store"
     ],
@@ -77,6 +84,7 @@ HEAVY = {
     "pandas": [
         "tune_hpc.analysis",
         "tune_hpc.scaling",
+        "tune_hpc.service",
         "tune_hpc.search.optuna_storage",
         "tune_hpc.search.importance",
     ],
@@ -93,8 +101,11 @@ HEAVY = {
         "tune_hpc.analysis.search_figures",
     ],
     "tensorboardX": ["tune_hpc.analysis.tensorboard_logs"],
-    # An extra that may not be installed.
+    # Extras that may not be installed.
     "mlflow": ["tune_hpc.analysis.mlflow_runs"],
+    "fastapi": ["tune_hpc.service"],
+    "starlette": ["tune_hpc.service"],
+    "uvicorn": ["tune_hpc.service.serve_verb"],
 }
 #: Listing and checking spaces, and finding the data, must stay cheap.
 TORCH_FREE = [

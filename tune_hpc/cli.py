@@ -18,6 +18,7 @@ from tune_hpc.cluster import verbs
 from tune_hpc.cluster.slurm_verb import add_slurm_verb
 from tune_hpc.errors import InvalidExperimentError, TuneHpcError, UnknownNameError
 from tune_hpc.flags import PLACE_FLAGS, add_place_flags, add_run_flags, add_scale_flags, find_experiments
+from tune_hpc.service.serve_verb import add_serve_verb
 
 if TYPE_CHECKING:
     from tune_hpc.analysis.results import Results
@@ -158,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--follow", action="store_true", help="go on until the searches have ended")
 
     verbs.add_job_verbs(add)
+    add_serve_verb(add)
     add_slurm_verb(add)
 
     spaces = add("spaces", _spaces, "list the experiments with their sizes and parameters")

@@ -9,6 +9,7 @@
     ├── FolderError (OSError)                 an experiment folder that cannot be read, written or taken over
     ├── ExportError (OSError)                 a place of another tool that cannot be written to, or is another search's
     ├── MissingPackageError (ImportError)     a package that is needed for what was asked, and is not installed
+    ├── RequestError (ValueError)             a request that the HTTP service refuses; it has an HTTP status
     ├── ClusterError (ConnectionError)        a Ray cluster that cannot be reached, or cannot hold what was asked
     └── TrialError (RuntimeError)             work on the cluster that ended before it gave its result
 
@@ -55,6 +56,19 @@ class ExportError(TuneHpcError, OSError):
 
 class MissingPackageError(TuneHpcError, ImportError):
     """A package that is needed for what was asked is not installed."""
+
+
+class RequestError(TuneHpcError, ValueError):
+    """A request that the HTTP service refuses.
+
+    Args:
+        message: The rule, the value and the remedy.
+        status: The HTTP status of the answer.
+    """
+
+    def __init__(self, message: str, status: int = 422) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class ClusterError(TuneHpcError, ConnectionError):

@@ -164,29 +164,29 @@ def find_experiments(name: str, flags: argparse.Namespace) -> list["Experiment"]
         InvalidSpaceError: a setting that its parameter does not allow.
         InvalidExperimentError: flags that contradict one another.
     """
+    from tune_hpc.search.asked import as_asked
     from tune_hpc.search.settings import parse_settings
 
     values = parse_settings(flags.settings)
     if flags.seeds is not None and flags.seeds < 1:
         raise InvalidExperimentError(f"--seeds must be at least 1; got {flags.seeds}")
-    changes: dict[str, Any] = {"search_seed": flags.search_seed}
-    if flags.searcher is not None or flags.num_samples is not None:
-        changes |= {"searcher": flags.searcher or "random", "num_samples": flags.num_samples}
-    if flags.scheduler is not None:
-        changes["scheduler"] = flags.scheduler
-    if flags.seeds is not None:
-        changes["seeds"] = tuple(range(flags.seeds))
-    changes |= {key: getattr(flags, key) for key in ("metric", "mode") if getattr(flags, key)}
-    found = []
-    for experiment in _named(name, values):
-        if flags.metric not in (None, experiment.metric) and not flags.mode and experiment.trainable != name:
-            raise InvalidExperimentError(
-                f"--metric {flags.metric} needs --mode min or --mode max; {experiment.name} is ranked by the "
-                f"{experiment.mode} of {experiment.metric}"
-            )
-        chosen = experiment.as_quick() if flags.quick else experiment
-        found.append(chosen.replace(**chosen.changed_by(values), **changes))
-    return found
+    return [
+        as_asked(
+            experiment,
+            values,
+            quick=flags.quick,
+            searcher=flags.searcher,
+            num_samples=flags.num_samples,
+            scheduler=flags.scheduler,
+            seeds=flags.seeds,
+            search_seed=flags.search_seed,
+            metric=flags.metric,
+            mode=flags.mode,
+            # A function of one's own has no metric yet of which one could say which way it goes.
+            is_ranked=experiment.trainable != name,
+        )
+        for experiment in _named(name, values)
+    ]
 
 
 def _named(name: str, values: dict[str, Any]) -> list["Experiment"]:

@@ -282,7 +282,7 @@ def load(folder: str | Path) -> Results:
     if found[0].path != here(folder):
         names = ", ".join(str(one.path.relative_to(here(folder))) for one in found)
         raise FolderError(f"{folder} is no experiment folder, but holds some ({names}); name one, or use load_all")
-    return _load(found[0])
+    return load_folder(found[0])
 
 
 def load_all(folder: str | Path) -> list[Results]:
@@ -291,7 +291,7 @@ def load_all(folder: str | Path) -> list[Results]:
     Raises:
         FolderError: there is none, or a file cannot be read.
     """
-    return sorted((_load(one) for one in find_experiments(folder)), key=_in_order)
+    return sorted((load_folder(one) for one in find_experiments(folder)), key=_in_order)
 
 
 def _in_order(results: Results) -> tuple[str, int]:
@@ -299,7 +299,28 @@ def _in_order(results: Results) -> tuple[str, int]:
     return results.experiment.get("provenance", {}).get("started", ""), results.experiment.get("position", 0)
 
 
-def _load(folder: ExperimentFolder) -> Results:
+def read_part_table(part: Path) -> tuple[dict[str, Any], pa.Table]:
+    """Return the row and the history of the trial that a part tells of.
+
+    Raises:
+        FolderError: the file is gone, or cannot be read.
+    """
+    table = read_table(part)
+    return row_of(part, table), table
+
+
+def load_folder(
+    folder: ExperimentFolder, read_part: Callable[[Path], tuple[dict[str, Any], pa.Table]] = read_part_table
+) -> Results:
+    """Load one experiment's results, finished or not.
+
+    Args:
+        folder: Of the experiment.
+        read_part: Reads the file of one trial; whoever loads a folder again and again remembers those it has read.
+
+    Raises:
+        FolderError: no experiment there, or a file that cannot be read.
+    """
     experiment = folder.read()
     if missing := {"metric", "mode", "config_keys"}.difference(experiment):
         raise FolderError(
@@ -318,8 +339,7 @@ def _load(folder: ExperimentFolder) -> Results:
     rows = [{str(name): value for name, value in row.items()} for row in kept_rows]
     tables = []
     for part in parts:
-        table = read_table(part)
-        row = row_of(part, table)
+        row, table = read_part(part)
         rows.append(row)
         trial_ids = pa.repeat(pa.scalar(row["trial_id"], pa.large_string()), len(table))
         tables.append(table.replace_schema_metadata(None).add_column(0, "trial_id", trial_ids))

@@ -137,7 +137,12 @@ class JobClient:
         ]
 
     def submit(
-        self, experiments: Experiment | Sequence[Experiment], *, code: str | Path | None = None, **options: Any
+        self,
+        experiments: Experiment | Sequence[Experiment],
+        *,
+        code: str | Path | None = None,
+        job_id: str | None = None,
+        **options: Any,
     ) -> Job:
         """Have experiments run, and return at once.
 
@@ -145,6 +150,8 @@ class JobClient:
             experiments: One, or several that run as one stream of trials.
             code: Modules that a trainable of one's own needs: a folder whose Python files travel with the job. By
                 default the trainable's own module.
+            job_id: One of ``make_id`` that was noted beforehand, so that whoever asks twice gets one job; by default
+                a new one.
             **options: Those of ``tuner.run_all``, but those that only the caller's own process knows.
 
         Raises:
@@ -156,7 +163,7 @@ class JobClient:
         if not chosen:
             raise InvalidExperimentError("a job has at least one experiment; got none")
         self.launcher.check()
-        job = JobFolder(self.storage / make_id(chosen[0].name))
+        job = JobFolder(self.storage / (job_id or make_id(chosen[0].name)))
         launch(chosen, [job.path / one.name for one in chosen], check_only=True, **options)
         asked = {
             "id": job.id,

@@ -1,0 +1,199 @@
+"""The page: what it shows of searches and trials, and the form that starts one."""
+
+import re
+
+import pytest
+
+from tests.service.conftest import RANDOM, REGISTERED
+from tune_hpc.errors import TuneHpcError
+from tune_hpc.service import forms
+from tune_hpc.service.catalogue import Catalogue
+
+PAGE = {"Accept": "text/html", "Origin": "http://127.0.0.1"}
+
+
+def text_of(page):
+    """Return what one reads, without tags."""
+    return " ".join(re.sub(r"<[^>]+>", " ", page).split())
+
+
+def test_an_empty_storage_says_how_to_begin(service):
+    page = service.http.get("/", headers=PAGE).text
+    assert "There is no search in this storage yet." in text_of(page)
+    assert 'href="/new"' in page
+
+
+def test_the_list_has_state_progress_and_best(service):
+    search_id = service.begin()
+    service.leave(search_id)
+    service.drive(search_id)
+    page = service.http.get("/", headers=PAGE).text
+    for part in ("running", "3 of 3 trials", "best training loss 0.0001", search_id):
+        assert part in text_of(page)
+    assert 'data-active="yes"' in page
+    assert "No search is lost." in text_of(service.http.get("/?state=lost", headers=PAGE).text)
+
+
+def test_many_searches_come_in_pages(service):
+    for _ in range(53):
+        service.begin()
+    page = service.http.get("/", headers=PAGE).text
+    assert page.count('<li id="row-') == 50
+    assert "1 to 50 of 53" in text_of(page)
+    assert service.http.get("/?offset=50", headers=PAGE).text.count('<li id="row-') == 3
+
+
+@pytest.mark.parametrize(
+    ("state", "buttons"),
+    [(None, ["Stop"]), ("stopped", ["Resume", "Extend"]), ("finished", ["Extend"]), ("failed", ["Resume", "Extend"])],
+)
+def test_a_search_has_the_buttons_that_its_state_allows(service, state, buttons):
+    search_id = service.begin({"space": "line.random"})
+    service.leave(search_id)
+    if state:
+        service.drive(search_id, state)
+    page = service.http.get(f"/view/{search_id}/summary", headers=PAGE).text
+    assert re.findall(r"<button[^>]*>(\w+)", page) == buttons
+    assert ('data-active="yes"' in page) == (state is None)
+
+
+def test_buttons_do_what_they_say_or_say_why_not(service):
+    search_id = service.begin({"space": "line.random"})
+    service.drive(search_id, "finished")
+    assert service.http.post(f"/view/{search_id}/extend", data={"num_samples": "7"}, headers=PAGE).status_code == 303
+    assert service.launcher.started[-1][2:] == ("extend", {"num_samples": 7, "experiment": "line.random"})
+    answer = service.http.post(f"/view/{search_id}/extend", data={"num_samples": "7"}, headers=PAGE)
+    assert answer.status_code == 409
+    assert "is pending; stop it first" in text_of(answer.text)
+    answer = service.http.post(f"/view/{search_id}/extend", data={"num_samples": "-1"}, headers=PAGE)
+    assert "is a whole number from 1 to 100000; got '-1'" in text_of(answer.text).replace("&#39;", "'")
+    assert service.http.post(f"/view/{search_id}/explode", headers=PAGE).status_code == 404
+    assert service.http.post(f"/view/{search_id}/stop", headers=PAGE).status_code == 303
+    assert service.http.get(f"/searches/{search_id}").json()["state"] == "stopped"
+
+
+def test_the_table_sorts_filters_and_turns_pages(service):
+    search_id = service.begin()
+    service.leave(search_id, num_trials=120)
+    page = service.http.get(f"/view/{search_id}/table", headers=PAGE).text
+    # The best come first.
+    assert re.findall(r'<tr id="trial-(t\d+)"', page)[:2] == ["t00000", "t00001"]
+    assert 'aria-sort="ascending"><button class="sort" hx-get="/view' in page
+    assert "1 to 50 of 120 trials" in text_of(page)
+    last = service.http.get(f"/view/{search_id}/table?sort=-learning_rate&offset=100", headers=PAGE).text
+    assert re.findall(r'<tr id="trial-(t\d+)"', last)[-1] == "t00000"
+    assert 'aria-sort="descending"' in last
+    failed = service.http.get(f"/view/{search_id}/table?filter=status%3Dfailed", headers=PAGE).text
+    assert "1 to 1 of 1 trials that pass the filter, 120 in all" in text_of(failed)
+    none = service.http.get(f"/view/{search_id}/table?filter=status%3Drunning", headers=PAGE).text
+    assert "None of the 120 trials passes this filter." in text_of(none)
+    odd = service.http.get(f"/view/{search_id}/table?filter=nonsense", headers=PAGE)
+    assert odd.status_code == 200
+    assert "a filter reads COLUMN OPERATOR VALUE" in text_of(odd.text)
+    assert "of 120 trials" in text_of(odd.text)
+
+
+def test_a_trial_has_its_configuration_its_numbers_and_its_log(service):
+    search_id = service.begin()
+    service.leave(search_id)
+    page = text_of(service.http.get(f"/view/{search_id}/trial/t00001", headers=PAGE).text)
+    assert "Trial t00001 failed" in page
+    assert "learning rate 0.00316" in page
+    assert "ValueError: &lt;b&gt;odd&lt;/b&gt;" in page
+    assert service.http.get(f"/view/{search_id}/trial/t9", headers=PAGE).status_code == 404
+    assert "It printed nothing." in service.http.get(f"/view/{search_id}/trial/t00000", headers=PAGE).text
+
+
+def test_a_person_gets_a_page_and_a_program_one_line_of_json(service):
+    page = service.http.get("/view/none", headers=PAGE)
+    assert (page.status_code, "Nothing is here" in page.text) == (404, True)
+    assert service.http.get("/view/none", headers={"Accept": "*/*"}).json()["error"]["kind"] == "RequestError"
+
+
+def test_parallel_coordinates_cross_an_axis_for_each_parameter(service):
+    search_id = service.begin()
+    service.leave(search_id, num_trials=20)
+    page = service.http.get(f"/view/{search_id}/parallel", headers=PAGE).text
+    assert page.count("<path") == 19
+    assert page.count("<line") == 2
+    assert all(text in page for text in ("learning rate", "training loss", "of 19 configurations"))
+    assert not re.search(r"nan|inf", re.sub(r"<title>.*?</title>", "", page.lower().replace("training", "")))
+
+
+@pytest.mark.parametrize("experiment", REGISTERED, ids=lambda one: one.name)
+def test_a_form_that_nobody_changed_asks_for_the_experiment_as_it_is(service, experiment):
+    page = service.http.get(f"/new/{experiment.name}", headers=PAGE).text
+    form = {}
+    for name, value in re.findall(r'<input [^>]*name="([^"]+)"[^>]*?value="([^"]*)"', page):
+        form.setdefault(name.replace("&amp;", "&"), []).append(value.replace("&#39;", "'"))
+    form.pop("quick")
+    asked = forms.read_form(experiment, form)
+    assert asked.set == {}
+    assert Catalogue(REGISTERED).asked(asked) == experiment
+
+
+def test_a_form_starts_the_search_that_it_describes_once(service):
+    page = service.http.get("/new/exercise2.softmax", headers=PAGE).text
+    key = re.search(r'name="key" value="([^"]+)"', page).group(1)
+    form = {"key": key, "quick": "yes", "c.optimizer": ["adam", "ftrl"], "p.learning_rate": "loguniform(1e-4, 1)",
+            "p.steps": "50", "num_samples": "6", "seeds": "2", "fuse": "off"}  # fmt: skip
+    answers = [service.http.post("/new/exercise2.softmax", data=form, headers=PAGE) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [303, 303]
+    assert answers[0].headers["location"] == answers[1].headers["location"]
+    assert len(service.launcher.started) == 1
+    search_id = answers[0].headers["location"].removeprefix("/view/")
+    (experiment,) = service.client.folder(search_id).read()["experiments"]
+    assert experiment["space"]["optimizer"] == {"choice": ["adam", "ftrl"]}
+    assert experiment["space"]["learning_rate"] == {"loguniform": [1e-4, 1]}
+    assert (experiment["space"]["steps"], experiment["num_samples"], experiment["seeds"]) == (50, 6, [0, 1])
+    preview = service.http.get("/new/exercise2.softmax/preview", params=form, headers=PAGE).text
+    assert "12 trials (random, 2 seeds)" in preview
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ({"p.learning_rate": "-1"}, "learning_rate must be a number above 0; got -1"),
+        ({"p.learning_rate": "__import__('os')"}, "learning_rate: no domain is called '__import__'"),
+        ({"p.learning_rate": "uniform(1, 0)"}, "uniform needs a lower bound below the upper one"),
+        ({"seeds": "many"}, "seeds is a whole number; got 'many'"),
+        ({"seeds": "0"}, "seeds: Input should be greater than or equal to 1; got '0'"),
+        ({"searcher": "magic"}, "searcher must be one of grid"),
+        ({"fuse": "often"}, "fuse"),
+        ({"target": "inf"}, "target: Input should be a finite number"),
+    ],
+)
+def test_a_form_with_an_error_comes_back_filled_in_with_what_is_wrong(service, form, words):
+    answer = service.http.post("/new/line.random", data={"p.steps": "77", **form}, headers=PAGE)
+    assert answer.status_code == 422
+    assert words in text_of(answer.text).replace("&#39;", "'")
+    assert 'value="77"' in answer.text
+    assert service.launcher.started == []
+    preview = service.http.get("/new/line.random/preview", params=form, headers=PAGE)
+    assert (preview.status_code, "problem-text" in preview.text) == (200, True)
+
+
+def test_boxes_all_unticked_are_an_error(service):
+    answer = service.http.post("/new/exercise2.softmax", data={"p.steps": "5"}, headers=PAGE)
+    assert "optimizer: tick at least one of gradient_descent" in text_of(answer.text)
+
+
+def test_an_unknown_space_has_no_form(service):
+    assert service.http.get("/new/none", headers=PAGE).status_code == 404
+    assert service.http.post("/new/none", data={"key": "k"}, headers=PAGE).status_code == 404
+
+
+def test_every_file_that_a_page_names_is_there(service):
+    page = service.http.get("/", headers=PAGE).text
+    files = re.findall(r'(?:href|src)="(/static/[^"]+)"', page)
+    assert len(files) == 8
+    for path in files:
+        answer = service.http.get(path)
+        assert (answer.status_code, len(answer.content) > 200) == (200, True)
+    assert service.http.get("/favicon.ico").headers["content-type"] == "image/svg+xml"
+
+
+def test_a_space_of_no_text_is_no_way_in():
+    for text in ("choice(os.system)", "lambda: 1", "{'choice': [1]}", "eval(1)"):
+        with pytest.raises(TuneHpcError):
+            Catalogue(REGISTERED).asked(forms.read_form(RANDOM, {"p.learning_rate": [text]}))

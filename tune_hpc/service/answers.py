@@ -1,0 +1,168 @@
+"""Answers: errors as one line of JSON with their HTTP status, and what is made once for all who ask within a moment."""
+
+import asyncio
+import errno
+import hashlib
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import anyio
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from tune_hpc.errors import (
+    ClusterError,
+    DataUnavailableError,
+    FolderError,
+    MissingPackageError,
+    RequestError,
+    TuneHpcError,
+    UnknownNameError,
+)
+
+_log = logging.getLogger(__name__)
+#: What kept answers may weigh in all, in bytes.
+MOST_BYTES = 64_000_000
+#: Threads that read; more would only wait for one another.
+NUM_READERS = 4
+
+
+class Json(JSONResponse):
+    """JSON in ASCII: whatever a client has sent can be told back to it."""
+
+    def render(self, content: Any) -> bytes:
+        """Return the bytes of some plain data."""
+        return to_json(content)
+
+
+def to_json(content: Any) -> bytes:
+    """Return plain data as JSON."""
+    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def status_code(error: TuneHpcError) -> int:
+    """Return the HTTP status that an error is answered with."""
+    if isinstance(error, RequestError):
+        return error.status
+    if isinstance(error, UnknownNameError):
+        return 404
+    if isinstance(error, ClusterError):
+        return 502
+    if isinstance(error, DataUnavailableError | MissingPackageError):
+        return 503
+    if isinstance(error, FolderError):
+        number = getattr(error.__cause__, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return 507
+        return 500 if error.__cause__ else 409
+    return 422
+
+
+def error_answer(error: TuneHpcError, headers: Mapping[str, str] | None = None) -> Json:
+    """Return an error as an answer: ``{"error": {"kind": ..., "message": ...}}``, one line."""
+    status = status_code(error)
+    more = {"WWW-Authenticate": 'Bearer realm="tune_hpc"'} if status == 401 else {}
+    told = {"kind": type(error).__name__, "message": " ".join(str(error).split())}
+    if status >= 500:
+        _log.warning("%d: %s", status, told["message"])
+    return Json({"error": told}, status, {"Cache-Control": "no-store", **more, **(headers or {})})
+
+
+def disposition(name: str) -> dict[str, str]:
+    """Return the header by which a browser keeps an answer as a file."""
+    return {"Content-Disposition": f'attachment; filename="{name}"'}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is answered to all who ask the same.
+
+    Attributes:
+        body: Its bytes.
+        media_type: Of what kind.
+        headers: More that is told.
+        version: Of what it was made from; whoever makes it anew may find that nothing has changed.
+    """
+
+    body: bytes
+    media_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    version: object = None
+
+    @property
+    def tag(self) -> str:
+        """What differs where the body does."""
+        return f'"{hashlib.md5(self.body, usedforsecurity=False).hexdigest()}"'
+
+    def as_response(self, request: Request) -> Response:
+        """Return it for one request: nothing but a status where the client has it already."""
+        told = {"Cache-Control": "private, no-cache", "ETag": self.tag, **self.headers}
+        if request.headers.get("if-none-match") == told["ETag"]:
+            return Response(status_code=304, headers=told)
+        return Response(self.body, headers=told, media_type=self.media_type)
+
+
+class Kept:
+    """Answers, each made once for all who ask within a moment; made in a thread, so that nobody else waits for it.
+
+    Args:
+        lasts_s: Seconds for which an answer holds.
+    """
+
+    def __init__(self, lasts_s: float = 1.0) -> None:
+        self.lasts_s = lasts_s
+        self._answers: OrderedDict[object, tuple[float, Answer]] = OrderedDict()
+        self._num_bytes = 0
+        self._under_way: dict[object, asyncio.Task[Answer]] = {}
+        self._readers: anyio.CapacityLimiter | None = None
+
+    async def get(self, key: object, make: Callable[[Answer | None], Answer]) -> Answer:
+        """Return an answer.
+
+        Args:
+            key: What is asked.
+            make: Makes the answer, given the last one; it may return that again.
+
+        Raises:
+            TuneHpcError: as ``make``.
+        """
+        clock = asyncio.get_running_loop().time
+        until, answer = self._answers.get(key, (0.0, None))
+        if answer is not None and clock() < until:
+            return answer
+        task = self._under_way.get(key)
+        if task is None:
+            task = self._under_way[key] = asyncio.create_task(self._make(key, make, answer))
+        # Whoever goes away does not take with him what others wait for.
+        return await asyncio.shield(task)
+
+    def forget(self) -> None:
+        """Have everything looked at again, for something was changed."""
+        self._answers = OrderedDict((key, (0.0, answer)) for key, (_, answer) in self._answers.items())
+
+    async def _make(self, key: object, make: Callable[[Answer | None], Answer], before: Answer | None) -> Answer:
+        if self._readers is None:
+            self._readers = anyio.CapacityLimiter(NUM_READERS)
+        try:
+            answer = await anyio.to_thread.run_sync(partial(make, before), limiter=self._readers)
+        finally:
+            del self._under_way[key]
+        if (held := self._answers.pop(key, None)) is not None:
+            self._num_bytes -= len(held[1].body)
+        self._answers[key] = (asyncio.get_running_loop().time() + self.lasts_s, answer)
+        self._num_bytes += len(answer.body)
+        while self._num_bytes > MOST_BYTES:
+            _, (_, dropped) = self._answers.popitem(last=False)
+            self._num_bytes -= len(dropped.body)
+        return answer
+
+
+async def in_thread(work: Callable[[], Any]) -> Any:
+    """Do what takes a while where nobody else waits for it."""
+    return await run_in_threadpool(work)

@@ -1,0 +1,159 @@
+"""The routes of what came of a search: trials, history, curves, logs, the report."""
+
+from typing import Annotated
+
+import pandas as pd
+from fastapi import APIRouter, Query, Request, Response
+
+from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.errors import RequestError
+from tune_hpc.service import queries, texts
+from tune_hpc.service.access import REPORT_POLICY
+from tune_hpc.service.answers import Answer, to_json
+from tune_hpc.service.charts import response
+from tune_hpc.service.curves import curves
+from tune_hpc.service.descriptions import CurveList, HistoryList, ResponseTold, TrialList, errors, frame, text
+from tune_hpc.service.frames import as_answer, split
+from tune_hpc.service.parts import Parts
+from tune_hpc.service.queries import Curves, HistoryRows, Rows, Tail, TrialTail
+from tune_hpc.service.readings import Reading, chosen
+from tune_hpc.service.statuses import find
+
+
+def outcome_routes(parts: Parts) -> APIRouter:
+    """Return the routes of what came of a search."""
+    router = APIRouter(tags=["results"])
+
+    def read(search_id: str, experiment: str | None) -> Reading:
+        return parts.readings.read(find(parts.client, search_id), experiment)
+
+    @router.get("/searches/{search_id}/trials", responses=frame(TrialList))
+    async def read_trials(request: Request, search_id: str, rows: Annotated[Rows, Query()]) -> Response:
+        """Return trials, one row each: filtered, ordered, a page of them; as JSON, CSV or Parquet."""
+
+        def make(before: Answer | None) -> Answer:
+            reading = read(search_id, rows.experiment)
+            if before and before.version == reading.version:
+                return before
+            return as_answer(
+                reading.results.trials, rows.query(), f"{search_id}-trials", reading.version, "trials"
+            )  # fmt: skip
+
+        return (await parts.kept.get(("trials", search_id, rows.model_dump_json()), make)).as_response(request)
+
+    @router.get("/searches/{search_id}/history", responses=frame(HistoryList))
+    async def read_history(request: Request, search_id: str, rows: Annotated[HistoryRows, Query()]) -> Response:
+        """Return what trials reported, one row per trial and step."""
+
+        def make(before: Answer | None) -> Answer:
+            reading = read(search_id, rows.experiment)
+            if before and before.version == reading.version:
+                return before
+            history = reading.results.history
+            if trials := split(rows.trial):
+                _check_trials(reading, trials)
+                history = history[history["trial_id"].isin(trials)]
+            return as_answer(history, rows.query(), f"{search_id}-history", reading.version, "history")
+
+        return (await parts.kept.get(("history", search_id, rows.model_dump_json()), make)).as_response(request)
+
+    @router.get(
+        "/searches/{search_id}/curves", responses={200: {"model": CurveList}, **errors(401, 404, 422, 429)}
+    )  # fmt: skip
+    async def read_curves(request: Request, search_id: str, asked: Annotated[Curves, Query()]) -> Response:
+        """Return learning curves for a chart: those of trials under way and of the best, thinned."""
+
+        def make(before: Answer | None) -> Answer:
+            reading = read(search_id, asked.experiment)
+            if before and before.version == reading.version:
+                return before
+            told = curves(reading.results, asked.metric, asked.filter, asked.max_curves, asked.max_points)
+            return Answer(to_json(told), version=reading.version)
+
+        return (await parts.kept.get(("curves", search_id, asked.model_dump_json()), make)).as_response(request)
+
+    @router.get(
+        "/searches/{search_id}/response", responses={200: {"model": ResponseTold}, **errors(401, 404, 422, 429)}
+    )  # fmt: skip
+    async def read_response(
+        request: Request, search_id: str, asked: Annotated[queries.Response, Query()]
+    ) -> Response:  # fmt: skip
+        """Return a metric of the trials that ended against one parameter, for a chart; seeds are taken together."""
+
+        def make(before: Answer | None) -> Answer:
+            reading = read(search_id, asked.experiment)
+            if before and before.version == reading.version:
+                return before
+            return Answer(to_json(response(reading.results, asked.metric, asked.parameter)), version=reading.version)
+
+        return (await parts.kept.get(("response", search_id, asked.model_dump_json()), make)).as_response(request)
+
+    @router.get("/searches/{search_id}/trials/{trial_id}/log", responses=text())
+    async def read_trial_log(
+        request: Request, search_id: str, trial_id: str, asked: Annotated[TrialTail, Query()]
+    ) -> Response:
+        """Return the end of what a trial printed, its traceback included."""
+
+        def make(_: Answer | None) -> Answer:
+            return _text(trial_log(parts, search_id, trial_id, asked.experiment, asked.bytes))
+
+        key = ("log", search_id, trial_id, asked.model_dump_json())
+        return (await parts.kept.get(key, make)).as_response(request)
+
+    @router.get("/searches/{search_id}/log", responses=text())
+    async def read_log(request: Request, search_id: str, asked: Annotated[Tail, Query()]) -> Response:
+        """Return the end of what a search's drivers printed."""
+
+        def make(_: Answer | None) -> Answer:
+            return _text(texts.tail(find(parts.client, search_id).output, asked.bytes) or "")
+
+        return (await parts.kept.get(("log", search_id, asked.bytes), make)).as_response(request)
+
+    @router.get(
+        "/searches/{search_id}/report",
+        responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}, **errors(401, 404, 422, 429)},
+    )
+    async def read_report(request: Request, search_id: str) -> Response:
+        """Return the report: conclusions, tables and figures on one page. It is written when a search ends."""
+
+        def make(_: Answer | None) -> Answer:
+            job = find(parts.client, search_id)
+            if not job.report.is_file():
+                raise RequestError(
+                    f"{search_id} has no report yet, for it is written when a search ends; wait for it, or stop it", 404
+                )
+            return Answer(job.report.read_bytes(), "text/html", {"Content-Security-Policy": REPORT_POLICY})
+
+        return (await parts.kept.get(("report", search_id), make)).as_response(request)
+
+    return router
+
+
+def trial_log(parts: Parts, search_id: str, trial_id: str, experiment: str | None, most: int) -> str:
+    """Return the end of what a trial printed; empty where it printed nothing.
+
+    Raises:
+        RequestError: there is no such search, experiment or trial.
+    """
+    job = find(parts.client, search_id)
+    reading = parts.readings.read(job, experiment)
+    # A name that a frame holds is a trial's; whatever else is asked for never becomes a path.
+    _check_trials(reading, (trial_id,))
+    home = ExperimentFolder(job.path / str(chosen(job, experiment)["name"]))
+    path = home.log(trial_id)
+    if path.parent != home.logs:
+        raise RequestError(f"{trial_id!r} is no trial's id", 404)
+    return texts.tail(path, most) or ""
+
+
+def _check_trials(reading: Reading, trials: tuple[str, ...]) -> None:
+    known: pd.Series = reading.results.trials["trial_id"]
+    for name in trials:
+        if not (known == name).any():
+            raise RequestError(
+                f"{reading.results.name} has no trial {name!r} yet; /trials lists those that have begun", 404
+            )
+
+
+def _text(content: str) -> Answer:
+    return Answer(content.encode("utf-8", "replace"), "text/plain; charset=utf-8")

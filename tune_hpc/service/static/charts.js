@@ -1,0 +1,190 @@
+// Learning curves, and a metric against a parameter, drawn by uPlot from the service's own JSON.
+"use strict";
+(() => {
+  const HEIGHT = 320;
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const colour = (index) => css(`--s${index % 10}`);
+  const digits = (value) => (value === null || value === undefined ? "–" : Number(value).toPrecision(4).replace(/\.?0+$/, "").replace(/\.?0+e/, "e"));
+  const words = (name) => name.replace(/^valid_/, "validation_").replace(/^train_/, "training_").replaceAll("_", " ");
+  const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
+  class Chart {
+    constructor(figure) {
+      this.figure = figure;
+      this.kind = figure.dataset.chart;
+      this.box = figure.querySelector(".plot");
+      this.caption = figure.querySelector("figcaption");
+      this.legend = figure.querySelector(".legend");
+      this.text = null;
+      this.told = null;
+      this.plot = null;
+      figure.querySelectorAll("select").forEach((one) => one.addEventListener("change", () => this.load()));
+      const log = figure.querySelector('[data-role="log"]');
+      if (log) log.addEventListener("change", () => { this.isChosen = true; this.draw(); });
+      document.body.addEventListener("tick", () => this.load());
+      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+      new ResizeObserver(() => {
+        if (this.plot && Math.abs(this.plot.width - this.box.clientWidth) > 1) this.plot.setSize({ width: this.box.clientWidth, height: HEIGHT });
+      }).observe(this.box);
+      this.load();
+    }
+
+    role(name) { return this.figure.querySelector(`[data-role="${name}"]`); }
+
+    async load() {
+      const address = new URL(this.figure.dataset.url, location.href);
+      for (const name of ["metric", "parameter"]) {
+        const select = this.role(name);
+        if (select && select.value) address.searchParams.set(name, select.value);
+      }
+      let answer;
+      try {
+        answer = await fetch(address, { cache: "no-cache", headers: { Accept: "application/json" } });
+      } catch {
+        window.tuneHpc.unanswered();
+        return;
+      }
+      window.tuneHpc.answered();
+      const text = await answer.text();
+      if (!answer.ok) {
+        let message = `The service answered ${answer.status}.`;
+        try { message = JSON.parse(text).error.message; } catch { /* it is no JSON */ }
+        this.say(message);
+        return;
+      }
+      if (text === this.text) return;
+      this.text = text;
+      this.told = JSON.parse(text);
+      this.fill("metric", this.told.metrics, this.told.metric);
+      this.fill("parameter", this.told.parameters, this.told.parameter);
+      this.draw();
+    }
+
+    fill(role, names, chosen) {
+      const select = this.role(role);
+      if (!select || !names || document.activeElement === select) return;
+      if ([...select.options].map((one) => one.value).join() !== names.join()) {
+        select.replaceChildren(...names.map((name) => new Option(words(name), name)));
+      }
+      if (chosen) select.value = chosen;
+    }
+
+    say(text) {
+      if (this.plot) this.plot.destroy();
+      this.plot = null;
+      this.box.replaceChildren(Object.assign(document.createElement("p"), { className: "empty", textContent: text }));
+      this.caption.textContent = "";
+      this.legend.replaceChildren();
+    }
+
+    axis(label, values) {
+      return { label, labelSize: 22, labelFont: "13px system-ui, sans-serif", font: "12px system-ui, sans-serif", stroke: css("--quiet"),
+        grid: { stroke: css("--rule"), width: 1 }, ticks: { stroke: css("--rule"), width: 1 }, ...values };
+    }
+
+    // Marks at powers of ten, or at what there is.
+    ticks(values) { return values.map((value) => (value === null ? "" : digits(value))); }
+
+    draw() {
+      if (!this.told) return;
+      if (this.kind === "curves") this.drawCurves(); else this.drawResponse();
+    }
+
+    make(options, data, rest) {
+      this.rest = rest;
+      this.box.replaceChildren();
+      if (this.plot) this.plot.destroy();
+      const full = {
+        width: this.box.clientWidth, height: HEIGHT, legend: { show: false }, padding: [10, 12, 0, 0],
+        focus: { alpha: 0.25 }, ...options,
+        cursor: { focus: { prox: 24 }, points: { size: 7 }, drag: { x: true, y: false } },
+        hooks: { setSeries: [(plot, index) => this.tell(plot, index)], setCursor: [(plot) => this.tell(plot, this.focused)] },
+      };
+      this.plot = new uPlot(full, data, this.box);
+      this.caption.textContent = rest;
+    }
+
+    tell(plot, index) {
+      this.focused = index;
+      const place = plot.cursor.idx;
+      const series = index ? plot.series[index] : null;
+      if (!series || place === null || place === undefined) { this.caption.textContent = this.rest; return; }
+      let at = place;
+      while (at > 0 && (plot.data[index][at] === null || plot.data[index][at] === undefined)) at -= 1;
+      this.caption.textContent = `${series.told}: ${digits(plot.data[index][at])} at ${this.xName} ${digits(plot.data[0][at])}`;
+    }
+
+    groups(labels) {
+      const names = [...new Set(labels.filter((one) => one))].sort();
+      this.legend.replaceChildren(...(names.length > 1 ? names : []).map((name, index) => {
+        const item = document.createElement("li");
+        const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+        svg.setAttribute("viewBox", "0 0 22 14");
+        svg.setAttribute("aria-hidden", "true");
+        const line = document.createElementNS("http://www.w3.org/2000/svg", "path");
+        line.setAttribute("d", "M1 7H21");
+        line.setAttribute("stroke", colour(index));
+        line.setAttribute("stroke-width", "4");
+        svg.append(line);
+        item.append(svg, name);
+        return item;
+      }));
+      return names;
+    }
+
+    drawCurves() {
+      const told = this.told;
+      if (!told.curves.length) { this.say("No trial has reported a metric yet."); return; }
+      const names = this.groups(told.curves.map((one) => one.group));
+      const values = told.curves.flatMap((one) => one.values.filter((value) => value !== null));
+      const lowest = Math.min(...values), highest = Math.max(...values);
+      // A few bad trials would press all others to the foot of the picture.
+      if (!this.isChosen) this.role("log").checked = lowest > 0 && highest / lowest > 20;
+      const isLog = this.role("log").checked && lowest > 0;
+      const data = uPlot.join(told.curves.map((one) => [one.steps, one.values]));
+      const best = told.curves.length - 1;
+      const series = [{}, ...told.curves.map((one, index) => ({
+        told: `${one.trial_id}${one.label ? ` (${one.label})` : ""}`,
+        stroke: colour(Math.max(0, names.indexOf(one.group))),
+        width: index === best && told.curves.length > 1 ? 3 : 1.3,
+        dash: one.status === "running" ? [5, 3] : undefined,
+        alpha: index === best || told.curves.length < 12 ? 1 : 0.7,
+        spanGaps: true,
+        points: { show: one.steps.length < 3 },
+      }))];
+      this.xName = "step";
+      const left = told.num_trials > told.curves.length ? `${told.curves.length} of ${told.num_trials} trials: those under way and the best` : plural(told.num_trials, "trial");
+      const thinned = told.is_thinned ? ", points thinned" : "";
+      const group = names.length > 1 ? `; coloured by ${words(told.group)}` : "";
+      const rest = `${left}${thinned}${group}${told.curves.length > 1 ? "; the best is thick" : ""}${told.curves.some((one) => one.status === "running") ? ", under way dashed" : ""}.`;
+      this.make({
+        series,
+        scales: { x: { time: false }, y: isLog ? { distr: 3 } : {} },
+        axes: [this.axis("step"), this.axis(words(told.metric), { size: 62, values: (plot, all) => this.ticks(all) })],
+      }, data, rest);
+    }
+
+    drawResponse() {
+      const told = this.told;
+      if (!told.parameter || !told.lines.length) { this.say("No trial has ended with this metric yet."); return; }
+      const names = this.groups(told.lines.map((one) => one.label));
+      const data = uPlot.join(told.lines.map((one) => [one.x, one.mean]));
+      const series = [{}, ...told.lines.map((one) => {
+        const stroke = colour(Math.max(0, names.indexOf(one.label)));
+        return { told: one.label || words(told.metric), stroke, width: 1.5, spanGaps: true, paths: one.is_joined ? undefined : () => null,
+          points: { show: true, size: 7, fill: stroke, stroke } };
+      })];
+      this.xName = words(told.parameter);
+      const group = names.length > 1 ? `; coloured by ${words(told.group)}` : "";
+      const all = data[0], low = all[0], high = all[all.length - 1];
+      const range = told.is_log ? [low / 1.3, high * 1.3] : [low - (high - low || 1) * 0.04, high + (high - low || 1) * 0.04];
+      this.make({
+        series,
+        scales: { x: { time: false, distr: told.is_log ? 3 : 1, range: () => range } },
+        axes: [this.axis(words(told.parameter), { values: (plot, ticks) => this.ticks(ticks) }), this.axis(words(told.metric), { size: 62, values: (plot, ticks) => this.ticks(ticks) })],
+      }, data, `${plural(told.num_points, "configuration")}${group}; seeds taken together.`);
+    }
+  }
+
+  document.querySelectorAll(".chart").forEach((one) => new Chart(one));
+})();
