@@ -73,12 +73,14 @@ class SlurmCluster:
         folder: Where its files are.
         nodes: The names of its nodes.
         environment: The variables with which Slurm's commands find it.
+        shared: What all nodes see, should it lie in /tmp.
     """
 
-    def __init__(self, folder: Path, nodes: Sequence[str], environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, nodes: Sequence[str], environment: dict[str, str], shared: Sequence[Path]) -> None:
         self.folder = folder
         self.nodes = nodes
         self.environment = environment
+        self.shared = [ROOT, Path(sys.prefix), *shared]
         self.slurmds: dict[str, subprocess.Popen[bytes]] = {}
 
     def command(self, *words: str, cwd: Path | None = None) -> str:
@@ -103,7 +105,11 @@ class SlurmCluster:
         """Start a node's slurmd, and with it the node."""
         inside = """
             mkdir -p $2/tmp-$1 $2/spool-$1
-            case $3 in /tmp/*) mkdir -p $2/tmp-$1/${3#/tmp/}; mount --bind $3 $2/tmp-$1/${3#/tmp/};; esac
+            for one in "${@:3}"; do
+                [[ $one == /tmp/* ]] || continue
+                mkdir -p "$2/tmp-$1/${one#/tmp/}"
+                mount --bind "$one" "$2/tmp-$1/${one#/tmp/}"
+            done
             mount --rbind $2/tmp-$1 /tmp
             mount --bind $2/hosts /etc/hosts
             hostname $1
@@ -113,7 +119,8 @@ class SlurmCluster:
         with (self.folder / f"slurmd-{name}.out").open("ab") as output:
             self.slurmds[name] = subprocess.Popen(
                 ["nsenter", f"--net=/run/netns/{namespace(name)}", "unshare", "--mount", "--uts", "--pid", "--fork",
-                 "--kill-child", "--mount-proc", "bash", "-c", inside, "bash", name, str(self.folder), str(ROOT)],
+                 "--kill-child", "--mount-proc", "bash", "-c", inside, "bash", name, str(self.folder),
+                 *map(str, self.shared)],
                 env=self.environment, stdout=output, stderr=output,
             )  # fmt: skip
 
@@ -133,12 +140,13 @@ class SlurmCluster:
 
 
 @contextmanager
-def slurm_cluster(nodes: Sequence[str] = ("n1",), cpus: int = 2) -> Iterator[SlurmCluster]:
+def slurm_cluster(nodes: Sequence[str] = ("n1",), cpus: int = 2, shared: Sequence[Path] = ()) -> Iterator[SlurmCluster]:
     """Run a Slurm inside the block.
 
     Args:
         nodes: Names of its nodes.
         cpus: Cores that each of them says it has.
+        shared: Folders that jobs are submitted from, should they lie in /tmp, of which each node has its own.
     """
     with ExitStack() as ending:
         # Paths of sockets are short, and nodes have a /tmp of their own.
@@ -163,7 +171,7 @@ def slurm_cluster(nodes: Sequence[str] = ("n1",), cpus: int = 2) -> Iterator[Slu
         )
         (folder / "slurm.conf").write_text(text, encoding="utf-8")
         environment = os.environ | {"PATH": _PATH, "SLURM_CONF": str(folder / "slurm.conf")}
-        cluster = SlurmCluster(folder, nodes, environment)
+        cluster = SlurmCluster(folder, nodes, environment, shared)
         _start_munge(ending, folder)
         _start(ending, ["slurmctld", "-D", "-f", str(folder / "slurm.conf")], folder / "slurmctld.out", environment)
         for name in nodes:
