@@ -200,7 +200,7 @@ def _as_url(address: str) -> str:
     if url.scheme not in ("http", "https") or not url.hostname or url.path.strip("/"):
         raise ClusterError(f"a cluster's address is that of its dashboard, like http://head:8265; got {address!r}")
     host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
-    return f"{url.scheme}://{host}:{port or DASHBOARD_PORT}"
+    return f"{url.scheme}://{host}:{port or (443 if url.scheme == 'https' else DASHBOARD_PORT)}"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,117 @@
+"""What is told of a cluster's dashboard before anything is asked of it; the cluster is stood in for."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import ray
+
+from tests.cluster.conftest import free_ports
+from tests.cluster.stories import beat, job_in
+from tune_hpc.cluster.client import Client
+from tune_hpc.cluster.job_folder import JobState
+from tune_hpc.cluster.ray_jobs import RayJobs
+from tune_hpc.errors import ClusterError
+
+
+@pytest.fixture
+def dashboard(monkeypatch, tmp_path):
+    """Return a function that starts what answers as a dashboard does, and returns its address."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    servers = []
+
+    def start(token=None, status=200, answer=None):
+        class Dashboard(BaseHTTPRequestHandler):
+            def do_GET(self):
+                wrong = token and self.headers.get("Authorization") != f"Bearer {token}"
+                told = json.dumps({"ray_version": ray.__version__} if answer is None else answer).encode()
+                self.send_response(401 if wrong else status)
+                self.send_header("Content-Length", str(len(told)))
+                self.end_headers()
+                self.wfile.write(told)
+
+            def log_message(self, *arguments):
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Dashboard)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [
+        ("http://head:8265", "http://head:8265"),
+        ("head", "http://head:8265"),
+        ("head:9000/", "http://head:9000"),
+        ("https://gate.example/", "https://gate.example:443"),
+        ("[::1]:8265", "http://[::1]:8265"),
+    ],
+)
+def test_an_address_is_that_of_a_dashboard(address, url):
+    assert RayJobs(address).address == url
+
+
+@pytest.mark.parametrize("address", ["", "http://", "ray://head:10001", "http://head/jobs", "head:port", "http://[::1"])
+def test_what_cannot_be_one_is_refused(address):
+    with pytest.raises(ClusterError, match="a cluster's address is that of its dashboard, like http://head:8265; got"):
+        RayJobs(address)
+
+
+def test_a_cluster_is_let_in_to_with_the_token_that_is_given_or_found(dashboard, tmp_path):
+    address = dashboard(token="right")
+    RayJobs(address, "right").check()
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("right\n", encoding="utf-8")
+    RayJobs(address).check()
+    with pytest.raises(ClusterError, match="refuses the token that is used here, it is another cluster's"):
+        RayJobs(address, "wrong").check()
+
+
+def test_a_cluster_that_wants_a_token_and_gets_none_says_where_one_is(dashboard):
+    with pytest.raises(ClusterError, match=r"wants a token and there is none here; copy ~/\.ray/auth_token from its"):
+        RayJobs(dashboard(token="right")).check()
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ({"answer": {"ray_version": "1.2.3"}}, r"runs Ray 1\.2\.3 and this machine Ray .*pip install ray==1\.2\.3"),
+        ({"answer": ["a shop"]}, r"is no Ray dashboard \(status 200\); check host and port"),
+        ({"status": 404}, r"is no Ray dashboard \(status 404\); check host and port"),
+        ({"status": 503}, r"is no Ray dashboard \(status 503\); check host and port"),
+    ],
+)
+def test_what_answers_and_is_no_cluster_of_ours_is_named(dashboard, answers, told):
+    with pytest.raises(ClusterError, match=told):
+        RayJobs(dashboard(**answers)).check()
+
+
+def test_nothing_is_submitted_where_nothing_answers(tmp_path):
+    from search_spaces import exercise1_1stpart
+
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    with pytest.raises(ClusterError, match=f"no Ray cluster answers at http://{address} .connection refused"):
+        Client(address, storage=tmp_path / "jobs").submit(exercise1_1stpart.experiments)
+    assert not (tmp_path / "jobs").exists()
+
+
+def test_a_job_is_told_of_when_its_cluster_is_gone(tmp_path):
+    job = job_in(tmp_path)
+    client = Client(f"127.0.0.1:{free_ports(1)[0]}", storage=tmp_path)
+    beat(job)
+    assert client.status(job.id).state is JobState.RUNNING
+    beat(job, ago_s=1000)
+    assert client.status(job.id).state is JobState.LOST
+    job.output.write_text("3/5 trials\n", encoding="utf-8")
+    assert "".join(client.logs(job.id, follow=True)) == "3/5 trials\n"
+    assert [one.id for one in client.list()] == [job.id]
