@@ -2,6 +2,9 @@
 
 import io
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -209,3 +212,36 @@ def test_what_is_not_finite_is_null(service):
     told = service.http.get(f"/searches/{search_id}/trials?sort=trial_id").text
     assert json.loads(told)["trials"][0]["train_loss"] is None
     assert "Infinity" not in told
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "service.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_of_the_documentation_are_answered(service):
+    (block,) = [one for one in re.findall(r"```sh\n(.*?)```", DOCS, flags=re.DOTALL) if "curl" in one]
+    search_id = service.begin({"space": "line.random"})
+    home = service.leave(search_id)
+    trials, history = pd.read_parquet(home.trials_file), pd.read_parquet(home.history_file)
+    trials.assign(test_accuracy=0.5).to_parquet(home.trials_file, index=False)
+    history.assign(test_accuracy=0.5).to_parquet(home.history_file, index=False)
+    service.client.folder(search_id).report.write_text("<html></html>", encoding="utf-8")
+    service.drive(search_id)
+    asked = 0
+    for line in block.splitlines():
+        if not line.startswith("curl"):
+            continue
+        words = shlex.split(line, comments=True)
+        (url,) = [word for word in words if word.startswith("$URL")]
+        body = words[words.index("-d") + 1] if "-d" in words else None
+        way = "POST" if body or "POST" in words else "GET"
+        headers = {"Content-Type": "application/json"} if body else {}
+        answer = service.http.request(
+            way, url.removeprefix("$URL").replace("$ID", search_id), content=body, headers=headers
+        )  # fmt: skip
+        assert answer.is_success, f"{line}: {answer.text}"
+        asked += 1
+        if "/stop" in url:
+            service.drive(search_id, "stopped")
+        if "/resume" in url:
+            service.drive(search_id, "finished", 2)
+    assert asked == block.count("\ncurl")

@@ -159,7 +159,7 @@
       const rest = `${left}${thinned}${group}${told.curves.length > 1 ? "; the best is thick" : ""}${told.curves.some((one) => one.status === "running") ? ", under way dashed" : ""}.`;
       this.make({
         series,
-        scales: { x: { time: false }, y: isLog ? { distr: 3 } : {} },
+        scales: { x: { time: false }, y: !isLog ? {} : highest / lowest > 20 ? { distr: 3, range: () => [lowest / 1.15, highest * 1.15] } : { distr: 3 } },
         axes: [this.axis("step"), this.axis(words(told.metric), { size: 62, values: (plot, all) => this.ticks(all) })],
       }, data, rest);
     }
