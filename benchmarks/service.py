@@ -26,7 +26,7 @@ from benchmarks.harness import ROOT, Measurement, benchmark_parser, measure, pub
 
 NAMES = ("no readers", "readers of the service", "readers of another server")
 #: A search of both cores, for somewhat longer than the readers read.
-BODY = {"space": "exercise2.softmax", "set": {"steps": 1200, "num_evaluations": 20}, "fuse": "off"}
+BODY = {"space": "exercise2.softmax", "set": {"steps": 1000, "num_evaluations": 20}, "fuse": "off"}
 #: What a page asks for, and what a program does.
 PATHS = (
     "/searches/{id}", "/view/{id}/summary", "/view/{id}/table", "/searches/{id}/curves", "/searches/{id}/response",

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shlex
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -162,6 +163,20 @@ def test_curves_are_few_and_thin_and_the_best_is_last(service):
     one = service.http.get(f"/searches/{search_id}/curves?filter=trial_id=t00003").json()["curves"]
     assert [curve["trial_id"] for curve in one] == ["t00003"]
     assert "no metric 'x'" in error_of(service.http.get(f"/searches/{search_id}/curves?metric=x"))
+
+
+@pytest.mark.slow
+def test_a_search_of_very_many_trials_is_told_in_parts(service):
+    search_id = service.begin({"space": "line.random"})
+    service.leave(search_id, num_trials=10_500, num_steps=2)
+    began = time.monotonic()
+    told = service.http.get(f"/searches/{search_id}/curves").json()
+    assert (told["num_trials"], len(told["curves"])) == (10_500, 100)
+    assert service.http.get(f"/view/{search_id}", headers={"Accept": "text/html"}).text.count('<tr id="trial-') == 50
+    assert len(service.http.get(f"/searches/{search_id}/trials?limit=10000").json()["trials"]) == 10_000
+    assert service.http.get(f"/searches/{search_id}/history?format=parquet").headers["x-total-count"] == "21000"
+    assert sum(len(line["x"]) for line in service.http.get(f"/searches/{search_id}/response").json()["lines"]) == 2000
+    assert time.monotonic() - began < 10
 
 
 def test_a_metric_stands_against_a_parameter(service):
