@@ -1,6 +1,6 @@
 """What the HTTP service costs a search that is read by many: 200 readers for 30 seconds, none, or of another server.
 
-    python benchmarks/service.py [--repeats 3] [--readers 200] [--seconds 30] [--pause 1]
+    python benchmarks/service.py [--repeats 3] [--readers 200] [--seconds 30] [--pause 1] [--steps 1000]
 
 Each time a search is started through the service and runs to its end (both cores of a small machine are busy with it).
 Contenders are: no readers; readers of the service, who ask for the status, the page's parts, curves and trials, each
@@ -26,7 +26,7 @@ from benchmarks.harness import ROOT, Measurement, benchmark_parser, measure, pub
 
 NAMES = ("no readers", "readers of the service", "readers of another server")
 #: A search of both cores, for somewhat longer than the readers read.
-BODY = {"space": "exercise2.softmax", "set": {"steps": 1000, "num_evaluations": 20}, "fuse": "off"}
+STEPS = 1000
 #: What a page asks for, and what a program does.
 PATHS = (
     "/searches/{id}", "/view/{id}/summary", "/view/{id}/table", "/searches/{id}/curves", "/searches/{id}/response",
@@ -78,7 +78,9 @@ class Service:
         self.process.wait(30)
 
 
-def search(readers: str, number: int, seconds: float, pause: float, folder: Path) -> Measurement:
+def search(
+    readers: str, number: int, seconds: float, pause: float, steps: int, folder: Path
+) -> Measurement:  # fmt: skip
     """Run a search, read by some or by nobody.
 
     Args:
@@ -86,12 +88,14 @@ def search(readers: str, number: int, seconds: float, pause: float, folder: Path
         number: How many they are.
         seconds: How long they read.
         pause: Between an answer and the next question.
+        steps: Of each trial.
         folder: For everything.
     """
     service = Service(folder)
     other = None
     try:
-        search_id = service.ask("/searches", BODY)["id"]
+        values = {"steps": steps, "num_evaluations": 20}
+        search_id = service.ask("/searches", {"space": "exercise2.softmax", "set": values, "fuse": "off"})["id"]
         while not service.ask(f"/searches/{search_id}")["experiments"][0]["num_ended"]:
             time.sleep(0.3)
         measured: Measurement = {}
@@ -157,8 +161,10 @@ def main() -> None:
     parser.add_argument("--readers", type=int, default=200, metavar="N", help="at the same time (default: 200)")
     parser.add_argument("--seconds", type=float, default=30.0, metavar="S", help="for so long (default: 30)")
     parser.add_argument("--pause", type=float, default=1.0, metavar="S", help="of each, about (default: 1)")
+    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"of each trial (default: {STEPS})")
     flags = parser.parse_args()
-    contenders = {name: partial(search, name, flags.readers, flags.seconds, flags.pause) for name in flags.only}
+    settings = (flags.readers, flags.seconds, flags.pause, flags.steps)
+    contenders = {name: partial(search, name, *settings) for name in flags.only}
     measured = measure(contenders, flags.repeats)
     table = summarise(measured, "search_s")
     for row in table:
