@@ -28,7 +28,7 @@ format: $(INSTALLED)    ## put the code into its format
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED)     ## measurements against other ways to do the same
-	for question in overhead softmax_table exercise1 cnn_step recording loading fusion search_cost; do $(BIN)/python benchmarks/$$question.py || exit 1; done
+	for question in overhead softmax_table exercise1 cnn_step recording loading fusion search_cost service; do $(BIN)/python benchmarks/$$question.py || exit 1; done
 
 clean:          ## remove the virtual environment; results stay
 	rm -rf $(VENV)

@@ -26,6 +26,10 @@ OPTUNA = "Optuna, a thread a core"
         pytest.param("cnn_step", ["--seconds", "0.2", "--batch-sizes", "4"], ["tune_hpc"], marks=pytest.mark.slow),
         ("recording", ["--points", "20"], ["Optuna, in memory", "Optuna, SQLite"]),
         ("loading", ["--trials", "144", "--optuna-trials", "72"], ["tune_hpc", "Ray Tune, result.json"]),
+        pytest.param(
+            "service", ["--readers", "5", "--seconds", "1", "--steps", "300"], ["no readers", "readers of the service"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param("exercise1", ["--steps", "20"], ["unfused"], marks=pytest.mark.slow),
         pytest.param(
             "search_cost", ["--steps", "5", "--width", "0.03", "--images", "50", "--seeds", "2"],

@@ -280,6 +280,12 @@ def test_what_nobody_thought_of_is_one_line_and_the_service_stays_up(service, mo
     assert service.http.get("/searches").status_code == 200
 
 
+def test_a_method_that_a_path_does_not_serve_is_said_to_be_none(service):
+    answer = service.http.put("/searches")
+    assert answer.status_code == 405
+    assert "PUT is not served at '/searches'" in error_of(answer)
+
+
 def test_too_many_requests_are_told_to_wait(tmp_path):
     service = serve(tmp_path / "jobs", reads_per_s=5, writes_per_s=1)
     with service.http:

@@ -87,6 +87,10 @@ def test_the_table_sorts_filters_and_turns_pages(service):
     assert "1 to 1 of 1 trials that pass the filter, 120 in all" in text_of(failed)
     none = service.http.get(f"/view/{search_id}/table?filter=status%3Drunning", headers=PAGE).text
     assert "None of the 120 trials passes this filter." in text_of(none)
+    # As a browser without scripts asks for it.
+    whole = service.http.get(f"/view/{search_id}?filter=status%3Dfailed", headers=PAGE).text
+    assert 'name="filter" value="status=failed"' in whole
+    assert "1 to 1 of 1 trials that pass the filter" in text_of(whole)
     odd = service.http.get(f"/view/{search_id}/table?filter=nonsense", headers=PAGE)
     assert odd.status_code == 200
     assert "a filter reads COLUMN OPERATOR VALUE" in text_of(odd.text)

@@ -2,6 +2,10 @@
 
 import io
 import json
+import re
+import shlex
+import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -161,6 +165,20 @@ def test_curves_are_few_and_thin_and_the_best_is_last(service):
     assert "no metric 'x'" in error_of(service.http.get(f"/searches/{search_id}/curves?metric=x"))
 
 
+@pytest.mark.slow
+def test_a_search_of_very_many_trials_is_told_in_parts(service):
+    search_id = service.begin({"space": "line.random"})
+    service.leave(search_id, num_trials=10_500, num_steps=2)
+    began = time.monotonic()
+    told = service.http.get(f"/searches/{search_id}/curves").json()
+    assert (told["num_trials"], len(told["curves"])) == (10_500, 100)
+    assert service.http.get(f"/view/{search_id}", headers={"Accept": "text/html"}).text.count('<tr id="trial-') == 50
+    assert len(service.http.get(f"/searches/{search_id}/trials?limit=10000").json()["trials"]) == 10_000
+    assert service.http.get(f"/searches/{search_id}/history?format=parquet").headers["x-total-count"] == "21000"
+    assert sum(len(line["x"]) for line in service.http.get(f"/searches/{search_id}/response").json()["lines"]) == 2000
+    assert time.monotonic() - began < 10
+
+
 def test_a_metric_stands_against_a_parameter(service):
     search_id = service.begin()
     service.leave(search_id, num_trials=4)
@@ -209,3 +227,36 @@ def test_what_is_not_finite_is_null(service):
     told = service.http.get(f"/searches/{search_id}/trials?sort=trial_id").text
     assert json.loads(told)["trials"][0]["train_loss"] is None
     assert "Infinity" not in told
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "service.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_of_the_documentation_are_answered(service):
+    (block,) = [one for one in re.findall(r"```sh\n(.*?)```", DOCS, flags=re.DOTALL) if "curl" in one]
+    search_id = service.begin({"space": "line.random"})
+    home = service.leave(search_id)
+    trials, history = pd.read_parquet(home.trials_file), pd.read_parquet(home.history_file)
+    trials.assign(test_accuracy=0.5).to_parquet(home.trials_file, index=False)
+    history.assign(test_accuracy=0.5).to_parquet(home.history_file, index=False)
+    service.client.folder(search_id).report.write_text("<html></html>", encoding="utf-8")
+    service.drive(search_id)
+    asked = 0
+    for line in block.splitlines():
+        if not line.startswith("curl"):
+            continue
+        words = shlex.split(line, comments=True)
+        (url,) = [word for word in words if word.startswith("$URL")]
+        body = words[words.index("-d") + 1] if "-d" in words else None
+        way = "POST" if body or "POST" in words else "GET"
+        headers = {"Content-Type": "application/json"} if body else {}
+        answer = service.http.request(
+            way, url.removeprefix("$URL").replace("$ID", search_id), content=body, headers=headers
+        )  # fmt: skip
+        assert answer.is_success, f"{line}: {answer.text}"
+        asked += 1
+        if "/stop" in url:
+            service.drive(search_id, "stopped")
+        if "/resume" in url:
+            service.drive(search_id, "finished", 2)
+    assert asked == block.count("\ncurl")

@@ -88,11 +88,12 @@ class Access:
             )
         is_public = path in _PUBLIC or path.startswith(_PUBLIC_FOLDER)
         has_sent_token = False
-        if self.token is not None and not is_public:
+        if self.token is not None:
             given = headers.get("authorization", "")
             scheme, _, sent = given.partition(" ")
             has_sent_token = scheme.lower() == "bearer" and is_same(sent.strip(), self.token)
-            if not has_sent_token and not is_session(session_of(headers, self.token), self.token):
+            is_known = has_sent_token or is_public or is_session(session_of(headers, self.token), self.token)
+            if not is_known:
                 return self._unknown(scope, headers, given)
         if scope["method"] not in _READS and not has_sent_token and not self._is_from_here(headers):
             return error_answer(

@@ -5,16 +5,18 @@ import errno
 import hashlib
 import json
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import anyio
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tune_hpc.errors import (
     ClusterError,
@@ -31,6 +33,12 @@ _log = logging.getLogger(__name__)
 MOST_BYTES = 64_000_000
 #: Threads that read; more would only wait for one another.
 NUM_READERS = 4
+#: Making an answer anew takes at most this part of a core, for the search may need it; what takes longer holds longer.
+MOST_SHARE = 0.005
+#: Seconds for which an address is answered without asking what it means.
+SHORTCUT_S = 0.5
+MOST_SHORTCUTS = 1000
+_ANSWERED = "tune_hpc.answered"
 
 
 class Json(JSONResponse):
@@ -79,7 +87,7 @@ def disposition(name: str) -> dict[str, str]:
     return {"Content-Disposition": f'attachment; filename="{name}"'}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Answer:
     """What is answered to all who ask the same.
 
@@ -95,13 +103,14 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
     version: object = None
 
-    @property
+    @cached_property
     def tag(self) -> str:
         """What differs where the body does."""
         return f'"{hashlib.md5(self.body, usedforsecurity=False).hexdigest()}"'
 
     def as_response(self, request: Request) -> Response:
         """Return it for one request: nothing but a status where the client has it already."""
+        request.scope[_ANSWERED] = self
         told = {"Cache-Control": "private, no-cache", "ETag": self.tag, **self.headers}
         if request.headers.get("if-none-match") == told["ETag"]:
             return Response(status_code=304, headers=told)
@@ -121,6 +130,8 @@ class Kept:
         self._num_bytes = 0
         self._under_way: dict[object, asyncio.Task[Answer]] = {}
         self._readers: anyio.CapacityLimiter | None = None
+        self._num_changes = 0
+        self.shortcuts: dict[tuple[str, bytes], tuple[float, Answer]] = {}
 
     async def get(self, key: object, make: Callable[[Answer | None], Answer]) -> Answer:
         """Return an answer.
@@ -145,22 +156,66 @@ class Kept:
     def forget(self) -> None:
         """Have everything looked at again, for something was changed."""
         self._answers = OrderedDict((key, (0.0, answer)) for key, (_, answer) in self._answers.items())
+        self.shortcuts.clear()
+        self._num_changes += 1
 
     async def _make(self, key: object, make: Callable[[Answer | None], Answer], before: Answer | None) -> Answer:
         if self._readers is None:
             self._readers = anyio.CapacityLimiter(NUM_READERS)
+        clock = asyncio.get_running_loop().time
+        num_changes = self._num_changes
         try:
-            answer = await anyio.to_thread.run_sync(partial(make, before), limiter=self._readers)
+            answer, took_s = await anyio.to_thread.run_sync(partial(_timed, make, before), limiter=self._readers)
         finally:
             del self._under_way[key]
+        lasts_s = min(10 * self.lasts_s, max(self.lasts_s, took_s / MOST_SHARE))
+        if num_changes != self._num_changes:
+            # What was changed meanwhile may be in it, or not.
+            lasts_s = 0.0
         if (held := self._answers.pop(key, None)) is not None:
             self._num_bytes -= len(held[1].body)
-        self._answers[key] = (asyncio.get_running_loop().time() + self.lasts_s, answer)
+        self._answers[key] = (clock() + lasts_s, answer)
         self._num_bytes += len(answer.body)
         while self._num_bytes > MOST_BYTES:
             _, (_, dropped) = self._answers.popitem(last=False)
             self._num_bytes -= len(dropped.body)
         return answer
+
+
+def _timed(make: Callable[[Answer | None], Answer], before: Answer | None) -> tuple[Answer, float]:
+    """Return an answer, and the processor seconds that it took."""
+    began = time.thread_time()
+    return make(before), time.thread_time() - began
+
+
+class Shortcut:
+    """Answers what was asked a moment ago at once: many who watch one search ask the same, again and again.
+
+    Args:
+        app: What comes behind it.
+        kept: Whose answers they are.
+    """
+
+    def __init__(self, app: ASGIApp, kept: Kept) -> None:
+        self.app = app
+        self.kept = kept
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or scope["method"] != "GET":
+            await self.app(scope, receive, send)
+            return
+        shortcuts = self.kept.shortcuts
+        key = (scope["path"], scope["query_string"])
+        until, answer = shortcuts.get(key, (0.0, None))
+        if answer is not None and time.monotonic() < until:
+            await answer.as_response(Request(scope))(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+        if answered := scope.get(_ANSWERED):
+            if len(shortcuts) >= MOST_SHORTCUTS:
+                shortcuts.clear()
+            shortcuts[key] = (time.monotonic() + SHORTCUT_S, answered)
 
 
 async def in_thread(work: Callable[[], Any]) -> Any:

@@ -13,7 +13,7 @@ from tune_hpc.cluster.client import JobClient
 from tune_hpc.errors import RequestError, TuneHpcError
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.service.access import Access
-from tune_hpc.service.answers import Json, error_answer
+from tune_hpc.service.answers import Json, Shortcut, error_answer
 from tune_hpc.service.catalogue import Catalogue
 from tune_hpc.service.descriptions import Health, SpaceList, SpaceTold, errors
 from tune_hpc.service.entrance import entrance_routes
@@ -72,6 +72,7 @@ def create_app(
         app.add_exception_handler(kind, partial(_answer, templates, told))
     app.add_exception_handler(Exception, _unexpected)
     # The last one added is the first one asked.
+    app.add_middleware(Shortcut, kept=parts.kept)
     app.add_middleware(Limits, reads_per_s=reads_per_s, writes_per_s=writes_per_s)
     app.add_middleware(Access, token=token, hosts=hosts)
     return app

@@ -10,7 +10,7 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.wording import condition, value_text
 from tune_hpc.errors import RequestError
 from tune_hpc.service.charts import group_parameter
-from tune_hpc.service.frames import Query, records, select
+from tune_hpc.service.frames import passing, records
 
 #: Curves and points of each, unless told otherwise and at most.
 MOST_CURVES, MOST_POINTS = 100, 200
@@ -48,11 +48,13 @@ def curves(
         there = f"there are {', '.join(known)}" if known else "no trial has reported one yet"
         raise RequestError(f"no metric {metric!r} in the history of {results.name}; {there}")
     chosen = metric or next(iter(known), results.metric)
-    trials, _ = select(results.trials, Query(tuple(filters), limit=len(results.trials) + 1))
+    trials = passing(results.trials, filters)
     taken = results.history.dropna(subset=[chosen]) if chosen in results.history else results.history.iloc[:0]
     taken = taken[taken["trial_id"].isin(trials["trial_id"])]
+    trials = trials[trials["trial_id"].isin(taken["trial_id"].unique())]
+    shown = _chosen(results, trials, max_curves)
+    taken = taken[taken["trial_id"].isin(shown["trial_id"])]
     by_trial = {str(name): one for name, one in taken.groupby("trial_id", observed=True)}
-    shown = _chosen(results, trials[trials["trial_id"].isin(by_trial.keys())], max_curves)
     names, group = [name for name in results.varying if name in shown], group_parameter(results)
     drawn = [
         {
@@ -69,7 +71,7 @@ def curves(
         "metric": chosen,
         "metrics": known,
         "group": group,
-        "num_trials": len(by_trial),
+        "num_trials": len(trials),
         "is_thinned": any(len(by_trial[one["trial_id"]]) > len(one["steps"]) for one in drawn),
         "curves": drawn,
     }

@@ -52,8 +52,7 @@ def select(df: pd.DataFrame, query: Query) -> tuple[pd.DataFrame, int]:
     Raises:
         RequestError: no such column, a filter that cannot be read, or a page that is too large.
     """
-    for text in query.filters:
-        df = df[_passes(df, text)]
+    df = passing(df, query.filters)
     if query.sort:
         names = [one.removeprefix("-") for one in query.sort]
         for name in names:
@@ -73,6 +72,17 @@ def select(df: pd.DataFrame, query: Query) -> tuple[pd.DataFrame, int]:
             _check_column(df, name)
         page = page[list(dict.fromkeys(query.columns))]
     return page, len(df)
+
+
+def passing(df: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
+    """Return the rows that pass all filters.
+
+    Raises:
+        RequestError: no such column, or a filter that cannot be read.
+    """
+    for text in filters:
+        df = df[_passes(df, text)]
+    return df
 
 
 def as_answer(df: pd.DataFrame, query: Query, name: str, version: object, what: str = "rows") -> Answer:

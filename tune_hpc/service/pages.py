@@ -84,12 +84,12 @@ def page_routes(parts: Parts, templates: Templates) -> APIRouter:
         }
 
     @router.get("/view/{search_id}")
-    async def read_view(request: Request, search_id: str, asked: Annotated[OfExperiment, Query()]) -> Response:
+    async def read_view(request: Request, search_id: str, asked: Annotated[Rows, Query()]) -> Response:
         def look(_: object) -> tuple[object, dict[str, Any]]:
             shown = shown_of(search_id, asked.experiment)
-            return None, {**shown, "table": table_of(search_id, Rows(experiment=asked.experiment))[1]}
+            return None, {**shown, "table": table_of(search_id, asked)[1]}
 
-        return await kept(request, (search_id, asked.experiment), "view.html", look)
+        return await kept(request, (search_id, asked.model_dump_json()), "view.html", look)
 
     @router.get("/view/{search_id}/summary")
     async def read_summary(request: Request, search_id: str, asked: Annotated[OfExperiment, Query()]) -> Response:

@@ -17,9 +17,9 @@ from tune_hpc.errors import RequestError
 
 #: What searches that were read may hold in all, in bytes.
 MOST_BYTES = 1_000_000_000
-#: A folder is looked at no more often than each so many seconds, and reading takes at most this part of the time.
+#: A folder is looked at no more often than each so many seconds, and reading takes at most this part of a core.
 LEAST_S = 0.5
-MOST_SHARE = 0.1
+MOST_SHARE = 0.02
 
 
 @dataclass
@@ -71,9 +71,9 @@ class Readings:
             self._held.move_to_end(home.path)
         with held.lock:
             if held.results is None or time.monotonic() >= held.look_at:
-                began = time.monotonic()
+                began = time.thread_time()
                 results = held.following.results()
-                took_s = time.monotonic() - began
+                took_s = time.thread_time() - began
                 held.look_at = time.monotonic() + max(LEAST_S, took_s * (1 / MOST_SHARE - 1))
                 if results is not held.results:
                     held.results, held.num_bytes = results, held.following.num_bytes

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tune_hpc import __version__
 from tune_hpc.analysis.object_store import here, is_remote, place_of
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tune_hpc.search.experiment import Experiment
 
 DEFAULT_PORT = 8300
+#: Of the parsers that uvicorn knows the one that bounds the head of a request, too.
+HTTP: Literal["h11"] = "h11"
 TOKEN_FILE = "service-token"
 
 
@@ -127,7 +129,7 @@ def _serve(flags: argparse.Namespace) -> int:
         **{name: value for name, value in limits.items() if value is not None},
     )  # fmt: skip
     config = uvicorn.Config(
-        app, host=flags.host, port=flags.port, access_log=False, log_level="warning", server_header=False,
+        app, host=flags.host, port=flags.port, access_log=False, log_level="warning", server_header=False, http=HTTP,
         limit_concurrency=2000, timeout_keep_alive=30, timeout_graceful_shutdown=5,
     )  # fmt: skip
     server = uvicorn.Server(config)

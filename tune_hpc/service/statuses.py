@@ -13,8 +13,9 @@ from tune_hpc.errors import FolderError, RequestError, UnknownNameError
 
 #: Jobs that have ended, and of which is remembered how.
 MOST_REMEMBERED = 20_000
-#: Seconds for which a look at all jobs holds.
+#: Seconds for which a look at all jobs holds, at least; and the part of a core that looking takes, at most.
 LASTS_S = 1.0
+MOST_SHARE = 0.02
 _AT_REST = (JobState.FINISHED, JobState.STOPPED, JobState.FAILED)
 
 
@@ -28,12 +29,12 @@ class Statuses:
     def __init__(self, client: JobClient) -> None:
         self._client = client
         self._ended: dict[str, tuple[int, dict[str, Any]]] = {}
-        self._all: tuple[float, list[dict[str, Any]]] = (-LASTS_S, [])
+        self._all: tuple[float, list[dict[str, Any]]] = (0.0, [])
         self._lock = threading.Lock()
 
     def forget(self) -> None:
         """Have all jobs looked at again."""
-        self._all = (-LASTS_S, [])
+        self._all = (0.0, [])
 
     def one(self, job_id: str) -> dict[str, Any]:
         """Return how a job stands.
@@ -42,14 +43,11 @@ class Statuses:
             UnknownNameError: it is none of this storage.
             FolderError: a file of it cannot be read.
         """
-        folder = find(self._client, job_id)
-        try:
-            # A store tells no time of a folder: what ended there is asked for again.
-            stamp = 0 if is_remote(folder.place) else folder.attempts.stat().st_mtime_ns
-        except FileNotFoundError:
-            stamp = 0
-        if (held := self._ended.get(job_id)) and held[0] == stamp:
+        held = self._ended.get(job_id)
+        if held and held[0] == _stamp(JobFolder(self._client.storage / job_id)):
             return held[1]
+        folder = find(self._client, job_id)
+        stamp = _stamp(folder)
         status = self._client.status(job_id)
         told = described(status, folder.read()["experiments"])
         if status.state in _AT_REST and stamp:
@@ -61,10 +59,12 @@ class Statuses:
     def all(self) -> list[dict[str, Any]]:
         """Return how every job stands, the latest first; one whose files cannot be read is told as such."""
         with self._lock:
-            looked_at, told = self._all
-            if time.monotonic() - looked_at >= LASTS_S:
+            until, told = self._all
+            if time.monotonic() >= until:
+                began = time.thread_time()
                 told = self._look()
-                self._all = (time.monotonic(), told)
+                lasts_s = max(LASTS_S, (time.thread_time() - began) / MOST_SHARE)
+                self._all = (time.monotonic() + lasts_s, told)
             return told
 
     def _look(self) -> list[dict[str, Any]]:
@@ -77,6 +77,15 @@ class Statuses:
             except FolderError as error:
                 told.append(_unreadable(job.id, " ".join(str(error).split())))
         return told
+
+
+def _stamp(folder: JobFolder) -> int:
+    """Return what differs once a job was asked to run again, or its driver said something; 0 where it has none."""
+    try:
+        # A store tells no time of a folder: what ended there is asked for again.
+        return 0 if is_remote(folder.place) else folder.attempts.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def find(client: JobClient, job_id: str) -> JobFolder:

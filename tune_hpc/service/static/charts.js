@@ -159,7 +159,7 @@
       const rest = `${left}${thinned}${group}${told.curves.length > 1 ? "; the best is thick" : ""}${told.curves.some((one) => one.status === "running") ? ", under way dashed" : ""}.`;
       this.make({
         series,
-        scales: { x: { time: false }, y: isLog ? { distr: 3 } : {} },
+        scales: { x: { time: false }, y: !isLog ? {} : highest / lowest > 20 ? { distr: 3, range: () => [lowest / 1.15, highest * 1.15] } : { distr: 3 } },
         axes: [this.axis("step"), this.axis(words(told.metric), { size: 62, values: (plot, all) => this.ticks(all) })],
       }, data, rest);
     }
@@ -176,13 +176,14 @@
       })];
       this.xName = words(told.parameter);
       const group = names.length > 1 ? `; coloured by ${words(told.group)}` : "";
+      const shown = told.lines.reduce((sum, one) => sum + one.x.length, 0);
       const all = data[0], low = all[0], high = all[all.length - 1];
       const range = told.is_log ? [low / 1.3, high * 1.3] : [low - (high - low || 1) * 0.04, high + (high - low || 1) * 0.04];
       this.make({
         series,
         scales: { x: { time: false, distr: told.is_log ? 3 : 1, range: () => range } },
         axes: [this.axis(words(told.parameter), { values: (plot, ticks) => this.ticks(ticks) }), this.axis(words(told.metric), { size: 62, values: (plot, ticks) => this.ticks(ticks) })],
-      }, data, `${plural(told.num_points, "configuration")}${group}; seeds taken together.`);
+      }, data, `${shown < told.num_points ? `${shown} of ` : ""}${plural(told.num_points, "configuration")}${group}; seeds taken together.`);
     }
   }
 

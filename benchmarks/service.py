@@ -1,0 +1,182 @@
+"""What the HTTP service costs a search that is read by many: 200 readers for 30 seconds, none, or of another server.
+
+    python benchmarks/service.py [--repeats 3] [--readers 200] [--seconds 30] [--pause 1] [--steps 1000]
+
+Each time a search is started through the service and runs to its end (both cores of a small machine are busy with it).
+Contenders are: no readers; readers of the service, who ask for the status, the page's parts, curves and trials, each
+with a pause of half to one and a half times --pause between an answer and the next question; and the same readers of a
+server that answers with as many bytes at once, for on one machine the readers take their part of it, too. Compared is
+the search's own time; an answer that is an error makes the measurement void.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.harness import ROOT, Measurement, benchmark_parser, measure, publish, summarise
+
+NAMES = ("no readers", "readers of the service", "readers of another server")
+#: A search of both cores, for somewhat longer than the readers read.
+STEPS = 1000
+#: What a page asks for, and what a program does.
+PATHS = (
+    "/searches/{id}", "/view/{id}/summary", "/view/{id}/table", "/searches/{id}/curves", "/searches/{id}/response",
+    "/searches/{id}/trials?limit=50",
+)  # fmt: skip
+#: The size of the other server's answers, about that of the service's.
+NUM_BYTES = 8000
+
+
+class Service:
+    """A service as a process of its own.
+
+    Args:
+        folder: Where its storage is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        self.log = folder / "service.log"
+        with self.log.open("w") as log:
+            command = [sys.executable, "-m", "tune_hpc.cli", "serve", "--storage", "jobs", "--port", "0"]
+            self.process = subprocess.Popen(
+                [*command, "--reads-per-s", "1e5"], cwd=folder, stdout=log, stderr=log,
+                env=os.environ | {"PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"},
+            )  # fmt: skip
+        while "token: in" not in self.log.read_text(encoding="utf-8"):
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the service ended:\n{self.log.read_text(encoding='utf-8')}")
+            time.sleep(0.2)
+        self.port = int(self.log.read_text(encoding="utf-8").splitlines()[0].rpartition(":")[2])
+        self.token = (folder / "jobs" / "service-token").read_text(encoding="utf-8").strip()
+
+    def ask(self, path: str, body: Any = None) -> Any:
+        """Return an answer's JSON."""
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def cpu_s(self) -> float:
+        """Return the processor seconds that it has used."""
+        parts = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
+
+    def end(self) -> None:
+        """End it."""
+        self.process.terminate()
+        self.process.wait(30)
+
+
+def search(
+    readers: str, number: int, seconds: float, pause: float, steps: int, folder: Path
+) -> Measurement:  # fmt: skip
+    """Run a search, read by some or by nobody.
+
+    Args:
+        readers: One of ``NAMES``.
+        number: How many they are.
+        seconds: How long they read.
+        pause: Between an answer and the next question.
+        steps: Of each trial.
+        folder: For everything.
+    """
+    service = Service(folder)
+    other = None
+    try:
+        values = {"steps": steps, "num_evaluations": 20}
+        search_id = service.ask("/searches", {"space": "exercise2.softmax", "set": values, "fuse": "off"})["id"]
+        while not service.ask(f"/searches/{search_id}")["experiments"][0]["num_ended"]:
+            time.sleep(0.3)
+        measured: Measurement = {}
+        if readers != NAMES[0]:
+            port, paths = service.port, [path.format(id=search_id) for path in PATHS]
+            if readers == NAMES[2]:
+                other = subprocess.Popen([sys.executable, __file__, "--answer"], stdout=subprocess.PIPE, text=True)
+                assert other.stdout is not None
+                port = int(other.stdout.readline())
+            measured = read(service, port, paths, number, seconds, pause)
+            if not service.ask(f"/searches/{search_id}")["is_active"]:
+                raise RuntimeError("the search ended while it was read; make it longer")
+        while service.ask(f"/searches/{search_id}")["is_active"]:
+            time.sleep(0.5)
+        told = service.ask(f"/searches/{search_id}")
+        held = json.loads((folder / "jobs" / search_id / "exercise2.softmax" / "experiment.json").read_text("utf-8"))
+        if told["state"] != "finished":
+            raise RuntimeError(f"the search did not end well: {told['state']} {told['reason']}")
+        return {**measured, "search_s": held["provenance"]["wall_s"]}
+    finally:
+        service.end()
+        if other:
+            other.terminate()
+            other.communicate()
+
+
+def read(
+    service: Service, port: int, paths: list[str], number: int, seconds: float, pause: float
+) -> Measurement:  # fmt: skip
+    """Have many read; return how it went, and what the service spent on it."""
+    command = [sys.executable, "-m", "benchmarks.peers.http_readers", str(port), "--readers", str(number)]
+    command += ["--seconds", str(seconds), "--pause", str(pause), "--paths", *paths]
+    before = service.cpu_s()
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"TOKEN": service.token}, capture_output=True, text=True, check=True
+    )  # fmt: skip
+    told: Measurement = json.loads(done.stdout)
+    if told["num_errors"]:
+        raise RuntimeError(f"{told['num_errors']} answers were errors: {told['statuses']} {told['errors']}")
+    return told | {"service_cpu_s": service.cpu_s() - before, "read_s": seconds}
+
+
+async def answer_at_once() -> None:
+    """Be the other server: whatever is asked, the same bytes."""
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % NUM_BYTES + b"x" * NUM_BYTES
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(answer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=1000)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+def main() -> None:
+    """Measure all contenders in turn and print the table."""
+    parser = benchmark_parser(__file__, __doc__, list(NAMES))
+    parser.add_argument("--readers", type=int, default=200, metavar="N", help="at the same time (default: 200)")
+    parser.add_argument("--seconds", type=float, default=30.0, metavar="S", help="for so long (default: 30)")
+    parser.add_argument("--pause", type=float, default=1.0, metavar="S", help="of each, about (default: 1)")
+    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"of each trial (default: {STEPS})")
+    flags = parser.parse_args()
+    settings = (flags.readers, flags.seconds, flags.pause, flags.steps)
+    contenders = {name: partial(search, name, *settings) for name in flags.only}
+    measured = measure(contenders, flags.repeats)
+    table = summarise(measured, "search_s")
+    for row in table:
+        runs = [one for one in measured[row["contender"]] if "p99_ms" in one]
+        row["answers a second"] = max((one["answers_per_s"] for one in runs), default=0.0)
+        row["worst p99, ms"] = max((one["p99_ms"] for one in runs), default=0.0)
+        row["cores of the service"] = max((one["service_cpu_s"] / one["read_s"] for one in runs), default=0.0)
+    publish(flags, f"Seconds of a search with {flags.readers} readers for {flags.seconds:g} s", measured, table)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--answer"]:
+        asyncio.run(answer_at_once())
+    else:
+        main()
