@@ -12,11 +12,13 @@ settings.register_profile("tune_hpc", settings.get_profile("ci" if os.environ.ge
 settings.load_profile("tune_hpc")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Keep all that needs the shared Ray in one process, should several run the tests."""
+    """Keep what needs the shared Ray in one process, should several run the tests; clusters and jobs in another one."""
     for item in items:
         if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+            group = "clusters" if "tests/cluster/" in item.nodeid else "ray"
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

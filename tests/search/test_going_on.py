@@ -16,6 +16,7 @@ from ray import tune
 
 from tests.search.trainables import counts, valley
 from tune_hpc import Experiment, Space, extend, load, resume, run, run_all
+from tune_hpc.analysis.parts import part_row
 from tune_hpc.errors import FolderError, InvalidExperimentError
 from tune_hpc.search.study import Study
 
@@ -305,7 +306,8 @@ class TestInterrupted:
         process.wait()
         time.sleep(1.0)
         assert len(list(parts.glob("b*.checkpoint"))) == 2
-        assert not list(parts.glob("*.parquet"))
+        # No trial has ended; on a busy machine they have been under way for long enough to say so.
+        assert {part_row(part)["status"] for part in parts.glob("*.parquet")} <= {"running"}
         (resumed,) = resume(tmp_path / "out", **QUIET)
         assert list(resumed.trials["num_fused"]) == list(whole.trials["num_fused"]) == [2] * 4
         for trial_id in whole.trials["trial_id"]:
@@ -382,7 +384,7 @@ class TestLimits:
         (tmp_path / "slow.py").write_text(
             "import time\n"
             "def train(config, report):\n"
-            "    for step in range(1, 6):\n"
+            "    for step in range(1, 21):\n"
             "        time.sleep(0.1)\n"
             "        report(step, {'loss': config['x'] / step})\n",
             encoding="utf-8",

@@ -75,6 +75,8 @@ def create_app(
     app.add_middleware(Shortcut, kept=parts.kept)
     app.add_middleware(Limits, reads_per_s=reads_per_s, writes_per_s=writes_per_s)
     app.add_middleware(Access, token=token, hosts=hosts)
+    # FastAPI makes routes ready when they are first asked for, which two services of one process must not do at once.
+    app.openapi()
     return app
 
 
