@@ -91,7 +91,7 @@ def _chain(folder: Path, arguments: list[str], limit: str, num_nodes: int = 1, *
     _tune_hpc("slurm", *arguments, "--time", limit, "--warning", "60", "--output-dir", "run", "--job-name", "chain",
               "-o", "search.sbatch", cwd=folder)  # fmt: skip
     nodes = tuple(f"n{number}" for number in range(1, num_nodes + 1))
-    with slurm_cluster(nodes, shared=[folder]) as cluster:
+    with slurm_cluster(nodes, shared=[folder, *_cache()]) as cluster:
         began = time.monotonic()
         job_id = cluster.command("sbatch", "--parsable", "search.sbatch", cwd=folder)
         seen: list[dict[str, Any]] = []
@@ -147,6 +147,12 @@ def _kept(run: Path) -> list[str]:
             # It ended while we looked.
             continue
     return found
+
+
+def _cache() -> list[Path]:
+    """Return where the image data are, where that is told."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return [Path(cache)] if cache else []
 
 
 def _compared(alone: Path, folder: Path) -> Measurement:

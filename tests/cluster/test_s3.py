@@ -1,7 +1,9 @@
 """A search on two nodes that share nothing but an object store: each has a temporary folder of its own."""
 
 import os
+import tempfile
 from contextlib import ExitStack
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -19,19 +21,21 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 @pytest.fixture
 def two_machines(store_server, tmp_path):
     """A cluster of two nodes of one core."""
-    for name in ("one", "two", "home"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "home").mkdir()
     with ExitStack() as nodes:
-        head = nodes.enter_context(start_head(tmp_path / "home", num_cpus=1, TMPDIR=str(tmp_path / "one")))
-        nodes.enter_context(block(node_command(head, 1), {**head.environment, "TMPDIR": str(tmp_path / "two")}))
+        # Names of sockets in them have 107 characters at most.
+        one, two = (nodes.enter_context(tempfile.TemporaryDirectory(dir="/tmp")) for _ in range(2))
+        head = nodes.enter_context(start_head(tmp_path / "home", num_cpus=1, TMPDIR=one))
+        nodes.enter_context(block(node_command(head, 1), {**head.environment, "TMPDIR": two}))
         wait_for_nodes(head, 2)
-        yield head
+        yield head, Path(two)
 
 
 def test_a_search_on_nodes_that_share_an_object_store_only(two_machines, bucket, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "walks_here.py").write_text(WALK, encoding="utf-8")
-    client = Client(two_machines.dashboard, two_machines.token, storage=bucket)
+    head, other = two_machines
+    client = Client(head.dashboard, head.token, storage=bucket)
     job = client.submit(walk(tmp_path), checkpoint_interval_s=1.0)
     while job.status().experiments[0].running < 2:
         assert job.status().state.is_active, "".join(job.logs())
@@ -41,7 +45,7 @@ def test_a_search_on_nodes_that_share_an_object_store_only(two_machines, bucket,
     assert list(half["status"]) == ["running", "running"]
     assert half["steps_run"].between(1, 399).all()
     # The node that has no driver has copies of what its own trial wrote, and of nothing else.
-    copies = tmp_path / "two" / f"tune_hpc-{os.getuid()}" / "copies" / "s3"
+    copies = other / f"tune_hpc-{os.getuid()}" / "copies" / "s3"
     assert len(list(copies.rglob("*.parquet"))) == len(list(copies.rglob("*.checkpoint"))) == 1
     assert not list(copies.rglob("experiment.json"))
 

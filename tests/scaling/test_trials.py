@@ -1,5 +1,6 @@
 """Searches whose trials use several workers each, on a real Ray."""
 
+import os
 import time
 from pathlib import Path
 
@@ -24,16 +25,24 @@ SPACE = {
 
 
 def ray_train_processes():
-    """Return the command lines of Ray Train's actors that are alive, by process id."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    """Return the command lines of Ray Train's actors that are alive in this process's own Ray, by process id."""
+    found, parents = {}, {}
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            text = path.read_bytes().decode(errors="replace")
+            text = (path / "cmdline").read_bytes().decode(errors="replace")
+            parents[path.name] = (path / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]
         except OSError:
             continue
         if text.startswith("ray::") and any(name in text for name in ACTORS):
-            found[path.parent.name] = text
-    return found
+            found[path.name] = text
+
+    def is_ours(process):
+        # Other tests that run beside these have a Ray of their own.
+        while process in parents and process != str(os.getpid()):
+            process = parents[process]
+        return process == str(os.getpid())
+
+    return {process: text for process, text in found.items() if is_ours(process)}
 
 
 def left_behind():

@@ -31,3 +31,26 @@ def test_the_address_of_the_environment_counts_where_none_is_given(free_port, mo
 def test_an_impossible_port_is_refused(free_port):
     with pytest.raises(ClusterError, match=r"no Ray cluster at 127\.0\.0\.1:99999999"):
         ray_session("127.0.0.1:99999999").__enter__()
+
+
+@pytest.mark.parametrize("num_late", [1, 2])
+def test_a_ray_that_a_busy_machine_does_not_let_start_in_time_is_started_once_more(num_late, monkeypatch):
+    tried, ended = [], []
+
+    def start(**settings):
+        tried.append(settings["address"])
+        if len(tried) <= num_late:
+            raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", start)
+    monkeypatch.setattr("ray.shutdown", lambda: ended.append(True))
+    monkeypatch.setattr("tune_hpc.search.session._end_autoscaler", lambda: None)
+    if num_late == 1:
+        with ray_session():
+            assert tried == ["local", "local"]
+    else:
+        with pytest.raises(ClusterError, match="^Ray did not start on this machine in 30 s, twice; it is too busy"):
+            ray_session().__enter__()
+    assert len(ended) == 2

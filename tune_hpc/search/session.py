@@ -11,6 +11,8 @@ import ray
 
 from tune_hpc.errors import ClusterError
 
+#: What Ray says when its own processes have not answered soon enough.
+_NOT_IN_TIME = "timed out during startup"
 #: Where the processes of a Ray find what tells its state.
 STATE_ADDRESS = "RAY_API_SERVER_ADDRESS"
 
@@ -43,7 +45,9 @@ def ray_session(address: str | None = None, *, with_state: bool = False) -> Iter
     own: dict[str, Any] = {"address": address} if address else here
     try:
         with telling_its_state() if with_state and not address else _nothing_more() as more:
-            ray.init(**own | more, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+            _init(own | more)
+    except ClusterError:
+        raise
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.AuthenticationError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         remedy = "check that `ray status` answers there"
@@ -81,6 +85,27 @@ def telling_its_state() -> Iterator[dict[str, Any]]:
         os.environ.pop(STATE_ADDRESS)
         if before is not None:
             os.environ[STATE_ADDRESS] = before
+
+
+def _init(settings: Mapping[str, Any]) -> None:
+    """Connect to Ray, or start it; once more where a busy machine did not let it start in the 30 s that Ray waits.
+
+    Raises:
+        ClusterError: it did not start.
+    """
+    for is_last in (False, True):
+        try:
+            ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+            return
+        except Exception as error:
+            # Ray has no class of its own for it.
+            if _NOT_IN_TIME not in str(error):
+                raise
+            ray.shutdown()
+            if is_last:
+                raise ClusterError(
+                    "Ray did not start on this machine in 30 s, twice; it is too busy: wait until it is less so"
+                ) from error
 
 
 def _end_autoscaler() -> None:
