@@ -2,11 +2,11 @@
 
     python benchmarks/service.py [--repeats 3] [--readers 200] [--seconds 30] [--pause 1] [--steps 1000]
 
-Each time a search is started through the service and runs to its end (both cores of a small machine are busy with it).
-Contenders are: no readers; readers of the service, who ask for the status, the page's parts, curves and trials, each
-with a pause of half to one and a half times --pause between an answer and the next question; and the same readers of a
-server that answers with as many bytes at once, for on one machine the readers take their part of it, too. Compared is
-the search's own time; an answer that is an error makes the measurement void.
+A search is started through the service, its trials cost the same, and both cores of a small machine are busy with it.
+While it runs contenders take turns of some seconds: no readers; readers of the service, who ask for the status, the
+page's parts, curves and trials, each with a pause of half to one and a half times --pause between an answer and the
+next question; and the same readers of a server that answers with as many bytes at once, for on one machine the readers
+take their part of it, too. Compared is how fast trials end; an answer that is an error makes the measurement void.
 """
 
 import asyncio
@@ -14,8 +14,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
+from bisect import bisect
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.harness import ROOT, Measurement, benchmark_parser, measure, publish, summarise
 
 NAMES = ("no readers", "readers of the service", "readers of another server")
-#: A search of both cores, for somewhat longer than the readers read.
 STEPS = 1000
+#: Trials that end before anything is measured, and seconds between two measurements.
+WARM_UP, PAUSE_S = 20, 3.0
 #: What a page asks for, and what a program does.
 PATHS = (
     "/searches/{id}", "/view/{id}/summary", "/view/{id}/table", "/searches/{id}/curves", "/searches/{id}/response",
@@ -78,48 +81,77 @@ class Service:
         self.process.wait(30)
 
 
-def search(
-    readers: str, number: int, seconds: float, pause: float, steps: int, folder: Path
+class Search:
+    """A search through the service, of trials that cost the same, for as long as it is wanted.
+
+    Args:
+        service: Whose it is.
+        folder: Of the service.
+        steps: Of each trial.
+    """
+
+    def __init__(self, service: Service, folder: Path, steps: int) -> None:
+        self._service = service
+        values = {"steps": steps, "num_evaluations": 20, "optimizer": "gradient_descent"}
+        body = {"space": "exercise2.softmax", "set": values, "seeds": 1000, "fuse": "off"}
+        self.id = service.ask("/searches", body)["id"]
+        self._parts = folder / "jobs" / self.id / "exercise2.softmax" / "trials"
+        while self.told()["num_ended"] < WARM_UP:
+            time.sleep(0.3)
+
+    def told(self) -> Any:
+        """Return how it stands."""
+        return self._service.ask(f"/searches/{self.id}")["experiments"][0]
+
+    def num_ended(self, moment: float) -> float:
+        """Return how many trials had ended, a trial counting by its part between the end before and its own."""
+        ends = sorted(one.stat().st_mtime for one in self._parts.glob("*.parquet"))
+        place = bisect(ends, moment)
+        if not 0 < place < len(ends):
+            raise RuntimeError("no trial ended before or after; is the search still running?")
+        return place + (moment - ends[place - 1]) / (ends[place] - ends[place - 1])
+
+    def end(self) -> None:
+        """End it, and wait until it has ended."""
+        self._service.ask(f"/searches/{self.id}/stop", {"force": True})
+        while self._service.ask(f"/searches/{self.id}")["is_active"]:
+            time.sleep(0.5)
+
+
+def window(
+    readers: str, service: Service, searched: Search, number: int, seconds: float, pause: float, _: Path
 ) -> Measurement:  # fmt: skip
-    """Run a search, read by some or by nobody.
+    """Let a search go on for some time, read by some or by nobody.
 
     Args:
         readers: One of ``NAMES``.
-        number: How many they are.
+        service: What is read.
+        searched: The search.
+        number: How many readers there are.
         seconds: How long they read.
         pause: Between an answer and the next question.
-        steps: Of each trial.
-        folder: For everything.
     """
-    service = Service(folder)
     other = None
     try:
-        values = {"steps": steps, "num_evaluations": 20}
-        search_id = service.ask("/searches", {"space": "exercise2.softmax", "set": values, "fuse": "off"})["id"]
-        while not service.ask(f"/searches/{search_id}")["experiments"][0]["num_ended"]:
-            time.sleep(0.3)
-        measured: Measurement = {}
-        if readers != NAMES[0]:
-            port, paths = service.port, [path.format(id=search_id) for path in PATHS]
-            if readers == NAMES[2]:
-                other = subprocess.Popen([sys.executable, __file__, "--answer"], stdout=subprocess.PIPE, text=True)
-                assert other.stdout is not None
-                port = int(other.stdout.readline())
+        port, paths = service.port, [path.format(id=searched.id) for path in PATHS]
+        if readers == NAMES[2]:
+            other = subprocess.Popen([sys.executable, __file__, "--answer"], stdout=subprocess.PIPE, text=True)
+            assert other.stdout is not None
+            port = int(other.stdout.readline())
+        time.sleep(PAUSE_S)
+        began, measured = time.time(), {}
+        if readers == NAMES[0]:
+            time.sleep(seconds)
+        else:
             measured = read(service, port, paths, number, seconds, pause)
-            if not service.ask(f"/searches/{search_id}")["is_active"]:
-                raise RuntimeError("the search ended while it was read; make it longer")
-        while service.ask(f"/searches/{search_id}")["is_active"]:
-            time.sleep(0.5)
-        told = service.ask(f"/searches/{search_id}")
-        held = json.loads((folder / "jobs" / search_id / "exercise2.softmax" / "experiment.json").read_text("utf-8"))
-        if told["state"] != "finished":
-            raise RuntimeError(f"the search did not end well: {told['state']} {told['reason']}")
-        return {**measured, "search_s": held["provenance"]["wall_s"]}
+        ended = time.time()
+        time.sleep(PAUSE_S)
     finally:
-        service.end()
         if other:
             other.terminate()
             other.communicate()
+    num_ended = searched.num_ended(ended) - searched.num_ended(began)
+    return {**measured, "trials": num_ended, "s_per_trial": (ended - began) / num_ended}
 
 
 def read(
@@ -163,16 +195,23 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=1.0, metavar="S", help="of each, about (default: 1)")
     parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"of each trial (default: {STEPS})")
     flags = parser.parse_args()
-    settings = (flags.readers, flags.seconds, flags.pause, flags.steps)
-    contenders = {name: partial(search, name, *settings) for name in flags.only}
-    measured = measure(contenders, flags.repeats)
-    table = summarise(measured, "search_s")
+    with tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as folder:
+        service = Service(Path(folder))
+        try:
+            searched = Search(service, Path(folder), flags.steps)
+            settings = (service, searched, flags.readers, flags.seconds, flags.pause)
+            measured = measure({name: partial(window, name, *settings) for name in flags.only}, flags.repeats)
+            searched.end()
+        finally:
+            service.end()
+    table = summarise(measured, "s_per_trial")
     for row in table:
         runs = [one for one in measured[row["contender"]] if "p99_ms" in one]
         row["answers a second"] = max((one["answers_per_s"] for one in runs), default=0.0)
         row["worst p99, ms"] = max((one["p99_ms"] for one in runs), default=0.0)
         row["cores of the service"] = max((one["service_cpu_s"] / one["read_s"] for one in runs), default=0.0)
-    publish(flags, f"Seconds of a search with {flags.readers} readers for {flags.seconds:g} s", measured, table)
+    publish(flags, f"Seconds until a trial of a search ends, {flags.readers} readers for {flags.seconds:g} s", measured,
+            table)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -157,23 +157,24 @@ def _scale(one: np.ndarray, other: np.ndarray) -> float:
 
 def _told(mean: float, error: float, degrees: float, scale: float, confidence: float, num_pairs: int) -> Difference:
     """Return what a mean difference and its standard error tell; nothing, where there is no error to go by."""
-    from scipy import stats
+    from scipy.special import stdtr
 
     if error <= ROUNDING * scale:
         is_same = num_pairs != 1 and degrees > 0 and abs(mean) <= ROUNDING * scale
         return Difference(Interval(mean, np.nan, np.nan), 1.0 if is_same else np.nan, np.nan, num_pairs)
     half = _quantile(confidence, degrees) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, degrees))
+    p = float(2 * stdtr(degrees, -abs(mean) / error))
     return Difference(Interval(mean, mean - half, mean + half), p, _smallest(error, degrees, confidence), num_pairs)
 
 
 def _quantile(confidence: float, degrees: float) -> float:
-    from scipy import stats
+    # What scipy.stats would ask, which takes a second to import.
+    from scipy.special import stdtrit
 
-    return float(stats.t.ppf((1 + confidence) / 2, degrees))
+    return float(stdtrit(degrees, (1 + confidence) / 2))
 
 
 def _smallest(error: float, degrees: float, confidence: float) -> float:
-    from scipy import stats
+    from scipy.special import stdtrit
 
-    return float((stats.t.ppf((1 + confidence) / 2, degrees) + stats.t.ppf(POWER, degrees)) * error)
+    return float((_quantile(confidence, degrees) + stdtrit(degrees, POWER)) * error)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tune_hpc.cluster.client import JobClient
 from tune_hpc.errors import RequestError, TuneHpcError
@@ -30,6 +31,20 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _DESCRIPTION = (
     "Hyperparameter searches: started, watched and steered. Spaces are plain JSON; nothing is ever evaluated."
 )
+
+
+class Guarded(FastAPI):
+    """FastAPI behind an entrance, so that what is refused, or was asked a moment ago, costs none of its layers."""
+
+    entrance: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        await self.entrance(scope, receive, send)
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one that was let in."""
+        await super().__call__(scope, receive, send)
 
 
 def create_app(
@@ -57,7 +72,7 @@ def create_app(
         InvalidExperimentError: two experiments are called the same.
     """
     parts = make_parts(client, Catalogue(registered))
-    app = FastAPI(
+    app = Guarded(
         title="tune_hpc", version=version, description=_DESCRIPTION, docs_url=None, redoc_url=None,
         default_response_class=Json,
     )  # fmt: skip
@@ -71,10 +86,9 @@ def create_app(
     for kind, told in ((TuneHpcError, _refused), (RequestValidationError, _invalid), (HTTPException, _unserved)):
         app.add_exception_handler(kind, partial(_answer, templates, told))
     app.add_exception_handler(Exception, _unexpected)
-    # The last one added is the first one asked.
-    app.add_middleware(Shortcut, kept=parts.kept)
-    app.add_middleware(Limits, reads_per_s=reads_per_s, writes_per_s=writes_per_s)
-    app.add_middleware(Access, token=token, hosts=hosts)
+    quick = Shortcut(app.serve, kept=parts.kept)
+    limited = Limits(quick, reads_per_s=reads_per_s, writes_per_s=writes_per_s)
+    app.entrance = Access(limited, token=token, hosts=hosts)
     # FastAPI makes routes ready when they are first asked for, which two services of one process must not do at once.
     app.openapi()
     return app

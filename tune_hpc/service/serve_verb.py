@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tune_hpc import __version__
 from tune_hpc.analysis.object_store import here, is_remote, place_of
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from tune_hpc.search.experiment import Experiment
 
 DEFAULT_PORT = 8300
-#: Of the parsers that uvicorn knows the one that bounds the head of a request, too.
-HTTP: Literal["h11"] = "h11"
+NEEDED = ("fastapi", "uvicorn", "httptools", "starlette", "pydantic", "anyio")
+#: Threads that read results let the one that answers have its turn after so many seconds.
+SWITCH_S = 0.0005
 TOKEN_FILE = "service-token"
 
 
@@ -94,8 +95,9 @@ def _serve(flags: argparse.Namespace) -> int:
         import uvicorn
 
         from tune_hpc.service.app import LOOPBACK, create_app
+        from tune_hpc.service.http import BoundedHttp
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("fastapi", "uvicorn", "starlette", "pydantic", "anyio"):
+        if (error.name or "").partition(".")[0] not in NEEDED:
             raise
         raise MissingPackageError(
             f"tune-hpc serve needs {error.name}, which is not installed: pip install 'tune-hpc[serve]'"
@@ -129,13 +131,14 @@ def _serve(flags: argparse.Namespace) -> int:
         **{name: value for name, value in limits.items() if value is not None},
     )  # fmt: skip
     config = uvicorn.Config(
-        app, host=flags.host, port=flags.port, access_log=False, log_level="warning", server_header=False, http=HTTP,
-        limit_concurrency=2000, timeout_keep_alive=30, timeout_graceful_shutdown=5,
+        app, host=flags.host, port=flags.port, access_log=False, log_level="warning", server_header=False,
+        http=BoundedHttp, limit_concurrency=2000, timeout_keep_alive=30, timeout_graceful_shutdown=5,
     )  # fmt: skip
     server = uvicorn.Server(config)
     socket = _bind(config)
     host, port = socket.getsockname()[:2]
     _say(f"{f'[{host}]' if ':' in host else host}:{port}", place_of(storage), token_file, token)
+    sys.setswitchinterval(SWITCH_S)
     server.run(sockets=[socket])
     return 0
 

@@ -1,0 +1,106 @@
+"""Bytes on a connection: what is too large to be a head ends it, and all else is served."""
+
+import socket
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from tune_hpc.service.http import MAX_HEAD, BoundedHttp
+
+RULE = b"The head of a request has at most 65536 bytes."
+
+
+async def echo(scope, receive, send):
+    """Answer with how long head and body were."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    size = sum(len(name) + len(value) for name, value in scope["headers"])
+    told = f"{scope['path'][:20]} {size > 1000} {len(body)};".encode()
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(told))]}
+    await send(start)
+    await send({"type": "http.response.body", "body": told})
+
+
+@pytest.fixture(scope="module")
+def port():
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(echo, http=BoundedHttp, lifespan="off", log_level="error"))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield listener.getsockname()[1]
+    server.should_exit = True
+    thread.join()
+
+
+def say(port, *pieces, until=b""):
+    """Send pieces one by one; return what comes until the connection ends, or something has come."""
+    came = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        for piece in pieces:
+            try:
+                connection.sendall(piece)
+            except OSError:
+                break
+            time.sleep(0.02)
+        try:
+            while not until or until not in came:
+                if not (more := connection.recv(65536)):
+                    break
+                came += more
+        except ConnectionResetError:
+            # What was sent after the end of the connection was not read by anybody.
+            pass
+    return came
+
+
+def head(size, path="/"):
+    return f"GET {path} HTTP/1.1\r\nHost: here\r\nX-Long: {'x' * size}\r\n\r\n".encode()
+
+
+def test_a_head_within_the_bound_is_served_whole_or_in_pieces(port):
+    whole = head(60_000)
+    pieces = [whole[at : at + 7000] for at in range(0, len(whole), 7000)]
+    for one in ([whole], pieces):
+        assert b"/ True 0;" in say(port, *one, until=b";")
+
+
+@pytest.mark.parametrize("size", [MAX_HEAD, 100_000, 250_000])
+def test_a_head_beyond_the_bound_is_refused_with_the_rule_and_the_connection_ends(port, size):
+    came = say(port, head(size))
+    assert came.startswith(b"HTTP/1.1 400 ")
+    assert came.endswith(RULE)
+
+
+def test_a_head_that_never_ends_is_refused_before_it_has_come(port):
+    pieces = [b"GET / HTTP/1.1\r\nHost: here\r\n", *[b"X-%d: %s\r\n" % (one, b"x" * 5000) for one in range(14)]]
+    assert say(port, *pieces).endswith(RULE)
+    assert say(port, *[b"GET /" + b"x" * 9000, *[b"x" * 9000] * 8]).endswith(RULE)
+
+
+def test_an_address_counts_as_part_of_the_head(port):
+    assert say(port, head(10, "/" + "x" * 70_000)).endswith(RULE)
+
+
+def test_a_body_is_no_head(port):
+    body = b"x" * 200_000
+    post = b"POST /b HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % len(body)
+    assert b"/b False 200000;" in say(port, post + body, until=b";")
+    assert b"/b False 200000;" in say(port, post, body[:90_000], body[90_000:], until=b";")
+
+
+def test_requests_on_one_connection_are_counted_each_by_itself(port):
+    several = [head(50_000, f"/{number}") for number in range(4)]
+    assert b"/3 True 0;" in say(port, *several, until=b"/3 True 0;")
+    assert b"/3 True 0;" in say(port, b"".join(several), until=b"/3 True 0;")
+
+
+def test_what_is_no_http_is_said_to_be_none(port):
+    assert say(port, b"what is this?\r\n\r\n").endswith(b"Invalid HTTP request received.")
