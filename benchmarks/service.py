@@ -29,7 +29,7 @@ from benchmarks.harness import ROOT, Measurement, benchmark_parser, measure, pub
 NAMES = ("no readers", "readers of the service", "readers of another server")
 STEPS = 1000
 #: Trials that end before anything is measured, and seconds between two measurements.
-WARM_UP, PAUSE_S = 20, 3.0
+WARM_UP, PAUSE_S = 20, 1.0
 #: What a page asks for, and what a program does.
 PATHS = (
     "/searches/{id}", "/view/{id}/summary", "/view/{id}/table", "/searches/{id}/curves", "/searches/{id}/response",

@@ -106,6 +106,6 @@ def test_records_are_plain_and_missing_is_null():
 
 
 def test_columns_come_in_the_order_asked_for():
-    answer = as_answer(DF, Query(columns=("steps", "trial_id"), kind="csv", limit=1), "name", 0)
+    answer = as_answer(DF, Query(columns=("steps", "trial_id"), kind="csv", limit=1), "name")
     assert answer.body == b"steps,trial_id\n1,t0\n"
     assert split(["a, b", "c"]) == ("a", "b", "c")

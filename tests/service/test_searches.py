@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from tests.service.conftest import RANDOM, REGISTERED, error_of, serve
+from tune_hpc.cli import main
 from tune_hpc.search.space import Space
 
 
@@ -133,7 +134,23 @@ def test_a_search_that_has_not_begun_has_no_trials_yet(service):
     assert service.http.get(f"/searches/{search_id}/curves").json()["curves"] == []
     assert service.http.get(f"/searches/{search_id}/response").json()["lines"] == []
     answer = service.http.get(f"/searches/{search_id}/report")
-    assert (answer.status_code, "has no report yet" in error_of(answer)) == (404, True)
+    assert (answer.status_code, "has no report yet: it is written when a search ends" in error_of(answer)) == (
+        404,
+        True,
+    )
+
+
+def test_of_a_search_that_ended_without_a_report_it_is_told_how_to_have_one(service):
+    search_id = service.begin()
+    service.leave(search_id)
+    service.drive(search_id, "failed")
+    folder = service.client.folder(search_id)
+    answer = service.http.get(f"/searches/{search_id}/report")
+    remedy = f"the search ended without one; tune-hpc report {folder.path} writes it"
+    assert (answer.status_code, error_of(answer).endswith(remedy)) == (404, True)
+    assert remedy in service.http.get(f"/view/{search_id}").text
+    assert main(["report", str(folder.path)]) == 0
+    assert service.http.get(f"/searches/{search_id}/report").status_code == 200
 
 
 def test_a_running_search_is_read_anew_when_there_is_news(service, monkeypatch):

@@ -14,7 +14,6 @@ from typing import Any
 
 import anyio
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -35,8 +34,7 @@ MOST_BYTES = 64_000_000
 NUM_READERS = 4
 #: Making an answer anew takes at most this part of a core, for the search may need it; what takes longer holds longer.
 MOST_SHARE = 0.005
-#: Seconds for which an address is answered without asking what it means.
-SHORTCUT_S = 0.5
+#: Addresses that are answered without asking what they mean, at most.
 MOST_SHORTCUTS = 1000
 _ANSWERED = "tune_hpc.answered"
 
@@ -96,42 +94,50 @@ class Answer:
         media_type: Of what kind.
         headers: More that is told.
         version: Of what it was made from; whoever makes it anew may find that nothing has changed.
+        until: Until when it holds, by the monotonic clock, if nothing is changed here.
+        num_changes: How often something had been changed here when it was made.
     """
 
     body: bytes
     media_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
     version: object = None
+    until: float = 0.0
+    num_changes: int = 0
 
     @cached_property
     def tag(self) -> str:
         """What differs where the body does."""
         return f'"{hashlib.md5(self.body, usedforsecurity=False).hexdigest()}"'
 
-    def as_response(self, request: Request) -> Response:
-        """Return it for one request: nothing but a status where the client has it already."""
-        request.scope[_ANSWERED] = self
+    @cached_property
+    def _whole_and_unchanged(self) -> tuple[Response, Response]:
         told = {"Cache-Control": "private, no-cache", "ETag": self.tag, **self.headers}
-        if request.headers.get("if-none-match") == told["ETag"]:
-            return Response(status_code=304, headers=told)
-        return Response(self.body, headers=told, media_type=self.media_type)
+        whole = Response(self.body, headers=told, media_type=self.media_type)
+        return whole, Response(status_code=304, headers=told)
+
+    def as_response(self, scope: Scope) -> Response:
+        """Return it for one request: nothing but a status where the client has it already."""
+        scope[_ANSWERED] = self
+        whole, unchanged = self._whole_and_unchanged
+        return unchanged if (b"if-none-match", self.tag.encode()) in scope["headers"] else whole
 
 
 class Kept:
     """Answers, each made once for all who ask within a moment; made in a thread, so that nobody else waits for it.
 
     Args:
-        lasts_s: Seconds for which an answer holds.
+        lasts_s: Seconds for which an answer holds; five times as long, where it takes long to make.
     """
 
-    def __init__(self, lasts_s: float = 1.0) -> None:
+    def __init__(self, lasts_s: float = 2.0) -> None:
         self.lasts_s = lasts_s
-        self._answers: OrderedDict[object, tuple[float, Answer]] = OrderedDict()
+        self._answers: OrderedDict[object, Answer] = OrderedDict()
         self._num_bytes = 0
         self._under_way: dict[object, asyncio.Task[Answer]] = {}
         self._readers: anyio.CapacityLimiter | None = None
         self._num_changes = 0
-        self.shortcuts: dict[tuple[str, bytes], tuple[float, Answer]] = {}
+        self.shortcuts: dict[tuple[str, bytes], Answer] = {}
 
     async def get(self, key: object, make: Callable[[Answer | None], Answer]) -> Answer:
         """Return an answer.
@@ -143,9 +149,8 @@ class Kept:
         Raises:
             TuneHpcError: as ``make``.
         """
-        clock = asyncio.get_running_loop().time
-        until, answer = self._answers.get(key, (0.0, None))
-        if answer is not None and clock() < until:
+        answer = self._answers.get(key)
+        if answer is not None and self.holds(answer):
             return answer
         task = self._under_way.get(key)
         if task is None:
@@ -155,29 +160,29 @@ class Kept:
 
     def forget(self) -> None:
         """Have everything looked at again, for something was changed."""
-        self._answers = OrderedDict((key, (0.0, answer)) for key, (_, answer) in self._answers.items())
-        self.shortcuts.clear()
         self._num_changes += 1
+
+    def holds(self, answer: Answer) -> bool:
+        """Whether an answer may be given again."""
+        return answer.num_changes == self._num_changes and time.monotonic() < answer.until
 
     async def _make(self, key: object, make: Callable[[Answer | None], Answer], before: Answer | None) -> Answer:
         if self._readers is None:
             self._readers = anyio.CapacityLimiter(NUM_READERS)
-        clock = asyncio.get_running_loop().time
         num_changes = self._num_changes
         try:
             answer, took_s = await anyio.to_thread.run_sync(partial(_timed, make, before), limiter=self._readers)
         finally:
             del self._under_way[key]
-        lasts_s = min(10 * self.lasts_s, max(self.lasts_s, took_s / MOST_SHARE))
-        if num_changes != self._num_changes:
-            # What was changed meanwhile may be in it, or not.
-            lasts_s = 0.0
+        lasts_s = min(5 * self.lasts_s, max(self.lasts_s, took_s / MOST_SHARE))
         if (held := self._answers.pop(key, None)) is not None:
-            self._num_bytes -= len(held[1].body)
-        self._answers[key] = (clock() + lasts_s, answer)
+            self._num_bytes -= len(held.body)
+        # What is changed while it is made may be in it, or not: then it does not hold.
+        answer.until, answer.num_changes = time.monotonic() + lasts_s, num_changes
+        self._answers[key] = answer
         self._num_bytes += len(answer.body)
         while self._num_bytes > MOST_BYTES:
-            _, (_, dropped) = self._answers.popitem(last=False)
+            _, dropped = self._answers.popitem(last=False)
             self._num_bytes -= len(dropped.body)
         return answer
 
@@ -207,15 +212,15 @@ class Shortcut:
             return
         shortcuts = self.kept.shortcuts
         key = (scope["path"], scope["query_string"])
-        until, answer = shortcuts.get(key, (0.0, None))
-        if answer is not None and time.monotonic() < until:
-            await answer.as_response(Request(scope))(scope, receive, send)
+        answer = shortcuts.get(key)
+        if answer is not None and self.kept.holds(answer):
+            await answer.as_response(scope)(scope, receive, send)
             return
         await self.app(scope, receive, send)
         if answered := scope.get(_ANSWERED):
             if len(shortcuts) >= MOST_SHORTCUTS:
                 shortcuts.clear()
-            shortcuts[key] = (time.monotonic() + SHORTCUT_S, answered)
+            shortcuts[key] = answered
 
 
 async def in_thread(work: Callable[[], Any]) -> Any:

@@ -16,7 +16,7 @@ from tune_hpc.search.experiment import Experiment
 from tune_hpc.service.access import Access
 from tune_hpc.service.answers import Json, Shortcut, error_answer
 from tune_hpc.service.catalogue import Catalogue
-from tune_hpc.service.descriptions import Health, SpaceList, SpaceTold, errors
+from tune_hpc.service.descriptions import Health, SpaceList, SpaceTold, errors, json_of
 from tune_hpc.service.entrance import entrance_routes
 from tune_hpc.service.limits import READS_PER_S, WRITES_PER_S, Limits
 from tune_hpc.service.outcomes import outcome_routes
@@ -113,7 +113,7 @@ def _space_routes(parts: Parts) -> APIRouter:
         """Return the experiments that may be asked for, with their spaces as plain JSON."""
         return Json({"spaces": [parts.catalogue.describe(one.name) for one in parts.catalogue]})
 
-    @router.get("/spaces/{name}", responses={200: {"model": SpaceTold}, **errors(401, 404, 422, 429)})
+    @router.get("/spaces/{name}", responses=json_of(SpaceTold))
     def read_space(name: str) -> Response:
         """Return one of them."""
         return Json(parts.catalogue.describe(name))

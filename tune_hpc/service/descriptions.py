@@ -177,14 +177,20 @@ class Health(BaseModel):
     version: str
 
 
+def json_of(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """Return the answers of a route that reads a search: JSON of this model."""
+    return {200: {"model": model}, **errors(401, 404, 422, 429)}
+
+
 def frame(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """Return the answers of a route of frames: JSON of this model, or a file."""
-    files: dict[str, Any] = {
+    answers = json_of(model)
+    answers[200]["content"] = {
         MEDIA_TYPES[kind]: {"schema": {"type": "string", "format": "binary"}} for kind in ("csv", "parquet")
     }
-    return {200: {"model": model, "content": files}, **errors(401, 404, 422, 429)}
+    return answers
 
 
-def text() -> dict[int | str, dict[str, Any]]:
-    """Return the answers of a route of plain text."""
-    return {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(401, 404, 422, 429)}
+def text(kind: str = "plain") -> dict[int | str, dict[str, Any]]:
+    """Return the answers of a route of text, plain or HTML."""
+    return {200: {"content": {f"text/{kind}": {"schema": {"type": "string"}}}}, **errors(401, 404, 422, 429)}

@@ -85,14 +85,13 @@ def passing(df: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
     return df
 
 
-def as_answer(df: pd.DataFrame, query: Query, name: str, version: object, what: str = "rows") -> Answer:
+def as_answer(df: pd.DataFrame, query: Query, name: str, what: str = "rows") -> Answer:
     """Return the part of a frame that is asked for.
 
     Args:
         df: The whole frame.
         query: What is asked for.
         name: The file's name, without its ending.
-        version: Of what the frame came from.
         what: What the rows of JSON are called.
 
     Raises:
@@ -102,13 +101,13 @@ def as_answer(df: pd.DataFrame, query: Query, name: str, version: object, what: 
     headers = {"X-Total-Count": str(total)}
     if query.kind == "json":
         told = {"total": total, "offset": query.offset, "columns": [str(column) for column in page.columns]}
-        return Answer(to_json({**told, what: records(page)}), MEDIA_TYPES["json"], headers, version)
+        return Answer(to_json({**told, what: records(page)}), MEDIA_TYPES["json"], headers)
     headers |= disposition(f"{name}.{query.kind}")
     if query.kind == "csv":
-        return Answer(page.to_csv(index=False).encode("utf-8", "replace"), MEDIA_TYPES["csv"], headers, version)
+        return Answer(page.to_csv(index=False).encode("utf-8", "replace"), MEDIA_TYPES["csv"], headers)
     buffer = io.BytesIO()
     page.to_parquet(buffer, index=False)
-    return Answer(buffer.getvalue(), MEDIA_TYPES["parquet"], headers, version)
+    return Answer(buffer.getvalue(), MEDIA_TYPES["parquet"], headers)
 
 
 def records(df: pd.DataFrame) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from tune_hpc.errors import RequestError, TuneHpcError
 from tune_hpc.service import charts, forms, views
 from tune_hpc.service.answers import Answer, in_thread, status_code
 from tune_hpc.service.bodies import Extension
-from tune_hpc.service.outcomes import trial_log
+from tune_hpc.service.outcomes import trial_log, why_no_report
 from tune_hpc.service.parts import Parts
 from tune_hpc.service.queries import OfExperiment, Rows
 from tune_hpc.service.readings import Reading
@@ -39,7 +39,7 @@ def page_routes(parts: Parts, templates: Templates) -> APIRouter:
                 return before
             return Answer(html(template, **shown), "text/html", version=version)
 
-        return (await parts.kept.get((template, key), make)).as_response(request)
+        return (await parts.kept.get((template, key), make)).as_response(request.scope)
 
     def listing(offset: int, state: str) -> dict[str, Any]:
         found = [one for one in parts.statuses.all() if state in ("", one["state"])]
@@ -78,7 +78,7 @@ def page_routes(parts: Parts, templates: Templates) -> APIRouter:
             "experiment": one,
             "query": f"?{urlencode({'experiment': one['name']})}" if several else "",
             "named": one["name"] if several else None,
-            "has_report": find(parts.client, search_id).report.is_file(),
+            "no_report": "" if find(parts.client, search_id).report.is_file() else why_no_report(parts, search_id),
             "has_response": status["is_active"] or bool(charts.response_parameters(reading.results)),
             "problem": "",
         }

@@ -10,7 +10,7 @@ from tune_hpc.cluster.job_folder import JobState
 from tune_hpc.errors import RequestError
 from tune_hpc.service.answers import Answer, Json, in_thread, to_json
 from tune_hpc.service.bodies import Extension, NewSearch, Options, Stop
-from tune_hpc.service.descriptions import SearchList, SearchStatus, SearchTold, errors
+from tune_hpc.service.descriptions import SearchList, SearchStatus, SearchTold, errors, json_of
 from tune_hpc.service.parts import Parts
 from tune_hpc.service.queries import Listing
 from tune_hpc.service.statuses import find
@@ -45,7 +45,7 @@ def search_routes(parts: Parts) -> APIRouter:
             page = found[listing.offset : listing.offset + listing.limit]
             return Answer(to_json({"total": len(found), "offset": listing.offset, "searches": page}))
 
-        return (await parts.kept.get(("searches", listing.model_dump_json()), make)).as_response(request)
+        return (await parts.kept.get(("searches", listing.model_dump_json()), make)).as_response(request.scope)
 
     @router.post(
         "/searches",
@@ -67,7 +67,7 @@ def search_routes(parts: Parts) -> APIRouter:
         parts.has_changed()
         return Json(told, 201 if is_new else 200, {"Location": f"/searches/{job.id}"})
 
-    @router.get("/searches/{search_id}", responses={200: {"model": SearchTold}, **errors(401, 404, 422, 429)})
+    @router.get("/searches/{search_id}", responses=json_of(SearchTold))
     async def read_search(request: Request, search_id: str) -> Response:
         """Return how a search stands, and what was asked."""
 
@@ -81,7 +81,7 @@ def search_routes(parts: Parts) -> APIRouter:
             }
             return Answer(to_json(told | more))
 
-        return (await parts.kept.get(("search", search_id), make)).as_response(request)
+        return (await parts.kept.get(("search", search_id), make)).as_response(request.scope)
 
     async def changed(search_id: str, change: Callable[[], object]) -> Response:
         """Change a search; answer how it stands then."""
