@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from search_spaces import exercise3
 from tests.service.conftest import RANDOM, REGISTERED
 from tune_hpc.errors import TuneHpcError
 from tune_hpc.service import forms
@@ -175,6 +176,34 @@ def test_a_form_with_an_error_comes_back_filled_in_with_what_is_wrong(service, f
     assert service.launcher.started == []
     preview = service.http.get("/new/line.random/preview", params=form, headers=PAGE)
     assert (preview.status_code, "problem-text" in preview.text) == (200, True)
+
+
+def test_each_case_of_a_condition_can_be_changed_by_itself():
+    space = exercise3.open.space
+    (field,) = [one for one in forms.fields(exercise3.open, {}) if one.name == "learning_rate"]
+    assert [(where, text) for _, where, text in field.cases] == [
+        ("where optimizer is adam", "loguniform(0.0003, 0.005)"),
+        ("where optimizer is rmsprop", "loguniform(0.0001, 0.003)"),
+        ("elsewhere", "loguniform(0.01, 0.2)"),
+    ]
+    unchanged = {key: [text] for one in forms.fields(exercise3.open, {}) for key, _, text in one.cases}
+    ticked = {f"c.{one.name}": [word for word, _ in one.boxes] for one in forms.fields(exercise3.open, {})}
+    assert forms.read_form(exercise3.open, {**ticked, **unchanged}).set == {}
+    changed = {**ticked, **unchanged, field.cases[1][0]: ["0.001, 0.002"], field.cases[2][0]: [""]}
+    asked = forms.read_form(exercise3.open, changed)
+    before = space.to_json()["learning_rate"]["cases"]
+    assert asked.set == {
+        "learning_rate": {"cases": [before[0], {**before[1], "value": {"choice": [0.001, 0.002]}}, before[2]]}
+    }
+    new = Catalogue([exercise3.open]).asked(asked).space
+    assert new.describe("learning_rate") == (
+        "loguniform(0.0003, 0.005) where optimizer is adam; choice(0.001, 0.002) where optimizer is rmsprop; "
+        "loguniform(0.01, 0.2) elsewhere"
+    )
+    with pytest.raises(TuneHpcError, match="learning_rate must be a number above 0; got -1"):
+        Catalogue([exercise3.open]).asked(forms.read_form(exercise3.open, {**changed, field.cases[0][0]: ["-1"]}))
+    (again,) = [one for one in forms.fields(exercise3.open, changed) if one.name == "learning_rate"]
+    assert [text for _, _, text in again.cases][1:] == ["0.001, 0.002", "loguniform(0.01, 0.2)"]
 
 
 def test_boxes_all_unticked_are_an_error(service):

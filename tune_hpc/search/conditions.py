@@ -125,12 +125,13 @@ def conditional_to_json(conditional: Conditional, write: Callable[[Any], Any]) -
 
 def describe_conditional(conditional: Conditional, describe: Callable[[Any], str]) -> str:
     """Return a conditional parameter in words: ``uniform(0.8, 0.99) where optimizer is momentum or nesterov``."""
-    texts = []
-    for case in conditional.cases:
-        conditions = [f"{name} is {' or '.join(map(str, values))}" for name, values in case.conditions.items()]
-        where = f"where {' and '.join(conditions)}" if conditions else "elsewhere"
-        texts.append(f"{describe(case.value)} {where}")
-    return "; ".join(texts)
+    return "; ".join(f"{describe(case.value)} {describe_conditions(case)}" for case in conditional.cases)
+
+
+def describe_conditions(case: Case) -> str:
+    """Return when a case holds, in words: ``where optimizer is momentum or nesterov``, or ``elsewhere``."""
+    conditions = [f"{name} is {' or '.join(map(str, values))}" for name, values in case.conditions.items()]
+    return f"where {' and '.join(conditions)}" if conditions else "elsewhere"
 
 
 def in_order_of_dependence(parameters: Mapping[str, Any]) -> list[str]:

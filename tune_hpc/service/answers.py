@@ -34,6 +34,8 @@ MOST_BYTES = 64_000_000
 NUM_READERS = 4
 #: Making an answer anew takes at most this part of a core, for the search may need it; what takes longer holds longer.
 MOST_SHARE = 0.005
+#: Whoever watches is given what was so a moment ago while it is made anew; whoever has been away for longer waits.
+WATCHED_S = 5.0
 #: Addresses that are answered without asking what they mean, at most.
 MOST_SHORTCUTS = 1000
 _ANSWERED = "tune_hpc.answered"
@@ -155,6 +157,10 @@ class Kept:
         task = self._under_way.get(key)
         if task is None:
             task = self._under_way[key] = asyncio.create_task(self._make(key, make, answer))
+            # An error that nobody waits for is met again by whoever asks next.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if answer is not None and self.holds(answer, WATCHED_S):
+            return answer
         # Whoever goes away does not take with him what others wait for.
         return await asyncio.shield(task)
 
@@ -162,9 +168,9 @@ class Kept:
         """Have everything looked at again, for something was changed."""
         self._num_changes += 1
 
-    def holds(self, answer: Answer) -> bool:
-        """Whether an answer may be given again."""
-        return answer.num_changes == self._num_changes and time.monotonic() < answer.until
+    def holds(self, answer: Answer, longer_s: float = 0.0) -> bool:
+        """Whether an answer may be given again, or might have been so many seconds ago."""
+        return answer.num_changes == self._num_changes and time.monotonic() < answer.until + longer_s
 
     async def _make(self, key: object, make: Callable[[Answer | None], Answer], before: Answer | None) -> Answer:
         if self._readers is None:

@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from tune_hpc.errors import InvalidExperimentError, RequestError
-from tune_hpc.search.domains import parse_domain, to_plain
+from tune_hpc.search.conditions import Conditional, describe_conditions
+from tune_hpc.search.domains import describe, parse_domain, to_plain
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.service.bodies import NewSearch
 
@@ -25,7 +26,7 @@ NUMBERS = {
     "gpus_per_trial": float, "time_budget_s": float, "target": float,
 }  # fmt: skip
 WORDS = ("searcher", "scheduler")
-_PARAMETER, _BOX = "p.", "c."
+_PARAMETER, _BOX, _CASE = "p.", "c.", "k."
 
 Form = Mapping[str, Sequence[str]]
 
@@ -36,11 +37,12 @@ class Field:
 
     Attributes:
         name: Of the parameter.
-        kind: ``boxes`` (words to tick), ``text``, or ``told`` (it has conditions, and is shown only).
+        kind: ``boxes`` (words to tick), ``text``, or ``cases`` (it has conditions, and a text for each of them).
         text: Its values as they are written.
         boxes: Each word, and whether it is ticked.
         doc: What may be written.
         varies: Whether it has several values.
+        cases: Of one with conditions: the name of each input, when it holds, and its values as they are written.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Field:
     boxes: tuple[tuple[str, bool], ...]
     doc: str
     varies: bool
+    cases: tuple[tuple[str, str, str], ...] = ()
 
 
 def fields(experiment: Experiment, form: Form) -> list[Field]:
@@ -61,9 +64,14 @@ def _field(experiment: Experiment, name: str, form: Form) -> Field:
     plain, varies = space.to_json()[name], name in space.varying
     key = space.keys_of_values.get(name)
     doc = key.allowed if key else "a value, a list (1,2,3) or a range (uniform(0, 1))"
+    value = space[name]
+    if isinstance(value, Conditional):
+        cases = tuple(
+            (key, describe_conditions(case), _text(form, key) or _as_written(case.value))
+            for key, case in ((f"{_CASE}{number}.{name}", case) for number, case in enumerate(value.cases))
+        )
+        return Field(name, "cases", space.describe(name), (), doc, varies, cases)
     text = form[_PARAMETER + name][0] if form.get(_PARAMETER + name) else space.describe(name)
-    if isinstance(plain, dict) and "cases" in plain:
-        return Field(name, "told", space.describe(name), (), doc, varies)
     words = plain.get("choice", []) if isinstance(plain, dict) else []
     if words and len(words) <= MOST_BOXES and all(isinstance(one, str) for one in words):
         ticked = form.get(_BOX + name, []) if form else words
@@ -96,7 +104,8 @@ def read_form(experiment: Experiment, form: Form) -> NewSearch:
 
 
 def _changes(experiment: Experiment, form: Form) -> dict[str, Any]:
-    held, changed = experiment.space.to_json(), {}
+    held = experiment.space.to_json()
+    changed: dict[str, Any] = {}
     for field in fields(experiment, {}):
         name = field.name
         if field.kind == "boxes":
@@ -106,7 +115,17 @@ def _changes(experiment: Experiment, form: Form) -> dict[str, Any]:
                 raise InvalidExperimentError(f"{name}: tick at least one of {', '.join(known)}")
             if ticked != known:
                 changed[name] = {"choice": ticked} if len(ticked) > 1 else ticked[0]
-        elif field.kind == "text":
+        elif field.kind == "cases":
+            before = held[name]["cases"]
+            cases = [
+                {**case, "value": to_plain(name, parse_domain(name, text))}
+                if (text := _text(form, key)) and text != written
+                else case
+                for (key, _, written), case in zip(field.cases, before, strict=True)
+            ]
+            if cases != before:
+                changed[name] = {"cases": cases}
+        else:
             text = _text(form, _PARAMETER + name)
             if text and text != field.text:
                 plain = to_plain(name, parse_domain(name, text))
@@ -114,6 +133,12 @@ def _changes(experiment: Experiment, form: Form) -> dict[str, Any]:
                 if plain != before or type(plain) is not type(before):
                     changed[name] = plain
     return changed
+
+
+def _as_written(value: Any) -> str:
+    """Return values as they are written in the form: several have commas between them."""
+    text = describe(value)
+    return text.removeprefix("choice(").removesuffix(")") if text.startswith("choice(") else text
 
 
 def _text(form: Form, name: str) -> str:
