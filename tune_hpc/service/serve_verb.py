@@ -92,6 +92,8 @@ def is_loopback(host: str) -> bool:
 
 def _serve(flags: argparse.Namespace) -> int:
     try:
+        # The first chart would have to wait for it.
+        import scipy.special  # noqa: F401
         import uvicorn
 
         from tune_hpc.service.app import LOOPBACK, create_app
