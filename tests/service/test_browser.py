@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.service.test_processes import Process
+from tests.service.processes import serving
 
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -41,16 +41,8 @@ slow = Experiment(
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
     """A service with an experiment whose trials take a quarter of a minute."""
-    folder = tmp_path_factory.mktemp("browser")
-    (folder / "climbing.py").write_text(MODULE, encoding="utf-8")
-    one = Process(folder)
-    one.begin()
-    yield one
-    for search in one.ask("/searches")["searches"]:
-        if search["is_active"]:
-            one.ask(f"/searches/{search['id']}/stop", {"force": True})
-    one.process.terminate()
-    one.process.wait(20)
+    with serving(tmp_path_factory.mktemp("browser"), MODULE) as one:
+        yield one
 
 
 @pytest.fixture(scope="module")
