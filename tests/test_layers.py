@@ -105,7 +105,8 @@ HEAVY = {
     "mlflow": ["tune_hpc.analysis.mlflow_runs"],
     "fastapi": ["tune_hpc.service"],
     "starlette": ["tune_hpc.service"],
-    "uvicorn": ["tune_hpc.service.serve_verb"],
+    # One starts it, the other is its parser with a bound.
+    "uvicorn": ["tune_hpc.service.serve_verb", "tune_hpc.service.http"],
 }
 #: Listing and checking spaces, and finding the data, must stay cheap.
 TORCH_FREE = [

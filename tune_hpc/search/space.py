@@ -35,6 +35,7 @@ from tune_hpc.search.conditions import (
     conditional_from_json,
     conditional_to_json,
     describe_conditional,
+    describe_conditions,
     in_order_of_dependence,
 )
 from tune_hpc.search.domains import (
@@ -218,6 +219,14 @@ class Space(Mapping[str, Any]):
         """Return a parameter as it is written on a command line, its conditions in words."""
         value = self[name]
         return describe_conditional(value, describe) if isinstance(value, Conditional) else describe(value)
+
+    def cases(self, name: str) -> list[tuple[str, Any]]:
+        """Return each case of a parameter with conditions: when it holds, in words, and its domain or constant.
+
+        Of one without conditions there is none.
+        """
+        value = self[name]
+        return [(describe_conditions(one), one.value) for one in value.cases] if isinstance(value, Conditional) else []
 
     @property
     def is_conditional(self) -> bool:

@@ -11,7 +11,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from tune_hpc.errors import InvalidExperimentError, RequestError
-from tune_hpc.search.conditions import Conditional, describe_conditions
 from tune_hpc.search.domains import describe, parse_domain, to_plain
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.service.bodies import NewSearch
@@ -64,11 +63,11 @@ def _field(experiment: Experiment, name: str, form: Form) -> Field:
     plain, varies = space.to_json()[name], name in space.varying
     key = space.keys_of_values.get(name)
     doc = key.allowed if key else "a value, a list (1,2,3) or a range (uniform(0, 1))"
-    value = space[name]
-    if isinstance(value, Conditional):
+    if known := space.cases(name):
+        inputs = [f"{_CASE}{number}.{name}" for number in range(len(known))]
         cases = tuple(
-            (key, describe_conditions(case), _text(form, key) or _as_written(case.value))
-            for key, case in ((f"{_CASE}{number}.{name}", case) for number, case in enumerate(value.cases))
+            (key, when, _text(form, key) or _as_written(value))
+            for key, (when, value) in zip(inputs, known, strict=True)
         )
         return Field(name, "cases", space.describe(name), (), doc, varies, cases)
     text = form[_PARAMETER + name][0] if form.get(_PARAMETER + name) else space.describe(name)
