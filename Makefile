@@ -13,7 +13,7 @@ demo: $(INSTALLED)      ## all exercises at quick size, with a report
 	$(BIN)/tune-hpc run all --quick --output-dir runs/demo --overwrite
 
 test: $(INSTALLED)      ## every test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 test-fast: $(INSTALLED) ## the tests that need no Ray
 	$(BIN)/python -m pytest -m "not ray and not slow"
