@@ -10,13 +10,17 @@ from tests.service.processes import serving, wait_until
 
 MODULE = """
 import time
+from pathlib import Path
 from ray import tune
 from tune_hpc import Experiment, Space
+
+HURRY = Path(__file__).with_name("hurry")
 
 def climb(config, report, checkpoint):
     height = checkpoint.load() or 0.0
     for step in range(int(height) + 1, 501):
-        time.sleep(0.1)
+        if not HURRY.exists():
+            time.sleep(0.1)
         height += 1
         report(step, {"loss": 1 / (height * config["rate"])})
         checkpoint.save(step, lambda: height)
@@ -27,7 +31,7 @@ slow = Experiment("slow", Space({"rate": tune.choice([1.0, 2.0])}, keys={}), cli
 
 @pytest.fixture
 def service(tmp_path):
-    """A service in a folder of its own, with an experiment that takes a minute."""
+    """A service in a folder of its own, with an experiment that takes a minute, if not hurried."""
     with serving(tmp_path, MODULE) as one:
         yield one
 
@@ -59,6 +63,7 @@ def test_a_service_that_is_killed_loses_nothing_and_running_searches_go_on(servi
     wait_until(lambda: service.ask(f"/searches/{search_id}")["state"] == "stopped", 60)
     service.ask(f"/searches/{search_id}/resume", {})
     wait_until(lambda: service.ask(f"/searches/{search_id}")["state"] == "running", 60)
+    (service.folder / "hurry").touch()
     wait_until(lambda: not service.ask(f"/searches/{search_id}")["is_active"], 180)
     assert service.ask(f"/searches/{search_id}")["state"] == "finished"
     told = service.ask(f"/searches/{search_id}/history")
