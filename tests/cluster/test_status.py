@@ -126,6 +126,12 @@ def test_what_was_under_way_before_its_driver_began_is_not_any_more(job):
     assert str(status_of(job)).endswith("made.up: 2/5 trials")
 
 
+def test_nothing_is_under_way_without_a_driver(job):
+    beat(job)
+    progress(job, ended={"finished": 2}, running=2, left_s=90)
+    assert str(status_of(job, DriverState.GONE)).endswith("made.up: 2/5 trials")
+
+
 @pytest.mark.parametrize(("left_s", "words"), [(7, "7 s"), (700, "12 min"), (36_000, "10.0 h")])
 def test_the_time_left_is_told_as_one_says_it(job, left_s, words):
     beat(job)

@@ -114,11 +114,12 @@ def status_of(job: JobFolder, driver: DriverState = DriverState.UNKNOWN, said: s
     attempt = job.last_attempt() or Attempt(0, "start", str(asked.get("submitted")), {}, {})
     run = job.read_run(attempt.number)
     state, reason = _state(job, attempt, run, driver, said)
+    began = run.get("began") if state.is_active else None
     return JobStatus(
         job.id,
         state,
         reason,
-        tuple(experiment_status(job, plain, run.get("began")) for plain in asked["experiments"]),
+        tuple(experiment_status(job, plain, began) for plain in asked["experiments"]),
         attempt.number,
         attempt.place,
         attempt.asked_at,
@@ -160,7 +161,7 @@ def experiment_status(job: JobFolder, plain: Mapping[str, Any], began: str | Non
     Args:
         job: The job.
         plain: The experiment, as the job was asked for it.
-        began: When the job's latest driver began; what was under way before is not any more.
+        began: When the job's driver began, if there is one; what was under way before is not any more.
     """
     home = ExperimentFolder(job.path / str(plain["name"]))
     if not home.holds_experiment:

@@ -95,7 +95,7 @@
       this.box.replaceChildren();
       if (this.plot) this.plot.destroy();
       const full = {
-        width: this.box.clientWidth, height: HEIGHT, legend: { show: false }, padding: [10, 12, 0, 0],
+        width: this.box.clientWidth, height: HEIGHT, legend: { show: false }, padding: [10, 24, 0, 0],
         focus: { alpha: 0.25 }, ...options,
         cursor: { focus: { prox: 24 }, points: { size: 7 }, drag: { x: true, y: false } },
         hooks: { setSeries: [(plot, index) => this.tell(plot, index)], setCursor: [(plot) => this.tell(plot, this.focused)] },
@@ -115,7 +115,7 @@
     }
 
     groups(labels) {
-      const names = [...new Set(labels.filter((one) => one))].sort();
+      const names = [...new Set(labels.filter((one) => one))].sort((a, b) => a - b || a.localeCompare(b));
       this.legend.replaceChildren(...(names.length > 1 ? names : []).map((name, index) => {
         const item = document.createElement("li");
         const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
