@@ -11,8 +11,9 @@ import pytest
 
 from tests.service.conftest import TOKEN, error_of, serve
 from tune_hpc import cli
+from tune_hpc.cluster.client import Client, LocalClient
 from tune_hpc.errors import FolderError
-from tune_hpc.service.serve_verb import is_loopback
+from tune_hpc.service.serve_verb import is_loopback, warn_of_cluster
 from tune_hpc.service.tokens import SESSION_S, cookie_name, find_or_make_token, is_session, new_session
 
 ORIGIN = {"Origin": "http://127.0.0.1"}
@@ -206,3 +207,14 @@ def test_without_the_extra_one_is_told_what_to_install(tmp_path):
     assert (done.returncode, done.stderr) == (
         2, "tune-hpc: tune-hpc serve needs uvicorn, which is not installed: pip install 'tune-hpc[serve]'\n",
     )  # fmt: skip
+
+
+def test_a_cluster_that_is_not_there_is_told_when_the_service_begins(tmp_path, capsys):
+    warn_of_cluster(LocalClient(tmp_path / "jobs"))
+    assert capsys.readouterr().err == ""
+    warn_of_cluster(Client("http://127.0.0.1:9", storage=tmp_path / "jobs"))
+    told = capsys.readouterr().err
+    assert told.startswith(
+        "tune-hpc: searches can be looked at, and not begun: no Ray cluster answers at http://127.0."
+    )
+    assert told.count("\n") == 1

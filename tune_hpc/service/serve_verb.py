@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from tune_hpc import __version__
 from tune_hpc.analysis.object_store import here, is_remote, place_of
 from tune_hpc.cluster.verbs import DEFAULT_STORAGE, STORAGE_VARIABLE, client_at
-from tune_hpc.errors import FolderError, InvalidExperimentError, MissingPackageError, UnknownNameError
+from tune_hpc.errors import ClusterError, FolderError, InvalidExperimentError, MissingPackageError, UnknownNameError
 
 if TYPE_CHECKING:
+    from tune_hpc.cluster.client import JobClient
     from tune_hpc.search.experiment import Experiment
 
 DEFAULT_PORT = 8300
@@ -140,6 +141,7 @@ def _serve(flags: argparse.Namespace) -> int:
     socket = _bind(config)
     host, port = socket.getsockname()[:2]
     _say(f"{f'[{host}]' if ':' in host else host}:{port}", place_of(storage), token_file, token)
+    warn_of_cluster(client)
     sys.setswitchinterval(SWITCH_S)
     server.run(sockets=[socket])
     return 0
@@ -160,6 +162,14 @@ def _bind(config: Any) -> Any:
         raise InvalidExperimentError(
             f"nothing can listen at {config.host} port {config.port}: {error}; choose another with --host and --port"
         ) from error
+
+
+def warn_of_cluster(client: "JobClient") -> None:
+    """Say so where no search could be begun now; those that are there can be looked at all the same."""
+    try:
+        client.launcher.check()
+    except ClusterError as error:
+        print(f"tune-hpc: searches can be looked at, and not begun: {error}", file=sys.stderr, flush=True)
 
 
 def _say(where: str, storage: str, token_file: Path, token: str | None) -> None:
