@@ -1,6 +1,6 @@
 """A cluster of two hosts with a token, and a job on it: who is let in, and what the loss of a host costs.
 
-    python benchmarks/two_hosts.py [--steps 4000]
+    python benchmarks/two_hosts.py [--steps 6000]
 
 Two hosts in network namespaces of their own (hosts.py: needs root and ``ip``), ``ray start`` with a token on each, and
 this machine as the one that submits. What should be refused is tried; then a search of eight trials runs whose second
@@ -33,7 +33,7 @@ BIN = Path(sys.executable).parent
 def main() -> None:
     """Try the doors, run the search twice, and compare."""
     parser = benchmark_parser(__file__, __doc__, [ALONE, LOST])
-    parser.add_argument("--steps", type=int, default=4000, metavar="N", help="of each trial (default: 4000)")
+    parser.add_argument("--steps", type=int, default=6000, metavar="N", help="of each trial (default: 6000)")
     parser.set_defaults(repeats=1)
     flags = parser.parse_args()
     if os.geteuid() != 0 or not shutil.which("ip"):
@@ -170,7 +170,8 @@ class _Cluster:
         trials = job.folder.path / "exercise3.baseline" / "trials"
         in_the_middle = 0
         if is_lost:
-            _wait(lambda: len(list(trials.glob("*.checkpoint"))) == 4, 300, "states of four trials")
+            kept = "states of four trials; with more --steps each keeps one, after a minute"
+            _wait(lambda: len(list(trials.glob("*.checkpoint"))) == 4, 300, kept)
             in_the_middle = 2
             self.lose(WORKER)
         status = job.wait(900)
