@@ -33,6 +33,7 @@ from tune_hpc.errors import FolderError
 
 #: The version of this layout.
 FORMAT = 1
+_PART = ".parquet"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -101,7 +102,14 @@ class ExperimentFolder:
 
     def part(self, trial_id: str) -> Path:
         """Return the file of one trial, as far as it came."""
-        return self.parts / f"{trial_id}.parquet"
+        return self.parts / f"{trial_id}{_PART}"
+
+    def part_ids(self) -> list[str]:
+        """Return the trials that have a file of their own, in order."""
+        try:
+            return sorted(name[: -len(_PART)] for name in os.listdir(self.parts) if name.endswith(_PART))
+        except FileNotFoundError:
+            return []
 
     def checkpoint(self, trial_id: str) -> Path:
         """Return the file that holds the state of one trial under way."""

@@ -1,22 +1,48 @@
 """One experiment's results, again and again while its search runs: only what has changed is read."""
 
 import os
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 
 from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.histories import Histories
 from tune_hpc.analysis.object_store import pull_tree
-from tune_hpc.analysis.results import Results, load_folder, read_part_table
+from tune_hpc.analysis.results import Results, read_folder, read_part_table
 from tune_hpc.errors import FolderError
 
-#: A part that has gone between a listing and its reading has gone into the frames: look again, so many times.
-_LOOKS = 4
-_PAUSE_S = 0.05
-
 _Stamp = tuple[int, int, int]
+
+
+class Standing(Results):
+    """Results of a search as it stands: histories are put together when they are asked for, and not kept.
+
+    Attributes:
+        histories: They.
+    """
+
+    histories: Histories
+
+    def __init__(
+        self, experiment: Mapping[str, Any], trials: pd.DataFrame, histories: Histories, folder: Path | None = None
+    ) -> None:
+        for name, value in (
+            ("experiment", experiment), ("trials", trials), ("histories", histories), ("folder", folder)
+        ):  # fmt: skip
+            object.__setattr__(self, name, value)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Long form, one row per trial and step."""
+        return self.histories.of()
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory that it takes, about."""
+        return int(self.trials.memory_usage(deep=True).sum()) + self.histories.num_bytes
 
 
 class Following:
@@ -32,55 +58,44 @@ class Following:
     def __init__(self, home: ExperimentFolder) -> None:
         self.home = home
         self.version = 0
-        self._state: dict[Path, _Stamp | None] = {}
-        self._results: Results | None = None
-        self._tables: dict[Path, tuple[_Stamp, dict[str, Any], pa.Table]] = {}
+        self._stamps: dict[str, _Stamp | None] = {}
+        self._results: Standing | None = None
+        self._parts: dict[str, tuple[_Stamp, dict[str, Any], pa.Table]] = {}
 
-    @property
-    def num_bytes(self) -> int:
-        """The memory that it holds, about."""
-        if self._results is None:
-            return 0
-        frames = sum(int(df.memory_usage(deep=True).sum()) for df in (self._results.trials, self._results.history))
-        return frames + sum(table.nbytes for _, _, table in self._tables.values())
-
-    def results(self) -> Results:
+    def results(self) -> Standing:
         """Return what happened so far; the very same object where nothing has changed.
 
         Raises:
             FolderError: a file cannot be read.
         """
-        state = self._look()
-        if self._results is None or state != self._state:
-            self._results = self._load()
-            self._state = state
+        stamps = self._look()
+        if self._results is None or stamps != self._stamps:
+            # What is read may be newer than its stamp, and is then read once more; never older.
+            self._stamps = stamps
+            try:
+                self._results = Standing(*read_folder(self.home, self._read), self.home.path)
+            except FolderError:
+                self._stamps = {}
+                raise
             self.version += 1
-            self._tables = {part: held for part, held in self._tables.items() if part in state}
+            self._parts = {trial_id: held for trial_id, held in self._parts.items() if trial_id in stamps}
         return self._results
 
-    def _look(self) -> dict[Path, _Stamp | None]:
+    def _look(self) -> dict[str, _Stamp | None]:
+        """Return the stamps of all files that tell something: of the frames by path, of parts by trial."""
         pull_tree(self.home.path)
         frames = (self.home.experiment_file, self.home.trials_file, self.home.history_file)
-        return {path: _stamp(path) for path in (*frames, *sorted(self.home.parts.glob("*.parquet")))}
+        stamps = {str(path): _stamp(path) for path in frames}
+        return stamps | {trial_id: _stamp(self.home.part(trial_id)) for trial_id in self.home.part_ids()}
 
-    def _load(self) -> Results:
-        for look in range(_LOOKS):
-            try:
-                return load_folder(self.home, self._read)
-            except FolderError:
-                if look == _LOOKS - 1:
-                    raise
-                time.sleep(_PAUSE_S)
-        raise AssertionError("it returns or raises")
-
-    def _read(self, part: Path) -> tuple[dict[str, Any], pa.Table]:
-        stamp = _stamp(part)
-        held = self._tables.get(part)
+    def _read(self, trial_id: str) -> tuple[dict[str, Any], pa.Table]:
+        stamp = self._stamps.get(trial_id)
+        held = self._parts.get(trial_id)
         if held is None or held[0] != stamp:
-            row, table = read_part_table(part)
+            row, table = read_part_table(self.home.part(trial_id))
             if stamp is None:
                 return row, table
-            held = self._tables[part] = (stamp, row, table)
+            held = self._parts[trial_id] = (stamp, row, table)
         return held[1], held[2]
 
 

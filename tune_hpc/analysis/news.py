@@ -55,7 +55,7 @@ class News:
             yield from self._trials_of_frames(self._ended | listed)
 
     def _trials_of_frames(self, known: set[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-        trials, history = read_frames(self.home, ())
+        trials, history = read_frames(self.home)
         histories = dict(iter(history.groupby("trial_id", observed=True)))
         for named in trials.astype(object).where(trials.notna(), None).to_dict("records"):
             row = {str(name): value for name, value in named.items() if value is not None}

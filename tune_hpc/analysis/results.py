@@ -28,7 +28,7 @@ seeds are integers, or floats where one is missing; all else is float or bool.
 Fractions are 0..1, durations end in ``_s``, rates in ``_per_s``, counts begin with ``num_``.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -39,6 +39,7 @@ import pyarrow as pa
 
 from tune_hpc.analysis.decisions import generations_frame, rungs_frame
 from tune_hpc.analysis.folder import ExperimentFolder, find_experiments, write_whole
+from tune_hpc.analysis.histories import Histories
 from tune_hpc.analysis.object_store import here
 from tune_hpc.analysis.parts import read_table, row_of
 from tune_hpc.errors import FolderError, UnknownNameError
@@ -92,12 +93,14 @@ class Results:
 
         A column may differ without having been searched: another optimizer brings other defaults along.
         """
-        differing = [name for name in self.config_columns if len(self.trials[name].drop_duplicates()) > 1]
         space = self.experiment.get("space")
         if space is None:
-            return differing
+            return [name for name in self.config_columns if self._differs(name)]
         searched = {name for name, value in space.items() if isinstance(value, Mapping)}
-        return [name for name in self.config_columns if name in searched or (name == "seed" and name in differing)]
+        return [name for name in self.config_columns if name in searched or (name == "seed" and self._differs(name))]
+
+    def _differs(self, name: str) -> bool:
+        return len(self.trials[name].drop_duplicates()) > 1
 
     def counts(self) -> dict[str, int]:
         """Return how many trials have each status; statuses that no trial has are left out."""
@@ -257,9 +260,9 @@ def trials_frame(rows: Iterable[Mapping[str, Any]], config_keys: Sequence[str]) 
     extra = [name for name in df if name not in {*first, *METRICS, *MEASURES}]
     ordered = [*first, *(name for name in METRICS if name in df), *extra, *MEASURES]
     df = df.reindex(columns=[*dict.fromkeys(ordered)])
-    for name in df.columns[df.isna().all()]:
-        # A column without a value has no type of its own; the documented one must not depend on luck.
-        df[name] = df[name].astype("str" if name in {*IDENTITY, "host", "device"} else "float64")
+    # A column without a value has no type of its own; the documented one must not depend on luck.
+    empty = df.columns[df.isna().all()]
+    df = df.astype({name: "str" if name in {*IDENTITY, "host", "device"} else "float64" for name in empty})
     for name in [str(name) for name in df if pd.api.types.is_object_dtype(df[name])]:
         # Parquet holds one type a column, and a grouping needs values that hash: a user's list, or 3 beside "auto",
         # is kept as its text.
@@ -309,14 +312,28 @@ def read_part_table(part: Path) -> tuple[dict[str, Any], pa.Table]:
     return row_of(part, table), table
 
 
-def load_folder(
-    folder: ExperimentFolder, read_part: Callable[[Path], tuple[dict[str, Any], pa.Table]] = read_part_table
-) -> Results:
+def load_folder(folder: ExperimentFolder) -> Results:
     """Load one experiment's results, finished or not.
 
     Args:
         folder: Of the experiment.
-        read_part: Reads the file of one trial; whoever loads a folder again and again remembers those it has read.
+
+    Raises:
+        FolderError: no experiment there, or a file that cannot be read.
+    """
+    experiment, trials, histories = read_folder(folder)
+    return Results(experiment, trials, histories.of(), folder.path)
+
+
+def read_folder(
+    folder: ExperimentFolder, read_part: Callable[[str], tuple[dict[str, Any], pa.Table]] | None = None
+) -> tuple[dict[str, Any], pd.DataFrame, Histories]:
+    """Read what ``Results`` are made of: the experiment, its trials, what these reported.
+
+    Args:
+        folder: Of the experiment.
+        read_part: Returns the row and the history of a trial that has a file of its own; by default read from that.
+            Whoever reads a folder again and again remembers those it has read.
 
     Raises:
         FolderError: no experiment there, or a file that cannot be read.
@@ -328,29 +345,33 @@ def load_folder(
             "restore it from a copy"
         )
     keys = experiment["config_keys"]
-    trials, history = read_frames(folder, keys)
-    # A trial that still ran when the frames were written is told by its part, written when it ended.
-    done = set(trials.loc[trials["status"] != "running", "trial_id"])
-    parts = [part for part in sorted(folder.parts.glob("*.parquet")) if part.stem not in done]
+    read_part = read_part or (lambda trial_id: read_part_table(folder.part(trial_id)))
+    while True:
+        with_parts = folder.part_ids()
+        trials, history = read_frames(folder)
+        # A trial that still ran when the frames were written is told by its part, written when it ended.
+        done = set(trials.loc[trials["status"] != "running", "trial_id"])
+        try:
+            parts = {trial_id: read_part(trial_id) for trial_id in with_parts if trial_id not in done}
+            break
+        except FolderError:
+            # What has gone since it was listed has gone into the frames, for the search has ended: look there.
+            if all(folder.part(trial_id).exists() for trial_id in with_parts):
+                raise
     if not parts:
-        return Results(experiment, trials, history, folder.path)
-    newer = {part.stem for part in parts}
-    kept_rows = trials[~trials["trial_id"].isin(newer)].to_dict("records")
-    rows = [{str(name): value for name, value in row.items()} for row in kept_rows]
-    tables = []
-    for part in parts:
-        row, table = read_part(part)
-        rows.append(row)
-        trial_ids = pa.repeat(pa.scalar(row["trial_id"], pa.large_string()), len(table))
-        tables.append(table.replace_schema_metadata(None).add_column(0, "trial_id", trial_ids))
-    # Joined as Arrow tables and converted once: thousands of small data frames would take ten times as long.
-    histories = [pa.concat_tables(tables, promote_options="permissive").to_pandas()]
-    if len(kept := history[~history["trial_id"].isin(newer)]):
-        histories.insert(0, kept)
-    return Results(experiment, trials_frame(rows, keys), pd.concat(histories, ignore_index=True), folder.path)
+        return experiment, trials if len(trials) else trials_frame([], keys), Histories(history, {})
+    kept = _without(trials, parts).to_dict("records")
+    rows = [{str(name): value for name, value in row.items()} for row in kept]
+    rows += [row for row, _ in parts.values()]
+    tables = {trial_id: table for trial_id, (_, table) in parts.items()}
+    return experiment, trials_frame(rows, keys), Histories(_without(history, parts), tables)
 
 
-def read_frames(folder: ExperimentFolder, config_keys: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _without(df: pd.DataFrame, trials: Collection[str]) -> pd.DataFrame:
+    return df[~df["trial_id"].isin(trials)] if len(df) else df
+
+
+def read_frames(folder: ExperimentFolder) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return what trials.parquet and history.parquet hold; empty frames where they are missing.
 
     Raises:
@@ -358,7 +379,7 @@ def read_frames(folder: ExperimentFolder, config_keys: Sequence[str]) -> tuple[p
     """
     history = pd.DataFrame({"trial_id": pd.Series(dtype="str"), "step": []})
     if not folder.trials_file.is_file():
-        return trials_frame([], config_keys), history
+        return pd.DataFrame({name: pd.Series(dtype="str") for name in ("trial_id", "status")}), history
     trials = _frame(folder.trials_file, {"trial_id", "status"}).astype({"status": pd.CategoricalDtype(list(STATUSES))})
     return trials, _frame(folder.history_file, {"trial_id", "step"}) if folder.history_file.is_file() else history
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tune_hpc.analysis.following import Standing
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.wording import condition, value_text
 from tune_hpc.errors import RequestError
@@ -16,15 +17,15 @@ from tune_hpc.service.frames import passing, records
 MOST_CURVES, MOST_POINTS = 100, 200
 
 
-def metrics(results: Results) -> list[str]:
+def metrics(results: Standing) -> list[str]:
     """Return the metrics that have curves, the one that ranks trials first."""
     own = results.metric.removeprefix("best_").removeprefix("selected_")
-    names = [str(name) for name in results.history if name not in ("trial_id", "step")]
+    names = [name for name in results.histories.columns if name not in ("trial_id", "step")]
     return sorted(names, key=lambda name: name != own)
 
 
 def curves(
-    results: Results, metric: str | None, filters: Sequence[str], max_curves: int, max_points: int
+    results: Standing, metric: str | None, filters: Sequence[str], max_curves: int, max_points: int
 ) -> dict[str, Any]:
     """Return the curves of the trials under way and of the best ones, thinned.
 
@@ -49,12 +50,9 @@ def curves(
         raise RequestError(f"no metric {metric!r} in the history of {results.name}; {there}")
     chosen = metric or next(iter(known), results.metric)
     trials = passing(results.trials, filters)
-    taken = results.history.dropna(subset=[chosen]) if chosen in results.history else results.history.iloc[:0]
-    taken = taken[taken["trial_id"].isin(trials["trial_id"])]
-    trials = trials[trials["trial_id"].isin(taken["trial_id"].unique())]
+    trials = trials[trials["trial_id"].isin(results.histories.taken(chosen))]
     shown = _chosen(results, trials, max_curves)
-    taken = taken[taken["trial_id"].isin(shown["trial_id"])]
-    by_trial = {str(name): one for name, one in taken.groupby("trial_id", observed=True)}
+    taken = _taken(results, shown, chosen)
     names, group = [name for name in results.varying if name in shown], group_parameter(results)
     drawn = [
         {
@@ -62,7 +60,7 @@ def curves(
             "status": row["status"],
             "label": condition({name: row[name] for name in names if row[name] is not None}),
             "group": value_text(row[group]) if group else "",
-            **_points(by_trial[row["trial_id"]], chosen, max_points),
+            **_points(*taken[row["trial_id"]], max_points),
         }
         for row in records(shown[["trial_id", "status", *names]])
     ]
@@ -72,7 +70,7 @@ def curves(
         "metrics": known,
         "group": group,
         "num_trials": len(trials),
-        "is_thinned": any(len(by_trial[one["trial_id"]]) > len(one["steps"]) for one in drawn),
+        "is_thinned": any(len(taken[one["trial_id"]][0]) > len(one["steps"]) for one in drawn),
         "curves": drawn,
     }
 
@@ -94,11 +92,19 @@ def _ranked(results: Results, trials: pd.DataFrame) -> pd.DataFrame:
     return trials.sort_values(results.metric, ascending=results.experiment["mode"] == "min", kind="stable")
 
 
-def _points(history: pd.DataFrame, metric: str, most: int) -> dict[str, list[Any]]:
-    history = history.sort_values("step", kind="stable")
-    places = np.unique(np.linspace(0, len(history) - 1, min(len(history), most)).round().astype(int))
-    values = history[metric].to_numpy(float)[places]
+def _taken(results: Standing, trials: pd.DataFrame, metric: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return at which steps each of some trials reported a metric, and what."""
+    if trials.empty:
+        return {}
+    history = results.histories.of(trials["trial_id"]).dropna(subset=[metric]).sort_values("step", kind="stable")
+    steps, values = history["step"].to_numpy().astype(int), history[metric].to_numpy(float)
+    rows = history.groupby("trial_id", observed=True).indices
+    return {str(trial_id): (steps[place], values[place]) for trial_id, place in rows.items()}
+
+
+def _points(steps: np.ndarray, values: np.ndarray, most: int) -> dict[str, list[Any]]:
+    places = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), most)).round().astype(int))
     return {
-        "steps": history["step"].to_numpy()[places].astype(int).tolist(),
-        "values": [value if np.isfinite(value) else None for value in values.tolist()],
+        "steps": steps[places].tolist(),
+        "values": [value if np.isfinite(value) else None for value in values[places].tolist()],
     }

@@ -54,10 +54,9 @@ def outcome_routes(parts: Parts) -> APIRouter:
         """Return what trials reported, one row per trial and step."""
 
         def look(reading: Reading) -> Answer:
-            history = reading.results.history
-            if trials := split(rows.trial):
-                _check_trials(reading, trials)
-                history = history[history["trial_id"].isin(trials)]
+            trials = split(rows.trial)
+            _check_trials(reading, trials)
+            history = reading.results.histories.of(trials or None)
             return as_answer(history, rows.query(), f"{search_id}-history", "history")
 
         return await answer(request, "history", search_id, rows, look)

@@ -10,16 +10,18 @@ from typing import Any
 import pandas as pd
 
 from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.following import Following
-from tune_hpc.analysis.results import Results, trials_frame
+from tune_hpc.analysis.following import Following, Standing
+from tune_hpc.analysis.histories import Histories
+from tune_hpc.analysis.results import trials_frame
 from tune_hpc.cluster.job_folder import JobFolder
 from tune_hpc.errors import RequestError
 
 #: What searches that were read may hold in all, in bytes.
 MOST_BYTES = 1_000_000_000
-#: A folder is looked at no more often than each so many seconds, and reading takes at most this part of a core.
-LEAST_S = 0.5
-MOST_SHARE = 0.02
+#: A folder is looked at no more often than each so many seconds, and reading takes at most this part of a core; but
+#: nobody is told what was so longer ago than this.
+LEAST_S, MOST_S = 0.5, 10.0
+MOST_SHARE = 0.01
 
 
 @dataclass
@@ -27,7 +29,7 @@ class _Held:
     following: Following
     lock: threading.Lock = field(default_factory=threading.Lock)
     look_at: float = 0.0
-    results: Results | None = None
+    results: Standing | None = None
     num_bytes: int = 0
 
 
@@ -40,7 +42,7 @@ class Reading:
         version: Changes when they do.
     """
 
-    results: Results
+    results: Standing
     version: tuple[str, int]
 
 
@@ -73,10 +75,11 @@ class Readings:
             if held.results is None or time.monotonic() >= held.look_at:
                 began = time.thread_time()
                 results = held.following.results()
-                took_s = time.thread_time() - began
-                held.look_at = time.monotonic() + max(LEAST_S, took_s * (1 / MOST_SHARE - 1))
+                # The first reading reads everything: it says nothing of what the next one will take.
+                took_s = time.thread_time() - began if held.results else 0.0
+                held.look_at = time.monotonic() + min(MOST_S, max(LEAST_S, took_s * (1 / MOST_SHARE - 1)))
                 if results is not held.results:
-                    held.results, held.num_bytes = results, held.following.num_bytes
+                    held.results, held.num_bytes = results, results.num_bytes
             reading = Reading(held.results, (str(home.path), held.following.version))
         self._make_room()
         return reading
@@ -103,7 +106,7 @@ def chosen(job: JobFolder, experiment: str | None) -> dict[str, Any]:
     return dict(asked[experiment])
 
 
-def _nothing_yet(plain: dict[str, Any]) -> Results:
+def _nothing_yet(plain: dict[str, Any]) -> Standing:
     keys = list(dict.fromkeys([*plain.get("space", {}), *(["seed"] if plain.get("seeds") else [])]))
     history = pd.DataFrame({"trial_id": pd.Series(dtype="str"), "step": pd.Series(dtype="int64")})
-    return Results({**plain, "config_keys": keys, "state": "waiting"}, trials_frame([], keys), history)
+    return Standing({**plain, "config_keys": keys, "state": "waiting"}, trials_frame([], keys), Histories(history, {}))
