@@ -105,11 +105,13 @@ class ExperimentFolder:
         return self.parts / f"{trial_id}{_PART}"
 
     def part_ids(self) -> list[str]:
-        """Return the trials that have a file of their own, in order."""
-        try:
-            return sorted(name[: -len(_PART)] for name in os.listdir(self.parts) if name.endswith(_PART))
-        except FileNotFoundError:
-            return []
+        """Return the trials that have a file of their own, in order.
+
+        Raises:
+            FolderError: nobody may look there.
+        """
+        names = [child.name for child in _children(self.parts)] if self.parts.exists() else []
+        return [name.removesuffix(_PART) for name in names if name.endswith(_PART)]
 
     def checkpoint(self, trial_id: str) -> Path:
         """Return the file that holds the state of one trial under way."""
