@@ -1,5 +1,6 @@
 """Searches that learn, go on after an interrupt, and are extended; on a real Ray."""
 
+import contextlib
 import json
 import os
 import signal
@@ -40,6 +41,22 @@ def files(folder: Path) -> dict[str, str]:
 def started(folder: Path) -> Counter:
     """Return how often a trial began, by its ``x``."""
     return Counter(float(line) for line in (folder / "journal").read_text(encoding="utf-8").split())
+
+
+def workers_of(process: int) -> set[int]:
+    """Return the processes of the Ray that a process started in which tasks and actors run, or are to run."""
+    titles, parents = {}, {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # It has ended by now.
+            parents[int(path.name)] = int((path / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+            titles[int(path.name)] = (path / "cmdline").read_bytes().decode(errors="replace")
+
+    def is_below(one: int) -> bool:
+        return one in parents and (parents[one] == process or is_below(parents[one]))
+
+    return {
+        one for one, title in titles.items() if title.startswith("ray::") and "Agent" not in title and is_below(one)
+    }
 
 
 @pytest.fixture
@@ -395,10 +412,14 @@ class TestLimits:
             [sys.executable, *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         deadline = time.monotonic() + 120
+        workers = set()
         while len(list((tmp_path / "out" / "trials").glob("*.parquet"))) < 3 and time.monotonic() < deadline:
+            workers |= workers_of(search.pid)
             time.sleep(0.1)
         search.send_signal(sent)
         told, logged = search.communicate(timeout=120)
+        # A Ray of its own starts no process that the search has no use for.
+        assert 1 <= len(workers) <= len(os.sched_getaffinity(0))
         assert search.returncode == code
         half = load(tmp_path / "out")
         assert half.experiment["state"] == "interrupted"

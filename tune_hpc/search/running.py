@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 import ray
 from ray import tune
+from ray.air._internal import usage
 from ray.tune.schedulers import TrialScheduler
 
 from tune_hpc.analysis.results import Results
@@ -288,10 +289,23 @@ def _fit(
             RAY_CHDIR_TO_TRIAL_DIR="0",
             RAY_AIR_NEW_OUTPUT="0",
         ),
+        _uncounted_callbacks(),
         watcher.progress or nullcontext(),
         ending.limits.giving_signals_back(),
     ):
         tuner.fit()
+
+
+@contextmanager
+def _uncounted_callbacks() -> Iterator[None]:
+    """Keep Ray Tune from counting callbacks by kind: to know the kinds it imports MLflow where it is installed, 1 s."""
+    # The count is for Ray's telemetry, and there is no public switch for it.
+    count = usage.tag_callbacks
+    usage.tag_callbacks = lambda callbacks: False
+    try:
+        yield
+    finally:
+        usage.tag_callbacks = count
 
 
 @contextmanager

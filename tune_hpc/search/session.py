@@ -15,6 +15,9 @@ from tune_hpc.errors import ClusterError
 _NOT_IN_TIME = "timed out during startup"
 #: Where the processes of a Ray find what tells its state.
 STATE_ADDRESS = "RAY_API_SERVER_ADDRESS"
+#: For a Ray of our own: no process is started before there is work for it. Ray Tune's actors ask for an environment of
+#: their own, so the processes that Ray would start beforehand, one a core, are of no use to them.
+_OWN_SYSTEM = {"prestart_worker_first_driver": False}
 
 
 @contextmanager
@@ -41,7 +44,8 @@ def ray_session(address: str | None = None, *, with_state: bool = False) -> Iter
 
         check_cluster(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    here = {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
+    num_cpus = len(os.sched_getaffinity(0))
+    here = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False, "_system_config": _OWN_SYSTEM}
     own: dict[str, Any] = {"address": address} if address else here
     try:
         with telling_its_state() if with_state and not address else _nothing_more() as more:
