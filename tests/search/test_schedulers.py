@@ -9,13 +9,13 @@ import pytest
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tests.search import trainables
 from tune_hpc import Experiment, Space, extend, run, run_all
 from tune_hpc.analysis.results import Results
 from tune_hpc.search.reporting import Decision, Watched
-from tune_hpc.search.schedulers import make_scheduler, tell_of_the_past, watched
+from tune_hpc.search.schedulers import InOrder, make_scheduler, tell_of_the_past, watched
 from tune_hpc.search.study import Study
 
 STEPS = 27
@@ -46,7 +46,22 @@ def studies():
 
 
 @pytest.fixture(scope="module")
-def searches(ray_session, studies, tmp_path_factory):
+def schedulers():
+    """Every scheduler that is given to Ray Tune."""
+    given = []
+
+    class Seen(tune.TuneConfig):
+        def __init__(self, **own):
+            given.append(own["scheduler"])
+            super().__init__(**own)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(tune, "TuneConfig", Seen)
+        yield given
+
+
+@pytest.fixture(scope="module")
+def searches(ray_session, studies, schedulers, tmp_path_factory):
     """Each scheduler once, in one run with a search that has none."""
     parent = tmp_path_factory.mktemp("schedulers")
     experiments = [
@@ -116,6 +131,23 @@ def test_a_stop_is_told_as_pruned_and_no_trial_is_left_running(searches, studies
         if row["status"] == "stopped":
             assert trial.value == pytest.approx(row["loss"])
             assert trial.intermediate_values == {row["steps_run"]: trial.value}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("searches")
+def test_no_search_moves_a_trial_from_a_process_that_is_starting_to_another(schedulers):
+    class Waiting:
+        status = Trial.PENDING
+
+    class Search:
+        @staticmethod
+        def get_trials():
+            return [Waiting]
+
+    assert FIFOScheduler().choose_trial_to_run(Search) is Waiting  # What it must not do.
+    assert len(schedulers) >= 6
+    assert [one for one in schedulers if one.choose_trial_to_run(Search) is not None] == []
+    assert sum(type(one) is InOrder for one in schedulers) == 1
 
 
 @pytest.mark.ray

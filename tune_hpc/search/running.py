@@ -30,7 +30,7 @@ from tune_hpc.search.proposals import Bundle, Proposals
 from tune_hpc.search.proposer import Sample
 from tune_hpc.search.provenance import provenance
 from tune_hpc.search.resources import TrialResources, choose_resources
-from tune_hpc.search.schedulers import make_scheduler, tell_of_the_past
+from tune_hpc.search.schedulers import InOrder, make_scheduler, tell_of_the_past
 from tune_hpc.search.searches import Search
 from tune_hpc.search.session import node_resources, ray_session
 from tune_hpc.search.storage_probe import check_storage
@@ -235,11 +235,11 @@ def _proposals(
     )
 
 
-def _scheduler(search: Search) -> TrialScheduler | None:
+def _scheduler(search: Search) -> TrialScheduler:
     """Return what decides on a search's trials, with what it should know of earlier ones."""
     seen = search.watched
     if seen is None:
-        return None
+        return InOrder()
     experiment = search.experiment
     scheduler = make_scheduler(experiment.scheduler, experiment.mode, experiment.most_steps, experiment.search_seed)
     if search.before:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from tune_hpc.analysis.results import Results
 from tune_hpc.search.reporting import Watched
@@ -63,7 +63,7 @@ def make_scheduler(name: str, mode: str, num_steps: int, seed: int) -> TrialSche
     shown: dict[str, Any] = {"time_attr": "progress", "metric": "value", "mode": mode}
     if name == "median":
         # It would pause, while others wait, whom it cannot judge yet; such a trial begins anew at its first step.
-        return MedianStoppingRule(**shown, grace_period=grace, min_samples_required=3, min_time_slice=math.inf)
+        return _Median(**shown, grace_period=grace, min_samples_required=3, min_time_slice=math.inf)
     halving: dict[str, Any] = shown | {
         # No rung at the end of a trial: one that has come so far is not ended.
         "max_t": max(1, min(num_steps, GRACE * grace) - 1),
@@ -72,11 +72,32 @@ def make_scheduler(name: str, mode: str, num_steps: int, seed: int) -> TrialSche
         "stop_last_trials": False,
     }
     if name == "asha_stopping":
-        return AsyncHyperBandScheduler(**halving)
+        return _Halving(**halving)
     return _Hyperband(seed, **halving, brackets=NUM_BRACKETS)
 
 
-class _Hyperband(AsyncHyperBandScheduler):
+class InOrder(FIFOScheduler):
+    """Runs trials in the order in which they were added, and lets each process that was asked for come up.
+
+    Ray Tune has a free process run the trial that its scheduler names before all others. The one that the schedulers
+    of its own name is the first that waits, be it for a process that is just starting: that trial moves to the free
+    process, and the starting one is killed. Where trials take less than the start, 1.5 s, this goes on and on, and of
+    two slots one may stay empty throughout. Where no trial is named, a free process is given the next one.
+    """
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Name no trial; Ray Tune then starts each one that waits, in order."""
+
+
+class _Median(InOrder, MedianStoppingRule):
+    """Ray Tune's median rule, trials in order."""
+
+
+class _Halving(InOrder, AsyncHyperBandScheduler):
+    """Ray Tune's asynchronous successive halving, trials in order."""
+
+
+class _Hyperband(_Halving):
     """Asynchronous Hyperband, in which a trial's bracket depends on the seed and its name alone.
 
     Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020.
