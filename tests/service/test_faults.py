@@ -8,6 +8,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.service.conftest import StandIn, error_of, serve
 from tune_hpc.cluster.launchers import DriverState
@@ -286,26 +288,56 @@ def test_a_method_that_a_path_does_not_serve_is_said_to_be_none(service):
     assert "PUT is not served at '/searches'" in error_of(answer)
 
 
-def test_too_many_requests_are_told_to_wait(tmp_path):
-    service = serve(tmp_path / "jobs", reads_per_s=5, writes_per_s=1)
+def test_too_many_changes_are_told_to_wait(tmp_path):
+    service = serve(tmp_path / "jobs", writes_per_s=1)
     with service.http:
-        answers = [service.http.get("/searches") for _ in range(12)]
-        assert {answer.status_code for answer in answers} == {200, 429}
+        answers = [service.http.post("/searches/none/stop") for _ in range(8)]
+        assert [answer.status_code for answer in answers] == [404] * 6 + [429] * 2
         assert int(answers[-1].headers["retry-after"]) >= 1
-        assert "5 reads a second" in error_of(answers[-1])
-        writes = [service.http.post("/searches/none/stop").status_code for _ in range(8)]
-        assert writes == [404] * 6 + [429] * 2
+        assert "1 changes a second" in error_of(answers[-1])
+
+
+def test_who_reads_too_often_is_answered_later_and_refused_only_where_that_would_be_long(tmp_path, monkeypatch):
+    held = []
+
+    async def sleep(seconds):
+        held.append(seconds)
+
+    monkeypatch.setattr(limits.asyncio, "sleep", sleep)
+    monkeypatch.setattr(limits.time, "monotonic", lambda: 0.0)
+    service = serve(tmp_path / "jobs", reads_per_s=10)
+    with service.http:
+        answers = [service.http.get("/health") for _ in range(32)]
+    assert [answer.status_code for answer in answers] == [200] * 30 + [429] * 2
+    assert held == [pytest.approx(number / 10) for number in range(1, 11)]
+    assert "10 reads a second" in error_of(answers[-1])
+    assert answers[-1].headers["retry-after"] == "2"
 
 
 def test_a_rate_recovers_and_remembers_only_so_many(monkeypatch):
     monkeypatch.setattr(limits, "MOST_ADDRESSES", 2)
     rate = limits.Rate(2, 1)
-    assert rate.wait_s("a", 0.0) == 0
-    assert rate.wait_s("a", 0.1) == pytest.approx(0.4)
-    assert rate.wait_s("a", 0.6) == 0
+    assert rate.take("a", 0.0) == (0, True)
+    assert rate.take("a", 0.1) == (pytest.approx(0.4), False)
+    assert rate.take("a", 0.6) == (0, True)
     for who in "bcd":
-        rate.wait_s(who, 0.6)
-    assert rate.wait_s("a", 0.6) == 0
+        rate.take(who, 0.6)
+    assert rate.take("a", 0.6) == (0, True)
+
+
+@given(st.lists(st.floats(0, 2), max_size=60))
+def test_a_rate_grants_no_more_than_flows_in_and_each_one_after_the_one_before(pauses):
+    rate, now, turns = limits.Rate(5, 3, 1.0), 0.0, []
+    for pause in pauses:
+        now += pause
+        turn = rate.take("a", now)
+        assert turn.is_granted == (turn.wait_s <= 1.0)
+        if turn.is_granted:
+            turns.append(now + turn.wait_s)
+    assert turns == sorted(turns)
+    for number, moment in enumerate(turns):
+        within = [one for one in turns[number:] if one < moment + 2 - 1e-6]
+        assert len(within) <= 3 + 5 * 2
 
 
 @pytest.mark.parametrize(

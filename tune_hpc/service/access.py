@@ -108,9 +108,9 @@ class Access:
 
     def _unknown(self, scope: Scope, headers: Headers, given: str) -> Response:
         who = scope["client"][0] if scope.get("client") else "-"
-        if given and (wait_s := self._wrong.wait_s(who)):
-            told = RequestError(f"too many wrong tokens came from {who}; wait {wait_s:.0f} s", 429)
-            return error_answer(told, {"Retry-After": str(int(wait_s) + 1)})
+        if given and not (turn := self._wrong.take(who)).is_granted:
+            told = RequestError(f"too many wrong tokens came from {who}; wait {turn.wait_s:.0f} s", 429)
+            return error_answer(told, {"Retry-After": str(int(turn.wait_s) + 1)})
         if not given and "text/html" in headers.get("accept", "") and scope["method"] == "GET":
             path = scope["path"] + (f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else "")
             return RedirectResponse(f"/login?next={quote(path, safe='')}", 303)

@@ -55,8 +55,8 @@ def entrance_routes(token: str | None, templates: Templates) -> APIRouter:
             return RedirectResponse(target, 303)
         if not is_same(form.get("token", [""])[0].strip(), token):
             who = request.client.host if request.client else "-"
-            if wait_s := wrong.wait_s(who):
-                raise RequestError(f"too many wrong tokens came from {who}; wait {wait_s:.0f} s", 429)
+            if not (turn := wrong.take(who)).is_granted:
+                raise RequestError(f"too many wrong tokens came from {who}; wait {turn.wait_s:.0f} s", 429)
             return page(401, target, "That is not the token of this service. It stands in the file that the service "
                         "names when it starts.")  # fmt: skip
         answer = RedirectResponse(target, 303)

@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections import OrderedDict
+from typing import NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,12 +15,27 @@ from tune_hpc.service.answers import error_answer
 MAX_BODY = 256 * 1024
 #: Seconds within which a body has come.
 BODY_TIMEOUT_S = 15.0
-#: Requests a second that one address may send, over some time; and those that change something.
-READS_PER_S = 500.0
+#: Requests a second of one address that are answered, over some time; and those that change something.
+READS_PER_S = 600.0
 WRITES_PER_S = 5.0
+#: Whoever reads more often is answered later, by so many seconds at most: that is what many behind one address need, and
+#: it slows down a program that asks again as soon as it has its answer. What would wait for longer is refused.
+MOST_HELD_S = 1.0
 #: Addresses that are remembered.
 MOST_ADDRESSES = 10_000
 _READS = ("GET", "HEAD", "OPTIONS")
+
+
+class Turn(NamedTuple):
+    """When one may do something.
+
+    Attributes:
+        wait_s: After so many seconds.
+        is_granted: Whether it is reserved; otherwise one is to ask again by then.
+    """
+
+    wait_s: float
+    is_granted: bool
 
 
 class Rate:
@@ -28,27 +44,30 @@ class Rate:
     Args:
         per_s: How much flows in.
         burst: How much it holds.
+        ahead_s: For how many seconds what is yet to flow in may be taken.
     """
 
-    def __init__(self, per_s: float, burst: float) -> None:
+    def __init__(self, per_s: float, burst: float, ahead_s: float = 0.0) -> None:
         self.per_s = per_s
         self.burst = burst
+        self.ahead_s = ahead_s
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def wait_s(self, who: str, moment: float | None = None) -> float:
-        """Take one; return 0, or after how many seconds there is one again."""
+    def take(self, who: str, moment: float | None = None) -> Turn:
+        """Take one, if there is one or will be soon enough."""
         now = time.monotonic() if moment is None else moment
         level, at = self._levels.pop(who, (self.burst, now))
         level = min(self.burst, level + (now - at) * self.per_s)
-        is_free = level >= 1
-        self._levels[who] = (level - 1 if is_free else level, now)
+        wait_s = max(0.0, (1 - level) / self.per_s)
+        is_granted = wait_s <= self.ahead_s
+        self._levels[who] = (level - 1 if is_granted else level, now)
         if len(self._levels) > MOST_ADDRESSES:
             self._levels.popitem(last=False)
-        return 0.0 if is_free else (1 - level) / self.per_s
+        return Turn(wait_s, is_granted)
 
 
 class Limits:
-    """Refuses what is too large, too slow or too often, before anything of it is read.
+    """Refuses what is too large, too slow or far too often, before anything of it is read; holds up what is too often.
 
     Args:
         app: What comes behind it.
@@ -67,7 +86,7 @@ class Limits:
     ) -> None:
         self.app = app
         self.max_body = max_body
-        self._reads = Rate(reads_per_s, 2 * reads_per_s)
+        self._reads = Rate(reads_per_s, 2 * reads_per_s, MOST_HELD_S)
         self._writes = Rate(writes_per_s, 6 * writes_per_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,12 +96,15 @@ class Limits:
             return
         who = scope["client"][0] if scope.get("client") else "-"
         rate, what = (self._reads, "reads") if scope["method"] in _READS else (self._writes, "changes")
-        if wait_s := rate.wait_s(who):
+        turn = rate.take(who)
+        if not turn.is_granted:
             told = RequestError(
-                f"one address may send {rate.per_s:g} {what} a second; {who} sent more: wait {wait_s:.1f} s", 429
+                f"one address may send {rate.per_s:g} {what} a second; {who} sent more: wait {turn.wait_s:.1f} s", 429
             )
-            await error_answer(told, {"Retry-After": str(math.ceil(wait_s))})(scope, receive, send)
+            await error_answer(told, {"Retry-After": str(math.ceil(turn.wait_s))})(scope, receive, send)
             return
+        if turn.wait_s:
+            await asyncio.sleep(turn.wait_s)
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self.max_body:
             await self._refuse(self._too_large(declared.decode("latin-1")), scope, receive, send)

@@ -53,7 +53,7 @@ def add_serve_verb(add: Callable[[str, Callable[[argparse.Namespace], int], str]
     )
     where.add_argument("--no-token", action="store_true", help="let in every process of this machine (loopback only)")
     where.add_argument(
-        "--reads-per-s", type=float, metavar="N", help="requests a second of one address that read (default: 500)"
+        "--reads-per-s", type=float, metavar="N", help="requests a second of one address that read (default: 600)"
     )
     where.add_argument(
         "--changes-per-s", type=float, metavar="N", help="requests a second of one that change something (default: 5)"
