@@ -1,12 +1,15 @@
 """What the HTTP service costs a search that is read by many: 200 readers for 30 seconds, none, or of another server.
 
-    python benchmarks/service.py [--repeats 3] [--readers 200] [--seconds 30] [--pause 1] [--steps 1000]
+    python benchmarks/service.py [--repeats 3] [--readers 200] [--seconds 30] [--pause 1] [--steps 1000] [--apart]
 
 A search is started through the service, its trials cost the same, and both cores of a small machine are busy with it.
 While it runs contenders take turns of some seconds: no readers; readers of the service, who ask for the status, the
 page's parts, curves and trials, each with a pause of half to one and a half times --pause between an answer and the
 next question; and the same readers of a server that answers with as many bytes at once, for on one machine the readers
 take their part of it, too. Compared is how fast trials end; an answer that is an error makes the measurement void.
+
+With --apart the search has the first core to itself, and the service and all readers share the others: what they cost a
+search that runs elsewhere.
 """
 
 import asyncio
@@ -30,6 +33,8 @@ NAMES = ("no readers", "readers of the service", "readers of another server")
 STEPS = 1000
 #: Trials that end before anything is measured, and seconds between two measurements.
 WARM_UP, PAUSE_S = 20, 1.0
+#: Seconds after which a trial that is waited for will not end any more.
+LONGEST_S = 60.0
 #: What a page asks for, and what a program does.
 PATHS = (
     "/searches/{id}", "/view/{id}/summary", "/view/{id}/table", "/searches/{id}/curves", "/searches/{id}/response",
@@ -75,6 +80,11 @@ class Service:
         parts = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
 
+    def move(self, cores: set[int]) -> None:
+        """Keep to some cores; a search that it has begun stays where it is."""
+        for thread in Path(f"/proc/{self.process.pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), cores)
+
     def end(self) -> None:
         """End it."""
         self.process.terminate()
@@ -104,12 +114,19 @@ class Search:
         return self._service.ask(f"/searches/{self.id}")["experiments"][0]
 
     def num_ended(self, moment: float) -> float:
-        """Return how many trials had ended, a trial counting by its part between the end before and its own."""
-        ends = sorted(one.stat().st_mtime for one in self._parts.glob("*.parquet"))
-        place = bisect(ends, moment)
-        if not 0 < place < len(ends):
-            raise RuntimeError("no trial ended before or after; is the search still running?")
-        return place + (moment - ends[place - 1]) / (ends[place] - ends[place - 1])
+        """Return how many trials had ended, a trial counting by its part between the end before and its own.
+
+        Raises:
+            RuntimeError: no trial has ended since; the search does not run any more.
+        """
+        while True:
+            ends = sorted(one.stat().st_mtime for one in self._parts.glob("*.parquet"))
+            place = bisect(ends, moment)
+            if 0 < place < len(ends):
+                return place + (moment - ends[place - 1]) / (ends[place] - ends[place - 1])
+            if time.time() - moment > LONGEST_S:
+                raise RuntimeError(f"no trial has ended for {LONGEST_S:g} s; is the search still running?")
+            time.sleep(0.2)
 
     def end(self) -> None:
         """End it, and wait until it has ended."""
@@ -194,24 +211,38 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, metavar="S", help="for so long (default: 30)")
     parser.add_argument("--pause", type=float, default=1.0, metavar="S", help="of each, about (default: 1)")
     parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"of each trial (default: {STEPS})")
+    parser.add_argument("--apart", action="store_true", help="the search on the first core, all else on the others")
     flags = parser.parse_args()
+    first, *others = sorted(os.sched_getaffinity(0))
+    if flags.apart and not others:
+        parser.error("--apart needs two cores; this process may use one: leave it out")
+    if flags.apart:
+        os.sched_setaffinity(0, {first})
     with tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as folder:
         service = Service(Path(folder))
         try:
             searched = Search(service, Path(folder), flags.steps)
+            if flags.apart:
+                service.move(set(others))
+                os.sched_setaffinity(0, others)
             settings = (service, searched, flags.readers, flags.seconds, flags.pause)
-            measured = measure({name: partial(window, name, *settings) for name in flags.only}, flags.repeats)
-            searched.end()
+            try:
+                measured = measure({name: partial(window, name, *settings) for name in flags.only}, flags.repeats)
+            finally:
+                # It would outlive the service.
+                searched.end()
         finally:
             service.end()
+    os.sched_setaffinity(0, {first, *others})
     table = summarise(measured, "s_per_trial")
     for row in table:
         runs = [one for one in measured[row["contender"]] if "p99_ms" in one]
         row["answers a second"] = max((one["answers_per_s"] for one in runs), default=0.0)
         row["worst p99, ms"] = max((one["p99_ms"] for one in runs), default=0.0)
         row["cores of the service"] = max((one["service_cpu_s"] / one["read_s"] for one in runs), default=0.0)
-    publish(flags, f"Seconds until a trial of a search ends, {flags.readers} readers for {flags.seconds:g} s", measured,
-            table)  # fmt: skip
+    where = ", on cores of their own" if flags.apart else ""
+    publish(flags, f"Seconds until a trial of a search ends, {flags.readers} readers for {flags.seconds:g} s{where}",
+            measured, table)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ BODY_TIMEOUT_S = 15.0
 #: Requests a second of one address that are answered, over some time; and those that change something.
 READS_PER_S = 600.0
 WRITES_PER_S = 5.0
-#: Whoever reads more often is answered later, by so many seconds at most: that is what many behind one address need, and
-#: it slows down a program that asks again as soon as it has its answer. What would wait for longer is refused.
+#: Whoever reads more often is answered later, by so many seconds at most: many behind one address need no more, and a
+#: program that asks again as soon as it has its answer is slowed down. What would wait for longer is refused.
 MOST_HELD_S = 1.0
 #: Addresses that are remembered.
 MOST_ADDRESSES = 10_000
