@@ -43,11 +43,11 @@ def ray_session():
 
     # Trials find the tests' own trainables here, as they would find a user's beside the search that names them.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from tune_hpc.search.session import telling_its_state
+    from tune_hpc.search.session import small_ray, telling_its_state
 
     # What cleans up after Ray Train asks which actors are alive, and so do tests.
     with telling_its_state() as own:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), small_ray(with_state=True):
             warnings.simplefilter("ignore")
             ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR", **own)
         yield

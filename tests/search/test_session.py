@@ -1,6 +1,9 @@
 """Connecting to Ray: what is refused before Ray is asked."""
 
+import re
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -46,7 +49,6 @@ def test_a_ray_that_a_busy_machine_does_not_let_start_in_time_is_started_once_mo
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", start)
     monkeypatch.setattr("ray.shutdown", lambda: ended.append(True))
-    monkeypatch.setattr("tune_hpc.search.session._end_autoscaler", lambda: None)
     if num_late == 1:
         with ray_session():
             assert tried == ["local", "local"]
@@ -54,3 +56,25 @@ def test_a_ray_that_a_busy_machine_does_not_let_start_in_time_is_started_once_mo
         with pytest.raises(ClusterError, match=r"^Ray did not start on this machine in 30 s, twice; it is too busy"):
             ray_session().__enter__()
     assert len(ended) == 2
+
+
+@pytest.mark.slow
+def test_a_ray_of_this_machine_has_no_process_that_a_search_does_not_need():
+    """What a Ray of another release starts beside them shows here."""
+    source = """
+import os, pathlib, ray
+from tune_hpc.search.session import ray_session
+
+with ray_session():
+    home = ray._private.worker.global_worker.node.get_session_dir_path()
+    for process in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = process.read_bytes().replace(bytes(1), b" ").decode()
+        except OSError:
+            continue
+        if home in command or "ray::" in command and os.getppid() != int(process.parent.name):
+            print(command[:300])
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert "gcs_server" in done.stdout
+    assert re.findall(r"dashboard/dashboard\.py|log_monitor\.py|monitor\.py|default_worker", done.stdout) == []

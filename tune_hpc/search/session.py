@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private.node import Node
 
 from tune_hpc.errors import ClusterError
 
@@ -18,6 +19,11 @@ STATE_ADDRESS = "RAY_API_SERVER_ADDRESS"
 #: For a Ray of our own: no process is started before there is work for it. Ray Tune's actors ask for an environment of
 #: their own, so the processes that Ray would start beforehand, one a core, are of no use to them.
 _OWN_SYSTEM = {"prestart_worker_first_driver": False}
+#: Nor are those started that a search on one machine has no use for, by the methods of Ray's that start them (it has no
+#: other switch): what adds nodes, and what brings the output of trials to the driver; they keep it in files.
+_UNUSED = ("start_monitor", "start_log_monitor")
+#: And what tells the state, unless it is asked for: everything waits until it has come up, which takes a second.
+_TELLS_STATE = "start_api_server"
 
 
 @contextmanager
@@ -45,11 +51,13 @@ def ray_session(address: str | None = None, *, with_state: bool = False) -> Iter
         check_cluster(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     num_cpus = len(os.sched_getaffinity(0))
-    here = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False, "_system_config": _OWN_SYSTEM}
-    own: dict[str, Any] = {"address": address} if address else here
+    own: dict[str, Any] = {"address": "local", "num_cpus": num_cpus, "_system_config": _OWN_SYSTEM}
     try:
-        with telling_its_state() if with_state and not address else _nothing_more() as more:
-            _init(own | more)
+        if address:
+            _init({"address": address})
+        else:
+            with telling_its_state() if with_state else _not_telling() as more, small_ray(with_state=with_state):
+                _init(own | more)
     except ClusterError:
         raise
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.AuthenticationError) as error:
@@ -58,8 +66,6 @@ def ray_session(address: str | None = None, *, with_state: bool = False) -> Iter
         if isinstance(error, ray.exceptions.AuthenticationError):
             reason, remedy = "it wants a token", "copy ~/.ray/auth_token from its head, or set RAY_AUTH_TOKEN"
         raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {reason}; {remedy}") from error
-    if not address:
-        _end_autoscaler()
     try:
         yield
     finally:
@@ -67,8 +73,27 @@ def ray_session(address: str | None = None, *, with_state: bool = False) -> Iter
 
 
 @contextmanager
-def _nothing_more() -> Iterator[dict[str, Any]]:
-    yield {}
+def small_ray(*, with_state: bool = False) -> Iterator[None]:
+    """Have a Ray that is started inside the block start no process that a search on one machine does not need.
+
+    Args:
+        with_state: Whether it is to tell what its actors do.
+    """
+    unused = _UNUSED if with_state else (*_UNUSED, _TELLS_STATE)
+    # A Ray that knows one of them by another name starts it, and that is all.
+    before = {name: getattr(Node, name) for name in unused if hasattr(Node, name)}
+    for name in before:
+        setattr(Node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
+
+
+@contextmanager
+def _not_telling() -> Iterator[dict[str, Any]]:
+    yield {"include_dashboard": False}
 
 
 @contextmanager
@@ -110,13 +135,6 @@ def _init(settings: Mapping[str, Any]) -> None:
                 raise ClusterError(
                     "Ray did not start on this machine in 30 s, twice; it is too busy: wait until it is less so"
                 ) from error
-
-
-def _end_autoscaler() -> None:
-    """End the process that would add nodes: one machine has none to add, and at the end Ray waits a second for it."""
-    node = ray._private.worker.global_worker.node  # Ray has no public switch for it.
-    if node is not None:
-        node.kill_monitor(check_alive=False)
 
 
 def node_resources() -> list[Mapping[str, float]]:
