@@ -73,7 +73,7 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(FolderError, match=r"cannot be written: No space left on device; choose another"):
+    with pytest.raises(FolderError, match=r"cannot be written: No space left on device; make room there"):
         write_whole(target, fail_half_way)
     assert target.read_text() == "before"
     assert list(tmp_path.iterdir()) == [target]

@@ -3,13 +3,12 @@
 import os
 import re
 import signal
-import time
 from collections import Counter
 
 import pandas as pd
 import pytest
 
-from tests.cluster.walks import WALK, walk
+from tests.cluster.walks import WALK, until, walk
 from tune_hpc.cluster.client import Client, InProcessClient, LocalClient
 from tune_hpc.cluster.job_folder import JobFolder, JobState
 from tune_hpc.errors import FolderError, InvalidExperimentError, UnknownNameError
@@ -62,15 +61,6 @@ def story(client):
     seen["extended"] = job.wait(90)
     seen["log"] = "".join(job.logs())
     return seen
-
-
-def until(job, holds, timeout_s=90):
-    """Wait until a job's status is as it is expected."""
-    began = time.monotonic()
-    while not holds(status := job.status()):
-        assert status.state.is_active, status
-        assert time.monotonic() - began < timeout_s, status
-        time.sleep(0.1)
 
 
 def test_a_job_is_there_at_once_and_known_by_its_id(client, story):

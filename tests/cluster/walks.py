@@ -1,5 +1,7 @@
 """A trainable of a user's own, as source: it saves its state, notes each start, and takes its time if not hurried."""
 
+import time
+
 from ray import tune
 
 from tune_hpc import Experiment, Space
@@ -34,3 +36,12 @@ def walk(folder, **changes):
     )  # fmt: skip
     settings = {"searcher": "random", "num_samples": 4, "metric": "loss", "mode": "min", "seeds": ()}
     return Experiment("walk", space, "walks_here:walk", **(settings | changes))
+
+
+def until(job, holds, timeout_s=90):
+    """Wait until a job's status is as it is expected."""
+    began = time.monotonic()
+    while not holds(status := job.status()):
+        assert status.state.is_active, status
+        assert time.monotonic() - began < timeout_s, status
+        time.sleep(0.1)

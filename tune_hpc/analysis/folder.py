@@ -22,6 +22,7 @@ A file appears under a temporary name and is then renamed, so that a reader neve
 to analyse a search on any machine.
 """
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,8 @@ from tune_hpc.errors import FolderError
 
 #: The version of this layout.
 FORMAT = 1
+#: What the system says where there is no room for a file any more.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PART = ".parquet"
 
 
@@ -49,9 +52,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         push(path, temporary)
         os.replace(temporary, path)
     except OSError as error:
-        raise FolderError(
-            f"{place_of(path)} cannot be written: {error.strerror or error}; choose another folder"
-        ) from error
+        remedy = "make room there" if error.errno in NO_ROOM else "choose another folder"
+        raise FolderError(f"{place_of(path)} cannot be written: {error.strerror or error}; {remedy}") from error
     finally:
         temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from tune_hpc.analysis.object_store import pull_tree
-from tune_hpc.cluster.job_folder import JobFolder
+from tune_hpc.cluster.job_folder import ROOM, JobFolder
 from tune_hpc.errors import FolderError
 
 #: What nobody needs elsewhere: Ray's own files, and those that are being written.
@@ -30,7 +30,7 @@ def fetch(job: JobFolder, target: Path) -> int:
     pull_tree(job.path)
     for path in sorted(job.path.rglob("*")):
         name = path.relative_to(job.path)
-        if path.is_dir() or any(part in _LEFT_OUT or part.startswith(".") for part in name.parts):
+        if path.is_dir() or path.suffix == ROOM or any(part in _LEFT_OUT or part[0] == "." for part in name.parts):
             continue
         copy = target / name
         try:

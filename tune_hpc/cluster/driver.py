@@ -130,12 +130,14 @@ class _Life:
         self._thread = threading.Thread(target=self._beat, name="life", daemon=True)
 
     def __enter__(self) -> None:
+        self._job.hold_room(self._number)
         self._write({})
         self._thread.start()
 
     def __exit__(self, *arguments: object) -> None:
         self._ended.set()
         self._thread.join()
+        self._job.give_room()
 
     def end(self, told: Mapping[str, Any]) -> None:
         """Say how it ended."""

@@ -7,6 +7,7 @@
       attempts/1.stop  there when it is asked to stop
       attempts/1.process.json  which process its driver is, if it is one of whoever asked
       attempts/1.run.json  what its driver says: when it began, that it lives, how it ended
+      attempts/1.room  as long as its driver lives: room on the disk, to be able to say how it ended
       code/            the modules of a trainable of one's own, as they were
       output.log       what its drivers printed
       NAME/            the experiment folders
@@ -21,6 +22,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -28,9 +30,11 @@ from pathlib import Path
 from typing import Any
 
 from tune_hpc.analysis.folder import write_whole
-from tune_hpc.analysis.object_store import delete, here, is_remote, names_in, place_of, pull
+from tune_hpc.analysis.object_store import delete, delete_tree, here, is_remote, names_in, place_of, pull
 from tune_hpc.errors import FolderError, UnknownNameError
 
+#: What holds room, and how much: enough to say how an attempt ended, on file systems whose blocks are large, too.
+ROOM, NUM_ROOM_BYTES = ".room", 256 * 1024
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*-\d{8}-\d{6}-[0-9a-f]{4}")
 
 
@@ -136,7 +140,11 @@ class JobFolder:
             raise FolderError(
                 f"{self.path} cannot be made: {error.strerror or error}; choose another storage"
             ) from error
-        _write(self.job_file, asked)
+        try:
+            _write(self.job_file, asked)
+        except FolderError:
+            delete_tree(self.path)
+            raise
 
     def read(self) -> dict[str, Any]:
         """Return what was asked.
@@ -197,6 +205,21 @@ class JobFolder:
     def read_run(self, number: int) -> dict[str, Any]:
         """Return what the driver of an attempt said last; empty where it has said nothing yet."""
         return _read(self.attempts / f"{number}.run.json")
+
+    def hold_room(self, number: int) -> None:
+        """Take some of the disk, that there be room to say how an attempt ended when others have filled it."""
+        if is_remote(place_of(self.path)):
+            return
+        # A driver that was killed has not given its own back.
+        self.give_room()
+        with suppress(OSError):
+            (self.attempts / f"{number}{ROOM}").write_bytes(bytes(NUM_ROOM_BYTES))
+
+    def give_room(self) -> None:
+        """Give back what was taken."""
+        with suppress(OSError):
+            for path in self.attempts.glob(f"*{ROOM}"):
+                path.unlink(missing_ok=True)
 
     def write_process(self, number: int, process: Mapping[str, Any]) -> None:
         """Note which process is to be the driver of an attempt."""

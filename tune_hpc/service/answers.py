@@ -1,7 +1,6 @@
 """Answers: errors as one line of JSON with their HTTP status, and what is made once for all who ask within a moment."""
 
 import asyncio
-import errno
 import hashlib
 import json
 import logging
@@ -17,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tune_hpc.analysis.folder import NO_ROOM
 from tune_hpc.errors import (
     ClusterError,
     DataUnavailableError,
@@ -66,7 +66,7 @@ def status_code(error: TuneHpcError) -> int:
         return 503
     if isinstance(error, FolderError):
         number = getattr(error.__cause__, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if number in NO_ROOM:
             return 507
         return 500 if error.__cause__ else 409
     return 422
