@@ -29,6 +29,8 @@ from tune_hpc.search.tuner import extend
 
 #: Seconds between two signs of life.
 BEAT_S = 5.0
+#: Nobody wants a job any more whose folder was not there at so many of them in a row.
+NUM_BEATS_GONE = 3
 
 _log = logging.getLogger(__name__)
 
@@ -120,12 +122,13 @@ def _outcome(results: list[Results]) -> dict[str, Any]:
 
 
 class _Life:
-    """Says that the driver lives, and ends it where another one has taken its place."""
+    """Says that the driver lives, and ends it where another one has taken its place, or nobody wants it any more."""
 
     def __init__(self, job: JobFolder, number: int) -> None:
         self._job = job
         self._number = number
         self._told = {"process": this_process(), "began": utc_now().isoformat(timespec="seconds")}
+        self._num_beats_gone = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="life", daemon=True)
 
@@ -148,10 +151,21 @@ class _Life:
         while not self._ended.wait(BEAT_S):
             self._write({})
             self._show_output()
-            attempt = self._job.last_attempt()
-            if attempt is not None and attempt.number > self._number:
-                _log.warning("attempt %d of %s goes on instead of this one", attempt.number, self._job.id)
-                self._job.ask_to_stop(self._number)
+            try:
+                self._end_if_unwanted()
+            except FolderError as error:
+                _log.warning("%s", error)
+
+    def _end_if_unwanted(self) -> None:
+        attempt = self._job.last_attempt()
+        # A network may lose sight of a file for a moment.
+        self._num_beats_gone = 0 if self._job.is_there else self._num_beats_gone + 1
+        if self._num_beats_gone == NUM_BEATS_GONE:
+            _log.warning("the folder of %s was removed: it stops", self._job.id)
+            self._job.ask_to_stop(self._number)
+        elif attempt is not None and attempt.number > self._number:
+            _log.warning("attempt %d of %s goes on instead of this one", attempt.number, self._job.id)
+            self._job.ask_to_stop(self._number)
 
     def _show_output(self) -> None:
         """Put what was printed where others see it."""
