@@ -22,7 +22,7 @@ def search_row(status: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the list shows of one search."""
     first = status["experiments"][0] if status["experiments"] else {}
     best = [
-        f"{words(one['metric'])} {number(one['best_value'], one['metric'])}"
+        f"{words(one['metric']).removeprefix('best ')} {number(one['best_value'], one['metric'])}"
         for one in status["experiments"]
         if one["best_value"] is not None
     ]
