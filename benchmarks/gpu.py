@@ -44,7 +44,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "separate, one after another": {"fuse": "off", "gpus_per_trial": 1},
 }
 #: What makes a run small enough for a rehearsal.
-TINY: dict[str, Any] = {"steps": 8, "width": 0.05, "batch_size": 10, "num_evaluations": 2, "num_evaluation_images": 100}
+TINY: dict[str, Any] = {
+    "steps": 10,
+    "width": 0.05,
+    "batch_size": 10,
+    "num_evaluations": 2,
+    "num_evaluation_images": 100,
+}
 
 
 def one_trial(config: Mapping[str, Any], device: str) -> dict[str, Any]:
@@ -143,7 +149,8 @@ def plan(flags: argparse.Namespace, on_gpu: bool) -> dict[str, Callable[[], Any]
     network = network if on_gpu else network.replace(searcher="random", num_samples=4)
     workers = list(range(1, torch.cuda.device_count() + 1)) or [1]
     sizes = {"width": tune.choice([0.25, 1.0, 4.0]), "batch_size": tune.choice([50, 150, 600]), "num_timed_steps": 500}
-    scaling = exercise4.experiment.with_values({"workers": tune.choice(workers), **(sizes if on_gpu else small)})
+    exercise = exercise4.experiment.with_values(sizes) if on_gpu else exercise4.experiment.as_quick()
+    scaling = exercise.with_values({"workers": tune.choice(workers), **small})
     sweep = ["--device", device, "--repeats", 3 if on_gpu else 1, "--seconds", 1 if on_gpu else 0.01]
     sweep += [] if on_gpu else ["--most", 2, "--only", "softmax"]
     steps: dict[str, Callable[[], Any]] = {
