@@ -57,7 +57,7 @@ class Service:
         with self.log.open("w") as log:
             command = [sys.executable, "-m", "tune_hpc.cli", "serve", "--storage", "jobs", "--port", "0"]
             self.process = subprocess.Popen(
-                [*command, "--reads-per-s", "1e5"], cwd=folder, stdout=log, stderr=log,
+                command, cwd=folder, stdout=log, stderr=log,
                 env=os.environ | {"PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"},
             )  # fmt: skip
         while "token: in" not in self.log.read_text(encoding="utf-8"):

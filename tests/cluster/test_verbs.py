@@ -4,6 +4,7 @@ import pytest
 
 from tests.cluster.stories import beat, job_in, progress
 from tune_hpc import cli
+from tune_hpc.errors import FolderError
 
 
 @pytest.fixture
@@ -33,6 +34,43 @@ def told(capsys, *arguments, code=0):
 def test_jobs_are_listed_with_what_they_came_to(ended, capsys):
     lines = told(capsys, "jobs", "--storage", ended.path.parent).out.splitlines()
     assert lines[1].split()[:5] == [ended.id, "stopped", "3/5", "loss", "0.5"]
+
+
+def test_where_no_job_is_one_is_told_how_to_make_one(place, capsys):
+    assert told(capsys, "jobs", "--storage", place / "new").out.startswith(
+        f"there is no job in {place / 'new'}; `tune-hpc "
+    )
+
+
+def test_a_damaged_job_hides_no_other(ended, capsys):
+    other = job_in(ended.path.parent)
+    other.job_file.write_text("[", encoding="utf-8")
+    lines = told(capsys, "jobs", "--storage", ended.path.parent).out
+    assert f"{ended.id}  stopped" in lines
+    assert f"{other.id}  unreadable" in lines
+
+
+def test_a_storage_of_before_that_does_not_answer_hides_no_other(ended, capsys, monkeypatch):
+    from tune_hpc.cluster import client, job_folder, known_storages
+
+    def pull(path):
+        if "away" in str(path):
+            raise FolderError("s3://away does not answer (no route)")
+        return real(path)
+
+    real = job_folder.pull
+    monkeypatch.setattr(job_folder, "pull", pull)
+    monkeypatch.setattr(client, "names_in", lambda path: pull(path) or [one.name for one in path.glob("*")])
+    known_storages.remember(str(ended.path.parent))
+    known_storages.remember("/away")
+    assert told(capsys, "status", ended.id).out.startswith(f"{ended.id}: stopped")
+    listed = told(capsys, "jobs")
+    assert ended.id in listed.out
+    assert listed.err == "tune-hpc: s3://away does not answer (no route)\n"
+    gone = told(capsys, "status", f"{ended.id[:-4]}ffff", code=cli.USAGE).err
+    assert "; s3://away does not answer (no route); --storage names another place" in gone
+    assert "does not answer" in told(capsys, "jobs", "--storage", "/away", code=cli.USAGE).err
+    assert "does not answer" in told(capsys, "status", ended.id, "--storage", "/away", code=cli.USAGE).err
 
 
 def test_a_storage_is_found_again_where_jobs_have_been(ended, capsys, monkeypatch):

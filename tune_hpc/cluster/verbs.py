@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_hpc.analysis.object_store import here, place_of
-from tune_hpc.errors import UnknownNameError
+from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.flags import PLACE_FLAGS, add_place_flags, add_what_flags, find_experiments
 
 if TYPE_CHECKING:
@@ -79,16 +79,33 @@ def _jobs(flags: argparse.Namespace) -> int:
     from rich.table import Table
 
     table = Table("job", "state", "trials", "best", "asked for", box=None)
-    for storage in _storages(flags):
-        for job in client_at(None, storage).list():
-            status = job_of(storage, job.id).status()
-            best = [f"{one.metric} {one.best_value:.4g}" for one in status.experiments if one.best_value is not None]
-            table.add_row(
-                job.id, status.state.value, f"{status.num_ended}/{status.num_trials}", best[0] if best else "",
-                status.asked_at,
-            )  # fmt: skip
+    storages = _storages(flags)
+    for storage in storages:
+        try:
+            jobs = client_at(None, storage).list()
+        except FolderError as error:
+            if flags.storage:
+                raise
+            # One that was used before and does not answer now hides no other.
+            print(f"tune-hpc: {error}", file=sys.stderr)
+            continue
+        for job in jobs:
+            try:
+                table.add_row(*_row(job_of(storage, job.id).status()))
+            except FolderError as error:
+                # One that is damaged hides no other.
+                table.add_row(job.id, "unreadable", "", " ".join(str(error).split()), "")
+    if not table.row_count:
+        print(f"there is no job in {', '.join(map(str, storages))}; `tune-hpc submit NAME` makes one")
+        return 0
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     return 0
+
+
+def _row(status: "JobStatus") -> tuple[str, ...]:
+    best = [f"{one.metric} {one.best_value:.4g}" for one in status.experiments if one.best_value is not None]
+    trials = f"{status.num_ended}/{status.num_trials}"
+    return status.id, status.state.value, trials, best[0] if best else "", status.asked_at
 
 
 def _status(flags: argparse.Namespace) -> int:
@@ -152,14 +169,22 @@ def find_job(flags: argparse.Namespace) -> "Job":
 
     Raises:
         UnknownNameError: none of them holds it.
+        FolderError: the storage that is named does not answer.
     """
     from tune_hpc.cluster.job_folder import JobFolder, is_id
 
-    searched = _storages(flags)
+    searched, silent = _storages(flags), ""
     for storage in searched:
-        if is_id(flags.id) and JobFolder(here(storage) / flags.id).is_there:
+        try:
+            is_there = is_id(flags.id) and JobFolder(here(storage) / flags.id).is_there
+        except FolderError as error:
+            if flags.storage:
+                raise
+            silent += f"; {error}"
+            continue
+        if is_there:
             return job_of(storage, flags.id, getattr(flags, "address", None))
-    raise UnknownNameError(f"no job {flags.id} in {', '.join(searched)}; --storage names another place")
+    raise UnknownNameError(f"no job {flags.id} in {', '.join(searched)}{silent}; --storage names another place")
 
 
 def job_of(storage: str, job_id: str, address: str | None = None) -> "Job":
