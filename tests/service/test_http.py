@@ -1,5 +1,6 @@
 """Bytes on a connection: what is too large to be a head ends it, and all else is served."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -7,7 +8,7 @@ import time
 import pytest
 import uvicorn
 
-from tune_hpc.service.http import MAX_HEAD, BoundedHttp
+from tune_hpc.service.http import MAX_HEAD, BoundedHttp, GatheredTransport
 
 RULE = b"The head of a request has at most 65536 bytes."
 
@@ -104,3 +105,44 @@ def test_requests_on_one_connection_are_counted_each_by_itself(port):
 
 def test_what_is_no_http_is_said_to_be_none(port):
     assert say(port, b"what is this?\r\n\r\n").endswith(b"Invalid HTTP request received.")
+
+
+class Sent:
+    """A transport that notes what it is given."""
+
+    def __init__(self):
+        self.calls = []
+
+    def writelines(self, pieces):
+        self.calls.append(b"".join(pieces))
+
+    def close(self):
+        self.calls.append("closed")
+
+    def is_closing(self):
+        return "closed" in self.calls
+
+    def get_extra_info(self, name):
+        return name
+
+
+def test_what_is_written_in_one_turn_is_sent_at_once_and_all_of_it_before_the_end():
+    async def story():
+        sent = Sent()
+        gathered = GatheredTransport(sent, asyncio.get_running_loop())
+        gathered.write(b"head ")
+        gathered.write(b"body")
+        assert sent.calls == []
+        await asyncio.sleep(0)
+        assert sent.calls == [b"head body"]
+        gathered.write(b"last ")
+        gathered.write(b"words")
+        gathered.close()
+        await asyncio.sleep(0)
+        assert sent.calls == [b"head body", b"last words", "closed"]
+        gathered.write(b"too late")
+        await asyncio.sleep(0)
+        assert len(sent.calls) == 3
+        assert gathered.get_extra_info("peername") == "peername"
+
+    asyncio.run(story())
