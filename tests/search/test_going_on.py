@@ -398,12 +398,18 @@ class TestLimits:
 
     @pytest.mark.parametrize(("sent", "code"), [(signal.SIGUSR1, 75), (signal.SIGINT, 130)])
     def test_a_signal_ends_it_with_a_code_that_tells_what_to_do(self, sent, code, tmp_path):
+        # Two trials end, and those after them run until they are asked to stop.
         (tmp_path / "slow.py").write_text(
             "import time\n"
+            "from pathlib import Path\n"
+            f"here = Path({str(tmp_path)!r})\n"
             "def train(config, report):\n"
-            "    for step in range(1, 21):\n"
-            "        time.sleep(0.1)\n"
-            "        report(step, {'loss': config['x'] / step})\n",
+            "    report(1, {'loss': config['x']})\n"
+            "    (here / f'begun-{config[\"x\"]}').touch()\n"
+            "    end = time.monotonic() + (0 if config['x'] <= 2 else 60)\n"
+            "    while time.monotonic() < end and not (here / 'out' / 'trials' / 'stop').read_text():\n"
+            "        time.sleep(0.05)\n"
+            "    report(2, {'loss': config['x'] / 2})\n",
             encoding="utf-8",
         )
         command = ["-m", "tune_hpc.cli", "run", "slow:train", "--set", f"x={','.join(map(str, range(1, 61)))}"]
@@ -413,9 +419,10 @@ class TestLimits:
         )
         deadline = time.monotonic() + 120
         workers = set()
-        while len(list((tmp_path / "out" / "trials").glob("*.parquet"))) < 3 and time.monotonic() < deadline:
+        while not (tmp_path / "begun-3").exists() and time.monotonic() < deadline:
             workers |= workers_of(search.pid)
             time.sleep(0.1)
+        workers |= workers_of(search.pid)
         search.send_signal(sent)
         told, logged = search.communicate(timeout=120)
         # A Ray of its own starts no process that the search has no use for.
