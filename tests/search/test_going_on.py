@@ -419,7 +419,8 @@ class TestLimits:
         )
         deadline = time.monotonic() + 120
         workers = set()
-        while not (tmp_path / "begun-3").exists() and time.monotonic() < deadline:
+        begun = [tmp_path / "begun-1", tmp_path / "begun-3"]
+        while not all(one.exists() for one in begun) and time.monotonic() < deadline:
             workers |= workers_of(search.pid)
             time.sleep(0.1)
         workers |= workers_of(search.pid)
