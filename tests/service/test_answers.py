@@ -62,6 +62,27 @@ def test_whoever_watches_never_waits_for_what_is_made_anew(clock):
     asyncio.run(ask())
 
 
+def test_an_answer_that_is_looked_for_by_its_key_is_made_anew_in_time(clock):
+    async def ask():
+        maker, kept = Maker(), Kept()
+        assert kept.watched("key") is None
+        await kept.get("key", maker)
+        clock[0] += kept.lasts_s + 1
+        maker.may.clear()
+        assert kept.watched("key").body == kept.watched("key").body == b"1"
+        maker.may.set()
+        while kept.watched("key").body == b"1":
+            await asyncio.sleep(0.01)
+        assert maker.count == 2
+        clock[0] += kept.lasts_s + answers.WATCHED_S
+        assert kept.watched("key") is None
+        assert (await kept.get("key", maker)).body == b"3"
+        kept.forget()
+        assert kept.watched("key") is None
+
+    asyncio.run(ask())
+
+
 @pytest.mark.parametrize("why", ["away", "changed"])
 def test_whoever_was_away_or_changed_something_is_told_what_is_so_now(clock, why):
     async def ask():

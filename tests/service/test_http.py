@@ -2,13 +2,12 @@
 
 import asyncio
 import socket
-import threading
 import time
 
 import pytest
-import uvicorn
 
-from tune_hpc.service.http import MAX_HEAD, BoundedHttp, GatheredTransport
+from tests.service.listening import listening
+from tune_hpc.service.http import MAX_HEAD, GatheredTransport
 
 RULE = b"The head of a request has at most 65536 bytes."
 
@@ -29,16 +28,8 @@ async def echo(scope, receive, send):
 
 @pytest.fixture(scope="module")
 def port():
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(echo, http=BoundedHttp, lifespan="off", log_level="error"))
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield listener.getsockname()[1]
-    server.should_exit = True
-    thread.join()
+    with listening(echo) as (port, _):
+        yield port
 
 
 def say(port, *pieces, until=b""):

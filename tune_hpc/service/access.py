@@ -5,6 +5,7 @@ nothing where there is no token, must say that it comes from this site's own pag
 does not make another site this one: without a token the ``Host`` must be one under which the service is meant.
 """
 
+from collections.abc import Iterable
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import quote, urlsplit
 
@@ -20,6 +21,8 @@ from tune_hpc.service.tokens import cookie_name, is_same, is_session
 #: What anybody may see: nothing of a search is in it.
 _PUBLIC = ("/health", "/openapi.json", "/login", "/favicon.ico")
 _PUBLIC_FOLDER = "/static/"
+#: Where a request says that it was let in, and is not only for what anybody may see.
+LET_IN = "tune_hpc.let_in"
 _READS = ("GET", "HEAD", "OPTIONS")
 #: Wrong tokens a second that one address may send, over some time, and at once.
 WRONG_PER_S, WRONG_AT_ONCE = 0.2, 20
@@ -42,6 +45,12 @@ _ALWAYS = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
 )
+
+
+def guarded(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return an answer's headers with those that tell a browser what it must not do with it."""
+    told = [*headers, *_ALWAYS]
+    return told if any(name.lower() == _POLICY[0] for name, _ in told) else [*told, _POLICY]
 
 
 class Access:
@@ -67,10 +76,7 @@ class Access:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = [*message["headers"], *_ALWAYS]
-                if all(name.lower() != _POLICY[0] for name, _ in headers):
-                    headers.append(_POLICY)
-                message = {**message, "headers": headers}
+                message = {**message, "headers": guarded(message["headers"])}
             await send(message)
 
         refusal = self._refusal(scope)
@@ -89,12 +95,13 @@ class Access:
             )
         is_public = path in _PUBLIC or path.startswith(_PUBLIC_FOLDER)
         has_sent_token = False
+        is_let_in = self.token is None
         if self.token is not None:
             given = headers.get("authorization", "")
             scheme, _, sent = given.partition(" ")
             has_sent_token = scheme.lower() == "bearer" and is_same(sent.strip(), self.token)
-            is_known = has_sent_token or is_public or is_session(session_of(headers, self.token), self.token)
-            if not is_known:
+            is_let_in = has_sent_token or is_session(session_of(headers, self.token), self.token)
+            if not is_let_in and not is_public:
                 return self._unknown(scope, headers, given)
         if scope["method"] not in _READS and not has_sent_token and not self._is_from_here(headers):
             return error_answer(
@@ -104,6 +111,7 @@ class Access:
                     403,
                 )
             )
+        scope[LET_IN] = is_let_in
         return None
 
     def _unknown(self, scope: Scope, headers: Headers, given: str) -> Response:

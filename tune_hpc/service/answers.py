@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from tune_hpc.analysis.folder import NO_ROOM
 from tune_hpc.errors import (
@@ -36,9 +36,8 @@ NUM_READERS = 4
 MOST_SHARE = 0.005
 #: Whoever watches is given what was so a moment ago while it is made anew; whoever has been away for longer waits.
 WATCHED_S = 5.0
-#: Addresses that are answered without asking what they mean, at most.
-MOST_SHORTCUTS = 1000
-_ANSWERED = "tune_hpc.answered"
+#: Where a request says by which key it was answered.
+ANSWERED = "tune_hpc.answered"
 
 
 class Json(JSONResponse):
@@ -96,16 +95,22 @@ class Answer:
         media_type: Of what kind.
         headers: More that is told.
         version: Of what it was made from; whoever makes it anew may find that nothing has changed.
+        key: What was asked.
+        make: Makes it anew.
         until: Until when it holds, by the monotonic clock, if nothing is changed here.
         num_changes: How often something had been changed here when it was made.
+        heads: Its headers as they are sent, by status (quick.py).
     """
 
     body: bytes
     media_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
     version: object = None
+    key: object = None
+    make: "Callable[[Answer | None], Answer] | None" = None
     until: float = 0.0
     num_changes: int = 0
+    heads: dict[int, bytes] = field(default_factory=dict)
 
     @cached_property
     def tag(self) -> str:
@@ -118,11 +123,16 @@ class Answer:
         whole = Response(self.body, headers=told, media_type=self.media_type)
         return whole, Response(status_code=304, headers=told)
 
-    def as_response(self, scope: Scope) -> Response:
-        """Return it for one request: nothing but a status where the client has it already."""
-        scope[_ANSWERED] = self
+    def response(self, tag: bytes) -> Response:
+        """Return it for a client that has what this tag is of: nothing but a status where that is this one."""
         whole, unchanged = self._whole_and_unchanged
-        return unchanged if (b"if-none-match", self.tag.encode()) in scope["headers"] else whole
+        return unchanged if tag == self.tag.encode() else whole
+
+    def as_response(self, scope: Scope) -> Response:
+        """Return it for one request."""
+        scope[ANSWERED] = self.key
+        tags = [value for name, value in scope["headers"] if name == b"if-none-match"]
+        return self.response(tags[-1] if tags else b"")
 
 
 class Kept:
@@ -139,7 +149,6 @@ class Kept:
         self._under_way: dict[object, asyncio.Task[Answer]] = {}
         self._readers: anyio.CapacityLimiter | None = None
         self._num_changes = 0
-        self.shortcuts: dict[tuple[str, bytes], Answer] = {}
 
     async def get(self, key: object, make: Callable[[Answer | None], Answer]) -> Answer:
         """Return an answer.
@@ -151,24 +160,33 @@ class Kept:
         Raises:
             TuneHpcError: as ``make``.
         """
-        answer = self._answers.get(key)
-        if answer is not None and self.holds(answer):
-            return answer
-        task = self._under_way.get(key)
-        if task is None:
-            task = self._under_way[key] = asyncio.create_task(self._make(key, make, answer))
-            # An error that nobody waits for is met again by whoever asks next.
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        if answer is not None and self.holds(answer, WATCHED_S):
+        if (answer := self.watched(key)) is not None:
             return answer
         # Whoever goes away does not take with him what others wait for.
-        return await asyncio.shield(task)
+        return await asyncio.shield(self._begin(key, make))
+
+    def watched(self, key: object) -> Answer | None:
+        """Return an answer for whoever watches: what is so, or was a moment ago and is made anew by now."""
+        answer = self._answers.get(key)
+        if answer is None or not self._holds(answer, WATCHED_S):
+            return None
+        if not self._holds(answer) and answer.make is not None:
+            self._begin(key, answer.make)
+        return answer
+
+    def _begin(self, key: object, make: Callable[[Answer | None], Answer]) -> "asyncio.Task[Answer]":
+        task = self._under_way.get(key)
+        if task is None:
+            task = self._under_way[key] = asyncio.create_task(self._make(key, make, self._answers.get(key)))
+            # An error that nobody waits for is met again by whoever asks next.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
 
     def forget(self) -> None:
         """Have everything looked at again, for something was changed."""
         self._num_changes += 1
 
-    def holds(self, answer: Answer, longer_s: float = 0.0) -> bool:
+    def _holds(self, answer: Answer, longer_s: float = 0.0) -> bool:
         """Whether an answer may be given again, or might have been so many seconds ago."""
         return answer.num_changes == self._num_changes and time.monotonic() < answer.until + longer_s
 
@@ -185,6 +203,7 @@ class Kept:
             self._num_bytes -= len(held.body)
         # What is changed while it is made may be in it, or not: then it does not hold.
         answer.until, answer.num_changes = time.monotonic() + lasts_s, num_changes
+        answer.key, answer.make = key, make
         self._answers[key] = answer
         self._num_bytes += len(answer.body)
         while self._num_bytes > MOST_BYTES:
@@ -197,36 +216,6 @@ def _timed(make: Callable[[Answer | None], Answer], before: Answer | None) -> tu
     """Return an answer, and the processor seconds that it took."""
     began = time.thread_time()
     return make(before), time.thread_time() - began
-
-
-class Shortcut:
-    """Answers what was asked a moment ago at once: many who watch one search ask the same, again and again.
-
-    Args:
-        app: What comes behind it.
-        kept: Whose answers they are.
-    """
-
-    def __init__(self, app: ASGIApp, kept: Kept) -> None:
-        self.app = app
-        self.kept = kept
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http" or scope["method"] != "GET":
-            await self.app(scope, receive, send)
-            return
-        shortcuts = self.kept.shortcuts
-        key = (scope["path"], scope["query_string"])
-        answer = shortcuts.get(key)
-        if answer is not None and self.kept.holds(answer):
-            await answer.as_response(scope)(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
-        if answered := scope.get(_ANSWERED):
-            if len(shortcuts) >= MOST_SHORTCUTS:
-                shortcuts.clear()
-            shortcuts[key] = answered
 
 
 async def in_thread(work: Callable[[], Any]) -> Any:

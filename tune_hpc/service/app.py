@@ -14,7 +14,7 @@ from tune_hpc.cluster.client import JobClient
 from tune_hpc.errors import RequestError, TuneHpcError
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.service.access import Access
-from tune_hpc.service.answers import Json, Shortcut, error_answer
+from tune_hpc.service.answers import Json, error_answer
 from tune_hpc.service.catalogue import Catalogue
 from tune_hpc.service.descriptions import Health, SpaceList, SpaceTold, errors, json_of
 from tune_hpc.service.entrance import entrance_routes
@@ -22,6 +22,7 @@ from tune_hpc.service.limits import READS_PER_S, WRITES_PER_S, Limits
 from tune_hpc.service.outcomes import outcome_routes
 from tune_hpc.service.pages import page_routes
 from tune_hpc.service.parts import Parts, make_parts
+from tune_hpc.service.quick import Quick
 from tune_hpc.service.rendering import Templates
 from tune_hpc.service.searches import search_routes
 
@@ -34,9 +35,10 @@ _DESCRIPTION = (
 
 
 class Guarded(FastAPI):
-    """FastAPI behind an entrance, so that what is refused, or was asked a moment ago, costs none of its layers."""
+    """FastAPI behind an entrance, so that what is refused costs none of its layers; what is given again costs none."""
 
     entrance: ASGIApp
+    quick: Quick
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -86,9 +88,9 @@ def create_app(
     for kind, told in ((TuneHpcError, _refused), (RequestValidationError, _invalid), (HTTPException, _unserved)):
         app.add_exception_handler(kind, partial(_answer, templates, told))
     app.add_exception_handler(Exception, _unexpected)
-    quick = Shortcut(app.serve, kept=parts.kept)
-    limited = Limits(quick, reads_per_s=reads_per_s, writes_per_s=writes_per_s)
+    limited = Limits(app.serve, reads_per_s=reads_per_s, writes_per_s=writes_per_s)
     app.entrance = Access(limited, token=token, hosts=hosts)
+    app.quick = Quick(parts.kept, limited.reads)
     # FastAPI makes routes ready when they are first asked for, which two services of one process must not do at once.
     app.openapi()
     return app

@@ -1,9 +1,16 @@
-"""What speaks HTTP: uvicorn's parser in C, far cheaper than its other one, with the bound on heads that it lacks."""
+"""What speaks HTTP: uvicorn's parser in C, far cheaper than its other one, with the bound on heads that it lacks.
+
+A question that was answered a moment ago (quick.py) is answered here; all else goes to the application.
+"""
 
 import asyncio
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Scope
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from tune_hpc.service.quick import Again, Headers, Quick
 
 #: The largest head of a request, its address included, in bytes.
 MAX_HEAD = 64 * 1024
@@ -25,6 +32,11 @@ class GatheredTransport:
         self._loop = loop
         self._pieces: list[bytes] = []
 
+    @property
+    def is_sending(self) -> bool:
+        """Whether something was written in this turn."""
+        return bool(self._pieces)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
@@ -45,15 +57,51 @@ class GatheredTransport:
             self._transport.writelines(pieces)
 
 
-class BoundedHttp(HttpToolsProtocol):
-    """One connection; a head that is too large is refused, and the connection ends."""
+class Asked(NamedTuple):
+    """A question that the application answers.
 
-    _is_reading_head = True
-    _num_pending = 0
+    Attributes:
+        cycle: What answers it.
+        url: What was asked, as it was sent.
+        headers: As they were sent.
+    """
+
+    cycle: RequestResponseCycle
+    url: bytes
+    headers: Headers
+
+
+class ServiceHttp(HttpToolsProtocol):
+    """One connection; a head that is too large is refused, and the connection ends.
+
+    Args:
+        config: Of the server; its application may have an attribute ``quick``.
+        arguments: uvicorn's own.
+    """
+
+    _gathered: GatheredTransport
+
+    def __init__(self, config: Config, *arguments: Any, **named: Any) -> None:
+        super().__init__(config, *arguments, **named)
+        self._quick: Quick | None = getattr(config.app, "quick", None)
+        self._peer = "-"
+        self._is_reading_head = True
+        self._num_pending = 0
+        self._is_answered = False
+        self._asked: Asked | None = None
+        self._held: tuple[asyncio.TimerHandle, Again] | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Begin with a connection."""
-        super().connection_made(cast("asyncio.Transport", GatheredTransport(transport, self.loop)))
+        self._gathered = GatheredTransport(transport, self.loop)
+        super().connection_made(cast("asyncio.Transport", self._gathered))
+        self._peer = self.client[0] if self.client else "-"
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        if self._held is not None:
+            self._held[0].cancel()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Read what has come."""
@@ -71,14 +119,70 @@ class BoundedHttp(HttpToolsProtocol):
             # The parser gives up, and what is said is said below.
             raise ValueError(f"a head of {size} bytes")
         self._is_reading_head, self._num_pending = False, 0
+        if (again := self._find()) is not None:
+            self._is_answered = True
+            self._give_later(again)
+            return
+        is_first = self._is_free
         super().on_headers_complete()
+        self._asked = Asked(self.cycle, self.url, self.headers) if is_first else None
 
     def on_message_complete(self) -> None:
         """Wait for the next head."""
         self._is_reading_head = True
-        super().on_message_complete()
+        if self._is_answered:
+            self._is_answered = False
+        else:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Remember what was answered, and go on to the next question."""
+        asked, self._asked = self._asked, None
+        if self._quick is not None and asked is not None and asked.cycle.keep_alive:
+            self._quick.note(self._peer, asked.url, asked.headers, cast("Scope", asked.cycle.scope))
+        super().on_response_complete()
+
+    def shutdown(self) -> None:
+        """End as soon as what was asked is answered."""
+        self._give_held()
+        super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """Say that a request cannot be read, and end the connection."""
         is_too_large = self._num_pending > MAX_HEAD
         super().send_400_response(f"The head of a request has at most {MAX_HEAD} bytes." if is_too_large else msg)
+
+    @property
+    def _is_free(self) -> bool:
+        """Whether all that was asked before is answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _find(self) -> Again | None:
+        # Whoever asks on before an answer that is held up for him has that at once, and the next one all the later.
+        self._give_held()
+        # Nobody has more written for him than he reads.
+        is_ready = self._is_free and not self._gathered.is_sending and not self.flow.write_paused
+        is_plain = self.parser.get_method() == b"GET" and self.parser.get_http_version() == "1.1"
+        if self._quick is None or not is_ready or not is_plain:
+            return None
+        return self._quick.find(self._peer, self.url, self.headers)
+
+    def _give_later(self, again: Again) -> None:
+        if again.wait_s:
+            self._held = self.loop.call_later(again.wait_s, self._give, again), again
+        else:
+            self._give(again)
+
+    def _give_held(self) -> None:
+        if self._held is not None:
+            handle, again = self._held
+            handle.cancel()
+            self._give(again)
+
+    def _give(self, again: Again) -> None:
+        self._held = None
+        own = [b"%b: %b\r\n" % one for one in self.server_state.default_headers]
+        self.transport.write(b"".join([STATUS_LINE[again.status], *own, again.head]))
+        if again.body:
+            self.transport.write(again.body)
+        self.on_response_complete()

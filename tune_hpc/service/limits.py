@@ -74,6 +74,9 @@ class Limits:
         reads_per_s: Requests a second of one address that read.
         writes_per_s: Requests a second of one address that change something.
         max_body: In bytes.
+
+    Attributes:
+        reads: How often each address may read.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class Limits:
     ) -> None:
         self.app = app
         self.max_body = max_body
-        self._reads = Rate(reads_per_s, 2 * reads_per_s, MOST_HELD_S)
+        self.reads = Rate(reads_per_s, 2 * reads_per_s, MOST_HELD_S)
         self._writes = Rate(writes_per_s, 6 * writes_per_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,7 +98,7 @@ class Limits:
             await self.app(scope, receive, send)
             return
         who = scope["client"][0] if scope.get("client") else "-"
-        rate, what = (self._reads, "reads") if scope["method"] in _READS else (self._writes, "changes")
+        rate, what = (self.reads, "reads") if scope["method"] in _READS else (self._writes, "changes")
         turn = rate.take(who)
         if not turn.is_granted:
             told = RequestError(

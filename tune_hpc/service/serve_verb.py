@@ -98,7 +98,7 @@ def _serve(flags: argparse.Namespace) -> int:
         import uvicorn
 
         from tune_hpc.service.app import LOOPBACK, create_app
-        from tune_hpc.service.http import BoundedHttp
+        from tune_hpc.service.http import ServiceHttp
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in NEEDED:
             raise
@@ -135,7 +135,7 @@ def _serve(flags: argparse.Namespace) -> int:
     )  # fmt: skip
     config = uvicorn.Config(
         app, host=flags.host, port=flags.port, access_log=False, log_level="warning", server_header=False,
-        http=BoundedHttp, limit_concurrency=2000, timeout_keep_alive=30, timeout_graceful_shutdown=5,
+        http=ServiceHttp, limit_concurrency=2000, timeout_keep_alive=30, timeout_graceful_shutdown=5,
     )  # fmt: skip
     server = uvicorn.Server(config)
     socket = _bind(config)
