@@ -18,6 +18,7 @@ from tune_hpc.service.answers import Json, error_answer
 from tune_hpc.service.catalogue import Catalogue
 from tune_hpc.service.descriptions import Health, SpaceList, SpaceTold, errors, json_of
 from tune_hpc.service.entrance import entrance_routes
+from tune_hpc.service.http import Coalescing
 from tune_hpc.service.limits import READS_PER_S, WRITES_PER_S, Limits
 from tune_hpc.service.outcomes import outcome_routes
 from tune_hpc.service.pages import page_routes
@@ -39,6 +40,7 @@ class Guarded(FastAPI):
 
     entrance: ASGIApp
     quick: Quick
+    coalescing: Coalescing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -91,6 +93,7 @@ def create_app(
     limited = Limits(app.serve, reads_per_s=reads_per_s, writes_per_s=writes_per_s)
     app.entrance = Access(limited, token=token, hosts=hosts)
     app.quick = Quick(parts.kept, limited.reads)
+    app.coalescing = Coalescing()
     # FastAPI makes routes ready when they are first asked for, which two services of one process must not do at once.
     app.openapi()
     return app

@@ -4,6 +4,7 @@ A question that was answered a moment ago (quick.py) is answered here; all else 
 """
 
 import asyncio
+import time
 from typing import Any, NamedTuple, cast
 
 from starlette.types import Scope
@@ -14,6 +15,11 @@ from tune_hpc.service.quick import Again, Headers, Quick
 
 #: The largest head of a request, its address included, in bytes.
 MAX_HEAD = 64 * 1024
+#: So many connections that ask within so many seconds are many; and how long requests may wait for one another.
+MANY, COUNT_S = 20, 0.5
+REST_S = 0.03
+#: Seconds after a new connection in which there may be more of them: only one is accepted in a turn.
+CONNECTING_S = 0.1
 
 
 class GatheredTransport:
@@ -34,8 +40,8 @@ class GatheredTransport:
 
     @property
     def is_sending(self) -> bool:
-        """Whether something was written in this turn."""
-        return bool(self._pieces)
+        """Whether something that was written is yet to be sent."""
+        return bool(self._pieces) or self._transport.get_write_buffer_size() > 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -46,6 +52,11 @@ class GatheredTransport:
             self._loop.call_soon(self._send)
         self._pieces.append(data)
 
+    def send(self, *pieces: bytes) -> None:
+        """Send some bytes in this turn."""
+        self._pieces += pieces
+        self._send()
+
     def close(self) -> None:
         """Send all that was written, and close."""
         self._send()
@@ -55,6 +66,44 @@ class GatheredTransport:
         pieces, self._pieces = self._pieces, []
         if pieces and not self._transport.is_closing():
             self._transport.writelines(pieces)
+
+
+class Coalescing:
+    """Has the requests of many readers wait for one another, as network cards have packets wait.
+
+    To wake up costs a service more than to answer, and whatever else the machine has to do, its caches. So where many
+    ask, it rests for a moment after it has answered, and then answers all who have asked meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._readers: set[HttpToolsProtocol] = set()
+        self._counted_at = 0.0
+        self._are_many = False
+        self._is_about_to = False
+        self._connected_at = 0.0
+
+    def note_connection(self) -> None:
+        """Take note of a connection that was made."""
+        self._connected_at = time.monotonic()
+
+    def note(self, connection: HttpToolsProtocol) -> None:
+        """Take note of a connection that has asked something."""
+        self._readers.add(connection)
+        now = time.monotonic()
+        if now - self._counted_at >= COUNT_S:
+            self._are_many = len(self._readers) >= MANY and now - self._counted_at < 2 * COUNT_S
+            self._readers.clear()
+            self._counted_at = now
+        if self._are_many and not self._is_about_to:
+            self._is_about_to = True
+            # All that was answered in this turn is sent before.
+            connection.loop.call_soon(self._rest, connection.tasks)
+
+    def _rest(self, tasks: set[asyncio.Task[None]]) -> None:
+        self._is_about_to = False
+        # What the application is to answer takes several turns, and is not held up in each.
+        if not tasks and time.monotonic() - self._connected_at > CONNECTING_S:
+            time.sleep(REST_S)
 
 
 class Asked(NamedTuple):
@@ -75,7 +124,7 @@ class ServiceHttp(HttpToolsProtocol):
     """One connection; a head that is too large is refused, and the connection ends.
 
     Args:
-        config: Of the server; its application may have an attribute ``quick``.
+        config: Of the server; its application may have ``quick`` and ``coalescing``.
         arguments: uvicorn's own.
     """
 
@@ -84,6 +133,7 @@ class ServiceHttp(HttpToolsProtocol):
     def __init__(self, config: Config, *arguments: Any, **named: Any) -> None:
         super().__init__(config, *arguments, **named)
         self._quick: Quick | None = getattr(config.app, "quick", None)
+        self._coalescing: Coalescing | None = getattr(config.app, "coalescing", None)
         self._peer = "-"
         self._is_reading_head = True
         self._num_pending = 0
@@ -96,6 +146,8 @@ class ServiceHttp(HttpToolsProtocol):
         self._gathered = GatheredTransport(transport, self.loop)
         super().connection_made(cast("asyncio.Transport", self._gathered))
         self._peer = self.client[0] if self.client else "-"
+        if self._coalescing is not None:
+            self._coalescing.note_connection()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
@@ -108,6 +160,8 @@ class ServiceHttp(HttpToolsProtocol):
         # What has come of a head that is not complete; a complete one begins this anew.
         self._num_pending += len(data) if self._is_reading_head else 0
         super().data_received(data)
+        if self._coalescing is not None:
+            self._coalescing.note(self)
         if self._is_reading_head and self._num_pending > MAX_HEAD and not self.transport.is_closing():
             self.send_400_response("")
 
@@ -182,7 +236,5 @@ class ServiceHttp(HttpToolsProtocol):
     def _give(self, again: Again) -> None:
         self._held = None
         own = [b"%b: %b\r\n" % one for one in self.server_state.default_headers]
-        self.transport.write(b"".join([STATUS_LINE[again.status], *own, again.head]))
-        if again.body:
-            self.transport.write(again.body)
+        self._gathered.send(b"".join([STATUS_LINE[again.status], *own, again.head]), again.body)
         self.on_response_complete()
