@@ -3,11 +3,13 @@
 import asyncio
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from tests.service.listening import listening
-from tune_hpc.service.http import MAX_HEAD, GatheredTransport
+from tune_hpc.service import http
+from tune_hpc.service.http import MAX_HEAD, Coalescing, GatheredTransport
 
 RULE = b"The head of a request has at most 65536 bytes."
 
@@ -113,6 +115,9 @@ class Sent:
     def is_closing(self):
         return "closed" in self.calls
 
+    def get_write_buffer_size(self):
+        return 0
+
     def get_extra_info(self, name):
         return name
 
@@ -126,6 +131,11 @@ def test_what_is_written_in_one_turn_is_sent_at_once_and_all_of_it_before_the_en
         assert sent.calls == []
         await asyncio.sleep(0)
         assert sent.calls == [b"head body"]
+        gathered.write(b"before ")
+        assert gathered.is_sending
+        gathered.send(b"at ", b"once")
+        assert not gathered.is_sending
+        assert sent.calls.pop() == b"before at once"
         gathered.write(b"last ")
         gathered.write(b"words")
         gathered.close()
@@ -137,3 +147,61 @@ def test_what_is_written_in_one_turn_is_sent_at_once_and_all_of_it_before_the_en
         assert gathered.get_extra_info("peername") == "peername"
 
     asyncio.run(story())
+
+
+class TestCoalescing:
+    """When requests wait for one another."""
+
+    @pytest.fixture
+    def rests(self, monkeypatch):
+        """How long was rested, each time; no time passes but what a test lets pass."""
+        rests, self.now = [], 1000.0
+        clock = SimpleNamespace(monotonic=lambda: self.now, sleep=rests.append)
+        monkeypatch.setattr(http, "time", clock)
+        return rests
+
+    def ask(self, coalescing, num_readers, seconds=2.0, tasks=(), connects=False):
+        """Have some readers ask, each five times a second, for some time."""
+
+        async def story():
+            loop = asyncio.get_running_loop()
+            readers = [SimpleNamespace(loop=loop, tasks=set(tasks)) for _ in range(num_readers)]
+            for _ in range(int(5 * seconds)):
+                self.now += 0.2
+                for one in readers:
+                    coalescing.note(one)
+                if connects:
+                    coalescing.note_connection()
+                await asyncio.sleep(0)
+
+        asyncio.run(story())
+
+    def test_a_few_readers_are_answered_at_once(self, rests):
+        self.ask(Coalescing(), http.MANY - 1)
+        assert rests == []
+
+    def test_many_wait_for_one_another_once_a_turn_until_they_are_few_again(self, rests):
+        coalescing = Coalescing()
+        self.ask(coalescing, 200)
+        assert rests == [http.REST_S] * len(rests)
+        assert 6 <= len(rests) <= 9
+        self.ask(coalescing, 3)
+        num_rests = len(rests)
+        self.ask(coalescing, 3)
+        assert len(rests) == num_rests <= 13
+
+    def test_many_of_some_time_ago_are_not_many_now(self, rests):
+        coalescing = Coalescing()
+        self.ask(coalescing, 200)
+        self.now += 3600
+        rests.clear()
+        self.ask(coalescing, 1, 0.2)
+        assert rests == []
+
+    def test_nothing_else_that_is_to_be_answered_is_held_up(self, rests):
+        self.ask(Coalescing(), 200, tasks=["one"])
+        assert rests == []
+
+    def test_whoever_connects_is_accepted_first(self, rests):
+        self.ask(Coalescing(), 200, connects=True)
+        assert rests == []

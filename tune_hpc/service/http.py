@@ -76,7 +76,7 @@ class Coalescing:
     """
 
     def __init__(self) -> None:
-        self._readers: set[HttpToolsProtocol] = set()
+        self._readers: set[int] = set()
         self._counted_at = 0.0
         self._are_many = False
         self._is_about_to = False
@@ -88,7 +88,7 @@ class Coalescing:
 
     def note(self, connection: HttpToolsProtocol) -> None:
         """Take note of a connection that has asked something."""
-        self._readers.add(connection)
+        self._readers.add(id(connection))
         now = time.monotonic()
         if now - self._counted_at >= COUNT_S:
             self._are_many = len(self._readers) >= MANY and now - self._counted_at < 2 * COUNT_S
