@@ -56,18 +56,18 @@ MAY_IMPORT = {
         "tune_hpc.search.domains", "tune_hpc.search.experiment", "tune_hpc.search.space",
     ],
     # It tells the package's version, and what may be asked for without being registered.
-    "tune_hpc.service.serve_verb": ["tune_hpc", "search_spaces"],
-    "tune_hpc.cluster.verbs": [
-        "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.flags", "tune_hpc.analysis.object_store"
+    "tune_hpc.cli.serve": ["tune_hpc", "search_spaces"],
+    "tune_hpc.cli.jobs": [
+        "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.cli.options", "tune_hpc.analysis.object_store"
     ],
     # A batch script is for a run, with a run's flags, and refused where the run would be.
-    "tune_hpc.cluster.slurm_verb": [
-        "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.flags", "tune_hpc.search", "tune_hpc.analysis.folder",
+    "tune_hpc.cli.slurm": [
+        "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.cli.options", "tune_hpc.search", "tune_hpc.analysis.folder",
         "tune_hpc.analysis.object_store",
     ],
     # The experiments are named by the user, and listed.
     "tune_hpc.cli": ["tune_hpc", "search_spaces"],
-    "tune_hpc.flags": ["tune_hpc.errors", "tune_hpc.search", "search_spaces"],
+    "tune_hpc.cli.options": ["tune_hpc.errors", "tune_hpc.search", "search_spaces"],
     "search_spaces": ["tune_hpc.errors", "tune_hpc.search", "search_spaces"],
     "scripts": ["tune_hpc", "search_spaces"],
 }  # fmt: skip
@@ -106,7 +106,7 @@ HEAVY = {
     "fastapi": ["tune_hpc.service"],
     "starlette": ["tune_hpc.service"],
     # One starts it, the other is its parser with a bound.
-    "uvicorn": ["tune_hpc.service.serve_verb", "tune_hpc.service.http"],
+    "uvicorn": ["tune_hpc.cli.serve", "tune_hpc.service.http"],
 }
 #: Listing and checking spaces, and finding the data, must stay cheap.
 TORCH_FREE = [

@@ -13,7 +13,7 @@ from tests.service.conftest import TOKEN, error_of, serve
 from tune_hpc import cli
 from tune_hpc.cluster.client import Client, LocalClient
 from tune_hpc.errors import FolderError
-from tune_hpc.service.serve_verb import is_loopback, warn_of_cluster
+from tune_hpc.cli.serve import is_loopback, warn_of_cluster
 from tune_hpc.service.tokens import SESSION_S, cookie_name, find_or_make_token, is_session, new_session
 
 ORIGIN = {"Origin": "http://127.0.0.1"}

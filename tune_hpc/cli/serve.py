@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tune_hpc import __version__
 from tune_hpc.analysis.object_store import here, is_remote, place_of
-from tune_hpc.cluster.verbs import DEFAULT_STORAGE, STORAGE_VARIABLE, client_at
+from tune_hpc.cli.jobs import DEFAULT_STORAGE, STORAGE_VARIABLE, client_at
 from tune_hpc.errors import ClusterError, FolderError, InvalidExperimentError, MissingPackageError, UnknownNameError
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tune_hpc import __version__
-from tune_hpc.cluster import verbs
-from tune_hpc.cluster.slurm_verb import add_slurm_verb
+from tune_hpc.cli import jobs as verbs
+from tune_hpc.cli.slurm import add_slurm_verb
 from tune_hpc.errors import InvalidExperimentError, TuneHpcError, UnknownNameError
-from tune_hpc.flags import PLACE_FLAGS, add_place_flags, add_run_flags, add_scale_flags, find_experiments
-from tune_hpc.service.serve_verb import add_serve_verb
+from tune_hpc.cli.options import PLACE_FLAGS, add_place_flags, add_run_flags, add_scale_flags, find_experiments
+from tune_hpc.cli.serve import add_serve_verb
 
 if TYPE_CHECKING:
     from tune_hpc.analysis.results import Results
@@ -381,7 +381,3 @@ def _data(flags: argparse.Namespace) -> int:
     for name in flags.names:
         print(f"{name}: {find_or_fetch(name, Path(flags.data_dir) if flags.data_dir else None)}")
     return SUCCESS
-
-
-if __name__ == "__main__":
-    run_and_exit()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tune_hpc.analysis.object_store import here, place_of
 from tune_hpc.errors import FolderError, UnknownNameError
-from tune_hpc.flags import PLACE_FLAGS, add_place_flags, add_what_flags, find_experiments
+from tune_hpc.cli.options import PLACE_FLAGS, add_place_flags, add_what_flags, find_experiments
 
 if TYPE_CHECKING:
     from tune_hpc.cluster.client import Job, JobClient
