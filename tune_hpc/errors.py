@@ -9,6 +9,7 @@
     ├── FolderError (OSError)                 an experiment folder that cannot be read, written or taken over
     ├── ExportError (OSError)                 a place of another tool that cannot be written to, or is another search's
     ├── MissingPackageError (ImportError)     a package that is needed for what was asked, and is not installed
+    ├── ConflictError (RuntimeError)          another process was first, or the state of a search forbids the request
     ├── RequestError (ValueError)             a request that the HTTP service refuses; it has an HTTP status
     ├── ClusterError (ConnectionError)        a Ray cluster that cannot be reached, or cannot hold what was asked
     └── TrialError (RuntimeError)             work on the cluster that ended before it gave its result
@@ -58,17 +59,23 @@ class MissingPackageError(TuneHpcError, ImportError):
     """A package that is needed for what was asked is not installed."""
 
 
+class ConflictError(TuneHpcError, RuntimeError):
+    """Another process was first, or the state of a search forbids the request."""
+
+
 class RequestError(TuneHpcError, ValueError):
     """A request that the HTTP service refuses.
 
     Args:
         message: The rule, the value and the remedy.
-        status: The HTTP status of the answer.
+        status: The HTTP status of the response.
+        kind: The problem type of the response (RFC 9457), the last part of its URN.
     """
 
-    def __init__(self, message: str, status: int = 422) -> None:
+    def __init__(self, message: str, status: int = 422, kind: str = "invalid-request") -> None:
         super().__init__(message)
         self.status = status
+        self.kind = kind
 
 
 class ClusterError(TuneHpcError, ConnectionError):

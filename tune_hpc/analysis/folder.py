@@ -7,9 +7,10 @@
     proposals.jsonl    the configurations that a searcher which learns has proposed, one a line
     rungs.jsonl        who came to which rung of a successive halving, and who goes on, one a line
     population.jsonl   who copied whom at the end of each generation of a population, one a line
+    attempts/N         one file for each start, resume and extension: the process that claimed it
     trials/            while the search runs: ID.parquet for each trial that ended or has reported for some seconds,
-                       ID.checkpoint for one under way, bundles.json: which trials train as one program, stop: empty,
-                       or what asks them to stop
+                       ID.checkpoint for one under way, bundles.json: which trials train as one program, control: the
+                       number of the attempt that may write, and whether its trials are to stop
     logs/              ID.log for each trial that wrote to its output or raised an exception
     tables/ figures/   what was made from the frames
     report.html        the same on one page
@@ -25,12 +26,24 @@ to analyse a search on any machine.
 import errno
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tune_hpc.analysis.object_store import delete, delete_tree, here, names_in, place_of, pull, pull_tree, push
-from tune_hpc.errors import FolderError
+from tune_hpc.analysis.object_store import (
+    delete,
+    delete_tree,
+    here,
+    is_remote,
+    names_in,
+    place_of,
+    pull,
+    pull_tree,
+    push,
+)
+from tune_hpc.analysis.process import this_process
+from tune_hpc.errors import ConflictError, FolderError
 
 #: The version of this layout.
 FORMAT = 1
@@ -42,20 +55,68 @@ _PART = ".parquet"
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it.
 
+    The folder of the file is made if it is missing, and no folder above it: one that was deleted stays deleted.
+
     Raises:
         FolderError: the folder cannot be written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=is_remote(place_of(path)), exist_ok=True)
         write(temporary)
         push(path, temporary)
         os.replace(temporary, path)
     except OSError as error:
-        remedy = "make room there" if error.errno in NO_ROOM else "choose another folder"
-        raise FolderError(f"{place_of(path)} cannot be written: {error.strerror or error}; {remedy}") from error
+        raise _not_written(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+        _remove(temporary)
+
+
+def create_exclusive(path: Path, text: str) -> bool:
+    """Create a file with its whole content, unless it exists; the compare-and-swap of this package.
+
+    An object store has no such operation: there it holds among the processes of one machine.
+
+    Returns:
+        Whether this call created it.
+
+    Raises:
+        FolderError: the folder is missing or cannot be written.
+    """
+    temporary = _temporary(path)
+    try:
+        if is_remote(place_of(path)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if pull(path):
+                return False
+        temporary.write_text(text, encoding="utf-8")
+        # A link appears with the whole content, and only one process can make it.
+        os.link(temporary, path)
+        push(path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise _not_written(path, error) from error
+    finally:
+        _remove(temporary)
+    return True
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+
+
+def _remove(temporary: Path) -> None:
+    try:
+        temporary.unlink(missing_ok=True)
+    except OSError:
+        # The error that prevented the write is the one to report.
+        return
+
+
+def _not_written(path: Path, error: OSError) -> FolderError:
+    remedy = "make room there" if error.errno in NO_ROOM else "choose another folder"
+    return FolderError(f"{place_of(path)} cannot be written: {error.strerror or error}; {remedy}")
 
 
 def check_place(folder: Path) -> None:
@@ -79,10 +140,13 @@ class ExperimentFolder:
 
     Attributes:
         path: The folder, or the working copy of it on this machine.
+        attempt: The number of the attempt that this process works for; ``None``: it only reads.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], attempt: int | None = None) -> None:
         self.path = here(path)
+        self.attempt = attempt
+        self.attempts = self.path / "attempts"
         self.experiment_file = self.path / "experiment.json"
         self.progress = self.path / "progress.json"
         self.trials_file = self.path / "trials.parquet"
@@ -92,7 +156,7 @@ class ExperimentFolder:
         self.population = self.path / "population.jsonl"
         self.parts = self.path / "trials"
         self.bundles = self.parts / "bundles.json"
-        self.stop = self.parts / "stop"
+        self.control = self.parts / "control"
         self.logs = self.path / "logs"
         self.tables = self.path / "tables"
         self.figures = self.path / "figures"
@@ -122,6 +186,94 @@ class ExperimentFolder:
     def log(self, trial_id: str) -> Path:
         """Return the file of what one trial wrote to its output, and of its traceback."""
         return self.logs / f"{trial_id}.log"
+
+    def last_attempt(self) -> int:
+        """Return the number of the latest attempt; 0 if there is none.
+
+        Raises:
+            FolderError: the folder cannot be read.
+        """
+        return max((int(name) for name in names_in(self.attempts) if name.isdigit()), default=0)
+
+    def claim_attempt(self, last: int, number: int | None = None) -> None:
+        """Become the only driver of the folder: a compare-and-swap on the number of the attempt.
+
+        The number is a fencing token: earlier drivers and their trials stop, and write nothing from now on.
+
+        Args:
+            last: The latest attempt that the caller saw.
+            number: The number to claim; by default the next one.
+
+        Raises:
+            ConflictError: another process has claimed the folder since.
+            FolderError: the folder cannot be written.
+        """
+        number = last + 1 if number is None else number
+        try:
+            self.attempts.mkdir(parents=is_remote(place_of(self.path)), exist_ok=True)
+        except OSError as error:
+            raise _not_written(self.attempts, error) from error
+        is_first = self.last_attempt() == last and number > last
+        if not is_first or not create_exclusive(self.attempts / str(number), json.dumps(this_process()) + "\n"):
+            raise ConflictError(
+                f"{self.path} was resumed by another process (attempt {self.last_attempt()}); see its status"
+            )
+        self.attempt = number
+        self.write_control()
+
+    def write_control(self, *, stop: bool = False) -> None:
+        """Publish the attempt that may write, and whether its trials are to save their state and stop.
+
+        Raises:
+            FolderError: the folder cannot be written, or the disk is full.
+        """
+        # The file is rewritten in place: NFS shows the new content of a file that is opened again at once, but may
+        # deny a new file for half a minute.
+        try:
+            self.parts.mkdir(exist_ok=True)
+            self.control.write_text(f"{self.attempt} {'stop' if stop else 'run'}\n", encoding="utf-8")
+            push(self.control)
+        except OSError as error:
+            raise _not_written(self.control, error) from error
+
+    def read_control(self) -> tuple[int | None, bool]:
+        """Return the attempt that may write, and whether its trials are to stop.
+
+        The number is ``None`` if there is no such file: the search has ended, or its folder was deleted.
+
+        Raises:
+            FolderError: the storage does not answer.
+        """
+        try:
+            pull(self.control)
+            number, _, order = self.control.read_text(encoding="utf-8").partition(" ")
+        except FileNotFoundError:
+            return None, False
+        except OSError as error:
+            raise FolderError(f"{self.control} cannot be read: {error.strerror or error}; check the storage") from error
+        # A reader may open the file while it is rewritten: an empty file orders nothing.
+        return (int(number), order.strip() == "stop") if number.isdigit() else (self.attempt, False)
+
+    def is_superseded(self) -> bool:
+        """Whether another attempt may write now, and this one must not.
+
+        Raises:
+            FolderError: the storage does not answer.
+        """
+        return self.attempt is not None and self.read_control()[0] != self.attempt
+
+    def check_attempt(self) -> None:
+        """Raise unless the attempt of this process may still write.
+
+        Raises:
+            ConflictError: another process has resumed the search, or the folder was deleted.
+            FolderError: the storage does not answer.
+        """
+        if self.is_superseded():
+            raise ConflictError(
+                f"attempt {self.attempt} of {self.path} was superseded (attempt {self.last_attempt()}), or its folder was "
+                "deleted; it writes nothing more"
+            )
 
     @property
     def place(self) -> str:
@@ -201,7 +353,13 @@ class ExperimentFolder:
         return experiment
 
     def write(self, experiment: Mapping[str, Any]) -> None:
-        """Replace experiment.json."""
+        """Replace experiment.json.
+
+        Raises:
+            ConflictError: another attempt may write now.
+            FolderError: the folder cannot be written.
+        """
+        self.check_attempt()
         text = json.dumps(experiment, indent=1, allow_nan=False) + "\n"
         write_whole(self.experiment_file, lambda path: path.write_text(text, encoding="utf-8"))
 
@@ -237,6 +395,19 @@ def find_experiments(path: str | os.PathLike[str]) -> list[ExperimentFolder]:
         reason = "there is no such folder" if not root.exists() else "no experiment.json in it or below it"
         raise FolderError(f"{place_of(root)} is no experiment folder: {reason}")
     return found
+
+
+def find_one(path: str | os.PathLike[str]) -> ExperimentFolder:
+    """Return the experiment folder at ``path``.
+
+    Raises:
+        FolderError: there is none, or ``path`` holds several.
+    """
+    found = find_experiments(path)
+    if found[0].path != here(path):
+        names = ", ".join(str(one.path.relative_to(here(path))) for one in found)
+        raise FolderError(f"{path} is no experiment folder, but holds some ({names}); name one, or use load_all")
+    return found[0]
 
 
 def new_folder(name: str, parent: str | Path = "runs") -> Path:

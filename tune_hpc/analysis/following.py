@@ -1,6 +1,7 @@
 """One experiment's results, again and again while its search runs: only what has changed is read."""
 
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,9 +101,15 @@ class Following:
 
 
 def _stamp(path: Path) -> _Stamp | None:
-    """Return what differs once a file was replaced; ``None`` where there is none."""
+    """Return what differs once a file was replaced; ``None`` where there is none.
+
+    Raises:
+        FolderError: the file is a symbolic link.
+    """
     try:
-        told = os.stat(path)
+        status = os.lstat(path)
     except FileNotFoundError:
         return None
-    return told.st_mtime_ns, told.st_size, told.st_ino
+    if stat.S_ISLNK(status.st_mode):
+        raise FolderError(f"{path} is a symbolic link; a search has none: remove it")
+    return status.st_mtime_ns, status.st_size, status.st_ino

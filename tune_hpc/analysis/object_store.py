@@ -135,6 +135,19 @@ def names_in(folder: Path) -> list[str]:
         return sorted(info.base_name for info in _store().get_file_info(FileSelector(key, allow_not_found=True)))
 
 
+def list_versions(folder: Path) -> list[tuple[str, int, int]]:
+    """Return name, size and modification time (ns) of every file below a folder of an object store, in one request.
+
+    Raises:
+        FolderError: the store does not answer.
+    """
+    from pyarrow.fs import FileSelector
+
+    with _told(folder):
+        found = _store().get_file_info(FileSelector(_key(folder), recursive=True, allow_not_found=True))
+        return sorted((info.path, info.size, info.mtime_ns) for info in found if info.is_file)
+
+
 def delete(path: Path) -> None:
     """Remove a file, if it is there.
 

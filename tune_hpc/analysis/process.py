@@ -1,4 +1,4 @@
-"""Which process works on an experiment folder: told in its experiment.json, and looked for by others."""
+"""Identify the process that works on an experiment folder, and check whether it still runs."""
 
 import os
 import platform
@@ -6,35 +6,50 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+#: Process states of ``/proc/PID/stat`` in which no work is done: zombie, dead, stopped by a signal, stopped by a tracer.
+_NOT_ALIVE = frozenset("ZXxTt")
+
 
 def this_process() -> dict[str, Any]:
-    """Return what tells this process from any other."""
+    """Return the identity of this process."""
     return process_of(os.getpid())
 
 
 def process_of(pid: int) -> dict[str, Any]:
-    """Return what tells a process of this machine from any other."""
-    return {"host": platform.node(), "pid": pid, "began": _began(pid)}
+    """Return the identity of a process of this machine: host, pid, start time, and the Slurm job if there is one."""
+    identity = {"host": platform.node(), "pid": pid, "began": (_stat(pid) or ("", None))[1]}
+    return identity | ({"slurm_job": job} if (job := os.environ.get("SLURM_JOB_ID")) else {})
 
 
 def is_running(process: Mapping[str, Any] | None) -> bool:
-    """Whether what ``this_process`` told of still runs, as far as this machine can tell; never of this process."""
+    """Whether a process is known to run on this machine; ``False`` for this process itself.
+
+    Zombies and processes stopped by a signal do not count as running.
+    """
     if not process or process.get("host") != platform.node() or process.get("pid") == os.getpid():
         return False
-    began = _began(process.get("pid"))
-    # A number may belong to another process by now, most likely where a container counts from 1 again.
-    return began is not None and began == process.get("began")
+    state, began = _stat(process.get("pid")) or ("X", None)
+    # The pid may belong to another process by now, for example where a container counts from 1 again.
+    return state not in _NOT_ALIVE and began == process.get("began")
 
 
 def may_be_running(process: Mapping[str, Any] | None) -> bool:
-    """Whether it runs, or is another machine's, of which this one cannot tell."""
-    return process is not None and (process.get("host") != platform.node() or is_running(process))
+    """Whether a process runs, or is on another machine and its state is unknown.
+
+    A Slurm job runs once at a time: the process of an earlier start of the job that this process belongs to has ended.
+    """
+    if not process:
+        return False
+    if process.get("host") == platform.node():
+        return is_running(process)
+    return "slurm_job" not in process or process["slurm_job"] != os.environ.get("SLURM_JOB_ID")
 
 
-def _began(pid: Any) -> str | None:
-    """Return the moment at which a process began, in the kernel's own ticks and since the machine's own start."""
+def _stat(pid: Any) -> tuple[str, str] | None:
+    """Return the state letter of a process and its start time (boot id and kernel ticks); ``None`` if there is none."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}:{Path(f'/proc/{pid}/stat').read_text(encoding='utf-8').rpartition(')')[2].split()[19]}"
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return fields[0], f"{boot}:{fields[19]}"
     except (OSError, IndexError):
         return None

@@ -17,6 +17,7 @@
     setup_s, train_s, eval_s, samples_per_s
                            seconds before the first step, in steps, in evaluations; training samples a second of train_s
     num_fused              how many trials trained as one program; durations are this trial's share of the program's
+    attempt                the attempt (start, resume or extension) of the experiment in which it ended
     host, device           where it ran
 
 **history**: long form, ``trial_id``, ``step``, one column per metric; missing where a metric was not taken at a step.
@@ -38,9 +39,8 @@ import pandas as pd
 import pyarrow as pa
 
 from tune_hpc.analysis.decisions import generations_frame, rungs_frame
-from tune_hpc.analysis.folder import ExperimentFolder, find_experiments, write_whole
+from tune_hpc.analysis.folder import ExperimentFolder, find_experiments, find_one, write_whole
 from tune_hpc.analysis.histories import Histories
-from tune_hpc.analysis.object_store import here
 from tune_hpc.analysis.parts import read_table, row_of
 from tune_hpc.errors import FolderError, UnknownNameError
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 STATUSES = ("finished", "stopped", "diverged", "failed", "running")
 IDENTITY = ("experiment", "trial_id", "status", "stop_reason", "error")
-MEASURES = ("steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "num_fused", "host", "device")
+MEASURES = ("steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "num_fused", "attempt", "host", "device")
 METRICS = (
     "train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy",
     "best_test_accuracy", "best_step", "best_valid_accuracy", "selected_step", "selected_test_accuracy",
@@ -281,11 +281,7 @@ def load(folder: str | Path) -> Results:
     Raises:
         FolderError: no experiment there, several, or a file that cannot be read.
     """
-    found = find_experiments(folder)
-    if found[0].path != here(folder):
-        names = ", ".join(str(one.path.relative_to(here(folder))) for one in found)
-        raise FolderError(f"{folder} is no experiment folder, but holds some ({names}); name one, or use load_all")
-    return load_folder(found[0])
+    return load_folder(find_one(folder))
 
 
 def load_all(folder: str | Path) -> list[Results]:

@@ -1,4 +1,4 @@
-"""The verbs of jobs: flags to calls and results to text, as in cli.py."""
+"""Commands on jobs: submit, jobs, status, logs, stop, fetch, delete, and resume and extend by id."""
 
 import argparse
 import json
@@ -10,67 +10,82 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_hpc.analysis.object_store import here, place_of
-from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.cli.options import PLACE_FLAGS, add_place_flags, add_what_flags, find_experiments
+from tune_hpc.errors import ClusterError, FolderError, UnknownNameError
 
 if TYPE_CHECKING:
     from tune_hpc.cluster.client import Job, JobClient
     from tune_hpc.cluster.status import JobStatus
 
-#: Where jobs are kept unless told otherwise, and what tells otherwise.
+#: The default storage, and the variable that names another one.
 DEFAULT_STORAGE = "runs/jobs"
 STORAGE_VARIABLE = "TUNE_HPC_STORAGE"
 
 
 def add_job_verbs(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
-    """Add the verbs of jobs to a parser.
+    """Add the commands on jobs to a parser.
 
     Args:
-        add: Makes the parser of a verb, of its name, its function and its help.
+        add: Makes the parser of a command from its name, its function and its help.
     """
-    submit = add("submit", _submit, "have experiments run as a job, on a Ray cluster or in the background here")
+    submit = add("submit", _submit, "run experiments as a job, on a Ray cluster or in the background on this machine")
     submit.add_argument("names", nargs="+", metavar="NAME", help="as for run")
     add_what_flags(submit)
     add_place_flags(submit, "the dashboard of a Ray cluster, http://HEAD:8265 (default: a process of this machine)")
     submit.add_argument(
-        "--code", metavar="DIR", help="Python files that a trainable of one's own needs (default: its module)"
+        "--code", metavar="DIR", help="Python files that your own trainable needs (default: its module)"
     )
-    _add_storage(submit)
+    add_storage_flags(submit, writes=True)
 
     jobs = add("jobs", _jobs, "list jobs, the latest first")
-    _add_storage(jobs)
+    add_storage_flags(jobs)
 
-    status = add("status", _status, "say how a job stands: trials done, the best so far, the time left")
-    status.add_argument("--wait", action="store_true", help="until it has ended")
-    status.add_argument("--json", action="store_true", help="as JSON")
-    logs = add("logs", _logs, "show what a job printed")
+    status = add("status", _status, "show the status of a job: trials done, best value, remaining time")
+    status.add_argument("--wait", action="store_true", help="wait until it has ended")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    logs = add("logs", _logs, "show the output of a job")
     logs.add_argument("--follow", action="store_true", help="until it has ended")
-    stop = add("stop", _stop, "ask a job to stop; its trials save their state, and resume goes on with it")
-    stop.add_argument("--force", action="store_true", help="at once: trials go on from the state they kept last")
-    fetch = add("fetch", _fetch, "copy what a job has come to into a folder here")
+    stop = add("stop", _stop, "stop a job; its trials save their state, and it can be resumed")
+    stop.add_argument("--force", action="store_true", help="kill it: trials resume from the state they saved last")
+    fetch = add("fetch", _fetch, "copy the folder of a job to this machine")
     fetch.add_argument("-o", "--output", metavar="DIR", help="default: runs/ID")
-    for verb in (status, logs, stop, fetch):
-        verb.add_argument("id", metavar="ID")
-        _add_storage(verb)
+    delete = add("delete", _delete, "delete jobs that have ended, and all their results")
+    delete.add_argument("ids", nargs="+", metavar="ID")
+    add_storage_flags(delete)
+    for command in (status, logs, stop, fetch):
+        command.add_argument("id", metavar="ID")
+        add_storage_flags(command)
+    for command in (jobs, status, logs, stop, fetch, delete):
+        command.add_argument(
+            "--address", metavar="ADDRESS",
+            help="the cluster of the jobs, if you have not used it before: its token is sent there",
+        )  # fmt: skip
 
 
-def _add_storage(parser: argparse.ArgumentParser) -> None:
+def add_storage_flags(parser: argparse.ArgumentParser, *, writes: bool = False) -> None:
+    """Add the flags that name the storage; ``writes``: of a command that starts drivers."""
     parser.add_argument(
         "--storage", metavar="DIR",
-        help=f"where jobs are kept, seen by all who work on them (default: ${STORAGE_VARIABLE}, or {DEFAULT_STORAGE})",
+        help=f"the folder of all jobs, on storage that all machines see (default: ${STORAGE_VARIABLE}, or "
+        f"{DEFAULT_STORAGE})",
     )  # fmt: skip
+    if writes:
+        parser.add_argument(
+            "--shared-storage", action="store_true",
+            help="accept a storage that other users can write to; they can run code as you",
+        )  # fmt: skip
 
 
 def _submit(flags: argparse.Namespace) -> int:
-    from tune_hpc.cluster.known_storages import remember
+    from tune_hpc.cluster.history import remember
 
     experiments = [experiment for name in flags.names for experiment in find_experiments(name, flags)]
-    client = client_at(flags.address, _storage(flags))
+    client = client_at(flags.address, _storage(flags), shared_storage=flags.shared_storage)
     options = {key: getattr(flags, key) for key in PLACE_FLAGS if key != "address"}
     job = client.submit(experiments, code=flags.code, **options)
-    remember(place_of(client.storage))
+    remember("storages", place_of(client.storage))
     print(job.id)
-    print(f"tune-hpc status {job.id}    how it stands\ntune-hpc logs {job.id} --follow", file=sys.stderr)
+    print(f"tune-hpc status {job.id}\ntune-hpc logs {job.id} --follow", file=sys.stderr)
     return 0
 
 
@@ -78,11 +93,11 @@ def _jobs(flags: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("job", "state", "trials", "best", "asked for", box=None)
+    table = Table("job", "state", "trials", "best", "requested", box=None)
     storages = _storages(flags)
     for storage in storages:
         try:
-            jobs = client_at(None, storage).list()
+            jobs = client_at(flags.address, storage).list()
         except FolderError as error:
             if flags.storage:
                 raise
@@ -91,9 +106,9 @@ def _jobs(flags: argparse.Namespace) -> int:
             continue
         for job in jobs:
             try:
-                table.add_row(*_row(job_of(storage, job.id).status()))
-            except FolderError as error:
-                # One that is damaged hides no other.
+                table.add_row(*_row(job_in(storage, job.id, flags.address).status()))
+            except Exception as error:
+                # A damaged job hides no other job, whatever is wrong with it.
                 table.add_row(job.id, "unreadable", "", " ".join(str(error).split()), "")
     if not table.row_count:
         print(f"there is no job in {', '.join(map(str, storages))}; `tune-hpc submit NAME` makes one")
@@ -105,23 +120,23 @@ def _jobs(flags: argparse.Namespace) -> int:
 def _row(status: "JobStatus") -> tuple[str, ...]:
     best = [f"{one.metric} {one.best_value:.4g}" for one in status.experiments if one.best_value is not None]
     trials = f"{status.num_ended}/{status.num_trials}"
-    return status.id, status.state.value, trials, best[0] if best else "", status.asked_at
+    return status.id, status.state.value, trials, best[0] if best else "", status.requested_at
 
 
 def _status(flags: argparse.Namespace) -> int:
     job = find_job(flags)
     status = job.wait() if flags.wait else job.status()
-    print(json.dumps(asdict(status)) if flags.json else _told(status))
-    return 1 if flags.wait and status.state in ("failed", "lost") else 0
+    print(json.dumps(asdict(status)) if flags.json else _format(status))
+    return 1 if flags.wait and status.state in ("failed", "lost", "unknown") else 0
 
 
-def _told(status: "JobStatus") -> str:
-    where = status.place.get("address") or status.place.get("host") or "nowhere"
-    again = f", attempt {status.attempt}" if status.attempt > 1 else ""
-    times = [f"asked for {status.asked_at}"]
-    times += [f"began {status.began_at}"] if status.began_at else []
+def _format(status: "JobStatus") -> str:
+    where = status.location.get("address") or status.location.get("host") or "no machine"
+    attempt = f", attempt {status.attempt}" if status.attempt > 1 else ""
+    times = [f"requested {status.requested_at}"]
+    times += [f"started {status.started_at}"] if status.started_at else []
     times += [f"ended {status.ended_at}"] if status.ended_at else []
-    return f"{status}\n  on {where}{again}: {', '.join(times)}"
+    return f"{status}\n  on {where}{attempt}: {', '.join(times)}"
 
 
 def _logs(flags: argparse.Namespace) -> int:
@@ -131,12 +146,19 @@ def _logs(flags: argparse.Namespace) -> int:
 
 
 def _stop(flags: argparse.Namespace) -> int:
-    print(_told(find_job(flags).stop(force=flags.force)))
+    print(_format(find_job(flags).stop(force=flags.force)))
+    return 0
+
+
+def _delete(flags: argparse.Namespace) -> int:
+    for flags.id in flags.ids:
+        find_job(flags).delete()
+        print(f"deleted {flags.id}")
     return 0
 
 
 def _fetch(flags: argparse.Namespace) -> int:
-    from tune_hpc.cluster.copies import fetch
+    from tune_hpc.cluster.fetch import fetch
 
     job = find_job(flags)
     target = Path(flags.output) if flags.output else Path("runs") / job.id
@@ -145,61 +167,87 @@ def _fetch(flags: argparse.Namespace) -> int:
 
 
 def is_job(text: str) -> bool:
-    """Whether a text is the id of a job and no folder."""
+    """Whether a text is the id of a job and does not name a folder."""
     from tune_hpc.cluster.job_folder import is_id
 
     return is_id(text) and not Path(text).exists()
 
 
-def go_on(flags: argparse.Namespace) -> int:
+def restart(flags: argparse.Namespace) -> int:
     """Resume or extend the job that ``flags.folder`` names by its id."""
     flags.id = flags.folder
-    options = {key: getattr(flags, key) for key in PLACE_FLAGS if key != "address"}
+    options = {key: getattr(flags, key) for key in PLACE_FLAGS if key != "address"} | {"force": flags.force}
     job = find_job(flags)
     if flags.num_samples is not None:
         job.extend(flags.num_samples, **options)
     else:
         job.resume(**options)
-    print(_told(job.status()))
+    print(_format(job.status()))
     return 0
 
 
 def find_job(flags: argparse.Namespace) -> "Job":
-    """Return the job of an id, in the storage that is named or in one that was used before.
+    """Return the job of an id, in the storage that the flags name or in one that was used before.
 
     Raises:
         UnknownNameError: none of them holds it.
-        FolderError: the storage that is named does not answer.
+        FolderError: the storage that the flags name does not answer.
     """
     from tune_hpc.cluster.job_folder import JobFolder, is_id
 
     searched, silent = _storages(flags), ""
     for storage in searched:
         try:
-            is_there = is_id(flags.id) and JobFolder(here(storage) / flags.id).is_there
+            exists = is_id(flags.id) and JobFolder(here(storage).absolute() / flags.id).exists
         except FolderError as error:
             if flags.storage:
                 raise
             silent += f"; {error}"
             continue
-        if is_there:
-            return job_of(storage, flags.id, getattr(flags, "address", None))
-    raise UnknownNameError(f"no job {flags.id} in {', '.join(searched)}{silent}; --storage names another place")
+        if exists:
+            shared = getattr(flags, "shared_storage", False)
+            return job_in(storage, flags.id, flags.address, shared_storage=shared)
+    raise UnknownNameError(f"no job {flags.id} in {', '.join(searched)}{silent}; --storage names another storage")
 
 
-def job_of(storage: str, job_id: str, address: str | None = None) -> "Job":
-    """Return a job with the client of the place where it runs, or of another cluster."""
+def job_in(storage: str, job_id: str, address: str | None, *, shared_storage: bool = False) -> "Job":
+    """Return a job, with the client of the cluster that runs it or of the one that the user gives.
+
+    A job folder can name any address. The token of a cluster goes only to addresses that the user has given, in this
+    command, in ``RAY_ADDRESS`` or before.
+    """
+    from tune_hpc.cluster.client import JobClient
     from tune_hpc.cluster.job_folder import JobFolder
+    from tune_hpc.cluster.launchers import DetachedLauncher
 
-    attempt = JobFolder(here(storage) / job_id).last_attempt()
-    return client_at(address or (attempt.place.get("address") if attempt else None), storage).job(job_id)
+    attempt = JobFolder(here(storage).absolute() / job_id).last_attempt()
+    named = str(attempt.location.get("address") or "") if attempt else ""
+    if named and not address and not _is_known(named):
+        return JobClient(storage, DetachedLauncher(named), shared_storage=shared_storage).job(job_id)
+    return client_at(address or named or None, storage, shared_storage=shared_storage).job(job_id)
 
 
-def client_at(address: str | None, storage: str) -> "JobClient":
-    """Return the client of a cluster; of this machine where there is no address, or ``local``."""
+def _is_known(address: str) -> bool:
+    from tune_hpc.cluster.history import recall
+    from tune_hpc.cluster.ray_jobs import as_url
+
+    given = [os.environ.get(name, "") for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")]
+    try:
+        return as_url(address) in {*recall("clusters"), *(as_url(one) for one in given if one.startswith("http"))}
+    except ClusterError:
+        return False
+
+
+def client_at(address: str | None, storage: str, *, shared_storage: bool = False) -> "JobClient":
+    """Return the client of a cluster that the user has given; of this machine for ``None`` or ``local``."""
     from tune_hpc.cluster.client import Client, LocalClient
+    from tune_hpc.cluster.history import remember
+    from tune_hpc.cluster.ray_jobs import as_url
 
-    return LocalClient(storage) if address in (None, "local") else Client(address, storage=storage)
+    if address in (None, "local"):
+        return LocalClient(storage, shared_storage=shared_storage)
+    remember("clusters", as_url(address))
+    return Client(address, storage=storage, shared_storage=shared_storage)
 
 
 def _storage(flags: argparse.Namespace) -> str:
@@ -208,10 +256,10 @@ def _storage(flags: argparse.Namespace) -> str:
 
 
 def _storages(flags: argparse.Namespace) -> list[str]:
-    """Return where to look for jobs: where it is said, or else where some have been, the latest first."""
-    from tune_hpc.cluster.known_storages import storages
+    """Return the storage that the flags name, or all that were used before, the latest first."""
+    from tune_hpc.cluster.history import recall
 
     if flags.storage:
         return [flags.storage]
     named = place_of(here(_storage(flags)).absolute())
-    return list(dict.fromkeys([named, *reversed(storages())]))
+    return list(dict.fromkeys([named, *reversed(recall("storages"))]))

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tune_hpc import __version__
 from tune_hpc.cli import jobs as verbs
-from tune_hpc.cli.slurm import add_slurm_verb
-from tune_hpc.errors import InvalidExperimentError, TuneHpcError, UnknownNameError
 from tune_hpc.cli.options import PLACE_FLAGS, add_place_flags, add_run_flags, add_scale_flags, find_experiments
 from tune_hpc.cli.serve import add_serve_verb
+from tune_hpc.cli.slurm import add_slurm_verb
+from tune_hpc.errors import InvalidExperimentError, TuneHpcError, UnknownNameError
 
 if TYPE_CHECKING:
     from tune_hpc.analysis.results import Results
@@ -41,10 +41,11 @@ examples:
   tune-hpc export runs/exercise2.softmax --to tensorboard
   tune-hpc submit exercise2.softmax --address http://head:8265 --storage /nfs/jobs
   tune-hpc status ID; tune-hpc logs ID --follow; tune-hpc stop ID; tune-hpc resume ID; tune-hpc fetch ID
+  tune-hpc delete ID
 """
 
-#: Ends well, failed, wrong input, to be queued again (a batch system's warning came), interrupted.
-SUCCESS, FAILURE, USAGE, REQUEUE, INTERRUPTED = 0, 1, 2, 75, 130
+#: Ends well, failed, wrong input, to be queued again (a batch system's warning came), interrupted, terminated.
+SUCCESS, FAILURE, USAGE, REQUEUE, INTERRUPTED, TERMINATED = 0, 1, 2, 75, 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 1 when no trial of an experiment came to a result; 2 on wrong input; 75 when a batch system's SIGUSR1 ended
-        a run, which is then to be resumed; 130 when one was interrupted.
+        a run, which is then to be resumed; 130 when one was interrupted; 143 when SIGTERM ended one.
     """
     parsed = _parser().parse_args(arguments)
     # What takes a while says so: fetching a data set, for instance. Ray's own loggers stay as they are.
@@ -123,7 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in going_on.items():
         verb = add(name, _go_on, text)
         verb.add_argument("folder", metavar="FOLDER", help="an experiment folder, or the id of a job")
-        verb.add_argument("--storage", metavar="DIR", help="where the job is kept (default: where jobs have been)")
+        verbs.add_storage_flags(verb, writes=True)
+        verb.add_argument(
+            "--force", action="store_true",
+            help="although nothing is known of the driver that ran it; that one stops if it still runs",
+        )  # fmt: skip
         verb.set_defaults(num_samples=None)
         if name == "extend":
             verb.add_argument("--num-samples", type=int, metavar="N", required=True, help="how many more to try")
@@ -217,7 +222,7 @@ def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.
     if flags.go_on and flags.overwrite:
         raise InvalidExperimentError("--resume keeps what is there and --overwrite removes it; give one of them")
     parent = here(flags.output_dir) if flags.output_dir else new_folder(name)
-    options = {key: getattr(flags, key) for key in ("overwrite", "go_on", *PLACE_FLAGS)} | own
+    options = {key: getattr(flags, key) for key in ("overwrite", "go_on", "force", *PLACE_FLAGS)} | own
     if flags.warm_start:
         options["warm_start"] = flags.warm_start
     results = launch(experiments, folders_in(parent, experiments), **options)
@@ -227,12 +232,12 @@ def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.
 def _go_on(flags: argparse.Namespace) -> int:
     """Resume the searches of a folder, or extend the one that it holds; or do so with a job."""
     if verbs.is_job(flags.folder):
-        return verbs.go_on(flags)
+        return verbs.restart(flags)
     from tune_hpc.analysis.object_store import here
     from tune_hpc.analysis.results import load_all
     from tune_hpc.search.tuner import extend, resume
 
-    options = {key: getattr(flags, key) for key in PLACE_FLAGS}
+    options = {key: getattr(flags, key) for key in (*PLACE_FLAGS, "force")}
     if flags.num_samples is not None:
         extend(flags.folder, num_samples=flags.num_samples, **options)
     else:
@@ -254,6 +259,8 @@ def _tell(results: Sequence["Results"], page: Path | None) -> int:
             print(f"{one.name}: {one.experiment['ended_by']}; `tune-hpc resume {one.folder}` goes on")
     if any(one.experiment.get("is_to_be_requeued") for one in results):
         return REQUEUE
+    if any(one.experiment.get("is_terminated") for one in results):
+        return TERMINATED
     if "interrupted" in states:
         return INTERRUPTED
     return FAILURE if any(not {"finished", "stopped"} & set(one.counts()) for one in results) else SUCCESS

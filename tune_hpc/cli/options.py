@@ -88,6 +88,10 @@ def _add_results_flags(parser: argparse.ArgumentParser) -> None:
         dest="go_on",
         help="go on with what --output-dir holds and begin the rest: the same command again after each interrupt",
     )
+    results.add_argument(
+        "--force", action="store_true",
+        help="with --resume: although nothing is known of the driver that ran it; that one stops if it still runs",
+    )  # fmt: skip
     results.add_argument("--no-report", action="store_true", help="write the data frames only")
 
 

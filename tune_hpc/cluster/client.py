@@ -1,45 +1,94 @@
-"""Submits jobs, watches and steers them; the same on a Ray cluster, on this machine and in this process.
+"""Submit and control jobs, on a Ray cluster, on this machine or in this process.
 
     client = Client("http://head:8265", storage="/nfs/runs")    # a Ray cluster
     client = LocalClient("runs/jobs")                           # processes of this machine
-    client = InProcessClient("runs/jobs")                       # this process, to look into it
+    client = InProcessClient("runs/jobs")                       # this process, for debugging
 
     job = client.submit(exercise2.softmax)
     print(job.status())
     job.wait()
     job.results()[0].best()
 
-The storage is what counts: a job is found there by its id whatever has become of the cluster that ran it.
+A job is found in the storage by its id, whatever has become of the cluster that ran it.
 """
 
+import hashlib
+import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tune_hpc.analysis.object_store import delete_tree, here, names_in, pull
+from tune_hpc.analysis.folder import create_exclusive
+from tune_hpc.analysis.object_store import delete, here, is_remote, names_in, place_of, pull
 from tune_hpc.analysis.results import Results, load_all
-from tune_hpc.cluster.job_folder import JobFolder, JobState, is_id, make_id, utc_now
-from tune_hpc.cluster.launchers import DriverState, InProcess, Launcher, Processes
-from tune_hpc.cluster.ray_jobs import RayJobs
-from tune_hpc.cluster.status import JobStatus, silent_s, status_of
-from tune_hpc.errors import ClusterError, FolderError, InvalidExperimentError, TuneHpcError, UnknownNameError
+from tune_hpc.cluster.job_folder import Attempt, JobFolder, JobState, is_id, make_id, timestamp
+from tune_hpc.cluster.launchers import TIMEOUT_S, DriverState, InProcessLauncher, Launcher, LocalLauncher
+from tune_hpc.cluster.ray_jobs import RayJobsLauncher
+from tune_hpc.cluster.status import SILENT_S, JobStatus, job_status
+from tune_hpc.errors import (
+    ConflictError,
+    FolderError,
+    InvalidExperimentError,
+    RequestError,
+    TuneHpcError,
+    UnknownNameError,
+)
 from tune_hpc.search.experiment import TRAIN, Experiment
 from tune_hpc.search.launch import launch
 
-#: Seconds between two looks at a job that is waited for.
-LOOK_INTERVAL_S = 1.0
-#: A driver that was heard of so many seconds ago need not be looked for.
-FRESH_S = 15.0
+#: Seconds between two reads of the status of a job that is waited for.
+POLL_INTERVAL_S = 1.0
+#: Seconds since the last heartbeat within which the launcher is not asked about a driver.
+FRESH_S = SILENT_S / 4
+#: The folder of idempotency keys in a storage; no job's id begins with a dot.
+KEYS = ".requests"
+
+
+def check_storage(storage: str | Path, *, shared: bool = False) -> Path:
+    """Make a storage if it is missing, and refuse one that other users can write to.
+
+    Whoever can write to a storage runs code with the rights of those who resume jobs in it.
+
+    Args:
+        storage: A folder, or ``s3://bucket/folder``, whose access rules are the bucket's.
+        shared: Accept a folder that other users can write to.
+
+    Returns:
+        Its absolute path, or that of its working copy.
+
+    Raises:
+        FolderError: other users can write to it, or it cannot be made.
+    """
+    path = here(storage).absolute()
+    if is_remote(place_of(path)):
+        return path
+    try:
+        path.mkdir(mode=0o777 if shared else 0o700, parents=True, exist_ok=True)
+        status = path.stat()
+    except OSError as error:
+        raise FolderError(f"{path} cannot be made: {error.strerror}; choose another storage") from error
+    if not shared and status.st_mode & 0o022:
+        raise FolderError(
+            f"other users can write to {path} (mode {status.st_mode & 0o777:o}), and whoever can runs code as you; "
+            f"chmod go-w {path}, or use --shared-storage if you trust them"
+        )
+    if not shared and status.st_uid not in (0, os.geteuid()):
+        raise FolderError(
+            f"{path} belongs to another user (uid {status.st_uid}), who can run code as you; choose a storage of your "
+            "own, or use --shared-storage if you trust them"
+        )
+    return path
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job, by its id.
+    """A job.
 
     Attributes:
-        client: Whose it is.
+        client: The client that found or submitted it.
         id: Its name in the storage.
     """
 
@@ -48,44 +97,48 @@ class Job:
 
     @property
     def folder(self) -> JobFolder:
-        """Its folder on the storage."""
+        """Its folder in the storage."""
         return self.client.folder(self.id)
 
     def status(self) -> JobStatus:
-        """Return how it stands."""
+        """Return its status."""
         return self.client.status(self.id)
 
     def logs(self, *, follow: bool = False) -> Iterator[str]:
-        """Yield what its drivers printed, in pieces; with ``follow`` until it is not active any more."""
+        """Yield the output of its drivers in pieces; with ``follow`` until it is not active any more."""
         return self.client.logs(self.id, follow=follow)
 
     def stop(self, *, force: bool = False) -> JobStatus:
-        """Ask it to stop; see ``JobClient.stop``."""
+        """Stop it; see ``JobClient.stop``."""
         return self.client.stop(self.id, force=force)
 
     def resume(self, **options: Any) -> "Job":
-        """Have it go on; see ``JobClient.resume``."""
+        """Resume it; see ``JobClient.resume``."""
         return self.client.resume(self.id, **options)
 
     def extend(self, num_samples: int, **options: Any) -> "Job":
-        """Have it try more configurations; see ``JobClient.extend``."""
+        """Try more configurations; see ``JobClient.extend``."""
         return self.client.extend(self.id, num_samples, **options)
+
+    def delete(self) -> None:
+        """Delete it and all its results; see ``JobClient.delete``."""
+        self.client.delete(self.id)
 
     def wait(self, timeout_s: float | None = None) -> JobStatus:
         """Wait until it is not active any more.
 
         Raises:
-            TimeoutError: it still is after so many seconds.
+            TimeoutError: it is still active after this many seconds.
         """
-        began = time.monotonic()
+        start = time.monotonic()
         while (status := self.status()).state.is_active:
-            if timeout_s is not None and time.monotonic() - began > timeout_s:
+            if timeout_s is not None and time.monotonic() - start > timeout_s:
                 raise TimeoutError(f"{self.id} is {status.state} after {timeout_s:g} s")
-            time.sleep(LOOK_INTERVAL_S)
+            time.sleep(POLL_INTERVAL_S)
         return status
 
     def results(self) -> list[Results]:
-        """Return what happened so far, one for each experiment that has begun.
+        """Return the results so far, one for each experiment that has begun.
 
         Raises:
             FolderError: none has begun, or a file cannot be read.
@@ -94,26 +147,28 @@ class Job:
 
 
 class JobClient:
-    """What all clients have in common.
+    """Jobs of one storage.
 
     Args:
-        storage: The folder of all jobs, which every machine that works on them sees by this name, or
+        storage: The folder of all jobs, under the same name on every machine that works on them, or
             ``s3://bucket/folder``.
-        launcher: Where drivers run.
+        launcher: Starts their drivers.
+        shared_storage: Whether other users may write to the storage; see ``check_storage``.
     """
 
-    def __init__(self, storage: str | Path, launcher: Launcher) -> None:
+    def __init__(self, storage: str | Path, launcher: Launcher, *, shared_storage: bool = False) -> None:
         self.storage = here(storage).absolute()
         self.launcher = launcher
+        self.shared_storage = shared_storage
 
     def folder(self, job_id: str) -> JobFolder:
         """Return the folder of a job.
 
         Raises:
-            UnknownNameError: it is none of this storage.
+            UnknownNameError: the storage has no such job.
         """
         if not is_id(job_id):
-            raise UnknownNameError(f"{job_id!r} is no job's id; one looks like exercise2.softmax-20261123-124533-4f1c")
+            raise UnknownNameError(f"{job_id!r} is not a job id; one looks like exercise2.softmax-20261123-124533-4f1c")
         folder = JobFolder(self.storage / job_id)
         folder.read()
         return folder
@@ -122,19 +177,16 @@ class JobClient:
         """Return a job of this storage.
 
         Raises:
-            UnknownNameError: it is none.
+            UnknownNameError: there is no such job.
         """
         return Job(self, self.folder(job_id).id)
 
     def list(self) -> Sequence[Job]:
         """Return all jobs of this storage, the latest first."""
-        found = [JobFolder(self.storage / name) for name in names_in(self.storage) if is_id(name)]
-        # The moment of submission is in the id, before four digits that tell nothing.
-        return [
-            Job(self, one.id)
-            for one in sorted(found, key=lambda one: (one.id[-20:-5], one.id), reverse=True)
-            if one.is_there
-        ]
+        names = [name for name in names_in(self.storage) if is_id(name)]
+        # The time of submission is in the id, before four random digits.
+        latest_first = sorted(names, key=lambda name: (name[-20:-5], name), reverse=True)
+        return [Job(self, name) for name in latest_first if JobFolder(self.storage / name).exists]
 
     def submit(
         self,
@@ -144,173 +196,292 @@ class JobClient:
         job_id: str | None = None,
         **options: Any,
     ) -> Job:
-        """Have experiments run, and return at once.
+        """Start experiments as a job, and return at once.
 
         Args:
             experiments: One, or several that run as one stream of trials.
-            code: Modules that a trainable of one's own needs: a folder whose Python files travel with the job. By
-                default the trainable's own module.
-            job_id: One of ``make_id`` that was noted beforehand, so that whoever asks twice gets one job; by default
-                a new one.
-            **options: Those of ``tuner.run_all``, but those that only the caller's own process knows.
+            code: A folder whose Python files travel with the job, for a user's trainable; by default the trainable's
+                own module.
+            job_id: An id made by ``make_id``; by default a new one.
+            **options: Those of ``tuner.run_all`` that have a meaning outside this process.
 
         Raises:
             InvalidExperimentError: a rule is broken; nothing was submitted.
-            ClusterError: nobody takes it; nothing was submitted.
-            FolderError: the storage cannot be written.
+            ClusterError: the cluster does not answer or refuses; nothing was submitted.
+            FolderError: the storage cannot be used.
+            ConflictError: the job exists.
         """
         chosen = [experiments] if isinstance(experiments, Experiment) else list(experiments)
         if not chosen:
             raise InvalidExperimentError("a job has at least one experiment; got none")
-        self.launcher.check()
-        job = JobFolder(self.storage / (job_id or make_id(chosen[0].name)))
-        launch(chosen, [job.path / one.name for one in chosen], check_only=True, **options)
-        asked = {
-            "id": job.id,
-            "submitted": utc_now().isoformat(timespec="seconds"),
-            "experiments": [one.to_json() for one in chosen],
-            "options": {name: _plain(value) for name, value in options.items() if value is not None},
-        }
-        job.make(asked)
+        return self._submit(chosen, code, job_id or make_id(chosen[0].name), "", options)
+
+    def submit_once(self, experiment: Experiment, key: str, digest: str, **options: Any) -> tuple[Job, bool]:
+        """Start an experiment as a job, unless a request with the same idempotency key has done so.
+
+        Args:
+            experiment: The experiment.
+            key: The idempotency key, chosen by the client.
+            digest: A digest of the request.
+            **options: As for ``submit``.
+
+        Returns:
+            The job, and whether it is new.
+
+        Raises:
+            RequestError: the key was used for another request.
+            ConflictError: another process starts the job at this moment.
+            TuneHpcError: as for ``submit``.
+        """
+        name = hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
+        file = check_storage(self.storage, shared=self.shared_storage) / KEYS / name
         try:
-            _copy_code(job, chosen, code)
-            self._start(job, "start", {})
+            file.parent.mkdir(exist_ok=True)
+            is_first = create_exclusive(file, json.dumps({"id": make_id(experiment.name), "digest": digest}))
+            record = json.loads(file.read_text(encoding="utf-8"))
+            job_id, known_digest = str(record["id"]), record["digest"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FolderError(f"{file} cannot be used: {error}; make room on the storage, or remove it") from error
+        if known_digest != digest:
+            raise _key_is_reused(job_id)
+        if not is_first and is_id(job_id) and JobFolder(self.storage / job_id).exists:
+            return self.job(job_id), False
+        try:
+            return self._submit([experiment], None, job_id, name, options), True
+        except ConflictError:
+            raise
+        except BaseException:
+            delete(file)
+            raise
+
+    def _submit(
+        self,
+        experiments: Sequence[Experiment],
+        code: str | Path | None,
+        job_id: str,
+        key: str,
+        options: Mapping[str, Any],
+    ) -> Job:
+        self.launcher.check()
+        check_storage(self.storage, shared=self.shared_storage)
+        job = JobFolder(self.storage / job_id)
+        folders = [job.path / "experiments" / one.name for one in experiments]
+        launch(experiments, folders, check_only=True, **options)
+        request = {
+            "id": job.id,
+            "submitted": timestamp(),
+            "experiments": [one.to_json() for one in experiments],
+            "options": _as_json(options),
+            "key": key,
+        }
+        job.make(request, shared=self.shared_storage)
+        try:
+            _copy_code(job, experiments, code)
+            self._start(job, "start", {}, last=0)
         except TuneHpcError:
-            delete_tree(job.path)
+            job.delete()
             raise
         return Job(self, job.id)
 
-    def status(self, job_id: str) -> JobStatus:
-        """Return how a job stands.
+    def status(self, job_id: str, *, timeout_s: float = TIMEOUT_S) -> JobStatus:
+        """Return the status of a job.
+
+        Args:
+            job_id: The job.
+            timeout_s: Seconds within which a cluster must answer; after that nothing is known of the driver.
 
         Raises:
-            UnknownNameError: it is none of this storage.
+            UnknownNameError: the storage has no such job.
+            FolderError: a file of it cannot be read.
         """
         job = self.folder(job_id)
         attempt = job.last_attempt()
-        run = job.read_run(attempt.number) if attempt else {}
-        if attempt is None or run.get("ended") or (run.get("began") and silent_s(run) < FRESH_S):
-            return status_of(job)
-        driver = self.launcher.state(job, attempt)
-        said = self.launcher.output(job, attempt) if driver is DriverState.GONE and not run.get("began") else ""
-        return status_of(job, driver, " ".join(said.split())[-500:])
+        if attempt is None:
+            return job_status(job)
+        run = job.read_run(attempt.number)
+        is_starting = not run and job.read_process(attempt.number) is None
+        if is_starting or run.get("ended_at") or (run and job.silence_s(f"{attempt.number}.run.json") < FRESH_S):
+            return job_status(job)
+        driver = self.launcher.state(job, attempt, timeout_s)
+        output = self.launcher.output(job, attempt, timeout_s) if driver is DriverState.GONE and not run else ""
+        return job_status(job, driver, " ".join(output.split())[-500:])
 
     def logs(self, job_id: str, *, follow: bool = False) -> Iterator[str]:
-        """Yield what a job's drivers printed, in pieces.
+        """Yield the output of a job's drivers in pieces.
 
         Args:
             job_id: The job.
             follow: Until the job is not active any more.
 
         Raises:
-            UnknownNameError: it is none of this storage.
+            UnknownNameError: the storage has no such job.
         """
         job = self.folder(job_id)
-        place = 0
+        position = 0
         if not pull(job.output) and (attempt := job.last_attempt()):
             yield self.launcher.output(job, attempt)
         while True:
             is_active = follow and self.status(job_id).state.is_active
             if pull(job.output):
-                with job.output.open("rb") as file:
-                    file.seek(place)
+                with job.open(job.output) as file:
+                    file.seek(position)
                     if text := file.read():
-                        place += len(text)
+                        position += len(text)
                         yield text.decode("utf-8", errors="replace")
             if not is_active:
                 return
-            time.sleep(LOOK_INTERVAL_S)
+            time.sleep(POLL_INTERVAL_S)
 
     def stop(self, job_id: str, *, force: bool = False) -> JobStatus:
-        """Ask a job to stop: its trials save their state, and it can be resumed.
+        """Stop a job: its trials save their state, and it can be resumed.
 
         Args:
             job_id: The job.
-            force: Do not wait for anything: end its driver. Trials go on from the state that they kept last.
+            force: Kill its driver. Its trials resume from the state that they saved last.
 
         Returns:
-            How it stands now; it may take up to half a minute until it has stopped.
+            Its status; it may take half a minute until it has stopped.
 
         Raises:
-            UnknownNameError: it is none of this storage.
+            UnknownNameError: the storage has no such job.
             FolderError: the storage cannot be written.
         """
-        job = self.folder(job_id)
-        status = self.status(job_id)
+        job, status = self.folder(job_id), self.status(job_id)
         attempt = job.last_attempt()
-        if attempt is None or not status.state.is_active:
+        if attempt is None or not (status.state.is_active or status.state is JobState.UNKNOWN):
             return status
-        job.ask_to_stop(attempt.number)
-        if status.state is JobState.PENDING and job.claim(attempt.number):
-            # No driver can begin on it now.
-            told = {"state": JobState.STOPPED, "reason": "it was stopped before it began"}
-            job.write_run(attempt.number, {**told, "ended": utc_now().isoformat(timespec="seconds")})
-            self.launcher.end(job, attempt)
-        elif force:
+        job.request_stop(attempt.number)
+        is_cancelled = status.state is JobState.PENDING and job.cancel(attempt.number, "it was stopped before it began")
+        if force or is_cancelled:
             self.launcher.end(job, attempt)
         return self.status(job_id)
 
-    def resume(self, job_id: str, **options: Any) -> Job:
-        """Have a job go on that ended before all its trials had.
+    def resume(
+        self, job_id: str, *, attempt: int | None = None, force: bool = False, key: str = "", **options: Any
+    ) -> Job:
+        """Resume a job that ended before all its trials had.
 
         Args:
             job_id: The job.
-            **options: Changes to those it was submitted with.
+            attempt: The latest attempt that the caller saw; by default the latest one.
+            force: Resume it although nothing is known of its driver. If that runs, it stops, and writes nothing more.
+            key: An idempotency key: a second call with it does nothing.
+            **options: Changes to the options of its submission.
 
         Raises:
-            InvalidExperimentError: it is active, or has finished.
-            UnknownNameError: it is none of this storage.
-            ClusterError: nobody takes it.
+            ConflictError: it is active or has finished, another process was first, or nothing is known of its driver.
+            UnknownNameError: the storage has no such job.
+            ClusterError: the cluster does not answer or refuses.
         """
-        job, status = self.folder(job_id), self.status(job_id)
+        job = self.folder(job_id)
+        if self._is_repeated(job, "resume", key, options):
+            return Job(self, job_id)
+        status = self.status(job_id)
         if status.state is JobState.FINISHED:
-            raise InvalidExperimentError(f"{job_id} has finished; extend it, or submit another search")
-        return self._again(job, status, "resume", options)
+            raise ConflictError(f"{job_id} has finished; extend it, or submit another search")
+        return self._restart(job, status, "resume", options, attempt, force, key)
 
-    def extend(self, job_id: str, num_samples: int, *, experiment: str | None = None, **options: Any) -> Job:
-        """Have a job try more configurations; its searcher knows all that was tried.
+    def extend(
+        self,
+        job_id: str,
+        num_samples: int,
+        *,
+        experiment: str | None = None,
+        attempt: int | None = None,
+        force: bool = False,
+        key: str = "",
+        **options: Any,
+    ) -> Job:
+        """Try more configurations in a job; its searcher knows the trials that it has.
 
         Args:
             job_id: The job.
             num_samples: How many more.
-            experiment: Of which of its experiments, if there are several.
-            **options: Changes to those it was submitted with.
+            experiment: The experiment, if the job has several.
+            attempt: As for ``resume``.
+            force: As for ``resume``.
+            key: As for ``resume``.
+            **options: As for ``resume``.
 
         Raises:
-            InvalidExperimentError: it is active, its searcher has no more configurations, or a number below 1.
-            UnknownNameError: it is none of this storage, or has no such experiment.
-            ClusterError: nobody takes it.
+            InvalidExperimentError: a number below 1.
+            ConflictError: as for ``resume``, or its searcher has no more configurations.
+            UnknownNameError: the storage has no such job, or the job no such experiment.
+            ClusterError: the cluster does not answer or refuses.
         """
-        job, status = self.folder(job_id), self.status(job_id)
-        names = [plain["name"] for plain in job.read()["experiments"]]
-        chosen = experiment or (names[0] if len(names) == 1 else None)
-        if chosen not in names:
-            raise UnknownNameError(f"{job_id} has the experiments {', '.join(names)}; name one of them to extend it")
-        plain = next(plain for plain in job.read()["experiments"] if plain["name"] == chosen)
+        job = self.folder(job_id)
+        by_name = {plain["name"]: plain for plain in job.read()["experiments"]}
+        name = experiment or (next(iter(by_name)) if len(by_name) == 1 else None)
+        if name not in by_name:
+            raise UnknownNameError(f"{job_id} has the experiments {', '.join(by_name)}; name one of them to extend it")
         if num_samples < 1:
             raise InvalidExperimentError(f"num_samples must be at least 1; got {num_samples}")
-        if plain["searcher"] == "grid" or plain["scheduler"] == "pbt":
-            kind = "a grid" if plain["searcher"] == "grid" else "a population"
-            raise InvalidExperimentError(f"{kind} has no more configurations; submit another search than {chosen}")
-        return self._again(job, status, "extend", {**options, "num_samples": num_samples, "experiment": chosen})
+        options |= {"num_samples": num_samples, "experiment": name}
+        if self._is_repeated(job, "extend", key, options):
+            return Job(self, job_id)
+        if by_name[name]["searcher"] == "grid" or by_name[name]["scheduler"] == "pbt":
+            kind = "a grid" if by_name[name]["searcher"] == "grid" else "population-based training"
+            raise ConflictError(f"{name} uses {kind}, which cannot be extended; submit another search")
+        return self._restart(job, self.status(job_id), "extend", options, attempt, force, key)
 
-    def _again(self, job: JobFolder, status: JobStatus, verb: str, options: Mapping[str, Any]) -> Job:
-        if status.state.is_active:
-            raise InvalidExperimentError(f"{job.id} is {status.state}; stop it first, or wait for its end")
+    def delete(self, job_id: str) -> None:
+        """Delete a job and all its results.
+
+        Raises:
+            ConflictError: it is active, or nothing is known of its driver.
+            UnknownNameError: the storage has no such job.
+            FolderError: the folder cannot be deleted.
+        """
+        job, status = self.folder(job_id), self.status(job_id)
+        _check_at_rest(status, "delete", force=False)
+        # Nobody resumes it from now on.
+        job.add_attempt("delete", {}, {}, last=status.attempt)
+        key = job.read().get("key")
+        job.delete()
+        if key:
+            delete(self.storage / KEYS / str(key))
+
+    def _is_repeated(self, job: JobFolder, action: str, key: str, options: Mapping[str, Any]) -> bool:
+        """Whether an attempt of a job carries the idempotency key of a request.
+
+        Raises:
+            RequestError: it does, and was another request.
+        """
+        attempts = [job.read_attempt(number) for number in job.attempt_numbers()] if key else []
+        for one in attempts:
+            if one.key == key and (one.action, one.options) == (action, _as_json(options)):
+                return True
+            if one.key == key:
+                raise _key_is_reused(f"attempt {one.number} of {job.id}")
+        return False
+
+    def _restart(
+        self,
+        job: JobFolder,
+        status: JobStatus,
+        action: str,
+        options: Mapping[str, Any],
+        attempt: int | None,
+        force: bool,
+        key: str,
+    ) -> Job:
+        last = status.attempt if attempt is None else attempt
+        if last != status.attempt:
+            raise ConflictError(f"another process changed {job.id} first (attempt {status.attempt}); see its status")
+        _check_at_rest(status, action, force=force)
+        check_storage(self.storage, shared=self.shared_storage)
         self.launcher.check()
-        self._start(job, verb, {name: _plain(value) for name, value in options.items() if value is not None})
+        self._start(job, action, _as_json(options), last=last, key=key)
         return Job(self, job.id)
 
-    def _start(self, job: JobFolder, verb: str, options: Mapping[str, Any]) -> None:
-        attempt = job.add_attempt(verb, self.launcher.place(job), options)
+    def _start(self, job: JobFolder, action: str, options: Mapping[str, Any], *, last: int, key: str = "") -> Attempt:
+        attempt = job.add_attempt(action, self.launcher.location(job), options, last=last, key=key)
         try:
-            self.launcher.start(job, attempt)
+            job.write_process(attempt.number, self.launcher.start(job, attempt))
         except TuneHpcError:
             job.withdraw(attempt)
             raise
-        except OSError as error:
-            job.withdraw(attempt)
-            raise ClusterError(f"the driver of {job.id} cannot be started: {error}; free some resources") from error
+        return attempt
 
 
 class Client(JobClient):
@@ -320,54 +491,81 @@ class Client(JobClient):
         address: Of the cluster's dashboard: ``http://HOST:PORT``, or ``HOST`` or ``HOST:PORT``.
         token: The cluster's; by default the one that Ray would use.
         storage: The folder of all jobs.
+        shared_storage: Whether other users may write to the storage.
 
     Raises:
-        ClusterError: an address that cannot be one.
+        ClusterError: the address is malformed.
     """
 
-    def __init__(self, address: str, token: str | None = None, *, storage: str | Path) -> None:
-        super().__init__(storage, RayJobs(address, token))
+    def __init__(
+        self, address: str, token: str | None = None, *, storage: str | Path, shared_storage: bool = False
+    ) -> None:
+        super().__init__(storage, RayJobsLauncher(address, token), shared_storage=shared_storage)
 
 
 class LocalClient(JobClient):
-    """Jobs as processes of this machine, which outlive whoever submitted them.
+    """Jobs as processes of this machine, which outlive the process that submitted them.
 
     Args:
         storage: The folder of all jobs.
+        shared_storage: Whether other users may write to the storage.
     """
 
-    def __init__(self, storage: str | Path) -> None:
-        super().__init__(storage, Processes())
+    def __init__(self, storage: str | Path, *, shared_storage: bool = False) -> None:
+        super().__init__(storage, LocalLauncher(), shared_storage=shared_storage)
 
 
 class InProcessClient(JobClient):
-    """Jobs in a thread of this process, one after the other: for tests, and to look into what a job does.
+    """Jobs in a thread of this process, one after the other: for tests and for debugging.
 
     Args:
         storage: The folder of all jobs.
     """
 
     def __init__(self, storage: str | Path) -> None:
-        super().__init__(storage, InProcess())
+        super().__init__(storage, InProcessLauncher())
 
 
-def _plain(value: Any) -> Any:
-    """Return an option as JSON holds it."""
-    if isinstance(value, Path):
-        return str(value.absolute())
-    return list(value) if isinstance(value, tuple) else value
+def _check_at_rest(status: JobStatus, action: str, *, force: bool) -> None:
+    """Raise if a job is active, or if nothing is known of its driver and that is not forced.
+
+    Raises:
+        ConflictError: as said.
+    """
+    if status.state.is_active:
+        raise ConflictError(f"{status.id} is {status.state}; stop it first, or wait for its end, to {action} it")
+    if status.state is JobState.UNKNOWN and not force:
+        hint = "stop it with --force" if action == "delete" else "use --force"
+        raise ConflictError(
+            f"nothing is known of the driver of {status.id} ({status.reason}); make sure that it has ended, then {hint}"
+        )
+
+
+def _key_is_reused(what: str) -> RequestError:
+    return RequestError(
+        f"the Idempotency-Key of this request was used for another one ({what}); choose a new key",
+        kind="idempotency-key-reused",
+    )
+
+
+def _as_json(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as JSON holds them, without those that were not given."""
+    plain = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in options.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in plain.items() if value is not None
+    }
 
 
 def _copy_code(job: JobFolder, experiments: Sequence[Experiment], code: str | Path | None) -> None:
-    """Copy the modules of trainables of one's own into the job's folder.
+    """Copy the modules of users' trainables into the job folder.
 
     Raises:
         FolderError: they cannot be copied.
     """
-    from tune_hpc.cluster.code import copy_modules
+    from tune_hpc.cluster.code_snapshot import copy_modules
 
-    own = [one for one in experiments if one.trainable != TRAIN]
+    references = [one.to_json()["trainable"] for one in experiments if one.trainable != TRAIN]
     try:
-        copy_modules([one.to_json()["trainable"] for one in own], Path(code) if code else None, job.code)
+        copy_modules(references, Path(code) if code else None, job.code)
     except OSError as error:
         raise FolderError(f"the code of {job.id} cannot be copied: {error}; name its folder with code") from error

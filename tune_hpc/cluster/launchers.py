@@ -1,4 +1,4 @@
-"""Where the drivers of jobs run: processes of this machine, or this process itself. Ray's are in ray_jobs.py."""
+"""Launchers: start the drivers of jobs as processes of this machine or in this process. Ray's is in ray_jobs.py."""
 
 import os
 import signal
@@ -8,11 +8,16 @@ import threading
 import traceback
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from enum import StrEnum
 from typing import Any, Protocol
 
 from tune_hpc.analysis.process import is_running, process_of, this_process
 from tune_hpc.cluster.job_folder import Attempt, JobFolder
+from tune_hpc.errors import ClusterError
+
+#: Seconds within which a cluster must answer, unless the caller has less time.
+TIMEOUT_S = 15.0
 
 
 class DriverState(StrEnum):
@@ -21,37 +26,37 @@ class DriverState(StrEnum):
     WAITING = "waiting"
     ALIVE = "alive"
     GONE = "gone"
-    UNKNOWN = "unknown"  #: it cannot tell: another machine's process, a cluster that does not answer
+    UNKNOWN = "unknown"  #: a process of another machine, or a cluster that does not answer
 
 
 class Launcher(Protocol):
-    """A place where drivers run."""
+    """Starts drivers, and knows whether they live."""
 
-    def check(self) -> None:
-        """Refuse now what a start would find out later.
-
-        Raises:
-            ClusterError: nothing is there, or it does not let us in.
-        """
-
-    def place(self, job: JobFolder) -> Mapping[str, Any]:
-        """Return what is written down of the place: ``kind``, and what one needs to find the driver there."""
-
-    def start(self, job: JobFolder, attempt: Attempt) -> None:
-        """Have a driver work on an attempt; do not wait for it.
+    def check(self, timeout_s: float = TIMEOUT_S) -> None:
+        """Raise now if a start would fail.
 
         Raises:
-            ClusterError: nobody takes it.
+            ClusterError: no cluster answers, or it refuses the request.
         """
 
-    def state(self, job: JobFolder, attempt: Attempt) -> DriverState:
-        """Return what is known of an attempt's driver."""
+    def location(self, job: JobFolder) -> Mapping[str, Any]:
+        """Return ``kind`` and what is needed to find a driver that is started now."""
+
+    def start(self, job: JobFolder, attempt: Attempt) -> Mapping[str, Any]:
+        """Start the driver of an attempt, and do not wait for it; return its process if it is known.
+
+        Raises:
+            ClusterError: the driver cannot be started.
+        """
+
+    def state(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> DriverState:
+        """Return what is known of the driver of an attempt."""
 
     def end(self, job: JobFolder, attempt: Attempt) -> None:
-        """End a driver that does not answer, at once."""
+        """Kill the driver of an attempt."""
 
-    def output(self, job: JobFolder, attempt: Attempt) -> str:
-        """Return what was said before the driver could write to the job's own log: mostly why it did not begin."""
+    def output(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> str:
+        """Return output from before the driver could write to the log of the job: mostly why it did not start."""
 
 
 def driver_command(python: str, job: JobFolder, attempt: Attempt) -> list[str]:
@@ -59,20 +64,21 @@ def driver_command(python: str, job: JobFolder, attempt: Attempt) -> list[str]:
     return [python, "-m", "tune_hpc.cluster.driver", job.place, str(attempt.number)]
 
 
-class Processes:
-    """Drivers as processes of this machine, which outlive whoever asked for them. Each has a Ray of its own."""
+class LocalLauncher:
+    """Drivers as processes of this machine that outlive the process that started them. Each starts a Ray."""
 
-    def check(self) -> None:
-        """There is always this machine."""
+    def check(self, timeout_s: float = TIMEOUT_S) -> None:
+        """See ``Launcher``; this machine is always there."""
 
-    def place(self, job: JobFolder) -> Mapping[str, Any]:
+    def location(self, job: JobFolder) -> Mapping[str, Any]:
         """See ``Launcher``."""
         return {"kind": "process", "host": this_process()["host"]}
 
-    def start(self, job: JobFolder, attempt: Attempt) -> None:
+    def start(self, job: JobFolder, attempt: Attempt) -> Mapping[str, Any]:
         """See ``Launcher``."""
-        # A process's own folder and modules are those of whoever asked; its output belongs to the job from the start.
-        with job.output.open("ab") as output:
+        output = job.open_output()
+        try:
+            # A session of its own: a signal to the group of the service or terminal does not reach the driver.
             child = subprocess.Popen(
                 driver_command(sys.executable, job, attempt),
                 stdin=subprocess.DEVNULL,
@@ -80,51 +86,58 @@ class Processes:
                 stderr=output,
                 start_new_session=True,
             )
-        job.write_process(attempt.number, process_of(child.pid))
-        # A child that has ended stays in the table of processes until somebody asks how.
+        except OSError as error:
+            raise ClusterError(f"the driver of {job.id} cannot be started: {error}; free some resources") from error
+        finally:
+            os.close(output)
+        process = process_of(child.pid)
+        # A child that ended is a zombie until its parent waits for it.
         threading.Thread(target=child.wait, daemon=True).start()
+        return process
 
-    def state(self, job: JobFolder, attempt: Attempt) -> DriverState:
+    def state(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> DriverState:
         """See ``Launcher``."""
-        process = job.read_process(attempt.number)
-        if attempt.place.get("host") != this_process()["host"]:
+        if attempt.location.get("host") != this_process()["host"]:
             return DriverState.UNKNOWN
-        return DriverState.ALIVE if is_running(process) else DriverState.GONE
+        return DriverState.ALIVE if is_running(job.read_process(attempt.number)) else DriverState.GONE
 
     def end(self, job: JobFolder, attempt: Attempt) -> None:
         """See ``Launcher``."""
-        process = job.read_process(attempt.number)
-        if is_running(process):
-            # With it goes the Ray that it started: both are of the session that was made for it.
-            os.killpg(process["pid"], signal.SIGKILL)
+        process = job.read_process(attempt.number) or {}
+        # A driver that a signal has stopped is not running, but its process group is there and must go, too.
+        if process.get("began") and process == process_of(process["pid"]):
+            # Its Ray is of the same group. The group may be gone by now.
+            with suppress(ProcessLookupError):
+                os.killpg(process["pid"], signal.SIGKILL)
 
-    def output(self, job: JobFolder, attempt: Attempt) -> str:
-        """See ``Launcher``; all of it is in the job's log."""
+    def output(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> str:
+        """See ``Launcher``; all output is in the log of the job."""
         return ""
 
 
-class InProcess:
-    """Drivers in a thread of this process, one after the other: for tests, and to look into what a job does.
+class InProcessLauncher:
+    """Drivers in a thread of this process, one after the other: for tests and for debugging.
 
-    They use the Ray that this process is connected to, or else start one.
+    They use the Ray that this process is connected to, or start one.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobs")
         self._drivers: dict[tuple[str, int], Future[None]] = {}
 
-    def check(self) -> None:
-        """There is always this process."""
+    def check(self, timeout_s: float = TIMEOUT_S) -> None:
+        """See ``Launcher``; this process is always there."""
 
-    def place(self, job: JobFolder) -> Mapping[str, Any]:
+    def location(self, job: JobFolder) -> Mapping[str, Any]:
         """See ``Launcher``."""
         return {"kind": "in_process", **this_process()}
 
-    def start(self, job: JobFolder, attempt: Attempt) -> None:
+    def start(self, job: JobFolder, attempt: Attempt) -> Mapping[str, Any]:
         """See ``Launcher``."""
-        self._drivers[job.id, attempt.number] = self._thread.submit(_drive_here, job, attempt)
+        self._drivers[job.id, attempt.number] = self._thread.submit(_drive, job, attempt)
+        return this_process()
 
-    def state(self, job: JobFolder, attempt: Attempt) -> DriverState:
+    def state(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> DriverState:
         """See ``Launcher``."""
         driver = self._drivers.get((job.id, attempt.number))
         if driver is None:
@@ -134,21 +147,63 @@ class InProcess:
         return DriverState.ALIVE if driver.running() else DriverState.WAITING
 
     def end(self, job: JobFolder, attempt: Attempt) -> None:
-        """Take it out of the queue; a thread cannot be ended, and ends when its search has stopped."""
+        """Take a driver out of the queue; one that runs ends when its search has stopped."""
         if driver := self._drivers.get((job.id, attempt.number)):
             driver.cancel()
 
-    def output(self, job: JobFolder, attempt: Attempt) -> str:
-        """See ``Launcher``; all of it is in the job's log."""
+    def output(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> str:
+        """See ``Launcher``; all output is in the log of the job."""
         return ""
 
 
-def _drive_here(job: JobFolder, attempt: Attempt) -> None:
+def _drive(job: JobFolder, attempt: Attempt) -> None:
     from tune_hpc.cluster.driver import drive
 
-    with job.output.open("a", encoding="utf-8", buffering=1) as output:
+    with os.fdopen(job.open_output(), "a", encoding="utf-8", buffering=1) as output:
         try:
             drive(job, attempt.number, output)
         except BaseException:
             traceback.print_exc(file=output)
             raise
+
+
+class DetachedLauncher:
+    """Knows nothing of drivers and starts none: stands for a cluster whose address the user has not given.
+
+    A job folder may name any address, so the token of a cluster is sent to none of them.
+
+    Args:
+        address: The address in the job folder.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def _refuse(self) -> ClusterError:
+        return ClusterError(
+            f"the job names the cluster {self.address}, which you have not used; give it with --address"
+        )
+
+    def check(self, timeout_s: float = TIMEOUT_S) -> None:
+        """See ``Launcher``."""
+        raise self._refuse()
+
+    def location(self, job: JobFolder) -> Mapping[str, Any]:
+        """See ``Launcher``."""
+        raise self._refuse()
+
+    def start(self, job: JobFolder, attempt: Attempt) -> Mapping[str, Any]:
+        """See ``Launcher``."""
+        raise self._refuse()
+
+    def state(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> DriverState:
+        """See ``Launcher``."""
+        return DriverState.UNKNOWN
+
+    def end(self, job: JobFolder, attempt: Attempt) -> None:
+        """See ``Launcher``."""
+        raise self._refuse()
+
+    def output(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> str:
+        """See ``Launcher``."""
+        return ""

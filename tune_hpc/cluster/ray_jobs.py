@@ -1,35 +1,32 @@
-"""Drivers as jobs of a Ray cluster, through the cluster's own job service, with its token.
+"""Drivers as jobs of a Ray cluster, through the REST API of Ray Jobs, with the token of the cluster.
 
-A cluster that wants a token is given the one that Ray would use: of ``RAY_AUTH_TOKEN``, of the file that
-``RAY_AUTH_TOKEN_PATH`` names, or of ``~/.ray/auth_token``. Ray's own client would be led elsewhere by ``RAY_ADDRESS``,
-and answers a missing token with a page of advice; here it is one line.
+A cluster with authentication is sent the token that Ray would use: ``RAY_AUTH_TOKEN``, the file that
+``RAY_AUTH_TOKEN_PATH`` names, or ``~/.ray/auth_token``. Ray's own client has no timeouts, and follows ``RAY_ADDRESS`` to
+another cluster than the one it was given.
 """
 
-import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, urlsplit
 
-from tune_hpc.analysis.object_store import is_remote, pull_tree
+from tune_hpc.analysis.object_store import is_remote
 from tune_hpc.cluster.job_folder import Attempt, JobFolder
-from tune_hpc.cluster.launchers import DriverState, driver_command
+from tune_hpc.cluster.launchers import TIMEOUT_S, DriverState, driver_command
 from tune_hpc.errors import ClusterError
 from tune_hpc.search.tokens import find_token
 
-#: Where the dashboard of a cluster answers unless it is told otherwise.
+#: The default port of a cluster's dashboard.
 DASHBOARD_PORT = 8265
-#: Seconds within which it must.
-TIMEOUT_S = 15.0
-#: These would lead Ray's client to another cluster than the one that was asked for.
-_MISLEADING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-
-_T = TypeVar("_T")
+#: Seconds for which a cluster that did not answer is not asked about drivers again.
+SILENT_FOR_S = 10.0
+#: States of a Ray job that has ended.
+_ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
 
 
-class RayJobs:
+class RayJobsLauncher:
     """Drivers as jobs of a Ray cluster.
 
     Args:
@@ -37,160 +34,139 @@ class RayJobs:
         token: The cluster's; by default the one that Ray would use.
 
     Raises:
-        ClusterError: an address that cannot be one.
+        ClusterError: the address is malformed.
     """
 
     def __init__(self, address: str, token: str | None = None) -> None:
-        self.address = _as_url(address)
+        self.address = as_url(address)
         self.token = token
-        self._client: Any = None
+        self._silent_until = 0.0
 
-    def check(self) -> None:
+    def check(self, timeout_s: float = TIMEOUT_S) -> None:
         """See ``Launcher``."""
         import ray
 
-        version = self._get_version()
+        version = self._request("GET", "/api/version", timeout_s).get("ray_version")
         if version != ray.__version__:
             raise ClusterError(
                 f"the cluster at {self.address} runs Ray {version} and this machine Ray {ray.__version__}; install the "
                 f"same here: pip install ray=={version}"
             )
 
-    def place(self, job: JobFolder) -> Mapping[str, Any]:
+    def location(self, job: JobFolder) -> Mapping[str, Any]:
         """See ``Launcher``."""
         return {"kind": "ray", "address": self.address}
 
-    def start(self, job: JobFolder, attempt: Attempt) -> None:
+    def start(self, job: JobFolder, attempt: Attempt) -> Mapping[str, Any]:
         """See ``Launcher``."""
         variables = {"RAY_USAGE_STATS_ENABLED": "0"}
-        runtime_env: dict[str, Any] = {"env_vars": variables}
-        pull_tree(job.code)
-        if job.code.is_dir() and is_remote(job.place):
-            runtime_env["working_dir"] = str(job.code)
-        elif job.code.is_dir():
+        if job.code.is_dir() and not is_remote(job.place):
             # Not as the job's working_dir: a node may remove that when another one is lost.
             variables["PYTHONPATH"] = f"${{PYTHONPATH}}:{job.code}"
-        # The same Python as here where the head has it, for it has the packages; else whatever the cluster calls so.
-        there = shlex.join(driver_command("PYTHON", job, attempt)).removeprefix("PYTHON ")
-        here = shlex.quote(sys.executable)
-        entrypoint = f'p="${{TUNE_HPC_PYTHON:-{here}}}"; [ -x "$p" ] || p=python3; exec "$p" {there}'
-        self._ask(
-            lambda client: client.submit_job(
-                entrypoint=entrypoint,
-                submission_id=_name(job, attempt),
-                runtime_env=runtime_env,
-                metadata={"tune_hpc_job": job.id},
-            )
-        )
+        # The same Python as here if the head has it, for it has the packages; else the cluster's own.
+        arguments = shlex.join(driver_command("PYTHON", job, attempt)).removeprefix("PYTHON ")
+        local = shlex.quote(sys.executable)
+        body = {
+            "entrypoint": f'p="${{TUNE_HPC_PYTHON:-{local}}}"; [ -x "$p" ] || p=python3; exec "$p" {arguments}',
+            "submission_id": _name(job, attempt),
+            "runtime_env": {"env_vars": variables},
+            "metadata": {"tune_hpc_job": job.id},
+        }
+        self._request("POST", "/api/jobs/", json=body)
+        return {}
 
-    def state(self, job: JobFolder, attempt: Attempt) -> DriverState:
+    def state(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> DriverState:
         """See ``Launcher``."""
-        if attempt.place.get("kind") != "ray":
+        if attempt.location.get("kind") != "ray" or time.monotonic() < self._silent_until:
             return DriverState.UNKNOWN
         try:
-            status = self._ask(lambda client: client.get_job_status(_name(job, attempt)))
+            status = self._request("GET", _path(job, attempt), timeout_s).get("status")
         except ClusterError:
-            # Another cluster now answers there, or none does: it lives no more as far as anybody can tell by asking.
+            # No cluster answers at this address, or another one: nothing is known of the driver.
             return DriverState.UNKNOWN
-        if status.is_terminal():
+        if status in _ENDED:
             return DriverState.GONE
-        return DriverState.WAITING if status.name == "PENDING" else DriverState.ALIVE
+        return DriverState.WAITING if status == "PENDING" else DriverState.ALIVE
 
     def end(self, job: JobFolder, attempt: Attempt) -> None:
         """See ``Launcher``."""
-        self._ask(lambda client: client.stop_job(_name(job, attempt)))
+        self._request("POST", f"{_path(job, attempt)}/stop")
 
-    def output(self, job: JobFolder, attempt: Attempt) -> str:
+    def output(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> str:
         """See ``Launcher``."""
         try:
-            info = self._ask(lambda client: client.get_job_info(_name(job, attempt)))
-            return f"{info.message or ''} {self._ask(lambda client: client.get_job_logs(_name(job, attempt)))}"
+            message = self._request("GET", _path(job, attempt), timeout_s).get("message") or ""
+            return f"{message} {self._request('GET', f'{_path(job, attempt)}/logs', timeout_s).get('logs') or ''}"
         except ClusterError:
             return ""
 
-    def _ask(self, question: Callable[[Any], _T]) -> _T:
-        """Put a question to the job service.
+    def _request(self, method: str, path: str, timeout_s: float = TIMEOUT_S, **body: Any) -> dict[str, Any]:
+        """Send a request to the cluster's dashboard; return the JSON object of its response.
 
         Raises:
-            ClusterError: it does not answer, or refuses.
-        """
-        import requests
-
-        try:
-            with _not_misled():
-                if self._client is None:
-                    self._client = self._connect()
-                return question(self._client)
-        except requests.RequestException as error:
-            raise ClusterError(
-                f"the cluster at {self.address} does not answer any more: {_first_line(error)}"
-            ) from error
-        except (RuntimeError, ConnectionError) as error:
-            if "No available agent" in str(error):
-                raise ClusterError(
-                    f"the cluster at {self.address} takes no jobs: the agent of its head does not run; where another "
-                    "Ray holds its port, start the head with --dashboard-agent-listen-port=0"
-                ) from error
-            raise ClusterError(f"the cluster at {self.address} refuses: {_first_line(error)}") from error
-
-    def _connect(self) -> Any:
-        from ray.job_submission import JobSubmissionClient
-
-        self._get_version()
-        token = self.token or find_token()
-        headers = {"Authorization": f"Bearer {token}"} if token else None
-        return JobSubmissionClient(self.address, headers=headers)
-
-    def _get_version(self) -> str:
-        """Return the version of the cluster's Ray.
-
-        Raises:
-            ClusterError: nothing answers there, it is no Ray, or it does not let us in.
+            ClusterError: no dashboard answers, or it refuses the request.
         """
         import requests
 
         token = self.token or find_token()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            answer = requests.get(
-                f"{self.address}/api/version",
-                headers={"Authorization": f"Bearer {token}"} if token else {},
-                timeout=TIMEOUT_S,
+            # The token is not sent to where a redirect leads.
+            response = requests.request(
+                method, self.address + path, headers=headers, timeout=timeout_s, allow_redirects=False, **body
             )
         except requests.RequestException as error:
+            self._silent_until = time.monotonic() + SILENT_FOR_S
             if "BadStatusLine" in str(error):
-                raise ClusterError(
-                    f"what answers at {self.address} is no Ray dashboard; its address is mostly "
-                    f"http://HEAD:{DASHBOARD_PORT}"
-                ) from error
+                raise self._no_dashboard("no HTTP") from error
             raise ClusterError(
                 f"no Ray cluster answers at {self.address} ({_cause(error)}); the address is that of its dashboard, "
                 f"mostly http://HEAD:{DASHBOARD_PORT}: `ray status` on its head tells whether it is up"
             ) from error
-        if answer.status_code in (401, 403):
-            if token is None:
-                raise ClusterError(
-                    f"the cluster at {self.address} wants a token and there is none here; copy ~/.ray/auth_token from "
-                    "its head, or set RAY_AUTH_TOKEN"
-                )
+        self._silent_until = 0.0
+        if response.status_code in (401, 403):
+            problem = "wants a token and there is none here"
+            if token:
+                problem = "refuses the token that is used here, it is another cluster's"
             raise ClusterError(
-                f"the cluster at {self.address} refuses the token that is used here, it is another cluster's; copy "
-                "~/.ray/auth_token from its head, or set RAY_AUTH_TOKEN"
+                f"the cluster at {self.address} {problem}; copy ~/.ray/auth_token from its head, or set RAY_AUTH_TOKEN"
             )
-        try:
-            answer.raise_for_status()
-            return str(answer.json()["ray_version"])
-        except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+        text = " ".join(response.text.split())
+        if "No available agent" in text:
             raise ClusterError(
-                f"what answers at {self.address} is no Ray dashboard (status {answer.status_code}); check host and port"
-            ) from error
+                f"the cluster at {self.address} takes no jobs: the agent of its head does not run; where another "
+                "Ray holds its port, start the head with --dashboard-agent-listen-port=0"
+            )
+        if not response.ok and path != "/api/version":
+            raise ClusterError(f"the cluster at {self.address} refuses (status {response.status_code}): {text[-300:]}")
+        try:
+            response.raise_for_status()
+            return dict(response.json())
+        except (requests.RequestException, ValueError, TypeError) as error:
+            raise self._no_dashboard(f"status {response.status_code}") from error
+
+    def _no_dashboard(self, reason: str) -> ClusterError:
+        return ClusterError(
+            f"what answers at {self.address} is no Ray dashboard ({reason}); its address is mostly "
+            f"http://HEAD:{DASHBOARD_PORT}"
+        )
 
 
 def _name(job: JobFolder, attempt: Attempt) -> str:
-    """Return what Ray calls an attempt."""
+    """Return the submission id of an attempt."""
     return f"{job.id}.{attempt.number}"
 
 
-def _as_url(address: str) -> str:
+def _path(job: JobFolder, attempt: Attempt) -> str:
+    return f"/api/jobs/{quote(_name(job, attempt), safe='')}"
+
+
+def as_url(address: str) -> str:
+    """Return the address of a dashboard as ``SCHEME://HOST:PORT``.
+
+    Raises:
+        ClusterError: it is malformed.
+    """
     text = address if "://" in address else f"http://{address}"
     try:
         url = urlsplit(text)
@@ -203,25 +179,10 @@ def _as_url(address: str) -> str:
     return f"{url.scheme}://{host}:{port or (443 if url.scheme == 'https' else DASHBOARD_PORT)}"
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
 def _cause(error: Exception) -> str:
     """Return why a connection failed, without the layers around it."""
-    text = str(error)
+    text = str(error).strip() or type(error).__name__
     for known in ("Connection refused", "timed out", "Name or service not known", "No route to host", "unreachable"):
         if known.lower() in text.lower():
             return known.lower()
-    return _first_line(error)
-
-
-@contextmanager
-def _not_misled() -> Iterator[None]:
-    """Hide what would lead Ray's client elsewhere."""
-    before = {name: os.environ.pop(name) for name in _MISLEADING if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(before)
+    return text.splitlines()[0]

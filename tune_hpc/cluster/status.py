@@ -1,75 +1,75 @@
-"""How a job stands, as its folder tells: so that it can be told when whatever ran the job is gone."""
+"""Job status, read from the job folder."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
 from typing import Any
 
-from tune_hpc.analysis.folder import ExperimentFolder
 from tune_hpc.analysis.object_store import pull
 from tune_hpc.analysis.process import is_running, this_process
-from tune_hpc.cluster.job_folder import Attempt, JobFolder, JobState, utc_now
+from tune_hpc.cluster.job_folder import Attempt, JobFolder, JobState
 from tune_hpc.cluster.launchers import DriverState
 
-#: A driver that nobody can ask is lost when it has not been heard of for so many seconds.
+#: Seconds without a heartbeat after which nothing is known of a driver that its launcher does not know to be gone.
 SILENT_S = 60.0
+#: Seconds within which a launcher has started a driver, or has failed.
+LAUNCH_S = 120.0
 
 
 @dataclass(frozen=True)
 class ExperimentStatus:
-    """How far one experiment of a job is.
+    """Progress of one experiment of a job.
 
     Attributes:
         name: The experiment's name.
-        state: That of its experiment.json; ``waiting`` where it has not begun.
-        num_trials: Trials in all.
-        ended: How many ended with each status.
-        running: How many are under way.
-        metric: What ranks trials.
-        best_value: The best so far; ``None`` where there is none.
-        best_trial: Whose it is.
-        left_s: Seconds that it will take, about; ``None`` where nobody can tell.
+        state: That of its experiment.json; ``waiting`` if it has not begun.
+        num_trials: Number of trials in all.
+        metric: The column that ranks trials.
+        counts: Number of trials that ended, by status.
+        num_running: Number of trials that run.
+        best_value: The best value of the metric so far; ``None`` if there is none.
+        best_trial: The trial that has it.
+        remaining_s: Estimated seconds until it ends; ``None`` if there is no estimate.
     """
 
     name: str
     state: str
     num_trials: int
     metric: str
-    ended: Mapping[str, int]
-    running: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
+    num_running: int = 0
     best_value: float | None = None
     best_trial: str | None = None
-    left_s: float | None = None
+    remaining_s: float | None = None
 
     @property
     def num_ended(self) -> int:
-        """How many trials ended, whatever their status."""
-        return sum(self.ended.values())
+        """Number of trials that ended, whatever their status."""
+        return sum(self.counts.values())
 
     def __str__(self) -> str:
-        words = [f"{self.running} running"] if self.running else []
-        words += [f"{count} {status}" for status, count in self.ended.items() if status != "finished"]
+        words = [f"{self.num_running} running"] if self.num_running else []
+        words += [f"{count} {status}" for status, count in self.counts.items() if status != "finished"]
         if self.best_value is not None:
             words.append(f"best {self.metric} {self.best_value:.4g} ({self.best_trial})")
-        if self.left_s is not None and self.num_ended < self.num_trials and self.state == "running":
-            words.append(f"about {_in_words(self.left_s)} left")
+        if self.remaining_s is not None and self.num_ended < self.num_trials and self.state == "running":
+            words.append(f"about {_duration(self.remaining_s)} left")
         return "; ".join([f"{self.name}: {self.num_ended}/{self.num_trials} trials", *words])
 
 
 @dataclass(frozen=True)
 class JobStatus:
-    """How a job stands.
+    """Status of a job.
 
     Attributes:
         id: The job.
-        state: What it is doing, or how it ended.
-        reason: Why it stopped, failed or was lost; empty where there is nothing to say.
-        experiments: How far each of its experiments is.
-        attempt: How many times it was asked to run.
-        place: Where it runs, or ran last.
-        asked_at: When it was asked to run last (UTC, ISO 8601), and so on.
-        began_at: When its driver began; ``None``: it has not.
+        state: Its state.
+        reason: Why it stopped, failed or was lost; empty if there is nothing to say.
+        experiments: Progress of each of its experiments.
+        attempt: The number of its latest attempt; 0: none was started.
+        location: Where that runs, or ran.
+        requested_at: When that was requested (UTC, ISO 8601).
+        started_at: When its driver started; ``None``: it has not.
         ended_at: When its driver ended; ``None``: it has not, as far as is known.
     """
 
@@ -78,19 +78,19 @@ class JobStatus:
     reason: str
     experiments: tuple[ExperimentStatus, ...]
     attempt: int
-    place: Mapping[str, Any]
-    asked_at: str
-    began_at: str | None
+    location: Mapping[str, Any]
+    requested_at: str
+    started_at: str | None
     ended_at: str | None
 
     @property
     def num_trials(self) -> int:
-        """Trials in all."""
+        """Number of trials in all."""
         return sum(one.num_trials for one in self.experiments)
 
     @property
     def num_ended(self) -> int:
-        """How many trials ended, whatever their status."""
+        """Number of trials that ended, whatever their status."""
         return sum(one.num_ended for one in self.experiments)
 
     def __str__(self) -> str:
@@ -98,98 +98,106 @@ class JobStatus:
         return "\n".join([head, *(f"  {one}" for one in self.experiments)])
 
 
-def status_of(job: JobFolder, driver: DriverState = DriverState.UNKNOWN, said: str = "") -> JobStatus:
-    """Return how a job stands.
+def job_status(job: JobFolder, driver: DriverState = DriverState.UNKNOWN, output: str = "") -> JobStatus:
+    """Return the status of a job.
 
     Args:
         job: The job.
         driver: What its launcher knows of its driver.
-        said: What was said before the driver could write to the job's own log.
+        output: Output from before the driver could write to the log of the job.
 
     Raises:
         UnknownNameError: there is no such job.
         FolderError: a file of it cannot be read.
     """
-    asked = job.read()
-    attempt = job.last_attempt() or Attempt(0, "start", str(asked.get("submitted")), {}, {})
+    request = job.read()
+    attempt = job.last_attempt() or Attempt(0, "start", str(request.get("submitted")))
     run = job.read_run(attempt.number)
-    state, reason = _state(job, attempt, run, driver, said)
-    began = run.get("began") if state.is_active else None
+    state, reason = _state(job, attempt, run, driver, output)
     return JobStatus(
         job.id,
         state,
         reason,
-        tuple(experiment_status(job, plain, began) for plain in asked["experiments"]),
+        tuple(_experiment_status(job, plain, attempt.number, state) for plain in request["experiments"]),
         attempt.number,
-        attempt.place,
-        attempt.asked_at,
-        run.get("began"),
-        run.get("ended"),
+        attempt.location,
+        attempt.requested_at,
+        run.get("started_at"),
+        run.get("ended_at"),
     )
 
 
 def _state(
-    job: JobFolder, attempt: Attempt, run: Mapping[str, Any], driver: DriverState, said: str
+    job: JobFolder, attempt: Attempt, run: Mapping[str, Any], driver: DriverState, output: str
 ) -> tuple[JobState, str]:
     if attempt.number == 0:
-        return JobState.FAILED, "nobody was found to run it"
-    if run.get("ended"):
+        return JobState.FAILED, "no driver was started"
+    if run.get("ended_at"):
         return JobState(run["state"]), str(run.get("error") or run.get("reason") or "")
-    if not run.get("began"):
-        if driver is DriverState.GONE:
-            return JobState.FAILED, f"its driver ended before it began{f': {said}' if said else ''}"
-        return JobState.PENDING, "where it is to run does not answer" if driver is DriverState.UNKNOWN else ""
+    if not run:
+        return _state_before_start(job, attempt, driver, output)
     process = run.get("process") or {}
-    if driver is DriverState.UNKNOWN and process.get("host") == this_process()["host"] and process != this_process():
+    if process.get("host") == this_process()["host"] and process != this_process():
         driver = DriverState.ALIVE if is_running(process) else DriverState.GONE
-    is_asked_to_stop = pull(job.stop_of(attempt.number))
-    if driver is DriverState.GONE or (driver is DriverState.UNKNOWN and silent_s(run) > SILENT_S):
-        if is_asked_to_stop:
-            return JobState.STOPPED, "it was asked to stop, and its driver was ended"
-        return JobState.LOST, f"its driver was last heard of at {run['beat']}"
-    return (JobState.STOPPING if is_asked_to_stop else JobState.RUNNING), ""
+    is_stopping = pull(job.stop_file(attempt.number))
+    silence_s = job.silence_s(f"{attempt.number}.run.json")
+    if driver is DriverState.GONE:
+        if is_stopping:
+            return JobState.STOPPED, "its driver was killed after it was told to stop"
+        return JobState.LOST, f"its driver is gone; its last heartbeat was {_duration(silence_s)} ago"
+    if silence_s > SILENT_S:
+        known = "though its process is there" if driver is DriverState.ALIVE else "and where it runs does not answer"
+        return JobState.UNKNOWN, f"no heartbeat for {_duration(silence_s)}, {known}"
+    return (JobState.STOPPING if is_stopping else JobState.RUNNING), ""
 
 
-def silent_s(run: Mapping[str, Any]) -> float:
-    """Return how many seconds ago a driver said something, by the clocks of its machine and this one."""
-    return (utc_now() - datetime.fromisoformat(run["beat"])).total_seconds()
+def _state_before_start(job: JobFolder, attempt: Attempt, driver: DriverState, output: str) -> tuple[JobState, str]:
+    if job.read_process(attempt.number) is None:
+        if job.silence_s(f"{attempt.number}.json") < LAUNCH_S:
+            return JobState.PENDING, ""
+        return JobState.FAILED, "its driver was never started"
+    if driver is DriverState.GONE:
+        return JobState.FAILED, f"its driver ended before it began{f': {output}' if output else ''}"
+    return JobState.PENDING, "the cluster does not answer" if driver is DriverState.UNKNOWN else ""
 
 
-def experiment_status(job: JobFolder, plain: Mapping[str, Any], began: str | None) -> ExperimentStatus:
-    """Return how far an experiment of a job is, by its folder.
+def _experiment_status(job: JobFolder, plain: Mapping[str, Any], attempt: int, state: JobState) -> ExperimentStatus:
+    """Return the progress of an experiment.
 
     Args:
         job: The job.
-        plain: The experiment, as the job was asked for it.
-        began: When the job's driver began, if there is one; what was under way before is not any more.
+        plain: The experiment in job.json.
+        attempt: The job's latest attempt.
+        state: The job's state.
     """
-    home = ExperimentFolder(job.path / str(plain["name"]))
-    if not home.holds_experiment:
-        return ExperimentStatus(plain["name"], "waiting", plain["num_trials"], plain["metric"], {})
-    held = home.read()
+    folder = job.experiment(plain["name"])
+    if not folder.holds_experiment:
+        return ExperimentStatus(plain["name"], "waiting", plain["num_trials"], plain["metric"])
+    description = folder.read()
     try:
-        pull(home.progress)
-        told = json.loads(home.progress.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        told = {}
-    best = told.get("best") or {}
-    state = str(held.get("state"))
-    is_under_way = state == "running" and began is not None and told.get("at", "") >= began
+        with job.open(folder.progress) as file:
+            progress = json.load(file)
+    except (FileNotFoundError, ValueError):
+        progress = {}
+    best = progress.get("best") or {}
+    experiment_state = str(description.get("state"))
+    # What an earlier attempt counted as running does not run any more.
+    is_current = state.is_active and experiment_state == "running" and description.get("attempt", attempt) == attempt
     return ExperimentStatus(
-        held["name"],
-        state,
-        int(held.get("num_trials", plain["num_trials"])),
-        held["metric"],
-        told.get("ended", {}),
-        told.get("running", 0) if is_under_way else 0,
+        description["name"],
+        experiment_state,
+        int(description.get("num_trials", plain["num_trials"])),
+        description["metric"],
+        progress.get("ended", {}),
+        progress.get("running", 0) if is_current else 0,
         best.get("value"),
         best.get("trial_id"),
-        told.get("left_s") if is_under_way else None,
+        progress.get("left_s") if is_current else None,
     )
 
 
-def _in_words(seconds: float) -> str:
-    """Return a time as one says it: 40 s, 12 min, 3.5 h."""
+def _duration(seconds: float) -> str:
+    """Return a duration in words: 40 s, 12 min, 3.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

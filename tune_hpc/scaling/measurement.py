@@ -161,7 +161,7 @@ def run_all(
             home.check_free(experiment.name, overwrite=overwrite or go_on)
     if check_only:
         return []
-    ignored = [name for name, value in search_options.items() if value is not None]
+    ignored = [name for name, value in search_options.items() if value and name not in ("attempt", "force")]
     if ignored:
         print(f"a scaling measurement takes no notice of {', '.join(ignored)}", file=stream or sys.stderr)
     results = []
@@ -174,7 +174,9 @@ def run_all(
         arrays = read_arrays(planned_here.cases[0].config["data"], Path(data_dir) if data_dir else None)
         planned_here.check_fits(len(arrays["train_labels"]))
         with ray_session(address, with_state=True):
+            last = home.last_attempt()
             home.claim(experiment.name, overwrite=overwrite or go_on)
+            home.claim_attempt(last, search_options.get("attempt"))
             plan = make_plan(configs, ray.cluster_resources(), is_quick=experiment.quick)
             if spread:
                 plan.check_nodes(node_resources())
@@ -182,6 +184,7 @@ def run_all(
                 "format": FORMAT,
                 "config_keys": _config_keys(configs, plan),
                 "state": "running",
+                "attempt": home.attempt,
                 "provenance": provenance(),
             }
             home.write(description)
@@ -199,6 +202,7 @@ def run_all(
                 description["provenance"] |= {"finished": now(), "wall_s": time.perf_counter() - began}
                 home.write(description | {"state": state})
         history = pd.DataFrame({"trial_id": pd.Series([], dtype="str"), "step": pd.Series([], dtype="int64")})
+        home.check_attempt()
         write_frames(home, trials_frame(rows, description["config_keys"]), history)
         results.append(load(home.path))
     return results

@@ -107,6 +107,7 @@ def under_way(bundle: Mapping[str, Any], home: ExperimentFolder) -> list[Sample]
 
 def write_bundles(home: ExperimentFolder, bundles: Sequence[Mapping[str, Any]]) -> None:
     """Note which trials train as one program, for one that is interrupted goes on as that program."""
+    home.check_attempt()
     members = {one["bundle_id"]: [sample["trial_id"] for sample in one["members"]] for one in bundles}
     known = _read_bundles(home) | {name: own for name, own in members.items() if len(own) > 1}
     text = json.dumps(known) + "\n"

@@ -1,5 +1,6 @@
 """How a search ends before all its trials have: it asks those under way to save their state, and waits for a while."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterable
@@ -9,8 +10,7 @@ from ray.tune import Stopper
 
 from tune_hpc.analysis.folder import ExperimentFolder
 from tune_hpc.errors import FolderError
-from tune_hpc.search.limits import Limits
-from tune_hpc.search.stop_request import ask_to_stop
+from tune_hpc.search.limits import LOOK_INTERVAL_S, Limits
 from tune_hpc.search.watcher import Watcher
 
 #: Seconds that trials under way have to save their state, or to end; batch systems warn a minute or more before theirs.
@@ -33,6 +33,7 @@ class Ending(Stopper):
         self.watcher = watcher
         self.homes = list(homes)
         self._asked_at: float | None = None
+        self._read_at = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray pickles it for a restore that is never asked for.
@@ -45,6 +46,9 @@ class Ending(Stopper):
     def stop_all(self) -> bool:
         """Whether to stop everything: all that was under way has ended or saved its state, or had the time for it."""
         self.watcher.show()
+        if self._is_superseded():
+            self.watcher.cut_off()
+            return True
         if not self.limits.are_reached():
             return False
         if self._asked_at is None:
@@ -57,10 +61,21 @@ class Ending(Stopper):
             return True
         return False
 
+    def _is_superseded(self) -> bool:
+        """Whether another attempt of a search has begun; looked at once a second."""
+        if self.limits.is_superseded or time.monotonic() - self._read_at < LOOK_INTERVAL_S:
+            return self.limits.is_superseded
+        self._read_at = time.monotonic()
+        # A storage that does not answer for a while orders nothing.
+        with contextlib.suppress(FolderError):
+            if any(home.is_superseded() for home in self.homes):
+                self.limits.is_superseded, self.limits.reason = True, "another process resumed the search"
+        return self.limits.is_superseded
+
     def _ask(self) -> None:
         for home in self.homes:
             try:
-                ask_to_stop(home)
+                home.write_control(stop=True)
             except FolderError as error:
                 _log.warning("%s, or make room; its trials will go on from the state that they kept last", error)
         if self.watcher.is_any_under_way and not self.limits.is_impatient:

@@ -182,7 +182,7 @@ class Experiment:
         on_line = _possible(self.space, "model") == ["line"]
         known = [
             *(LINE_METRICS if on_line else METRICS),
-            *(name for name in MEASURES if name not in ("num_fused", "host", "device")),
+            *(name for name in MEASURES if name not in ("num_fused", "attempt", "host", "device")),
         ]
         if self.metric not in known:
             raise InvalidExperimentError(

@@ -203,7 +203,7 @@ class Halving(Proposer):
     def _note(self, event: str, contender: Contender, **more: Any) -> None:
         """Write down what happened, before anything follows from it."""
         told = {"event": event, "configuration": contender.number, "rung": contender.rung}
-        append_line(self.home.rungs, {"entry": self._num_entries, **told, **more})
+        append_line(self.home, self.home.rungs, {"entry": self._num_entries, **told, **more})
         self._num_entries += 1
 
     def _waiting(self, rung: int) -> list[Contender]:

@@ -5,12 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tune_hpc.analysis.folder import ExperimentFolder
 from tune_hpc.analysis.object_store import pull, push
 from tune_hpc.errors import FolderError
 
 
-def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Write one more line."""
+def append_line(folder: ExperimentFolder, path: Path, line: Mapping[str, Any]) -> None:
+    """Append a line to a file of an experiment folder.
+
+    Raises:
+        ConflictError: another attempt may write now.
+    """
+    folder.check_attempt()
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, allow_nan=False) + "\n")
     push(path)

@@ -72,7 +72,7 @@ class Learner(Proposer):
         number = self.num_proposed
         self._optuna_number[number], config = self.study.ask()
         self.num_proposed += 1
-        append_line(self.home.proposals, {"number": number, "config": config})
+        append_line(self.home, self.home.proposals, {"number": number, "config": config})
         samples = self._samples(number, config)
         self._await(number, samples)
         if new := [key for key in samples[0]["config"] if key not in self.config_keys]:

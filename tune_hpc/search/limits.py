@@ -18,6 +18,8 @@ from tune_hpc.errors import FolderError, InvalidExperimentError
 
 #: The signal by which a batch system warns that a job's time is nearly over.
 WARNING_SIGNAL = signal.SIGUSR1
+#: All signals that end a search with the states of its trials saved.
+SIGNALS = (WARNING_SIGNAL, signal.SIGTERM, signal.SIGINT)
 #: Seconds between two looks for the file that ends a search.
 LOOK_INTERVAL_S = 1.0
 
@@ -45,7 +47,9 @@ class Limits:
     Attributes:
         reason: Why the search ends before all its trials have; ``None``: it does not.
         is_warned: Whether a batch system asked for it.
+        is_terminated: Whether SIGTERM asked for it.
         is_interrupted: Whether its user did, by Ctrl-C.
+        is_superseded: Whether another process has resumed the search.
         is_impatient: Whether the user did so while the search was ending, and waits for nothing more.
     """
 
@@ -57,6 +61,8 @@ class Limits:
         self.stop_file = stop_file
         self.reason: str | None = None
         self.is_warned = False
+        self.is_terminated = False
+        self.is_superseded = False
         self.is_interrupted = False
         self.is_impatient = False
         self._began = self._looked_at = time.monotonic()
@@ -65,7 +71,12 @@ class Limits:
     @property
     def is_users_own(self) -> bool:
         """Whether the search ended by a limit that its user set."""
-        return self.reason is not None and not self.is_warned and not self.is_interrupted
+        by_signal = self.is_warned or self.is_terminated or self.is_interrupted
+        return self.reason is not None and not by_signal and not self.is_superseded
+
+    def start(self) -> None:
+        """Start the clock of the time budget anew, for trials can begin now."""
+        self._began = time.monotonic()
 
     def note(self, value: float | None, mode: str) -> None:
         """Take a trial's value into account."""
@@ -87,8 +98,8 @@ class Limits:
 
     @contextlib.contextmanager
     def giving_signals_back(self) -> Iterator[None]:
-        """Leave both signals as they were before the block; only the main thread can have taken them."""
-        before = {number: signal.getsignal(number) for number in (WARNING_SIGNAL, signal.SIGINT)}
+        """Leave the signals as they were before the block; only the main thread can have taken them."""
+        before = {number: signal.getsignal(number) for number in SIGNALS}
         self._handler_before = before[signal.SIGINT] or signal.default_int_handler
         try:
             yield
@@ -97,16 +108,23 @@ class Limits:
                 for number, handler in before.items():
                     signal.signal(number, handler or signal.SIG_DFL)
 
-    def heed_signals(self) -> None:
-        """Take interrupts and warnings from now on; Ray Tune has handlers of its own, which tell nobody."""
+    def heed_signals(self, *, interrupts: bool = True) -> None:
+        """Handle warnings, SIGTERM and interrupts from now on, instead of the handlers of Ray and Ray Tune."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(WARNING_SIGNAL, self._warn)
-            signal.signal(signal.SIGINT, self._interrupt)
+            signal.signal(signal.SIGTERM, self._terminate)
+            if interrupts:
+                signal.signal(signal.SIGINT, self._interrupt)
 
     def _warn(self, number: int, frame: FrameType | None) -> None:
         if self.reason is None:
             self.is_warned = True
             self.reason = "the batch system's time is nearly over (SIGUSR1)"
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        if self.reason is None:
+            self.is_terminated = True
+            self.reason = "terminated (SIGTERM)"
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.reason is None:

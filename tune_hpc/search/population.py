@@ -128,7 +128,7 @@ class Population(Proposer):
                 config["seed"] = self._configs[name]["seed"]
             members[name] |= {"config": config, "copied_from": source}
         self._generation += 1
-        append_line(self.home.population, {"generation": self._generation, "members": members})
+        append_line(self.home, self.home.population, {"generation": self._generation, "members": members})
         self._configs |= {name: one["config"] for name, one in members.items()}
         self._waiting = alive
 
@@ -160,5 +160,6 @@ class Population(Proposer):
 
 
 def _copy_state(home: ExperimentFolder, source: str, name: str) -> None:
+    home.check_attempt()
     pull(home.checkpoint(source))
     write_whole(home.checkpoint(name), lambda path: shutil.copyfile(home.checkpoint(source), path))

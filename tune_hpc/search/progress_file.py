@@ -10,7 +10,7 @@ import json
 import time
 
 from tune_hpc.analysis.folder import ExperimentFolder, write_whole
-from tune_hpc.errors import FolderError
+from tune_hpc.errors import ConflictError, FolderError
 from tune_hpc.search.progress import Tally
 from tune_hpc.search.provenance import now
 
@@ -28,7 +28,7 @@ class ProgressFile:
     """
 
     def __init__(self, home: ExperimentFolder, tally: Tally) -> None:
-        self._path = home.progress
+        self._home = home
         self._tally = tally
         self._began = time.monotonic()
         self._num_before = tally.num_ended
@@ -43,8 +43,11 @@ class ProgressFile:
         if not is_last and moment - self._told_at < due_s:
             return
         self._told, self._told_at = news, moment
-        with contextlib.suppress(FolderError):
-            write_whole(self._path, lambda path: path.write_text(self._text(moment - self._began), encoding="utf-8"))
+        with contextlib.suppress(FolderError, ConflictError):
+            self._home.check_attempt()
+            write_whole(
+                self._home.progress, lambda path: path.write_text(self._text(moment - self._began), encoding="utf-8")
+            )
 
     def _text(self, elapsed_s: float) -> str:
         tally = self._tally

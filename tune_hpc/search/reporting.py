@@ -131,7 +131,8 @@ class TrialCheckpoint:
         path: The file.
         records: What each trial of a bundle reported; filled again by ``load``.
         interval_s: Seconds between two states that are kept.
-        request: When it is made, the next state is kept and the trainable ends there; ``None``: there is none.
+        request: When it is made, the next state is kept and the trainable ends there; ``None``: there is none. The
+            trial of a superseded attempt ends without keeping a state.
         until: The same from this step on; ``None``: to the end.
 
     Attributes:
@@ -178,6 +179,10 @@ class TrialCheckpoint:
         is_last = is_asked or (self._until is not None and step >= self._until)
         if not is_last and time.monotonic() - self._saved_at < self.interval_s:
             return
+        if self._request is not None and not self._request.check():
+            # Another attempt runs this trial now, from the state that was saved last.
+            self.has_stopped = True
+            raise StopAsked
         from tune_hpc.learning.checkpoint import save_state
 
         reported = [

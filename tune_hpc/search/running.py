@@ -58,6 +58,9 @@ class RunOptions:
         show_progress: Whether to show a progress bar, or a line a minute where there is no terminal.
         stream: Where it is shown; standard error by default.
         stop_file: The search ends, to be resumed, when there is such a file.
+        attempt: The number of this start, resume or extension; by default the next one of each experiment folder.
+        force: Resume a search whose driver may still run, because nothing is known of it. That driver and its trials
+            stop when they next look at the folder, and write nothing more.
     """
 
     address: str | None = None
@@ -73,6 +76,8 @@ class RunOptions:
     show_progress: bool = True
     stream: TextIO | None = None
     stop_file: Path | None = None
+    attempt: int | None = None
+    force: bool = False
 
 
 def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Results]:
@@ -81,6 +86,14 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
     Raises:
         TuneHpcError: see ``tuner.run_all``.
     """
+    limits = Limits(options.time_budget_s, options.target, options.stop_file)
+    with limits.giving_signals_back():
+        # While Ray starts, Ctrl-C ends the process at once; the other signals wait until trials can save their state.
+        limits.heed_signals(interrupts=False)
+        return _run_searches(searches, options, limits)
+
+
+def _run_searches(searches: Sequence[Search], options: RunOptions, limits: Limits) -> list[Results]:
     workers = _most_workers(searches)
     trainables = {search.name: search.trainable for search in searches}
     image_sets = _image_sets(searches, options.data_dir)
@@ -104,6 +117,7 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
                 search.home.place,
                 search.trainable,
                 search.experiment.metric,
+                search.attempt,
                 options.checkpoint_interval_s,
                 search.watched,
                 search.experiment.most_steps if search.watched else 1,
@@ -111,7 +125,6 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
             )
             for search in searches
         }
-        limits = Limits(options.time_budget_s, options.target, options.stop_file)
         watcher = Watcher(
             {search.name: search.experiment for search in searches},
             {search.name: search.home for search in searches},
@@ -127,6 +140,7 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
                 best = search.before.top(1)
                 for trial_id, value in zip(best["trial_id"], best[search.experiment.metric], strict=True):
                     watcher.tallies[search.name].note_value(search.name, trial_id, value, search.experiment.mode)
+        limits.start()
         watcher.begin()
         ending = Ending(limits, watcher, [search.home for search in searches])
         images = {name: ray.put(arrays) for name, arrays in image_sets.items()}

@@ -17,7 +17,6 @@ from tune_hpc.search.proposer import Proposer
 from tune_hpc.search.provenance import now
 from tune_hpc.search.reporting import Watched
 from tune_hpc.search.schedulers import watched
-from tune_hpc.search.stop_request import ask_nothing
 from tune_hpc.search.trial import identity
 from tune_hpc.search.watcher import Watcher
 
@@ -36,6 +35,7 @@ class Search:
         ended_before: How many trials had ended, by status.
         position: Its place in the run.
         claim: Makes the folder ready for a search that begins.
+        number: The number of the attempt of a search that begins; by default the next one of its folder.
     """
 
     experiment: Experiment
@@ -47,6 +47,7 @@ class Search:
     ended_before: Counter[str] = field(default_factory=Counter)
     position: int = 0
     claim: Callable[[], None] = lambda: None
+    number: int | None = None
     description: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -74,6 +75,12 @@ class Search:
         return int(max(space.possible("workers")))
 
     @property
+    def attempt(self) -> int:
+        """The number of this attempt, once the folder was claimed."""
+        assert self.home.attempt is not None
+        return self.home.attempt
+
+    @property
     def num_to_run(self) -> int:
         """How many trials are to end in this run, at most."""
         return self.experiment.num_trials - self.ended_before.total()
@@ -88,7 +95,9 @@ class Search:
         if self.before:
             shutil.rmtree(self.home.ray, ignore_errors=True)
         else:
+            last = self.home.last_attempt()
             self.claim()
+            self.home.claim_attempt(last, self.number)
         own = dict(earlier.get("provenance") or origin)
         if self.before:
             own["continued"] = [*own.get("continued", []), dict(origin)]
@@ -99,11 +108,11 @@ class Search:
             "position": earlier.get("position", self.position),
             "config_keys": list(dict.fromkeys(known)),
             "state": "running",
+            "attempt": self.home.attempt,
             "process": this_process(),
             "provenance": own,
         }
         self.home.write(self.description)
-        ask_nothing(self.home)
         if self.proposer:
             self.proposer.note_config_keys = self.add_config_keys
 
@@ -120,14 +129,20 @@ class Search:
         Args:
             watcher: It followed the run.
             limits: They may have ended it.
+
+        Raises:
+            ConflictError: another attempt may write now; nothing was written.
         """
+        self.home.check_attempt()
         unfinished = watcher.unfinished(self.name)
         for sample in unfinished:
             if pull(self.home.part(sample["trial_id"])):
                 continue
             row = identity(sample["experiment"], sample["trial_id"], sample["config"])
-            write_part(self.home.part(sample["trial_id"]), row | {"status": "running"}, TrialRecord({}).history())
+            row |= {"status": "running", "attempt": self.home.attempt}
+            write_part(self.home.part(sample["trial_id"]), row, TrialRecord({}).history())
         results = load(self.home.path)
+        self.home.check_attempt()
         write_frames(self.home, results.trials, results.history)
         # Trials that Ray had asked for but not yet begun are in no list of ours: only counting tells.
         has_all = len(results.trials) == self.description["num_trials"]
@@ -139,6 +154,7 @@ class Search:
             "state": state,
             "ended_by": None if is_whole else limits.reason,
             "is_to_be_requeued": not is_whole and limits.is_warned,
+            "is_terminated": not is_whole and limits.is_terminated,
             "process": None,
             "provenance": own | ended,
         }

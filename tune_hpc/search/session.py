@@ -2,12 +2,16 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray._private.node import Node
 
 from tune_hpc.errors import ClusterError
@@ -57,7 +61,9 @@ def ray_session(address: str | None = None, *, with_state: bool = False) -> Iter
             _init({"address": address})
         else:
             with telling_its_state() if with_state else _not_telling() as more, small_ray(with_state=with_state):
+                _protect_token()
                 _init(own | more)
+            _protect_token()
     except ClusterError:
         raise
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.AuthenticationError) as error:
@@ -74,7 +80,7 @@ def ray_session(address: str | None = None, *, with_state: bool = False) -> Iter
 
 @contextmanager
 def small_ray(*, with_state: bool = False) -> Iterator[None]:
-    """Have a Ray that is started inside the block start no process that a search on one machine does not need.
+    """Start a Ray inside the block that listens on loopback only and has no process that one machine does not need.
 
     Args:
         with_state: Whether it is to tell what its actors do.
@@ -84,9 +90,13 @@ def small_ray(*, with_state: bool = False) -> Iterator[None]:
     before = {name: getattr(Node, name) for name in unused if hasattr(Node, name)}
     for name in before:
         setattr(Node, name, lambda *_, **__: None)
+    # What Ray does on Windows and macOS, where it avoids the questions of a firewall (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER,
+    # which it reads when it is imported). Its own _node_ip_address turns 127.0.0.1 into the address of the network.
+    is_cluster, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
         yield
     finally:
+        ray_constants.ENABLE_RAY_CLUSTER = is_cluster
         for name, method in before.items():
             setattr(Node, name, method)
 
@@ -121,11 +131,18 @@ def _init(settings: Mapping[str, Any]) -> None:
 
     Raises:
         ClusterError: it did not start.
+        KeyboardInterrupt: SIGTERM came meanwhile.
     """
+    handler = signal.getsignal(signal.SIGTERM)
     for is_last in (False, True):
         try:
             ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+            if threading.current_thread() is threading.main_thread():
+                # Ray's own handler ends the process, and no trial saves its state.
+                signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
             return
+        except SystemExit:
+            raise KeyboardInterrupt from None
         except Exception as error:
             # Ray has no class of its own for it.
             if _NOT_IN_TIME not in str(error):
@@ -135,6 +152,17 @@ def _init(settings: Mapping[str, Any]) -> None:
                 raise ClusterError(
                     "Ray did not start on this machine in 30 s, twice; it is too busy: wait until it is less so"
                 ) from error
+
+
+def _protect_token() -> None:
+    """Let only its owner read Ray's token, with which others could run commands in this Ray; Ray writes it 0644."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").expanduser()
+    try:
+        status = path.stat()
+        if status.st_mode & 0o077 and status.st_uid == os.geteuid():
+            path.chmod(0o600)
+    except OSError:
+        return
 
 
 def node_resources() -> list[Mapping[str, float]]:

@@ -71,6 +71,7 @@ class Assignment:
         folder: The experiment folder, by the name that every machine knows.
         trainable: The function, or where it is.
         metric: The column that ranks trials.
+        attempt: The number of the attempt of the experiment that the trial belongs to.
         checkpoint_interval_s: Seconds between two states that are kept.
         watched: What a scheduler is shown; ``None``: there is none.
         num_steps: Steps of a whole trial, as the scheduler counts them.
@@ -81,6 +82,7 @@ class Assignment:
     folder: str
     trainable: str | Callable[..., Any]
     metric: str
+    attempt: int
     checkpoint_interval_s: float
     watched: Watched | None = None
     num_steps: int = 1
@@ -101,8 +103,8 @@ def run_bundle(
     """
     members = bundle["members"]
     assignment = assignments[members[0]["experiment"]]
-    folder = ExperimentFolder(assignment.folder)
-    forward, request = Forward(), StopRequest(folder.stop)
+    folder = ExperimentFolder(assignment.folder, assignment.attempt)
+    forward, request = Forward(), StopRequest(folder)
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
     # A scheduler wants every result to have what it is shown, be it that of a trial that does not begin.
@@ -171,7 +173,7 @@ def _run_alone(
         # Whatever the trainable made of it.
         outcome = {"status": "running"}
     row = _leave(folder, record, outcome, time.perf_counter() - began)
-    if not checkpoint.has_stopped:
+    if not checkpoint.has_stopped and not folder.is_superseded():
         delete(checkpoint.path)
     return row, decision.shown() if decision else {}
 
@@ -221,7 +223,7 @@ def _run_fused(
         return _run_in_turn(members, assignment, folder, images, forward, request)
     share_s = (time.perf_counter() - began) / len(members)
     rows = [_leave(folder, record, outcome, share_s) for record, outcome in zip(records, outcomes, strict=True)]
-    if not checkpoint.has_stopped:
+    if not checkpoint.has_stopped and not folder.is_superseded():
         delete(checkpoint.path)
     return rows
 
@@ -238,9 +240,10 @@ def _leave_under_way(folder: ExperimentFolder, records: Sequence[TrialRecord], t
 
 
 def _leave(folder: ExperimentFolder, record: TrialRecord, outcome: Mapping[str, Any], took_s: float) -> dict[str, Any]:
-    """Write the file of a trial as far as it came, and return its row."""
+    """Write the file of a trial as far as it came, unless another attempt runs the trial by now; return its row."""
     history = record.history()
     row = {
+        "attempt": folder.attempt,
         "host": socket.gethostname(),
         "train_s": took_s,
         "num_fused": 1,
@@ -249,7 +252,8 @@ def _leave(folder: ExperimentFolder, record: TrialRecord, outcome: Mapping[str, 
         **outcome,
         **record.row,
     }
-    write_part(folder.part(row["trial_id"]), {name: plain(value) for name, value in row.items()}, history)
+    if not folder.is_superseded():
+        write_part(folder.part(row["trial_id"]), {name: plain(value) for name, value in row.items()}, history)
     return row
 
 

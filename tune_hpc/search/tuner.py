@@ -18,11 +18,11 @@ from typing import Any
 import ray
 
 from tune_hpc.analysis.exports import check_tools
-from tune_hpc.analysis.folder import FORMAT, ExperimentFolder, new_folder
+from tune_hpc.analysis.folder import FORMAT, ExperimentFolder, find_experiments, find_one, new_folder
 from tune_hpc.analysis.object_store import here
-from tune_hpc.analysis.process import is_running
-from tune_hpc.analysis.results import Results, load, load_all
-from tune_hpc.errors import FolderError, InvalidExperimentError
+from tune_hpc.analysis.process import is_running, may_be_running
+from tune_hpc.analysis.results import Results, load, load_all, load_folder
+from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError
 from tune_hpc.search.bundles import check_fuse
 from tune_hpc.search.experiment import ADAPTIVE, ENDED, PAUSING, TRAIN, Experiment, experiment_from_json
 from tune_hpc.search.halving import Halving
@@ -75,8 +75,8 @@ def run_all(
         warm_start: Folders of other searches, whose trials a searcher that learns is told first.
         check_only: Refuse what can be refused without a cluster, and start nothing.
         **options: ``address``, ``cpus_per_trial``, ``gpus_per_trial``, ``max_concurrent``, ``fuse``, ``data_dir``,
-            ``checkpoint_interval_s``, ``time_budget_s``, ``target``, ``export``, ``show_progress``, ``stream``
-            and ``stop_file``, as ``RunOptions`` describes them.
+            ``checkpoint_interval_s``, ``time_budget_s``, ``target``, ``export``, ``show_progress``, ``stream``,
+            ``stop_file``, ``attempt`` and ``force``, as ``RunOptions`` describes them.
 
     Returns:
         One per experiment, in order.
@@ -85,6 +85,7 @@ def run_all(
         InvalidExperimentError: two experiments of one name, or options that contradict one another.
         InvalidConfigError: a configuration that the trainable would refuse.
         FolderError: a folder that cannot be written, or holds something else.
+        ConflictError: another process runs the search, may run it, or has resumed it.
         MissingPackageError: an export needs a package that is not installed.
         DataUnavailableError: image data that are not here and cannot be fetched.
         ClusterError: no such cluster, or one on which no trial fits.
@@ -103,12 +104,14 @@ def run_all(
     for position, (experiment, folder) in enumerate(zip(experiments, folders, strict=True)):
         home = ExperimentFolder(here(folder).absolute())
         if go_on and home.holds_experiment:
-            held = load(home.path)
-            experiment.check_same(held.experiment, home.path)
-            if held.experiment.get("state") != "finished":
-                searches.append(_continued(held, experiment.trainable, 0))
+            description = home.read()
+            experiment.check_same(description, home.path)
+            if description.get("state") != "finished":
+                searches.append(_resumed_search(home, chosen, experiment.trainable, claim=not check_only))
             continue
-        search = Search(experiment, home, by_value(experiment.trainable), position=position)
+        search = Search(
+            experiment, home, by_value(experiment.trainable), position=position, number=chosen.attempt
+        )  # fmt: skip
         _plan(search, warm_start=before)
         search.claim = partial(home.claim, experiment.name, overwrite=overwrite)
         searches.append(search)
@@ -135,14 +138,15 @@ def resume(folder: str | Path, *, trainable: str | Callable[..., Any] | None = N
         Every search in the folder.
 
     Raises:
-        FolderError: the folder holds no search, one whose state cannot be read, or one that still runs.
+        FolderError: the folder holds no search, or one whose state cannot be read.
         TuneHpcError: as ``run_all``.
     """
     chosen = _checked(options)
-    found = [one for one in load_all(folder) if one.experiment.get("runner") == RUNNER]
+    homes = [ExperimentFolder(one.path.absolute()) for one in find_experiments(folder)]
+    found = [home for home in homes if home.read().get("runner") == RUNNER]
     if not found:
         raise FolderError(f"{folder} holds no search that could go on; run its experiments again")
-    searches = [_continued(one, trainable, 0) for one in found if one.experiment.get("state") != "finished"]
+    searches = [_resumed_search(home, chosen, trainable) for home in found if home.read().get("state") != "finished"]
     if searches:
         run_searches(searches, chosen)
     return [one for one in load_all(folder) if one.experiment.get("runner") == RUNNER]
@@ -167,15 +171,28 @@ def extend(
     chosen = _checked(options)
     if num_samples < 1:
         raise InvalidExperimentError(f"num_samples must be at least 1; got {num_samples}")
-    return run_searches([_continued(load(folder), trainable, num_samples)], chosen)[0]
+    home = ExperimentFolder(find_one(folder).path.absolute())
+    return run_searches([_resumed_search(home, chosen, trainable, num_samples)], chosen)[0]
 
 
-def _continued(before: Results, trainable: str | Callable[..., Any] | None, more: int) -> Search:
-    """Return what is left to do of a search, and some more of it."""
-    assert before.folder is not None
-    home = ExperimentFolder(before.folder.absolute())
-    _check_at_rest(home, before.experiment)
-    experiment = experiment_from_json(before.experiment, trainable)
+def _resumed_search(
+    home: ExperimentFolder,
+    options: RunOptions,
+    trainable: str | Callable[..., Any] | None,
+    more: int = 0,
+    *,
+    claim: bool = True,
+) -> Search:
+    """Return what is left to do of a search, and some more of it.
+
+    The folder is claimed before its trials are read, so that an earlier driver adds none in between.
+
+    Raises:
+        ConflictError: another process runs the search, may run it, or has resumed it.
+    """
+    last, description = home.last_attempt(), home.read()
+    _check_not_running(home, description, force=options.force)
+    experiment = experiment_from_json(description, trainable)
     if more and experiment.scheduler == "pbt":
         raise InvalidExperimentError(f"{experiment.name} is a population, which nobody joins; run another one")
     if more and experiment.searcher == "grid":
@@ -184,6 +201,9 @@ def _continued(before: Results, trainable: str | Callable[..., Any] | None, more
         )
     if more:
         experiment = experiment.replace(num_samples=(experiment.num_samples or 0) + more)
+    if claim:
+        home.claim_attempt(last, options.attempt)
+    before = load_folder(home)
     ended = before.trials.loc[before.trials["status"].isin(ENDED)]
     search = Search(
         experiment, home, by_value(experiment.trainable), before=before, ended_before=Counter(ended["status"])
@@ -246,13 +266,27 @@ def _checked(options: Mapping[str, Any]) -> RunOptions:
     return replace(chosen, fuse=check_fuse(chosen.fuse), export=check_tools(chosen.export))
 
 
-def _check_at_rest(home: ExperimentFolder, description: Mapping[str, Any]) -> None:
-    """Refuse a folder that another process still works on, or that is none of a search's."""
+def _check_not_running(home: ExperimentFolder, description: Mapping[str, Any], *, force: bool) -> None:
+    """Raise if another process works on the folder or may do so, or if it holds no search.
+
+    Args:
+        home: The folder.
+        description: The contents of its experiment.json.
+        force: Accept a process of another machine, of which nothing is known.
+
+    Raises:
+        FolderError: the folder holds no search, or one of another release.
+        ConflictError: another process works on it, or may.
+    """
     if description.get("runner") != RUNNER:
         raise FolderError(f"{home.path} holds no search but {description['name']}, which cannot go on; run it again")
     if description.get("format") != FORMAT:
         raise FolderError(f"{home.path} is of another release's format; it can be read, but not go on")
-    if description.get("state") == "running" and is_running(description.get("process")):
-        raise FolderError(
-            f"{home.path} is being run by process {description['process']['pid']} of this machine; stop that first"
+    process = description.get("process") if description.get("state") == "running" else None
+    if process and not force and is_running(process):
+        raise ConflictError(f"{home.path} is being run by process {process['pid']} of this machine; stop that first")
+    if process and not force and may_be_running(process):
+        raise ConflictError(
+            f"{home.path} was being run by process {process['pid']} on {process['host']}, and this machine cannot tell "
+            "whether it still runs; make sure that it has ended, then use --force"
         )

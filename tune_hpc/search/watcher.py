@@ -195,12 +195,17 @@ class Watcher(tune.Callback):
 
 
 def _end(home: ExperimentFolder, row: Mapping[str, Any], told: Mapping[str, Any]) -> None:
-    """Say how a trial ended, in the file that it left, or else in one with what is known of it."""
+    """Say how a trial ended, in the file that it left, or else in one with what is known of it.
+
+    Raises:
+        ConflictError: another attempt may write now.
+    """
+    home.check_attempt()
     part = home.part(row["trial_id"])
     if pull(part):
         end_part(part, told)
     else:
-        write_part(part, {**row, **told}, TrialRecord({}).history())
+        write_part(part, {"attempt": home.attempt, **row, **told}, TrialRecord({}).history())
 
 
 def _experiment(trial: Trial) -> str:

@@ -1,4 +1,4 @@
-"""The modules of a trainable of one's own, copied beside the job: it runs later, elsewhere, and with what was meant."""
+"""Copy the modules of a user's trainable into the job folder, as they are at submission."""
 
 import shutil
 import sys
@@ -9,12 +9,12 @@ from tune_hpc.analysis.object_store import push
 from tune_hpc.errors import FolderError
 from tune_hpc.search.reference import load_reference
 
-#: More than this is no code any more.
+#: The limit on the size of the code; more is probably the wrong folder.
 MAX_BYTES = 20_000_000
 
 
 def copy_modules(references: Sequence[str], code: Path | None, target: Path) -> None:
-    """Copy what trainables need; those of installed packages need nothing.
+    """Copy the modules of trainables; those of installed packages are not copied.
 
     Args:
         references: ``package.module:function`` each.
