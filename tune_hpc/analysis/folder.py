@@ -215,9 +215,7 @@ class ExperimentFolder:
             raise _not_written(self.attempts, error) from error
         is_first = self.last_attempt() == last and number > last
         if not is_first or not create_exclusive(self.attempts / str(number), json.dumps(this_process()) + "\n"):
-            raise ConflictError(
-                f"{self.path} was resumed by another process (attempt {self.last_attempt()}); see its status"
-            )
+            raise ConflictError(f"another process resumed {self.path} (attempt {self.last_attempt()}); see its status")
         self.attempt = number
         self.write_control()
 
@@ -271,7 +269,7 @@ class ExperimentFolder:
         """
         if self.is_superseded():
             raise ConflictError(
-                f"attempt {self.attempt} of {self.path} was superseded (attempt {self.last_attempt()}), or its folder was "
+                f"attempt {self.attempt} of {self.path} was superseded (attempt {self.last_attempt()}), or the folder was "
                 "deleted; it writes nothing more"
             )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-#: Process states of ``/proc/PID/stat`` in which no work is done: zombie, dead, stopped by a signal, stopped by a tracer.
+#: Process states of ``/proc/PID/stat`` in which no work is done: zombie, dead, stopped by a signal or a tracer.
 _NOT_ALIVE = frozenset("ZXxTt")
 
 
@@ -16,7 +16,7 @@ def this_process() -> dict[str, Any]:
 
 
 def process_of(pid: int) -> dict[str, Any]:
-    """Return the identity of a process of this machine: host, pid, start time, and the Slurm job if there is one."""
+    """Return the identity of a process of this machine: host, pid, start time, and Slurm job if it has one."""
     identity = {"host": platform.node(), "pid": pid, "began": (_stat(pid) or ("", None))[1]}
     return identity | ({"slurm_job": job} if (job := os.environ.get("SLURM_JOB_ID")) else {})
 

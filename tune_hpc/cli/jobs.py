@@ -107,7 +107,7 @@ def _jobs(flags: argparse.Namespace) -> int:
         for job in jobs:
             try:
                 table.add_row(*_row(job_in(storage, job.id, flags.address).status()))
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 # A damaged job hides no other job, whatever is wrong with it.
                 table.add_row(job.id, "unreadable", "", " ".join(str(error).split()), "")
     if not table.row_count:
@@ -151,9 +151,10 @@ def _stop(flags: argparse.Namespace) -> int:
 
 
 def _delete(flags: argparse.Namespace) -> int:
-    for flags.id in flags.ids:
+    for job_id in flags.ids:
+        flags.id = job_id
         find_job(flags).delete()
-        print(f"deleted {flags.id}")
+        print(f"deleted {job_id}")
     return 0
 
 
@@ -218,12 +219,13 @@ def job_in(storage: str, job_id: str, address: str | None, *, shared_storage: bo
     """
     from tune_hpc.cluster.client import JobClient
     from tune_hpc.cluster.job_folder import JobFolder
-    from tune_hpc.cluster.launchers import DetachedLauncher
+    from tune_hpc.cluster.ray_jobs import RayJobsLauncher
 
     attempt = JobFolder(here(storage).absolute() / job_id).last_attempt()
     named = str(attempt.location.get("address") or "") if attempt else ""
     if named and not address and not _is_known(named):
-        return JobClient(storage, DetachedLauncher(named), shared_storage=shared_storage).job(job_id)
+        launcher = RayJobsLauncher(named, is_trusted=False)
+        return JobClient(storage, launcher, shared_storage=shared_storage).job(job_id)
     return client_at(address or named or None, storage, shared_storage=shared_storage).job(job_id)
 
 

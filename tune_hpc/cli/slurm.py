@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune_hpc.errors import InvalidExperimentError
 from tune_hpc.cli.options import PLACE_FLAGS, add_run_flags, find_experiments
+from tune_hpc.errors import InvalidExperimentError
 
 if TYPE_CHECKING:
     from tune_hpc.search.experiment import Experiment

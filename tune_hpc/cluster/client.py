@@ -14,7 +14,6 @@ A job is found in the storage by its id, whatever has become of the cluster that
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from tune_hpc.analysis.folder import create_exclusive
-from tune_hpc.analysis.object_store import delete, here, is_remote, names_in, place_of, pull
+from tune_hpc.analysis.object_store import delete, here, names_in, pull
 from tune_hpc.analysis.results import Results, load_all
+from tune_hpc.analysis.storage_access import check_storage
 from tune_hpc.cluster.job_folder import Attempt, JobFolder, JobState, is_id, make_id, timestamp
 from tune_hpc.cluster.launchers import TIMEOUT_S, DriverState, InProcessLauncher, Launcher, LocalLauncher
 from tune_hpc.cluster.ray_jobs import RayJobsLauncher
@@ -45,42 +45,6 @@ POLL_INTERVAL_S = 1.0
 FRESH_S = SILENT_S / 4
 #: The folder of idempotency keys in a storage; no job's id begins with a dot.
 KEYS = ".requests"
-
-
-def check_storage(storage: str | Path, *, shared: bool = False) -> Path:
-    """Make a storage if it is missing, and refuse one that other users can write to.
-
-    Whoever can write to a storage runs code with the rights of those who resume jobs in it.
-
-    Args:
-        storage: A folder, or ``s3://bucket/folder``, whose access rules are the bucket's.
-        shared: Accept a folder that other users can write to.
-
-    Returns:
-        Its absolute path, or that of its working copy.
-
-    Raises:
-        FolderError: other users can write to it, or it cannot be made.
-    """
-    path = here(storage).absolute()
-    if is_remote(place_of(path)):
-        return path
-    try:
-        path.mkdir(mode=0o777 if shared else 0o700, parents=True, exist_ok=True)
-        status = path.stat()
-    except OSError as error:
-        raise FolderError(f"{path} cannot be made: {error.strerror}; choose another storage") from error
-    if not shared and status.st_mode & 0o022:
-        raise FolderError(
-            f"other users can write to {path} (mode {status.st_mode & 0o777:o}), and whoever can runs code as you; "
-            f"chmod go-w {path}, or use --shared-storage if you trust them"
-        )
-    if not shared and status.st_uid not in (0, os.geteuid()):
-        raise FolderError(
-            f"{path} belongs to another user (uid {status.st_uid}), who can run code as you; choose a storage of your "
-            "own, or use --shared-storage if you trust them"
-        )
-    return path
 
 
 @dataclass(frozen=True)

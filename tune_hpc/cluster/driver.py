@@ -160,7 +160,7 @@ class Heartbeat:
         self._push_output()
         try:
             self._job.write_run(self._number, {**self._state, **final, "ended_at": timestamp()})
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # Readers see the last heartbeat, or that the job was deleted.
             _log.warning("the final state of %s cannot be written: %s", self._job.id, error)
 
@@ -170,7 +170,7 @@ class Heartbeat:
             try:
                 self._beat()
                 last_warning = ""
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 # A storage may fail in any way for a while; the next heartbeat follows.
                 if (warning := f"{type(error).__name__}: {error}") != last_warning:
                     _log.warning("a heartbeat of %s was not written: %s", self._job.id, warning)

@@ -47,9 +47,9 @@ def fetch(job: JobFolder, target: Path) -> int:
         except OSError as error:
             raise FolderError(f"{copy} cannot be written: {error.strerror or error}; choose another folder") from error
         names.append(str(name))
-    for name in set(earlier).difference(names):
-        if ".." not in Path(name).parts and not Path(name).is_absolute():
-            (target / name).unlink(missing_ok=True)
+    for gone in set(earlier).difference(names):
+        if ".." not in Path(gone).parts and not Path(gone).is_absolute():
+            (target / gone).unlink(missing_ok=True)
     (target / LIST).write_text(json.dumps(names), encoding="utf-8")
     return len(names)
 

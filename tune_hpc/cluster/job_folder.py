@@ -2,7 +2,7 @@
 
     STORAGE/ID/
       job.json                 the request: experiments, options, time of submission
-      attempts/1.json          one file for each start, resume and extension: what was requested, when, and where it runs
+      attempts/1.json          one file for each start, resume and extension: request, time, location
       attempts/1.process.json  what the launcher started, written after the start
       attempts/1.run.json      state of the driver: process, start, and how it ended; rewritten as its heartbeat
       attempts/1.stop          exists once the attempt is to stop
@@ -24,8 +24,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -47,17 +45,15 @@ from tune_hpc.analysis.object_store import (
     push,
 )
 from tune_hpc.analysis.process import this_process
+from tune_hpc.analysis.storage_access import age_s, open_inside
 from tune_hpc.errors import ConflictError, FolderError, UnknownNameError
 
 #: Version of this layout. In format 1 experiment folders were beside ``code`` and ``attempts``.
 FORMAT = 2
 #: Suffix and size of the reserved disk space: enough for the final state on file systems with large blocks, too.
 ROOM, NUM_ROOM_BYTES = ".room", 256 * 1024
-#: Seconds for which the clock of a storage is not read again.
-CLOCK_LASTS_S = 10.0
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*-\d{8}-\d{6}-[0-9a-f]{4}")
 _EXPERIMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_clocks: dict[Path, tuple[float, float]] = {}
 
 
 class JobState(StrEnum):
@@ -160,28 +156,7 @@ class JobFolder:
             FileNotFoundError: there is no such file.
             FolderError: the file or a folder above it is a symbolic link, or it cannot be read.
         """
-        pull(path)
-        *folders, name = path.relative_to(self.path).parts
-        folder = -1
-        try:
-            folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            for part in folders:
-                outer, folder = folder, os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
-                os.close(outer)
-            file = os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder), "rb")
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise FolderError(f"{path} is or lies behind a symbolic link; a job has none: remove it") from None
-            raise FolderError(f"{path} cannot be read: {error.strerror}; check the storage") from error
-        finally:
-            if folder >= 0:
-                os.close(folder)
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.close()
-            raise FolderError(f"{path} is not a regular file; remove it")
-        return file
+        return open_inside(self.path, path)
 
     def read_id(self) -> str | None:
         """Return the id of the job in the folder, whatever the folder is called; ``None`` if it holds no job."""
@@ -366,13 +341,7 @@ class JobFolder:
         Raises:
             FolderError: the storage does not answer.
         """
-        path = self.attempts / name
-        try:
-            pull(path)
-            written = path.stat().st_mtime
-        except OSError as error:
-            raise FolderError(f"{path} cannot be read: {error.strerror or error}; check the storage") from error
-        return max(0.0, _storage_time(self.path.parent) - written)
+        return age_s(self.attempts / name, self.path.parent)
 
     def reserve_space(self, number: int) -> None:
         """Reserve disk space, so that the final state can be written when the disk is full."""
@@ -470,23 +439,3 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return [entry for entry in entries if entry.name[0] != "."]
     except OSError:
         return []
-
-
-def _storage_time(storage: Path) -> float:
-    """Return the time of a storage: the modification time of a file that is written now.
-
-    Clocks of two machines may differ by hours; heartbeats are compared by the one clock that stamps all of them. A
-    storage that this process cannot write to is taken to have this machine's clock.
-    """
-    read_at, moment = _clocks.get(storage, (-CLOCK_LASTS_S, 0.0))
-    if time.monotonic() - read_at >= CLOCK_LASTS_S:
-        path = storage / ".clock"
-        try:
-            write_whole(path, lambda temporary: temporary.write_text("\n", encoding="utf-8"))
-            pull(path)
-            moment = path.stat().st_mtime
-        except OSError:
-            moment = time.time()
-        read_at = time.monotonic()
-        _clocks[storage] = read_at, moment
-    return moment + time.monotonic() - read_at

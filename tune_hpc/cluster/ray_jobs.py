@@ -1,8 +1,8 @@
 """Drivers as jobs of a Ray cluster, through the REST API of Ray Jobs, with the token of the cluster.
 
 A cluster with authentication is sent the token that Ray would use: ``RAY_AUTH_TOKEN``, the file that
-``RAY_AUTH_TOKEN_PATH`` names, or ``~/.ray/auth_token``. Ray's own client has no timeouts, and follows ``RAY_ADDRESS`` to
-another cluster than the one it was given.
+``RAY_AUTH_TOKEN_PATH`` names, or ``~/.ray/auth_token``. Ray's own client is not used: it has no timeouts, and follows
+``RAY_ADDRESS`` to another cluster than the one it was given.
 """
 
 import shlex
@@ -32,14 +32,17 @@ class RayJobsLauncher:
     Args:
         address: Of the cluster's dashboard: ``http://HOST:PORT``, or ``HOST`` or ``HOST:PORT``.
         token: The cluster's; by default the one that Ray would use.
+        is_trusted: Whether the user has given the address. A job folder may name any address; it is sent no request,
+            for that would carry the token.
 
     Raises:
         ClusterError: the address is malformed.
     """
 
-    def __init__(self, address: str, token: str | None = None) -> None:
+    def __init__(self, address: str, token: str | None = None, *, is_trusted: bool = True) -> None:
         self.address = as_url(address)
         self.token = token
+        self.is_trusted = is_trusted
         self._silent_until = 0.0
 
     def check(self, timeout_s: float = TIMEOUT_S) -> None:
@@ -106,6 +109,10 @@ class RayJobsLauncher:
         Raises:
             ClusterError: no dashboard answers, or it refuses the request.
         """
+        if not self.is_trusted:
+            raise ClusterError(
+                f"the job names the cluster {self.address}, which you have not used; give it with --address"
+            )
         import requests
 
         token = self.token or find_token()
