@@ -8,10 +8,10 @@ from collections import Counter
 import pandas as pd
 import pytest
 
-from tests.cluster.walks import WALK, until, walk
+from tests.cluster.user_trainable import WALK, until, walk
 from tune_hpc.cluster.client import Client, InProcessClient, LocalClient
 from tune_hpc.cluster.job_folder import JobFolder, JobState
-from tune_hpc.errors import FolderError, InvalidExperimentError, UnknownNameError
+from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError, UnknownNameError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
@@ -45,9 +45,9 @@ def story(client):
     seen = {"place": place}
     job = seen["job"] = client.submit(walk(place), **QUIET)
     seen["at first"] = job.status()
-    until(job, lambda status: status.experiments[0].running == 2)
+    until(job, lambda status: status.experiments[0].num_running == 2)
     seen["running"] = job.status()
-    with pytest.raises(InvalidExperimentError, match="is running; stop it first, or wait for its end"):
+    with pytest.raises(ConflictError, match="is running; stop it first, or wait for its end"):
         job.resume()
     job.stop()
     seen["stopped"] = job.wait(90)
@@ -75,14 +75,14 @@ def test_a_job_is_there_at_once_and_known_by_its_id(client, story):
 def test_a_job_under_way_tells_how_far_it_is(story):
     running = story["running"]
     assert running.state is JobState.RUNNING
-    assert running.began_at >= running.asked_at
+    assert running.started_at >= running.requested_at
     assert "0/4 trials; 2 running" in str(running)
 
 
 def test_a_job_that_is_stopped_keeps_its_trials_states(story):
     assert story["stopped"].state is JobState.STOPPED
     assert story["stopped"].reason == "it was asked to stop"
-    assert story["stopped"].ended_at >= story["stopped"].began_at
+    assert story["stopped"].ended_at >= story["stopped"].started_at
     assert list(story["half"]["status"]) == ["running", "running"]
     assert story["half"]["steps_run"].between(1, 399).all()
 
@@ -120,7 +120,7 @@ def test_what_a_job_printed_and_came_to_is_in_its_folder(story):
 
 
 def test_what_has_finished_does_not_go_on(client, story):
-    with pytest.raises(InvalidExperimentError, match="has finished; extend it, or submit another search"):
+    with pytest.raises(ConflictError, match="has finished; extend it, or submit another search"):
         story["job"].resume()
     assert story["job"].stop().state is JobState.FINISHED
     with pytest.raises(InvalidExperimentError, match="num_samples must be at least 1; got 0"):
@@ -176,18 +176,18 @@ def test_a_driver_that_is_killed_or_ended_by_force_loses_nothing(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / "walks_here.py").write_text(WALK, encoding="utf-8")
     job = LocalClient(tmp_path / "jobs").submit(walk(tmp_path), checkpoint_interval_s=0.5, **QUIET)
-    until(job, lambda status: status.experiments[0].running == 2)
-    until(job, lambda status: len(list((job.folder.path / "walk" / "trials").glob("*.checkpoint"))) == 2)
+    until(job, lambda status: status.experiments[0].num_running == 2)
+    until(job, lambda status: len(list((job.folder.experiment("walk").path / "trials").glob("*.checkpoint"))) == 2)
     os.kill(job.folder.read_process(1)["pid"], signal.SIGKILL)
     lost = job.wait(30)
     assert (lost.state, lost.num_ended) == (JobState.LOST, 0)
-    assert lost.reason.startswith("its driver was last heard of at ")
+    assert lost.reason.startswith("its driver is gone; its last heartbeat was ")
 
     job.resume()
-    until(job, lambda status: status.experiments[0].running == 2)
+    until(job, lambda status: status.experiments[0].num_running == 2)
     job.stop(force=True)
     ended = job.wait(30)
-    assert (ended.state, ended.reason) == (JobState.STOPPED, "it was asked to stop, and its driver was ended")
+    assert (ended.state, ended.reason) == (JobState.STOPPED, "its driver was killed after it was told to stop")
 
     (tmp_path / "hurry").touch()
     assert job.resume().wait(90).state is JobState.FINISHED

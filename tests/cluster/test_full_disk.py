@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from tests.cluster.stories import job_in
-from tests.cluster.walks import WALK, until, walk
+from tests.cluster.job_factories import job_in
+from tests.cluster.user_trainable import WALK, until, walk
 from tune_hpc.cluster.client import LocalClient
-from tune_hpc.cluster.copies import fetch
+from tune_hpc.cluster.fetch import fetch
 from tune_hpc.cluster.job_folder import NUM_ROOM_BYTES, JobFolder, JobState, make_id
 from tune_hpc.errors import FolderError
 
@@ -46,7 +46,7 @@ def test_a_job_whose_disk_runs_full_fails_with_a_reason_and_goes_on_when_there_i
     monkeypatch.chdir(tmp_path)
     (tmp_path / "walks_here.py").write_text(WALK, encoding="utf-8")
     job = LocalClient(small_disk / "jobs").submit(walk(tmp_path), max_concurrent=2, checkpoint_interval_s=0.5)
-    until(job, lambda status: len(list((job.folder.path / "walk" / "trials").glob("*.checkpoint"))) == 2)
+    until(job, lambda status: len(list((job.folder.experiment("walk").path / "trials").glob("*.checkpoint"))) == 2)
     assert fill(small_disk / "filler") > 0
     (tmp_path / "hurry").touch()
     failed = job.wait(90)
@@ -80,10 +80,10 @@ def test_a_job_that_cannot_be_written_down_leaves_no_folder(small_disk):
 
 def test_room_is_held_once_given_back_and_never_copied(tmp_path):
     job = job_in(tmp_path / "jobs")
-    job.hold_room(1)
-    job.hold_room(2)
+    job.reserve_space(1)
+    job.reserve_space(2)
     assert [(one.name, one.stat().st_size) for one in job.attempts.glob("*.room")] == [("2.room", NUM_ROOM_BYTES)]
     fetch(job, tmp_path / "copy")
     assert "2.room" not in os.listdir(tmp_path / "copy" / "attempts")
-    job.give_room()
+    job.release_space()
     assert not list(job.attempts.glob("*.room"))

@@ -15,7 +15,7 @@ import ray
 
 import tune_hpc
 from tests.cluster.conftest import block, node_command, wait_for_nodes
-from tests.cluster.walks import WALK, walk
+from tests.cluster.user_trainable import WALK, walk
 from tune_hpc import load, run
 from tune_hpc.cluster.client import Client
 from tune_hpc.cluster.job_folder import JobState
@@ -53,7 +53,7 @@ def test_the_trials_of_a_node_that_is_lost_end_elsewhere_as_if_nothing_had_been(
     (tmp_path / "walks_here.py").write_text(WALK, encoding="utf-8")
     client = Client(head.dashboard, head.token, storage=tmp_path / "jobs")
     job = client.submit(walk(tmp_path, num_samples=8), checkpoint_interval_s=0.5)
-    while job.status().experiments[0].running < 4:
+    while job.status().experiments[0].num_running < 4:
         assert job.status().state.is_active, "".join(job.logs())
         time.sleep(0.2)
     time.sleep(2.0)
@@ -70,7 +70,7 @@ def test_the_trials_of_a_node_that_is_lost_end_elsewhere_as_if_nothing_had_been(
     pd.testing.assert_frame_equal(*in_order)
     starts = Counter((tmp_path / "journal").read_text(encoding="utf-8").split()[:-8])
     assert sorted(starts.values()) == [1] * 6 + [2] * 2
-    assert load(job.folder.path / "walk").experiment["provenance"]["machine"]["num_nodes"] == 2
+    assert load(job.folder.experiment("walk").path).experiment["provenance"]["machine"]["num_nodes"] == 2
 
 
 def test_a_storage_that_a_node_does_not_see_is_refused_at_once(head, blind_node, tmp_path, monkeypatch):
@@ -85,7 +85,7 @@ def test_a_storage_that_a_node_does_not_see_is_refused_at_once(head, blind_node,
         "s3://",
         status.reason,
     )
-    assert not (job.folder.path / "walk").exists()
+    assert not (job.folder.experiment("walk").path).exists()
     assert not list(tmp_path.rglob(".probe*"))
 
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from tests.cluster.conftest import block, node_command, start_head, wait_for_nodes
-from tests.cluster.walks import WALK, walk
+from tests.cluster.user_trainable import WALK, walk
 from tune_hpc import load
 from tune_hpc.cluster.client import Client, LocalClient
-from tune_hpc.cluster.copies import fetch
+from tune_hpc.cluster.fetch import fetch
 from tune_hpc.cluster.job_folder import JobState
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -37,7 +37,7 @@ def test_a_search_on_nodes_that_share_an_object_store_only(two_machines, bucket,
     head, other = two_machines
     client = Client(head.dashboard, head.token, storage=bucket)
     job = client.submit(walk(tmp_path), checkpoint_interval_s=1.0)
-    while job.status().experiments[0].running < 2:
+    while job.status().experiments[0].num_running < 2:
         assert job.status().state.is_active, "".join(job.logs())
     job.stop()
     assert job.wait(90).state is JobState.STOPPED, "".join(job.logs())
@@ -63,6 +63,6 @@ def test_a_search_on_nodes_that_share_an_object_store_only(two_machines, bucket,
 
     fetched = tmp_path / "fetched"
     assert fetch(job.folder, fetched) > 20
-    pd.testing.assert_frame_equal(load(fetched / "walk").trials, whole.trials)
+    pd.testing.assert_frame_equal(load(fetched / "experiments" / "walk").trials, whole.trials)
     assert LocalClient(bucket).job(job.id).status().state is JobState.FINISHED
     assert [one.id for one in LocalClient(bucket).list()] == [job.id]

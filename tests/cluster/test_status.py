@@ -1,13 +1,21 @@
-import threading
+"""Job status from its folder, for every combination of heartbeat, launcher and process."""
+
+import json
+import os
+import signal
+import subprocess
+import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
-from tests.cluster.stories import beat, job_in, progress
-from tune_hpc.analysis.process import process_of, this_process
+from tests.cluster.job_factories import beat, job_in, let_pass, write_progress
+from tune_hpc.analysis import storage_access
+from tune_hpc.analysis.process import is_running, may_be_running, process_of, this_process
 from tune_hpc.cluster.job_folder import JobFolder, JobState, is_id, make_id
 from tune_hpc.cluster.launchers import DriverState
-from tune_hpc.cluster.status import SILENT_S, status_of
+from tune_hpc.cluster.status import LAUNCH_S, SILENT_S, job_status
 from tune_hpc.errors import FolderError, UnknownNameError
 
 
@@ -16,7 +24,23 @@ def job(tmp_path):
     return job_in(tmp_path)
 
 
-def test_an_id_has_the_name_the_moment_and_four_digits():
+@pytest.fixture
+def child():
+    """A process of this machine."""
+    process = subprocess.Popen(["sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def wait_for_state(pid, letter):
+    end = time.monotonic() + 10
+    while Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != letter:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_id_has_the_name_the_time_and_four_digits():
     made = make_id("exercise2.softmax", datetime(2026, 11, 23, 12, 45, 33, tzinfo=UTC))
     assert made[:-4] == "exercise2.softmax-20261123-124533-"
     assert is_id(made)
@@ -25,130 +49,203 @@ def test_an_id_has_the_name_the_moment_and_four_digits():
 
 @pytest.mark.parametrize("text", ["", ".", "..", "../x-20261123-124533-abcd", "x-20261123-124533-abcd/..", "x", "a\nb",
                                   "x-20261123-124533-ABCD", ".x-20261123-124533-abcd"])  # fmt: skip
-def test_what_could_lead_out_of_the_storage_is_no_id(text):
+def test_text_that_could_leave_the_storage_is_no_id(text):
     assert not is_id(text)
 
 
-def test_of_two_who_ask_at_once_one_is_refused_and_of_two_drivers_one_begins(job):
-    done = []
-
-    def ask():
-        try:
-            done.append(job.add_attempt("resume", {}, {}).number)
-        except FolderError as error:
-            done.append(str(error))
-
-    threads = [threading.Thread(target=ask) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    numbers = sorted(one for one in done if isinstance(one, int))
-    assert numbers == list(range(2, len(numbers) + 2))
-    assert all("somebody else asked" in one for one in done if isinstance(one, str))
-    assert [job.claim(7), job.claim(7)] == [True, False]
+def test_job_without_a_driver_yet_is_pending(job):
+    assert job_status(job, DriverState.WAITING).state is JobState.PENDING
+    status = job_status(job)
+    assert (status.state, status.reason) == (JobState.PENDING, "the cluster does not answer")
 
 
-def test_what_nobody_took_is_forgotten_and_its_number_not_used_again(job):
-    job.withdraw(job.add_attempt("resume", {}, {}))
-    assert job.last_attempt().number == 1
-    assert job.add_attempt("resume", {}, {}).number == 3
+def test_driver_that_ended_before_it_began_has_failed_with_its_output(job):
+    status = job_status(job, DriverState.GONE, "no such module")
+    assert (status.state, status.reason) == (JobState.FAILED, "its driver ended before it began: no such module")
 
 
-def test_a_job_that_nobody_has_begun_is_pending(job):
-    assert status_of(job, DriverState.WAITING).state is JobState.PENDING
-    told = status_of(job)
-    assert (told.state, told.reason) == (JobState.PENDING, "where it is to run does not answer")
-
-
-def test_a_driver_that_is_gone_before_it_began_has_failed_with_what_was_said(job):
-    told = status_of(job, DriverState.GONE, "no such module")
-    assert (told.state, told.reason) == (JobState.FAILED, "its driver ended before it began: no such module")
+def test_attempt_is_pending_while_its_launcher_starts_it_and_fails_if_that_never_ends(job):
+    job.add_attempt("resume", {}, {}, last=1)
+    assert job_status(job, DriverState.GONE).state is JobState.PENDING
+    let_pass(job.attempts / "2.json", 2 * LAUNCH_S)
+    status = job_status(job, DriverState.GONE)
+    assert (status.state, status.reason) == (JobState.FAILED, "its driver was never started")
 
 
 @pytest.mark.parametrize(
-    ("driver", "ago_s", "state"),
+    ("driver", "silent_s", "state"),
     [
-        (DriverState.ALIVE, 10 * SILENT_S, JobState.RUNNING),
         (DriverState.UNKNOWN, 0, JobState.RUNNING),
-        (DriverState.UNKNOWN, 2 * SILENT_S, JobState.LOST),
+        (DriverState.ALIVE, 0, JobState.RUNNING),
         (DriverState.GONE, 0, JobState.LOST),
+        (DriverState.GONE, 2 * SILENT_S, JobState.LOST),
+        (DriverState.UNKNOWN, 2 * SILENT_S, JobState.UNKNOWN),
+        (DriverState.ALIVE, 2 * SILENT_S, JobState.UNKNOWN),
     ],
 )
-def test_a_driver_that_is_not_heard_of_is_lost_unless_somebody_knows_better(job, driver, ago_s, state):
-    beat(job, ago_s=ago_s)
-    told = status_of(job, driver)
-    assert told.state is state
-    assert told.reason.startswith("its driver was last heard of at") == (state is JobState.LOST)
+def test_driver_is_lost_if_it_is_known_to_be_gone_and_unknown_if_it_is_only_silent(job, driver, silent_s, state):
+    beat(job, silent_s=silent_s)
+    status = job_status(job, driver)
+    assert status.state is state
+    assert status.reason.startswith("its driver is gone") == (state is JobState.LOST)
+    assert status.reason.startswith("no heartbeat for 2 min") == (state is JobState.UNKNOWN)
 
 
-def test_a_process_of_this_machine_that_is_gone_is_known_to_be_lost_at_once(job):
+@pytest.mark.parametrize("skew_s", [3600, -3600, -90])
+def test_clock_of_the_driver_does_not_matter(job, skew_s):
+    moment = datetime.fromtimestamp(time.time() + skew_s, UTC).isoformat()
+    beat(job, started_at=moment, heartbeat_at=moment, beat=moment)
+    assert job_status(job).state is JobState.RUNNING
+    beat(job, silent_s=2 * SILENT_S, started_at=moment, heartbeat_at=moment, beat=moment)
+    assert job_status(job).state is JobState.UNKNOWN
+
+
+def test_clock_of_the_reader_does_not_matter(job, monkeypatch):
+    beat(job)
+    monkeypatch.setattr(storage_access.time, "time", lambda: 0.0)
+    assert job_status(job).state is JobState.RUNNING
+
+
+def test_process_of_this_machine_that_is_gone_is_lost_at_once(job):
     beat(job, process={**process_of(1), "began": "another boot:1"})
-    assert status_of(job).state is JobState.LOST
+    assert job_status(job).state is JobState.LOST
+    assert job_status(job, DriverState.ALIVE).state is JobState.LOST
     beat(job, process=this_process())
-    assert status_of(job).state is JobState.RUNNING
+    assert job_status(job).state is JobState.RUNNING
 
 
-def test_a_job_that_is_asked_to_stop_is_stopping_until_it_has(job):
+def test_stopped_process_and_zombie_are_not_alive(job, child):
+    process = process_of(child.pid)
+    assert is_running(process)
+    child.send_signal(signal.SIGSTOP)
+    wait_for_state(child.pid, "T")
+    assert not is_running(process)
+    beat(job, process=process)
+    assert job_status(job).state is JobState.LOST
+    child.send_signal(signal.SIGCONT)
+    wait_for_state(child.pid, "S")
+    assert job_status(job).state is JobState.RUNNING
+    child.kill()
+    wait_for_state(child.pid, "Z")
+    assert not is_running(process)
+    assert job_status(job).state is JobState.LOST
+
+
+def test_process_of_another_machine_may_run_unless_slurm_has_started_its_job_again(monkeypatch):
+    assert may_be_running({"host": "elsewhere", "pid": 1, "began": "x"})
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert this_process()["slurm_job"] == "7"
+    assert not may_be_running({"host": "elsewhere", "pid": 1, "began": "x", "slurm_job": "7"})
+    assert may_be_running({"host": "elsewhere", "pid": 1, "began": "x", "slurm_job": "8"})
+
+
+def test_job_is_stopping_until_it_has_stopped(job):
     beat(job)
-    job.ask_to_stop(1)
-    assert status_of(job).state is JobState.STOPPING
-    beat(job, state="stopped", reason="it was asked to stop", ended="2026-01-01T00:00:09+00:00")
-    told = status_of(job)
-    assert (told.state, told.reason, told.ended_at) == (
-        JobState.STOPPED, "it was asked to stop", "2026-01-01T00:00:09+00:00"
-    )  # fmt: skip
+    job.request_stop(1)
+    assert job_status(job).state is JobState.STOPPING
+    assert job_status(job, DriverState.GONE).state is JobState.STOPPED
+    beat(job, state="stopped", reason="it was asked to stop", ended_at="2026-01-01T00:00:09+00:00")
+    status = job_status(job)
+    assert (status.state, status.reason) == (JobState.STOPPED, "it was asked to stop")
+    assert status.ended_at == "2026-01-01T00:00:09+00:00"
 
 
-def test_the_latest_attempt_is_what_counts(job):
-    beat(job, state="stopped", ended="2026-01-01T00:00:09+00:00")
-    job.add_attempt("resume", {"kind": "process"}, {})
-    told = status_of(job, DriverState.WAITING)
-    assert (told.state, told.attempt, told.place) == (JobState.PENDING, 2, {"kind": "process"})
+def test_latest_attempt_counts(job):
+    beat(job, state="stopped", ended_at="2026-01-01T00:00:09+00:00")
+    job.write_process(job.add_attempt("resume", {"kind": "process"}, {}, last=1).number, {})
+    status = job_status(job, DriverState.WAITING)
+    assert (status.state, status.attempt, status.location) == (JobState.PENDING, 2, {"kind": "process"})
 
 
-def test_how_far_it_is_stands_in_its_experiments_folders(job):
+def test_progress_is_that_of_the_experiment_folders(job):
     beat(job)
-    assert "made.up: 0/5 trials" in str(status_of(job))
-    progress(
-        job, ended={"finished": 2, "diverged": 1}, running=2, best={"value": 0.25, "trial_id": "t00001"}, left_s=90
-    )
-    told = status_of(job)
-    assert (told.num_ended, told.num_trials) == (3, 5)
-    assert str(told) == (
-        f"{job.id}: running\n  made.up: 3/5 trials; 2 running; 1 diverged; best loss 0.25 (t00001); about 90 s left"
-    )
+    assert "synthetic: 0/5 trials" in str(job_status(job))
+    best = {"value": 0.25, "trial_id": "t00001"}
+    write_progress(job, ended={"finished": 2, "diverged": 1}, running=2, best=best, left_s=90)
+    status = job_status(job)
+    assert (status.num_ended, status.num_trials) == (3, 5)
+    progress = "synthetic: 3/5 trials; 2 running; 1 diverged; best loss 0.25 (t00001); about 90 s left"
+    assert str(status) == f"{job.id}: running\n  {progress}"
 
 
-def test_what_was_under_way_before_its_driver_began_is_not_any_more(job):
+@pytest.mark.parametrize(("attempt", "driver"), [(0, DriverState.ALIVE), (1, DriverState.GONE)])
+def test_trials_of_an_earlier_attempt_or_without_a_driver_do_not_run(job, attempt, driver):
     beat(job)
-    progress(job, at="2026-01-01T00:00:00+00:00", ended={"finished": 2}, running=2, left_s=90)
-    assert str(status_of(job)).endswith("made.up: 2/5 trials")
-
-
-def test_nothing_is_under_way_without_a_driver(job):
-    beat(job)
-    progress(job, ended={"finished": 2}, running=2, left_s=90)
-    assert str(status_of(job, DriverState.GONE)).endswith("made.up: 2/5 trials")
+    write_progress(job, attempt=attempt, ended={"finished": 2}, running=2, left_s=90)
+    assert str(job_status(job, driver)).endswith("synthetic: 2/5 trials")
 
 
 @pytest.mark.parametrize(("left_s", "words"), [(7, "7 s"), (700, "12 min"), (36_000, "10.0 h")])
-def test_the_time_left_is_told_as_one_says_it(job, left_s, words):
+def test_remaining_time_has_a_unit(job, left_s, words):
     beat(job)
-    progress(job, ended={}, left_s=left_s)
-    assert f"about {words} left" in str(status_of(job))
+    write_progress(job, ended={}, left_s=left_s)
+    assert f"about {words} left" in str(job_status(job))
 
 
-def test_half_a_progress_file_is_none(job):
+def test_half_a_progress_file_counts_as_none(job):
     beat(job)
-    progress(job)
-    (job.path / "made.up" / "progress.json").write_text('{"ended": {', encoding="utf-8")
-    assert status_of(job).num_ended == 0
+    write_progress(job)
+    job.experiment("synthetic").progress.write_text('{"ended": {', encoding="utf-8")
+    assert job_status(job).num_ended == 0
 
 
-def test_a_damaged_job_is_told_with_its_file(job):
-    job.job_file.write_text("[]", encoding="utf-8")
-    with pytest.raises(FolderError, match=r"job\.json describes no job; restore it from a copy"):
-        status_of(job)
+@pytest.mark.parametrize("content", ["[]", "{}", '{"experiments": []}', '{"experiments": [{"name": "x"}]}',
+    '{"experiments": [{"name": "../x", "metric": "a", "searcher": "a", "scheduler": "a", "num_trials": 1}]}',
+    '{"experiments": [{"name": "x", "metric": "a", "searcher": "a", "scheduler": "a", "num_trials": null}]}',
+])  # fmt: skip
+def test_malformed_job_is_refused_by_name(job, content):
+    job.job_file.write_text(content, encoding="utf-8")
+    with pytest.raises(FolderError, match=r"job\.json (does not describe a job|cannot be read)"):
+        job_status(job)
     with pytest.raises(UnknownNameError, match="holds no job made"):
-        status_of(JobFolder(job.path.with_name("made-20260101-000000-0000")))
+        job_status(JobFolder(job.path.with_name("made-20260101-000000-0000")))
+
+
+def test_job_of_the_first_format_is_read(tmp_path):
+    job = JobFolder(tmp_path / "old-20260101-000000-0000")
+    job.attempts.mkdir(parents=True)
+    plain = {"name": "old", "num_trials": 5, "metric": "loss", "searcher": "random", "scheduler": "none"}
+    files = {
+        "job.json": {"id": job.id, "submitted": "2026-01-01T00:00:00+00:00", "experiments": [plain], "options": {}},
+        "attempts/1.json": {"verb": "start", "asked_at": "2026-01-01T00:00:01+00:00", "place": {"kind": "x"},
+                            "options": {}},
+        "attempts/1.run.json": {"began": "2026-01-01T00:00:02+00:00", "ended": "2026-01-01T00:00:03+00:00",
+                                "beat": "2026-01-01T00:00:03+00:00", "state": "finished", "process": {}},
+    }  # fmt: skip
+    for name, content in files.items():
+        (job.path / name).write_text(json.dumps(content), encoding="utf-8")
+    status = job_status(job)
+    assert (status.state, status.attempt, status.location) == (JobState.FINISHED, 1, {"kind": "x"})
+    assert (status.requested_at[-7], status.started_at[-7], status.ended_at[-7]) == ("1", "2", "3")
+    assert job.experiment("old").path == job.path / "old"
+
+
+def test_symbolic_links_in_a_job_are_not_followed(job, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("{}", encoding="utf-8")
+    for path in (job.output, job.report):
+        path.symlink_to(secret)
+        with pytest.raises(FolderError, match="is or lies behind a symbolic link"):
+            job.open(path)
+    with pytest.raises(FolderError, match=r"output\.log cannot be written"):
+        job.open_output()
+    (job.path / "experiments").symlink_to(tmp_path)
+    with pytest.raises(FolderError, match="is a symbolic link"):
+        job.experiment("synthetic")
+    os.mkfifo(job.path / "pipe")
+    with pytest.raises(FolderError, match="is not a regular file"):
+        job.open(job.path / "pipe")
+
+
+def test_version_changes_with_every_file_that_a_reader_sees(job):
+    write_progress(job)
+    folder = job.experiment("synthetic")
+    folder.logs.mkdir()
+    seen = {job.version()}
+    assert job.version() in seen
+    for path in (job.output, job.report, folder.progress, folder.trials_file, folder.part("t1"), folder.log("t1"),
+                 job.attempts / "1.run.json", job.stop_file(1)):  # fmt: skip
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("changed", encoding="utf-8")
+        assert job.version() not in seen, path
+        seen.add(job.version())

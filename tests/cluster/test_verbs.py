@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from tests.cluster.stories import beat, job_in, progress
+from tests.cluster.job_factories import beat, job_in, write_progress
 from tune_hpc import cli
+from tune_hpc.cli.main import USAGE
 from tune_hpc.errors import FolderError
 
 
@@ -21,8 +23,8 @@ def ended(place):
     """A job that was stopped, in a storage that is named nowhere."""
     job = job_in(place / "elsewhere")
     job.output.write_text("3/5 trials\n", encoding="utf-8")
-    progress(job, ended={"finished": 3}, best={"value": 0.5, "trial_id": "t00002"})
-    beat(job, state="stopped", reason="it was asked to stop", ended="2026-01-01T00:00:09+00:00")
+    write_progress(job, ended={"finished": 3}, best={"value": 0.5, "trial_id": "t00002"})
+    beat(job, state="stopped", reason="it was asked to stop", ended_at="2026-01-01T00:00:09+00:00")
     return job
 
 
@@ -51,7 +53,7 @@ def test_a_damaged_job_hides_no_other(ended, capsys):
 
 
 def test_a_storage_of_before_that_does_not_answer_hides_no_other(ended, capsys, monkeypatch):
-    from tune_hpc.cluster import client, job_folder, known_storages
+    from tune_hpc.cluster import client, history, job_folder
 
     def pull(path):
         if "away" in str(path):
@@ -61,23 +63,23 @@ def test_a_storage_of_before_that_does_not_answer_hides_no_other(ended, capsys, 
     real = job_folder.pull
     monkeypatch.setattr(job_folder, "pull", pull)
     monkeypatch.setattr(client, "names_in", lambda path: pull(path) or [one.name for one in path.glob("*")])
-    known_storages.remember(str(ended.path.parent))
-    known_storages.remember("/away")
+    history.remember("storages", str(ended.path.parent))
+    history.remember("storages", "/away")
     assert told(capsys, "status", ended.id).out.startswith(f"{ended.id}: stopped")
     listed = told(capsys, "jobs")
     assert ended.id in listed.out
     assert listed.err == "tune-hpc: s3://away does not answer (no route)\n"
-    gone = told(capsys, "status", f"{ended.id[:-4]}ffff", code=cli.USAGE).err
-    assert "; s3://away does not answer (no route); --storage names another place" in gone
-    assert "does not answer" in told(capsys, "jobs", "--storage", "/away", code=cli.USAGE).err
-    assert "does not answer" in told(capsys, "status", ended.id, "--storage", "/away", code=cli.USAGE).err
+    gone = told(capsys, "status", f"{ended.id[:-4]}ffff", code=USAGE).err
+    assert "; s3://away does not answer (no route); --storage names another storage" in gone
+    assert "does not answer" in told(capsys, "jobs", "--storage", "/away", code=USAGE).err
+    assert "does not answer" in told(capsys, "status", ended.id, "--storage", "/away", code=USAGE).err
 
 
 def test_a_storage_is_found_again_where_jobs_have_been(ended, capsys, monkeypatch):
-    from tune_hpc.cluster.known_storages import remember
+    from tune_hpc.cluster.history import remember
 
-    assert f"no job {ended.id} in " in told(capsys, "status", ended.id, code=cli.USAGE).err
-    remember(str(ended.path.parent))
+    assert f"no job {ended.id} in " in told(capsys, "status", ended.id, code=USAGE).err
+    remember("storages", str(ended.path.parent))
     assert told(capsys, "status", ended.id).out.startswith(f"{ended.id}: stopped (it was asked to stop)\n")
 
 
@@ -89,7 +91,7 @@ def test_the_storage_of_the_environment_is_looked_into(ended, capsys, monkeypatc
 def test_a_status_can_be_read_by_programs_and_waited_for(ended, capsys):
     shown = json.loads(told(capsys, "status", ended.id, "--storage", ended.path.parent, "--json", "--wait").out)
     assert (shown["state"], shown["experiments"][0]["best_trial"]) == ("stopped", "t00002")
-    beat(ended, state="failed", error="no room", ended="2026-01-01T00:00:09+00:00")
+    beat(ended, state="failed", error="no room", ended_at="2026-01-01T00:00:09+00:00")
     assert "failed (no room)" in told(capsys, "status", ended.id, "--storage", ended.path.parent, "--wait", code=1).out
 
 
@@ -101,19 +103,21 @@ def test_what_has_ended_is_not_stopped_again(ended, capsys):
 def test_a_job_is_fetched_and_brought_up_to_date(ended, capsys, place):
     where = ("fetch", ended.id, "--storage", ended.path.parent)
     assert told(capsys, *where).out.endswith(f"files in runs/{ended.id}\n")
-    copy = place / "runs" / ended.id
-    assert (copy / "made.up" / "progress.json").read_bytes() == (ended.path / "made.up" / "progress.json").read_bytes()
-    (ended.path / "made.up" / "ray").mkdir()
-    (ended.path / "made.up" / "ray" / "big").touch()
+    copy, progress = place / "runs" / ended.id, Path("experiments") / "synthetic" / "progress.json"
+    assert (copy / progress).read_bytes() == (ended.path / progress).read_bytes()
+    (ended.path / "experiments" / "synthetic" / "ray").mkdir()
+    (ended.path / "experiments" / "synthetic" / "ray" / "big").touch()
     (ended.path / "new.log").write_text("new", encoding="utf-8")
     ended.output.unlink()
+    (copy / "my_notes.md").write_text("mine", encoding="utf-8")
     told(capsys, *where)
+    assert (copy / "my_notes.md").exists()
     assert (copy / "new.log").read_text(encoding="utf-8") == "new"
     assert not (copy / "output.log").exists()
-    assert not (copy / "made.up" / "ray").exists()
+    assert not (copy / "experiments" / "synthetic" / "ray").exists()
     (place / "mine").mkdir()
     (place / "mine" / "thesis.tex").touch()
-    refused = told(capsys, *where, "--output", place / "mine", code=cli.USAGE).err
+    refused = told(capsys, *where, "--output", place / "mine", code=USAGE).err
     assert f"mine is not empty and holds no copy of {ended.id}; choose another folder with --output" in refused
     assert (place / "mine" / "thesis.tex").exists()
 
@@ -135,7 +139,7 @@ def test_a_job_is_fetched_and_brought_up_to_date(ended, capsys, place):
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(place, capsys, arguments, message):
-    shown = told(capsys, *arguments, code=cli.USAGE)
+    shown = told(capsys, *arguments, code=USAGE)
     assert shown.out == ""
     assert shown.err.count("\n") == 1
     assert message in shown.err
@@ -144,12 +148,12 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(place, capsys,
 
 def test_an_id_that_is_a_folder_here_is_a_folder(ended, capsys, monkeypatch):
     monkeypatch.chdir(ended.path.parent)
-    line = told(capsys, "resume", ended.id, code=cli.USAGE).err
+    line = told(capsys, "resume", ended.id, code=USAGE).err
     assert "holds no search that could go on" in line
 
 
 def test_extending_what_cannot_be_is_refused(place, capsys):
     job = job_in(place / "jobs", searcher="grid")
-    beat(job, state="finished", ended="2026-01-01T00:00:09+00:00")
-    line = told(capsys, "extend", job.id, "--num-samples", "3", "--storage", place / "jobs", code=cli.USAGE).err
-    assert line == "tune-hpc: a grid has no more configurations; submit another search than made.up\n"
+    beat(job, state="finished", ended_at="2026-01-01T00:00:09+00:00")
+    line = told(capsys, "extend", job.id, "--num-samples", "3", "--storage", place / "jobs", code=USAGE).err
+    assert line == "tune-hpc: synthetic uses a grid, which cannot be extended; submit another search\n"

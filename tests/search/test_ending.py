@@ -26,7 +26,7 @@ from tune_hpc.search.learner import Learner
 from tune_hpc.search.limits import Limits
 from tune_hpc.search.proposals import Proposals
 from tune_hpc.search.reporting import TrialCheckpoint, Watched
-from tune_hpc.search.stop_request import LOOK_INTERVAL_S, StopAsked, StopRequest, ask_nothing, ask_to_stop
+from tune_hpc.search.stop_request import LOOK_INTERVAL_S, StopAsked, StopRequest
 from tune_hpc.search.trial import Assignment, run_bundle
 from tune_hpc.search.watcher import Watcher
 
@@ -36,7 +36,8 @@ QUIET = {"show_progress": False}
 @pytest.fixture
 def home(tmp_path):
     home = ExperimentFolder(tmp_path / "out")
-    ask_nothing(home)
+    home.path.mkdir()
+    home.claim_attempt(0)
     return home
 
 
@@ -56,36 +57,46 @@ def clock(monkeypatch):
 
 class TestRequest:
     def test_a_trial_looks_five_times_a_second_at_most(self, home, clock):
-        request = StopRequest(home.stop)
+        request = StopRequest(home)
         assert not request.is_made
-        ask_to_stop(home)
+        home.write_control(stop=True)
         clock.now += 0.9 * LOOK_INTERVAL_S
         assert not request.is_made
         clock.now += 0.2 * LOOK_INTERVAL_S
         assert request.is_made
 
     def test_who_was_asked_stops_whatever_the_next_search_says(self, home, clock):
-        ask_to_stop(home)
-        request = StopRequest(home.stop)
+        home.write_control(stop=True)
+        request = StopRequest(home)
         assert request.is_made
-        ask_nothing(home)
+        home.write_control()
         clock.now += 10
         assert request.is_made
-        assert not StopRequest(home.stop).is_made
+        assert not StopRequest(home).is_made
 
     def test_a_folder_without_the_file_asks_nothing(self, tmp_path):
-        assert not StopRequest(ExperimentFolder(tmp_path).stop).is_made
+        assert not StopRequest(ExperimentFolder(tmp_path)).is_made
+
+    def test_trial_of_a_superseded_attempt_stops_and_saves_nothing(self, home):
+        ExperimentFolder(home.path).claim_attempt(1)
+        request = StopRequest(home)
+        assert request.is_made
+        assert request.is_superseded
+        checkpoint = TrialCheckpoint(home.checkpoint("t00000"), [TrialRecord({})], 0.0, StopRequest(home))
+        with pytest.raises(StopAsked):
+            checkpoint.save(1, lambda: {"step": 1})
+        assert not home.checkpoint("t00000").exists()
 
     def test_the_state_that_is_offered_next_is_kept_whatever_the_interval(self, home):
         path = home.checkpoint("t00000")
         record = TrialRecord({})
-        checkpoint = TrialCheckpoint(path, [record], 3600, StopRequest(home.stop))
+        checkpoint = TrialCheckpoint(path, [record], 3600, StopRequest(home))
         checkpoint.save(1, lambda: {"step": 1})
         assert not path.exists()
         assert not checkpoint.has_stopped
-        ask_to_stop(home)
+        home.write_control(stop=True)
         record.add(2, {"loss": 0.5})
-        checkpoint = TrialCheckpoint(path, [record], 3600, StopRequest(home.stop))
+        checkpoint = TrialCheckpoint(path, [record], 3600, StopRequest(home))
         with pytest.raises(StopAsked):
             checkpoint.save(2, lambda: {"step": 2})
         assert checkpoint.has_stopped
@@ -116,7 +127,8 @@ class TestEnding:
     def homes(self, tmp_path):
         homes = [ExperimentFolder(tmp_path / name) for name in "ab"]
         for home in homes:
-            ask_nothing(home)
+            home.path.mkdir()
+            home.claim_attempt(0)
         return homes
 
     @pytest.fixture
@@ -130,7 +142,7 @@ class TestEnding:
 
     def test_a_search_that_no_limit_ends_goes_on(self, asked, homes):
         assert not asked.stop_all()
-        assert not any(StopRequest(home.stop).is_made for home in homes)
+        assert not any(StopRequest(home).is_made for home in homes)
         # A search of long trials has no news for minutes, but shows that it lives.
         assert asked.watcher.num_shown == 1
 
@@ -139,7 +151,7 @@ class TestEnding:
         for _ in range(10):
             assert not asked.stop_all()
             clock.now += 2.9
-        assert all(StopRequest(home.stop).is_made for home in homes)
+        assert all(StopRequest(home).is_made for home in homes)
         assert [record.message for record in caplog.records] == [
             "stopping: trials under way save their state, at most 30 s; press Ctrl-C again to stop at once"
         ]
@@ -159,12 +171,12 @@ class TestEnding:
         )
 
     def test_a_folder_that_cannot_be_written_keeps_no_other_one_from_being_asked(self, asked, limits, homes, caplog):
-        homes[0].stop.unlink()
-        homes[0].stop.mkdir()
+        homes[0].control.unlink()
+        homes[0].control.mkdir()
         limits._interrupt(signal.SIGINT, None)
         assert not asked.stop_all()
-        assert StopRequest(homes[1].stop).is_made
-        assert "stop cannot be written: Is a directory; choose another folder, or make room" in caplog.messages[0]
+        assert StopRequest(homes[1]).is_made
+        assert "control cannot be written: Is a directory; choose another folder, or make room" in caplog.messages[0]
 
     def test_with_nothing_under_way_nobody_is_waited_for(self, asked, limits, caplog):
         limits._warn(signal.SIGUSR1, None)
@@ -259,14 +271,14 @@ class TestBundle:
             for each in range(number)
         ]
         bundle = {"bundle_id": "t0", "members": members, "in_turn": number > 1}
-        return bundle, {"e": Assignment("e", str(home.path), trainable, "loss", 3600.0)}, {}
+        return bundle, {"e": Assignment("e", str(home.path), trainable, "loss", 1, 3600.0)}, {}
 
     def status(self, home):
         return {path.stem: part_row(path)["status"] for path in sorted(home.parts.glob("*.parquet"))}
 
     @pytest.mark.parametrize("watched", [None, Watched("loss", False, "min")])
     def test_who_comes_to_his_turn_too_late_does_not_begin(self, home, told, watched):
-        ask_to_stop(home)
+        home.write_control(stop=True)
         bundle, assignments, images = self.bundle(home, lingers)
         run_bundle(bundle, {"e": replace(assignments["e"], watched=watched)}, images)
         assert told[-1]["members"] == []
@@ -280,7 +292,7 @@ class TestBundle:
         def asks(config, report, checkpoint):
             report(1, {"loss": 1.0})
             if config["x"] == 1:
-                ask_to_stop(ExperimentFolder(config["home"]))
+                ExperimentFolder(config["home"], 1).write_control(stop=True)
             checkpoint.save(1, lambda: {"step": 1})
             report(2, {"loss": 0.5})
 
@@ -298,7 +310,7 @@ class TestBundle:
 
         def swallows(config, report, checkpoint):
             report(1, {"loss": 1.0})
-            ask_to_stop(ExperimentFolder(config["home"]))
+            ExperimentFolder(config["home"], 1).write_control(stop=True)
             try:
                 checkpoint.save(1, lambda: {"step": 1})
             except BaseException:  # noqa: BLE001 - as a careless user would
@@ -313,7 +325,7 @@ class TestBundle:
         monkeypatch.setattr(stop_request, "LOOK_INTERVAL_S", 0.0)
 
         def short(config, report):
-            ask_to_stop(ExperimentFolder(config["home"]))
+            ExperimentFolder(config["home"], 1).write_control(stop=True)
             report(1, {"loss": 1.0})
 
         run_bundle(*self.bundle(home, short, 2))
@@ -413,7 +425,8 @@ class TestOnRay:
         assert first.trials["steps_run"].sum() == len(made)
 
         home = ExperimentFolder(tmp_path / "out")
-        assert StopRequest(home.stop).is_made  # Until the next search begins.
+        home.attempt = 1
+        assert StopRequest(home).is_made  # Until the next search begins.
         (tmp_path / "hurry").touch()
         (whole,) = resume(tmp_path / "out", **QUIET)
         assert whole.experiment["state"] == "finished"
@@ -480,7 +493,7 @@ class TestOnRay:
         assert first.counts()["running"] >= 1
         assert len(second.trials) == 0
         assert [one.experiment["state"] for one in (first, second)] == ["interrupted"] * 2
-        assert all(StopRequest(ExperimentFolder(folder).stop).is_made for folder in folders)
+        assert all(StopRequest(ExperimentFolder(folder, 1)).is_made for folder in folders)
         asked = json.loads((folders[0] / "experiment.json").read_text(encoding="utf-8"))
         assert asked["ended_by"] == "interrupted"
         (tmp_path / "hurry").touch()

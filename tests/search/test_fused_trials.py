@@ -26,7 +26,8 @@ def run_fused(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(reporting.tune, "report", told.append)
     folder = ExperimentFolder(tmp_path)
-    assignment = Assignment("line", str(tmp_path), TRAIN, "train_loss", checkpoint_interval_s=0.0)
+    ExperimentFolder(tmp_path).claim_attempt(0)
+    assignment = Assignment("line", str(tmp_path), TRAIN, "train_loss", 1, checkpoint_interval_s=0.0)
     members = [
         {"experiment": "line", "trial_id": f"t{number:05d}", "config": complete(config)}
         for number, config in enumerate(CONFIGS)
@@ -51,7 +52,7 @@ def test_each_member_leaves_a_file_as_if_it_had_run_alone(run_fused, tmp_path):
     for config, history in zip(CONFIGS, histories, strict=True):
         _, expected = alone(config)
         pd.testing.assert_frame_equal(history, expected, rtol=1e-4, atol=1e-6)
-    assert sorted(path.name for path in (tmp_path / "trials").iterdir()) == [f"t{n:05d}.parquet" for n in range(4)]
+    assert sorted(path.name for path in (tmp_path / "trials").glob("*.*")) == [f"t{n:05d}.parquet" for n in range(4)]
 
 
 def test_members_under_way_keep_what_they_have_reported(run_fused, monkeypatch, tmp_path):
@@ -122,13 +123,13 @@ def test_a_bundle_whose_process_died_goes_on_from_its_checkpoint_to_the_same_bit
         """Stands for the end of the process: nothing catches it."""
 
     _, whole = run_fused()
-    for part in (tmp_path / "trials").iterdir():
+    for part in (tmp_path / "trials").glob("*.*"):
         part.unlink()
 
     monkeypatch.setattr(training, "Training", dying_after(30, LostError))
     with pytest.raises(LostError):
         run_fused()
-    assert [path.name for path in (tmp_path / "trials").iterdir()] == ["b00000.checkpoint"]
+    assert [path.name for path in (tmp_path / "trials").glob("*.*")] == ["b00000.checkpoint"]
 
     starts = []
     monkeypatch.setattr(training, "Training", dying_after(None, LostError, starts))

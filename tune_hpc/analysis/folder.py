@@ -67,7 +67,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         push(path, temporary)
         os.replace(temporary, path)
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise write_error(path, error) from error
     finally:
         _remove(temporary)
 
@@ -96,7 +96,7 @@ def create_exclusive(path: Path, text: str) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise write_error(path, error) from error
     finally:
         _remove(temporary)
     return True
@@ -114,7 +114,8 @@ def _remove(temporary: Path) -> None:
         return
 
 
-def _not_written(path: Path, error: OSError) -> FolderError:
+def write_error(path: Path, error: OSError) -> FolderError:
+    """Return the error of a file or folder that cannot be written."""
     remedy = "make room there" if error.errno in NO_ROOM else "choose another folder"
     return FolderError(f"{place_of(path)} cannot be written: {error.strerror or error}; {remedy}")
 
@@ -212,7 +213,7 @@ class ExperimentFolder:
         try:
             self.attempts.mkdir(parents=is_remote(place_of(self.path)), exist_ok=True)
         except OSError as error:
-            raise _not_written(self.attempts, error) from error
+            raise write_error(self.attempts, error) from error
         is_first = self.last_attempt() == last and number > last
         if not is_first or not create_exclusive(self.attempts / str(number), json.dumps(this_process()) + "\n"):
             raise ConflictError(f"another process resumed {self.path} (attempt {self.last_attempt()}); see its status")
@@ -232,7 +233,7 @@ class ExperimentFolder:
             self.control.write_text(f"{self.attempt} {'stop' if stop else 'run'}\n", encoding="utf-8")
             push(self.control)
         except OSError as error:
-            raise _not_written(self.control, error) from error
+            raise write_error(self.control, error) from error
 
     def read_control(self) -> tuple[int | None, bool]:
         """Return the attempt that may write, and whether its trials are to stop.
@@ -269,8 +270,8 @@ class ExperimentFolder:
         """
         if self.is_superseded():
             raise ConflictError(
-                f"attempt {self.attempt} of {self.path} was superseded (attempt {self.last_attempt()}), or the folder was "
-                "deleted; it writes nothing more"
+                f"attempt {self.attempt} of {self.path} was superseded (attempt {self.last_attempt()}), or the folder "
+                "was deleted; it writes nothing more"
             )
 
     @property

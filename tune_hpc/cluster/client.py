@@ -227,10 +227,10 @@ class JobClient:
         options: Mapping[str, Any],
     ) -> Job:
         self.launcher.check()
-        check_storage(self.storage, shared=self.shared_storage)
         job = JobFolder(self.storage / job_id)
         folders = [job.path / "experiments" / one.name for one in experiments]
         launch(experiments, folders, check_only=True, **options)
+        check_storage(self.storage, shared=self.shared_storage)
         request = {
             "id": job.id,
             "submitted": timestamp(),

@@ -32,7 +32,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tune_hpc.analysis.folder import ExperimentFolder, create_exclusive, write_whole
+from tune_hpc.analysis.folder import ExperimentFolder, create_exclusive, write_error, write_whole
 from tune_hpc.analysis.object_store import (
     delete,
     delete_tree,
@@ -185,9 +185,7 @@ class JobFolder:
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise ConflictError(f"{self.id} was submitted by another process; see its status") from error
-            raise FolderError(
-                f"{self.path} cannot be made: {error.strerror or error}; choose another storage"
-            ) from error
+            raise write_error(self.path, error) from error
         finally:
             shutil.rmtree(new, ignore_errors=True)
 

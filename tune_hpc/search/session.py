@@ -90,8 +90,8 @@ def small_ray(*, with_state: bool = False) -> Iterator[None]:
     before = {name: getattr(Node, name) for name in unused if hasattr(Node, name)}
     for name in before:
         setattr(Node, name, lambda *_, **__: None)
-    # What Ray does on Windows and macOS, where it avoids the questions of a firewall (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER,
-    # which it reads when it is imported). Its own _node_ip_address turns 127.0.0.1 into the address of the network.
+    # Ray does so on Windows and macOS, unless RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is set when it is imported. Its option
+    # _node_ip_address turns 127.0.0.1 into the address of the network.
     is_cluster, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
         yield
