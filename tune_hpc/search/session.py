@@ -7,11 +7,12 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray._private.node import Node
 
 from tune_hpc.errors import ClusterError
@@ -82,6 +83,8 @@ def ray_session(address: str | None = None, *, with_state: bool = False) -> Iter
 def small_ray(*, with_state: bool = False) -> Iterator[None]:
     """Start a Ray inside the block that listens on loopback only and has no process that one machine does not need.
 
+    Signals to the process group of this process do not reach it.
+
     Args:
         with_state: Whether it is to tell what its actors do.
     """
@@ -93,10 +96,14 @@ def small_ray(*, with_state: bool = False) -> Iterator[None]:
     # Ray does so on Windows and macOS, unless RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is set when it is imported. Its option
     # _node_ip_address turns 127.0.0.1 into the address of the network.
     is_cluster, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    # A group of its own for each process: a SIGTERM to ours (of timeout, of a shell) reaches us alone, and trials can
+    # save their state. Ray does so for SIGINT, by other means. They end with us all the same.
+    popen, services.ConsolePopen = services.ConsolePopen, partial(services.ConsolePopen, process_group=0)
     try:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = is_cluster
+        services.ConsolePopen = popen
         for name, method in before.items():
             setattr(Node, name, method)
 
