@@ -13,7 +13,7 @@ from tune_hpc.cluster.client import JobClient
 from tune_hpc.cluster.job_folder import JobState
 from tune_hpc.cluster.launchers import DriverState
 from tune_hpc.cluster.status import SILENT_S
-from tune_hpc.errors import ConflictError, FolderError, RequestError
+from tune_hpc.errors import ConflictError, RequestError, TuneHpcError
 
 
 def in_threads(*calls):
@@ -22,7 +22,7 @@ def in_threads(*calls):
     def outcome(call):
         try:
             return call()
-        except (ConflictError, FolderError) as error:
+        except TuneHpcError as error:
             return error
 
     with ThreadPoolExecutor(len(calls)) as threads:
@@ -67,7 +67,7 @@ def test_two_resumes_start_one_driver(stopped, seed):
 
     def resume(delay_s):
         time.sleep(delay_s)
-        return client.resume(job.id)
+        return client.job(job.id).resume()
 
     outcomes = in_threads(*[lambda delay_s=delay_s: resume(delay_s) for delay_s in delays])
     assert client.launcher.started == [2]
@@ -76,7 +76,7 @@ def test_two_resumes_start_one_driver(stopped, seed):
 
 def test_two_extensions_add_their_configurations_once(stopped):
     job, client = stopped
-    outcomes = in_threads(*[lambda: client.extend(job.id, 10)] * 2)
+    outcomes = in_threads(*[lambda: client.job(job.id).extend(10)] * 2)
     assert client.launcher.started == [2]
     assert sum(isinstance(one, ConflictError) for one in outcomes) == 1
 
@@ -84,21 +84,21 @@ def test_two_extensions_add_their_configurations_once(stopped):
 def test_resume_of_an_attempt_that_is_not_the_latest_is_refused(stopped):
     job, client = stopped
     with pytest.raises(ConflictError, match=r"another process changed \S+ first \(attempt 1\)"):
-        client.resume(job.id, attempt=0)
-    client.resume(job.id, attempt=1)
+        client.job(job.id).resume(attempt=0)
+    client.job(job.id).resume(attempt=1)
     with pytest.raises(ConflictError, match="is pending; stop it first, or wait for its end, to resume it"):
-        client.resume(job.id)
+        client.job(job.id).resume()
     assert client.launcher.started == [2]
 
 
 def test_repeated_request_with_an_idempotency_key_does_nothing(stopped):
     job, client = stopped
-    client.extend(job.id, 10, key="monday")
-    client.extend(job.id, 10, key="monday")
+    client.job(job.id).extend(10, key="monday")
+    client.job(job.id).extend(10, key="monday")
     with pytest.raises(RequestError, match="the Idempotency-Key of this request was used for another one"):
-        client.extend(job.id, 11, key="monday")
+        client.job(job.id).extend(11, key="monday")
     with pytest.raises(RequestError, match="choose a new key"):
-        client.resume(job.id, key="monday")
+        client.job(job.id).resume(key="monday")
     assert client.launcher.started == [2]
 
 
@@ -107,12 +107,13 @@ def test_job_of_which_nothing_is_known_is_resumed_only_by_force(tmp_path, driver
     job = job_in(tmp_path / "jobs")
     client = JobClient(tmp_path / "jobs", StandInLauncher(driver))
     beat(job, silent_s=2 * SILENT_S)
-    assert client.status(job.id).state is JobState.UNKNOWN
-    for change in (client.resume, lambda job_id: client.extend(job_id, 3), client.delete):
+    assert client.job(job.id).status().state is JobState.UNKNOWN
+    found = client.job(job.id)
+    for change in (found.resume, lambda: found.extend(3), found.delete):
         with pytest.raises(ConflictError, match="nothing is known of the driver of"):
-            change(job.id)
+            change()
     assert client.launcher.started == []
-    client.resume(job.id, force=True)
+    client.job(job.id).resume(force=True)
     assert client.launcher.started == [2]
 
 
@@ -121,7 +122,7 @@ def test_driver_that_a_slow_cluster_knows_to_run_is_not_started_again(tmp_path):
     client = JobClient(tmp_path / "jobs", StandInLauncher(DriverState.ALIVE, delay_s=0.6))
     beat(job, silent_s=0.75 * SILENT_S)
     with pytest.raises(ConflictError, match="is running; stop it first"):
-        client.resume(job.id)
+        client.job(job.id).resume()
 
 
 def test_delete_and_resume_at_the_same_time_leave_no_driver_without_a_folder(tmp_path):
@@ -129,8 +130,8 @@ def test_delete_and_resume_at_the_same_time_leave_no_driver_without_a_folder(tmp
         job = job_in(tmp_path / "jobs")
         beat(job, state="stopped", ended_at="2026-01-01T00:00:09+00:00")
         client = JobClient(tmp_path / "jobs", StandInLauncher(DriverState.WAITING))
-        in_threads(lambda job=job, client=client: client.resume(job.id),
-                   lambda job=job, client=client: client.delete(job.id))  # fmt: skip
+        in_threads(lambda job=job, client=client: client.job(job.id).resume(),
+                   lambda job=job, client=client: client.job(job.id).delete())  # fmt: skip
         assert job.path.exists() == bool(client.launcher.started)
     assert not [path for path in (tmp_path / "jobs").iterdir() if path.name.startswith((".deleted", ".new"))]
 

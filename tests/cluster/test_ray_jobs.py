@@ -115,11 +115,11 @@ def test_a_job_is_told_of_when_its_cluster_is_gone(tmp_path):
     job = job_in(tmp_path)
     client = Client(f"127.0.0.1:{free_ports(1)[0]}", storage=tmp_path)
     beat(job)
-    assert client.status(job.id).state is JobState.RUNNING
+    assert client.job(job.id).status().state is JobState.RUNNING
     beat(job, silent_s=1000)
-    assert client.status(job.id).state is JobState.UNKNOWN
+    assert client.job(job.id).status().state is JobState.UNKNOWN
     job.output.write_text("3/5 trials\n", encoding="utf-8")
-    assert "".join(client.logs(job.id, follow=True)) == "3/5 trials\n"
+    assert "".join(client.job(job.id).logs(follow=True)) == "3/5 trials\n"
     assert [one.id for one in client.list()] == [job.id]
 
 

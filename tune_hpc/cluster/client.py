@@ -24,7 +24,7 @@ from tune_hpc.analysis.folder import create_exclusive
 from tune_hpc.analysis.object_store import delete, here, names_in, pull
 from tune_hpc.analysis.results import Results, load_all
 from tune_hpc.analysis.storage_access import check_storage
-from tune_hpc.cluster.job_folder import Attempt, JobFolder, JobState, is_id, make_id, timestamp
+from tune_hpc.cluster.job_folder import JobFolder, JobState, is_id, make_id, timestamp
 from tune_hpc.cluster.launchers import TIMEOUT_S, DriverState, InProcessLauncher, Launcher, LocalLauncher
 from tune_hpc.cluster.ray_jobs import RayJobsLauncher
 from tune_hpc.cluster.status import SILENT_S, JobStatus, job_status
@@ -64,29 +64,46 @@ class Job:
         """Its folder in the storage."""
         return self.client.folder(self.id)
 
-    def status(self) -> JobStatus:
-        """Return its status."""
-        return self.client.status(self.id)
+    def status(self, *, timeout_s: float = TIMEOUT_S) -> JobStatus:
+        """Return its status.
+
+        Args:
+            timeout_s: Seconds within which a cluster must answer; after that nothing is known of the driver.
+
+        Raises:
+            UnknownNameError: it was deleted.
+            FolderError: a file of it cannot be read.
+        """
+        folder = self.folder
+        attempt = folder.last_attempt()
+        if attempt is None:
+            return job_status(folder)
+        run = folder.read_run(attempt.number)
+        is_starting = not run and folder.read_process(attempt.number) is None
+        if is_starting or run.get("ended_at") or (run and folder.silence_s(f"{attempt.number}.run.json") < FRESH_S):
+            return job_status(folder)
+        launcher = self.client.launcher
+        driver = launcher.state(folder, attempt, timeout_s)
+        output = launcher.output(folder, attempt, timeout_s) if driver is DriverState.GONE and not run else ""
+        return job_status(folder, driver, " ".join(output.split())[-500:])
 
     def logs(self, *, follow: bool = False) -> Iterator[str]:
         """Yield the output of its drivers in pieces; with ``follow`` until it is not active any more."""
-        return self.client.logs(self.id, follow=follow)
-
-    def stop(self, *, force: bool = False) -> JobStatus:
-        """Stop it; see ``JobClient.stop``."""
-        return self.client.stop(self.id, force=force)
-
-    def resume(self, **options: Any) -> "Job":
-        """Resume it; see ``JobClient.resume``."""
-        return self.client.resume(self.id, **options)
-
-    def extend(self, num_samples: int, **options: Any) -> "Job":
-        """Try more configurations; see ``JobClient.extend``."""
-        return self.client.extend(self.id, num_samples, **options)
-
-    def delete(self) -> None:
-        """Delete it and all its results; see ``JobClient.delete``."""
-        self.client.delete(self.id)
+        folder = self.folder
+        position = 0
+        if not pull(folder.output) and (attempt := folder.last_attempt()):
+            yield self.client.launcher.output(folder, attempt)
+        while True:
+            is_active = follow and self.status().state.is_active
+            if pull(folder.output):
+                with folder.open(folder.output) as file:
+                    file.seek(position)
+                    if text := file.read():
+                        position += len(text)
+                        yield text.decode("utf-8", errors="replace")
+            if not is_active:
+                return
+            time.sleep(POLL_INTERVAL_S)
 
     def wait(self, timeout_s: float | None = None) -> JobStatus:
         """Wait until it is not active any more.
@@ -108,6 +125,154 @@ class Job:
             FolderError: none has begun, or a file cannot be read.
         """
         return load_all(self.folder.place)
+
+    def stop(self, *, force: bool = False) -> JobStatus:
+        """Stop it: its trials save their state, and it can be resumed.
+
+        Args:
+            force: Kill its driver. Its trials resume from the state that they saved last.
+
+        Returns:
+            Its status; it may take half a minute until it has stopped.
+
+        Raises:
+            FolderError: the storage cannot be written.
+        """
+        folder, status = self.folder, self.status()
+        attempt = folder.last_attempt()
+        if attempt is None or not (status.state.is_active or status.state is JobState.UNKNOWN):
+            return status
+        folder.request_stop(attempt.number)
+        is_cancelled = status.state is JobState.PENDING and folder.cancel(
+            attempt.number, "it was stopped before it began"
+        )
+        if force or is_cancelled:
+            self.client.launcher.end(folder, attempt)
+        return self.status()
+
+    def resume(self, *, attempt: int | None = None, force: bool = False, key: str = "", **options: Any) -> "Job":
+        """Resume it, if it ended before all its trials had.
+
+        Args:
+            attempt: The latest attempt that the caller saw; by default the latest one.
+            force: Resume it although nothing is known of its driver. If that runs, it stops, and writes nothing more.
+            key: An idempotency key: a second call with it does nothing.
+            **options: Changes to the options of its submission.
+
+        Raises:
+            ConflictError: it is active or has finished, another process was first, or nothing is known of its driver.
+            ClusterError: the cluster does not answer or refuses.
+        """
+        if self._is_repeated("resume", key, options):
+            return self
+        status = self.status()
+        if status.state is JobState.FINISHED:
+            raise ConflictError(f"{self.id} has finished; extend it, or submit another search")
+        return self._restart(status, "resume", options, attempt, force, key)
+
+    def extend(
+        self,
+        num_samples: int,
+        *,
+        experiment: str | None = None,
+        attempt: int | None = None,
+        force: bool = False,
+        key: str = "",
+        **options: Any,
+    ) -> "Job":
+        """Try more configurations; its searcher knows the trials that it has.
+
+        Args:
+            num_samples: How many more.
+            experiment: The experiment, if the job has several.
+            attempt: As for ``resume``.
+            force: As for ``resume``.
+            key: As for ``resume``.
+            **options: As for ``resume``.
+
+        Raises:
+            InvalidExperimentError: a number below 1.
+            ConflictError: as for ``resume``, or its searcher has no more configurations.
+            UnknownNameError: the job has no such experiment.
+            ClusterError: the cluster does not answer or refuses.
+        """
+        by_name = {plain["name"]: plain for plain in self.folder.read()["experiments"]}
+        name = experiment or (next(iter(by_name)) if len(by_name) == 1 else None)
+        if name not in by_name:
+            raise UnknownNameError(f"{self.id} has the experiments {', '.join(by_name)}; name one of them to extend it")
+        if num_samples < 1:
+            raise InvalidExperimentError(f"num_samples must be at least 1; got {num_samples}")
+        options |= {"num_samples": num_samples, "experiment": name}
+        if self._is_repeated("extend", key, options):
+            return self
+        if by_name[name]["searcher"] == "grid" or by_name[name]["scheduler"] == "pbt":
+            kind = "a grid" if by_name[name]["searcher"] == "grid" else "population-based training"
+            raise ConflictError(f"{name} uses {kind}, which cannot be extended; submit another search")
+        return self._restart(self.status(), "extend", options, attempt, force, key)
+
+    def delete(self) -> None:
+        """Delete it and all its results.
+
+        Raises:
+            ConflictError: it is active, or nothing is known of its driver.
+            FolderError: the folder cannot be deleted.
+        """
+        folder, status = self.folder, self.status()
+        _check_at_rest(status, "delete", force=False)
+        # Nobody resumes it from now on.
+        folder.add_attempt("delete", {}, {}, last=status.attempt)
+        key = folder.read().get("key")
+        folder.delete()
+        if key:
+            delete(self.client.storage / KEYS / str(key))
+
+    def _is_repeated(self, action: str, key: str, options: Mapping[str, Any]) -> bool:
+        """Whether an attempt carries the idempotency key of a request.
+
+        Raises:
+            RequestError: it does, and was another request.
+        """
+        folder = self.folder
+        attempts = [folder.read_attempt(number) for number in folder.attempt_numbers()] if key else []
+        for one in attempts:
+            if one.key == key and (one.action, one.options) == (action, _as_json(options)):
+                return True
+            if one.key == key:
+                raise _key_is_reused(f"attempt {one.number} of {self.id}")
+        return False
+
+    def _restart(
+        self,
+        status: JobStatus,
+        action: str,
+        options: Mapping[str, Any],
+        attempt: int | None,
+        force: bool,
+        key: str,
+    ) -> "Job":
+        last = status.attempt if attempt is None else attempt
+        if last != status.attempt:
+            raise ConflictError(f"another process changed {self.id} first (attempt {status.attempt}); see its status")
+        _check_at_rest(status, action, force=force)
+        check_storage(self.client.storage, shared=self.client.shared_storage)
+        self.client.launcher.check()
+        self.start(action, _as_json(options), last=last, key=key)
+        return self
+
+    def start(self, action: str, options: Mapping[str, Any], *, last: int, key: str = "") -> None:
+        """Claim the next attempt and start its driver.
+
+        Raises:
+            ConflictError: another process was first.
+            ClusterError: the cluster does not answer or refuses.
+        """
+        folder, launcher = self.folder, self.client.launcher
+        attempt = folder.add_attempt(action, launcher.location(folder), options, last=last, key=key)
+        try:
+            folder.write_process(attempt.number, launcher.start(folder, attempt))
+        except TuneHpcError:
+            folder.withdraw(attempt)
+            raise
 
 
 class JobClient:
@@ -241,211 +406,11 @@ class JobClient:
         job.make(request, shared=self.shared_storage)
         try:
             _copy_code(job, experiments, code)
-            self._start(job, "start", {}, last=0)
+            Job(self, job.id).start("start", {}, last=0)
         except TuneHpcError:
             job.delete()
             raise
         return Job(self, job.id)
-
-    def status(self, job_id: str, *, timeout_s: float = TIMEOUT_S) -> JobStatus:
-        """Return the status of a job.
-
-        Args:
-            job_id: The job.
-            timeout_s: Seconds within which a cluster must answer; after that nothing is known of the driver.
-
-        Raises:
-            UnknownNameError: the storage has no such job.
-            FolderError: a file of it cannot be read.
-        """
-        job = self.folder(job_id)
-        attempt = job.last_attempt()
-        if attempt is None:
-            return job_status(job)
-        run = job.read_run(attempt.number)
-        is_starting = not run and job.read_process(attempt.number) is None
-        if is_starting or run.get("ended_at") or (run and job.silence_s(f"{attempt.number}.run.json") < FRESH_S):
-            return job_status(job)
-        driver = self.launcher.state(job, attempt, timeout_s)
-        output = self.launcher.output(job, attempt, timeout_s) if driver is DriverState.GONE and not run else ""
-        return job_status(job, driver, " ".join(output.split())[-500:])
-
-    def logs(self, job_id: str, *, follow: bool = False) -> Iterator[str]:
-        """Yield the output of a job's drivers in pieces.
-
-        Args:
-            job_id: The job.
-            follow: Until the job is not active any more.
-
-        Raises:
-            UnknownNameError: the storage has no such job.
-        """
-        job = self.folder(job_id)
-        position = 0
-        if not pull(job.output) and (attempt := job.last_attempt()):
-            yield self.launcher.output(job, attempt)
-        while True:
-            is_active = follow and self.status(job_id).state.is_active
-            if pull(job.output):
-                with job.open(job.output) as file:
-                    file.seek(position)
-                    if text := file.read():
-                        position += len(text)
-                        yield text.decode("utf-8", errors="replace")
-            if not is_active:
-                return
-            time.sleep(POLL_INTERVAL_S)
-
-    def stop(self, job_id: str, *, force: bool = False) -> JobStatus:
-        """Stop a job: its trials save their state, and it can be resumed.
-
-        Args:
-            job_id: The job.
-            force: Kill its driver. Its trials resume from the state that they saved last.
-
-        Returns:
-            Its status; it may take half a minute until it has stopped.
-
-        Raises:
-            UnknownNameError: the storage has no such job.
-            FolderError: the storage cannot be written.
-        """
-        job, status = self.folder(job_id), self.status(job_id)
-        attempt = job.last_attempt()
-        if attempt is None or not (status.state.is_active or status.state is JobState.UNKNOWN):
-            return status
-        job.request_stop(attempt.number)
-        is_cancelled = status.state is JobState.PENDING and job.cancel(attempt.number, "it was stopped before it began")
-        if force or is_cancelled:
-            self.launcher.end(job, attempt)
-        return self.status(job_id)
-
-    def resume(
-        self, job_id: str, *, attempt: int | None = None, force: bool = False, key: str = "", **options: Any
-    ) -> Job:
-        """Resume a job that ended before all its trials had.
-
-        Args:
-            job_id: The job.
-            attempt: The latest attempt that the caller saw; by default the latest one.
-            force: Resume it although nothing is known of its driver. If that runs, it stops, and writes nothing more.
-            key: An idempotency key: a second call with it does nothing.
-            **options: Changes to the options of its submission.
-
-        Raises:
-            ConflictError: it is active or has finished, another process was first, or nothing is known of its driver.
-            UnknownNameError: the storage has no such job.
-            ClusterError: the cluster does not answer or refuses.
-        """
-        job = self.folder(job_id)
-        if self._is_repeated(job, "resume", key, options):
-            return Job(self, job_id)
-        status = self.status(job_id)
-        if status.state is JobState.FINISHED:
-            raise ConflictError(f"{job_id} has finished; extend it, or submit another search")
-        return self._restart(job, status, "resume", options, attempt, force, key)
-
-    def extend(
-        self,
-        job_id: str,
-        num_samples: int,
-        *,
-        experiment: str | None = None,
-        attempt: int | None = None,
-        force: bool = False,
-        key: str = "",
-        **options: Any,
-    ) -> Job:
-        """Try more configurations in a job; its searcher knows the trials that it has.
-
-        Args:
-            job_id: The job.
-            num_samples: How many more.
-            experiment: The experiment, if the job has several.
-            attempt: As for ``resume``.
-            force: As for ``resume``.
-            key: As for ``resume``.
-            **options: As for ``resume``.
-
-        Raises:
-            InvalidExperimentError: a number below 1.
-            ConflictError: as for ``resume``, or its searcher has no more configurations.
-            UnknownNameError: the storage has no such job, or the job no such experiment.
-            ClusterError: the cluster does not answer or refuses.
-        """
-        job = self.folder(job_id)
-        by_name = {plain["name"]: plain for plain in job.read()["experiments"]}
-        name = experiment or (next(iter(by_name)) if len(by_name) == 1 else None)
-        if name not in by_name:
-            raise UnknownNameError(f"{job_id} has the experiments {', '.join(by_name)}; name one of them to extend it")
-        if num_samples < 1:
-            raise InvalidExperimentError(f"num_samples must be at least 1; got {num_samples}")
-        options |= {"num_samples": num_samples, "experiment": name}
-        if self._is_repeated(job, "extend", key, options):
-            return Job(self, job_id)
-        if by_name[name]["searcher"] == "grid" or by_name[name]["scheduler"] == "pbt":
-            kind = "a grid" if by_name[name]["searcher"] == "grid" else "population-based training"
-            raise ConflictError(f"{name} uses {kind}, which cannot be extended; submit another search")
-        return self._restart(job, self.status(job_id), "extend", options, attempt, force, key)
-
-    def delete(self, job_id: str) -> None:
-        """Delete a job and all its results.
-
-        Raises:
-            ConflictError: it is active, or nothing is known of its driver.
-            UnknownNameError: the storage has no such job.
-            FolderError: the folder cannot be deleted.
-        """
-        job, status = self.folder(job_id), self.status(job_id)
-        _check_at_rest(status, "delete", force=False)
-        # Nobody resumes it from now on.
-        job.add_attempt("delete", {}, {}, last=status.attempt)
-        key = job.read().get("key")
-        job.delete()
-        if key:
-            delete(self.storage / KEYS / str(key))
-
-    def _is_repeated(self, job: JobFolder, action: str, key: str, options: Mapping[str, Any]) -> bool:
-        """Whether an attempt of a job carries the idempotency key of a request.
-
-        Raises:
-            RequestError: it does, and was another request.
-        """
-        attempts = [job.read_attempt(number) for number in job.attempt_numbers()] if key else []
-        for one in attempts:
-            if one.key == key and (one.action, one.options) == (action, _as_json(options)):
-                return True
-            if one.key == key:
-                raise _key_is_reused(f"attempt {one.number} of {job.id}")
-        return False
-
-    def _restart(
-        self,
-        job: JobFolder,
-        status: JobStatus,
-        action: str,
-        options: Mapping[str, Any],
-        attempt: int | None,
-        force: bool,
-        key: str,
-    ) -> Job:
-        last = status.attempt if attempt is None else attempt
-        if last != status.attempt:
-            raise ConflictError(f"another process changed {job.id} first (attempt {status.attempt}); see its status")
-        _check_at_rest(status, action, force=force)
-        check_storage(self.storage, shared=self.shared_storage)
-        self.launcher.check()
-        self._start(job, action, _as_json(options), last=last, key=key)
-        return Job(self, job.id)
-
-    def _start(self, job: JobFolder, action: str, options: Mapping[str, Any], *, last: int, key: str = "") -> Attempt:
-        attempt = job.add_attempt(action, self.launcher.location(job), options, last=last, key=key)
-        try:
-            job.write_process(attempt.number, self.launcher.start(job, attempt))
-        except TuneHpcError:
-            job.withdraw(attempt)
-            raise
-        return attempt
 
 
 class Client(JobClient):
