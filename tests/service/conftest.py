@@ -1,7 +1,8 @@
-"""A service over a storage in which nothing runs: drivers are stood in for, and what they would leave is written."""
+"""A service over a storage in which nothing runs: a stand-in launcher, and the files that drivers would write."""
 
 import json
-from dataclasses import dataclass, field
+import secrets
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,14 @@ from tune_hpc.analysis.folder import ExperimentFolder
 from tune_hpc.analysis.parts import summarise, write_part
 from tune_hpc.analysis.results import trials_frame, write_frames
 from tune_hpc.cluster.client import JobClient
-from tune_hpc.cluster.job_folder import utc_now
+from tune_hpc.cluster.job_folder import timestamp
 from tune_hpc.cluster.launchers import DriverState
 from tune_hpc.search.experiment import Experiment, Space
 from tune_hpc.service.app import create_app
+from tune_hpc.service.auth import AccessRules, Credentials
+from tune_hpc.service.rate_limit import RateLimits, TokenBuckets
 
+API = "/api/v1"
 TOKEN = "a-token-for-tests-only"
 RANDOM = Experiment(
     "line.random",
@@ -33,8 +37,8 @@ RANDOM = Experiment(
 REGISTERED = [*exercise1_1stpart.experiments, *exercise2.experiments, RANDOM]
 
 
-class StandIn:
-    """A launcher that starts nothing; tests say what becomes of the drivers."""
+class StandInLauncher:
+    """A launcher that starts nothing; tests set the state of the drivers."""
 
     def __init__(self):
         self.started = []
@@ -42,106 +46,125 @@ class StandIn:
         self.driver = DriverState.ALIVE
         self.refusal = None
 
-    def check(self):
+    def check(self, timeout_s=15.0):
         if self.refusal:
             raise self.refusal
 
-    def place(self, job):
+    def location(self, job):
         return {"kind": "stand_in"}
 
     def start(self, job, attempt):
-        self.started.append((job.id, attempt.number, attempt.verb, dict(attempt.options)))
+        self.started.append((job.id, attempt.number, attempt.action, dict(attempt.options)))
+        return {}
 
-    def state(self, job, attempt):
+    def state(self, job, attempt, timeout_s=15.0):
         return self.driver
 
     def end(self, job, attempt):
         self.ended.append((job.id, attempt.number))
 
-    def output(self, job, attempt):
+    def output(self, job, attempt, timeout_s=15.0):
         return ""
 
 
 @dataclass
 class Service:
-    """A service, and ways to have things happen behind it."""
+    """A service, and what happens behind it."""
 
     storage: Path
     http: TestClient
-    launcher: StandIn
+    launcher: StandInLauncher
     client: JobClient
-    strangers: list = field(default_factory=list)
+    rules: AccessRules
 
-    def begin(self, body=None, **headers):
+    def get(self, path, **headers):
+        return self.http.get(API + path, headers=headers)
+
+    def post(self, path, body=None, **headers):
+        return self.http.post(API + path, json=body, headers=headers)
+
+    def start(self, body=None, **headers):
         """Start a search; return its id."""
-        answer = self.http.post("/searches", json=body or {"space": "exercise1_1stpart"}, headers=headers)
-        assert answer.status_code in (200, 201), answer.text
-        return answer.json()["id"]
+        response = self.post("/searches", body or {"space": "exercise1_1stpart"}, **headers)
+        assert response.status_code in (200, 201), response.text
+        return response.json()["id"]
+
+    def state(self, search_id):
+        return self.get(f"/searches/{search_id}").json()["state"]
 
     def drive(self, search_id, ended=None, number=1):
-        """Have its driver begin, or end with a state."""
-        folder = self.client.folder(search_id)
-        now = utc_now().isoformat(timespec="seconds")
-        told = {"process": {"host": "elsewhere", "pid": 1, "began": "x"}, "began": now, "beat": now}
-        folder.write_run(number, told | ({"state": ended, "ended": now} if ended else {}))
+        """Write what a driver writes when it starts, or when it ends with a state."""
+        state = {"process": {"host": "elsewhere", "pid": 1, "began": "x"}, "started_at": timestamp()}
+        end = {"state": ended, "ended_at": timestamp()} if ended else {}
+        self.client.folder(search_id).write_run(number, state | end)
 
-    def leave(self, search_id, num_trials=3, num_steps=5, is_running=False):
-        """Write what a search leaves: frames when it has ended, a file a trial before."""
-        folder = self.client.folder(search_id)
-        plain = folder.read()["experiments"][0]
-        home = ExperimentFolder(folder.path / plain["name"])
+    def write_results(self, search_id, num_trials=3, num_steps=5, is_running=False):
+        """Write what a search writes: frames when it has ended, a file per trial before."""
+        job = self.client.folder(search_id)
+        plain = job.read()["experiments"][0]
+        folder = job.experiment(plain["name"])
         keys = [*plain["space"], "seed"]
-        home.path.mkdir(exist_ok=True)
+        folder.path.mkdir(parents=True, exist_ok=True)
         state = "running" if is_running else "finished"
-        home.write(plain | {"config_keys": keys, "state": state, "num_trials": num_trials})
-        rates = np.geomspace(1e-4, 1e-1, num_trials)
+        folder.write(plain | {"config_keys": keys, "state": state, "num_trials": num_trials})
         rows, histories = [], []
-        for number, rate in enumerate(rates):
+        for number, rate in enumerate(np.geomspace(1e-4, 1e-1, num_trials)):
             history = pd.DataFrame({"step": np.arange(num_steps), "train_loss": np.geomspace(4, rate, num_steps)})
-            status = "failed" if number == 1 else "finished"
             rows.append(
-                {"experiment": plain["name"], "trial_id": f"t{number:05d}", "status": status, "learning_rate": rate,
-                 "seed": 0, **summarise(history)}
+                {"experiment": plain["name"], "trial_id": f"t{number:05d}", "learning_rate": rate, "seed": 0,
+                 "status": "failed" if number == 1 else "finished", **summarise(history)}
             )  # fmt: skip
             histories.append(history.assign(trial_id=rows[-1]["trial_id"]))
         if is_running:
             for row, history in zip(rows, histories, strict=True):
-                write_part(home.part(row["trial_id"]), row, history.drop(columns="trial_id"))
+                write_part(folder.part(row["trial_id"]), row, history.drop(columns="trial_id"))
         else:
-            write_frames(home, trials_frame(rows, keys), pd.concat(histories, ignore_index=True))
+            write_frames(folder, trials_frame(rows, keys), pd.concat(histories, ignore_index=True))
         best = {"value": 1e-4, "trial_id": "t00000"}
         progress = {"num_trials": num_trials, "ended": {"finished": num_trials}, "running": 0, "best": best}
-        home.progress.write_text(json.dumps(progress), encoding="utf-8")
-        home.logs.mkdir(exist_ok=True)
-        home.log("t00001").write_text("Traceback\nValueError: <b>odd</b>\n", encoding="utf-8")
-        folder.output.write_text("one line\n", encoding="utf-8")
-        return home
+        folder.progress.write_text(json.dumps(progress), encoding="utf-8")
+        folder.logs.mkdir(exist_ok=True)
+        folder.log("t00001").write_text("Traceback\nValueError: <b>odd</b>\n", encoding="utf-8")
+        job.output.write_text("one line\n", encoding="utf-8")
+        return ExperimentFolder(folder.path)
 
 
-def serve(storage, launcher=None, token=TOKEN, **limits):
-    """Return a service of a storage; it answers with what it would answer when a request fails."""
-    launcher = launcher or StandIn()
+def generous_limits(**buckets):
+    """Return rate limits that no test meets, except the given ones."""
+    unlimited = {name: TokenBuckets(1e6, 1e6) for name in ("public", "reads", "changes")}
+    return RateLimits(**(unlimited | buckets))
+
+
+def serve(storage, launcher=None, token=TOKEN, limits=None, root_path="", revoked_file=None, **rules):
+    """Return a service of a storage; a failure is its response, and not an exception of the client."""
+    launcher = launcher or StandInLauncher()
     client = JobClient(storage, launcher)
-    app = create_app(client, token, REGISTERED, **({"reads_per_s": 1e6, "writes_per_s": 1e6} | limits))
+    revoked_file = revoked_file or client.storage / f".revoked-{secrets.token_hex(4)}"
+    credentials = Credentials(token, "a-key-for-tests-only", revoked_file) if token else None
+    rules = AccessRules(credentials, frozenset({"localhost", "127.0.0.1", "::1"}), limits or generous_limits(), **rules)
+    app = create_app(client, rules, REGISTERED, root_path=root_path)
     http = TestClient(app, "http://127.0.0.1", raise_server_exceptions=False, follow_redirects=False)
     if token:
         http.headers["Authorization"] = f"Bearer {token}"
-    return Service(storage, http, launcher, client)
+    return Service(client.storage, http, launcher, client, rules)
 
 
 @pytest.fixture
 def service(tmp_path):
-    """A service over an empty storage, asked with its token."""
-    one = serve(tmp_path / "jobs")
-    with one.http:
-        yield one
+    """A service over an empty storage; its client sends the token."""
+    (tmp_path / "jobs").mkdir(mode=0o700)
+    service = serve(tmp_path / "jobs")
+    with service.http:
+        yield service
 
 
-def error_of(answer):
-    """Return the message of a refusal, which is one line of the agreed form."""
-    assert answer.headers["content-type"] == "application/json", answer.text
-    told = answer.json()
-    assert list(told) == ["error"]
-    assert set(told["error"]) == {"kind", "message"}
-    assert "\n" not in told["error"]["message"]
-    return told["error"]["message"]
+def problem_of(response):
+    """Return the detail of a problem, which is one line in the agreed form."""
+    assert response.headers["content-type"] == "application/problem+json", response.text
+    problem = response.json()
+    assert list(problem) == ["type", "title", "status", "detail", "request_id"]
+    assert problem["type"].startswith("urn:tune-hpc:problem:")
+    assert problem["status"] == response.status_code
+    assert problem["request_id"] == response.headers["x-request-id"]
+    assert "\n" not in problem["detail"]
+    return problem["detail"]

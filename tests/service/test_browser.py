@@ -79,10 +79,10 @@ def page(service, browser):
 @pytest.fixture
 def search_id(service):
     """The latest search, which has ended; one is made where no test has made one in this process."""
-    if not service.ask("/searches")["searches"]:
-        made = service.ask("/searches", {"space": "slow", "quick": True, "set": {"rate": {"choice": [0.1, 0.5, 3.0]}}})
-        wait_until(lambda: not service.ask(f"/searches/{made['id']}")["is_active"], TIMEOUT_MS / 1000)
-    return service.ask("/searches")["searches"][0]["id"]
+    if not service.ask("/api/v1/searches")["searches"]:
+        made = service.ask("/api/v1/searches", {"space": "slow", "quick": True, "set": {"rate": {"choice": [0.1, 0.5, 3.0]}}})
+        wait_until(lambda: not service.ask(f"/api/v1/searches/{made['id']}")["is_active"], TIMEOUT_MS / 1000)
+    return service.ask("/api/v1/searches")["searches"][0]["id"]
 
 
 POINTS = """async () => {
@@ -205,6 +205,6 @@ def test_a_service_that_is_gone_is_told_and_then_found_again(service, page):
     service.kill()
     page.evaluate("for (let i = 0; i < 3; i += 1) document.body.dispatchEvent(new CustomEvent('tick'))")
     page.wait_for_selector("#lost:not([hidden])")
-    service.begin(port)
+    service.start(port)
     page.evaluate("document.body.dispatchEvent(new CustomEvent('tick'))")
     page.wait_for_selector("#lost", state="hidden")

@@ -1,4 +1,4 @@
-"""The page: what it shows of searches and trials, and the form that starts one."""
+"""HTML pages: lists of searches and trials, actions, and the form that starts a search."""
 
 import re
 
@@ -8,25 +8,25 @@ from search_spaces import exercise3
 from tests.service.conftest import RANDOM, REGISTERED
 from tune_hpc.errors import TuneHpcError
 from tune_hpc.service import forms
-from tune_hpc.service.catalogue import Catalogue
+from tune_hpc.service.registry import Registry
 
 PAGE = {"Accept": "text/html", "Origin": "http://127.0.0.1"}
 
 
 def text_of(page):
-    """Return what one reads, without tags."""
+    """Return the text of a page, without tags."""
     return " ".join(re.sub(r"<[^>]+>", " ", page).split())
 
 
-def test_an_empty_storage_says_how_to_begin(service):
+def test_empty_list_links_to_the_form(service):
     page = service.http.get("/", headers=PAGE).text
-    assert "There is no search in this storage yet." in text_of(page)
+    assert "This storage has no searches yet." in text_of(page)
     assert 'href="/new"' in page
 
 
-def test_the_list_has_state_progress_and_best(service):
-    search_id = service.begin()
-    service.leave(search_id)
+def test_list_has_state_progress_and_best_value(service):
+    search_id = service.start()
+    service.write_results(search_id)
     service.drive(search_id)
     page = service.http.get("/", headers=PAGE).text
     for part in ("running", "3 of 3 trials", "best training loss 0.0001", search_id):
@@ -35,9 +35,9 @@ def test_the_list_has_state_progress_and_best(service):
     assert "No search is lost." in text_of(service.http.get("/?state=lost", headers=PAGE).text)
 
 
-def test_many_searches_come_in_pages(service):
+def test_list_has_pages(service):
     for _ in range(53):
-        service.begin()
+        service.start()
     page = service.http.get("/", headers=PAGE).text
     assert page.count('<li id="row-') == 50
     assert "1 to 50 of 53" in text_of(page)
@@ -46,20 +46,25 @@ def test_many_searches_come_in_pages(service):
 
 @pytest.mark.parametrize(
     ("state", "buttons"),
-    [(None, ["Stop"]), ("stopped", ["Resume", "Extend"]), ("finished", ["Extend"]), ("failed", ["Resume", "Extend"])],
+    [
+        (None, ["Stop"]),
+        ("stopped", ["Resume", "Extend", "Delete the search"]),
+        ("finished", ["Extend", "Delete the search"]),
+        ("failed", ["Resume", "Extend", "Delete the search"]),
+    ],
 )
-def test_a_search_has_the_buttons_that_its_state_allows(service, state, buttons):
-    search_id = service.begin({"space": "line.random"})
-    service.leave(search_id)
+def test_search_has_the_buttons_that_its_state_allows(service, state, buttons):
+    search_id = service.start({"space": "line.random"})
+    service.write_results(search_id)
     if state:
         service.drive(search_id, state)
     page = service.http.get(f"/view/{search_id}/summary", headers=PAGE).text
-    assert re.findall(r"<button[^>]*>(\w+)", page) == buttons
+    assert re.findall(r"<button[^>]*>([\w ]+)", page) == buttons
     assert ('data-active="yes"' in page) == (state is None)
 
 
-def test_buttons_do_what_they_say_or_say_why_not(service):
-    search_id = service.begin({"space": "line.random"})
+def test_action_changes_the_search_or_shows_the_problem(service):
+    search_id = service.start({"space": "line.random"})
     service.drive(search_id, "finished")
     assert service.http.post(f"/view/{search_id}/extend", data={"num_samples": "7"}, headers=PAGE).status_code == 303
     assert service.launcher.started[-1][2:] == ("extend", {"num_samples": 7, "experiment": "line.random"})
@@ -67,15 +72,15 @@ def test_buttons_do_what_they_say_or_say_why_not(service):
     assert answer.status_code == 409
     assert "is pending; stop it first" in text_of(answer.text)
     answer = service.http.post(f"/view/{search_id}/extend", data={"num_samples": "-1"}, headers=PAGE)
-    assert "is a whole number from 1 to 100000; got '-1'" in text_of(answer.text).replace("&#39;", "'")
+    assert "must be from 1 to 10000; got '-1'" in text_of(answer.text).replace("&#39;", "'")
     assert service.http.post(f"/view/{search_id}/explode", headers=PAGE).status_code == 404
     assert service.http.post(f"/view/{search_id}/stop", headers=PAGE).status_code == 303
-    assert service.http.get(f"/searches/{search_id}").json()["state"] == "stopped"
+    assert service.http.get(f"/api/v1/searches/{search_id}").json()["state"] == "stopped"
 
 
-def test_the_table_sorts_filters_and_turns_pages(service):
-    search_id = service.begin()
-    service.leave(search_id, num_trials=120)
+def test_table_sorts_filters_and_pages(service):
+    search_id = service.start()
+    service.write_results(search_id, num_trials=120)
     page = service.http.get(f"/view/{search_id}/table", headers=PAGE).text
     # The best come first.
     assert re.findall(r'<tr id="trial-(t\d+)"', page)[:2] == ["t00000", "t00001"]
@@ -98,26 +103,26 @@ def test_the_table_sorts_filters_and_turns_pages(service):
     assert "of 120 trials" in text_of(odd.text)
 
 
-def test_a_trial_has_its_configuration_its_numbers_and_its_log(service):
-    search_id = service.begin()
-    service.leave(search_id)
+def test_trial_page_has_configuration_results_and_log(service):
+    search_id = service.start()
+    service.write_results(search_id)
     page = text_of(service.http.get(f"/view/{search_id}/trial/t00001", headers=PAGE).text)
     assert "Trial t00001 failed" in page
     assert "learning rate 0.00316" in page
     assert "ValueError: &lt;b&gt;odd&lt;/b&gt;" in page
     assert service.http.get(f"/view/{search_id}/trial/t9", headers=PAGE).status_code == 404
-    assert "It printed nothing." in service.http.get(f"/view/{search_id}/trial/t00000", headers=PAGE).text
+    assert "The trial wrote no output." in service.http.get(f"/view/{search_id}/trial/t00000", headers=PAGE).text
 
 
-def test_a_person_gets_a_page_and_a_program_one_line_of_json(service):
+def test_browser_gets_an_error_page_and_a_program_a_problem(service):
     page = service.http.get("/view/none", headers=PAGE)
-    assert (page.status_code, "Nothing is here" in page.text) == (404, True)
-    assert service.http.get("/view/none", headers={"Accept": "*/*"}).json()["error"]["kind"] == "RequestError"
+    assert (page.status_code, "Not found" in page.text) == (404, True)
+    assert service.http.get("/view/none", headers={"Accept": "*/*"}).json()["type"].endswith(":not-found")
 
 
-def test_parallel_coordinates_cross_an_axis_for_each_parameter(service):
-    search_id = service.begin()
-    service.leave(search_id, num_trials=20)
+def test_parallel_coordinates_have_an_axis_per_parameter(service):
+    search_id = service.start()
+    service.write_results(search_id, num_trials=20)
     page = service.http.get(f"/view/{search_id}/parallel", headers=PAGE).text
     assert page.count("<path") == 19
     assert page.count("<line") == 2
@@ -126,7 +131,7 @@ def test_parallel_coordinates_cross_an_axis_for_each_parameter(service):
 
 
 @pytest.mark.parametrize("experiment", REGISTERED, ids=lambda one: one.name)
-def test_a_form_that_nobody_changed_asks_for_the_experiment_as_it_is(service, experiment):
+def test_unchanged_form_requests_the_registered_experiment(service, experiment):
     page = service.http.get(f"/new/{experiment.name}", headers=PAGE).text
     form = {}
     for name, value in re.findall(r'<input [^>]*name="([^"]+)"[^>]*?value="([^"]*)"', page):
@@ -134,10 +139,10 @@ def test_a_form_that_nobody_changed_asks_for_the_experiment_as_it_is(service, ex
     form.pop("quick")
     asked = forms.read_form(experiment, form)
     assert asked.set == {}
-    assert Catalogue(REGISTERED).asked(asked) == experiment
+    assert Registry(REGISTERED).build_experiment(asked) == experiment
 
 
-def test_a_form_starts_the_search_that_it_describes_once(service):
+def test_form_starts_its_search_once(service):
     page = service.http.get("/new/exercise2.softmax", headers=PAGE).text
     key = re.search(r'name="key" value="([^"]+)"', page).group(1)
     form = {"key": key, "quick": "yes", "c.optimizer": ["adam", "ftrl"], "p.learning_rate": "loguniform(1e-4, 1)",
@@ -161,14 +166,14 @@ def test_a_form_starts_the_search_that_it_describes_once(service):
         ({"p.learning_rate": "-1"}, "learning_rate must be a number above 0; got -1"),
         ({"p.learning_rate": "__import__('os')"}, "learning_rate: no domain is called '__import__'"),
         ({"p.learning_rate": "uniform(1, 0)"}, "uniform needs a lower bound below the upper one"),
-        ({"seeds": "many"}, "seeds is a whole number; got 'many'"),
+        ({"seeds": "many"}, "seeds must be a whole number; got 'many'"),
         ({"seeds": "0"}, "seeds: Input should be greater than or equal to 1; got '0'"),
         ({"searcher": "magic"}, "searcher must be one of grid"),
         ({"fuse": "often"}, "fuse"),
         ({"target": "inf"}, "target: Input should be a finite number"),
     ],
 )
-def test_a_form_with_an_error_comes_back_filled_in_with_what_is_wrong(service, form, words):
+def test_form_with_an_error_returns_with_its_values_and_the_problem(service, form, words):
     answer = service.http.post("/new/line.random", data={"p.steps": "77", **form}, headers=PAGE)
     assert answer.status_code == 422
     assert words in text_of(answer.text).replace("&#39;", "'")
@@ -178,7 +183,7 @@ def test_a_form_with_an_error_comes_back_filled_in_with_what_is_wrong(service, f
     assert (preview.status_code, "problem-text" in preview.text) == (200, True)
 
 
-def test_each_case_of_a_condition_can_be_changed_by_itself():
+def test_each_case_of_a_condition_can_be_changed():
     space = exercise3.open.space
     (field,) = [one for one in forms.fields(exercise3.open, {}) if one.name == "learning_rate"]
     assert [(where, text) for _, where, text in field.cases] == [
@@ -195,28 +200,28 @@ def test_each_case_of_a_condition_can_be_changed_by_itself():
     assert asked.set == {
         "learning_rate": {"cases": [before[0], {**before[1], "value": {"choice": [0.001, 0.002]}}, before[2]]}
     }
-    new = Catalogue([exercise3.open]).asked(asked).space
+    new = Registry([exercise3.open]).build_experiment(asked).space
     assert new.describe("learning_rate") == (
         "loguniform(0.0003, 0.005) where optimizer is adam; choice(0.001, 0.002) where optimizer is rmsprop; "
         "loguniform(0.01, 0.2) elsewhere"
     )
     with pytest.raises(TuneHpcError, match="learning_rate must be a number above 0; got -1"):
-        Catalogue([exercise3.open]).asked(forms.read_form(exercise3.open, {**changed, field.cases[0][0]: ["-1"]}))
+        Registry([exercise3.open]).build_experiment(forms.read_form(exercise3.open, {**changed, field.cases[0][0]: ["-1"]}))
     (again,) = [one for one in forms.fields(exercise3.open, changed) if one.name == "learning_rate"]
     assert [text for _, _, text in again.cases][1:] == ["0.001, 0.002", "loguniform(0.01, 0.2)"]
 
 
-def test_boxes_all_unticked_are_an_error(service):
+def test_form_without_a_selected_word_is_refused(service):
     answer = service.http.post("/new/exercise2.softmax", data={"p.steps": "5"}, headers=PAGE)
-    assert "optimizer: tick at least one of gradient_descent" in text_of(answer.text)
+    assert "optimizer: select at least one of gradient_descent" in text_of(answer.text)
 
 
-def test_an_unknown_space_has_no_form(service):
+def test_unknown_space_has_no_form(service):
     assert service.http.get("/new/none", headers=PAGE).status_code == 404
     assert service.http.post("/new/none", data={"key": "k"}, headers=PAGE).status_code == 404
 
 
-def test_every_file_that_a_page_names_is_there(service):
+def test_every_file_of_a_page_exists(service):
     page = service.http.get("/", headers=PAGE).text
     files = re.findall(r'(?:href|src)="(/static/[^"]+)"', page)
     assert len(files) == 8
@@ -226,7 +231,7 @@ def test_every_file_that_a_page_names_is_there(service):
     assert service.http.get("/favicon.ico").headers["content-type"] == "image/svg+xml"
 
 
-def test_a_space_of_no_text_is_no_way_in():
+def test_text_of_a_form_is_never_evaluated():
     for text in ("choice(os.system)", "lambda: 1", "{'choice': [1]}", "eval(1)"):
         with pytest.raises(TuneHpcError):
-            Catalogue(REGISTERED).asked(forms.read_form(RANDOM, {"p.learning_rate": [text]}))
+            Registry(REGISTERED).build_experiment(forms.read_form(RANDOM, {"p.learning_rate": [text]}))

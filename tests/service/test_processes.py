@@ -38,34 +38,34 @@ def service(tmp_path):
 
 @pytest.mark.slow
 def test_a_service_that_is_killed_loses_nothing_and_running_searches_go_on(service):
-    search_id = service.ask("/searches", {"space": "slow"})["id"]
-    never_begun = service.ask("/searches", {"space": "exercise1_1stpart", "quick": True})["id"]
-    wait_until(lambda: service.ask(f"/searches/{search_id}/curves")["num_trials"] > 0, 90)
-    before = service.ask(f"/searches/{search_id}")
+    search_id = service.ask("/api/v1/searches", {"space": "slow"})["id"]
+    never_begun = service.ask("/api/v1/searches", {"space": "exercise1_1stpart", "quick": True})["id"]
+    wait_until(lambda: service.ask(f"/api/v1/searches/{search_id}/curves")["num_trials"] > 0, 90)
+    before = service.ask(f"/api/v1/searches/{search_id}")
     token = service.token
     service.kill()
     with pytest.raises(urllib.error.URLError):
         service.ask("/health")
     time.sleep(3)
-    service.begin()
+    service.start()
     assert service.token == token
-    listed = {one["id"]: one for one in service.ask("/searches")["searches"]}
+    listed = {one["id"]: one for one in service.ask("/api/v1/searches")["searches"]}
     assert set(listed) == {search_id, never_begun}
     assert (before["state"], listed[search_id]["state"]) == ("running", "running")
 
     def last_step():
-        return max(service.ask(f"/searches/{search_id}/curves")["curves"][0]["steps"])
+        return max(service.ask(f"/api/v1/searches/{search_id}/curves")["curves"][0]["steps"])
 
     before_it = last_step()
     wait_until(lambda: last_step() > before_it, 60)
     # The new one steers what the old one started.
-    assert service.ask(f"/searches/{search_id}/stop", {})["state"] in ("stopping", "stopped")
-    wait_until(lambda: service.ask(f"/searches/{search_id}")["state"] == "stopped", 60)
-    service.ask(f"/searches/{search_id}/resume", {})
-    wait_until(lambda: service.ask(f"/searches/{search_id}")["state"] == "running", 60)
+    assert service.ask(f"/api/v1/searches/{search_id}/stop", {})["state"] in ("stopping", "stopped")
+    wait_until(lambda: service.ask(f"/api/v1/searches/{search_id}")["state"] == "stopped", 60)
+    service.ask(f"/api/v1/searches/{search_id}/resume", {})
+    wait_until(lambda: service.ask(f"/api/v1/searches/{search_id}")["state"] == "running", 60)
     (service.folder / "hurry").touch()
-    wait_until(lambda: not service.ask(f"/searches/{search_id}")["is_active"], 180)
-    assert service.ask(f"/searches/{search_id}")["state"] == "finished"
-    told = service.ask(f"/searches/{search_id}/history")
+    wait_until(lambda: not service.ask(f"/api/v1/searches/{search_id}")["is_active"], 180)
+    assert service.ask(f"/api/v1/searches/{search_id}")["state"] == "finished"
+    told = service.ask(f"/api/v1/searches/{search_id}/history")
     assert told["total"] == 1000
     assert service.log.read_text(encoding="utf-8").count("\n") == 2

@@ -1,7 +1,9 @@
-"""The verb that serves searches over HTTP, as in cli.py."""
+"""``tune-hpc serve``: searches over HTTP."""
 
 import argparse
+import logging
 import os
+import resource
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -10,58 +12,75 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_hpc import __version__
-from tune_hpc.analysis.object_store import here, is_remote, place_of
+from tune_hpc.analysis.object_store import is_remote, place_of
+from tune_hpc.analysis.storage_access import check_storage
 from tune_hpc.cli.jobs import DEFAULT_STORAGE, STORAGE_VARIABLE, client_at
-from tune_hpc.errors import ClusterError, FolderError, InvalidExperimentError, MissingPackageError, UnknownNameError
+from tune_hpc.errors import ClusterError, InvalidExperimentError, MissingPackageError, UnknownNameError
 
 if TYPE_CHECKING:
     from tune_hpc.cluster.client import JobClient
     from tune_hpc.search.experiment import Experiment
 
 DEFAULT_PORT = 8300
-NEEDED = ("fastapi", "uvicorn", "httptools", "starlette", "pydantic", "anyio")
-#: Threads that read results let the one that answers have its turn after so many seconds.
-SWITCH_S = 0.0005
+NEEDED = ("fastapi", "uvicorn", "starlette", "pydantic", "anyio", "itsdangerous", "prometheus_client")
 TOKEN_FILE = "service-token"
+#: The names of this machine for a service without a token.
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def add_serve_verb(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
-    """Add the verb to a parser.
+    """Add the command to a parser.
 
     Args:
-        add: Makes the parser of a verb, of its name, its function and its help.
+        add: Makes the parser of a command from its name, function and help.
     """
-    serve = add("serve", _serve, "serve searches over HTTP, with a page to start, watch and steer them")
+    serve = add("serve", _serve, "serve searches over HTTP: an API, and a page to start, watch and control them")
     serve.add_argument(
-        "--storage", metavar="DIR", help=f"where jobs are kept (default: ${STORAGE_VARIABLE}, or {DEFAULT_STORAGE})"
+        "--storage", metavar="DIR", help=f"folder of the jobs (default: ${STORAGE_VARIABLE}, or {DEFAULT_STORAGE})"
     )
     serve.add_argument(
         "--address", metavar="ADDRESS",
-        help="the dashboard of the Ray cluster that runs searches, http://HEAD:8265 (default: this machine does)",
+        help="dashboard of the Ray cluster that runs searches, http://HEAD:8265 (default: run them on this machine)",
     )  # fmt: skip
     serve.add_argument(
         "--register", action="append", default=[], metavar="NAME",
-        help="an experiment of one's own that may be asked for, package.module:attribute; repeatable",
+        help="an experiment that requests may start, package.module:attribute; repeatable",
     )  # fmt: skip
-    where = serve.add_argument_group("where it listens, and to whom")
-    where.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default: 127.0.0.1, this machine alone")
+    serve.add_argument(
+        "--shared-storage", action="store_true",
+        help="accept a storage that other users can write to: they can run code with your rights",
+    )  # fmt: skip
+    where = serve.add_argument_group("network and access")
+    where.add_argument("--host", default="127.0.0.1", metavar="HOST", help="default: 127.0.0.1, this machine only")
     where.add_argument("--port", type=int, default=DEFAULT_PORT, metavar="N", help=f"default: {DEFAULT_PORT}; 0: any")
     where.add_argument(
-        "--token-file",
-        metavar="FILE",
-        help=f"the token's; it is made (default: {TOKEN_FILE} in the storage)",
-    )
-    where.add_argument("--no-token", action="store_true", help="let in every process of this machine (loopback only)")
+        "--token-file", metavar="FILE",
+        help=f"file of the token, created if missing (default: {TOKEN_FILE} in the storage)",
+    )  # fmt: skip
+    where.add_argument("--no-token", action="store_true", help="serve all processes of this machine (loopback only)")
     where.add_argument(
-        "--reads-per-s", type=float, metavar="N", help="requests a second of one address that read (default: 600)"
+        "--behind-proxy", metavar="ADDRESS", help="trust the X-Forwarded headers of a proxy with this IP address"
     )
     where.add_argument(
-        "--changes-per-s", type=float, metavar="N", help="requests a second of one that change something (default: 5)"
+        "--root-path", default="", metavar="PATH", help="path below which a proxy serves the service, like /tune"
     )
+    where.add_argument("--public-metrics", action="store_true", help="serve /metrics and /ready without the token")
+    where.add_argument(
+        "--reads-per-s",
+        type=float,
+        default=600,
+        metavar="N",
+        help="read requests per session and second (default: 600)",
+    )
+    where.add_argument(
+        "--changes-per-s", type=float, default=5, metavar="N",
+        help="requests per session and second that change something (default: 5)",
+    )  # fmt: skip
 
 
 def registered(references: list[str]) -> list["Experiment"]:
-    """Return the experiments that may be asked for: those of ``search_spaces``, and the operator's own.
+    """Return the experiments that requests may start: those of ``search_spaces``, and those of ``--register``.
 
     Raises:
         UnknownNameError: a reference that leads to no experiment.
@@ -72,17 +91,17 @@ def registered(references: list[str]) -> list["Experiment"]:
     found: list[Experiment] = list(import_module("search_spaces").all_experiments())
     for reference in references:
         target = load_reference(reference)
-        own = list(target) if isinstance(target, list | tuple) else [target]
-        if not own or not all(isinstance(one, Experiment) for one in own):
+        loaded = list(target) if isinstance(target, list | tuple) else [target]
+        if not loaded or not all(isinstance(one, Experiment) for one in loaded):
             raise UnknownNameError(
                 f"--register takes an Experiment, or a list of them; {reference} is of type {type(target).__name__}"
             )
-        found += own
+        found += loaded
     return found
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine alone."""
+    """Whether a host is reachable from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -93,65 +112,95 @@ def is_loopback(host: str) -> bool:
 
 def _serve(flags: argparse.Namespace) -> int:
     try:
-        # The first chart would have to wait for it.
+        # The first chart would wait for this import.
         import scipy.special  # noqa: F401
         import uvicorn
 
-        from tune_hpc.service.app import LOOPBACK, create_app
-        from tune_hpc.service.http import ServiceHttp
+        from tune_hpc.service.app import create_app
+        from tune_hpc.service.auth import AccessRules, Credentials
+        from tune_hpc.service.connection import BoundedH11Protocol
+        from tune_hpc.service.rate_limit import RateLimits, TokenBuckets
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in NEEDED:
             raise
         raise MissingPackageError(
             f"tune-hpc serve needs {error.name}, which is not installed: pip install 'tune-hpc[serve]'"
         ) from error
-    from tune_hpc.service.tokens import find_or_make_token
-
-    if flags.no_token and not is_loopback(flags.host):
-        raise InvalidExperimentError(
-            f"without a token the service listens on this machine alone; got --host {flags.host}: leave out --no-token"
-        )
-    if not 0 <= flags.port <= 65535:
-        raise InvalidExperimentError(f"--port is a number from 0 to 65535; got {flags.port}")
-    limits = {"reads_per_s": flags.reads_per_s, "writes_per_s": flags.changes_per_s}
-    for name, value in limits.items():
-        if value is not None and not 0 < value < 1e9:
-            raise InvalidExperimentError(f"--{name.replace('_', '-')} must be above 0; got {value}")
-    storage = here(flags.storage or os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE).absolute()
-    try:
-        storage.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FolderError(f"{storage} cannot be made: {error.strerror}; choose another with --storage") from error
+    _check_flags(flags)
+    storage = check_storage(
+        flags.storage or os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE, shared=flags.shared_storage
+    )
     if is_remote(place_of(storage)) and not (flags.token_file or flags.no_token):
         raise InvalidExperimentError(
-            f"a token is kept on this machine, not in {place_of(storage)}; name its file with --token-file"
+            f"the token must be on this machine, not in {place_of(storage)}; name its file with --token-file"
         )
-    client = client_at(flags.address, place_of(storage))
+    client = client_at(flags.address, place_of(storage), shared_storage=flags.shared_storage)
     token_file = Path(flags.token_file) if flags.token_file else storage / TOKEN_FILE
-    token = None if flags.no_token else find_or_make_token(token_file)
-    app = create_app(
-        client, token, registered(flags.register), hosts=LOOPBACK | {flags.host.lower()}, version=__version__,
-        **{name: value for name, value in limits.items() if value is not None},
+    limits = RateLimits(
+        reads=TokenBuckets(flags.reads_per_s, max(20, 2 * flags.reads_per_s)),
+        changes=TokenBuckets(flags.changes_per_s, max(20, 2 * flags.changes_per_s)),
+    )
+    rules = AccessRules(
+        None if flags.no_token else Credentials.load(token_file), frozenset({*LOOPBACK, flags.host.lower()}), limits,
+        has_public_metrics=flags.public_metrics, is_behind_proxy=flags.behind_proxy is not None,
     )  # fmt: skip
+    app = create_app(
+        client, rules, registered(flags.register), root_path=flags.root_path.rstrip("/"), version=__version__
+    )
+    logging.basicConfig(format=_LOG_FORMAT, level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("tune_hpc.audit").setLevel(logging.INFO)
+    _allow_many_files()
     config = uvicorn.Config(
-        app, host=flags.host, port=flags.port, access_log=False, log_level="warning", server_header=False,
-        http=ServiceHttp, limit_concurrency=2000, timeout_keep_alive=30, timeout_graceful_shutdown=5,
+        app, host=flags.host, port=flags.port, http=BoundedH11Protocol, ws="none", loop="asyncio", lifespan="off",
+        access_log=False, log_config=None, log_level="warning", server_header=False, limit_concurrency=1000,
+        timeout_keep_alive=30, timeout_graceful_shutdown=10, h11_max_incomplete_event_size=65536,
+        proxy_headers=flags.behind_proxy is not None, forwarded_allow_ips=flags.behind_proxy or "",
     )  # fmt: skip
     server = uvicorn.Server(config)
     socket = _bind(config)
     host, port = socket.getsockname()[:2]
-    _say(f"{f'[{host}]' if ':' in host else host}:{port}", place_of(storage), token_file, token)
+    where = f"{f'[{host}]' if ':' in host else host}:{port}{flags.root_path.rstrip('/')}"
+    _print_address(where, place_of(storage), None if flags.no_token else token_file)
     warn_of_cluster(client)
-    sys.setswitchinterval(SWITCH_S)
     server.run(sockets=[socket])
     return 0
 
 
-def _bind(config: Any) -> Any:
-    """Return a socket that listens where it was asked to.
+def _check_flags(flags: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other.
 
     Raises:
-        InvalidExperimentError: nobody may listen there, or somebody else does.
+        InvalidExperimentError: as said.
+    """
+    if flags.no_token and not is_loopback(flags.host):
+        raise InvalidExperimentError(
+            f"a service without a token must listen on this machine only; got --host {flags.host}: omit --no-token"
+        )
+    if not 0 <= flags.port <= 65535:
+        raise InvalidExperimentError(f"--port must be from 0 to 65535; got {flags.port}")
+    for name in ("reads_per_s", "changes_per_s"):
+        if not 0 < getattr(flags, name) < 1e9:
+            flag = name.replace("_", "-")
+            raise InvalidExperimentError(f"--{flag} must be above 0; got {getattr(flags, name):g}")
+    if flags.root_path and not (flags.root_path.startswith("/") and flags.root_path.isascii()):
+        raise InvalidExperimentError(f"--root-path must begin with a slash; got {flags.root_path!r}")
+    try:
+        ip_address(flags.behind_proxy or "127.0.0.1")
+    except ValueError as error:
+        raise InvalidExperimentError(f"--behind-proxy must be an IP address; got {flags.behind_proxy!r}") from error
+
+
+def _allow_many_files() -> None:
+    """Raise the limit of open files: each connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _bind(config: Any) -> Any:
+    """Return a socket that listens at the address of a configuration.
+
+    Raises:
+        InvalidExperimentError: the address cannot be used.
     """
     import socket
 
@@ -160,24 +209,24 @@ def _bind(config: Any) -> Any:
         return socket.create_server((config.host, config.port), family=family, backlog=2048)
     except OSError as error:
         raise InvalidExperimentError(
-            f"nothing can listen at {config.host} port {config.port}: {error}; choose another with --host and --port"
+            f"the service cannot listen at {config.host} port {config.port}: {error}; use another --host or --port"
         ) from error
 
 
 def warn_of_cluster(client: "JobClient") -> None:
-    """Say so where no search could be begun now; those that are there can be looked at all the same."""
+    """Print a warning if no search can be started now; existing ones can be read all the same."""
     try:
         client.launcher.check()
     except ClusterError as error:
-        print(f"tune-hpc: searches can be looked at, and not begun: {error}", file=sys.stderr, flush=True)
+        print(f"tune-hpc: searches can be read, but not started: {error}", file=sys.stderr, flush=True)
 
 
-def _say(where: str, storage: str, token_file: Path, token: str | None) -> None:
+def _print_address(where: str, storage: str, token_file: Path | None) -> None:
     print(f"tune-hpc serves {storage} at http://{where}", flush=True)
-    if token is None:
-        print("no token: every process of this machine may use it", flush=True)
+    if token_file is None:
+        print("no token: all processes of this machine may use it", flush=True)
         return
     print(f"token: in {token_file}", flush=True)
     if sys.stdout.isatty():
-        # What follows the # stays in the browser; a terminal shows it to whoever may read the file.
-        print(f"page: http://{where}/login#token={token}", flush=True)
+        # Browsers do not send what follows the #.
+        print(f"page: http://{where}/login#token={token_file.read_text(encoding='ascii').strip()}", flush=True)

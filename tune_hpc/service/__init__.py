@@ -1,18 +1,15 @@
-"""Searches over HTTP, and a page to look at them: ``tune-hpc serve``.
+"""Searches over HTTP: an API and a page (``tune-hpc serve``).
 
-    app.py              the application: all of the following, wired
-    searches.py         the routes of searches; spaces.py: of what there is to run
-    bodies.py           what a request may ask for, as pydantic models; forms.py: the same from the page's form
-    catalogue.py        the experiments that may be asked for, by name
-    submissions.py      one request, one search, however often it is sent
-    statuses.py         how jobs stand; readings.py: what came of them, read once for all who ask
-    frames.py           filters, order, pages, JSON, CSV and Parquet; curves.py: compact curves for charts
-    answers.py          errors as answers, and answers kept for a moment
-    access.py           who may ask; tokens.py: the token and the session of a browser
-    limits.py           sizes and rates
-    launching.py        a launcher that never keeps a reader waiting
-    pages.py            the page, with templates/ and static/
+    app.py             application factory
+    routes/            API: searches.py, results.py (trials, curves, logs, report), system.py (health, metrics, spaces)
+    schemas.py         request and response models; problems.py: errors (RFC 9457)
+    services.py        what the routes share; cache.py: responses and results
+    registry.py        the experiments that requests may start
+    auth.py            authentication, login; rate_limit.py: token buckets
+    middleware.py      audit, security headers, ETags, bodies; connection.py: limits of connections; metrics.py
+    pages.py           HTML pages, with forms.py, view_models.py, templates/ and static/
+    frame_query.py     filter, sort and page data frames; chart_data.py: data of the charts
 
-It has no state of its own: all is in the storage of jobs, so that it can be ended and begun again at any moment, and
-several may share one storage.
+The service has no state except the storage of the jobs, so it can be restarted at any time, and several services can
+share a storage.
 """

@@ -1,166 +1,146 @@
-"""The application: routes, limits and access, wired; errors in one form."""
+"""Application factory."""
 
-import logging
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.security import HTTPBearer
+from fastapi.security import APIKeyCookie, HTTPBearer
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import FileResponse
+from starlette.routing import BaseRoute
+from starlette.staticfiles import StaticFiles
 
 from tune_hpc.cluster.client import JobClient
 from tune_hpc.errors import RequestError, TuneHpcError
 from tune_hpc.search.experiment import Experiment
-from tune_hpc.service.access import Access
-from tune_hpc.service.answers import Json, error_answer
-from tune_hpc.service.catalogue import Catalogue
-from tune_hpc.service.descriptions import Health, SpaceList, SpaceTold, errors, json_of
-from tune_hpc.service.entrance import entrance_routes
-from tune_hpc.service.http import Coalescing
-from tune_hpc.service.limits import READS_PER_S, WRITES_PER_S, Limits
-from tune_hpc.service.outcomes import outcome_routes
+from tune_hpc.service.auth import AccessRules, AuthMiddleware, login_routes
+from tune_hpc.service.metrics import Metrics
+from tune_hpc.service.middleware import BodyLimitMiddleware, ETagMiddleware, RequestMiddleware
 from tune_hpc.service.pages import page_routes
-from tune_hpc.service.parts import Parts, make_parts
-from tune_hpc.service.quick import Quick
-from tune_hpc.service.rendering import Templates
-from tune_hpc.service.searches import search_routes
+from tune_hpc.service.problems import PROBLEM_TYPES, Problem, ProblemRenderer
+from tune_hpc.service.registry import Registry
+from tune_hpc.service.request_context import route_path
+from tune_hpc.service.routes.results import result_routes
+from tune_hpc.service.routes.searches import search_routes
+from tune_hpc.service.routes.system import health_routes, system_routes
+from tune_hpc.service.services import Services
+from tune_hpc.service.templates import Templates
 
-_log = logging.getLogger(__name__)
-#: The names under which a service of this machine is meant.
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-_DESCRIPTION = (
-    "Hyperparameter searches: started, watched and steered. Spaces are plain JSON; nothing is ever evaluated."
-)
-
-
-class Guarded(FastAPI):
-    """FastAPI behind an entrance, so that what is refused costs none of its layers; what is given again costs none."""
-
-    entrance: ASGIApp
-    quick: Quick
-    coalescing: Coalescing
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        await self.entrance(scope, receive, send)
-
-    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one that was let in."""
-        await super().__call__(scope, receive, send)
+STATIC = Path(str(files("tune_hpc.service"))) / "static"
+GZIP_MIN_BYTES = 2000
+_DESCRIPTION = "Start, watch and control hyperparameter searches. Spaces are plain JSON; no text is evaluated."
 
 
 def create_app(
     client: JobClient,
-    token: str | None,
-    registered: Iterable[Experiment],
+    rules: AccessRules,
+    experiments: Iterable[Experiment],
     *,
-    hosts: frozenset[str] = LOOPBACK,
-    reads_per_s: float = READS_PER_S,
-    writes_per_s: float = WRITES_PER_S,
+    root_path: str = "",
     version: str = "unknown",
 ) -> FastAPI:
-    """Return the service of a client's storage.
+    """Return the service of a storage.
 
     Args:
-        client: Who starts jobs, and where they are kept.
-        token: What a request must send; ``None``: nothing, under one of ``hosts``.
-        registered: The experiments that may be asked for.
-        hosts: The names under which the service is meant, where it has no token.
-        reads_per_s: Requests a second of one address that read.
-        writes_per_s: Requests a second of one address that change something.
-        version: What the service says of itself.
+        client: Starts jobs in the storage.
+        rules: Who may use the service.
+        experiments: The experiments that requests may start.
+        root_path: The path below which a proxy serves it; empty, or with a leading slash.
+        version: The version of the package.
 
     Raises:
-        InvalidExperimentError: two experiments are called the same.
+        InvalidExperimentError: two experiments have the same name.
     """
-    parts = make_parts(client, Catalogue(registered))
-    app = Guarded(
+    services, metrics = Services(client, Registry(experiments)), Metrics()
+    templates = Templates(has_token=rules.credentials is not None, root_path=root_path)
+    respond = ProblemRenderer(templates)
+    app = FastAPI(
         title="tune_hpc", version=version, description=_DESCRIPTION, docs_url=None, redoc_url=None,
-        default_response_class=Json,
+        openapi_url="/api/v1/openapi.json", servers=[{"url": root_path or "/"}], redirect_slashes=False,
+        middleware=[
+            Middleware(RequestMiddleware, respond=respond, metrics=metrics, root_path=root_path),
+            Middleware(GZipMiddleware, minimum_size=GZIP_MIN_BYTES, compresslevel=5),
+            Middleware(ETagMiddleware),
+            Middleware(AuthMiddleware, rules=rules, respond=respond),
+            Middleware(BodyLimitMiddleware, respond=respond),
+        ],
     )  # fmt: skip
-    needs_token = [Depends(HTTPBearer(auto_error=False, description="the service's token"))]
-    app.include_router(_health_routes(version))
-    for routes in (_space_routes(parts), search_routes(parts), outcome_routes(parts)):
-        app.include_router(routes, dependencies=needs_token)
-    templates = Templates(has_token=token is not None)
-    app.include_router(entrance_routes(token, templates))
-    app.include_router(page_routes(parts, templates))
-    for kind, told in ((TuneHpcError, _refused), (RequestValidationError, _invalid), (HTTPException, _unserved)):
-        app.add_exception_handler(kind, partial(_answer, templates, told))
-    app.add_exception_handler(Exception, _unexpected)
-    limited = Limits(app.serve, reads_per_s=reads_per_s, writes_per_s=writes_per_s)
-    app.entrance = Access(limited, token=token, hosts=hosts)
-    app.quick = Quick(parts.kept, limited.reads)
-    app.coalescing = Coalescing()
-    # FastAPI makes routes ready when they are first asked for, which two services of one process must not do at once.
-    app.openapi()
+    cookie = rules.credentials.cookie_name if rules.credentials else "tune_hpc"
+    schemes = [
+        Security(HTTPBearer(auto_error=False, description="the token of the service")),
+        Security(APIKeyCookie(name=cookie, auto_error=False, description="the session of a browser")),
+    ]
+    api = [system_routes(services, metrics, version), search_routes(services), result_routes(services)]
+    others = [health_routes(version), login_routes(rules, templates), page_routes(services, templates)]
+    for router in (*api, *others):
+        app.include_router(router, dependencies=schemes if router in api else None)
+    routes = [route for router in (*api, *others) for route in router.routes]
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def read_icon() -> Response:
+        return FileResponse(STATIC / "icon.svg", media_type="image/svg+xml")
+
+    app.mount("/static", StaticFiles(directory=STATIC))
+
+    def handle(request: Request, error: Exception) -> Response:
+        return _handle([*routes, *app.routes], respond, request, error)
+
+    for kind in (TuneHpcError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, handle)
+    _describe_problems(app)
     return app
 
 
-def _health_routes(version: str) -> APIRouter:
-    router = APIRouter(tags=["service"])
-
-    @router.get("/health", responses={200: {"model": Health}, **errors(429)})
-    async def health() -> Response:
-        """Say that the service answers; needs no token and tells nothing of searches."""
-        return Json({"status": "ok", "version": version})
-
-    return router
-
-
-def _space_routes(parts: Parts) -> APIRouter:
-    router = APIRouter(tags=["spaces"])
-
-    @router.get("/spaces", responses={200: {"model": SpaceList}, **errors(401, 429)})
-    def list_spaces() -> Response:
-        """Return the experiments that may be asked for, with their spaces as plain JSON."""
-        return Json({"spaces": [parts.catalogue.describe(one.name) for one in parts.catalogue]})
-
-    @router.get("/spaces/{name}", responses=json_of(SpaceTold))
-    def read_space(name: str) -> Response:
-        """Return one of them."""
-        return Json(parts.catalogue.describe(name))
-
-    return router
+def _describe_problems(app: FastAPI) -> None:
+    """Complete the OpenAPI description: errors are problems, in place of FastAPI's own form."""
+    schema = app.openapi()
+    schemas: dict[str, Any] = schema["components"]["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    schemas["Problem"] = Problem.model_json_schema()
+    kinds = [f"urn:tune-hpc:problem:{kind}" for kind in PROBLEM_TYPES]
+    schemas["Problem"]["properties"]["type"]["enum"] = kinds
 
 
-def _answer(
-    templates: Templates, told: Callable[[Request, Exception], TuneHpcError], request: Request, error: Exception
-) -> Response:
-    headers = dict(getattr(error, "headers", None) or {})
-    answer: Response = templates.error(request, told(request, error), headers)
-    return answer
-
-
-def _refused(request: Request, error: Exception) -> TuneHpcError:
-    assert isinstance(error, TuneHpcError)
-    return error
-
-
-def _invalid(request: Request, error: Exception) -> TuneHpcError:
-    """Tell what is wrong with a request in one line, without what it held: that may be large, or no JSON."""
-    assert isinstance(error, RequestValidationError)
-    if any(one["type"] == "json_invalid" for one in error.errors()):
-        place = error.errors()[0]["loc"][-1]
-        return RequestError(f"the body is no JSON: an error at character {place}; correct it", 400)
-    told = [f"{'.'.join(map(str, one['loc']))[:200]}: {one['msg'][:300]}" for one in error.errors()[:5]]
-    more = f"; and {len(error.errors()) - 5} more" if len(error.errors()) > 5 else ""
-    return RequestError(f"{'; '.join(told)}{more}; /openapi.json says what is allowed")
-
-
-def _unserved(request: Request, error: Exception) -> TuneHpcError:
-    """Tell what no route serves."""
+def _handle(routes: Sequence[BaseRoute], respond: ProblemRenderer, request: Request, error: Exception) -> Response:
+    """Return the response to a request that a route or a parser refused."""
+    path, method = route_path(request.scope)[:200], request.method
+    if isinstance(error, RequestValidationError):
+        return respond(request.scope, _invalid(error))
+    if isinstance(error, TuneHpcError):
+        return respond(request.scope, error)
     assert isinstance(error, HTTPException)
-    words = {
-        404: f"nothing is at {request.url.path[:200]!r}; /openapi.json lists all routes",
-        405: f"{request.method} is not served at {request.url.path[:200]!r}; /openapi.json lists what is",
-    }
-    return RequestError(words.get(error.status_code, f"{error.detail}"), error.status_code)
+    if error.status_code != 405:
+        text = {404: f"nothing is at {path!r}; /api/v1/openapi.json lists the routes"}.get(error.status_code)
+        return respond(request.scope, RequestError(text or str(error.detail), error.status_code))
+    methods = _methods(routes, request)
+    allow = {"Allow": ", ".join(sorted(methods))}
+    if method == "OPTIONS":
+        return Response(status_code=204, headers=allow)
+    text = f"{path!r} does not support {method}; it supports {allow['Allow']}"
+    return respond(request.scope, RequestError(text, 405), allow)
 
 
-def _unexpected(request: Request, error: Exception) -> Response:
-    """Answer for what nobody thought of; the log has it all."""
-    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return error_answer(RequestError("the service failed at this request; its log says why", 500))
+def _methods(routes: Sequence[BaseRoute], request: Request) -> set[str]:
+    """Return the methods of a path."""
+    path, methods = route_path(request.scope), {"OPTIONS"}
+    for route in routes:
+        pattern = getattr(route, "path_regex", None)
+        if pattern and pattern.match(path):
+            methods |= getattr(route, "methods", None) or {"GET"}
+    return methods | {"HEAD"} if "GET" in methods else methods
+
+
+def _invalid(error: RequestValidationError) -> RequestError:
+    """Return what is wrong with a request in one line, without its content, which may be large."""
+    errors = error.errors()
+    if any(one["type"] == "json_invalid" for one in errors):
+        return RequestError(f"the body is not JSON: an error at character {errors[0]['loc'][-1]}; correct it", 400)
+    texts = [f"{'.'.join(map(str, one['loc']))[:200]}: {one['msg'][:300]}" for one in errors[:5]]
+    more = f"; and {len(errors) - 5} more" if len(errors) > 5 else ""
+    return RequestError(f"{'; '.join(texts)}{more}; /api/v1/openapi.json describes what is allowed")

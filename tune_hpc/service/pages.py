@@ -1,239 +1,231 @@
-"""The page: searches, one search, one trial, and the form that starts one; rendered here, kept fresh by fragments."""
+"""HTML pages: the list of searches, a search, a trial, and the form that starts a search."""
 
-from functools import partial
+import secrets
+from collections.abc import Callable
 from typing import Annotated, Any
 from urllib.parse import parse_qs, urlencode
 
 from fastapi import APIRouter, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 
-from tune_hpc.errors import RequestError, TuneHpcError
-from tune_hpc.service import charts, forms, views
-from tune_hpc.service.answers import Answer, in_thread, status_code
-from tune_hpc.service.bodies import Extension
-from tune_hpc.service.outcomes import trial_log, why_no_report
-from tune_hpc.service.parts import Parts
-from tune_hpc.service.queries import OfExperiment, Rows
-from tune_hpc.service.readings import Reading
-from tune_hpc.service.rendering import Templates
-from tune_hpc.service.searches import extend, resume, stop
-from tune_hpc.service.statuses import find
+from tune_hpc.analysis.following import Standing
+from tune_hpc.errors import RequestError, TuneHpcError, UnknownNameError
+from tune_hpc.service import chart_data, forms, view_models
+from tune_hpc.service.cache import CachedResponse
+from tune_hpc.service.problems import status_of
+from tune_hpc.service.routes import searches
+from tune_hpc.service.routes.results import report_hint, trial_log
+from tune_hpc.service.schemas import (
+    MAX_SAMPLES,
+    ExperimentQuery,
+    ExtendRequest,
+    Offset,
+    ResumeRequest,
+    TrialsQuery,
+)
+from tune_hpc.service.services import Look, Services
+from tune_hpc.service.templates import Templates
 
 #: Searches on a page of the list.
-SEARCHES = 50
-#: How much of a trial's log a page shows, in bytes.
+NUM_SEARCHES = 50
+#: Size of the tail of a log on a page.
 LOG_BYTES = 100_000
+_NO_STORE = {"Cache-Control": "no-store"}
 
 
-def page_routes(parts: Parts, templates: Templates) -> APIRouter:
-    """Return the routes of the page."""
+def page_routes(services: Services, templates: Templates) -> APIRouter:
+    """Return the routes of the pages."""
     router = APIRouter(include_in_schema=False)
-    html, page = templates.render, templates.page
+    registry = services.registry
 
-    async def kept(request: Request, key: object, template: str, look: Any) -> Response:
-        """Answer with a fragment, made once for all who look at it."""
+    async def respond(
+        search_id: str, template: str, query: ExperimentQuery, make: Callable[[Look], dict[str, Any]], **headers: str
+    ) -> Response:
+        """Return a page or fragment about a search, rendered once for all readers."""
 
-        def make(before: Answer | None) -> Answer:
-            version, shown = look(before.version if before else None)
-            if before and shown is None:
-                return before
-            return Answer(html(template, **shown), "text/html", version=version)
+        def render(look: Look) -> CachedResponse:
+            body = templates.render(template, **make(look))
+            return CachedResponse(body, "text/html", headers or _NO_STORE)
 
-        return (await parts.kept.get((template, key), make)).as_response(request.scope)
+        return await services.respond(search_id, f"{template} {query.model_dump_json()}", render)
 
-    def listing(offset: int, state: str) -> dict[str, Any]:
-        found = [one for one in parts.statuses.all() if state in ("", one["state"])]
-        return {
-            "searches": [views.search_row(one) for one in found[offset : offset + SEARCHES]],
-            "total": len(found),
-            "offset": offset,
-            "state": state,
-            "size": SEARCHES,
-        }
+    fragment = {"Cache-Control": "private, no-cache"}
 
     @router.get("/")
-    async def read_list(request: Request, offset: int = 0, state: str = "") -> Response:
-        return await kept(
-            request, (offset, state), "list.html", lambda _: (None, listing(max(0, offset), state))
-        )  # fmt: skip
+    @router.get("/fragments/searches")
+    async def read_list(request: Request, offset: Offset = 0, state: str = "") -> Response:
+        version, statuses = await services.list()
+        is_page = not request.url.path.endswith("/fragments/searches")
+        template = "list.html" if is_page else "list_fragment.html"
 
-    @router.get("/parts/searches")
-    async def read_list_part(request: Request, offset: int = 0, state: str = "") -> Response:
-        return await kept(
-            request, (offset, state), "list_part.html", lambda _: (None, listing(max(0, offset), state))
-        )  # fmt: skip
+        def make() -> CachedResponse:
+            found = [one for one in statuses if state in ("", one["state"])]
+            rows = [view_models.search_row(one) for one in found[offset : offset + NUM_SEARCHES]]
+            values = {"searches": rows, "total": len(found), "offset": offset, "state": state, "size": NUM_SEARCHES}
+            return CachedResponse(templates.render(template, **values), "text/html", _NO_STORE if is_page else fragment)
 
-    def look_at(search_id: str, experiment: str | None) -> tuple[dict[str, Any], Reading, dict[str, Any]]:
-        job = find(parts.client, search_id)
-        status = parts.statuses.one(search_id)
-        name = experiment or status["experiments"][0]["name"]
-        reading = parts.readings.read(job, name)
-        return status, reading, views.experiment_view(status, name, reading.results)
+        return (await services.cache.get(f"{template} {offset} {state}", str(version), False, make)).response()
 
-    def shown_of(search_id: str, experiment: str | None) -> dict[str, Any]:
-        status, reading, one = look_at(search_id, experiment)
-        several = len(status["experiments"]) > 1
+    def search_values(look: Look, experiment: str | None) -> tuple[dict[str, Any], Standing]:
+        names = [one["name"] for one in look.status["experiments"]]
+        results = services.results(look.folder, experiment or names[0])
+        named = results.name if len(names) > 1 else None
         return {
-            "search": views.search_row(status),
-            "experiment": one,
-            "query": f"?{urlencode({'experiment': one['name']})}" if several else "",
-            "named": one["name"] if several else None,
-            "no_report": "" if find(parts.client, search_id).report.is_file() else why_no_report(parts, search_id),
-            "has_response": status["is_active"] or bool(charts.response_parameters(reading.results)),
+            "search": view_models.search_row(look.status),
+            "experiment": view_models.experiment_view(look.status, results),
+            "query": f"?{urlencode({'experiment': named})}" if named else "",
+            "named": named,
+            "key": look.version,
+            "max_samples": MAX_SAMPLES,
+            "report_hint": "" if look.folder.report.is_file() else report_hint(look),
+            "has_response": look.status["is_active"] or bool(chart_data.response_parameters(results)),
             "problem": "",
-        }
+        }, results
+
+    def table_values(look: Look, query: TrialsQuery, root: str) -> dict[str, Any]:
+        values, results = search_values(look, query.experiment)
+        address, problem, named = f"{root}/view/{look.folder.id}/table", "", values["named"]
+        try:
+            table = view_models.table(results, query, address, named)
+        except RequestError as error:
+            # The table is shown without a filter that cannot be parsed, and the problem above it.
+            problem = str(error)
+            table = view_models.table(results, TrialsQuery(experiment=query.experiment), address, named)
+            table["address"] = f"{address}?{urlencode(query.model_dump(exclude_defaults=True), doseq=True)}"
+        table |= {"search_id": look.folder.id, "named": named, "problem": problem,
+                  "is_active": look.status["is_active"]}  # fmt: skip
+        return {**values, "table": table}
 
     @router.get("/view/{search_id}")
-    async def read_view(request: Request, search_id: str, asked: Annotated[Rows, Query()]) -> Response:
-        def look(_: object) -> tuple[object, dict[str, Any]]:
-            shown = shown_of(search_id, asked.experiment)
-            return None, {**shown, "table": table_of(search_id, asked)[1]}
-
-        return await kept(request, (search_id, asked.model_dump_json()), "view.html", look)
-
-    @router.get("/view/{search_id}/summary")
-    async def read_summary(request: Request, search_id: str, asked: Annotated[OfExperiment, Query()]) -> Response:
-        look = partial(lambda _: (None, shown_of(search_id, asked.experiment)))
-        return await kept(request, (search_id, asked.experiment), "summary.html", look)
-
-    def table_of(search_id: str, rows: Rows) -> tuple[object, dict[str, Any]]:
-        status, reading, one = look_at(search_id, rows.experiment)
-        named = one["name"] if len(status["experiments"]) > 1 else None
-        shown = views.table(reading.results, rows, f"/view/{search_id}/table", named)
-        shown |= {"search_id": search_id, "named": named, "problem": "", "is_active": status["is_active"]}
-        return (reading.version, status["is_active"]), shown
+    async def read_view(request: Request, search_id: str, query: Annotated[TrialsQuery, Query()]) -> Response:
+        root = request.scope["root_path"]
+        return await respond(search_id, "view.html", query, lambda look: table_values(look, query, root))
 
     @router.get("/view/{search_id}/table")
-    async def read_table(request: Request, search_id: str, rows: Annotated[Rows, Query()]) -> Response:
-        def look(version: object) -> tuple[object, dict[str, Any] | None]:
-            try:
-                new, shown = table_of(search_id, rows)
-            except RequestError as error:
-                if error.status != 422:
-                    raise
-                # A filter that cannot be read is told where it was written, and the table stands without it.
-                new, shown = table_of(search_id, Rows(experiment=rows.experiment))
-                shown |= {"problem": str(error), "here": f"{request.url.path}?{request.url.query}"}
-            return new, None if new == version else {"table": shown}
+    async def read_table(request: Request, search_id: str, query: Annotated[TrialsQuery, Query()]) -> Response:
+        root = request.scope["root_path"]
+        return await respond(search_id, "table.html", query, lambda look: table_values(look, query, root), **fragment)
 
-        return await kept(request, (search_id, rows.model_dump_json()), "table.html", look)
+    @router.get("/view/{search_id}/summary")
+    async def read_summary(search_id: str, query: Annotated[ExperimentQuery, Query()]) -> Response:
+        return await respond(
+            search_id, "summary.html", query, lambda look: search_values(look, query.experiment)[0], **fragment
+        )
 
     @router.get("/view/{search_id}/parallel")
-    async def read_parallel(request: Request, search_id: str, asked: Annotated[OfExperiment, Query()]) -> Response:
-        def look(version: object) -> tuple[object, dict[str, Any] | None]:
-            _, reading, _ = look_at(search_id, asked.experiment)
-            if reading.version == version:
-                return version, None
-            return reading.version, {"chart": charts.parallel(reading.results)}
+    async def read_parallel(search_id: str, query: Annotated[ExperimentQuery, Query()]) -> Response:
+        def make(look: Look) -> dict[str, Any]:
+            return {"chart": chart_data.parallel_coordinates(search_values(look, query.experiment)[1])}
 
-        return await kept(request, (search_id, asked.experiment), "parallel.html", look)
+        return await respond(search_id, "parallel.html", query, make, **fragment)
 
     @router.get("/view/{search_id}/trial/{trial_id}")
-    async def read_trial(
-        request: Request, search_id: str, trial_id: str, asked: Annotated[OfExperiment, Query()]
-    ) -> Response:
-        def look(_: object) -> tuple[object, dict[str, Any]]:
-            shown = shown_of(search_id, asked.experiment)
-            reading = look_at(search_id, asked.experiment)[1]
-            log = trial_log(parts, search_id, trial_id, shown["experiment"]["name"], LOG_BYTES)
-            return None, {**shown, "trial": views.trial_view(reading.results, trial_id), "log": log}
+    async def read_trial(search_id: str, trial_id: str, query: Annotated[ExperimentQuery, Query()]) -> Response:
+        def make(look: Look) -> dict[str, Any]:
+            values, results = search_values(look, query.experiment)
+            log = trial_log(services, look, trial_id, results.name, LOG_BYTES)
+            return {**values, "trial": view_models.trial_view(results, trial_id), "log": log, "trial_id": trial_id}
 
-        return await kept(request, (search_id, trial_id, asked.experiment), "trial.html", look)
+        return await respond(search_id, "trial.html", _TrialPage(experiment=query.experiment, trial=trial_id), make)
 
-    @router.post("/view/{search_id}/{verb}")
-    async def change(request: Request, search_id: str, verb: str) -> Response:
-        """Stop, resume or extend a search, and go back to where it is seen; or say there why not."""
-        form = await _read(request)
+    @router.post("/view/{search_id}/{action}")
+    async def change(request: Request, search_id: str, action: str) -> Response:
+        """Stop, resume, extend or delete a search, and redirect to its page; or show there why that failed."""
+        form = await _read_form(request)
+        field = {name: values[0] for name, values in form.items()}
+        experiment, key, root = field.get("experiment"), field.get("key"), request.scope["root_path"]
+        attempt = int(field["attempt"]) if field.get("attempt", "").isdigit() else None
+        restart: dict[str, Any] = {"attempt": attempt or None, "force": "force" in field}
 
         def work() -> None:
-            if verb == "stop":
-                stop(parts, search_id, force="force" in form)
-            elif verb == "resume":
-                resume(parts, search_id, {})
-            elif verb == "extend":
-                text = form.get("num_samples", [""])[0]
-                if not text.isdigit() or not 1 <= int(text) <= 100_000:
-                    raise RequestError(f"how many more is a whole number from 1 to 100000; got {text[:50]!r}")
-                extend(parts, search_id, Extension(num_samples=int(text), experiment=form.get("experiment", [None])[0]))
+            if action == "stop":
+                searches.stop(services, search_id, "force" in field)
+            elif action == "resume":
+                searches.resume(services, search_id, ResumeRequest(**restart), key)
+            elif action == "extend":
+                text = field.get("num_samples", "")
+                if not text.isdigit() or not 1 <= int(text[:10]) <= MAX_SAMPLES:
+                    text = text[:50]
+                    raise RequestError(f"the number of configurations must be from 1 to {MAX_SAMPLES}; got {text!r}")
+                body = ExtendRequest(num_samples=int(text), experiment=experiment, **restart)
+                searches.extend(services, search_id, body, key)
+            elif action == "delete":
+                searches.delete(services, search_id)
             else:
-                raise RequestError(f"a search can be stopped, resumed and extended; got {verb[:50]!r}", 404)
+                raise RequestError(f"the actions are stop, resume, extend and delete; got {action[:50]!r}", 404)
 
-        experiment = form.get("experiment", [None])[0]
         try:
-            await in_thread(work)
+            await run_in_threadpool(work)
         except TuneHpcError as error:
-            if status_code(error) == 404:
+            if status_of(error) == 404:
                 raise
-            shown = await in_thread(lambda: shown_of(search_id, experiment))
-            table = await in_thread(lambda: table_of(search_id, Rows(experiment=experiment))[1])
-            return page("view.html", status_code(error), **{**shown, "problem": str(error), "table": table})
-        parts.has_changed()
+            look = await services.look(search_id)
+            values = await run_in_threadpool(table_values, look, TrialsQuery(experiment=experiment), root)
+            return templates.page("view.html", status_of(error), **{**values, "problem": str(error)})
         query = f"?{urlencode({'experiment': experiment})}" if experiment else ""
-        return RedirectResponse(f"/view/{search_id}{query}", 303)
+        return RedirectResponse(f"{root}/" if action == "delete" else f"{root}/view/{search_id}{query}", 303)
 
     @router.get("/new")
-    async def choose() -> Response:
-        spaces = await in_thread(lambda: [parts.catalogue.describe(one.name) for one in parts.catalogue])
-        return page("choose.html", spaces=spaces)
+    def choose() -> Response:
+        return templates.page("choose.html", spaces=[registry.describe(experiment.name) for experiment in registry])
 
     def form_page(space: str, form: forms.Form, problem: str = "", status: int = 200) -> Response:
-        experiment = parts.catalogue[space]
-        return page(
-            "form.html", status, experiment=experiment, described=parts.catalogue.describe(space),
-            fields=forms.fields(experiment, form), form={key: one[0] for key, one in form.items()}, problem=problem,
-            choices=views.choices(), key=forms.new_key(form),
+        experiment = registry[space]
+        values = {key: texts[0] for key, texts in form.items()}
+        return templates.page(
+            "form.html", status, described=registry.describe(space), fields=forms.fields(experiment, form),
+            form=values, problem=problem, choices=forms.CHOICES, key=values.get("key") or secrets.token_urlsafe(16),
         )  # fmt: skip
 
     @router.get("/new/{space}")
-    async def read_form(space: str) -> Response:
-        return await in_thread(lambda: form_page(space, {}))
+    def read_form_page(space: str) -> Response:
+        return form_page(space, {})
 
     @router.get("/new/{space}/preview")
-    async def preview(request: Request, space: str) -> Response:
-        """Say what would be started, while the form is filled in."""
-        form = parse_qs(request.url.query, keep_blank_values=False, max_num_fields=forms.MOST_FIELDS)
-
-        def work() -> dict[str, str]:
-            try:
-                experiment = parts.catalogue.asked(forms.read_form(parts.catalogue[space], form))
-                return {"told": forms.in_words(experiment), "problem": ""}
-            except TuneHpcError as error:
-                return {"told": "", "problem": str(error)}
-
-        return page("preview.html", **await in_thread(work))
+    def preview(request: Request, space: str) -> Response:
+        """Return the size of the search that a form describes, while a user fills it in."""
+        form = parse_qs(request.url.query, keep_blank_values=False, max_num_fields=forms.MAX_FIELDS)
+        text = problem = ""
+        try:
+            text = forms.summary(registry.build_experiment(forms.read_form(registry[space], form)))
+        except TuneHpcError as error:
+            problem = str(error)
+        return templates.page("preview.html", text=text, problem=problem)
 
     @router.post("/new/{space}")
     async def start(request: Request, space: str) -> Response:
-        form = await _read(request)
+        form = await _read_form(request)
+        key = f"page:{form['key'][0][:100]}" if form.get("key") else None
 
         def work() -> Response:
-            body = forms.read_form(parts.catalogue[space], form)
-            key = f"page:{form['key'][0][:100]}" if form.get("key") else None
-            job, _ = parts.submissions.submit(parts.catalogue.asked(body), body.options(), key)
-            parts.has_changed()
-            return RedirectResponse(f"/view/{job.id}", 303)
-
-        try:
-            answer: Response = await in_thread(work)
-        except TuneHpcError as error:
-            problem, status = str(error), status_code(error)
-            if space not in {one.name for one in parts.catalogue}:
+            try:
+                body = forms.read_form(registry[space], form)
+                job, _ = searches.start(services, body, key)
+            except UnknownNameError:
                 raise
-            return await in_thread(lambda: form_page(space, form, problem, status))
-        return answer
+            except TuneHpcError as error:
+                return form_page(space, form, str(error), status_of(error))
+            return RedirectResponse(f"{request.scope['root_path']}/view/{job.id}", 303)
+
+        return await run_in_threadpool(work)
 
     return router
 
 
-async def _read(request: Request) -> dict[str, list[str]]:
+class _TrialPage(ExperimentQuery):
+    trial: str
+
+
+async def _read_form(request: Request) -> dict[str, list[str]]:
     """Return the fields of a form.
 
     Raises:
-        RequestError: it is none, or has too many.
+        RequestError: it is malformed, or has too many fields.
     """
     try:
         text = (await request.body()).decode("utf-8")
-        return parse_qs(text, keep_blank_values=False, max_num_fields=forms.MOST_FIELDS)
+        return parse_qs(text, keep_blank_values=False, max_num_fields=forms.MAX_FIELDS)
     except ValueError as error:
-        raise RequestError(f"a form has at most {forms.MOST_FIELDS} fields in UTF-8; this one cannot be read: {error}",
-                           400) from error  # fmt: skip
+        text = f"a form must be UTF-8 and have at most {forms.MAX_FIELDS} fields; this one cannot be read: {error}"
+        raise RequestError(text, 400) from error

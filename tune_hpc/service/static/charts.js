@@ -1,4 +1,4 @@
-// Learning curves, and a metric against a parameter, drawn by uPlot from the service's own JSON.
+// Learning curves and response curves, drawn by uPlot from the JSON of the API.
 "use strict";
 (() => {
   const HEIGHT = 320;
@@ -16,7 +16,7 @@
       this.caption = figure.querySelector("figcaption");
       this.legend = figure.querySelector(".legend");
       this.text = null;
-      this.told = null;
+      this.content = null;
       this.plot = null;
       figure.querySelectorAll("select").forEach((one) => one.addEventListener("change", () => this.load()));
       const log = figure.querySelector('[data-role="log"]');
@@ -48,15 +48,15 @@
       const text = await answer.text();
       if (!answer.ok) {
         let message = `The service answered ${answer.status}.`;
-        try { message = JSON.parse(text).error.message; } catch { /* it is no JSON */ }
-        this.say(message);
+        try { message = JSON.parse(text).detail || message; } catch { /* not JSON */ }
+        this.showMessage(message);
         return;
       }
       if (text === this.text) return;
       this.text = text;
-      this.told = JSON.parse(text);
-      this.fill("metric", this.told.metrics, this.told.metric);
-      this.fill("parameter", this.told.parameters, this.told.parameter);
+      this.content = JSON.parse(text);
+      this.fill("metric", this.content.metrics, this.content.metric);
+      this.fill("parameter", this.content.parameters, this.content.parameter);
       this.draw();
     }
 
@@ -69,7 +69,7 @@
       if (chosen) select.value = chosen;
     }
 
-    say(text) {
+    showMessage(text) {
       if (this.plot) this.plot.destroy();
       this.plot = null;
       this.box.replaceChildren(Object.assign(document.createElement("p"), { className: "empty", textContent: text }));
@@ -82,11 +82,11 @@
         grid: { stroke: css("--rule"), width: 1 }, ticks: { stroke: css("--rule"), width: 1 }, ...values };
     }
 
-    // Marks at powers of ten, or at what there is.
+    // Tick labels; some are null on logarithmic axes.
     ticks(values) { return values.map((value) => (value === null ? "" : digits(value))); }
 
     draw() {
-      if (!this.told) return;
+      if (!this.content) return;
       if (this.kind === "curves") this.drawCurves(); else this.drawResponse();
     }
 
@@ -98,20 +98,20 @@
         width: this.box.clientWidth, height: HEIGHT, legend: { show: false }, padding: [10, 24, 0, 0],
         focus: { alpha: 0.25 }, ...options,
         cursor: { focus: { prox: 24 }, points: { size: 7 }, drag: { x: true, y: false } },
-        hooks: { setSeries: [(plot, index) => this.tell(plot, index)], setCursor: [(plot) => this.tell(plot, this.focused)] },
+        hooks: { setSeries: [(plot, index) => this.showPoint(plot, index)], setCursor: [(plot) => this.showPoint(plot, this.focused)] },
       };
       this.plot = new uPlot(full, data, this.box);
       this.caption.textContent = rest;
     }
 
-    tell(plot, index) {
+    showPoint(plot, index) {
       this.focused = index;
       const place = plot.cursor.idx;
       const series = index ? plot.series[index] : null;
       if (!series || place === null || place === undefined) { this.caption.textContent = this.rest; return; }
       let at = place;
       while (at > 0 && (plot.data[index][at] === null || plot.data[index][at] === undefined)) at -= 1;
-      this.caption.textContent = `${series.told}: ${digits(plot.data[index][at])} at ${this.xName} ${digits(plot.data[0][at])}`;
+      this.caption.textContent = `${series.caption}: ${digits(plot.data[index][at])} at ${this.xName} ${digits(plot.data[0][at])}`;
     }
 
     groups(labels) {
@@ -133,57 +133,57 @@
     }
 
     drawCurves() {
-      const told = this.told;
-      if (!told.curves.length) { this.say("No trial has reported a metric yet."); return; }
-      const names = this.groups(told.curves.map((one) => one.group));
-      const values = told.curves.flatMap((one) => one.values.filter((value) => value !== null));
+      const content = this.content;
+      if (!content.curves.length) { this.showMessage("No trial has reported a metric yet."); return; }
+      const names = this.groups(content.curves.map((one) => one.group));
+      const values = content.curves.flatMap((one) => one.values.filter((value) => value !== null));
       const lowest = Math.min(...values), highest = Math.max(...values);
-      // A few bad trials would press all others to the foot of the picture.
+      // On a linear axis a few bad trials would squeeze all others.
       if (!this.isChosen) this.role("log").checked = lowest > 0 && highest / lowest > 20;
       const isLog = this.role("log").checked && lowest > 0;
-      const data = uPlot.join(told.curves.map((one) => [one.steps, one.values]));
-      const best = told.curves.length - 1;
-      const series = [{}, ...told.curves.map((one, index) => ({
-        told: `${one.trial_id}${one.label ? ` (${one.label})` : ""}`,
+      const data = uPlot.join(content.curves.map((one) => [one.steps, one.values]));
+      const best = content.curves.length - 1;
+      const series = [{}, ...content.curves.map((one, index) => ({
+        caption: `${one.trial_id}${one.label ? ` (${one.label})` : ""}`,
         stroke: colour(Math.max(0, names.indexOf(one.group))),
-        width: index === best && told.curves.length > 1 ? 3 : 1.3,
+        width: index === best && content.curves.length > 1 ? 3 : 1.3,
         dash: one.status === "running" ? [5, 3] : undefined,
-        alpha: index === best || told.curves.length < 12 ? 1 : 0.7,
+        alpha: index === best || content.curves.length < 12 ? 1 : 0.7,
         spanGaps: true,
         points: { show: one.steps.length < 3 },
       }))];
       this.xName = "step";
-      const left = told.num_trials > told.curves.length ? `${told.curves.length} of ${told.num_trials} trials: those under way and the best` : plural(told.num_trials, "trial");
-      const thinned = told.is_thinned ? ", points thinned" : "";
-      const group = names.length > 1 ? `; coloured by ${words(told.group)}` : "";
-      const rest = `${left}${thinned}${group}${told.curves.length > 1 ? "; the best is thick" : ""}${told.curves.some((one) => one.status === "running") ? ", under way dashed" : ""}.`;
+      const left = content.num_trials > content.curves.length ? `${content.curves.length} of ${content.num_trials} trials: running ones and the best` : plural(content.num_trials, "trial");
+      const thinned = content.is_thinned ? ", points thinned" : "";
+      const group = names.length > 1 ? `; colored by ${words(content.group)}` : "";
+      const rest = `${left}${thinned}${group}${content.curves.length > 1 ? "; the best is thick" : ""}${content.curves.some((one) => one.status === "running") ? ", running ones dashed" : ""}.`;
       this.make({
         series,
         scales: { x: { time: false }, y: !isLog ? {} : highest / lowest > 20 ? { distr: 3, range: () => [lowest / 1.15, highest * 1.15] } : { distr: 3 } },
-        axes: [this.axis("step"), this.axis(words(told.metric), { size: 62, values: (plot, all) => this.ticks(all) })],
+        axes: [this.axis("step"), this.axis(words(content.metric), { size: 62, values: (plot, all) => this.ticks(all) })],
       }, data, rest);
     }
 
     drawResponse() {
-      const told = this.told;
-      if (!told.parameter || !told.lines.length) { this.say("No trial has ended with this metric yet."); return; }
-      const names = this.groups(told.lines.map((one) => one.label));
-      const data = uPlot.join(told.lines.map((one) => [one.x, one.mean]));
-      const series = [{}, ...told.lines.map((one) => {
+      const content = this.content;
+      if (!content.parameter || !content.lines.length) { this.showMessage("No trial has ended with this metric yet."); return; }
+      const names = this.groups(content.lines.map((one) => one.label));
+      const data = uPlot.join(content.lines.map((one) => [one.x, one.mean]));
+      const series = [{}, ...content.lines.map((one) => {
         const stroke = colour(Math.max(0, names.indexOf(one.label)));
-        return { told: one.label || words(told.metric), stroke, width: 1.5, spanGaps: true, paths: one.is_joined ? undefined : () => null,
+        return { caption: one.label || words(content.metric), stroke, width: 1.5, spanGaps: true, paths: one.is_joined ? undefined : () => null,
           points: { show: true, size: 7, fill: stroke, stroke } };
       })];
-      this.xName = words(told.parameter);
-      const group = names.length > 1 ? `; coloured by ${words(told.group)}` : "";
-      const shown = told.lines.reduce((sum, one) => sum + one.x.length, 0);
+      this.xName = words(content.parameter);
+      const group = names.length > 1 ? `; colored by ${words(content.group)}` : "";
+      const shown = content.lines.reduce((sum, one) => sum + one.x.length, 0);
       const all = data[0], low = all[0], high = all[all.length - 1];
-      const range = told.is_log ? [low / 1.3, high * 1.3] : [low - (high - low || 1) * 0.04, high + (high - low || 1) * 0.04];
+      const range = content.is_log ? [low / 1.3, high * 1.3] : [low - (high - low || 1) * 0.04, high + (high - low || 1) * 0.04];
       this.make({
         series,
-        scales: { x: { time: false, distr: told.is_log ? 3 : 1, range: () => range } },
-        axes: [this.axis(words(told.parameter), { values: (plot, ticks) => this.ticks(ticks) }), this.axis(words(told.metric), { size: 62, values: (plot, ticks) => this.ticks(ticks) })],
-      }, data, `${shown < told.num_points ? `${shown} of ` : ""}${plural(told.num_points, "configuration")}${group}; seeds taken together.`);
+        scales: { x: { time: false, distr: content.is_log ? 3 : 1, range: () => range } },
+        axes: [this.axis(words(content.parameter), { values: (plot, ticks) => this.ticks(ticks) }), this.axis(words(content.metric), { size: 62, values: (plot, ticks) => this.ticks(ticks) })],
+      }, data, `${shown < content.num_points ? `${shown} of ` : ""}${plural(content.num_points, "configuration")}${group}; averaged over seeds.`);
     }
   }
 

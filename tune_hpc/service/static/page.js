@@ -1,13 +1,14 @@
-// Keeps the page fresh: a tick every two seconds while something on it runs, else every fifteen, none while nobody looks.
+// Updates the page: every two seconds while a search on it runs, else every fifteen; not while the page is hidden.
 "use strict";
 (() => {
-  // Parts are put in place such that what did not change stays: the focus, a selection, what is being typed. The
-  // extension that idiomorph brings for this evaluates text as a script, which this page does not allow.
+  // Swap fragments by morphing, so that focus, selection and input stay. The htmx extension of idiomorph evaluates text
+  // as a script, which the Content-Security-Policy of this page forbids.
   htmx.defineExtension("morph", {
     isInlineSwap: (style) => style === "morph:outerHTML" || style === "morph:innerHTML",
     handleSwap: (style, target, fragment) => {
       if (!style.startsWith("morph:")) return false;
-      return Idiomorph.morph(target, [...fragment.children], { morphStyle: style.slice(6), ignoreActiveValue: true });
+      return Idiomorph.morph(target, [...fragment.children], { morphStyle: style.slice(6), ignoreActiveValue: true,
+        callbacks: { beforeAttributeUpdated: (name) => name !== "open" } });
     },
   });
 
@@ -28,14 +29,14 @@
   }, 500);
   document.addEventListener("visibilitychange", () => { if (document.visibilityState === "visible") tick(); });
 
-  // A service that does not answer is told once; what is shown stays.
+  // Show a banner while the service does not answer.
   const lost = (is) => { document.getElementById("lost").hidden = !is; };
   window.tuneHpc = { answered: () => { failed = 0; lost(false); }, unanswered: () => { if (++failed > 1) lost(true); } };
   document.body.addEventListener("htmx:afterOnLoad", window.tuneHpc.answered);
   document.body.addEventListener("htmx:sendError", window.tuneHpc.unanswered);
   document.body.addEventListener("htmx:timeout", window.tuneHpc.unanswered);
 
-  // When a search ends, what is made at its end is there to be shown.
+  // Reload when a search ends: the report and the final frames are there.
   let state = null;
   document.body.addEventListener("htmx:afterSettle", () => {
     const summary = document.getElementById("summary");
@@ -54,7 +55,7 @@
     field.focus();
   });
 
-  // A button that was pressed is not pressed twice.
+  // Disable buttons after a submit, so that a double click sends one request.
   document.body.addEventListener("submit", (event) => {
     if (event.target.method !== "post") return;
     setTimeout(() => event.target.querySelectorAll("button").forEach((one) => { one.disabled = true; }));
@@ -66,7 +67,7 @@
       if (!one.open) return;
       const answer = await fetch(one.dataset.log, { cache: "no-cache" }).catch(() => null);
       if (!answer || !answer.ok) return;
-      const box = one.querySelector("pre"), text = (await answer.text()) || "It has printed nothing yet.";
+      const box = one.querySelector("pre"), text = (await answer.text()) || "No output yet.";
       if (box.textContent === text) return;
       const isAtEnd = box.scrollTop + box.clientHeight >= box.scrollHeight - 8;
       box.textContent = text;
@@ -76,7 +77,7 @@
     document.body.addEventListener("tick", show);
   });
 
-  // A link that carries the token after # logs in with it; a browser never sends that part anywhere.
+  // Log in with the token of a link; browsers do not send the part of an address after #.
   const login = document.getElementById("login");
   if (login && location.hash.startsWith("#token=")) {
     login.elements.token.value = decodeURIComponent(location.hash.slice(7));

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.service.conftest import StandIn, error_of, serve
+from tests.service.conftest import StandInLauncher, problem_of, serve
 from tune_hpc.cluster.launchers import DriverState
 from tune_hpc.errors import ClusterError
 from tune_hpc.service import limits, submissions
@@ -21,7 +21,7 @@ LINE = {"space": "exercise1_1stpart"}
 
 def post(service, body, **headers):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return service.http.post("/searches", content=content, headers={"Content-Type": "application/json", **headers})
+    return service.http.post("/api/v1/searches", content=content, headers={"Content-Type": "application/json", **headers})
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,9 @@ def post(service, body, **headers):
 def test_a_request_that_breaks_a_rule_is_answered_with_the_rule(service, body, status, words):
     answer = post(service, body)
     assert answer.status_code == status, answer.text
-    assert words in error_of(answer)
+    assert words in problem_of(answer)
     assert service.launcher.started == []
-    assert service.http.get("/searches").json()["total"] == 0
+    assert service.http.get("/api/v1/searches").json()["total"] == 0
 
 
 def test_conditions_whose_combinations_nobody_could_walk_through_are_refused(service):
@@ -73,12 +73,12 @@ def test_conditions_whose_combinations_nobody_could_walk_through_are_refused(ser
     began = time.monotonic()
     answer = post(service, LINE | {"set": {**controls, "learning_rate": value}})
     assert time.monotonic() - began < 2
-    assert (answer.status_code, "at most 1000 combinations" in error_of(answer)) == (422, True)
+    assert (answer.status_code, "at most 1000 combinations" in problem_of(answer)) == (422, True)
 
 
 def test_a_hundred_megabytes_are_refused_before_they_are_read(service):
-    answer = service.http.post("/searches", content=b" ", headers={"Content-Length": "104857600"})
-    assert (answer.status_code, error_of(answer)) == (
+    answer = service.http.post("/api/v1/searches", content=b" ", headers={"Content-Length": "104857600"})
+    assert (answer.status_code, problem_of(answer)) == (
         413, "a body has at most 262144 bytes; got 104857600: send less",
     )  # fmt: skip
 
@@ -86,70 +86,70 @@ def test_a_hundred_megabytes_are_refused_before_they_are_read(service):
         for _ in range(100):
             yield b" " * 2**20
 
-    answer = service.http.post("/searches", content=pieces(), headers={"Content-Type": "application/json"})
+    answer = service.http.post("/api/v1/searches", content=pieces(), headers={"Content-Type": "application/json"})
     assert answer.status_code == 413
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        "/searches/..%2F..%2Fetc%2Fpasswd",
-        "/searches/%2e%2e/trials",
-        "/searches/..%5c..%5cx/log",
-        "/searches/{id}/trials/..%2F..%2Fjob.json/log",
-        "/searches/{id}/trials/%2Fetc%2Fpasswd/log",
-        "/searches/{id}/trials/t00001%00/log",
-        "/searches/{id}/trials?experiment=../..",
-        "/searches/{id}/report/../../../service-token",
+        "/api/v1/searches/..%2F..%2Fetc%2Fpasswd",
+        "/api/v1/searches/%2e%2e/trials",
+        "/api/v1/searches/..%5c..%5cx/log",
+        "/api/v1/searches/{id}/trials/..%2F..%2Fjob.json/log",
+        "/api/v1/searches/{id}/trials/%2Fetc%2Fpasswd/log",
+        "/api/v1/searches/{id}/trials/t00001%00/log",
+        "/api/v1/searches/{id}/trials?experiment=../..",
+        "/api/v1/searches/{id}/report/../../../service-token",
         "/static/..%2Fapp.py",
         "/static/../app.py",
         "/view/..%2F..%2Fx",
-        "/searches/service-token",
-        "/searches/.requests",
+        "/api/v1/searches/service-token",
+        "/api/v1/searches/.requests",
     ],
 )
 def test_no_path_leads_out_of_the_storage(service, path):
-    search_id = service.begin()
-    service.leave(search_id)
+    search_id = service.start()
+    service.write_results(search_id)
     (service.storage / "service-token").write_text("a secret", encoding="utf-8")
     answer = service.http.get(path.replace("{id}", search_id))
     assert answer.status_code == 404, answer.text
     assert "secret" not in answer.text
     assert "root:" not in answer.text
-    error_of(answer)
+    problem_of(answer)
 
 
 def test_an_id_of_another_storage_is_unknown_here(tmp_path, service):
     other = serve(tmp_path / "others")
-    search_id = other.begin()
+    search_id = other.start()
     for way, path in (("GET", ""), ("GET", "/trials"), ("POST", "/stop"), ("POST", "/resume")):
-        answer = service.http.request(way, f"/searches/{search_id}{path}")
+        answer = service.http.request(way, f"/api/v1/searches/{search_id}{path}")
         assert answer.status_code == 404
-        assert f"this storage has no search '{search_id}'" in error_of(answer)
+        assert f"this storage has no search '{search_id}'" in problem_of(answer)
     assert other.launcher.ended == []
 
 
 def test_another_service_s_token_is_refused_and_many_wrong_ones_are_slowed_down(service):
     wrong = {"Authorization": "Bearer another-service-s-token"}
-    answer = service.http.get("/searches", headers=wrong)
+    answer = service.http.get("/api/v1/searches", headers=wrong)
     assert answer.status_code == 401
-    assert "it was refused: it is another service's, or has changed" in error_of(answer)
+    assert "it was refused: it is another service's, or has changed" in problem_of(answer)
     assert answer.headers["www-authenticate"].startswith("Bearer")
-    statuses = {service.http.get("/searches", headers=wrong).status_code for _ in range(30)}
+    statuses = {service.http.get("/api/v1/searches", headers=wrong).status_code for _ in range(30)}
     assert statuses == {401, 429}
-    assert service.http.get("/searches").status_code == 200
+    assert service.http.get("/api/v1/searches").status_code == 200
 
 
 def test_a_cluster_that_refuses_its_token_starts_nothing_and_leaves_nothing(service):
     service.launcher.refusal = ClusterError("the cluster at http://head:8265 refuses the token; copy its own")
     answer = post(service, LINE, **{"Idempotency-Key": "k"})
-    assert (answer.status_code, error_of(answer)) == (502, str(service.launcher.refusal))
-    assert service.http.get("/searches").json()["total"] == 0
+    assert (answer.status_code, problem_of(answer)) == (502, str(service.launcher.refusal))
+    assert service.http.get("/api/v1/searches").json()["total"] == 0
     service.launcher.refusal = None
     assert post(service, LINE, **{"Idempotency-Key": "k"}).status_code == 201
 
 
-class Silent(StandIn):
+class Silent(StandInLauncher):
     """A cluster that takes its time to say nothing."""
 
     asked = 0
@@ -163,18 +163,18 @@ class Silent(StandIn):
 def test_a_cluster_that_does_not_answer_keeps_no_reader_waiting(tmp_path):
     service = serve(tmp_path / "jobs", Silent())
     with service.http:
-        search_id = service.begin()
+        search_id = service.start()
         began = time.monotonic()
-        told = service.http.get(f"/searches/{search_id}").json()
+        told = service.http.get(f"/api/v1/searches/{search_id}").json()
         assert (told["state"], told["reason"]) == ("pending", "where it is to run does not answer")
-        assert service.http.get("/searches").json()["total"] == 1
+        assert service.http.get("/api/v1/searches").json()["total"] == 1
         assert service.http.get("/").status_code == 200
         assert time.monotonic() - began < 2
         assert service.launcher.asked <= 2
 
 
 def test_a_full_disk_is_told_and_nothing_is_left(service, monkeypatch):
-    kept = service.begin()
+    kept = service.start()
     real = os.mkdir
 
     def full(path, *arguments, **named):
@@ -185,35 +185,35 @@ def test_a_full_disk_is_told_and_nothing_is_left(service, monkeypatch):
     monkeypatch.setattr(os, "mkdir", full)
     answer = post(service, LINE, **{"Idempotency-Key": "k"})
     assert answer.status_code == 507
-    assert "No space left on device" in error_of(answer)
+    assert "No space left on device" in problem_of(answer)
     monkeypatch.undo()
-    assert [one["id"] for one in service.http.get("/searches").json()["searches"]] == [kept]
+    assert [one["id"] for one in service.http.get("/api/v1/searches").json()["searches"]] == [kept]
     assert post(service, LINE, **{"Idempotency-Key": "k"}).status_code == 201
 
 
 def test_a_full_disk_stops_no_reader(service, monkeypatch):
-    search_id = service.begin()
-    service.leave(search_id)
+    search_id = service.start()
+    service.write_results(search_id)
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
     answer = post(service, LINE, **{"Idempotency-Key": "k"})
-    assert (answer.status_code, "make room" in error_of(answer)) == (507, True)
-    assert service.http.get(f"/searches/{search_id}/trials").json()["total"] == 3
+    assert (answer.status_code, "make room" in problem_of(answer)) == (507, True)
+    assert service.http.get(f"/api/v1/searches/{search_id}/trials").json()["total"] == 3
 
 
 def test_two_services_on_one_storage_see_the_same_and_may_both_steer(tmp_path):
     first, second = serve(tmp_path / "jobs"), serve(tmp_path / "jobs")
     with first.http, second.http:
-        search_id = first.begin()
-        second.begin()
-        lists = [{one["id"] for one in service.http.get("/searches").json()["searches"]} for service in (first, second)]
+        search_id = first.start()
+        second.start()
+        lists = [{one["id"] for one in service.http.get("/api/v1/searches").json()["searches"]} for service in (first, second)]
         assert lists[0] == lists[1]
         assert len(lists[0]) == 2
-        assert second.http.post(f"/searches/{search_id}/stop").json()["state"] == "stopped"
+        assert second.http.post(f"/api/v1/searches/{search_id}/stop").json()["state"] == "stopped"
         time.sleep(1.1)
-        assert first.http.get(f"/searches/{search_id}").json()["state"] == "stopped"
-        assert first.http.post(f"/searches/{search_id}/resume").status_code == 202
-        answer = second.http.post(f"/searches/{search_id}/resume")
-        assert (answer.status_code, "is pending; stop it first" in error_of(answer)) == (409, True)
+        assert first.http.get(f"/api/v1/searches/{search_id}").json()["state"] == "stopped"
+        assert first.http.post(f"/api/v1/searches/{search_id}/resume").status_code == 202
+        answer = second.http.post(f"/api/v1/searches/{search_id}/resume")
+        assert (answer.status_code, "is pending; stop it first" in problem_of(answer)) == (409, True)
 
 
 def test_the_same_search_started_twice_is_one_search(service):
@@ -221,9 +221,9 @@ def test_the_same_search_started_twice_is_one_search(service):
     again = post(service, LINE, **{"Idempotency-Key": "mine"})
     assert (first.status_code, again.status_code) == (201, 200)
     assert first.json()["id"] == again.json()["id"]
-    assert again.headers["location"] == f"/searches/{first.json()['id']}"
+    assert again.headers["location"] == f"/api/v1/searches/{first.json()['id']}"
     other = post(service, LINE | {"quick": True}, **{"Idempotency-Key": "mine"})
-    assert (other.status_code, "was used for another search" in error_of(other)) == (409, True)
+    assert (other.status_code, "was used for another search" in problem_of(other)) == (409, True)
     assert post(service, LINE).json()["id"] != first.json()["id"]
     assert len(service.launcher.started) == 2
 
@@ -261,12 +261,12 @@ def test_a_key_holds_when_the_service_died_between_two_lines(service, monkeypatc
 
 
 def test_a_search_whose_file_is_broken_hides_no_other(service):
-    broken, whole = service.begin(), service.begin()
+    broken, whole = service.start(), service.start()
     (service.storage / broken / "job.json").write_text("{", encoding="utf-8")
-    told = {one["id"]: one["state"] for one in service.http.get("/searches").json()["searches"]}
+    told = {one["id"]: one["state"] for one in service.http.get("/api/v1/searches").json()["searches"]}
     assert told == {broken: "unreadable", whole: "pending"}
-    answer = service.http.get(f"/searches/{broken}")
-    assert (answer.status_code, "restore it from a copy" in error_of(answer)) == (500, True)
+    answer = service.http.get(f"/api/v1/searches/{broken}")
+    assert (answer.status_code, "restore it from a copy" in problem_of(answer)) == (500, True)
     assert service.http.get("/", headers={"Accept": "text/html"}).status_code == 200
 
 
@@ -276,25 +276,25 @@ def test_what_nobody_thought_of_is_one_line_and_the_service_stays_up(service, mo
 
     with monkeypatch.context() as patched:
         patched.setattr("tune_hpc.service.statuses.Statuses.all", odd)
-        answer = service.http.get("/searches")
-    assert (answer.status_code, error_of(answer)) == (500, "the service failed at this request; its log says why")
+        answer = service.http.get("/api/v1/searches")
+    assert (answer.status_code, problem_of(answer)) == (500, "the service failed at this request; its log says why")
     assert "a secret detail" in caplog.text
-    assert service.http.get("/searches").status_code == 200
+    assert service.http.get("/api/v1/searches").status_code == 200
 
 
 def test_a_method_that_a_path_does_not_serve_is_said_to_be_none(service):
-    answer = service.http.put("/searches")
+    answer = service.http.put("/api/v1/searches")
     assert answer.status_code == 405
-    assert "PUT is not served at '/searches'" in error_of(answer)
+    assert "PUT is not served at '/searches'" in problem_of(answer)
 
 
 def test_too_many_changes_are_told_to_wait(tmp_path):
     service = serve(tmp_path / "jobs", writes_per_s=1)
     with service.http:
-        answers = [service.http.post("/searches/none/stop") for _ in range(8)]
+        answers = [service.http.post("/api/v1/searches/none/stop") for _ in range(8)]
         assert [answer.status_code for answer in answers] == [404] * 6 + [429] * 2
         assert int(answers[-1].headers["retry-after"]) >= 1
-        assert "1 changes a second" in error_of(answers[-1])
+        assert "1 changes a second" in problem_of(answers[-1])
 
 
 def test_who_reads_too_often_is_answered_later_and_refused_only_where_that_would_be_long(tmp_path, monkeypatch):
@@ -310,7 +310,7 @@ def test_who_reads_too_often_is_answered_later_and_refused_only_where_that_would
         answers = [service.http.get("/health") for _ in range(32)]
     assert [answer.status_code for answer in answers] == [200] * 30 + [429] * 2
     assert held == [pytest.approx(number / 10) for number in range(1, 11)]
-    assert "10 reads a second" in error_of(answers[-1])
+    assert "10 reads a second" in problem_of(answers[-1])
     assert answers[-1].headers["retry-after"] == "2"
 
 
@@ -354,27 +354,27 @@ def test_a_rate_grants_no_more_than_flows_in_and_each_one_after_the_one_before(p
     ],
 )  # fmt: skip
 def test_a_search_is_asked_only_for_what_its_state_allows(service, state, verb, status, words):
-    search_id = service.begin()
+    search_id = service.start()
     if state:
         service.drive(search_id, state)
     body = {"num_samples": 5} if verb == "extend" else None
-    answer = service.http.post(f"/searches/{search_id}/{verb}", json=body)
+    answer = service.http.post(f"/api/v1/searches/{search_id}/{verb}", json=body)
     assert answer.status_code == status, answer.text
-    assert words in (error_of(answer) if words else "")
+    assert words in (problem_of(answer) if words else "")
 
 
 def test_an_extension_goes_to_the_driver(service):
-    search_id = service.begin({"space": "line.random"})
+    search_id = service.start({"space": "line.random"})
     service.drive(search_id, "finished")
-    assert service.http.post(f"/searches/{search_id}/extend", json={"num_samples": 4, "fuse": "off"}).status_code == 202
+    assert service.http.post(f"/api/v1/searches/{search_id}/extend", json={"num_samples": 4, "fuse": "off"}).status_code == 202
     assert service.launcher.started[-1] == (
         search_id, 2, "extend", {"num_samples": 4, "experiment": "line.random", "fuse": "off"},
     )  # fmt: skip
 
 
 def test_a_trial_s_words_are_never_taken_as_html(service):
-    search_id = service.begin()
-    service.leave(search_id)
+    search_id = service.start()
+    service.write_results(search_id)
     page = service.http.get(f"/view/{search_id}/trial/t00001").text
     assert "&lt;b&gt;odd&lt;/b&gt;" in page
     assert "<b>odd</b>" not in page

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from tests.service.conftest import TOKEN, error_of, serve
+from tests.service.conftest import TOKEN, problem_of, serve
 from tune_hpc import cli
 from tune_hpc.cluster.client import Client, LocalClient
 from tune_hpc.errors import FolderError
@@ -114,7 +114,7 @@ def test_a_session_changes_something_from_the_service_s_own_page_only(browser, h
     job = browser.client.submit(_line())
     answer = browser.http.post(f"/view/{job.id}/stop", headers=headers)
     assert answer.status_code == status
-    assert (browser.http.get(f"/searches/{job.id}").json()["state"] == "stopped") == (status == 303)
+    assert (browser.http.get(f"/api/v1/searches/{job.id}").json()["state"] == "stopped") == (status == 303)
 
 
 def _line():
@@ -126,25 +126,25 @@ def _line():
 def test_without_a_token_only_this_machine_s_names_and_pages_are_heard(tmp_path):
     service = serve(tmp_path / "jobs", token=None)
     with service.http:
-        search_id = service.begin()
+        search_id = service.start()
         assert service.http.get("/", headers={"Accept": "text/html"}).status_code == 200
         assert service.http.get("/login").headers["location"] == "/"
         for host in ("127.0.0.1:8300", "localhost:1", "[::1]:8300"):
             assert service.http.get("/health", headers={"Host": host}).status_code == 200
         for host in ("rebound.example", "127.0.0.1.example", ""):
-            answer = service.http.get("/searches", headers={"Host": host})
-            assert (answer.status_code, "without a token" in error_of(answer)) == (403, True)
+            answer = service.http.get("/api/v1/searches", headers={"Host": host})
+            assert (answer.status_code, "without a token" in problem_of(answer)) == (403, True)
         elsewhere = {"Origin": "http://elsewhere.example"}
-        assert service.http.post(f"/searches/{search_id}/stop", headers=elsewhere).status_code == 403
+        assert service.http.post(f"/api/v1/searches/{search_id}/stop", headers=elsewhere).status_code == 403
         # A form of another site can send text, and no JSON.
-        answer = service.http.post("/searches", content=b'{"space": "exercise1_1stpart"}',
+        answer = service.http.post("/api/v1/searches", content=b'{"space": "exercise1_1stpart"}',
                                    headers={"Content-Type": "text/plain"})  # fmt: skip
         assert answer.status_code == 422
 
 
 def test_every_answer_forbids_scripts_and_frames_of_others(browser):
     log_in(browser)
-    for path in ("/", "/health", "/searches", "/none", "/static/page.js", "/openapi.json"):
+    for path in ("/", "/health", "/api/v1/searches", "/none", "/static/page.js", "/api/v1/openapi.json"):
         headers = browser.http.get(path).headers
         policy = headers["content-security-policy"]
         assert "default-src 'none'; script-src 'self'; style-src 'self'" in policy

@@ -1,0 +1,360 @@
+"""Authentication: the token and its file, sessions of browsers, checks of origin and host, login and logout.
+
+A client sends the token with each request (``Authorization: Bearer``), or a browser presents it once for a session.
+Whoever presents neither draws from a rate limit before anything is compared, so that guesses are slow.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+import stat
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs, quote, urlsplit
+
+from fastapi import APIRouter, Request, Response
+from itsdangerous import BadSignature, TimestampSigner
+from starlette.datastructures import Headers
+from starlette.responses import RedirectResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tune_hpc.errors import FolderError, RequestError
+from tune_hpc.service.connection import CONNECTION
+from tune_hpc.service.problems import ProblemRenderer
+from tune_hpc.service.rate_limit import RateLimits
+from tune_hpc.service.request_context import client_address, context_of, route_path
+from tune_hpc.service.templates import Templates
+
+SESSION_S = 12 * 3600
+_MIN_TOKEN_LENGTH = 16
+_PUBLIC = frozenset({"/health", "/login", "/favicon.ico", "/api/v1/openapi.json"})
+_READS = ("GET", "OPTIONS")
+_METRICS = frozenset({"/ready", "/metrics"})
+
+
+def read_or_create_secret(path: Path) -> str:
+    """Return the secret in a file that only this user can read; create both if there is no such file.
+
+    Raises:
+        FolderError: the file cannot be used, another user owns it or can read it, or its content is too short.
+    """
+    try:
+        if not os.path.lexists(path):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _create(path, f"{secrets.token_urlsafe(32)}\n")
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), encoding="ascii") as file:
+            status, secret = os.fstat(file.fileno()), file.read(4096).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FolderError(f"the token file {path} cannot be used: {error}; choose another with --token-file") from error
+    if status.st_uid != os.geteuid():
+        raise FolderError(f"the token file {path} belongs to another user (uid {status.st_uid}); remove it")
+    if status.st_mode & 0o077:
+        mode = stat.S_IMODE(status.st_mode)
+        raise FolderError(f"other users can read the token file {path} (mode {mode:o}); run chmod 600 {path}")
+    if len(secret) < _MIN_TOKEN_LENGTH or not secret.isprintable() or " " in secret:
+        raise FolderError(
+            f"the token file {path} must contain at least {_MIN_TOKEN_LENGTH} printable characters without spaces; "
+            "remove it to get a new token"
+        )
+    return secret
+
+
+def _create(path: Path, text: str) -> None:
+    """Create a file with its whole content, unless another process does so first."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="ascii") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Credentials:
+    """The token of a service, and the sessions of its pages.
+
+    A session is a random id with a time stamp and a signature; services that share the token file share sessions.
+
+    Args:
+        token: The token.
+        key: The key of the signatures.
+        revoked_file: The sessions that were ended by a logout: an id and the end of its validity a line.
+    """
+
+    def __init__(self, token: str, key: str, revoked_file: Path) -> None:
+        self._digest = hashlib.sha256(token.encode()).digest()
+        self._signer = TimestampSigner(key, salt=self._digest, digest_method=hashlib.sha256)
+        self._revoked_file = revoked_file
+        self._revoked: dict[str, float] = {}
+        self._revoked_stamp: tuple[int, int] | None = None
+        #: Services of one host share cookies, whatever their port.
+        self.cookie_name = f"tune_hpc_{hashlib.sha256(b'cookie' + key.encode()).hexdigest()[:8]}"
+
+    @classmethod
+    def load(cls, token_file: Path) -> "Credentials":
+        """Return the credentials of a token file; create the file if there is none.
+
+        Raises:
+            FolderError: it, or a file beside it, cannot be used.
+        """
+        revoked_file = token_file.with_name(f"{token_file.name}.revoked")
+        token, key = (read_or_create_secret(path) for path in (token_file, Path(f"{token_file}.key")))
+        return cls(token, key, revoked_file)
+
+    def is_token(self, text: str) -> bool:
+        """Whether a text is the token; the duration depends on neither."""
+        return hmac.compare_digest(hashlib.sha256(text.encode("utf-8", "replace")).digest(), self._digest)
+
+    def new_session(self) -> str:
+        """Return the cookie of a new session."""
+        return self._signer.sign(secrets.token_hex(16)).decode("ascii")
+
+    def session_id(self, cookie: str) -> str:
+        """Return the id of the session of a cookie; empty if it is forged, too old or revoked."""
+        try:
+            session = self._signer.unsign(cookie, max_age=SESSION_S).decode("ascii")
+        except (BadSignature, UnicodeError):
+            return ""
+        return "" if session in self._read_revoked() else session
+
+    def revoke(self, session: str) -> None:
+        """End a session, also for other services of this token file and after a restart.
+
+        Raises:
+            FolderError: the file cannot be written.
+        """
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        try:
+            with os.fdopen(os.open(self._revoked_file, flags, 0o600), "a", encoding="ascii") as file:
+                file.write(f"{session} {time.time() + SESSION_S:.0f}\n")
+        except OSError as error:
+            raise FolderError(f"{self._revoked_file} cannot be written: {error}; the session goes on") from error
+
+    def _read_revoked(self) -> dict[str, float]:
+        try:
+            status = os.stat(self._revoked_file)
+            stamp = status.st_mtime_ns, status.st_size
+            if stamp != self._revoked_stamp:
+                lines = self._revoked_file.read_text(encoding="ascii").splitlines()
+                known = {session: float(end) for session, _, end in (line.partition(" ") for line in lines) if end}
+                self._revoked = {session: end for session, end in known.items() if end > time.time()}
+                self._revoked_stamp = stamp
+                if known and not self._revoked:
+                    self._revoked_file.unlink(missing_ok=True)
+        except FileNotFoundError:
+            self._revoked, self._revoked_stamp = {}, None
+        return self._revoked
+
+
+@dataclass(frozen=True)
+class AccessRules:
+    """Who may use a service.
+
+    Attributes:
+        credentials: The token and sessions; ``None``: all processes of this machine may.
+        hosts: The names under which a service without a token answers.
+        has_public_metrics: Whether /metrics and /ready need no token.
+        is_behind_proxy: Whether one connection may carry requests of several clients.
+        limits: The rate limits.
+    """
+
+    credentials: Credentials | None
+    hosts: frozenset[str]
+    limits: RateLimits
+    has_public_metrics: bool = False
+    is_behind_proxy: bool = False
+
+
+class AuthMiddleware:
+    """Authenticates requests, limits their rate, and refuses changes that another site makes a browser send."""
+
+    def __init__(self, app: ASGIApp, *, rules: AccessRules, respond: ProblemRenderer) -> None:
+        self.app = app
+        self._rules = rules
+        self._respond = respond
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "http":
+            try:
+                self._check(scope)
+            except RequestError as error:
+                await self._refusal(scope, error)(scope, receive, send)
+                return
+            # The parsers of cookies behind this layer take quadratic time.
+            scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"cookie"]
+        await self.app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers, path, limits = Headers(scope=scope), route_path(scope), self._rules.limits
+        is_change = scope["method"] not in _READS
+        credentials, context, address = self._rules.credentials, context_of(scope), client_address(scope)
+        has_sent_token = False
+        if credentials is None:
+            if _hostname(headers.get("host", "")) not in self._rules.hosts:
+                raise RequestError(
+                    f"a service without a token answers as {', '.join(sorted(self._rules.hosts))} only; got the host "
+                    f"{headers.get('host', '')[:200]!r}: use one of these, or start the service with a token",
+                    403,
+                )
+        else:
+            context.session_id = credentials.session_id(_cookie(headers.get("cookie", ""), credentials.cookie_name))
+            if context.session_id:
+                context.user = f"session:{context.session_id[:8]}"
+            else:
+                has_sent_token = self._check_token(scope, headers.get("authorization", ""))
+        if is_change and not has_sent_token and not self._is_same_origin(headers):
+            raise RequestError(
+                "a change that a browser sends must come from the page of this service; this one came from "
+                f"{headers.get('origin', 'nowhere')[:200]!r}: send the token in Authorization: Bearer instead",
+                403,
+            )
+        if context.user or credentials is None:
+            is_costly = is_change or path.endswith("/preview")
+            buckets = limits.changes if is_costly else limits.reads
+            buckets.draw(context.session_id or context.user or address, "changes" if is_costly else "reads")
+            if context.user and CONNECTION in scope.get("state", {}):
+                scope["state"][CONNECTION].setdefault("user", context.user)
+
+    def _check_token(self, scope: Scope, authorization: str) -> bool:
+        """Return whether a request without a session has the token; pass those that need none.
+
+        Raises:
+            RequestError: it has none or a wrong one, or there were too many of these.
+        """
+        credentials, limits = self._rules.credentials, self._rules.limits
+        assert credentials is not None
+        path, address, context = route_path(scope), client_address(scope), context_of(scope)
+        connection = {} if self._rules.is_behind_proxy else scope.get("state", {}).get(CONNECTION, {})
+        digest = hashlib.sha256(authorization.encode("utf-8", "replace")).digest()
+        if authorization and hmac.compare_digest(connection.get("authorization", b""), digest):
+            context.user = "token"
+            return True
+        is_login = path == "/login" and scope["method"] == "POST"
+        is_public = _is_public(path) or (self._rules.has_public_metrics and path in _METRICS)
+        if is_public and scope["method"] in _READS:
+            limits.public.draw(address, "requests")
+            return False
+        # Before the comparison: while the bucket is empty the right token is refused, too. So guesses find nothing.
+        limits.unauthenticated.draw(address, "requests without valid credentials")
+        if is_login:
+            return False
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() == "bearer" and credentials.is_token(token.strip()):
+            limits.unauthenticated.give_back(address)
+            connection["authorization"] = digest
+            context.user = "token"
+            return True
+        context.is_login_rejected = bool(authorization)
+        problem = "is wrong, or the service has a new one" if authorization else "is missing"
+        raise RequestError(
+            f"the token {problem}; send the one in the service's token file in Authorization: Bearer TOKEN", 401
+        )
+
+    def _refusal(self, scope: Scope, error: RequestError) -> Response:
+        headers, root = Headers(scope=scope), scope.get("root_path", "")
+        if error.status != 401:
+            return self._respond(scope, error)
+        is_page = scope["method"] == "GET" and "text/html" in headers.get("accept", "")
+        if is_page and not headers.get("authorization"):
+            query = f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""
+            return RedirectResponse(f"{root}/login?next={quote(scope['path'] + query, safe='')}", 303)
+        return self._respond(scope, error, {"HX-Redirect": f"{root}/login"} if headers.get("hx-request") else {})
+
+    def _is_same_origin(self, headers: Headers) -> bool:
+        """Whether a request comes from the page of this service, or from no browser if there is no token."""
+        if site := headers.get("sec-fetch-site"):
+            return site in ("same-origin", "none")
+        if origin := headers.get("origin"):
+            return _netloc(origin) == headers.get("host", "").lower()
+        return self._rules.credentials is None
+
+
+def _is_public(path: str) -> bool:
+    return path in _PUBLIC or path.startswith("/static/")
+
+
+def _cookie(header: str, name: str) -> str:
+    """Return the value of a cookie; empty if there is none. Takes linear time."""
+    pairs = (pair.strip().partition("=") for pair in header.split(";"))
+    return next((value for key, _, value in pairs if key == name), "")
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
+def _hostname(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def login_routes(rules: AccessRules, templates: Templates) -> APIRouter:
+    """Return the routes of login and logout."""
+    router = APIRouter(include_in_schema=False)
+    credentials = rules.credentials
+
+    @router.get("/login")
+    async def read_login(request: Request, next: str = "/") -> Response:
+        root = request.scope["root_path"]
+        if credentials is None:
+            return RedirectResponse(f"{root}/", 303)
+        return templates.page("login.html", target=_local_target(next, root), problem="")
+
+    @router.post("/login")
+    async def log_in(request: Request) -> Response:
+        """Start a session for a browser that presents the token."""
+        root = request.scope["root_path"]
+        try:
+            form = parse_qs((await request.body()).decode("utf-8"), max_num_fields=10)
+        except ValueError:
+            form = {}
+        target = _local_target(form.get("next", ["/"])[0], root)
+        if credentials is None:
+            return RedirectResponse(target, 303)
+        if not credentials.is_token(form.get("token", [""])[0].strip()):
+            context_of(request.scope).is_login_rejected = True
+            problem = "The token is wrong. The service prints the name of its token file when it starts."
+            return templates.page("login.html", 401, target=target, problem=problem)
+        rules.limits.unauthenticated.give_back(client_address(request.scope))
+        cookie = credentials.new_session()
+        context_of(request.scope).user = f"session:{cookie[:8]}"
+        response = RedirectResponse(target, 303)
+        response.set_cookie(
+            credentials.cookie_name, cookie, max_age=SESSION_S, httponly=True, samesite="strict", path=root or "/",
+            secure=request.url.scheme == "https",
+        )  # fmt: skip
+        return response
+
+    @router.post("/logout")
+    def log_out(request: Request) -> Response:
+        root, session = request.scope["root_path"], context_of(request.scope).session_id
+        response = RedirectResponse(f"{root}/login", 303)
+        if credentials and session:
+            credentials.revoke(session)
+            response.delete_cookie(credentials.cookie_name, httponly=True, samesite="strict", path=root or "/")
+        return response
+
+    return router
+
+
+def _local_target(target: str, root: str) -> str:
+    """Return the path of this service to which a login leads; the list of searches for anything else."""
+    try:
+        url = urlsplit(target)
+    except ValueError:
+        return f"{root}/"
+    is_local = target.startswith(f"{root}/") and not target.startswith(("//", "/\\"))
+    has_no_host = not url.scheme and not url.netloc
+    return target if is_local and has_no_host and target.isprintable() and "\\" not in target else f"{root}/"

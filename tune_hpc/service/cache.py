@@ -1,0 +1,128 @@
+"""Response cache with single flight, and cache of results."""
+
+import asyncio
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+
+from tune_hpc.analysis.folder import ExperimentFolder
+from tune_hpc.analysis.following import Following, Standing
+
+#: Bytes of all responses in the cache.
+MAX_RESPONSE_BYTES = 64_000_000
+#: Bytes of all results in the cache.
+MAX_RESULT_BYTES = 1_000_000_000
+NUM_THREADS = 8
+#: Seconds for which a response about a running search is used again.
+MAX_AGE_S = 1.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CachedResponse:
+    """A response for all clients that send the same request."""
+
+    body: bytes
+    media_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def response(self) -> Response:
+        """Return a response to one request."""
+        return Response(self.body, headers=self.headers, media_type=self.media_type)
+
+
+class ResponseCache:
+    """Least recently used responses, each computed once for all concurrent requests, in a pool of threads."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[str, tuple[str, float, CachedResponse]] = OrderedDict()
+        self._num_bytes = 0
+        self._flights: dict[Hashable, asyncio.Future[Any]] = {}
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="read")
+
+    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in a thread of the pool."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def once(self, key: Hashable, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in a thread of the pool, once for all concurrent calls with this key."""
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = asyncio.ensure_future(self.run(function, *arguments))
+            flight.add_done_callback(lambda done: (self._flights.pop(key, None), done.cancelled() or done.exception()))
+        # The disconnect of one client does not cancel the response to the others.
+        result: T = await asyncio.shield(flight)
+        return result
+
+    async def get(self, key: str, version: str, is_final: bool, make: Callable[[], CachedResponse]) -> CachedResponse:
+        """Return a response.
+
+        Args:
+            key: Route and parameters.
+            version: The version of the data, read before this call; a response of another version is not used.
+            is_final: Whether the data changes only with its version; otherwise a response is used for a moment.
+            make: Computes the response.
+        """
+        entry = self._entries.get(key)
+        if entry and entry[0] == version and (is_final or time.monotonic() - entry[1] < MAX_AGE_S):
+            self._entries.move_to_end(key)
+            return entry[2]
+        moment = time.monotonic()
+        response = await self.once((key, version), make)
+        self._store(key, version, moment, response)
+        return response
+
+    def _store(self, key: str, version: str, moment: float, response: CachedResponse) -> None:
+        if replaced := self._entries.pop(key, None):
+            self._num_bytes -= _weight(key, replaced[2])
+        self._entries[key] = version, moment, response
+        self._num_bytes += _weight(key, response)
+        while self._num_bytes > MAX_RESPONSE_BYTES:
+            oldest, (_, _, dropped) = self._entries.popitem(last=False)
+            self._num_bytes -= _weight(oldest, dropped)
+
+
+def _weight(key: str, response: CachedResponse) -> int:
+    """Return the bytes of a cache entry, about."""
+    return len(key) + len(response.body) + 500
+
+
+@dataclass
+class _Entry:
+    reader: Following
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    results: Standing | None = None
+    num_bytes: int = 0
+
+
+class ResultsCache:
+    """Incremental readers of experiment folders; the least recently used are dropped."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, folder: ExperimentFolder) -> Standing:
+        """Return the results of an experiment so far.
+
+        Raises:
+            FolderError: a file cannot be read.
+        """
+        key = str(folder.path)
+        with self._lock:
+            entry = self._entries.setdefault(key, _Entry(Following(folder)))
+            self._entries.move_to_end(key)
+        with entry.lock:
+            results = entry.reader.results()
+            if results is not entry.results:
+                entry.results, entry.num_bytes = results, results.num_bytes
+        with self._lock:
+            while len(self._entries) > 1 and sum(one.num_bytes for one in self._entries.values()) > MAX_RESULT_BYTES:
+                self._entries.popitem(last=False)
+        return results

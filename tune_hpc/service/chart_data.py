@@ -1,0 +1,262 @@
+"""Data of the charts: learning curves, a metric as a function of a parameter, and parallel coordinates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tune_hpc.analysis.following import Standing
+from tune_hpc.analysis.parallel import Scale, parallel_table
+from tune_hpc.analysis.plot_data import is_geometric, is_numeric, response_table, values_of
+from tune_hpc.analysis.results import Results
+from tune_hpc.analysis.wording import axis_label, condition, number, value_text
+from tune_hpc.errors import RequestError
+from tune_hpc.service.frame_query import apply_filters, records
+
+#: Learning curves, and points of each.
+MAX_CURVES, MAX_POINTS = 100, 200
+#: Values of a parameter that get a color each.
+MAX_GROUPS = 10
+#: Points of a response curve in all; lines of parallel coordinates.
+MAX_RESPONSE_POINTS, MAX_LINES = 2000, 150
+#: Layout of parallel coordinates, in units of the SVG.
+WIDTH, HEIGHT, TOP, SIDE, BOTTOM = 1080, 300, 34, 70, 16
+MIN_AXIS_DISTANCE, MAX_AXIS_DISTANCE = 150, 320
+#: Colors of the lines of parallel coordinates, from the worst to the best.
+NUM_SHADES = 5
+
+
+def group_parameter(results: Results, *excluded: str) -> str | None:
+    """Return the parameter whose values get a color each: the first with few words, or else with few numbers."""
+    candidates = [
+        name
+        for name in results.varying
+        if name not in excluded and name != "seed" and 1 < len(values_of(results, name)) <= MAX_GROUPS
+    ]
+    return next((name for name in candidates if not is_numeric(results, name)), next(iter(candidates), None))
+
+
+def learning_curves(
+    results: Standing, metric: str | None, filters: Sequence[str], max_curves: int, max_points: int
+) -> dict[str, Any]:
+    """Return the learning curves of running trials and of the best ones, thinned.
+
+    Args:
+        results: Of one experiment.
+        metric: A metric of the history; by default the one that ranks trials, or the first.
+        filters: Select trials.
+        max_curves: Maximum number of curves.
+        max_points: Maximum number of points of each; the first and the last are always included.
+
+    Returns:
+        The fields of ``schemas.CurveList``.
+
+    Raises:
+        RequestError: there is no such metric, or a filter is malformed.
+    """
+    ranking_metric = results.metric.removeprefix("best_").removeprefix("selected_")
+    metrics = [name for name in results.histories.columns if name not in ("trial_id", "step")]
+    metrics.sort(key=lambda name: name != ranking_metric)
+    if metric is not None:
+        _check_known(results, metric, metrics, "metric")
+    metric = metric or next(iter(metrics), results.metric)
+    trials = apply_filters(results.trials, filters)
+    trials = trials[trials["trial_id"].isin(results.histories.taken(metric))]
+    drawn = _running_and_best(results, trials, max_curves)
+    points = _history_points(results, drawn, metric)
+    names, group = [name for name in results.varying if name in drawn], group_parameter(results)
+    curves = [
+        {
+            "trial_id": row["trial_id"],
+            "status": row["status"],
+            "label": condition({name: row[name] for name in names if row[name] is not None}),
+            "group": value_text(row[group]) if group else "",
+            **_thin(*points[row["trial_id"]], max_points),
+        }
+        for row in records(drawn[["trial_id", "status", *names]])
+    ]
+    return {
+        "experiment": results.name,
+        "metric": metric,
+        "metrics": metrics,
+        "group": group,
+        "num_trials": len(trials),
+        "is_thinned": any(len(points[curve["trial_id"]][0]) > len(curve["steps"]) for curve in curves),
+        "curves": curves,
+    }
+
+
+def _running_and_best(results: Results, trials: pd.DataFrame, limit: int) -> pd.DataFrame:
+    """Return the trials whose curves are drawn; the best is last, above the others."""
+    if len(trials) > limit:
+        running = trials[trials["status"] == "running"].tail(limit // 2)
+        others = trials[~trials["trial_id"].isin(running["trial_id"])]
+        trials = pd.concat([_ranked(results, others).head(limit - len(running)), running])
+    return _ranked(results, trials).iloc[::-1]
+
+
+def _ranked(results: Results, trials: pd.DataFrame) -> pd.DataFrame:
+    if results.metric not in trials:
+        return trials
+    return trials.sort_values(results.metric, ascending=results.experiment["mode"] == "min", kind="stable")
+
+
+def _history_points(results: Standing, trials: pd.DataFrame, metric: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return steps and values of a metric by trial."""
+    if trials.empty:
+        return {}
+    history = results.histories.of(trials["trial_id"]).dropna(subset=[metric]).sort_values("step", kind="stable")
+    steps, values = history["step"].to_numpy().astype(int), history[metric].to_numpy(float)
+    rows = history.groupby("trial_id", observed=True).indices
+    return {str(trial_id): (steps[places], values[places]) for trial_id, places in rows.items()}
+
+
+def _thin(steps: np.ndarray, values: np.ndarray, limit: int) -> dict[str, list[Any]]:
+    places = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), limit)).round().astype(int))
+    return {
+        "steps": steps[places].tolist(),
+        "values": [value if np.isfinite(value) else None for value in values[places].tolist()],
+    }
+
+
+def response_parameters(results: Results) -> list[str]:
+    """Return the numeric parameters that vary, a learning rate first."""
+    names = [
+        name
+        for name in results.varying
+        if name != "seed" and is_numeric(results, name) and len(values_of(results, name)) > 1
+    ]
+    return sorted(names, key=lambda name: name != "learning_rate")
+
+
+def _response_metrics(results: Results) -> list[str]:
+    """Return the numeric columns that are not parameters: an accuracy first, then the one that ranks trials."""
+    parameters = {*results.config_columns, "trial_id"}
+    columns = [str(name) for name in results.trials if str(name) not in parameters and is_numeric(results, str(name))]
+    first = ["test_accuracy", "valid_accuracy", results.metric]
+    return sorted(
+        (name for name in columns if results.trials[name].notna().any()),
+        key=lambda name: first.index(name) if name in first else len(first),
+    )
+
+
+def response_curve(results: Results, metric: str | None, parameter: str | None) -> dict[str, Any]:
+    """Return a metric of the trials that ended as a function of a parameter, averaged over seeds.
+
+    Args:
+        results: Of one experiment.
+        metric: A numeric column of the trials; by default an accuracy, or the one that ranks trials.
+        parameter: A numeric parameter that varies; by default the learning rate, or the first.
+
+    Returns:
+        The fields of ``schemas.ResponseCurve``; points of a line are joined if they differ in ``x`` only.
+
+    Raises:
+        RequestError: there is no such parameter or metric.
+    """
+    parameters, metrics = response_parameters(results), _response_metrics(results)
+    for name, known, kind in ((parameter, parameters, "numeric parameter that varies"), (metric, metrics, "metric")):
+        if name is not None:
+            _check_known(results, name, known, kind)
+    metric, parameter = metric or next(iter(metrics), results.metric), parameter or next(iter(parameters), None)
+    curve = {
+        "experiment": results.name, "metric": metric, "metrics": metrics, "parameter": parameter,
+        "parameters": parameters, "group": None, "is_log": False, "num_points": 0, "lines": [],
+    }  # fmt: skip
+    if parameter is None or metric not in metrics:
+        return curve
+    group = group_parameter(results, parameter)
+    table = response_table(results, metric, parameter, group, {})
+    lines: list[dict[str, Any]] = [
+        {
+            "label": value_text(label) if group else "",
+            "is_joined": bool(line["is_joined"].all()),
+            "x": line["x"].astype(float).tolist(),
+            "mean": line["mean"].tolist(),
+            "num_trials": line["num_trials"].astype(int).tolist(),
+        }
+        for label, line in table.head(MAX_RESPONSE_POINTS).groupby("line", sort=False, observed=True)
+    ]
+    is_log = is_geometric(values_of(results, parameter))
+    lines.sort(key=lambda line: line["label"])
+    return curve | {"group": group, "is_log": is_log, "num_points": len(table), "lines": lines}
+
+
+def _check_known(results: Results, name: str, known: Sequence[str], kind: str) -> None:
+    if name not in known:
+        alternatives = f"there are {', '.join(known)}" if known else "there is none yet"
+        raise RequestError(f"{results.name} has no {kind} {name!r}; {alternatives}")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis of parallel coordinates.
+
+    Attributes:
+        label: Its title.
+        x: Its position.
+        ticks: Heights and texts along it.
+    """
+
+    label: str
+    x: int
+    ticks: list[tuple[float, str]]
+
+
+def parallel_coordinates(results: Results) -> dict[str, Any] | None:
+    """Return parallel coordinates as SVG paths; ``None`` if there are no two configurations to compare.
+
+    Returns:
+        ``width``, ``height``, ``top``, ``bottom``, ``axes``, ``lines`` (``points`` of an SVG path, ``shade`` from 0,
+        the worst, to ``NUM_SHADES - 1``, ``label``), ``num_configurations`` in all.
+    """
+    if results.metric not in results.trials:
+        return None
+    table, scales, num_configurations = parallel_table(results, results.metric, {})
+    if table.empty:
+        return None
+    distance = min(MAX_AXIS_DISTANCE, max(MIN_AXIS_DISTANCE, (WIDTH - 2 * SIDE - 60) // (len(scales) - 1)))
+    axes = [_axis(scale, SIDE + place * distance) for place, scale in enumerate(scales)]
+    sample = np.unique(np.linspace(0, len(table) - 1, min(len(table), MAX_LINES)).round().astype(int))
+    table = table.iloc[sample].reset_index(drop=True)
+    heights = [TOP + HEIGHT - scale.positions(table[scale.name]) * HEIGHT for scale in scales]
+    lines = []
+    for row in range(len(table)):
+        config = {scale.name: table[scale.name].iloc[row] for scale in scales[:-1]}
+        value = number(float(table[results.metric].iloc[row]), results.metric)
+        lines.append(
+            {
+                "points": _svg_path([(axis.x, height[row]) for axis, height in zip(axes, heights, strict=True)]),
+                "shade": min(NUM_SHADES - 1, row * NUM_SHADES // len(table)),
+                "label": f"{condition(config)}: {value}",
+            }
+        )
+    return {
+        "width": 2 * SIDE + distance * (len(axes) - 1), "height": TOP + HEIGHT + BOTTOM, "top": TOP,
+        "bottom": TOP + HEIGHT, "axes": axes, "lines": lines, "num_configurations": num_configurations,
+    }  # fmt: skip
+
+
+def _axis(scale: Scale, x: int) -> Axis:
+    has_all_values = scale.is_wordy or len(scale.values) <= 8
+    if has_all_values:
+        values = list(dict.fromkeys(scale.values))
+    else:
+        values = list((np.geomspace if scale.is_log else np.linspace)(scale.low, scale.high, 5))
+    texts = [value_text(value) if has_all_values else f"{value:.3g}" for value in values]
+    heights = (TOP + HEIGHT - scale.positions(pd.Series(values)) * HEIGHT).tolist()
+    return Axis(axis_label(scale.name), x, list(zip(heights, texts, strict=True)))
+
+
+def _svg_path(points: list[tuple[int, float]]) -> str:
+    """Return a line through points; it is interrupted where a value is missing."""
+    text, is_drawing = [], False
+    for x, y in points:
+        if np.isnan(y):
+            is_drawing = False
+            continue
+        text.append(f"{'L' if is_drawing else 'M'}{x} {y:.1f}")
+        is_drawing = True
+    return "".join(text)

@@ -1,0 +1,175 @@
+"""Filter, sort and page a data frame; JSON rows, CSV and Parquet.
+
+A filter is ``COLUMN OPERATOR VALUES``, like ``status=finished,stopped`` or ``learning_rate<0.01``. The operators are
+``=`` ``!=`` ``<`` ``<=`` ``>`` ``>=`` and ``~`` (contains, ignoring case). ``=`` and ``!=`` take several values,
+separated by commas; an empty value stands for a missing one. Filters are parsed in linear time.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tune_hpc.errors import RequestError
+
+_BOUNDS = {"<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal}
+_OPERATORS = ("<=", ">=", "!=", "=", "<", ">", "~")
+MEDIA_TYPES = {"json": "application/json", "csv": "text/csv", "parquet": "application/vnd.apache.parquet"}
+#: Rows of a page of JSON: by default and at most.
+PAGE_ROWS, MAX_ROWS = 100, 10_000
+#: Rows of a CSV file that are in memory at once.
+CHUNK_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class FrameQuery:
+    """Selects a part of a frame.
+
+    Attributes:
+        filters: A row must pass all of them.
+        sort: Columns to sort by; with a hyphen before it, a column is sorted in descending order.
+        columns: Columns of the result; empty: all.
+        limit: Maximum number of rows; ``None``: a page of JSON, all of a file.
+        offset: Number of rows to skip.
+        format: ``json``, ``csv`` or ``parquet``.
+    """
+
+    filters: tuple[str, ...] = ()
+    sort: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    limit: int | None = None
+    offset: int = 0
+    format: str = "json"
+
+
+def select(df: pd.DataFrame, query: FrameQuery) -> tuple[pd.DataFrame, int]:
+    """Return a page of the rows that pass the filters, and the number of all these rows.
+
+    Raises:
+        RequestError: there is no such column, a filter is malformed, or the page is too large.
+    """
+    df = apply_filters(df, query.filters)
+    if query.sort:
+        names = [one.removeprefix("-") for one in query.sort]
+        for name in names:
+            _check_column(df, name)
+        if len(set(names)) < len(names):
+            raise RequestError(f"sort must name each column once; got {', '.join(query.sort)}")
+        ascending = [not one.startswith("-") for one in query.sort]
+        df = df.sort_values(names, ascending=ascending, kind="stable", key=_comparable)
+    if query.format == "json" and query.limit is not None and query.limit > MAX_ROWS:
+        raise RequestError(
+            f"limit must be at most {MAX_ROWS} for JSON; got {query.limit}: use offset to get pages, or get a file"
+        )
+    limit = PAGE_ROWS if query.limit is None and query.format == "json" else query.limit
+    page = df.iloc[query.offset : None if limit is None else query.offset + limit]
+    if query.columns:
+        for name in query.columns:
+            _check_column(df, name)
+        page = page[list(dict.fromkeys(query.columns))]
+    return page, len(df)
+
+
+def apply_filters(df: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
+    """Return the rows that pass all filters.
+
+    Raises:
+        RequestError: there is no such column, or a filter is malformed.
+    """
+    for text in filters:
+        df = df[_passes(df, text)]
+    return df
+
+
+def records(df: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return rows as plain data; missing and non-finite values are ``None``."""
+    columns = {str(name): [_plain(value) for value in df[name].tolist()] for name in df.columns}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def csv_chunks(df: pd.DataFrame) -> Iterator[bytes]:
+    """Yield a CSV file in pieces of some thousand rows."""
+    for start in range(0, max(1, len(df)), CHUNK_ROWS):
+        chunk = df.iloc[start : start + CHUNK_ROWS]
+        yield chunk.to_csv(index=False, header=start == 0).encode("utf-8", "replace")
+
+
+def split_names(values: Sequence[str] | None) -> tuple[str, ...]:
+    """Return names that were given as several values, or separated by commas."""
+    return tuple(name for one in values or () for name in (part.strip() for part in one.split(",")) if name)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return None if value is pd.NA or value is None else value
+
+
+def _check_column(df: pd.DataFrame, name: str) -> None:
+    if name not in df:
+        raise RequestError(f"no column has the name {name!r}; there are {', '.join(map(str, df.columns))}")
+
+
+def _parse_filter(text: str) -> tuple[str, str, str]:
+    """Return column, operator and values."""
+    start = next((place for place, character in enumerate(text) if character in "=!<>~"), len(text))
+    operator = next((one for one in _OPERATORS if text.startswith(one, start)), "")
+    name = text[:start].strip()
+    if not operator or not name:
+        raise RequestError(f"a filter reads COLUMN OPERATOR VALUE, like learning_rate<=0.01; got {text!r}")
+    return name, operator, text[start + len(operator) :].lstrip()
+
+
+def _passes(df: pd.DataFrame, text: str) -> Any:
+    name, operator, value = _parse_filter(text)
+    _check_column(df, name)
+    column = df[name]
+    if operator == "~":
+        return column.astype("str").str.contains(value, case=False, regex=False).to_numpy(bool)
+    if operator in _BOUNDS:
+        return _compare(column, operator, value)
+    matches = np.zeros(len(column), bool)
+    for one in value.split(","):
+        matches |= _equals(column, one.strip())
+    return ~matches if operator == "!=" else matches
+
+
+def _compare(column: pd.Series, operator: str, value: str) -> np.ndarray:
+    number = _number(value)
+    if number is None:
+        raise RequestError(f"{operator} compares numbers; got {value!r}: use =, != or ~")
+    if not pd.api.types.is_numeric_dtype(column):
+        raise RequestError(f"{operator} compares numbers; {column.name} has none: use =, != or ~")
+    with np.errstate(invalid="ignore"):
+        passes: np.ndarray = _BOUNDS[operator](column.to_numpy(float, na_value=np.nan), number)
+    return passes
+
+
+def _equals(column: pd.Series, value: str) -> np.ndarray:
+    if value == "":
+        return column.isna().to_numpy(bool)
+    if pd.api.types.is_bool_dtype(column):
+        return (column.astype("str").str.lower() == value.lower()).to_numpy(bool)
+    if pd.api.types.is_numeric_dtype(column):
+        number = _number(value)
+        if number is None:
+            raise RequestError(f"{column.name} contains numbers; got {value!r}: use a number")
+        return column.to_numpy(float, na_value=np.nan) == number
+    return (column.astype("str") == value).to_numpy(bool) & column.notna().to_numpy(bool)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _comparable(column: pd.Series) -> pd.Series:
+    """Return values that can be sorted: those of a category in its order."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.cat.codes
+    return column.astype("str") if pd.api.types.is_object_dtype(column) else column

@@ -1,0 +1,236 @@
+"""Middleware: request id, audit log, metrics and security headers; ETags; the size and duration of bodies."""
+
+import asyncio
+import hashlib
+import logging
+import re
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tune_hpc.errors import RequestError
+from tune_hpc.service.metrics import Metrics
+from tune_hpc.service.problems import ProblemRenderer
+from tune_hpc.service.request_context import RequestContext, client_address, context_of, has_body, route_path
+
+_log = logging.getLogger(__name__)
+_audit_log = logging.getLogger("tune_hpc.audit")
+
+MAX_BODY_BYTES = 256 * 1024
+BODY_TIMEOUT_S = 15.0
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+#: Requests in the audit log: method, path, action; a path may name the search.
+_AUDITED = [
+    (method, re.compile(path), action)
+    for method, path, action in (
+        ("POST", r"/api/v1/searches|/new/[^/]+", "start"),
+        ("POST", r"/api/v1/searches/(?P<search>[^/]+)/(?P<action>stop|resume|extend)", ""),
+        ("POST", r"/view/(?P<search>[^/]+)/(?P<action>stop|resume|extend|delete)", ""),
+        ("DELETE", r"/api/v1/searches/(?P<search>[^/]+)", "delete"),
+        ("POST", r"/login", "login"),
+        ("POST", r"/logout", "logout"),
+    )
+]
+CONTENT_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+#: A report contains its styles and images, and no script.
+REPORT_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; sandbox allow-same-origin allow-popups"
+)
+_SECURITY_HEADERS = {
+    "Content-Security-Policy": CONTENT_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Cache-Control": "private, no-cache",
+}
+
+
+class RequestMiddleware:
+    """Outermost layer: names, observes and audits each request, and turns unexpected failures into problems.
+
+    Args:
+        app: The next layer.
+        respond: Makes the response to a failure.
+        metrics: Where requests are counted.
+        root_path: The path below which a proxy serves the service, whether or not it removes that from requests.
+    """
+
+    def __init__(self, app: ASGIApp, *, respond: ProblemRenderer, metrics: Metrics, root_path: str = "") -> None:
+        self.app = app
+        self._respond = respond
+        self._metrics = metrics
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, method, status = time.perf_counter(), scope["method"], 0
+        root, path = self._root_path, scope["path"]
+        is_below_root = path == root or path.startswith(f"{root}/")
+        # A GET for the routes; the server sends no body in response to HEAD.
+        scope = {**scope, "root_path": root, "path": path if is_below_root else root + path}
+        scope["method"] = "GET" if method == "HEAD" else method
+        context, path = context_of(scope), route_path(scope)
+        sent_id = Headers(scope=scope).get("x-request-id", "")
+        context.request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else context.request_id
+        search = ""
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status, search
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = context.request_id
+                for name, value in _SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+                search = headers.get("location", "").rpartition("/")[2]
+            elif method == "HEAD":
+                message = {**message, "body": b""}
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:
+            if not status:
+                raise
+            _log.warning("the response was cut off: the service stops request_id=%s", context.request_id)
+        except Exception:
+            _log.exception("%s %r failed request_id=%s", method, scope["path"], context.request_id)
+            if status:
+                raise
+            problem = RequestError("the request failed; the log of the service has the cause", 500, "internal")
+            await self._respond(scope, problem)(scope, receive, send_with_headers)
+        finally:
+            unrouted = "/static" if path.startswith("/static/") else "other"
+            route = getattr(scope.get("route"), "path", unrouted)
+            self._metrics.observe(route, method, status, time.perf_counter() - start)
+            _audit(scope, path, context, status, search)
+
+
+def _audit(scope: Scope, path: str, context: RequestContext, status: int, search: str) -> None:
+    """Write a line to the audit log if a request changed something, or tried to log in."""
+    action, is_guess = "", context.is_login_rejected and status != 429
+    for method, pattern, name in _AUDITED:
+        if scope["method"] == method and (match := pattern.fullmatch(path)):
+            parts = match.groupdict()
+            action = name or parts["action"]
+            search = parts.get("search", search if action == "start" else "")
+    if is_guess:
+        action, search = "failed-login", ""
+    elif not action or (status in (401, 429) and not context.user):
+        # What is refused before authentication would fill the log.
+        return
+    _audit_log.info(
+        "action=%s search=%r status=%d user=%s client=%s request_id=%s",
+        action, search[:200], status, context.user or "none", client_address(scope), context.request_id,
+    )  # fmt: skip
+
+
+class ETagMiddleware:
+    """Adds a weak ETag to each complete response to a read, and answers 304 if the client has the same."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or scope["method"] != "GET":
+            await self.app(scope, receive, send)
+            return
+        known = Headers(scope=scope).get("if-none-match", "")
+        start: Message | None = None
+        is_unchanged = False
+
+        async def send_with_tag(message: Message) -> None:
+            nonlocal start, is_unchanged
+            if message["type"] == "http.response.start" and message["status"] == 200:
+                start = message
+                return
+            if start is not None:
+                headers = MutableHeaders(scope=start)
+                headers.setdefault("Vary", "Accept-Encoding, Cookie, Authorization")
+                if "etag" not in headers and not message.get("more_body"):
+                    headers["ETag"] = f'W/"{hashlib.sha1(message["body"], usedforsecurity=False).hexdigest()}"'
+                if is_unchanged := "etag" in headers and matches(known, headers["etag"]):
+                    start["status"] = 304
+                    for name in ("content-length", "content-type", "content-disposition"):
+                        del headers[name]
+                    await send(start)
+                    await send({"type": "http.response.body", "body": b""})
+                else:
+                    await send(start)
+                start = None
+            if not is_unchanged:
+                await send(message)
+
+        await self.app(scope, receive, send_with_tag)
+
+
+def matches(known: str, tag: str) -> bool:
+    """Whether an If-None-Match header contains a tag, by weak comparison (RFC 9110)."""
+    tags = [one.strip().removeprefix("W/") for one in known.split(",")]
+    return "*" in tags or tag.removeprefix("W/") in tags
+
+
+class BodyLimitMiddleware:
+    """Reads the body of a request before the routes do; refuses one that is too large or arrives too slowly."""
+
+    def __init__(self, app: ASGIApp, respond: ProblemRenderer) -> None:
+        self.app = app
+        self._respond = respond
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or not has_body(scope):
+            await self.app(scope, receive, send)
+            return
+        try:
+            length = Headers(scope=scope).get("content-length", "0")
+            if not length.isdigit() or int(length[:20]) > MAX_BODY_BYTES:
+                raise _too_large(length[:20])
+            body = await _read_body(receive)
+        except RequestError as error:
+            await self._respond(scope, error)(scope, receive, send)
+            return
+        context_of(scope).is_body_read = True
+        await self.app(scope, _replay(body, receive), send)
+
+
+async def _read_body(receive: Receive) -> bytes:
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            while True:
+                message = await receive()
+                body += message.get("body", b"")
+                if len(body) > MAX_BODY_BYTES:
+                    raise _too_large(f"more than {MAX_BODY_BYTES}")
+                if not message.get("more_body"):
+                    return bytes(body)
+    except TimeoutError:
+        text = f"the body must arrive within {BODY_TIMEOUT_S:g} s; got {len(body)} bytes: send it again"
+        raise RequestError(text, 408) from None
+
+
+def _too_large(size: str) -> RequestError:
+    return RequestError(f"a body has at most {MAX_BODY_BYTES} bytes; got {size}: send less", 413)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a ``receive`` that yields a body that was read, and then what follows it."""
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replay

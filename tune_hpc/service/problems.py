@@ -1,0 +1,145 @@
+"""Problem responses (RFC 9457): the form of every error, with a stable type for programs and one line for people."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.datastructures import Headers
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.types import Scope
+
+from tune_hpc.analysis.folder import NO_ROOM
+from tune_hpc.errors import (
+    ClusterError,
+    ConflictError,
+    DataUnavailableError,
+    FolderError,
+    InvalidConfigError,
+    InvalidExperimentError,
+    InvalidSpaceError,
+    MissingPackageError,
+    RequestError,
+    TuneHpcError,
+    UnknownNameError,
+)
+from tune_hpc.service.rate_limit import TooManyRequestsError
+from tune_hpc.service.request_context import context_of, has_body, route_path
+from tune_hpc.service.templates import Templates
+
+_log = logging.getLogger(__name__)
+_URN = "urn:tune-hpc:problem:"
+#: Status and title of each problem type.
+PROBLEM_TYPES = {
+    "invalid-json": (400, "The body is not valid JSON"),
+    "unauthorized": (401, "Valid credentials are missing"),
+    "forbidden": (403, "The request does not come from the page of this service"),
+    "not-found": (404, "No such resource"),
+    "method-not-allowed": (405, "The resource does not support the method"),
+    "body-timeout": (408, "The body did not arrive in time"),
+    "conflict": (409, "The state of the search forbids the request"),
+    "body-too-large": (413, "The body is too large"),
+    "invalid-request": (422, "The request is invalid"),
+    "invalid-experiment": (422, "The experiment is invalid"),
+    "idempotency-key-reused": (422, "The idempotency key was used for another request"),
+    "too-many-requests": (429, "Too many requests"),
+    "internal": (500, "Internal error"),
+    "cluster-unavailable": (502, "The cluster cannot be reached, or refuses"),
+    "storage-unavailable": (503, "The storage cannot be used"),
+    "data-unavailable": (503, "Data or a package is missing on the server"),
+    "storage-full": (507, "The storage is full"),
+}
+_TYPE_OF_STATUS = {status: kind for kind, (status, _) in reversed(PROBLEM_TYPES.items())}
+_TYPE_OF_ERROR: tuple[tuple[type[TuneHpcError], str], ...] = (
+    (ConflictError, "conflict"),
+    (UnknownNameError, "not-found"),
+    (ClusterError, "cluster-unavailable"),
+    (DataUnavailableError, "data-unavailable"),
+    (MissingPackageError, "data-unavailable"),
+    (FolderError, "storage-unavailable"),
+    (InvalidExperimentError, "invalid-experiment"),
+    (InvalidSpaceError, "invalid-experiment"),
+    (InvalidConfigError, "invalid-experiment"),
+)
+
+
+class Problem(BaseModel):
+    """An error."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+
+
+def problem_type(error: TuneHpcError) -> str:
+    """Return the problem type of an error, without its URN prefix."""
+    if isinstance(error, RequestError):
+        has_own_type = error.status == PROBLEM_TYPES[error.kind][0]
+        return error.kind if has_own_type else _TYPE_OF_STATUS.get(error.status, "invalid-request")
+    if isinstance(error, FolderError) and getattr(error.__cause__, "errno", None) in NO_ROOM:
+        return "storage-full"
+    return next((kind for known, kind in _TYPE_OF_ERROR if isinstance(error, known)), "invalid-request")
+
+
+def status_of(error: TuneHpcError) -> int:
+    """Return the HTTP status of an error."""
+    return PROBLEM_TYPES[problem_type(error)][0]
+
+
+def problem_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI description of the errors of a route."""
+    schema = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {
+        status: {"description": PROBLEM_TYPES[_TYPE_OF_STATUS[status]][1], "content": schema} for status in statuses
+    }
+
+
+def to_json(content: Any) -> bytes:
+    """Return plain data as JSON in ASCII, so that any text of a request can be repeated in a response."""
+    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+class AsciiJsonResponse(JSONResponse):
+    """JSON in ASCII."""
+
+    def render(self, content: Any) -> bytes:
+        """Return the body."""
+        return to_json(content)
+
+
+class ProblemRenderer:
+    """Makes the response to a request that failed: a problem, or a page for a browser.
+
+    Args:
+        templates: Of the pages.
+    """
+
+    def __init__(self, templates: Templates) -> None:
+        self._templates = templates
+
+    def __call__(self, scope: Scope, error: TuneHpcError, headers: Mapping[str, str] | None = None) -> Response:
+        """Return the response."""
+        kind, context = problem_type(error), context_of(scope)
+        status, title = PROBLEM_TYPES[kind]
+        detail = " ".join(str(error).split())
+        if status >= 500:
+            _log.warning("%d: %s request_id=%s", status, detail, context.request_id)
+        own_headers = {"Cache-Control": "no-store"}
+        if status == 401:
+            own_headers["WWW-Authenticate"] = 'Bearer realm="tune_hpc"'
+        if has_body(scope) and not context.is_body_read:
+            # The rest of the body is of no use: the connection ends with the response.
+            own_headers["Connection"] = "close"
+        if isinstance(error, TooManyRequestsError):
+            own_headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+        own_headers |= headers or {}
+        is_page = scope["method"] == "GET" or not route_path(scope).startswith("/api/")
+        if is_page and "text/html" in Headers(scope=scope).get("accept", ""):
+            page = self._templates.render("error.html", status=status, message=detail)
+            return HTMLResponse(page, status, own_headers)
+        problem = Problem(type=_URN + kind, title=title, status=status, detail=detail, request_id=context.request_id)
+        return AsciiJsonResponse(problem.model_dump(), status, own_headers, "application/problem+json")

@@ -1,0 +1,156 @@
+"""Registered experiments: what a request may start."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from tune_hpc.errors import InvalidExperimentError, InvalidSpaceError, RequestError, UnknownNameError
+from tune_hpc.search.asked import as_asked
+from tune_hpc.search.experiment import Experiment
+from tune_hpc.search.space import Space
+from tune_hpc.service.schemas import MAX_SAMPLES, SearchRequest
+
+#: Combinations of the values on which conditions depend: the space is evaluated once for each.
+MAX_BRANCHES = 1000
+#: Values of a parameter or a condition.
+MAX_VALUES = 1000
+_DESCRIBED = (
+    "name", "title", "description", "source", "metric", "mode", "searcher", "num_samples", "scheduler", "seeds",
+    "num_trials",
+)  # fmt: skip
+
+
+class Registry:
+    """The experiments of the operator, by name.
+
+    Args:
+        experiments: All of them.
+
+    Raises:
+        InvalidExperimentError: two have the same name.
+    """
+
+    def __init__(self, experiments: Iterable[Experiment]) -> None:
+        self._by_name: dict[str, Experiment] = {}
+        for experiment in experiments:
+            if self._by_name.setdefault(experiment.name, experiment) != experiment:
+                raise InvalidExperimentError(f"two registered experiments have the name {experiment.name}; rename one")
+        self.describe = cache(self._describe)
+
+    def __iter__(self) -> Iterator[Experiment]:
+        return iter(self._by_name.values())
+
+    def __getitem__(self, name: str) -> Experiment:
+        """Return an experiment.
+
+        Raises:
+            UnknownNameError: none has this name.
+        """
+        if name not in self._by_name:
+            raise UnknownNameError(f"no space has the name {name[:200]!r}; there are {', '.join(self._by_name)}")
+        return self._by_name[name]
+
+    def build_experiment(self, request: SearchRequest) -> Experiment:
+        """Return the experiment of a request.
+
+        Raises:
+            UnknownNameError: no registered experiment has the name.
+            InvalidSpaceError: a parameter does not allow a value.
+            InvalidExperimentError: fields of the request contradict each other.
+            RequestError: it has too many configurations for a request.
+        """
+        experiment = self[request.space]
+        keys = experiment.space.keys_of_values
+        if request.quick:
+            experiment = experiment.as_quick()
+        if request.parameters is not None:
+            _check_size(request.parameters)
+            experiment = experiment.replace(space=Space.from_json(request.parameters, keys=keys))
+        if roles := [name for name, value in request.set.items() if isinstance(value, dict) and "role" in value]:
+            raise InvalidSpaceError(
+                f"{roles[0]}: set takes no role; give the whole space in parameters to change roles"
+            )
+        _check_size({**experiment.space.to_json(), **request.set})
+        options = ("searcher", "num_samples", "scheduler", "seeds", "search_seed", "metric", "mode")
+        values = dict(_parse_parameters(request.set, experiment.space))
+        built = as_asked(experiment, values, **{name: getattr(request, name) for name in options})
+        num_configurations = built.num_trials / max(1, len(built.seeds))
+        if num_configurations > MAX_SAMPLES:
+            raise RequestError(
+                f"a search that is started over HTTP has at most {MAX_SAMPLES} configurations; got "
+                f"{num_configurations:.0f}: use fewer values, or tune-hpc submit"
+            )
+        return built
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        """Return the description of an experiment, as in responses."""
+        experiment = self[name]
+        plain, quick = experiment.to_json(), experiment.as_quick()
+        return {key: plain[key] for key in _DESCRIBED} | {
+            "quick_num_trials": quick.num_trials,
+            "parameters": plain["space"],
+            "quick_parameters": quick.space.to_json(),
+            "varies": experiment.space.varying,
+        }
+
+
+def _parse_parameters(plain: Mapping[str, Any], space: Space) -> dict[str, Any]:
+    """Return parameters in the form of a space; conditions may depend on the other parameters of the space."""
+    whole = Space.from_json({**space.to_json(), **plain}, keys=space.keys_of_values) if plain else {}
+    return {name: whole[name] for name in plain}
+
+
+def _check_size(plain: Mapping[str, Any]) -> None:
+    """Refuse a space that would take long to evaluate.
+
+    Raises:
+        InvalidSpaceError: a list is too long, or conditions depend on too many combinations of values.
+    """
+    for name, value in plain.items():
+        if (size := _longest_list(value)) > MAX_VALUES:
+            raise InvalidSpaceError(f"{str(name)[:100]}: a list has at most {MAX_VALUES} values; got {size}: use fewer")
+    controls = {
+        control
+        for value in plain.values()
+        if isinstance(value, Mapping) and isinstance(value.get("cases"), list)
+        for case in value["cases"]
+        if isinstance(case, Mapping) and isinstance(case.get("when"), Mapping)
+        for control in case["when"]
+    }
+    widths = [_width(plain.get(name)) for name in controls]
+    if math.prod(widths) > MAX_BRANCHES:
+        raise InvalidSpaceError(
+            f"conditions depend on at most {MAX_BRANCHES} combinations of values; those on "
+            f"{', '.join(sorted(map(str, controls)))[:500]} have {math.prod(widths)}: use fewer conditions or values"
+        )
+
+
+def _longest_list(value: Any) -> int:
+    """Return the length of the longest list in plain data."""
+    longest, waiting = 0, [value]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, Mapping):
+            waiting.extend(current.values())
+        elif isinstance(current, list):
+            longest = max(longest, len(current))
+            waiting.extend(current)
+    return longest
+
+
+def _width(value: Any) -> int:
+    """Return the number of values of a parameter; 1 for a value that is refused later anyway."""
+    if not isinstance(value, Mapping):
+        return 1
+    if isinstance(value.get("cases"), list):
+        return max((_width(case.get("value")) for case in value["cases"] if isinstance(case, Mapping)), default=1)
+    arguments = next((one for kind, one in value.items() if kind != "role"), None)
+    if not isinstance(arguments, list) or not arguments:
+        return 1
+    if "choice" in value:
+        return len(arguments)
+    numbers = [one for one in arguments if isinstance(one, int | float) and not isinstance(one, bool)]
+    if len(numbers) < 2 or any(not math.isfinite(one) for one in numbers):
+        return 1
+    return max(1, int(min(numbers[1] - numbers[0], 1e9)))

@@ -1,0 +1,235 @@
+"""Routes: trials, history, curves, logs, report."""
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import pandas as pd
+from fastapi import APIRouter, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import FileResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from tune_hpc.analysis.following import Standing
+from tune_hpc.errors import RequestError
+from tune_hpc.service.cache import CachedResponse
+from tune_hpc.service.chart_data import learning_curves, response_curve
+from tune_hpc.service.frame_query import MEDIA_TYPES, csv_chunks, records, select, split_names
+from tune_hpc.service.log_tail import read_tail
+from tune_hpc.service.middleware import REPORT_POLICY
+from tune_hpc.service.problems import problem_docs, to_json
+from tune_hpc.service.rate_limit import TooManyRequestsError
+from tune_hpc.service.routes.searches import READ_ERRORS
+from tune_hpc.service.schemas import (
+    CurveList,
+    CurvesQuery,
+    HistoryList,
+    HistoryQuery,
+    LogQuery,
+    ResponseCurve,
+    ResponseQuery,
+    TrialList,
+    TrialLogQuery,
+    TrialsQuery,
+)
+from tune_hpc.service.services import Look, Services
+
+#: Downloads of whole frames at a time, and seconds that another one waits.
+MAX_DOWNLOADS, DOWNLOAD_WAIT_S = 4, 10.0
+_CHUNK_BYTES = 65536
+_ERRORS = problem_docs(*READ_ERRORS)
+_TEXT: dict[str, Any] = {
+    "response_class": Response,
+    "responses": {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **_ERRORS},
+}
+
+
+def result_routes(services: Services) -> APIRouter:
+    """Return the routes of results."""
+    router = APIRouter(prefix="/api/v1/searches/{search_id}", tags=["results"])
+    slots = asyncio.Semaphore(MAX_DOWNLOADS)
+
+    async def respond_with_rows(
+        request: Request, search_id: str, query: TrialsQuery, name: str, read: Callable[[Standing], pd.DataFrame]
+    ) -> Response:
+        frame_query = query.frame_query()
+
+        def read_page(look: Look) -> tuple[pd.DataFrame, int]:
+            return select(read(services.results(look.folder, query.experiment)), frame_query)
+
+        def make(look: Look) -> CachedResponse:
+            page, total = read_page(look)
+            columns = [str(column) for column in page.columns]
+            rows = {"total": total, "offset": query.offset, "columns": columns, name: records(page)}
+            return CachedResponse(to_json(rows), headers=_next_link(request, query, len(page), total))
+
+        if query.format == "json":
+            return await services.respond(search_id, f"{name} {request.url.path} {query.model_dump_json()}", make)
+        look = await services.look(search_id)
+        return _Download(slots, lambda: read_page(look), query.format, f"{search_id}-{name}.{query.format}")
+
+    @router.get("/trials", operation_id="listTrials", response_model=TrialList, responses=_frame_docs())
+    async def list_trials(request: Request, search_id: str, query: Annotated[TrialsQuery, Query()]) -> Response:
+        """Return trials, one row each, as JSON, CSV or Parquet."""
+        return await respond_with_rows(request, search_id, query, "trials", lambda results: results.trials)
+
+    @router.get("/history", operation_id="listHistory", response_model=HistoryList, responses=_frame_docs())
+    async def list_history(request: Request, search_id: str, query: Annotated[HistoryQuery, Query()]) -> Response:
+        """Return what trials reported, one row per trial and step, as JSON, CSV or Parquet."""
+        trials = split_names(query.trial)
+
+        def read(results: Standing) -> pd.DataFrame:
+            _check_trials(results, trials)
+            return results.histories.of(trials or None)
+
+        return await respond_with_rows(request, search_id, query, "history", read)
+
+    @router.get("/curves", operation_id="readCurves", response_model=CurveList, responses=_ERRORS)
+    async def read_curves(search_id: str, query: Annotated[CurvesQuery, Query()]) -> Response:
+        """Return learning curves of running trials and of the best ones, thinned for a chart."""
+
+        def make(look: Look) -> CachedResponse:
+            results = services.results(look.folder, query.experiment)
+            limits = query.max_curves, query.max_points
+            return CachedResponse(to_json(learning_curves(results, query.metric, query.filter, *limits)))
+
+        return await services.respond(search_id, f"curves {query.model_dump_json()}", make)
+
+    @router.get("/response", operation_id="readResponseCurve", response_model=ResponseCurve, responses=_ERRORS)
+    async def read_response(search_id: str, query: Annotated[ResponseQuery, Query()]) -> Response:
+        """Return a metric of the trials that ended as a function of a parameter, averaged over seeds."""
+
+        def make(look: Look) -> CachedResponse:
+            results = services.results(look.folder, query.experiment)
+            return CachedResponse(to_json(response_curve(results, query.metric, query.parameter)))
+
+        return await services.respond(search_id, f"response {query.model_dump_json()}", make)
+
+    @router.get("/trials/{trial_id}/log", operation_id="readTrialLog", **_TEXT)
+    async def read_trial_log(search_id: str, trial_id: str, query: Annotated[TrialLogQuery, Query()]) -> Response:
+        """Return the tail of the output of a trial, with its traceback."""
+
+        def make(look: Look) -> CachedResponse:
+            return _text(trial_log(services, look, trial_id, query.experiment, query.bytes))
+
+        return await services.respond(search_id, f"log {trial_id} {query.model_dump_json()}", make)
+
+    @router.get("/log", operation_id="readLog", **_TEXT)
+    async def read_log(search_id: str, query: Annotated[LogQuery, Query()]) -> Response:
+        """Return the tail of the output of the drivers."""
+
+        def make(look: Look) -> CachedResponse:
+            return _text(read_tail(look.folder, look.folder.output, query.bytes))
+
+        return await services.respond(search_id, f"log {query.bytes}", make)
+
+    html: dict[int | str, Any] = {200: {"content": {"text/html": {"schema": {"type": "string"}}}}}
+
+    @router.get("/report", operation_id="readReport", response_class=Response, responses={**html, **_ERRORS})
+    async def read_report(search_id: str) -> Response:
+        """Return the report: conclusions, tables and figures on one page. It is written when a search ends."""
+        look = await services.look(search_id)
+        try:
+            file = await services.cache.run(look.folder.open, look.folder.report)
+        except FileNotFoundError:
+            raise RequestError(f"{search_id} has no report yet: {report_hint(look)}", 404) from None
+
+        def chunks() -> Iterator[bytes]:
+            with file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    yield chunk
+
+        headers = {"Content-Security-Policy": REPORT_POLICY, "ETag": f'W/"{look.version}"'}
+        return StreamingResponse(chunks(), headers=headers, media_type="text/html")
+
+    return router
+
+
+class _Download(Response):
+    """A frame as a file: CSV in chunks, Parquet through a temporary file; a few at a time."""
+
+    def __init__(
+        self, slots: asyncio.Semaphore, read: Callable[[], tuple[pd.DataFrame, int]], format: str, filename: str
+    ) -> None:
+        super().__init__()
+        self._slots, self._read, self._format, self._filename = slots, read, format, filename
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(DOWNLOAD_WAIT_S):
+                await self._slots.acquire()
+        except TimeoutError:
+            text = f"at most {MAX_DOWNLOADS} downloads run at a time; try again later"
+            raise TooManyRequestsError(text, DOWNLOAD_WAIT_S) from None
+        try:
+            await self._send(scope, receive, send)
+        finally:
+            self._slots.release()
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        df, total = await run_in_threadpool(self._read)
+        options: dict[str, Any] = {
+            "media_type": MEDIA_TYPES[self._format],
+            "headers": {
+                "X-Total-Count": str(total),
+                "Content-Disposition": f'attachment; filename="{self._filename}"',
+                "Cache-Control": "private, no-store",
+            },
+        }
+        if self._format == "csv":
+            await StreamingResponse(csv_chunks(df), **options)(scope, receive, send)
+            return
+        with tempfile.NamedTemporaryFile(prefix="tune-hpc-", suffix=".parquet") as file:
+            await run_in_threadpool(df.to_parquet, file.name, index=False)
+            await FileResponse(file.name, **options)(scope, receive, send)
+
+
+def report_hint(look: Look) -> str:
+    """Return why a search has no report, and how to get one."""
+    if look.status["is_active"]:
+        return "it is written when the search ends; wait for that, or stop the search"
+    return f"the search ended without one; tune-hpc report {look.folder.place} writes it"
+
+
+def trial_log(services: Services, look: Look, trial_id: str, experiment: str | None, max_bytes: int) -> str:
+    """Return the tail of the output of a trial; empty if it wrote nothing.
+
+    Raises:
+        RequestError: there is no such experiment or trial.
+    """
+    results = services.results(look.folder, experiment)
+    # Only a name in the frame becomes a part of a path.
+    _check_trials(results, (trial_id,))
+    folder = look.folder.experiment(results.name)
+    path = folder.log(trial_id)
+    if path.parent != folder.logs:
+        raise RequestError(f"{trial_id[:200]!r} is not the id of a trial", 404)
+    return read_tail(look.folder, path, max_bytes)
+
+
+def _check_trials(results: Standing, trials: tuple[str, ...]) -> None:
+    for trial_id in trials:
+        if not (results.trials["trial_id"] == trial_id).any():
+            raise RequestError(
+                f"{results.name} has no trial {trial_id!r} yet; /trials lists those that have begun", 404
+            )
+
+
+def _next_link(request: Request, query: TrialsQuery, num_rows: int, total: int) -> dict[str, str]:
+    """Return the Link header of a page that is not the last one."""
+    if query.offset + num_rows >= total or not num_rows:
+        return {}
+    changes = query.model_dump(exclude_defaults=True) | {"offset": query.offset + num_rows}
+    return {"Link": f'<{request.url.path}?{urlencode(changes, doseq=True)}>; rel="next"'}
+
+
+def _frame_docs() -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI description of the responses with a frame."""
+    files = {MEDIA_TYPES[kind]: {"schema": {"type": "string", "format": "binary"}} for kind in ("csv", "parquet")}
+    return {200: {"content": files}, **_ERRORS}
+
+
+def _text(content: str) -> CachedResponse:
+    return CachedResponse(content.encode("utf-8", "replace"), "text/plain; charset=utf-8")

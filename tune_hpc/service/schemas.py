@@ -1,0 +1,343 @@
+"""Request and response models of the API.
+
+Types are checked here; meanings are checked by the space, the experiment and the options of a run. Unknown fields and
+parameters are rejected, for they are typing errors.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tune_hpc.cluster.job_folder import JobState
+from tune_hpc.search.experiment import SCHEDULERS, SEARCHERS
+from tune_hpc.service.chart_data import MAX_CURVES, MAX_POINTS
+from tune_hpc.service.frame_query import FrameQuery, split_names
+
+MAX_PARAMETERS = 100
+MAX_SAMPLES = 10_000
+#: States of a search. ``unreadable``: its files cannot be read.
+STATES = (*(str(state) for state in JobState), "unreadable")
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
+NumSamples = Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
+Parameters = Annotated[dict[Name, Any], Field(max_length=MAX_PARAMETERS)]
+Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+Offset = Annotated[int, Field(ge=0, le=10_000_000_000)]
+State = Annotated[str, Field(json_schema_extra={"enum": list(STATES)})]
+Searcher = Annotated[Name, Field(json_schema_extra={"enum": list(SEARCHERS)})]
+Scheduler = Annotated[Name, Field(json_schema_extra={"enum": list(SCHEDULERS)})]
+Mode = Literal["min", "max"]
+_Texts = Annotated[list[Annotated[str, Field(max_length=500)]], Field(max_length=30)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class RunOptions(_Body):
+    """How trials run."""
+
+    cpus_per_trial: Positive | None = Field(default=None, description="CPU cores per trial, or per worker of a trial")
+    gpus_per_trial: Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False)] | None = Field(
+        default=None, description="GPUs per trial, or per worker of a trial"
+    )
+    max_concurrent: Count | None = Field(default=None, description="maximum number of concurrent trials")
+    fuse: Count | Literal["auto", "off"] | None = Field(default=None, description="trials that train as one program")
+    time_budget_s: Positive | None = Field(default=None, description="seconds after which the search stops")
+    target: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        default=None, description="the search stops when a trial reaches this value of the metric"
+    )
+
+    def options(self) -> dict[str, Any]:
+        """Return the options that were given."""
+        return {name: getattr(self, name) for name in RunOptions.model_fields if getattr(self, name) is not None}
+
+
+class SearchRequest(RunOptions):
+    """A search to start: a registered experiment, with changes."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [
+        {"space": "exercise1_1stpart", "quick": True, "set": {"learning_rate": {"choice": [0.01, 0.1]}}}
+    ]})  # fmt: skip
+
+    space: Name = Field(description="the name of a registered experiment; GET /api/v1/spaces lists them")
+    quick: bool = Field(default=False, description="fewer steps and values, for a first look")
+    parameters: Parameters | None = Field(
+        default=None,
+        description="the whole space, instead of that of the experiment; in the form of GET /api/v1/spaces",
+    )
+    set: Parameters = Field(
+        default_factory=dict,
+        description="parameters to change: a constant, or a domain like {'choice': [1, 2]} or {'uniform': [0, 1]}",
+    )
+    searcher: Searcher | None = Field(default=None, description="replaces that of the experiment")
+    num_samples: NumSamples | None = Field(default=None, description="configurations to try; not for a grid")
+    scheduler: Scheduler | None = Field(default=None, description="early-stopping scheduler")
+    seeds: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        default=None, description="run each configuration with the seeds 0 to seeds - 1"
+    )
+    search_seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(default=0, description="seed of the searcher")
+    metric: Name | None = Field(default=None, description="ranks trials; one that replaces another needs mode")
+    mode: Mode | None = Field(default=None, description="whether less or more of the metric is better")
+
+
+class StopRequest(_Body):
+    """How to stop a search."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"force": False}]})
+
+    force: bool = Field(default=False, description="kill the driver; trials resume from the state that they saved last")
+
+
+class ResumeRequest(RunOptions):
+    """How to resume a search."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"attempt": 1, "max_concurrent": 4}]})
+
+    attempt: Count | None = Field(default=None, description="latest attempt that was seen; 409 if there is a newer one")
+    force: bool = Field(default=False, description="resume a search of state unknown; its driver, if it runs, stops")
+
+
+class ExtendRequest(ResumeRequest):
+    """More configurations to try."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"num_samples": 10}]})
+
+    num_samples: NumSamples = Field(description="how many more configurations")
+    experiment: Name | None = Field(default=None, description="the experiment, if the search has several")
+
+
+class _Query(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ExperimentQuery(_Query):
+    """Selects an experiment of a search."""
+
+    experiment: Annotated[str, Field(max_length=200)] | None = Field(
+        default=None, description="the experiment, if the search has several"
+    )
+
+
+class TrialsQuery(ExperimentQuery):
+    """Selects rows and columns of a frame."""
+
+    filter: _Texts = Field(
+        default_factory=list,
+        description="COLUMN OPERATOR VALUES, like status=finished,stopped or learning_rate<0.01; repeatable; the "
+        "operators are = != < <= > >= and ~ (contains)",
+    )
+    sort: _Texts = Field(default_factory=list, description="columns to sort by; a hyphen before one: largest first")
+    columns: _Texts = Field(default_factory=list, description="columns of the response; default: all")
+    limit: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        default=None, description="maximum number of rows: 100 by default and at most 10,000 in JSON, all in files"
+    )
+    offset: Offset = Field(default=0, description="number of rows to skip")
+    format: Literal["json", "csv", "parquet"] = Field(default="json", description="format of the response")
+
+    def frame_query(self) -> FrameQuery:
+        """Return the query of the frame."""
+        names = split_names(self.sort), split_names(self.columns)
+        return FrameQuery(tuple(self.filter), *names, self.limit, self.offset, self.format)
+
+
+class HistoryQuery(TrialsQuery):
+    """Selects rows and columns of the history."""
+
+    trial: _Texts = Field(default_factory=list, description="ids of trials; default: all")
+
+
+class CurvesQuery(ExperimentQuery):
+    """Selects learning curves."""
+
+    metric: Annotated[str, Field(max_length=200)] | None = Field(
+        default=None, description="default: the one that ranks trials"
+    )
+    filter: _Texts = Field(default_factory=list, description="selects trials, as for /trials")
+    max_curves: Annotated[int, Field(ge=1, le=MAX_CURVES)] = Field(default=MAX_CURVES, description="number of curves")
+    max_points: Annotated[int, Field(ge=2, le=MAX_POINTS)] = Field(default=MAX_POINTS, description="points of each")
+
+
+class ResponseQuery(ExperimentQuery):
+    """Selects a metric and a parameter."""
+
+    metric: Annotated[str, Field(max_length=200)] | None = Field(
+        default=None, description="a column of the trials; default: an accuracy, or the one that ranks trials"
+    )
+    parameter: Annotated[str, Field(max_length=200)] | None = Field(
+        default=None, description="a numeric parameter that varies; default: the learning rate, or the first"
+    )
+
+
+class SearchesQuery(_Query):
+    """Selects searches."""
+
+    state: Annotated[list[State], Field(max_length=30)] = Field(
+        default_factory=list, description="states of the searches; repeatable"
+    )
+    name: Annotated[str, Field(max_length=200)] | None = Field(default=None, description="a part of the id")
+    limit: Annotated[int, Field(ge=1, le=1000)] = Field(default=100, description="maximum number of searches")
+    after: Annotated[str, Field(max_length=300)] | None = Field(
+        default=None, description="the last id of the page before; the Link header of that page has the whole address"
+    )
+
+
+class LogQuery(_Query):
+    """Selects the tail of a log."""
+
+    bytes: Annotated[int, Field(ge=1, le=1_000_000)] = Field(default=100_000, description="size of the tail")
+
+
+class TrialLogQuery(LogQuery, ExperimentQuery):
+    """Selects the tail of the log of a trial."""
+
+
+class ExperimentDetail(BaseModel):
+    """Progress of an experiment of a search."""
+
+    name: str
+    title: str | None
+    state: str
+    metric: str
+    mode: str | None
+    quick: bool | None
+    searcher: str | None
+    scheduler: str | None
+    num_trials: int
+    num_ended: int
+    counts: dict[str, int]
+    num_running: int
+    best_value: float | None
+    best_trial: str | None
+    remaining_s: float | None
+
+
+class SearchStatus(BaseModel):
+    """Status of a search."""
+
+    id: str
+    state: State
+    is_active: bool
+    reason: str
+    num_trials: int
+    num_ended: int
+    attempt: int
+    location: dict[str, Any]
+    requested_at: str | None
+    started_at: str | None
+    ended_at: str | None
+    experiments: list[ExperimentDetail]
+
+
+class SearchDetail(SearchStatus):
+    """Status of a search, and its request."""
+
+    submitted: str | None
+    options: dict[str, Any]
+    parameters: dict[str, Any]
+
+
+class SearchList(BaseModel):
+    """A page of searches."""
+
+    total: int
+    searches: list[SearchStatus]
+
+
+class _FramePage(BaseModel):
+    total: int
+    offset: int
+    columns: list[str]
+
+
+class TrialList(_FramePage):
+    """A page of the trials."""
+
+    trials: list[dict[str, Any]]
+
+
+class HistoryList(_FramePage):
+    """A page of the history."""
+
+    history: list[dict[str, Any]]
+
+
+class Curve(BaseModel):
+    """Learning curve of a trial."""
+
+    trial_id: str
+    status: str
+    label: str
+    group: str
+    steps: list[int]
+    values: list[float | None]
+
+
+class CurveList(BaseModel):
+    """Learning curves of a metric."""
+
+    experiment: str
+    metric: str
+    metrics: list[str]
+    group: str | None
+    num_trials: int
+    is_thinned: bool
+    curves: list[Curve]
+
+
+class ResponseLine(BaseModel):
+    """Points of a response curve."""
+
+    label: str
+    is_joined: bool
+    x: list[float]
+    mean: list[float]
+    num_trials: list[int]
+
+
+class ResponseCurve(BaseModel):
+    """A metric as a function of a parameter."""
+
+    experiment: str
+    metric: str
+    metrics: list[str]
+    parameter: str | None
+    parameters: list[str]
+    group: str | None
+    is_log: bool
+    num_points: int
+    lines: list[ResponseLine]
+
+
+class SpaceDetail(BaseModel):
+    """A registered experiment."""
+
+    name: str
+    title: str
+    description: str
+    source: str
+    metric: str
+    mode: Mode
+    searcher: Searcher
+    num_samples: int | None
+    scheduler: Scheduler
+    seeds: list[int]
+    num_trials: int
+    quick_num_trials: int
+    parameters: dict[str, Any]
+    quick_parameters: dict[str, Any]
+    varies: list[str]
+
+
+class SpaceList(BaseModel):
+    """The registered experiments."""
+
+    spaces: list[SpaceDetail]
+
+
+class Health(BaseModel):
+    """Liveness or readiness of the service."""
+
+    status: Literal["ok"]
+    version: str

@@ -1,0 +1,248 @@
+"""What the routes share: the client of the jobs, the registered experiments, and the caches."""
+
+import math
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from time import monotonic
+from typing import Any
+
+import pandas as pd
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from tune_hpc.analysis.following import Standing
+from tune_hpc.analysis.histories import Histories
+from tune_hpc.analysis.results import trials_frame
+from tune_hpc.cluster.client import Job, JobClient
+from tune_hpc.cluster.job_folder import JobFolder, JobState, is_id
+from tune_hpc.cluster.status import JobStatus
+from tune_hpc.errors import FolderError, RequestError, UnknownNameError
+from tune_hpc.service.cache import MAX_AGE_S, CachedResponse, ResponseCache, ResultsCache
+from tune_hpc.service.registry import Registry
+from tune_hpc.service.schemas import SearchStatus
+
+#: Seconds that a cluster may take to say whether a driver lives, before its state is unknown.
+CLUSTER_TIMEOUT_S = 2.0
+_MAX_LOOKS = 20_000
+_FINAL = (JobState.FINISHED, JobState.STOPPED, JobState.FAILED)
+
+
+@dataclass(frozen=True)
+class Look:
+    """The state of a search at a moment.
+
+    Attributes:
+        folder: Its job folder.
+        version: Of its files, read before the status: what is read after this is not older.
+        status: Its status, as in responses.
+        moment: When it was read, by the monotonic clock.
+    """
+
+    folder: JobFolder
+    version: str
+    status: Mapping[str, Any]
+    moment: float
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it changes only with the version."""
+        return self.status["state"] in _FINAL
+
+    def is_current(self, version: str) -> bool:
+        """Whether it holds for files of a version."""
+        return self.version == version and (self.is_final or monotonic() - self.moment < MAX_AGE_S)
+
+
+class Services:
+    """The parts of the service that routes share.
+
+    Args:
+        client: Of the jobs of a storage.
+        registry: The registered experiments.
+    """
+
+    def __init__(self, client: JobClient, registry: Registry) -> None:
+        self.client = client
+        self.registry = registry
+        self.cache = ResponseCache()
+        self._results = ResultsCache()
+        self._looks: OrderedDict[str, Look] = OrderedDict()
+        self._lock = threading.Lock()
+        self._changes: Counter[str] = Counter()
+        self._list: tuple[float, int, Sequence[Mapping[str, Any]]] = (0.0, 0, [])
+
+    async def look(self, search_id: str) -> Look:
+        """Return the state of a search.
+
+        Raises:
+            RequestError: the storage has no such search.
+            FolderError: a file of it cannot be read.
+        """
+        version = await self.cache.run(self._version, search_id)
+        look = self._looks.get(search_id)
+        if look and look.is_current(version):
+            return look
+        return await self.cache.once(("look", search_id, version), self._read, search_id, version)
+
+    async def list(self) -> tuple[int, Sequence[Mapping[str, Any]]]:
+        """Return the status of each search, the latest first, and a number that changes with them."""
+        until, number, statuses = self._list
+        if monotonic() >= until:
+            key = "list", sum(self._changes.values())
+            number, statuses = await self.cache.once(key, self._read_all)
+        return number, statuses
+
+    async def respond(self, search_id: str, key: str, make: Callable[[Look], CachedResponse]) -> Response:
+        """Return a response about a search, from the cache if nothing has changed since.
+
+        Args:
+            search_id: The search.
+            key: Route and parameters.
+            make: Computes the response.
+
+        Raises:
+            TuneHpcError: as ``make``; or the storage has no such search.
+        """
+        look = await self.look(search_id)
+        response = await self.cache.get(f"{key} {search_id}", look.version, look.is_final, lambda: make(look))
+        return response.response()
+
+    def results(self, folder: JobFolder, experiment: str | None) -> Standing:
+        """Return the results of an experiment of a search so far.
+
+        Args:
+            folder: Of the job.
+            experiment: The experiment; may be omitted if there is only one.
+
+        Raises:
+            RequestError: there is no such experiment, or there are several and none is named.
+            FolderError: a file cannot be read.
+        """
+        by_name = {plain["name"]: plain for plain in folder.read()["experiments"]}
+        if experiment is None and len(by_name) > 1:
+            raise RequestError(
+                f"{folder.id} has several experiments; choose one with experiment=: {', '.join(by_name)}"
+            )
+        name = next(iter(by_name)) if experiment is None else experiment
+        if name not in by_name:
+            raise RequestError(f"{folder.id} has no experiment {name!r}; it has {', '.join(by_name)}", 404)
+        experiment_folder = folder.experiment(name)
+        if not experiment_folder.holds_experiment:
+            return _no_results(by_name[name])
+        return self._results.read(experiment_folder)
+
+    def change(self, search_id: str, change: Callable[[Job], object]) -> Mapping[str, Any]:
+        """Change a search; return its status after that."""
+        job = Job(self.client, self.find(search_id).id)
+        try:
+            change(job)
+        finally:
+            self.forget(search_id)
+        return self._read(search_id, self._version(search_id)).status
+
+    def find(self, search_id: str) -> JobFolder:
+        """Return the job folder of a search.
+
+        Raises:
+            RequestError: the storage has no such search.
+            FolderError: its file cannot be read.
+        """
+        try:
+            return self.client.folder(search_id)
+        except UnknownNameError:
+            raise _unknown(search_id) from None
+
+    def forget(self, search_id: str) -> None:
+        """Drop what is cached of a search, because a request has changed it."""
+        with self._lock:
+            self._changes[search_id] += 1
+            self._list = (0.0, *self._list[1:])
+
+    def _version(self, search_id: str) -> str:
+        if not is_id(search_id):
+            raise _unknown(search_id)
+        return f"{JobFolder(self.client.storage / search_id).version()}-{self._changes[search_id]}"
+
+    def _read(self, search_id: str, version: str) -> Look:
+        moment = monotonic()
+        folder = self.find(search_id)
+        status = Job(self.client, search_id).status(timeout_s=CLUSTER_TIMEOUT_S)
+        description = describe_status(status, folder.read()["experiments"])
+        try:
+            SearchStatus.model_validate(description, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise FolderError(f"a file of {search_id} is malformed ({field}: {first['msg']}); restore it") from error
+        look = Look(folder, version, description, moment)
+        with self._lock:
+            self._looks[search_id] = look
+            self._looks.move_to_end(search_id)
+            if len(self._looks) > _MAX_LOOKS:
+                self._looks.popitem(last=False)
+        return look
+
+    def _read_all(self) -> tuple[int, Sequence[Mapping[str, Any]]]:
+        start, num_changes = monotonic(), sum(self._changes.values())
+        statuses = [status for job in self.client.list() if (status := self._read_one(job.id))]
+        with self._lock:
+            # Large storages are read less often; a change by this service ends the pause.
+            pause_s = max(MAX_AGE_S, 5 * (monotonic() - start))
+            is_current = num_changes == sum(self._changes.values())
+            number = self._list[1] + (statuses != self._list[2])
+            self._list = (monotonic() + pause_s if is_current else 0.0, number, statuses)
+        return number, statuses
+
+    def _read_one(self, search_id: str) -> Mapping[str, Any] | None:
+        """Return the status of a search; ``None`` if it was deleted; no error hides other searches."""
+        try:
+            version = self._version(search_id)
+            look = self._looks.get(search_id)
+            return (look if look and look.is_current(version) else self._read(search_id, version)).status
+        except Exception as error:  # noqa: BLE001
+            if isinstance(error, RequestError):
+                return None
+            return _unreadable(search_id, " ".join(f"{error or type(error).__name__}".split())[:500])
+
+
+def describe_status(status: JobStatus, experiments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the status of a job as in responses."""
+    by_name = {plain["name"]: plain for plain in experiments}
+    properties = ("title", "mode", "quick", "searcher", "scheduler")
+    details = [
+        asdict(one)
+        | {"num_ended": one.num_ended, "counts": dict(one.counts)}
+        | {"best_value": _finite(one.best_value), "remaining_s": _finite(one.remaining_s)}
+        | {key: by_name.get(one.name, {}).get(key) for key in properties}
+        for one in status.experiments
+    ]
+    return {
+        **{name: getattr(status, name) for name in ("id", "reason", "num_trials", "num_ended", "attempt")},
+        **{name: getattr(status, name) for name in ("requested_at", "started_at", "ended_at")},
+        "state": str(status.state),
+        "is_active": status.state.is_active,
+        "location": {key: status.location.get(key) for key in ("kind", "host", "address")},
+        "experiments": details,
+    }
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _unreadable(search_id: str, reason: str) -> dict[str, Any]:
+    status = JobStatus(search_id, JobState.UNKNOWN, reason, (), 0, {}, "", None, None)
+    return describe_status(status, []) | {"state": "unreadable", "requested_at": None}
+
+
+def _unknown(search_id: str) -> RequestError:
+    return RequestError(f"this storage has no search {search_id[:200]!r}; GET /api/v1/searches lists those it has", 404)
+
+
+def _no_results(plain: Mapping[str, Any]) -> Standing:
+    """Return the results of an experiment that has not begun."""
+    keys = list(dict.fromkeys([*plain.get("space", {}), *(["seed"] if plain.get("seeds") else [])]))
+    history = pd.DataFrame({"trial_id": pd.Series(dtype="str"), "step": pd.Series(dtype="int64")})
+    return Standing({**plain, "config_keys": keys, "state": "waiting"}, trials_frame([], keys), Histories(history, {}))
