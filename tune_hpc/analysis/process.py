@@ -2,7 +2,10 @@
 
 import os
 import platform
+import signal
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +48,34 @@ def may_be_running(process: Mapping[str, Any] | None) -> bool:
     return "slurm_job" not in process or process["slurm_job"] != os.environ.get("SLURM_JOB_ID")
 
 
+def kill_session(leader: int) -> None:
+    """Kill all processes of a session of this machine, whatever their process groups, until none is left."""
+    while pids := [int(path.name) for path in Path("/proc").glob("[0-9]*") if _is_of_session(path.name, leader)]:
+        for pid in pids:
+            # It may have ended meanwhile.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _is_of_session(pid: str, leader: int) -> bool:
+    fields = _fields(pid)
+    return fields[:1] not in (["Z"], ["X"]) and fields[3:4] == [str(leader)]
+
+
 def _stat(pid: Any) -> tuple[str, str] | None:
     """Return the state letter of a process and its start time (boot id and kernel ticks); ``None`` if there is none."""
+    fields = _fields(pid)
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return fields[0], f"{boot}:{fields[19]}"
     except (OSError, IndexError):
         return None
+
+
+def _fields(pid: Any) -> list[str]:
+    """Return the fields of ``/proc/PID/stat`` from the state letter on; empty if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -1,18 +1,16 @@
 """Launchers: start the drivers of jobs as processes of this machine or in this process. Ray's is in ray_jobs.py."""
 
 import os
-import signal
 import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from enum import StrEnum
 from typing import Any, Protocol
 
-from tune_hpc.analysis.process import is_running, process_of, this_process
+from tune_hpc.analysis.process import is_running, kill_session, process_of, this_process
 from tune_hpc.cluster.job_folder import Attempt, JobFolder
 from tune_hpc.errors import ClusterError
 
@@ -104,11 +102,9 @@ class LocalLauncher:
     def end(self, job: JobFolder, attempt: Attempt) -> None:
         """See ``Launcher``."""
         process = job.read_process(attempt.number) or {}
-        # A driver that a signal has stopped is not running, but its process group is there and must go, too.
+        # A driver that a signal has stopped is not running, but must go, too. Its Ray is of the same session.
         if process.get("began") and process == process_of(process["pid"]):
-            # Its Ray is of the same group. The group may be gone by now.
-            with suppress(ProcessLookupError):
-                os.killpg(process["pid"], signal.SIGKILL)
+            kill_session(process["pid"])
 
     def output(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> str:
         """See ``Launcher``; all output is in the log of the job."""

@@ -9,7 +9,7 @@ from ray.tune.search.sample import Domain
 
 from tune_hpc.errors import InvalidSpaceError
 from tune_hpc.search.conditions import Conditional
-from tune_hpc.search.domains import all_values, contains, count, describe
+from tune_hpc.search.domains import all_values, count, describe, identity
 
 
 def possible_values(name: str, value: Any) -> list[Any]:
@@ -19,8 +19,11 @@ def possible_values(name: str, value: Any) -> list[Any]:
         InvalidSpaceError: it is continuous.
     """
     if isinstance(value, Conditional):
-        cases = [one for case in value.cases for one in possible_values(name, case.value)]
-        return [one for place, one in enumerate(cases) if not any(contains(other, one) for other in cases[:place])]
+        found: dict[tuple[bool, Any], Any] = {}
+        for case in value.cases:
+            for one in possible_values(name, case.value):
+                found.setdefault(identity(one), one)
+        return list(found.values())
     if not isinstance(value, Domain):
         return [value]
     if count(value) is None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tune_hpc.errors import InvalidSpaceError
-from tune_hpc.search.domains import contains
+from tune_hpc.search.domains import contains, identity
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,9 @@ class Conditional:
         """
         cases = []
         for case in self.cases:
+            left = {name: {identity(one) for one in possible(name)} for name in case.conditions}
             live = {
-                name: tuple(value for value in values if any(contains(value, one) for one in possible(name)))
+                name: tuple(value for value in values if identity(value) in left[name])
                 for name, values in case.conditions.items()
             }
             if all(live.values()):

@@ -143,7 +143,7 @@ def _choice(name: str, values: Iterable[Any], key: Key | None) -> Domain:
     categories = [check_constant(name, one, key) for one in values]
     if not categories:
         raise InvalidSpaceError(f"{name}: a choice needs at least one value; got none")
-    if len({(isinstance(one, bool), one) for one in categories}) < len(categories):
+    if len({identity(one) for one in categories}) < len(categories):
         raise InvalidSpaceError(f"{name}: a choice holds each value once; got {', '.join(map(_as_word, categories))}")
     return tune.choice(categories)
 
@@ -328,6 +328,11 @@ def _multiple(domain: Domain, multiple: int) -> Any:
     low, high = bounds(domain)
     value = min(max(multiple * stepped[1], low), high)
     return float(value) if isinstance(domain, Float) else value
+
+
+def identity(value: Any) -> tuple[bool, Any]:
+    """Return what two equal constants have in common; True is not 1."""
+    return isinstance(value, bool), value
 
 
 def contains(value: Any, candidate: Any) -> bool:

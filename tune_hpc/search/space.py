@@ -47,6 +47,7 @@ from tune_hpc.search.domains import (
     describe,
     domain_from_json,
     draw,
+    identity,
     to_plain,
 )
 
@@ -112,10 +113,12 @@ class Space(Mapping[str, Any]):
             if not case.conditions and place < len(value.cases) - 1:
                 raise InvalidSpaceError(f"{name}: a case without a condition comes last; it is number {place + 1}")
             for other, values in case.conditions.items():
-                if never := [one for one in values if not any(contains(own, one) for own in self.possible(other))]:
+                possible = {identity(one): one for one in self.possible(other)}
+                if never := [one for one in values if identity(one) not in possible]:
+                    first = ", ".join(map(str, list(possible.values())[:20]))
                     raise InvalidSpaceError(
-                        f"{name}: its condition {other}={never[0]} never holds; {other} is one of "
-                        f"{', '.join(map(str, self.possible(other)))}"
+                        f"{name}: its condition {other}={never[0]} never holds; {other} is one of {first}"
+                        f"{' and others' if len(possible) > 20 else ''}"
                     )
 
     def _checked_role(self, name: str, role: str) -> str:
