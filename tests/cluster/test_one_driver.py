@@ -1,6 +1,7 @@
 """One driver per search: attempts are claimed by compare-and-swap, and drivers of earlier ones write nothing more."""
 
 import random
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,12 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.cluster.job_factories import StandInLauncher, beat, job_in
+from tune_hpc import extend, resume
 from tune_hpc.analysis.folder import ExperimentFolder, create_exclusive
+from tune_hpc.analysis.process import process_of
 from tune_hpc.cluster.client import JobClient
 from tune_hpc.cluster.job_folder import JobState
 from tune_hpc.cluster.launchers import DriverState
 from tune_hpc.cluster.status import SILENT_S
 from tune_hpc.errors import ConflictError, RequestError, TuneHpcError
+from tune_hpc.search import tuner
 
 
 def in_threads(*calls):
@@ -217,3 +221,49 @@ def test_readers_see_one_attempt_at_each_moment(tmp_path):
     thread.join()
     # An empty file is read as the reader's own attempt.
     assert [one for one in numbers if one != 1] == sorted(one for one in numbers if one != 1)
+
+
+def searched(path, **changes):
+    """Return the folder of a search whose driver has left it as running."""
+    from search_spaces import exercise1_1stpart
+
+    folder = claimed(path)
+    description = exercise1_1stpart.experiments[0].to_json() | {
+        "format": 1, "state": "running", "config_keys": [], "attempt": 1,
+        "process": {"host": "elsewhere", "pid": 7, "began": "then"},
+    }  # fmt: skip
+    folder.write(description | changes)
+    return folder
+
+
+@pytest.mark.parametrize("change", [resume, lambda folder, **options: extend(folder, num_samples=2, **options)])
+def test_search_of_another_machine_that_may_run_is_resumed_only_by_force(tmp_path, monkeypatch, change):
+    folder = searched(tmp_path / "x", searcher="random", num_samples=3)
+    with pytest.raises(ConflictError, match=r"was being run by process 7 on elsewhere.*make sure.*then use --force"):
+        change(folder.path)
+    assert folder.last_attempt() == 1
+    monkeypatch.setattr(tuner, "run_searches", lambda searches, options: searches)
+    change(folder.path, force=True)
+    assert folder.last_attempt() == 2
+    assert folder.is_superseded()
+
+
+def test_search_that_runs_on_this_machine_is_not_resumed_without_force(tmp_path):
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        folder = searched(tmp_path / "x", process=process_of(process.pid))
+        with pytest.raises(ConflictError, match=f"is being run by process {process.pid} of this machine"):
+            resume(folder.path)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_of_two_resumes_of_a_folder_one_wins(tmp_path, monkeypatch):
+    folder = searched(tmp_path / "x", state="interrupted")
+    monkeypatch.setattr(tuner, "run_searches", lambda searches, options: searches)
+    seen = ExperimentFolder.last_attempt
+    monkeypatch.setattr(ExperimentFolder, "last_attempt", lambda self: (seen(self), time.sleep(0.05))[0])
+    outcomes = in_threads(*[lambda: resume(folder.path)] * 2)
+    assert sum(isinstance(one, ConflictError) for one in outcomes) == 1
+    assert seen(folder) == 2

@@ -1,6 +1,8 @@
 """Connecting to Ray: what is refused before Ray is asked."""
 
+import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -78,3 +80,37 @@ with ray_session():
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     assert "gcs_server" in done.stdout
     assert re.findall(r"dashboard/dashboard\.py|log_monitor\.py|monitor\.py|default_worker", done.stdout) == []
+
+
+@pytest.mark.slow
+def test_ray_of_this_machine_listens_on_loopback_only_and_its_token_is_its_owners(tmp_path):
+    code = """
+import os, signal, subprocess
+from pathlib import Path
+from tune_hpc.search.session import ray_session
+signal.signal(signal.SIGTERM, own := lambda *arguments: None)
+with ray_session():
+    listening = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout
+    pids = {os.getpid(), *map(int, subprocess.run(["ps", "-o", "pid=", "-g", str(os.getsid(0))], capture_output=True,
+            text=True, check=True).stdout.split())}
+    lines = [line.split() for line in listening.splitlines()]
+    print(*(words[3] for words in lines if any(f"pid={pid}," in words[-1] for pid in pids)))
+    assert signal.getsignal(signal.SIGTERM) is own
+print(oct((Path.home() / ".ray" / "auth_token").stat().st_mode & 0o777))
+"""
+    if not shutil.which("ss"):
+        pytest.skip("ss shows what listens")
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0123456789abcdef" * 4, encoding="utf-8")
+    (tmp_path / ".ray" / "auth_token").chmod(0o644)
+    dropped = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
+    environment = {name: value for name, value in os.environ.items() if name not in dropped} | {"HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=120,
+        start_new_session=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    addresses, mode = done.stdout.splitlines()[-2:]
+    assert len(addresses.split()) >= 5
+    assert all(address.rpartition(":")[0] in ("127.0.0.1", "[::ffff:127.0.0.1]") for address in addresses.split())
+    assert mode == "0o600"
