@@ -77,6 +77,21 @@ class TestRequest:
     def test_a_folder_without_the_file_asks_nothing(self, tmp_path):
         assert not StopRequest(ExperimentFolder(tmp_path)).is_made
 
+    @pytest.mark.parametrize("error", [PermissionError("no"), OSError(116, "stale"), OSError(5, "io")])
+    def test_storage_that_does_not_answer_for_a_while_orders_nothing(self, home, clock, monkeypatch, error):
+        def fail(*arguments, **options):
+            raise error
+
+        request, limits = StopRequest(home), Limits(stop_file=home.path / "1.stop")
+        limits._looked_at = 0.0
+        monkeypatch.setattr(Path, "is_file", fail)
+        monkeypatch.setattr(Path, "read_text", fail)
+        assert not request.is_made
+        assert not limits.are_reached()
+        monkeypatch.undo()
+        home.write_control(stop=True)
+        assert StopRequest(home).is_made
+
     def test_trial_of_a_superseded_attempt_stops_and_saves_nothing(self, home):
         ExperimentFolder(home.path).claim_attempt(1)
         request = StopRequest(home)

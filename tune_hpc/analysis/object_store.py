@@ -93,13 +93,11 @@ def pull(path: Path) -> bool:
     """Make a copy what the store holds, and say whether it holds the file.
 
     Raises:
-        FolderError: the store does not answer.
+        FolderError: the storage does not answer.
     """
     key = _key(path)
-    if key is None:
-        return path.is_file()
     with _told(path):
-        return _fetch(path, key)
+        return path.is_file() if key is None else _fetch(path, key)
 
 
 def pull_tree(folder: Path) -> None:
@@ -250,6 +248,5 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
-        raise FolderError(
-            f"{place_of(path)} does not answer ({reason}); check the bucket and the credentials"
-        ) from error
+        remedy = "check the storage" if _key(path) is None else "check the bucket and the credentials"
+        raise FolderError(f"{place_of(path)} does not answer ({reason}); {remedy}") from error
