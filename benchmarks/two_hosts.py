@@ -167,7 +167,7 @@ class _Cluster:
         if done.returncode:
             sys.exit(f"two_hosts: {done.stderr}")
         job = LocalClient(storage).job(done.stdout.strip())
-        trials = job.folder.path / "exercise3.baseline" / "trials"
+        trials = job.folder.experiment("exercise3.baseline").parts
         in_the_middle = 0
         if is_lost:
             kept = "states of four trials; with more --steps each keeps one, after a minute"

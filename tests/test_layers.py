@@ -43,7 +43,8 @@ MAY_IMPORT = {
     "tune_hpc.cluster": [
         "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.analysis.folder", "tune_hpc.analysis.process",
         "tune_hpc.analysis.object_store",
-        "tune_hpc.analysis.results", "tune_hpc.search.experiment", "tune_hpc.search.launch",
+        "tune_hpc.analysis.results", "tune_hpc.analysis.storage_access", "tune_hpc.search.experiment",
+        "tune_hpc.search.launch",
         "tune_hpc.search.reference", "tune_hpc.search.tokens",
     ],
     # What runs a job does all that the command line does here.
@@ -105,8 +106,8 @@ HEAVY = {
     "mlflow": ["tune_hpc.analysis.mlflow_runs"],
     "fastapi": ["tune_hpc.service"],
     "starlette": ["tune_hpc.service"],
-    # One starts it, the other is its parser with a bound.
-    "uvicorn": ["tune_hpc.cli.serve", "tune_hpc.service.http"],
+    # One starts it, the other bounds its connections.
+    "uvicorn": ["tune_hpc.cli.serve", "tune_hpc.service.connection"],
 }
 #: Listing and checking spaces, and finding the data, must stay cheap.
 TORCH_FREE = [
