@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,10 @@ class Following:
         """Return the stamps of all files that tell something: of the frames by path, of parts by trial."""
         pull_tree(self.home.path)
         frames = (self.home.experiment_file, self.home.trials_file, self.home.history_file)
+        for path in frames:
+            # NFS shows that a file was replaced to those who open it.
+            with suppress(OSError):
+                path.open("rb").close()
         stamps = {str(path): _stamp(path) for path in frames}
         return stamps | {trial_id: _stamp(self.home.part(trial_id)) for trial_id in self.home.part_ids()}
 

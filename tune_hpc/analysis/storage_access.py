@@ -91,10 +91,16 @@ def age_s(path: Path, storage: Path) -> float:
     """
     try:
         pull(path)
-        written = path.stat().st_mtime
+        written = _written_at(path)
     except OSError as error:
         raise FolderError(f"{path} cannot be read: {error.strerror or error}; check the storage") from error
     return max(0.0, _storage_time(storage) - written)
+
+
+def _written_at(path: Path) -> float:
+    """Return the modification time of a file; NFS tells the present one only of a file that is opened."""
+    with path.open("rb") as file:
+        return os.fstat(file.fileno()).st_mtime
 
 
 def _storage_time(storage: Path) -> float:
@@ -109,7 +115,7 @@ def _storage_time(storage: Path) -> float:
         try:
             write_whole(path, lambda temporary: temporary.write_text("\n", encoding="utf-8"))
             pull(path)
-            moment = path.stat().st_mtime
+            moment = _written_at(path)
         except OSError:
             moment = time.time()
         read_at = time.monotonic()
