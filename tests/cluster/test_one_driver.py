@@ -267,3 +267,10 @@ def test_of_two_resumes_of_a_folder_one_wins(tmp_path, monkeypatch):
     outcomes = in_threads(*[lambda: resume(folder.path)] * 2)
     assert sum(isinstance(one, ConflictError) for one in outcomes) == 1
     assert seen(folder) == 2
+
+
+def test_job_is_resumed_after_one_of_its_experiments_was_resumed_by_itself(stopped):
+    job, client = stopped
+    claimed(job.experiment("synthetic").path, 5)
+    client.job(job.id).resume()
+    assert client.launcher.started == [6]

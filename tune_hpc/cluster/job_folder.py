@@ -257,7 +257,10 @@ class JobFolder:
             FolderError: the folder cannot be written.
         """
         heads = (name.partition(".")[0] for name in names_in(self.attempts))
-        number = max((int(head) for head in heads if head.isdigit()), default=0) + 1
+        numbers = [int(head) for head in heads if head.isdigit()]
+        # An experiment may have been resumed by itself, in its own folder.
+        numbers += [self.experiment(plain["name"]).last_attempt() for plain in self.read()["experiments"]]
+        number = max(numbers, default=0) + 1
         attempt = Attempt(number, action, timestamp(), dict(location), dict(options), key)
         text = json.dumps(asdict(attempt), indent=1, allow_nan=False) + "\n"
         current = self.last_attempt()
