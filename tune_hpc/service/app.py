@@ -70,6 +70,7 @@ def create_app(
             Middleware(BodyLimitMiddleware, respond=respond),
         ],
     )  # fmt: skip
+    app.state.services = services
     cookie = rules.credentials.cookie_name if rules.credentials else "tune_hpc"
     schemes = [
         Security(HTTPBearer(auto_error=False, description="the token of the service")),

@@ -132,12 +132,12 @@ def result_routes(services: Services) -> APIRouter:
         """Return the report: conclusions, tables and figures on one page. It is written when a search ends."""
         look = await services.look(search_id)
         try:
-            file = await services.cache.run(look.folder.open, look.folder.report)
+            (await services.cache.run(look.folder.open, look.folder.report)).close()
         except FileNotFoundError:
             raise RequestError(f"{search_id} has no report yet: {report_hint(look)}", 404) from None
 
         def chunks() -> Iterator[bytes]:
-            with file:
+            with look.folder.open(look.folder.report) as file:
                 while chunk := file.read(_CHUNK_BYTES):
                     yield chunk
 
