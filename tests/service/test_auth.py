@@ -80,10 +80,21 @@ def test_session_expires_and_belongs_to_one_token(tmp_path, monkeypatch):
     cookie = credentials.new_session()
     assert credentials.session_id(cookie)
     assert TOKEN not in cookie
-    for other in (Credentials("another-token-altogether", "a-key", tmp_path / "x"), Credentials(TOKEN, "b", tmp_path / "x")):
+    for other in (
+        Credentials("another-token-altogether", "a-key", tmp_path / "x"),
+        Credentials(TOKEN, "b", tmp_path / "x"),
+    ):
         assert not other.session_id(cookie)
     session, moment, signature = cookie.split(".")
-    for forged in (f"{session}0.{moment}.{signature}", f"{session}.{moment}.", "", ".", "x.y.z", f"{cookie}0", "\ud800"):
+    for forged in (
+        f"{session}0.{moment}.{signature}",
+        f"{session}.{moment}.",
+        "",
+        ".",
+        "x.y.z",
+        f"{cookie}0",
+        "\ud800",
+    ):
         assert not credentials.session_id(forged)
     now = time.time()
     monkeypatch.setattr("time.time", lambda: now + auth.SESSION_S + 2)
@@ -136,7 +147,9 @@ def test_browser_logs_in_and_out(browser):
     assert browser.http.get("/").status_code == 303
 
 
-@pytest.mark.parametrize("target", ["https://other.example/", "//other.example", "/\\other", "x", "", "http://[", "/\n/x"])
+@pytest.mark.parametrize(
+    "target", ["https://other.example/", "//other.example", "/\\other", "x", "", "http://[", "/\n/x"]
+)
 def test_login_redirects_to_this_service_only(browser, target):
     assert log_in(browser, next=target).headers["location"] == "/"
 
@@ -202,7 +215,7 @@ def test_pages_contain_no_inline_script_and_load_nothing_from_elsewhere(browser)
 
 def test_huge_cookie_takes_no_time(browser):
     """H4: cookies are split, and never unquoted; those behind the authentication, too."""
-    cookie = f"{log_in(browser).headers['set-cookie'].partition(';')[0]}; a=\"" + "\\\\" * 30_000
+    cookie = f'{log_in(browser).headers["set-cookie"].partition(";")[0]}; a="' + "\\\\" * 30_000
     browser.http.cookies.clear()
     start = time.monotonic()
     assert browser.get("/searches", Cookie=cookie).status_code == 200
@@ -377,5 +390,7 @@ def test_absent_cluster_is_reported_at_the_start(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     warn_of_cluster(Client("http://127.0.0.1:9", storage=tmp_path / "jobs"))
     message = capsys.readouterr().err
-    assert message.startswith("tune-hpc: searches can be read, but not started: no Ray cluster answers at http://127.0.")
+    assert message.startswith(
+        "tune-hpc: searches can be read, but not started: no Ray cluster answers at http://127.0."
+    )
     assert message.count("\n") == 1

@@ -80,7 +80,9 @@ def page(service, browser):
 def search_id(service):
     """The latest search, which has ended; one is made where no test has made one in this process."""
     if not service.ask("/api/v1/searches")["searches"]:
-        made = service.ask("/api/v1/searches", {"space": "slow", "quick": True, "set": {"rate": {"choice": [0.1, 0.5, 3.0]}}})
+        made = service.ask(
+            "/api/v1/searches", {"space": "slow", "quick": True, "set": {"rate": {"choice": [0.1, 0.5, 3.0]}}}
+        )
         wait_until(lambda: not service.ask(f"/api/v1/searches/{made['id']}")["is_active"], TIMEOUT_MS / 1000)
     return service.ask("/api/v1/searches")["searches"][0]["id"]
 

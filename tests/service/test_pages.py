@@ -206,7 +206,9 @@ def test_each_case_of_a_condition_can_be_changed():
         "loguniform(0.01, 0.2) elsewhere"
     )
     with pytest.raises(TuneHpcError, match="learning_rate must be a number above 0; got -1"):
-        Registry([exercise3.open]).build_experiment(forms.read_form(exercise3.open, {**changed, field.cases[0][0]: ["-1"]}))
+        Registry([exercise3.open]).build_experiment(
+            forms.read_form(exercise3.open, {**changed, field.cases[0][0]: ["-1"]})
+        )
     (again,) = [one for one in forms.fields(exercise3.open, changed) if one.name == "learning_rate"]
     assert [text for _, _, text in again.cases][1:] == ["0.001, 0.002", "loguniform(0.01, 0.2)"]
 

@@ -214,7 +214,9 @@ def test_curves_are_thinned_and_the_best_is_last(service):
     assert (chart["metric"], chart["metrics"], chart["num_trials"]) == ("train_loss", ["train_loss"], 8)
     assert chart["is_thinned"]
     assert [curve["trial_id"] for curve in chart["curves"]] == ["t00002", "t00001", "t00000"]
-    assert [(len(curve["steps"]), curve["steps"][0], curve["steps"][-1]) for curve in chart["curves"]] == [(4, 0, 49)] * 3
+    assert [(len(curve["steps"]), curve["steps"][0], curve["steps"][-1]) for curve in chart["curves"]] == [
+        (4, 0, 49)
+    ] * 3
     selected = service.get(f"/searches/{search_id}/curves?filter=trial_id=t00003").json()["curves"]
     assert [curve["trial_id"] for curve in selected] == ["t00003"]
     assert "has no metric 'x'" in problem_of(service.get(f"/searches/{search_id}/curves?metric=x"))

@@ -91,6 +91,7 @@ class RequestMiddleware:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = context.request_id
+                headers["Vary"] = "Accept-Encoding, Cookie, Authorization"
                 for name, value in _SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
                 search = headers.get("location", "").rpartition("/")[2]
@@ -158,7 +159,6 @@ class ETagMiddleware:
                 return
             if start is not None:
                 headers = MutableHeaders(scope=start)
-                headers.setdefault("Vary", "Accept-Encoding, Cookie, Authorization")
                 if "etag" not in headers and not message.get("more_body"):
                     headers["ETag"] = f'W/"{hashlib.sha1(message["body"], usedforsecurity=False).hexdigest()}"'
                 if is_unchanged := "etag" in headers and matches(known, headers["etag"]):
