@@ -205,8 +205,9 @@ def main() -> int:
     flags.output_dir.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * flags.minutes
     with ray_session():
-        # The processes of the steps use this Ray, too.
+        # The processes of the steps use this Ray, too. It listens on loopback, and they must look for it there.
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         for name, step in plan(flags, on_gpu).items():
             file = flags.output_dir / f"{name}.json"
             if file.exists():

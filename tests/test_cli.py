@@ -13,7 +13,12 @@ from tune_hpc import __version__, cli
 from tune_hpc.analysis.folder import ExperimentFolder
 from tune_hpc.analysis.parts import summarise
 from tune_hpc.analysis.results import trials_frame, write_frames
+from tune_hpc.cli.main import _parser
+from tune_hpc.cli.options import find_experiments
 from tune_hpc.search.progress import SearchProgress, Tally
+
+#: The module; the package has a function of this name.
+COMMANDS = sys.modules["tune_hpc.cli.main"]
 
 MINE = """
 from ray import tune
@@ -206,7 +211,7 @@ def test_a_run_that_cannot_be_is_refused(refused, arguments, message):
         ("file/below", "file/below cannot be made: .*file is a file; choose another output folder"),
         ("foreign", "foreign is not empty and holds no experiment; choose an empty or new output folder"),
         ("run", "run already holds the experiment made.up; choose another output folder"),
-        ("a" * 300, "cannot be looked into: File name too long; choose another folder"),
+        ("a" * 300, "cannot be read: File name too long; choose another folder"),
     ],
 )
 def test_an_output_folder_that_cannot_be_used_is_refused(refused, finished, output_dir, message):
@@ -251,7 +256,7 @@ def test_what_the_last_experiment_would_be_refused_for_is_known_before_the_first
         (["nowhere"], "nowhere is no experiment folder: there is no such folder"),
         (["foreign"], "foreign is no experiment folder: no experiment.json in it or below it"),
         (["file"], "file is no experiment folder: no experiment.json in it or below it"),
-        (["a" * 300], "cannot be looked into: File name too long"),
+        (["a" * 300], "cannot be read: File name too long"),
         (["run", "-n", "0"], "-n must be at least 1; got 0"),
         (["run", "--metric", "accuracy"], "no column 'accuracy' in the trials of made.up: experiment, trial_id, "),
         (["run", "--metric", "optimizer"], "the column optimizer of made.up holds no numbers; learning_rate, mom"),
@@ -312,8 +317,8 @@ def test_flags_that_do_not_exist_or_do_not_parse_end_with_code_2(capsys, argumen
 
 
 def experiments_of(*arguments):
-    flags = cli._parser().parse_args(["run", *arguments])
-    return [one for name in flags.names for one in cli.find_experiments(name, flags)]
+    flags = _parser().parse_args(["run", *arguments])
+    return [one for name in flags.names for one in find_experiments(name, flags)]
 
 
 def test_flags_change_the_experiments():
@@ -358,7 +363,7 @@ def test_flags_reach_the_runner(place, capsys):
     assert [str(folder) for folder in options.pop("folders")] == ["there"]
     assert options == {
         "address": None, "overwrite": True, "go_on": False, "cpus_per_trial": 2, "gpus_per_trial": None,
-        "max_concurrent": 3, "data_dir": "images", "fuse": "16", "time_budget_s": 5400.0, "target": 0.99,
+        "max_concurrent": 3, "data_dir": "images", "fuse": "16", "time_budget_s": 5400.0, "target": 0.99, "force": False,
         "export": ["optuna,tensorboard"],
     }  # fmt: skip
     assert capsys.readouterr().out == "pretended: 1 finished; best loss 0.25 at x=1\n"
@@ -407,7 +412,7 @@ def test_an_interrupt_is_told_in_one_line(monkeypatch, capsys):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "find_experiments", interrupt)
+    monkeypatch.setattr(COMMANDS, "find_experiments", interrupt)
     assert cli.main(["run", LINE]) == cli.INTERRUPTED == 130
     assert capsys.readouterr().err == "tune-hpc: interrupted\n"
 
@@ -425,8 +430,8 @@ def test_what_is_logged_under_a_progress_bar_stands_above_it(monkeypatch):
             logging.getLogger("tune_hpc.search").info("stopping")
         return []
 
-    monkeypatch.setattr(cli, "find_experiments", search)
-    monkeypatch.setattr(cli, "run_experiments", lambda *arguments: 0)
+    monkeypatch.setattr(COMMANDS, "find_experiments", search)
+    monkeypatch.setattr(COMMANDS, "run_experiments", lambda *arguments: 0)
     assert cli.main(["run", LINE]) == cli.SUCCESS
     # Rich removes the bar's line first, and draws it again below.
     assert re.search(r"\x1b\[2Kstopping\s*\n.*0/3 trials", terminal.getvalue())

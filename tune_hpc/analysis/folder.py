@@ -52,17 +52,21 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PART = ".parquet"
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object], *, make_folder: bool = True) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it.
 
-    The folder of the file is made if it is missing, and no folder above it: one that was deleted stays deleted.
+    Args:
+        path: The file.
+        write: Writes the content to a path.
+        make_folder: Make the folder of the file if it is missing; otherwise one that was deleted stays deleted.
 
     Raises:
         FolderError: the folder cannot be written, or the disk is full.
     """
     temporary = _temporary(path)
     try:
-        path.parent.mkdir(parents=is_remote(place_of(path)), exist_ok=True)
+        if make_folder or is_remote(place_of(path)):
+            path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         push(path, temporary)
         os.replace(temporary, path)
@@ -284,14 +288,9 @@ class ExperimentFolder:
         """Whether an experiment was begun here.
 
         Raises:
-            FolderError: nobody may look there, or no file can have that name.
+            FolderError: the folder cannot be read, or no file can have that name.
         """
-        try:
-            return pull(self.experiment_file)
-        except OSError as error:
-            raise FolderError(
-                f"{self.path} cannot be looked into: {error.strerror or error}; choose another folder"
-            ) from error
+        return pull(self.experiment_file)
 
     def check_free(self, name: str, *, overwrite: bool = False) -> None:
         """Refuse a folder that a new experiment must not use; change nothing.

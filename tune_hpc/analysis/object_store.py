@@ -247,6 +247,9 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if _key(path) is None:
+            raise FolderError(f"{path} cannot be read: {error.strerror or error}; choose another folder") from error
         reason = " ".join(str(error).split())[:200]
-        remedy = "check the storage" if _key(path) is None else "check the bucket and the credentials"
-        raise FolderError(f"{place_of(path)} does not answer ({reason}); {remedy}") from error
+        raise FolderError(
+            f"{place_of(path)} does not answer ({reason}); check the bucket and the credentials"
+        ) from error

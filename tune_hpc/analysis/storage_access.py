@@ -113,7 +113,7 @@ def _storage_time(storage: Path) -> float:
     if time.monotonic() - read_at >= CLOCK_LASTS_S:
         path = storage / ".clock"
         try:
-            write_whole(path, lambda temporary: temporary.write_text("\n", encoding="utf-8"))
+            write_whole(path, lambda temporary: temporary.write_text("\n", encoding="utf-8"), make_folder=False)
             pull(path)
             moment = _written_at(path)
         except OSError:

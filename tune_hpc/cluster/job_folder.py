@@ -410,7 +410,7 @@ class JobFolder:
 
     def _write_json(self, path: Path, data: Mapping[str, Any]) -> None:
         text = json.dumps(data, indent=1, allow_nan=False) + "\n"
-        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), make_folder=False)
 
     def _read_json(self, path: Path) -> dict[str, Any]:
         """Return the object in a file; empty if there is no such file."""
