@@ -34,7 +34,7 @@ FOLDERS = {LIMIT: "time_limit", LOSS: "node_lost", TWO: "two_nodes"}
 #: Lines of a job's log: the script's, the search's, and Slurm's.
 _TELLING = r"\d\d:\d\d:\d\d |\d+/\d+ trials|exercise|the batch system|slurmstepd|srun:|Command failed|Running command"
 #: Columns that tell how long something took, or where: nobody expects these again.
-TIMES = ("_s", "host", "device", "num_fused")
+TIMES = ("_s", "host", "device", "num_fused", "attempt")
 
 
 def main() -> None:

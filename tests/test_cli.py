@@ -363,8 +363,8 @@ def test_flags_reach_the_runner(place, capsys):
     assert [str(folder) for folder in options.pop("folders")] == ["there"]
     assert options == {
         "address": None, "overwrite": True, "go_on": False, "cpus_per_trial": 2, "gpus_per_trial": None,
-        "max_concurrent": 3, "data_dir": "images", "fuse": "16", "time_budget_s": 5400.0, "target": 0.99, "force": False,
-        "export": ["optuna,tensorboard"],
+        "max_concurrent": 3, "data_dir": "images", "fuse": "16", "time_budget_s": 5400.0, "target": 0.99,
+        "force": False, "export": ["optuna,tensorboard"],
     }  # fmt: skip
     assert capsys.readouterr().out == "pretended: 1 finished; best loss 0.25 at x=1\n"
 
