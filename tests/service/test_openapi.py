@@ -1,4 +1,4 @@
-"""Whatever Schemathesis makes of the OpenAPI description, the service answers it, and never with a fault of its own."""
+"""Requests that Schemathesis derives from the OpenAPI description: no failure, and only described responses."""
 
 import pytest
 import schemathesis
@@ -16,53 +16,63 @@ from tests.service.conftest import TOKEN, serve
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 NUM_EXAMPLES = 12
-OPERATIONS = [
-    (path, method) for path, ways in serve("unused").http.app.openapi()["paths"].items() for method in ways
-]  # fmt: skip
+SCHEMA = serve("unused").http.app.openapi()
+OPERATIONS = [(path, method) for path, methods in SCHEMA["paths"].items() for method in methods]
 
 
 @pytest.fixture(scope="module")
-def crowded(tmp_path_factory):
+def populated(tmp_path_factory):
     """A service with a search that has ended, one that runs and one that has not begun."""
-    one = serve(tmp_path_factory.mktemp("crowded") / "jobs")
-    with one.http:
-        ids = [one.start() for _ in range(3)]
-        one.write_results(ids[0])
-        one.drive(ids[0], "finished")
-        one.write_results(ids[1], is_running=True)
-        one.drive(ids[1])
-        yield one, ids
+    storage = tmp_path_factory.mktemp("populated") / "jobs"
+    storage.mkdir(mode=0o700)
+    service = serve(storage)
+    with service.http:
+        ids = [service.start() for _ in range(3)]
+        service.write_results(ids[0])
+        service.drive(ids[0], "finished")
+        service.write_results(ids[1], is_running=True)
+        service.drive(ids[1])
+        yield service, ids
 
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-def test_no_request_makes_the_service_fail(crowded, path, method, mode):
-    service, ids = crowded
+def test_no_request_makes_the_service_fail(populated, path, method, mode):
+    service, ids = populated
     schema = schemathesis.openapi.from_asgi("/api/v1/openapi.json", service.http.app)
-    num = 0
+    num_requests = 0
 
-    def ask(case):
-        nonlocal num
-        num += 1
-        if "search_id" in (case.path_parameters or {}) and num % 4:
-            case.path_parameters["search_id"] = ids[num % 4 - 1]
+    def send(case):
+        nonlocal num_requests
+        num_requests += 1
+        if "search_id" in (case.path_parameters or {}) and num_requests % 4 and method != "delete":
+            case.path_parameters["search_id"] = ids[num_requests % 4 - 1]
         case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"}, checks=CHECKS)
 
     run = settings(
         max_examples=NUM_EXAMPLES, derandomize=True, deadline=None, database=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
-    )(given(case=schema[path][method.upper()].as_strategy(generation_mode=mode))(ask))  # fmt: skip
+    )(given(case=schema[path][method.upper()].as_strategy(generation_mode=mode))(send))  # fmt: skip
     try:
         run()
     except Unsatisfiable:
-        # Nothing about such a request can be wrong.
+        # Such a request has nothing that can be wrong.
         assert mode is GenerationMode.NEGATIVE
         return
-    assert num
+    assert num_requests
 
 
-def test_every_route_that_tells_of_searches_names_the_token():
-    described = serve("unused").http.app.openapi()
-    for path, ways in described["paths"].items():
-        for way in ways.values():
-            assert ("security" in way) == (path != "/health"), path
+def test_description_has_ids_credentials_enums_and_examples():
+    ids = [operation["operationId"] for methods in SCHEMA["paths"].values() for operation in methods.values()]
+    assert len(ids) == len(set(ids))
+    assert "startSearch" in ids
+    for path, methods in SCHEMA["paths"].items():
+        for operation in methods.values():
+            schemes = [name for scheme in operation.get("security", []) for name in scheme]
+            assert schemes == ([] if path == "/health" else ["HTTPBearer", "APIKeyCookie"]), path
+    schemas = SCHEMA["components"]["schemas"]
+    for name in ("SearchRequest", "StopRequest", "ResumeRequest", "ExtendRequest"):
+        assert schemas[name]["examples"], name
+    assert "unknown" in schemas["SearchStatus"]["properties"]["state"]["enum"]
+    assert "urn:tune-hpc:problem:conflict" in schemas["Problem"]["properties"]["type"]["enum"]
+    assert SCHEMA["servers"] == [{"url": "/"}]

@@ -1,12 +1,16 @@
 """The service as a process, with searches as processes of their own."""
 
+import http.client
+import os
+import signal
 import time
 import urllib.error
-import urllib.request
 
+import pandas as pd
 import pytest
 
-from tests.service.processes import serving, wait_until
+from tests.service.processes import Process, serving, wait_until
+from tune_hpc.service.routes.results import MAX_DOWNLOADS
 
 MODULE = """
 import time
@@ -31,41 +35,105 @@ slow = Experiment("slow", Space({"rate": tune.choice([1.0, 2.0])}, keys={}), cli
 
 @pytest.fixture
 def service(tmp_path):
-    """A service in a folder of its own, with an experiment that takes a minute, if not hurried."""
-    with serving(tmp_path, MODULE) as one:
-        yield one
+    """A service in a folder of its own, with an experiment that takes a minute unless the file ``hurry`` exists."""
+    with serving(tmp_path, MODULE) as service:
+        yield service
 
 
 @pytest.mark.slow
-def test_a_service_that_is_killed_loses_nothing_and_running_searches_go_on(service):
-    search_id = service.ask("/api/v1/searches", {"space": "slow"})["id"]
-    never_begun = service.ask("/api/v1/searches", {"space": "exercise1_1stpart", "quick": True})["id"]
-    wait_until(lambda: service.ask(f"/api/v1/searches/{search_id}/curves")["num_trials"] > 0, 90)
-    before = service.ask(f"/api/v1/searches/{search_id}")
-    token = service.token
+def test_searches_go_on_when_the_service_is_killed(service):
+    search_id = service.api("/searches", {"space": "slow"})["id"]
+    other = service.api("/searches", {"space": "exercise1_1stpart", "quick": True})["id"]
+    wait_until(lambda: service.api(f"/searches/{search_id}/curves")["num_trials"] > 0, 90)
+    before, token = service.api(f"/searches/{search_id}"), service.token
     service.kill()
     with pytest.raises(urllib.error.URLError):
-        service.ask("/health")
-    time.sleep(3)
+        service.request("/health")
     service.start()
     assert service.token == token
-    listed = {one["id"]: one for one in service.ask("/api/v1/searches")["searches"]}
-    assert set(listed) == {search_id, never_begun}
-    assert (before["state"], listed[search_id]["state"]) == ("running", "running")
+    searches = {search["id"]: search for search in service.api("/searches")["searches"]}
+    assert set(searches) == {search_id, other}
+    assert (before["state"], searches[search_id]["state"]) == ("running", "running")
 
     def last_step():
-        return max(service.ask(f"/api/v1/searches/{search_id}/curves")["curves"][0]["steps"])
+        return max(service.api(f"/searches/{search_id}/curves")["curves"][0]["steps"])
 
-    before_it = last_step()
-    wait_until(lambda: last_step() > before_it, 60)
-    # The new one steers what the old one started.
-    assert service.ask(f"/api/v1/searches/{search_id}/stop", {})["state"] in ("stopping", "stopped")
-    wait_until(lambda: service.ask(f"/api/v1/searches/{search_id}")["state"] == "stopped", 60)
-    service.ask(f"/api/v1/searches/{search_id}/resume", {})
-    wait_until(lambda: service.ask(f"/api/v1/searches/{search_id}")["state"] == "running", 60)
+    step = last_step()
+    wait_until(lambda: last_step() > step, 60)
+    # The new process controls the search that the old one started.
+    assert service.api(f"/searches/{search_id}/stop", {})["state"] in ("stopping", "stopped")
+    wait_until(lambda: service.api(f"/searches/{search_id}")["state"] == "stopped", 60)
+    service.api(f"/searches/{search_id}/resume", {})
+    wait_until(lambda: service.api(f"/searches/{search_id}")["state"] == "running", 60)
     (service.folder / "hurry").touch()
-    wait_until(lambda: not service.ask(f"/api/v1/searches/{search_id}")["is_active"], 180)
-    assert service.ask(f"/api/v1/searches/{search_id}")["state"] == "finished"
-    told = service.ask(f"/api/v1/searches/{search_id}/history")
-    assert told["total"] == 1000
-    assert service.log.read_text(encoding="utf-8").count("\n") == 2
+    wait_until(lambda: not service.api(f"/searches/{search_id}")["is_active"], 180)
+    assert service.api(f"/searches/{search_id}")["state"] == "finished"
+    assert service.api(f"/searches/{search_id}/history")["total"] == 1000
+    assert "Traceback" not in service.log.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_service_ends_on_a_signal_to_its_group_and_its_searches_do_not(service):
+    search_id = service.api("/searches", {"space": "slow"})["id"]
+    wait_until(lambda: service.api(f"/searches/{search_id}")["state"] == "running", 90)
+    os.killpg(service.process.pid, signal.SIGTERM)
+    assert service.process.wait(30) == 0
+    service.start()
+    assert service.api(f"/searches/{search_id}")["state"] == "running"
+
+
+@pytest.mark.slow
+def test_download_ends_before_the_service_does(tmp_path):
+    """A signal during a download: it is completed or cut off, without a stack trace, and the exit code is 0."""
+    with serving(tmp_path) as service:
+        search_id = service.api("/searches", {"space": "exercise1_1stpart", "quick": True})["id"]
+        wait_until(lambda: service.api(f"/searches/{search_id}")["state"] == "finished", 120)
+        folder = service.folder / "jobs" / search_id / "experiments" / "exercise1_1stpart"
+        history = pd.read_parquet(folder / "history.parquet")
+        large = pd.concat([history] * (1_000_000 // len(history)), ignore_index=True)
+        large.to_parquet(folder / "history.parquet", index=False)
+        before = service.rss_bytes()
+        connections = []
+        for _ in range(MAX_DOWNLOADS):
+            connection = http.client.HTTPConnection(*service.address, timeout=60)
+            headers = {"Authorization": f"Bearer {service.token}"}
+            connection.request("GET", f"/api/v1/searches/{search_id}/history?format=csv", headers=headers)
+            response = connection.getresponse()
+            assert response.status == 200
+            assert len(response.read(1000)) == 1000
+            connections.append((connection, response))
+        # Four files of tens of megabytes are sent, and not built in memory.
+        assert service.rss_bytes() - before < 400e6
+        start = time.monotonic()
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(30) == 0
+        assert time.monotonic() - start < 25
+        for connection, _ in connections:
+            connection.close()
+        assert "Traceback" not in service.log.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_client_behind_a_proxy_has_its_own_address(tmp_path):
+    """M13: the address of the client, and whether it uses TLS, come from the proxy."""
+    service = Process(tmp_path, "--behind-proxy", "127.0.0.1", "--root-path", "/tune")
+    service.start()
+    try:
+        statuses = []
+        for address in ["10.0.0.1"] * 25 + ["10.0.0.2"]:
+            connection = http.client.HTTPConnection(*service.address, timeout=30)
+            headers = {"Authorization": "Bearer wrong-token-of-some-length", "X-Forwarded-For": address}
+            connection.request("GET", "/tune/api/v1/searches", headers=headers)
+            statuses.append(connection.getresponse().status)
+            connection.close()
+        assert (429 in statuses[:25], statuses[25]) == (True, 401)
+        connection = http.client.HTTPConnection(*service.address, timeout=30)
+        headers = {"X-Forwarded-For": "10.0.0.3", "X-Forwarded-Proto": "https", "Origin": "https://a", "Host": "a"}
+        headers["Content-Type"] = "application/x-www-form-urlencoded"
+        connection.request("POST", "/tune/login", f"token={service.token}", headers)
+        cookie = connection.getresponse().getheader("set-cookie")
+        assert {"Secure", "Path=/tune"} <= {part.strip() for part in cookie.split(";")}
+        connection.close()
+    finally:
+        service.process.terminate()
+        assert service.process.wait(30) == 0

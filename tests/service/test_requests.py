@@ -182,7 +182,8 @@ def test_experiment_name_in_a_job_file_cannot_leave_the_job(service, tmp_path):
     ("name", "content"),
     [
         ("job.json", "{"), ("job.json", "[]"), ("job.json", '{"id": "x", "experiments": [{"name": "a"}]}'),
-        ("attempts/1.json", "[1]"), ("attempts/1.run.json", '{"beat": 7}'), ("attempts/1.run.json", '{"ended_at": "x"}'),
+        ("attempts/1.json", "[1]"), ("attempts/1.run.json", '{"beat": 7}'),
+        ("attempts/1.run.json", '{"ended_at": "x"}'),
         ("experiments/exercise1_1stpart/progress.json", '{"ended": {"finished": "many"}, "best": 3}'),
         ("experiments/exercise1_1stpart/progress.json", '{"best": {"value": "NaN", "trial_id": 7}}'),
         ("experiments/exercise1_1stpart/progress.json", '{"best": {"value": NaN}, "left_s": Infinity}'),

@@ -80,10 +80,11 @@ def problem_type(error: TuneHpcError) -> str:
     if isinstance(error, RequestError):
         has_own_type = error.status == PROBLEM_TYPES[error.kind][0]
         return error.kind if has_own_type else _TYPE_OF_STATUS.get(error.status, "invalid-request")
-    cause: BaseException | None = error
-    while cause := cause.__cause__:
+    cause = error.__cause__
+    while cause:
         if getattr(cause, "errno", None) in NO_ROOM:
             return "storage-full"
+        cause = cause.__cause__
     return next((kind for known, kind in _TYPE_OF_ERROR if isinstance(error, known)), "invalid-request")
 
 
