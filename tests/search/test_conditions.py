@@ -229,3 +229,11 @@ class TestSettings:
     def test_settings_of_another_form_are_refused(self, settings, told):
         with pytest.raises(InvalidExperimentError, match=told):
             parse_settings(settings)
+
+
+def test_conditions_depend_on_a_bounded_number_of_combinations():
+    wide = {name: tune.choice(list(range(30))) for name in "abc"}
+    with pytest.raises(InvalidSpaceError, match=r"at most 10000 combinations of values; those on a, b, c have 27000"):
+        Space({**wide, "x": when(1, a=0, b=0, c=0)}, keys={})
+    with pytest.raises(InvalidSpaceError, match="s: at most 100000 values can be listed; got 1099511627776"):
+        Space({"s": tune.randint(0, 2**40), "x": when(1, s=0)}, keys={})

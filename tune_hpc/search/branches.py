@@ -11,6 +11,9 @@ from tune_hpc.errors import InvalidSpaceError
 from tune_hpc.search.conditions import Conditional
 from tune_hpc.search.domains import all_values, count, describe, identity
 
+#: Values of a parameter that are listed.
+MAX_VALUES = 100_000
+
 
 def possible_values(name: str, value: Any) -> list[Any]:
     """Return all values that a parameter may have, of whatever case.
@@ -26,8 +29,11 @@ def possible_values(name: str, value: Any) -> list[Any]:
         return list(found.values())
     if not isinstance(value, Domain):
         return [value]
-    if count(value) is None:
+    size = count(value)
+    if size is None:
         raise InvalidSpaceError(f"{name} is {describe(value)}; what others depend on, or is compared, lists its values")
+    if size > MAX_VALUES:
+        raise InvalidSpaceError(f"{name}: at most {MAX_VALUES} values can be listed; got {size}: use fewer")
     return all_values(value)
 
 

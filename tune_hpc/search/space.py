@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -52,6 +53,8 @@ from tune_hpc.search.domains import (
 )
 
 ROLES = ("scientific", "nuisance", "fixed")
+#: Combinations of the values on which conditions depend: a space is evaluated once for each.
+MAX_BRANCHES = 10_000
 _ABSENT = object()
 
 
@@ -89,6 +92,7 @@ class Space(Mapping[str, Any]):
         for name, value in self._parameters.items():
             if isinstance(value, Conditional):
                 self._check_cases(name, value)
+        self._check_branches()
         checked_roles = {name: self._checked_role(name, role) for name, role in (roles or {}).items()}
         self._scientific = tuple(name for name in self if checked_roles.get(name) == "scientific")
 
@@ -120,6 +124,18 @@ class Space(Mapping[str, Any]):
                         f"{name}: its condition {other}={never[0]} never holds; {other} is one of {first}"
                         f"{' and others' if len(possible) > 20 else ''}"
                     )
+
+    def _check_branches(self) -> None:
+        if (number := math.prod(len(self.possible(name)) for name in self._controls)) > MAX_BRANCHES:
+            raise InvalidSpaceError(
+                f"conditions depend on at most {MAX_BRANCHES} combinations of values; those on "
+                f"{', '.join(sorted(self._controls))} have {number}: use fewer conditions or values"
+            )
+
+    @property
+    def _controls(self) -> set[str]:
+        """The parameters on which conditions depend."""
+        return {other for value in self.values() if isinstance(value, Conditional) for other in value.controlled_by}
 
     def _checked_role(self, name: str, role: str) -> str:
         if role not in ROLES:
@@ -238,8 +254,7 @@ class Space(Mapping[str, Any]):
 
     def branches(self) -> Iterator[Branch]:
         """Yield each combination of the values on which conditions depend; one, where there are no conditions."""
-        controls = {other for value in self.values() if isinstance(value, Conditional) for other in value.controlled_by}
-        ordered = [name for name in self._order if name in controls]
+        ordered = [name for name in self._order if name in self._controls]
 
         def chosen(config: dict[str, Any], rest: Sequence[str]) -> Iterator[dict[str, Any]]:
             if not rest:
