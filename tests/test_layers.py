@@ -108,6 +108,8 @@ HEAVY = {
     "starlette": ["tune_hpc.service"],
     # One starts it, the other bounds its connections.
     "uvicorn": ["tune_hpc.cli.serve", "tune_hpc.service.connection"],
+    "itsdangerous": ["tune_hpc.service.auth"],
+    "prometheus_client": ["tune_hpc.service.metrics"],
 }
 #: Listing and checking spaces, and finding the data, must stay cheap.
 TORCH_FREE = [
