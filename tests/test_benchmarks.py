@@ -27,7 +27,7 @@ OPTUNA = "Optuna, a thread a core"
         ("recording", ["--points", "20"], ["Optuna, in memory", "Optuna, SQLite"]),
         ("loading", ["--trials", "144", "--optuna-trials", "72"], ["tune_hpc", "Ray Tune, result.json"]),
         pytest.param(
-            "service", ["--readers", "5", "--seconds", "1", "--steps", "300"], ["no readers", "readers of the service"],
+            "service", ["--readers", "5", "--seconds", "1", "--steps", "300"], ["readers with a pause"],
             marks=pytest.mark.slow,
         ),
         pytest.param("exercise1", ["--steps", "20"], ["unfused"], marks=pytest.mark.slow),
