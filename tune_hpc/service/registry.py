@@ -1,6 +1,5 @@
 """Registered experiments: what a request may start."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -11,8 +10,6 @@ from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.space import Space
 from tune_hpc.service.schemas import MAX_SAMPLES, SearchRequest
 
-#: Combinations of the values on which conditions depend: the space is evaluated once for each.
-MAX_BRANCHES = 1000
 #: Values of a parameter or a condition.
 MAX_VALUES = 1000
 _DESCRIBED = (
@@ -71,7 +68,7 @@ class Registry:
             raise InvalidSpaceError(
                 f"{roles[0]}: set takes no role; give the whole space in parameters to change roles"
             )
-        _check_size({**experiment.space.to_json(), **request.set})
+        _check_size(request.set)
         options = ("searcher", "num_samples", "scheduler", "seeds", "search_seed", "metric", "mode")
         values = dict(_parse_parameters(request.set, experiment.space))
         built = as_asked(experiment, values, **{name: getattr(request, name) for name in options})
@@ -102,28 +99,14 @@ def _parse_parameters(plain: Mapping[str, Any], space: Space) -> dict[str, Any]:
 
 
 def _check_size(plain: Mapping[str, Any]) -> None:
-    """Refuse a space that would take long to evaluate.
+    """Refuse a space with a list that would take long to evaluate; the space itself bounds its conditions.
 
     Raises:
-        InvalidSpaceError: a list is too long, or conditions depend on too many combinations of values.
+        InvalidSpaceError: a list is too long.
     """
     for name, value in plain.items():
         if (size := _longest_list(value)) > MAX_VALUES:
             raise InvalidSpaceError(f"{str(name)[:100]}: a list has at most {MAX_VALUES} values; got {size}: use fewer")
-    controls = {
-        control
-        for value in plain.values()
-        if isinstance(value, Mapping) and isinstance(value.get("cases"), list)
-        for case in value["cases"]
-        if isinstance(case, Mapping) and isinstance(case.get("when"), Mapping)
-        for control in case["when"]
-    }
-    widths = [_width(plain.get(name)) for name in controls]
-    if math.prod(widths) > MAX_BRANCHES:
-        raise InvalidSpaceError(
-            f"conditions depend on at most {MAX_BRANCHES} combinations of values; those on "
-            f"{', '.join(sorted(map(str, controls)))[:500]} have {math.prod(widths)}: use fewer conditions or values"
-        )
 
 
 def _longest_list(value: Any) -> int:
@@ -137,20 +120,3 @@ def _longest_list(value: Any) -> int:
             longest = max(longest, len(current))
             waiting.extend(current)
     return longest
-
-
-def _width(value: Any) -> int:
-    """Return the number of values of a parameter; 1 for a value that is refused later anyway."""
-    if not isinstance(value, Mapping):
-        return 1
-    if isinstance(value.get("cases"), list):
-        return max((_width(case.get("value")) for case in value["cases"] if isinstance(case, Mapping)), default=1)
-    arguments = next((one for kind, one in value.items() if kind != "role"), None)
-    if not isinstance(arguments, list) or not arguments:
-        return 1
-    if "choice" in value:
-        return len(arguments)
-    numbers = [one for one in arguments if isinstance(one, int | float) and not isinstance(one, bool)]
-    if len(numbers) < 2 or any(not math.isfinite(one) for one in numbers):
-        return 1
-    return max(1, int(min(numbers[1] - numbers[0], 1e9)))

@@ -20,14 +20,18 @@ STATES = (*(str(state) for state in JobState), "unreadable")
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Count = Annotated[int, Field(ge=1, le=100_000)]
+NumSeeds = Annotated[int, Field(ge=1, le=1000)]
 NumSamples = Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
 Parameters = Annotated[dict[Name, Any], Field(max_length=MAX_PARAMETERS)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+NumGpus = Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 Offset = Annotated[int, Field(ge=0, le=10_000_000_000)]
 State = Annotated[str, Field(json_schema_extra={"enum": list(STATES)})]
 Searcher = Annotated[Name, Field(json_schema_extra={"enum": list(SEARCHERS)})]
 Scheduler = Annotated[Name, Field(json_schema_extra={"enum": list(SCHEDULERS)})]
 Mode = Literal["min", "max"]
+Text = Annotated[str, Field(max_length=200)]
 _Texts = Annotated[list[Annotated[str, Field(max_length=500)]], Field(max_length=30)]
 
 
@@ -39,13 +43,11 @@ class RunOptions(_Body):
     """How trials run."""
 
     cpus_per_trial: Positive | None = Field(default=None, description="CPU cores per trial, or per worker of a trial")
-    gpus_per_trial: Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False)] | None = Field(
-        default=None, description="GPUs per trial, or per worker of a trial"
-    )
+    gpus_per_trial: NumGpus | None = Field(default=None, description="GPUs per trial, or per worker of a trial")
     max_concurrent: Count | None = Field(default=None, description="maximum number of concurrent trials")
     fuse: Count | Literal["auto", "off"] | None = Field(default=None, description="trials that train as one program")
     time_budget_s: Positive | None = Field(default=None, description="seconds after which the search stops")
-    target: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+    target: Number | None = Field(
         default=None, description="the search stops when a trial reaches this value of the metric"
     )
 
@@ -74,9 +76,7 @@ class SearchRequest(RunOptions):
     searcher: Searcher | None = Field(default=None, description="replaces that of the experiment")
     num_samples: NumSamples | None = Field(default=None, description="configurations to try; not for a grid")
     scheduler: Scheduler | None = Field(default=None, description="early-stopping scheduler")
-    seeds: Annotated[int, Field(ge=1, le=1000)] | None = Field(
-        default=None, description="run each configuration with the seeds 0 to seeds - 1"
-    )
+    seeds: NumSeeds | None = Field(default=None, description="run each configuration with the seeds 0 to seeds - 1")
     search_seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(default=0, description="seed of the searcher")
     metric: Name | None = Field(default=None, description="ranks trials; one that replaces another needs mode")
     mode: Mode | None = Field(default=None, description="whether less or more of the metric is better")
@@ -115,9 +115,7 @@ class _Query(BaseModel):
 class ExperimentQuery(_Query):
     """Selects an experiment of a search."""
 
-    experiment: Annotated[str, Field(max_length=200)] | None = Field(
-        default=None, description="the experiment, if the search has several"
-    )
+    experiment: Text | None = Field(default=None, description="the experiment, if the search has several")
 
 
 class TrialsQuery(ExperimentQuery):
@@ -151,9 +149,7 @@ class HistoryQuery(TrialsQuery):
 class CurvesQuery(ExperimentQuery):
     """Selects learning curves."""
 
-    metric: Annotated[str, Field(max_length=200)] | None = Field(
-        default=None, description="default: the one that ranks trials"
-    )
+    metric: Text | None = Field(default=None, description="default: the one that ranks trials")
     filter: _Texts = Field(default_factory=list, description="selects trials, as for /trials")
     max_curves: Annotated[int, Field(ge=1, le=MAX_CURVES)] = Field(default=MAX_CURVES, description="number of curves")
     max_points: Annotated[int, Field(ge=2, le=MAX_POINTS)] = Field(default=MAX_POINTS, description="points of each")
@@ -162,11 +158,11 @@ class CurvesQuery(ExperimentQuery):
 class ResponseQuery(ExperimentQuery):
     """Selects a metric and a parameter."""
 
-    metric: Annotated[str, Field(max_length=200)] | None = Field(
-        default=None, description="a column of the trials; default: an accuracy, or the one that ranks trials"
+    metric: Text | None = Field(
+        default=None, description="a column of the trials; default: an accuracy, or what ranks trials"
     )
-    parameter: Annotated[str, Field(max_length=200)] | None = Field(
-        default=None, description="a numeric parameter that varies; default: the learning rate, or the first"
+    parameter: Text | None = Field(
+        default=None, description="numeric and varying; default: the learning rate, or the first"
     )
 
 
@@ -176,7 +172,7 @@ class SearchesQuery(_Query):
     state: Annotated[list[State], Field(max_length=30)] = Field(
         default_factory=list, description="states of the searches; repeatable"
     )
-    name: Annotated[str, Field(max_length=200)] | None = Field(default=None, description="a part of the id")
+    name: Text | None = Field(default=None, description="a part of the id")
     limit: Annotated[int, Field(ge=1, le=1000)] = Field(default=100, description="maximum number of searches")
     after: Annotated[str, Field(max_length=300)] | None = Field(
         default=None, description="the last id of the page before; the Link header of that page has the whole address"

@@ -16,8 +16,8 @@ from tune_hpc.service.schemas import TrialsQuery
 NUM_ROWS, MAX_METRICS = 50, 6
 #: Columns of the table that are neither parameters nor metrics.
 _OTHER_COLUMNS = frozenset({
-    "attempt", "experiment", "trial_id", "status", "stop_reason", "error", "host", "device", "steps_run", "setup_s", "train_s",
-    "eval_s", "samples_per_s", "num_fused",
+    "attempt", "experiment", "trial_id", "status", "stop_reason", "error", "host", "device", "steps_run", "setup_s",
+    "train_s", "eval_s", "samples_per_s", "num_fused",
 })  # fmt: skip
 
 
