@@ -167,6 +167,39 @@ def test_head_that_drips_is_cut_off(service):
         assert 5 < time.monotonic() - start < 20
 
 
+def test_bodies_that_never_arrive_take_no_place(service):
+    """H6: what needs no token takes no body, so nothing waits for one."""
+    request = b"%s HTTP/1.1\r\nHost: a\r\nOrigin: http://a\r\nContent-Length: 10\r\n\r\n"
+    with operator_is_served(service) as check:
+        connections = []
+        try:
+            for number in range(NUM_CONNECTIONS):
+                connection = socket.create_connection(service.address, timeout=30)
+                connections.append(connection)
+                with suppress(OSError):
+                    connection.sendall(request % (b"POST /login" if number % 2 else b"GET /health"))
+            check()
+        finally:
+            for connection in connections:
+                connection.close()
+
+
+@pytest.mark.timeout(120)
+def test_client_that_does_not_read_is_disconnected(service):
+    """H6: responses that nobody reads occupy a connection for half a minute at most."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(service.address)
+        connection.setblocking(False)
+        start, request = time.monotonic(), b"GET /static/htmx.min.js HTTP/1.1\r\nHost: a\r\n\r\n" * 10
+        with suppress(ConnectionError):
+            while time.monotonic() - start < 90:
+                with suppress(BlockingIOError):
+                    connection.send(request)
+                time.sleep(0.1)
+        assert 20 < time.monotonic() - start < 80
+
+
 def test_guesses_at_full_speed_find_nothing(service):
     """H7: thousands of wrong tokens; meanwhile the right one is refused from the same address."""
     right = {"Authorization": f"Bearer {service.token}"}

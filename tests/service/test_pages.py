@@ -151,6 +151,9 @@ def test_form_starts_its_search_once(service):
     assert [answer.status_code for answer in answers] == [303, 303]
     assert answers[0].headers["location"] == answers[1].headers["location"]
     assert len(service.launcher.started) == 1
+    changed = service.http.post("/new/exercise2.softmax", data=form | {"seeds": "1"}, headers=PAGE)
+    assert changed.status_code == 422
+    assert f'name="key" value="{key}"' not in changed.text
     search_id = answers[0].headers["location"].removeprefix("/view/")
     (experiment,) = service.client.folder(search_id).read()["experiments"]
     assert experiment["space"]["optimizer"] == {"choice": ["adam", "ftrl"]}

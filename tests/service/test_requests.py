@@ -209,7 +209,7 @@ def test_malformed_job_hides_no_other(service, name, content):
 def test_cluster_that_refuses_starts_nothing_and_leaves_nothing(service):
     service.launcher.refusal = ClusterError("the cluster at http://head:8265 refuses the token")
     response = post(service, LINE, **{"Idempotency-Key": "k"})
-    assert (response.status_code, problem_of(response)) == (502, str(service.launcher.refusal))
+    assert (response.status_code, problem_of(response)) == (503, str(service.launcher.refusal))
     assert service.get("/searches").json()["total"] == 0
     service.launcher.refusal = None
     assert post(service, LINE, **{"Idempotency-Key": "k"}).status_code == 201

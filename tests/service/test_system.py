@@ -14,7 +14,7 @@ def test_ready_looks_at_storage_and_cluster(service):
     assert service.http.get("/ready").json()["status"] == "ok"
     service.launcher.refusal = ClusterError("no Ray cluster answers at http://head:8265")
     response = service.http.get("/ready")
-    assert (response.status_code, problem_of(response)) == (502, "no Ray cluster answers at http://head:8265")
+    assert (response.status_code, problem_of(response)) == (503, "no Ray cluster answers at http://head:8265")
     service.launcher.refusal = None
     service.storage.rename(service.storage.with_name("gone"))
     response = service.http.get("/ready")

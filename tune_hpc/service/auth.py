@@ -25,7 +25,7 @@ from tune_hpc.errors import FolderError, RequestError
 from tune_hpc.service.connection import CONNECTION
 from tune_hpc.service.problems import ProblemRenderer
 from tune_hpc.service.rate_limit import RateLimits
-from tune_hpc.service.request_context import client_address, context_of, route_path
+from tune_hpc.service.request_context import client_address, context_of, has_body, route_path
 from tune_hpc.service.templates import Templates
 
 SESSION_S = 12 * 3600
@@ -240,6 +240,8 @@ class AuthMiddleware:
         is_public = _is_public(path) or (self._rules.has_public_metrics and path in _METRICS)
         if is_public and scope["method"] in _READS:
             limits.public.draw(address, "requests")
+            if has_body(scope):
+                raise RequestError(f"a {scope['method']} of {path[:100]!r} has no body; send none", 413)
             return False
         # Before the comparison: while the bucket is empty the right token is refused, too. So guesses find nothing.
         limits.unauthenticated.draw(address, "requests without valid credentials")

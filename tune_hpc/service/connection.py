@@ -14,12 +14,14 @@ CONNECTION = "tune_hpc.connection"
 class BoundedH11Protocol(H11Protocol):
     """HTTP/1.1 for clients that need not be trusted.
 
-    A request head arrives within ``head_timeout_s`` of the connection or of its first byte. Of the connections that
+    A request head arrives within ``head_timeout_s`` of the connection or of its first byte. A client that reads nothing
+    of a response for ``write_timeout_s`` is disconnected. Of the connections that
     have no request in progress ``max_idle`` are open; beyond that the oldest is closed, those without authentication
     first. So half-open connections do not take the place of others.
     """
 
     head_timeout_s = 10.0
+    write_timeout_s = 30.0
     max_idle = 512
     #: Connections without a request in progress, the oldest first. A process has one server.
     idle: ClassVar[OrderedDict["BoundedH11Protocol", None]] = OrderedDict()
@@ -28,6 +30,7 @@ class BoundedH11Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timer of the first head."""
         self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
         # Requests of this connection share this dictionary; it is empty before authentication.
         self.authentication: dict[str, Any] = {}
         self.app_state = {**self.app_state, CONNECTION: self.authentication}
@@ -38,6 +41,7 @@ class BoundedH11Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._set_busy()
+        self.resume_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -55,6 +59,17 @@ class BoundedH11Protocol(H11Protocol):
             self._set_idle()
             if self.conn.trailing_data[0]:
                 self._start_head_timer()
+
+    def pause_writing(self) -> None:
+        """Start the timer of a client that does not read."""
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self.write_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop the timer of a client that does not read."""
+        super().resume_writing()
+        if self._write_timer:
+            self._write_timer.cancel()
 
     @property
     def _is_busy(self) -> bool:

@@ -13,7 +13,7 @@ from tune_hpc.analysis.following import Standing
 from tune_hpc.errors import RequestError, TuneHpcError, UnknownNameError
 from tune_hpc.service import chart_data, forms, view_models
 from tune_hpc.service.cache import CachedResponse
-from tune_hpc.service.problems import status_of
+from tune_hpc.service.problems import problem_type, status_of
 from tune_hpc.service.routes import searches
 from tune_hpc.service.routes.results import report_hint, trial_log
 from tune_hpc.service.schemas import (
@@ -205,6 +205,9 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
             except UnknownNameError:
                 raise
             except TuneHpcError as error:
+                if problem_type(error) == "idempotency-key-reused":
+                    # A user went back and changed the form: another submission starts another search.
+                    del form["key"]
                 return form_page(space, form, str(error), status_of(error))
             return RedirectResponse(f"{request.scope['root_path']}/view/{job.id}", 303)
 

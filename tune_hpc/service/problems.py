@@ -46,8 +46,8 @@ PROBLEM_TYPES = {
     "idempotency-key-reused": (422, "The idempotency key was used for another request"),
     "too-many-requests": (429, "Too many requests"),
     "internal": (500, "Internal error"),
-    "cluster-unavailable": (502, "The cluster cannot be reached, or refuses"),
     "storage-unavailable": (503, "The storage cannot be used"),
+    "cluster-unavailable": (503, "The cluster cannot be reached, or refuses"),
     "data-unavailable": (503, "Data or a package is missing on the server"),
     "storage-full": (507, "The storage is full"),
 }

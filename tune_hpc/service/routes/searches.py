@@ -32,8 +32,8 @@ Key = Annotated[
         description="chosen by the client: a request that is repeated with the same key has no second effect",
     ),
 ]  # fmt: skip
-READ_ERRORS = (401, 404, 422, 429, 502, 503)
-_CHANGE_ERRORS = (400, 401, 403, 404, 408, 409, 413, 422, 429, 502, 503, 507)
+READ_ERRORS = (401, 404, 422, 429, 503)
+_CHANGE_ERRORS = (400, 401, 403, 404, 408, 409, 413, 422, 429, 503, 507)
 
 
 def search_routes(services: Services) -> APIRouter:

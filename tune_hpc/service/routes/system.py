@@ -21,9 +21,7 @@ def system_routes(services: Services, metrics: Metrics, version: str) -> APIRout
     router = APIRouter(tags=["service"])
     ok = {"status": "ok", "version": version}
 
-    @router.get(
-        "/ready", operation_id="readReadiness", response_model=Health, responses=problem_docs(401, 429, 502, 503)
-    )
+    @router.get("/ready", operation_id="readReadiness", response_model=Health, responses=problem_docs(401, 429, 503))
     async def read_readiness() -> Response:
         """Check that the storage can be read and written, and that the cluster answers."""
         await run_in_threadpool(_check_ready, services)
