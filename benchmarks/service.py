@@ -46,7 +46,8 @@ class Service:
         log = folder / "service.log"
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tune_hpc.cli", "serve", "--storage", "jobs", "--port", "0"],
+                [sys.executable, "-m", "tune_hpc.cli", "serve", "--storage", "jobs", "--port", "0",
+                 "--reads-per-s", "1e6"],
                 cwd=folder, stdout=file, stderr=file,
                 env=os.environ | {"PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"},
             )  # fmt: skip

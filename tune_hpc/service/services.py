@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from tune_hpc.analysis.following import Standing
 from tune_hpc.analysis.histories import Histories
+from tune_hpc.analysis.object_store import is_remote
 from tune_hpc.analysis.results import trials_frame
 from tune_hpc.cluster.client import Job, JobClient
 from tune_hpc.cluster.job_folder import JobFolder, JobState, is_id
@@ -35,7 +36,8 @@ class Look:
 
     Attributes:
         folder: Its job folder.
-        version: Of its files, read before the status: what is read after this is not older.
+        version: Read before the status: what is read after this is not older. That of all its files if it is final,
+            else that of its attempts.
         status: Its status, as in responses.
         moment: When it was read, by the monotonic clock.
     """
@@ -50,9 +52,10 @@ class Look:
         """Whether it changes only with the version."""
         return self.status["state"] in _FINAL
 
-    def is_current(self, version: str) -> bool:
-        """Whether it holds for files of a version."""
-        return self.version == version and (self.is_final or monotonic() - self.moment < MAX_AGE_S)
+    @property
+    def is_expired(self) -> bool:
+        """Whether it must be read again, although its version is the same."""
+        return not self.is_final and monotonic() - self.moment > MAX_AGE_S
 
 
 class Services:
@@ -80,11 +83,10 @@ class Services:
             RequestError: the storage has no such search.
             FolderError: a file of it cannot be read.
         """
-        version = await self.cache.run(self._version, search_id)
-        look = self._looks.get(search_id)
-        if look and look.is_current(version):
-            return look
-        return await self.cache.once(("look", search_id, version), self._read, search_id, version)
+        look, version = await self.cache.run(self._cached_look, search_id)
+        if look is None:
+            look = await self.cache.once(("look", search_id, version), self._read, search_id)
+        return look
 
     async def list(self) -> tuple[int, Sequence[Mapping[str, Any]]]:
         """Return the status of each search, the latest first, and a number that changes with them."""
@@ -140,7 +142,7 @@ class Services:
             change(job)
         finally:
             self.forget(search_id)
-        return self._read(search_id, self._version(search_id)).status
+        return self._read(search_id).status
 
     def find(self, search_id: str) -> JobFolder:
         """Return the job folder of a search.
@@ -160,13 +162,29 @@ class Services:
             self._changes[search_id] += 1
             self._list = (0.0, *self._list[1:])
 
-    def _version(self, search_id: str) -> str:
+    def _version(self, search_id: str, is_final: bool) -> str:
+        """Return the version of a search.
+
+        That of the attempts changes when a driver starts or ends, and costs two calls of ``stat``. The results of a
+        running search change all the time: a response is used for a moment without a look at them.
+        """
         if not is_id(search_id):
             raise _unknown(search_id)
-        return f"{JobFolder(self.client.storage / search_id).version()}-{self._changes[search_id]}"
+        folder = JobFolder(self.client.storage / search_id)
+        if is_final or is_remote(folder.place):
+            version = folder.version()
+        else:
+            version = str([path.stat().st_mtime_ns for path in (folder.job_file, folder.attempts) if path.exists()])
+        return f"{is_final}-{version}-{self._changes[search_id]}"
 
-    def _read(self, search_id: str, version: str) -> Look:
-        moment = monotonic()
+    def _cached_look(self, search_id: str) -> tuple[Look | None, str]:
+        """Return the state of a search if it was read already, and the version of its files."""
+        look = self._looks.get(search_id)
+        version = self._version(search_id, look is not None and look.is_final)
+        return (look if look and look.version == version and not look.is_expired else None), version
+
+    def _read(self, search_id: str) -> Look:
+        moment, versions = monotonic(), {is_final: self._version(search_id, is_final) for is_final in (True, False)}
         folder = self.find(search_id)
         status = Job(self.client, search_id).status(timeout_s=CLUSTER_TIMEOUT_S)
         description = describe_status(status, folder.read()["experiments"])
@@ -176,7 +194,7 @@ class Services:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
             raise FolderError(f"a file of {search_id} is malformed ({field}: {first['msg']}); restore it") from error
-        look = Look(folder, version, description, moment)
+        look = Look(folder, versions[status.state in _FINAL], description, moment)
         with self._lock:
             self._looks[search_id] = look
             self._looks.move_to_end(search_id)
@@ -198,9 +216,8 @@ class Services:
     def _read_one(self, search_id: str) -> Mapping[str, Any] | None:
         """Return the status of a search; ``None`` if it was deleted; no error hides other searches."""
         try:
-            version = self._version(search_id)
-            look = self._looks.get(search_id)
-            return (look if look and look.is_current(version) else self._read(search_id, version)).status
+            look, _ = self._cached_look(search_id)
+            return (look or self._read(search_id)).status
         except Exception as error:  # noqa: BLE001
             if isinstance(error, RequestError):
                 return None
