@@ -40,6 +40,14 @@ def test_metrics_count_searches_trials_and_requests(service):
     assert ids[0] not in text
 
 
+def test_methods_that_clients_make_up_are_one_label_of_the_metrics(service):
+    for number in range(20):
+        service.http.request(f"X{number}", "/health")
+    text = service.http.get("/metrics").text
+    assert 'method="X' not in text
+    assert '_count{method="other",' in text
+
+
 @pytest.mark.parametrize(("is_public", "status"), [(False, 401), (True, 200)])
 def test_metrics_are_public_on_request_only(tmp_path, is_public, status):
     (tmp_path / "jobs").mkdir(mode=0o700)

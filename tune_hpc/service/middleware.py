@@ -19,6 +19,7 @@ _audit_log = logging.getLogger("tune_hpc.audit")
 
 MAX_BODY_BYTES = 256 * 1024
 BODY_TIMEOUT_S = 15.0
+_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 #: Requests in the audit log: method, path, action; a path may name the search.
 _AUDITED = [
@@ -114,7 +115,9 @@ class RequestMiddleware:
         finally:
             unrouted = "/static" if path.startswith("/static/") else "other"
             route = getattr(scope.get("route"), "path", unrouted)
-            self._metrics.observe(route, method, status, time.perf_counter() - start)
+            # A client can send any word as a method, and each label of a metric is stored.
+            known_method = method if method in _METHODS else "other"
+            self._metrics.observe(route, known_method, status, time.perf_counter() - start)
             _audit(scope, path, context, status, search)
 
 
