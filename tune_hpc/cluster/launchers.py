@@ -5,10 +5,11 @@ import subprocess
 import sys
 import threading
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 from tune_hpc.analysis.process import is_running, kill_session, process_of, this_process
 from tune_hpc.cluster.job_folder import Attempt, JobFolder
@@ -27,19 +28,21 @@ class DriverState(StrEnum):
     UNKNOWN = "unknown"  #: a process of another machine, or a cluster that does not answer
 
 
-class Launcher(Protocol):
+class Launcher(ABC):
     """Starts drivers, and knows whether they live."""
 
-    def check(self, timeout_s: float = TIMEOUT_S) -> None:
-        """Raise now if a start would fail.
+    def check(self, timeout_s: float = TIMEOUT_S) -> None:  # noqa: B027
+        """Raise now if a start would fail; by default there is nothing to check.
 
         Raises:
             ClusterError: no cluster answers, or it refuses the request.
         """
 
+    @abstractmethod
     def location(self, job: JobFolder) -> Mapping[str, Any]:
         """Return ``kind`` and what is needed to find a driver that is started now."""
 
+    @abstractmethod
     def start(self, job: JobFolder, attempt: Attempt) -> Mapping[str, Any]:
         """Start the driver of an attempt, and do not wait for it; return its process if it is known.
 
@@ -47,14 +50,17 @@ class Launcher(Protocol):
             ClusterError: the driver cannot be started.
         """
 
+    @abstractmethod
     def state(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> DriverState:
         """Return what is known of the driver of an attempt."""
 
+    @abstractmethod
     def end(self, job: JobFolder, attempt: Attempt) -> None:
         """Kill the driver of an attempt."""
 
     def output(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> str:
         """Return output from before the driver could write to the log of the job: mostly why it did not start."""
+        return ""
 
 
 def driver_command(python: str, job: JobFolder, attempt: Attempt) -> list[str]:
@@ -62,11 +68,8 @@ def driver_command(python: str, job: JobFolder, attempt: Attempt) -> list[str]:
     return [python, "-m", "tune_hpc.cluster.driver", job.place, str(attempt.number)]
 
 
-class LocalLauncher:
+class LocalLauncher(Launcher):
     """Drivers as processes of this machine that outlive the process that started them. Each starts a Ray."""
-
-    def check(self, timeout_s: float = TIMEOUT_S) -> None:
-        """See ``Launcher``; this machine is always there."""
 
     def location(self, job: JobFolder) -> Mapping[str, Any]:
         """See ``Launcher``."""
@@ -106,12 +109,8 @@ class LocalLauncher:
         if process.get("began") and process == process_of(process["pid"]):
             kill_session(process["pid"])
 
-    def output(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> str:
-        """See ``Launcher``; all output is in the log of the job."""
-        return ""
 
-
-class InProcessLauncher:
+class InProcessLauncher(Launcher):
     """Drivers in a thread of this process, one after the other: for tests and for debugging.
 
     They use the Ray that this process is connected to, or start one.
@@ -120,9 +119,6 @@ class InProcessLauncher:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobs")
         self._drivers: dict[tuple[str, int], Future[None]] = {}
-
-    def check(self, timeout_s: float = TIMEOUT_S) -> None:
-        """See ``Launcher``; this process is always there."""
 
     def location(self, job: JobFolder) -> Mapping[str, Any]:
         """See ``Launcher``."""
@@ -146,10 +142,6 @@ class InProcessLauncher:
         """Take a driver out of the queue; one that runs ends when its search has stopped."""
         if driver := self._drivers.get((job.id, attempt.number)):
             driver.cancel()
-
-    def output(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> str:
-        """See ``Launcher``; all output is in the log of the job."""
-        return ""
 
 
 def _drive(job: JobFolder, attempt: Attempt) -> None:

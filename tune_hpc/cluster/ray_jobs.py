@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 from tune_hpc.analysis.object_store import is_remote
 from tune_hpc.cluster.job_folder import Attempt, JobFolder
-from tune_hpc.cluster.launchers import TIMEOUT_S, DriverState, driver_command
+from tune_hpc.cluster.launchers import TIMEOUT_S, DriverState, Launcher, driver_command
 from tune_hpc.errors import ClusterError
 from tune_hpc.search.tokens import find_token
 
@@ -26,7 +26,7 @@ SILENT_FOR_S = 10.0
 _ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
 
 
-class RayJobsLauncher:
+class RayJobsLauncher(Launcher):
     """Drivers as jobs of a Ray cluster.
 
     Args:
