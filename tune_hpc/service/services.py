@@ -1,5 +1,6 @@
 """What the routes share: the client of the jobs, the registered experiments, and the caches."""
 
+import hashlib
 import math
 import threading
 from collections import Counter, OrderedDict
@@ -175,7 +176,7 @@ class Services:
             version = folder.version()
         else:
             version = str([path.stat().st_mtime_ns for path in (folder.job_file, folder.attempts) if path.exists()])
-        return f"{is_final}-{version}-{self._changes[search_id]}"
+        return hashlib.sha256(f"{is_final} {version} {self._changes[search_id]}".encode()).hexdigest()[:32]
 
     def _cached_look(self, search_id: str) -> tuple[Look | None, str]:
         """Return the state of a search if it was read already, and the version of its files."""

@@ -1,6 +1,7 @@
 """Routes: trials, history, curves, logs, report."""
 
 import asyncio
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
@@ -132,7 +133,8 @@ def result_routes(services: Services) -> APIRouter:
         """Return the report: conclusions, tables and figures on one page. It is written when a search ends."""
         look = await services.look(search_id)
         try:
-            (await services.cache.run(look.folder.open, look.folder.report)).close()
+            with await services.cache.run(look.folder.open, look.folder.report) as file:
+                status = os.fstat(file.fileno())
         except FileNotFoundError:
             raise RequestError(f"{search_id} has no report yet: {report_hint(look)}", 404) from None
 
@@ -141,7 +143,7 @@ def result_routes(services: Services) -> APIRouter:
                 while chunk := file.read(_CHUNK_BYTES):
                     yield chunk
 
-        headers = {"Content-Security-Policy": REPORT_POLICY, "ETag": f'W/"{look.version}"'}
+        headers = {"Content-Security-Policy": REPORT_POLICY, "ETag": f'W/"{status.st_mtime_ns:x}-{status.st_size:x}"'}
         return StreamingResponse(chunks(), headers=headers, media_type="text/html")
 
     return router
