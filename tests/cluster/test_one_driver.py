@@ -13,10 +13,10 @@ from tune_hpc import extend, resume
 from tune_hpc.analysis.folder import ExperimentFolder, create_exclusive
 from tune_hpc.analysis.process import process_of
 from tune_hpc.cluster.client import JobClient
-from tune_hpc.cluster.job_folder import JobState
+from tune_hpc.cluster.job_folder import JobFolder, JobState
 from tune_hpc.cluster.launchers import DriverState
 from tune_hpc.cluster.status import SILENT_S
-from tune_hpc.errors import ConflictError, RequestError, TuneHpcError
+from tune_hpc.errors import ClusterError, ConflictError, RequestError, TuneHpcError, UnknownNameError
 from tune_hpc.search import tuner
 
 
@@ -274,3 +274,36 @@ def test_job_is_resumed_after_one_of_its_experiments_was_resumed_by_itself(stopp
     claimed(job.experiment("synthetic").path, 5)
     client.job(job.id).resume()
     assert client.launcher.started == [6]
+
+
+def test_submission_that_failed_uses_up_no_key_of_another(tmp_path):
+    from search_spaces import exercise1_1stpart
+
+    launcher = StandInLauncher(delay_s=0.05)
+    client, refusing = JobClient(tmp_path / "jobs", launcher), JobClient(tmp_path / "jobs", StandInLauncher())
+
+    def refuse(timeout_s=15.0):
+        raise ClusterError("no cluster answers")
+
+    refusing.launcher.check = refuse
+    experiment = exercise1_1stpart.experiments[0]
+    outcomes = in_threads(*[lambda one=one: one.submit_once(experiment, "k", "d") for one in (client, refusing)])
+    assert sum(isinstance(one, ClusterError) for one in outcomes) == 1
+    assert client.submit_once(experiment, "k", "d")[1] is False
+    assert launcher.started == [1]
+
+
+def test_heartbeat_of_the_future_is_that_of_an_unknown_driver(tmp_path):
+    job = job_in(tmp_path / "jobs")
+    beat(job, silent_s=-86_400)
+    for driver, state in ((DriverState.UNKNOWN, JobState.UNKNOWN), (DriverState.GONE, JobState.LOST)):
+        assert JobClient(tmp_path / "jobs", StandInLauncher(driver)).job(job.id).status().state is state
+
+
+def test_status_of_a_job_that_is_deleted_meanwhile_names_the_job(tmp_path, monkeypatch):
+    job = job_in(tmp_path / "jobs")
+    beat(job)
+    found = JobClient(tmp_path / "jobs", StandInLauncher()).job(job.id)
+    monkeypatch.setattr(JobFolder, "silence_s", lambda self, name: (self.delete(), 1 / 0))
+    with pytest.raises(UnknownNameError, match=f"{job.id} was deleted"):
+        found.status()

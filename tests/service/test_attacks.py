@@ -110,6 +110,41 @@ def test_huge_cookies_delay_nobody(service):
         check()
 
 
+@pytest.mark.parametrize(
+    ("payload", "status"),
+    [
+        (b"POST /login HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 40_000, 411),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"a:b\r\n" * 12_500 + b"\r\n", 431),
+        (b"GET /login?" + b"n=1&" * 15_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 100_000 + b"\r\n\r\n", 431),
+        (b"\x00\x01\r\n\r\n", 400),
+    ],
+    ids=["chunks", "headers", "address", "long header", "garbage"],
+)
+def test_requests_that_are_costly_to_parse_are_refused_before_that(service, payload, status):
+    def ask():
+        with suppress(OSError), socket.create_connection(service.address, timeout=5) as connection:
+            connection.sendall(payload)
+            return connection.recv(4096)
+
+    response = ask()
+    # A client that is still sending may lose the response with the connection.
+    assert not response or response.startswith(f"HTTP/1.1 {status} ".encode())
+    assert not response or b"application/problem+json" in response
+    with operator_is_served(service) as check, attack(*[ask] * 4):
+        check()
+
+
+def test_pipelined_requests_are_answered_in_order(service):
+    one = b"HEAD /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.create_connection(service.address, timeout=10) as connection:
+        connection.sendall(one * 3 + one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        response = b""
+        while part := connection.recv(65536):
+            response += part
+    assert response.count(b"HTTP/1.1 200 OK") == 4
+
+
 def test_endless_trailers_do_not_fill_the_memory(service):
     """H5: trailers are bounded like heads."""
 

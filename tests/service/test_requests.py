@@ -188,6 +188,10 @@ def test_experiment_name_in_a_job_file_cannot_leave_the_job(service, tmp_path):
         ("experiments/exercise1_1stpart/progress.json", '{"best": {"value": "NaN", "trial_id": 7}}'),
         ("experiments/exercise1_1stpart/progress.json", '{"best": {"value": NaN}, "left_s": Infinity}'),
         ("experiments/exercise1_1stpart/experiment.json", '{"name": "exercise1_1stpart"}'),
+        ("experiments/exercise1_1stpart/experiment.json", '{"name": "exercise1_1stpart", "config_keys": [[1]]}'),
+        ("experiments/exercise1_1stpart/progress.json", "5"), ("job.json", "[" * 100_000),
+        ("attempts/1.json", '{"location": "x"}'), ("attempts/\u00b2.json", "{}"),
+        ("attempts/1.run.json", '{"process": [1], "started_at": 3}'),
     ],
 )  # fmt: skip
 def test_malformed_job_hides_no_other(service, name, content):
@@ -202,8 +206,10 @@ def test_malformed_job_hides_no_other(service, name, content):
     page = service.http.get("/", headers={"Accept": "text/html"})
     assert (page.status_code, whole in page.text) == (200, True)
     assert 'tune_hpc_searches{state="pending"} 1.0' in service.http.get("/metrics").text
-    response = service.get(f"/searches/{broken}")
-    assert response.status_code == 200 or "\n" not in problem_of(response)
+    for path in ("", "/trials", "/curves", "/log"):
+        response = service.get(f"/searches/{broken}{path}")
+        assert response.status_code in (200, 404, 503)
+        assert response.status_code == 200 or "\n" not in problem_of(response)
 
 
 def test_cluster_that_refuses_starts_nothing_and_leaves_nothing(service):

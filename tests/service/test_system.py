@@ -82,7 +82,7 @@ def test_changes_and_logins_are_audited(service, caplog):
     assert actions == [
         "start", "stop", "resume", "extend", "stop", "delete", "failed-login", "failed-login", "login", "logout",
     ]  # fmt: skip
-    assert lines[0] == (f"action=start search='{search_id}' status=201 user=token client=testclient request_id=abc")
+    assert lines[0] == (f"action=start search='{search_id}' status=201 user=token client='testclient' request_id=abc")
     assert ("status=409" in lines[3], "user=none" in lines[6], "user=session:" in lines[8]) == (True, True, True)
     assert TOKEN not in caplog.text
 

@@ -198,7 +198,8 @@ class ExperimentFolder:
         Raises:
             FolderError: the folder cannot be read.
         """
-        return max((int(name) for name in names_in(self.attempts) if name.isdigit()), default=0)
+        names = names_in(self.attempts)
+        return max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
 
     def claim_attempt(self, last: int, number: int | None = None) -> None:
         """Become the only driver of the folder: a compare-and-swap on the number of the attempt.
@@ -344,10 +345,13 @@ class ExperimentFolder:
             raise FolderError(f"{self.path} is no experiment folder: it has no experiment.json")
         try:
             experiment = json.loads(self.experiment_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise FolderError(f"{self.experiment_file} cannot be read: {error}; restore it from a copy") from error
         if not isinstance(experiment, dict) or "name" not in experiment:
             raise FolderError(f"{self.experiment_file} describes no experiment: it has no name; restore it from a copy")
+        keys, space = experiment.get("config_keys", []), experiment.get("space") or {}
+        if not isinstance(space, dict) or not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise FolderError(f"{self.experiment_file} is damaged: space or config_keys; restore it from a copy")
         return experiment
 
     def write(self, experiment: Mapping[str, Any]) -> None:

@@ -90,7 +90,7 @@ class Following:
         for path in frames:
             # NFS shows that a file was replaced to those who open it.
             with suppress(OSError):
-                path.open("rb").close()
+                os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
         stamps = {str(path): _stamp(path) for path in frames}
         return stamps | {trial_id: _stamp(self.home.part(trial_id)) for trial_id in self.home.part_ids()}
 
@@ -115,6 +115,6 @@ def _stamp(path: Path) -> _Stamp | None:
         status = os.lstat(path)
     except FileNotFoundError:
         return None
-    if stat.S_ISLNK(status.st_mode):
-        raise FolderError(f"{path} is a symbolic link; a search has none: remove it")
+    if not stat.S_ISREG(status.st_mode):
+        raise FolderError(f"{path} is a symbolic link or no regular file; a search has none: remove it")
     return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,6 +1,7 @@
 """Access to a storage: who may write to it, its clock, and files that are read without following symbolic links."""
 
 import errno
+import math
 import os
 import stat
 import time
@@ -86,6 +87,8 @@ def open_inside(root: Path, path: Path) -> BinaryIO:
 def age_s(path: Path, storage: Path) -> float:
     """Return the seconds since a file of a storage was written, by the clock of the storage alone.
 
+    A file of the future, of before the clock was set back, is infinitely old: nothing is known of it.
+
     Raises:
         FolderError: the file cannot be read.
     """
@@ -94,13 +97,17 @@ def age_s(path: Path, storage: Path) -> float:
         written = _written_at(path)
     except OSError as error:
         raise FolderError(f"{path} cannot be read: {error.strerror or error}; check the storage") from error
-    return max(0.0, _storage_time(storage) - written)
+    age = _storage_time(storage) - written
+    return max(0.0, age) if age > -CLOCK_LASTS_S else math.inf
 
 
 def _written_at(path: Path) -> float:
     """Return the modification time of a file; NFS tells the present one only of a file that is opened."""
-    with path.open("rb") as file:
-        return os.fstat(file.fileno()).st_mtime
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return os.fstat(file).st_mtime
+    finally:
+        os.close(file)
 
 
 def _storage_time(storage: Path) -> float:

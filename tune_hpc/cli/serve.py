@@ -151,6 +151,8 @@ def _serve(flags: argparse.Namespace) -> int:
     logging.basicConfig(format=_LOG_FORMAT, level=logging.WARNING, stream=sys.stderr)
     # Messages of commands have no time stamps.
     logging.getLogger("tune_hpc").handlers.clear()
+    # One line for each request that is not HTTP would let anyone fill the log.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "Invalid HTTP" not in record.getMessage())
     _allow_many_files()
     config = uvicorn.Config(
         app, host=flags.host, port=flags.port, http=BoundedH11Protocol, ws="none", loop="asyncio", lifespan="off",
@@ -168,7 +170,10 @@ def _serve(flags: argparse.Namespace) -> int:
         # uvicorn raises the signal again after the shutdown.
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     server.run(sockets=[socket])
-    return 0
+    logging.shutdown()
+    sys.stdout.flush()
+    # A thread may wait for a storage that does not answer, and Python would wait for the thread.
+    os._exit(0)
 
 
 def _check_flags(flags: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tune_hpc.analysis.folder import create_exclusive
+from tune_hpc.analysis.folder import create_exclusive, write_error
 from tune_hpc.analysis.object_store import delete, here, names_in, pull
 from tune_hpc.analysis.results import Results, load_all
 from tune_hpc.analysis.storage_access import check_storage
@@ -72,8 +72,22 @@ class Job:
 
         Raises:
             UnknownNameError: it was deleted.
-            FolderError: a file of it cannot be read.
+            FolderError: a file of it cannot be read, or is damaged.
         """
+        try:
+            return self._status(timeout_s)
+        except UnknownNameError:
+            raise
+        except Exception as error:
+            if not JobFolder(self.client.storage / self.id).exists:
+                raise UnknownNameError(f"{self.id} was deleted; `tune-hpc jobs` lists the jobs") from error
+            if isinstance(error, TuneHpcError):
+                raise
+            # Whatever stands in its files.
+            reason = f"{type(error).__name__}: {error}"
+            raise FolderError(f"a file of {self.id} is damaged ({reason}); restore it from a copy") from error
+
+    def _status(self, timeout_s: float) -> JobStatus:
         folder = self.folder
         attempt = folder.last_attempt()
         if attempt is None:
@@ -163,9 +177,9 @@ class Job:
             ConflictError: it is active or has finished, another process was first, or nothing is known of its driver.
             ClusterError: the cluster does not answer or refuses.
         """
+        status = self.status()
         if self._is_repeated("resume", key, options):
             return self
-        status = self.status()
         if status.state is JobState.FINISHED:
             raise ConflictError(f"{self.id} has finished; extend it, or submit another search")
         return self._restart(status, "resume", options, attempt, force, key)
@@ -203,12 +217,13 @@ class Job:
         if num_samples < 1:
             raise InvalidExperimentError(f"num_samples must be at least 1; got {num_samples}")
         options |= {"num_samples": num_samples, "experiment": name}
+        status = self.status()
         if self._is_repeated("extend", key, options):
             return self
         if by_name[name]["searcher"] == "grid" or by_name[name]["scheduler"] == "pbt":
             kind = "a grid" if by_name[name]["searcher"] == "grid" else "population-based training"
             raise ConflictError(f"{name} uses {kind}, which cannot be extended; submit another search")
-        return self._restart(self.status(), "extend", options, attempt, force, key)
+        return self._restart(status, "extend", options, attempt, force, key)
 
     def delete(self) -> None:
         """Delete it and all its results.
@@ -256,7 +271,12 @@ class Job:
         _check_at_rest(status, action, force=force)
         check_storage(self.client.storage, shared=self.client.shared_storage)
         self.client.launcher.check()
-        self.start(action, _as_json(options), last=last, key=key)
+        try:
+            self.start(action, _as_json(options), last=last, key=key)
+        except ConflictError:
+            # The request with the same key was first.
+            if not self._is_repeated(action, key, options):
+                raise
         return self
 
     def start(self, action: str, options: Mapping[str, Any], *, last: int, key: str = "") -> None:
@@ -343,6 +363,7 @@ class JobClient:
         chosen = [experiments] if isinstance(experiments, Experiment) else list(experiments)
         if not chosen:
             raise InvalidExperimentError("a job has at least one experiment; got none")
+        self._check(chosen, options)
         return self._submit(chosen, code, job_id or make_id(chosen[0].name), "", options)
 
     def submit_once(self, experiment: Experiment, key: str, digest: str, **options: Any) -> tuple[Job, bool]:
@@ -363,25 +384,45 @@ class JobClient:
             TuneHpcError: as for ``submit``.
         """
         name = hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
-        file = check_storage(self.storage, shared=self.shared_storage) / KEYS / name
+        file = self.storage / KEYS / name
+        if (job := self._job_of_key(file, digest)) is not None:
+            return job, False
+        # What would fail is refused before the key is used.
+        self._check([experiment], options)
+        check_storage(self.storage, shared=self.shared_storage)
         try:
             file.parent.mkdir(exist_ok=True)
-            is_first = create_exclusive(file, json.dumps({"id": make_id(experiment.name), "digest": digest}))
-            record = json.loads(file.read_text(encoding="utf-8"))
-            job_id, known_digest = str(record["id"]), record["digest"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FolderError(f"{file} cannot be used: {error}; make room on the storage, or remove it") from error
+        except OSError as error:
+            raise write_error(file.parent, error) from error
+        create_exclusive(file, json.dumps({"id": make_id(experiment.name), "digest": digest}))
+        job_id, known_digest = _read_key(file)
         if known_digest != digest:
             raise _key_is_reused(job_id)
-        if not is_first and is_id(job_id) and JobFolder(self.storage / job_id).exists:
-            return self.job(job_id), False
         try:
             return self._submit([experiment], None, job_id, name, options), True
         except ConflictError:
-            raise
-        except BaseException:
-            delete(file)
-            raise
+            if (job := self._job_of_key(file, digest)) is None:
+                raise
+            return job, False
+
+    def _job_of_key(self, file: Path, digest: str) -> Job | None:
+        """Return the job that a request with an idempotency key has started; ``None`` if there is none.
+
+        Raises:
+            RequestError: the key was used for another request.
+        """
+        if not pull(file):
+            return None
+        job_id, known_digest = _read_key(file)
+        if known_digest != digest:
+            raise _key_is_reused(job_id)
+        return Job(self, job_id) if JobFolder(self.storage / job_id).exists else None
+
+    def _check(self, experiments: Sequence[Experiment], options: Mapping[str, Any]) -> None:
+        """Raise if experiments cannot be run."""
+        self.launcher.check()
+        folders = [self.storage / "new" / one.name for one in experiments]
+        launch(experiments, folders, check_only=True, **options)
 
     def _submit(
         self,
@@ -391,11 +432,8 @@ class JobClient:
         key: str,
         options: Mapping[str, Any],
     ) -> Job:
-        self.launcher.check()
-        job = JobFolder(self.storage / job_id)
-        folders = [job.path / "experiments" / one.name for one in experiments]
-        launch(experiments, folders, check_only=True, **options)
         check_storage(self.storage, shared=self.shared_storage)
+        job = JobFolder(self.storage / job_id)
         request = {
             "id": job.id,
             "submitted": timestamp(),
@@ -468,6 +506,22 @@ def _check_at_rest(status: JobStatus, action: str, *, force: bool) -> None:
         raise ConflictError(
             f"nothing is known of the driver of {status.id} ({status.reason}); make sure that it has ended, then {hint}"
         )
+
+
+def _read_key(file: Path) -> tuple[str, str]:
+    """Return the job and the digest of the request with an idempotency key.
+
+    Raises:
+        FolderError: the file is damaged.
+    """
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        job_id, digest = record["id"], record["digest"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FolderError(f"{file} cannot be read: {error}; remove it") from error
+    if not is_id(str(job_id)):
+        raise FolderError(f"{file} names no job; remove it")
+    return job_id, digest
 
 
 def _key_is_reused(what: str) -> RequestError:

@@ -53,7 +53,8 @@ FORMAT = 2
 #: Suffix and size of the reserved disk space: enough for the final state on file systems with large blocks, too.
 ROOM, NUM_ROOM_BYTES = ".room", 256 * 1024
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*-\d{8}-\d{6}-[0-9a-f]{4}")
-_EXPERIMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_EXPERIMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 class JobState(StrEnum):
@@ -218,8 +219,8 @@ class JobFolder:
         folder = ExperimentFolder(parent / name)
         files = (folder.experiment_file, folder.progress, folder.trials_file, folder.history_file)
         for path in (self.path, parent, folder.path, folder.parts, folder.logs, *files):
-            if path.is_symlink():
-                raise FolderError(f"{path} is a symbolic link; a job has none: remove it")
+            if path.is_symlink() or (path in files and path.exists() and not path.is_file()):
+                raise FolderError(f"{path} is a symbolic link or no regular file; a job has none: remove it")
         return folder
 
     def version(self) -> str:
@@ -257,7 +258,7 @@ class JobFolder:
             FolderError: the folder cannot be written.
         """
         heads = (name.partition(".")[0] for name in names_in(self.attempts))
-        numbers = [int(head) for head in heads if head.isdigit()]
+        numbers = [int(head) for head in heads if _NUMBER.fullmatch(head)]
         # An experiment may have been resumed by itself, in its own folder.
         numbers += [self.experiment(plain["name"]).last_attempt() for plain in self.read()["experiments"]]
         number = max(numbers, default=0) + 1
@@ -288,7 +289,7 @@ class JobFolder:
     def attempt_numbers(self) -> list[int]:
         """Return the numbers of all attempts, in order."""
         stems = (name.removesuffix(".json") for name in names_in(self.attempts) if name.endswith(".json"))
-        return sorted(int(stem) for stem in stems if stem.isdigit())
+        return sorted(int(stem) for stem in stems if _NUMBER.fullmatch(stem))
 
     def read_attempt(self, number: int) -> Attempt:
         """Return an attempt.
@@ -297,6 +298,9 @@ class JobFolder:
             FolderError: it cannot be read.
         """
         data = self._read_json(self.attempts / f"{number}.json")
+        for name in ("location", "place", "options"):
+            if not isinstance(data.get(name) or {}, Mapping):
+                raise FolderError(f"attempt {number} of {self.id} cannot be read: {name} is no object; restore it")
         # Format 1 had other keys.
         return Attempt(
             number,
@@ -419,7 +423,7 @@ class JobFolder:
                 data = json.load(file)
         except FileNotFoundError:
             return {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FolderError(f"{path} cannot be read: {error}; restore it from a copy") from error
         if not isinstance(data, dict):
             raise FolderError(f"{path} cannot be read: it holds no JSON object; restore it from a copy")

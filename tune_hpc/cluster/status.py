@@ -1,6 +1,7 @@
 """Job status, read from the job folder."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -198,6 +199,8 @@ def _experiment_status(job: JobFolder, plain: Mapping[str, Any], attempt: int, s
 
 def _duration(seconds: float) -> str:
     """Return a duration in words: 40 s, 12 min, 3.5 h."""
+    if math.isinf(seconds):
+        return "an unknown time"
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

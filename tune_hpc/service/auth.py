@@ -7,6 +7,7 @@ Whoever presents neither draws from a rate limit before anything is compared, so
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import stat
 import time
@@ -21,7 +22,7 @@ from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tune_hpc.errors import FolderError, RequestError
+from tune_hpc.errors import FolderError, RequestError, TuneHpcError
 from tune_hpc.service.connection import CONNECTION
 from tune_hpc.service.problems import ProblemRenderer
 from tune_hpc.service.rate_limit import RateLimits
@@ -32,6 +33,7 @@ SESSION_S = 12 * 3600
 _MIN_TOKEN_LENGTH = 16
 _PUBLIC = frozenset({"/health", "/login", "/favicon.ico", "/api/v1/openapi.json"})
 _READS = ("GET", "OPTIONS")
+_REVOKED = re.compile(r"^([0-9a-f]{32}) (\d{1,12})$", re.MULTILINE)
 _METRICS = frozenset({"/ready", "/metrics"})
 
 
@@ -132,23 +134,28 @@ class Credentials:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
         try:
             with os.fdopen(os.open(self._revoked_file, flags, 0o600), "a", encoding="ascii") as file:
-                file.write(f"{session} {time.time() + SESSION_S:.0f}\n")
+                # A line that a full disk has cut off must not swallow this one.
+                file.write(f"\n{session} {time.time() + SESSION_S:.0f}\n")
         except OSError as error:
             raise FolderError(f"{self._revoked_file} cannot be written: {error}; the session goes on") from error
 
     def _read_revoked(self) -> dict[str, float]:
+        """Return the sessions that were ended by a logout; damaged lines of the file are skipped.
+
+        Raises:
+            FolderError: the file cannot be read.
+        """
         try:
             status = os.stat(self._revoked_file)
             stamp = status.st_mtime_ns, status.st_size
             if stamp != self._revoked_stamp:
-                lines = self._revoked_file.read_text(encoding="ascii").splitlines()
-                known = {session: float(end) for session, _, end in (line.partition(" ") for line in lines) if end}
-                self._revoked = {session: end for session, end in known.items() if end > time.time()}
+                lines = _REVOKED.findall(self._revoked_file.read_text(encoding="ascii", errors="replace"))
+                self._revoked = {session: float(end) for session, end in lines if float(end) > time.time()}
                 self._revoked_stamp = stamp
-                if known and not self._revoked:
-                    self._revoked_file.unlink(missing_ok=True)
         except FileNotFoundError:
             self._revoked, self._revoked_stamp = {}, None
+        except OSError as error:
+            raise FolderError(f"{self._revoked_file} cannot be read: {error.strerror}; check the storage") from error
         return self._revoked
 
 
@@ -184,11 +191,12 @@ class AuthMiddleware:
         if scope["type"] == "http":
             try:
                 self._check(scope)
-            except RequestError as error:
+            except TuneHpcError as error:
                 await self._refusal(scope, error)(scope, receive, send)
                 return
-            # The parsers of cookies behind this layer take quadratic time.
-            scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"cookie"]
+            # Parsers behind this layer take quadratic time for cookies, and have errors of their own for ranges.
+            dropped = (b"cookie", b"range") if _is_public(route_path(scope)) else (b"cookie",)
+            scope["headers"] = [(name, value) for name, value in scope["headers"] if name not in dropped]
         await self.app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
@@ -259,9 +267,9 @@ class AuthMiddleware:
             f"the token {problem}; send the one in the service's token file in Authorization: Bearer TOKEN", 401
         )
 
-    def _refusal(self, scope: Scope, error: RequestError) -> Response:
+    def _refusal(self, scope: Scope, error: TuneHpcError) -> Response:
         headers, root = Headers(scope=scope), scope.get("root_path", "")
-        if error.status != 401:
+        if not isinstance(error, RequestError) or error.status != 401:
             return self._respond(scope, error)
         is_page = scope["method"] == "GET" and "text/html" in headers.get("accept", "")
         if is_page and not headers.get("authorization"):

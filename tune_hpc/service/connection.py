@@ -1,6 +1,9 @@
-"""uvicorn protocol (h11) with a time limit for request heads and a bound on idle connections."""
+"""uvicorn protocol (h11) with limits on request heads and idle connections."""
 
 import asyncio
+import http
+import json
+import re
 import time
 from collections import OrderedDict
 from typing import Any, ClassVar
@@ -9,15 +12,22 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 #: The key of the state of a connection in the state of each of its requests.
 CONNECTION = "tune_hpc.connection"
+MAX_HEAD_BYTES, MAX_HEAD_LINES, MAX_REQUEST_LINE_BYTES = 65536, 200, 8192
+_HEAD_END = re.compile(rb"\n\r?\n")
+_CONTENT_LENGTH = re.compile(rb"\ncontent-length[ \t]*:[ \t]*(\d{1,12})[ \t]*\r?\n", re.IGNORECASE)
+_TRANSFER_ENCODING = re.compile(rb"\ntransfer-encoding[ \t]*:", re.IGNORECASE)
 
 
 class BoundedH11Protocol(H11Protocol):
     """HTTP/1.1 for clients that need not be trusted.
 
     A request head arrives within ``head_timeout_s`` of the connection or of its first byte. A client that reads nothing
-    of a response for ``write_timeout_s`` is disconnected. Of the connections that
-    have no request in progress ``max_idle`` are open; beyond that the oldest is closed, those without authentication
-    first. So half-open connections do not take the place of others.
+    of a response for ``write_timeout_s`` is disconnected. Of the connections that have no request in progress
+    ``max_idle`` are open; beyond that the oldest is closed, those without authentication first. So half-open
+    connections do not take the place of others.
+
+    h11 takes a few microseconds for each header and each chunk, before a request can be refused. So it is given one
+    complete request at a time, with few headers, and a body of known length.
     """
 
     head_timeout_s = 10.0
@@ -33,6 +43,8 @@ class BoundedH11Protocol(H11Protocol):
         self._write_timer: asyncio.TimerHandle | None = None
         # Requests of this connection share this dictionary; it is empty before authentication.
         self.authentication: dict[str, Any] = {}
+        self._received = bytearray()
+        self._num_body_bytes = 0
         self.app_state = {**self.app_state, CONNECTION: self.authentication}
         super().connection_made(transport)
         self._start_head_timer()
@@ -45,20 +57,66 @@ class BoundedH11Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Start the timer at the first byte of a head; stop it at its end."""
-        super().data_received(data)
-        if self._is_busy:
-            self._set_busy()
-        else:
-            self._start_head_timer()
+        """Pass on what belongs to the present request; keep what follows until it is answered."""
+        self._received += data
+        while self._received and not self.transport.is_closing():
+            if self._num_body_bytes:
+                part = bytes(self._received[: self._num_body_bytes])
+                self._num_body_bytes -= len(part)
+            elif self._is_busy:
+                if len(self._received) > MAX_HEAD_BYTES:
+                    self.flow.pause_reading()
+                return
+            elif (head := self._next_head()) is not None:
+                part = head
+            else:
+                self._start_head_timer()
+                return
+            del self._received[: len(part)]
+            super().data_received(part)
+            if self._is_busy:
+                self._set_busy()
+
+    def _next_head(self) -> bytes | None:
+        """Return the head of the next request once it is complete; refuse one that is too large or has no length."""
+        end = _HEAD_END.search(self._received)
+        head = bytes(self._received[: end.end() if end else None])
+        if len(head) > MAX_HEAD_BYTES or head.count(b"\n") > MAX_HEAD_LINES:
+            self._refuse(431, f"a request head has at most {MAX_HEAD_BYTES} bytes and {MAX_HEAD_LINES} lines")
+        elif len(head.partition(b"\n")[0]) > MAX_REQUEST_LINE_BYTES:
+            self._refuse(414, f"a request line has at most {MAX_REQUEST_LINE_BYTES} bytes; send a shorter address")
+        elif end and _TRANSFER_ENCODING.search(head):
+            self._refuse(411, "a body must be sent with Content-Length; chunks are not accepted")
+        elif end and (b"\n " in head or b"\n\t" in head):
+            self._refuse(400, "a header must be one line")
+        elif end:
+            length = _CONTENT_LENGTH.search(head)
+            self._num_body_bytes = int(length[1]) if length else 0
+            return head
+        return None
+
+    def _refuse(self, status: int, detail: str) -> None:
+        title = http.HTTPStatus(status).phrase
+        problem = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+        body = json.dumps(problem).encode("ascii", "replace")
+        head = (
+            f"HTTP/1.1 {status} {title}\r\nContent-Type: application/problem+json\r\nContent-Length: {len(body)}\r\n"
+            "Connection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode("ascii") + body)
+        self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse a request that h11 cannot parse."""
+        self._refuse(400, msg)
 
     def on_response_complete(self) -> None:
         """Count the connection as idle unless it has another request."""
         super().on_response_complete()
         if not self._is_busy and not self.transport.is_closing():
             self._set_idle()
-            if self.conn.trailing_data[0]:
-                self._start_head_timer()
+            # A request that was sent before the response to the last one.
+            self.loop.call_soon(self.data_received, b"")
 
     def pause_writing(self) -> None:
         """Start the timer of a client that does not read."""

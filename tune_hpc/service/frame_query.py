@@ -128,6 +128,8 @@ def _passes(df: pd.DataFrame, text: str) -> Any:
     _check_column(df, name)
     column = df[name]
     if operator == "~":
+        if pd.api.types.is_numeric_dtype(column):
+            raise RequestError(f"~ searches texts, and {name} has numbers: use = or <")
         return column.astype("str").str.contains(value, case=False, regex=False).to_numpy(bool)
     if operator in _BOUNDS:
         return _compare(column, operator, value)

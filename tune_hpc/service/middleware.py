@@ -135,7 +135,7 @@ def _audit(scope: Scope, path: str, context: RequestContext, status: int, search
         # What is refused before authentication would fill the log.
         return
     _audit_log.info(
-        "action=%s search=%r status=%d user=%s client=%s request_id=%s",
+        "action=%s search=%r status=%d user=%s client=%r request_id=%s",
         action, search[:200], status, context.user or "none", client_address(scope), context.request_id,
     )  # fmt: skip
 

@@ -30,6 +30,8 @@ from tune_hpc.service.request_context import context_of, has_body, route_path
 from tune_hpc.service.templates import Templates
 
 _log = logging.getLogger(__name__)
+#: Characters of the detail of a problem.
+MAX_DETAIL = 2000
 _URN = "urn:tune-hpc:problem:"
 #: Status and title of each problem type.
 PROBLEM_TYPES = {
@@ -128,7 +130,7 @@ class ProblemRenderer:
         """Return the response."""
         kind, context = problem_type(error), context_of(scope)
         status, title = PROBLEM_TYPES[kind]
-        detail = " ".join(str(error).split())
+        detail = " ".join(str(error).split())[:MAX_DETAIL]
         if status >= 500:
             _log.warning("%d: %s request_id=%s", status, detail, context.request_id)
         own_headers = {"Cache-Control": "no-store"}

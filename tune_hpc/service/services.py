@@ -134,7 +134,11 @@ class Services:
         experiment_folder = folder.experiment(name)
         if not experiment_folder.holds_experiment:
             return _no_results(by_name[name])
-        return self._results.read(experiment_folder)
+        try:
+            return self._results.read(experiment_folder)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise FolderError(f"a file of {folder.id} is damaged ({reason}); restore it from a copy") from error
 
     def change(self, search_id: str, change: Callable[[Job], object]) -> Mapping[str, Any]:
         """Change a search; return its status after that."""

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Body, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from tune_hpc.cluster.client import Job
+from tune_hpc.cluster.job_folder import is_id
 from tune_hpc.errors import RequestError
 from tune_hpc.service.cache import CachedResponse
 from tune_hpc.service.problems import AsciiJsonResponse, problem_docs, to_json
@@ -45,6 +46,8 @@ def search_routes(services: Services) -> APIRouter:
         """Return the searches of the storage, the latest first."""
         if unknown := [state for state in query.state if state not in STATES]:
             raise RequestError(f"no search has the state {unknown[0][:50]!r}; there are {', '.join(STATES)}")
+        if query.after is not None and not is_id(query.after):
+            raise RequestError(f"after must be the id of a search; got {query.after[:100]!r}")
         version, statuses = await services.list()
 
         def make() -> CachedResponse:
