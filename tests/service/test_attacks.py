@@ -104,7 +104,7 @@ def operator_is_served(service):
 
 
 def test_huge_cookies_delay_nobody(service):
-    """H4: cookies are parsed in linear time."""
+    """Cookies are parsed in linear time."""
     cookie = {"Cookie": 'a="' + "\\\\" * 30_000}
     with operator_is_served(service) as check, attack(lambda: send(service, "GET", "/health", cookie)):
         check()
@@ -146,7 +146,7 @@ def test_pipelined_requests_are_answered_in_order(service):
 
 
 def test_endless_trailers_do_not_fill_the_memory(service):
-    """H5: trailers are bounded like heads."""
+    """Trailers are bounded like heads."""
 
     def flood():
         with socket.create_connection(service.address, timeout=30) as connection:
@@ -160,7 +160,7 @@ def test_endless_trailers_do_not_fill_the_memory(service):
 
 @pytest.mark.parametrize("head", [b"", b"GET /health HTT", b"GET /health HTTP/1.1\r\nHost: a\r\n"])
 def test_half_open_connections_take_no_place(service, head):
-    """H6: the oldest are closed, so others get in; and all are closed after ten seconds."""
+    """The oldest are closed, so others get in; and all are closed after ten seconds."""
     with operator_is_served(service) as check:
         connections = []
         try:
@@ -203,7 +203,7 @@ def test_head_that_drips_is_cut_off(service):
 
 
 def test_bodies_that_never_arrive_take_no_place(service):
-    """H6: what needs no token takes no body, so nothing waits for one."""
+    """What needs no token takes no body, so nothing waits for one."""
     request = b"%s HTTP/1.1\r\nHost: a\r\nOrigin: http://a\r\nContent-Length: 10\r\n\r\n"
     with operator_is_served(service) as check:
         connections = []
@@ -221,7 +221,7 @@ def test_bodies_that_never_arrive_take_no_place(service):
 
 @pytest.mark.timeout(120)
 def test_client_that_does_not_read_is_disconnected(service):
-    """H6: responses that nobody reads occupy a connection for half a minute at most."""
+    """Responses that nobody reads occupy a connection for half a minute at most."""
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(service.address)
@@ -236,7 +236,7 @@ def test_client_that_does_not_read_is_disconnected(service):
 
 
 def test_guesses_at_full_speed_find_nothing(service):
-    """H7: thousands of wrong tokens; meanwhile the right one is refused from the same address."""
+    """Thousands of wrong tokens; meanwhile the right one is refused from the same address."""
     right = {"Authorization": f"Bearer {service.token}"}
     guesses = [0]
 
@@ -258,7 +258,7 @@ def test_guesses_at_full_speed_find_nothing(service):
 
 
 def test_flood_of_logins_does_not_lock_out_the_operator(service):
-    """H8: the limit of guesses is not that of sessions and authenticated connections."""
+    """The limit of guesses is not that of sessions and authenticated connections."""
     headers = {"Origin": service.url, "Content-Type": "application/x-www-form-urlencoded"}
 
     def flood():

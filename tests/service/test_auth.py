@@ -57,7 +57,7 @@ def test_token_is_created_once_and_only_its_owner_can_read_it(tmp_path):
 
 
 def test_token_file_that_another_user_may_have_written_is_refused(tmp_path, monkeypatch):
-    """M14: mode, owner and kind of the file are checked."""
+    """Mode, owner and kind of the file are checked."""
     path = tmp_path / "token"
     read_or_create_secret(path)
     path.chmod(0o644)
@@ -102,7 +102,7 @@ def test_session_expires_and_belongs_to_one_token(tmp_path, monkeypatch):
 
 
 def test_logout_ends_the_session_also_after_a_restart(tmp_path):
-    """M8: the cookie of a session that was ended is refused, by all services of the token file."""
+    """The cookie of a session that was ended is refused, by all services of the token file."""
     revoked_file = tmp_path / "revoked"
     (tmp_path / "jobs").mkdir(mode=0o700)
     first, other = (serve(tmp_path / "jobs", revoked_file=revoked_file) for _ in range(2))
@@ -225,7 +225,7 @@ def test_pages_contain_no_inline_script_and_load_nothing_from_elsewhere(browser)
 
 
 def test_huge_cookie_takes_no_time(browser):
-    """H4: cookies are split, and never unquoted; those behind the authentication, too."""
+    """Cookies are split, and never unquoted; those behind the authentication, too."""
     cookie = f'{log_in(browser).headers["set-cookie"].partition(";")[0]}; a="' + "\\\\" * 30_000
     browser.http.cookies.clear()
     start = time.monotonic()
@@ -240,7 +240,7 @@ def stop_clock(service):
 
 
 def test_guesses_are_slow_and_find_nothing(tmp_path):
-    """H7: while the bucket of an address is empty, the right token is refused like a wrong one."""
+    """While the bucket of an address is empty, the right token is refused like a wrong one."""
     service = serve(tmp_path / "jobs")
     stop_clock(service)
     del service.http.headers["Authorization"]
@@ -257,7 +257,7 @@ def test_guesses_are_slow_and_find_nothing(tmp_path):
 
 
 def test_forwarded_address_is_ignored_without_a_proxy(service):
-    """H7: a guesser cannot choose the address whose bucket it draws from."""
+    """A guesser cannot choose the address whose bucket it draws from."""
     stop_clock(service)
     statuses = {
         service.get("/searches", **WRONG, **{"X-Forwarded-For": f"10.0.0.{number}"}).status_code for number in range(60)
@@ -266,7 +266,7 @@ def test_forwarded_address_is_ignored_without_a_proxy(service):
 
 
 def test_session_is_not_limited_by_the_guesses_of_others(browser):
-    """H8: everybody behind one address shares the limit of guesses, but not that of a session."""
+    """Everybody behind one address shares the limit of guesses, but not that of a session."""
     log_in(browser)
     stop_clock(browser)
     search_id = browser.client.submit(exercise1_1stpart.experiments[0]).id
@@ -335,7 +335,7 @@ def test_bucket_grants_no_more_than_burst_and_rate(pauses):
 
 
 def test_root_path_is_in_every_address(tmp_path):
-    """M13: a proxy may serve the service below a path, and may or may not remove that from requests."""
+    """A proxy may serve the service below a path, and may or may not remove that from requests."""
     (tmp_path / "jobs").mkdir(mode=0o700)
     service = serve(tmp_path / "jobs", root_path="/tune")
     search_id = service.start()

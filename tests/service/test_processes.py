@@ -115,7 +115,7 @@ def test_download_ends_before_the_service_does(tmp_path):
 
 @pytest.mark.slow
 def test_client_behind_a_proxy_has_its_own_address(tmp_path):
-    """M13: the address of the client, and whether it uses TLS, come from the proxy."""
+    """The address of the client, and whether it uses TLS, come from the proxy."""
     service = Process(tmp_path, "--behind-proxy", "127.0.0.1", "--root-path", "/tune")
     service.start()
     try:

@@ -70,7 +70,7 @@ def test_request_that_breaks_a_rule_is_answered_with_the_rule(service, body, kin
 
 
 def test_space_that_takes_long_to_evaluate_is_refused_at_once(service):
-    """M9: many combinations of conditions, and long lists of values."""
+    """Many combinations of conditions, and long lists of values."""
     names = [f"x{n}" for n in range(12)]
     controls = {name: {"choice": list(range(10))} for name in names}
     many = {"cases": [{"when": {name: [1] for name in names}, "value": 0.5}]}
@@ -137,7 +137,7 @@ def test_no_path_leaves_the_storage(service, path):
 
 @pytest.mark.parametrize("target", ["output", "report", "log", "logs", "trials", "experiment", "parts", "job"])
 def test_symbolic_link_in_a_job_is_not_followed(service, tmp_path, target):
-    """H10: whoever can write a job folder cannot have the service read other files."""
+    """Whoever can write a job folder cannot have the service read other files."""
     search_id = service.start()
     service.write_results(search_id, is_running=target == "parts")
     service.drive(search_id, "finished")
@@ -167,7 +167,7 @@ def test_symbolic_link_in_a_job_is_not_followed(service, tmp_path, target):
 
 
 def test_experiment_name_in_a_job_file_cannot_leave_the_job(service, tmp_path):
-    """H10: names of job.json are checked when they are read."""
+    """Names of job.json are checked when they are read."""
     search_id, other = service.start(), service.start()
     file = service.storage / search_id / "job.json"
     request = json.loads(file.read_text(encoding="utf-8"))
@@ -195,7 +195,7 @@ def test_experiment_name_in_a_job_file_cannot_leave_the_job(service, tmp_path):
     ],
 )  # fmt: skip
 def test_malformed_job_hides_no_other(service, name, content):
-    """M3: whatever is wrong with one folder, the list, the page and the metrics have the others."""
+    """Whatever is wrong with one folder, the list, the page and the metrics have the others."""
     broken, whole = service.start(), service.start()
     service.drive(broken)
     service.write_results(broken, is_running=True)

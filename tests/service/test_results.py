@@ -107,7 +107,7 @@ def test_new_results_change_the_response_and_others_do_not(service):
 @pytest.mark.slow
 @pytest.mark.parametrize("_", range(20))
 def test_client_that_sees_finished_reads_every_row(service, _):
-    """H12: status and rows come from caches of one version, while other readers keep these caches warm."""
+    """Status and rows come from caches of one version, while other readers keep these caches warm."""
     search_id = service.start({"space": "line.random"})
     service.drive(search_id)
     service.write_results(search_id, num_trials=1, is_running=True)
@@ -153,7 +153,7 @@ def test_concurrent_readers_cause_one_computation(service, monkeypatch):
 
 
 def test_cache_is_bounded_by_bytes_whatever_clients_send(service, monkeypatch):
-    """M10: requests that all differ do not fill the memory."""
+    """Requests that all differ do not fill the memory."""
     monkeypatch.setattr(cache, "MAX_RESPONSE_BYTES", 20_000)
     search_id = service.start()
     service.write_results(search_id)
@@ -174,7 +174,7 @@ def test_results_cache_is_bounded_by_bytes(service, monkeypatch):
 
 
 def test_csv_of_a_large_history_is_not_built_in_memory(service):
-    """M9: the rows of a file are converted while it is sent."""
+    """The rows of a file are converted while it is sent."""
     df = pd.DataFrame({"step": np.arange(800_000), "train_loss": 0.5})
     sizes = [len(chunk) for chunk in itertools.islice(results.csv_chunks(df), 3)]
     assert max(sizes) < 1e6

@@ -158,7 +158,7 @@ def test_extension_reaches_the_driver(service):
 
 @pytest.mark.parametrize(("action", "body"), [("resume", {}), ("extend", {"num_samples": 5})])
 def test_concurrent_restarts_start_one_driver(service, action, body):
-    """H13: of many requests that saw the same attempt one wins; the others get 409."""
+    """Of many requests that saw the same attempt one wins; the others get 409."""
     search_id = service.start({"space": "line.random"})
     service.drive(search_id, "stopped")
     barrier = threading.Barrier(8)
@@ -185,7 +185,7 @@ def test_restart_of_an_attempt_that_is_not_the_latest_is_refused(service):
 
 @pytest.mark.parametrize(("action", "body"), [("resume", {}), ("extend", {"num_samples": 5})])
 def test_repeated_key_restarts_once(service, action, body):
-    """H13: a client that lost the response may repeat the request."""
+    """A client that lost the response may repeat the request."""
     search_id = service.start({"space": "line.random"})
     service.drive(search_id, "stopped")
     responses = [
@@ -199,7 +199,7 @@ def test_repeated_key_restarts_once(service, action, body):
 
 
 def test_search_whose_driver_may_live_is_resumed_with_force_only(service, monkeypatch):
-    """H14: a driver without heartbeat, and a launcher that knows nothing of it."""
+    """A driver without heartbeat, and a launcher that knows nothing of it."""
     search_id = service.start({"space": "line.random"})
     service.drive(search_id)
     service.launcher.driver = DriverState.UNKNOWN
