@@ -187,7 +187,7 @@ def test_a_driver_that_is_killed_or_ended_by_force_loses_nothing(tmp_path, monke
     until(job, lambda status: status.experiments[0].num_running == 2)
     job.stop(force=True)
     ended = job.wait(30)
-    assert (ended.state, ended.reason) == (JobState.STOPPED, "its driver was killed after it was told to stop")
+    assert (ended.state, ended.reason) == (JobState.STOPPED, "its driver was killed after a stop was requested")
 
     (tmp_path / "hurry").touch()
     assert job.resume().wait(90).state is JobState.FINISHED

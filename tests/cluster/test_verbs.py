@@ -28,18 +28,18 @@ def ended(place):
     return job
 
 
-def told(capsys, *arguments, code=0):
+def run(capsys, *arguments, code=0):
     assert cli.main(list(map(str, arguments))) == code
     return capsys.readouterr()
 
 
 def test_jobs_are_listed_with_what_they_came_to(ended, capsys):
-    lines = told(capsys, "jobs", "--storage", ended.path.parent).out.splitlines()
+    lines = run(capsys, "jobs", "--storage", ended.path.parent).out.splitlines()
     assert lines[1].split()[:5] == [ended.id, "stopped", "3/5", "loss", "0.5"]
 
 
 def test_where_no_job_is_one_is_told_how_to_make_one(place, capsys):
-    assert told(capsys, "jobs", "--storage", place / "new").out.startswith(
+    assert run(capsys, "jobs", "--storage", place / "new").out.startswith(
         f"there is no job in {place / 'new'}; `tune-hpc "
     )
 
@@ -47,7 +47,7 @@ def test_where_no_job_is_one_is_told_how_to_make_one(place, capsys):
 def test_a_damaged_job_hides_no_other(ended, capsys):
     other = job_in(ended.path.parent)
     other.job_file.write_text("[", encoding="utf-8")
-    lines = told(capsys, "jobs", "--storage", ended.path.parent).out
+    lines = run(capsys, "jobs", "--storage", ended.path.parent).out
     assert f"{ended.id}  stopped" in lines
     assert f"{other.id}  unreadable" in lines
 
@@ -65,44 +65,44 @@ def test_a_storage_of_before_that_does_not_answer_hides_no_other(ended, capsys, 
     monkeypatch.setattr(client, "names_in", lambda path: pull(path) or [one.name for one in path.glob("*")])
     history.remember("storages", str(ended.path.parent))
     history.remember("storages", "/away")
-    assert told(capsys, "status", ended.id).out.startswith(f"{ended.id}: stopped")
-    listed = told(capsys, "jobs")
+    assert run(capsys, "status", ended.id).out.startswith(f"{ended.id}: stopped")
+    listed = run(capsys, "jobs")
     assert ended.id in listed.out
     assert listed.err == "tune-hpc: s3://away does not answer (no route)\n"
-    gone = told(capsys, "status", f"{ended.id[:-4]}ffff", code=USAGE).err
+    gone = run(capsys, "status", f"{ended.id[:-4]}ffff", code=USAGE).err
     assert "; s3://away does not answer (no route); --storage names another storage" in gone
-    assert "does not answer" in told(capsys, "jobs", "--storage", "/away", code=USAGE).err
-    assert "does not answer" in told(capsys, "status", ended.id, "--storage", "/away", code=USAGE).err
+    assert "does not answer" in run(capsys, "jobs", "--storage", "/away", code=USAGE).err
+    assert "does not answer" in run(capsys, "status", ended.id, "--storage", "/away", code=USAGE).err
 
 
 def test_a_storage_is_found_again_where_jobs_have_been(ended, capsys, monkeypatch):
     from tune_hpc.cluster.history import remember
 
-    assert f"no job {ended.id} in " in told(capsys, "status", ended.id, code=USAGE).err
+    assert f"no job {ended.id} in " in run(capsys, "status", ended.id, code=USAGE).err
     remember("storages", str(ended.path.parent))
-    assert told(capsys, "status", ended.id).out.startswith(f"{ended.id}: stopped (it was asked to stop)\n")
+    assert run(capsys, "status", ended.id).out.startswith(f"{ended.id}: stopped (it was asked to stop)\n")
 
 
 def test_the_storage_of_the_environment_is_looked_into(ended, capsys, monkeypatch):
     monkeypatch.setenv("TUNE_HPC_STORAGE", str(ended.path.parent))
-    assert told(capsys, "logs", ended.id).out == "3/5 trials\n"
+    assert run(capsys, "logs", ended.id).out == "3/5 trials\n"
 
 
 def test_a_status_can_be_read_by_programs_and_waited_for(ended, capsys):
-    shown = json.loads(told(capsys, "status", ended.id, "--storage", ended.path.parent, "--json", "--wait").out)
+    shown = json.loads(run(capsys, "status", ended.id, "--storage", ended.path.parent, "--json", "--wait").out)
     assert (shown["state"], shown["experiments"][0]["best_trial"]) == ("stopped", "t00002")
     beat(ended, state="failed", error="no room", ended_at="2026-01-01T00:00:09+00:00")
-    assert "failed (no room)" in told(capsys, "status", ended.id, "--storage", ended.path.parent, "--wait", code=1).out
+    assert "failed (no room)" in run(capsys, "status", ended.id, "--storage", ended.path.parent, "--wait", code=1).out
 
 
 def test_what_has_ended_is_not_stopped_again(ended, capsys):
-    assert "stopped (it was asked to stop)" in told(capsys, "stop", ended.id, "--storage", ended.path.parent).out
+    assert "stopped (it was asked to stop)" in run(capsys, "stop", ended.id, "--storage", ended.path.parent).out
     assert not list(ended.attempts.glob("*.stop"))
 
 
 def test_a_job_is_fetched_and_brought_up_to_date(ended, capsys, place):
     where = ("fetch", ended.id, "--storage", ended.path.parent)
-    assert told(capsys, *where).out.endswith(f"files in runs/{ended.id}\n")
+    assert run(capsys, *where).out.endswith(f"files in runs/{ended.id}\n")
     copy, progress = place / "runs" / ended.id, Path("experiments") / "synthetic" / "progress.json"
     assert (copy / progress).read_bytes() == (ended.path / progress).read_bytes()
     (ended.path / "experiments" / "synthetic" / "ray").mkdir()
@@ -110,14 +110,14 @@ def test_a_job_is_fetched_and_brought_up_to_date(ended, capsys, place):
     (ended.path / "new.log").write_text("new", encoding="utf-8")
     ended.output.unlink()
     (copy / "my_notes.md").write_text("mine", encoding="utf-8")
-    told(capsys, *where)
+    run(capsys, *where)
     assert (copy / "my_notes.md").exists()
     assert (copy / "new.log").read_text(encoding="utf-8") == "new"
     assert not (copy / "output.log").exists()
     assert not (copy / "experiments" / "synthetic" / "ray").exists()
     (place / "mine").mkdir()
     (place / "mine" / "thesis.tex").touch()
-    refused = told(capsys, *where, "--output", place / "mine", code=USAGE).err
+    refused = run(capsys, *where, "--output", place / "mine", code=USAGE).err
     assert f"mine is not empty and holds no copy of {ended.id}; choose another folder with --output" in refused
     assert (place / "mine" / "thesis.tex").exists()
 
@@ -139,7 +139,7 @@ def test_a_job_is_fetched_and_brought_up_to_date(ended, capsys, place):
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(place, capsys, arguments, message):
-    shown = told(capsys, *arguments, code=USAGE)
+    shown = run(capsys, *arguments, code=USAGE)
     assert shown.out == ""
     assert shown.err.count("\n") == 1
     assert message in shown.err
@@ -148,12 +148,12 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(place, capsys,
 
 def test_an_id_that_is_a_folder_here_is_a_folder(ended, capsys, monkeypatch):
     monkeypatch.chdir(ended.path.parent)
-    line = told(capsys, "resume", ended.id, code=USAGE).err
+    line = run(capsys, "resume", ended.id, code=USAGE).err
     assert "holds no search that could go on" in line
 
 
 def test_extending_what_cannot_be_is_refused(place, capsys):
     job = job_in(place / "jobs", searcher="grid")
     beat(job, state="finished", ended_at="2026-01-01T00:00:09+00:00")
-    line = told(capsys, "extend", job.id, "--num-samples", "3", "--storage", place / "jobs", code=USAGE).err
+    line = run(capsys, "extend", job.id, "--num-samples", "3", "--storage", place / "jobs", code=USAGE).err
     assert line == "tune-hpc: synthetic uses a grid, which cannot be extended; submit another search\n"

@@ -221,7 +221,7 @@ def test_bodies_that_never_arrive_take_no_place(service):
 
 @pytest.mark.timeout(120)
 def test_client_that_does_not_read_is_disconnected(service):
-    """Responses that nobody reads occupy a connection for half a minute at most."""
+    """Responses that a client does not read occupy a connection for half a minute at most."""
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(service.address)

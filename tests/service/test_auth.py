@@ -266,7 +266,7 @@ def test_forwarded_address_is_ignored_without_a_proxy(service):
 
 
 def test_session_is_not_limited_by_the_guesses_of_others(browser):
-    """Everybody behind one address shares the limit of guesses, but not that of a session."""
+    """All clients behind one address share the limit of guesses, but not that of a session."""
     log_in(browser)
     stop_clock(browser)
     search_id = browser.client.submit(exercise1_1stpart.experiments[0]).id

@@ -1,4 +1,4 @@
-"""Invalid requests and faults: each is a problem in one line, nothing is left behind, and the service goes on."""
+"""Invalid requests and faults: each is a problem in one line, nothing is left behind, and the service continues."""
 
 import errno
 import json
@@ -137,7 +137,7 @@ def test_no_path_leaves_the_storage(service, path):
 
 @pytest.mark.parametrize("target", ["output", "report", "log", "logs", "trials", "experiment", "parts", "job"])
 def test_symbolic_link_in_a_job_is_not_followed(service, tmp_path, target):
-    """Whoever can write a job folder cannot have the service read other files."""
+    """A user who can write a job folder cannot have the service read other files."""
     search_id = service.start()
     service.write_results(search_id, is_running=target == "parts")
     service.drive(search_id, "finished")

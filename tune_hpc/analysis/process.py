@@ -25,7 +25,7 @@ def process_of(pid: int) -> dict[str, Any]:
 
 
 def is_running(process: Mapping[str, Any] | None) -> bool:
-    """Whether a process is known to run on this machine; ``False`` for this process itself.
+    """Return whether a process is known to run on this machine; ``False`` for this process itself.
 
     Zombies and processes stopped by a signal do not count as running.
     """
@@ -37,7 +37,7 @@ def is_running(process: Mapping[str, Any] | None) -> bool:
 
 
 def may_be_running(process: Mapping[str, Any] | None) -> bool:
-    """Whether a process runs, or is on another machine and its state is unknown.
+    """Return whether a process runs, or is on another machine and its state is unknown.
 
     A Slurm job runs once at a time: the process of an earlier start of the job that this process belongs to has ended.
     """

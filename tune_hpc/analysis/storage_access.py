@@ -20,7 +20,7 @@ _clocks: dict[Path, tuple[float, float]] = {}
 def check_storage(storage: str | Path, *, shared: bool = False) -> Path:
     """Make a storage if it is missing, and refuse one that other users can write to.
 
-    Whoever can write to a storage runs code with the rights of those who resume jobs in it.
+    A user who can write to a storage runs code with the rights of those who resume jobs in it.
 
     Args:
         storage: A folder, or ``s3://bucket/folder``, whose access rules are the bucket's.
@@ -42,7 +42,7 @@ def check_storage(storage: str | Path, *, shared: bool = False) -> Path:
         raise FolderError(f"{path} cannot be made: {error.strerror}; choose another storage") from error
     if not shared and status.st_mode & 0o022:
         raise FolderError(
-            f"other users can write to {path} (mode {status.st_mode & 0o777:o}), and whoever can runs code as you; "
+            f"other users can write to {path} (mode {status.st_mode & 0o777:o}), and those who can run code as you; "
             f"chmod go-w {path}, or use --shared-storage if you trust them"
         )
     if not shared and status.st_uid not in (0, os.geteuid()):

@@ -77,7 +77,7 @@ def _run(job: JobFolder, number: int, output: TextIO) -> list[Results]:
     pull_tree(job.code)
     if job.code.is_dir():
         sys.path.insert(0, str(job.code))
-    # The client has made sure that no other driver runs, or was told to go ahead.
+    # The client has made sure that no other driver runs, or its user has forced the resume.
     options = {
         **request["options"], **attempt.options, "stream": output, "stop_file": job.stop_file(number),
         "attempt": number, "force": True,

@@ -71,7 +71,7 @@ class JobState(StrEnum):
 
     @property
     def is_active(self) -> bool:
-        """Whether a driver works on it, or is about to."""
+        """Return whether a driver works on it, or is about to."""
         return self in (JobState.PENDING, JobState.RUNNING, JobState.STOPPING)
 
 
@@ -92,7 +92,7 @@ def make_id(name: str, moment: datetime | None = None) -> str:
 
 
 def is_id(text: str) -> bool:
-    """Whether a text has the form of an id; such a text names no folder outside the storage."""
+    """Return whether a text has the form of an id; such a text names no folder outside the storage."""
     return _ID.fullmatch(text) is not None
 
 
@@ -147,7 +147,7 @@ class JobFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether it holds a job."""
+        """Return whether it holds a job."""
         return pull(self.job_file)
 
     def open(self, path: Path) -> BinaryIO:
@@ -431,7 +431,7 @@ class JobFolder:
 
 
 def _is_experiment(plain: Any) -> bool:
-    """Whether an entry of job.json describes an experiment, and its name stays below the job."""
+    """Return whether an entry of job.json describes an experiment, and its name stays below the job."""
     if not isinstance(plain, Mapping):
         return False
     texts = all(isinstance(plain.get(key), str) for key in ("name", "metric", "searcher", "scheduler"))

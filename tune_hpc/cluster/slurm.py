@@ -98,12 +98,12 @@ class Allocation:
 
     @property
     def is_symmetric(self) -> bool:
-        """Whether ``ray symmetric-run`` starts Ray, on whole nodes."""
+        """Return whether ``ray symmetric-run`` starts Ray, on whole nodes."""
         return self.nodes > 1 if self.symmetric_run is None else self.symmetric_run
 
     @property
     def is_exclusive(self) -> bool:
-        """Whether the nodes are whole."""
+        """Return whether the nodes are whole."""
         return self.is_symmetric or self.cpus_per_node is None
 
 

@@ -144,7 +144,7 @@ def _state(
     silence_s = job.silence_s(f"{attempt.number}.run.json")
     if driver is DriverState.GONE:
         if is_stopping:
-            return JobState.STOPPED, "its driver was killed after it was told to stop"
+            return JobState.STOPPED, "its driver was killed after a stop was requested"
         return JobState.LOST, f"its driver is gone; its last heartbeat was {_duration(silence_s)} ago"
     if silence_s > SILENT_S:
         known = "though its process is there" if driver is DriverState.ALIVE else "and where it runs does not answer"

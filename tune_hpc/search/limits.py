@@ -75,7 +75,7 @@ class Limits:
         return self.reason is not None and not by_signal and not self.is_superseded
 
     def start(self) -> None:
-        """Start the clock of the time budget anew, for trials can begin now."""
+        """Restart the clock of the time budget: trials can begin now."""
         self._began = time.monotonic()
 
     def note(self, value: float | None, mode: str) -> None:

@@ -36,7 +36,7 @@ class StopRequest:
 
     @property
     def is_made(self) -> bool:
-        """Whether the trial is to stop: it saves its state, unless it was superseded."""
+        """Return whether the trial is to stop: it saves its state, unless it was superseded."""
         is_old = self._read_at is None or time.monotonic() - self._read_at >= self._interval_s
         if is_old and not self._is_made:
             self.check()

@@ -1,7 +1,7 @@
 """Authentication: the token and its file, sessions of browsers, checks of origin and host, login and logout.
 
 A client sends the token with each request (``Authorization: Bearer``), or a browser presents it once for a session.
-Whoever presents neither draws from a rate limit before anything is compared, so that guesses are slow.
+A request with neither draws from a rate limit before anything is compared, so that guesses are slow.
 """
 
 import hashlib
@@ -110,7 +110,7 @@ class Credentials:
         return cls(token, key, revoked_file)
 
     def is_token(self, text: str) -> bool:
-        """Whether a text is the token; the duration depends on neither."""
+        """Return whether a text is the token; the duration depends on neither."""
         return hmac.compare_digest(hashlib.sha256(text.encode("utf-8", "replace")).digest(), self._digest)
 
     def new_session(self) -> str:
@@ -137,7 +137,7 @@ class Credentials:
                 # A line that a full disk has cut off must not swallow this one.
                 file.write(f"\n{session} {time.time() + SESSION_S:.0f}\n")
         except OSError as error:
-            raise FolderError(f"{self._revoked_file} cannot be written: {error}; the session goes on") from error
+            raise FolderError(f"{self._revoked_file} cannot be written: {error}; the session stays valid") from error
 
     def _read_revoked(self) -> dict[str, float]:
         """Return the sessions that were ended by a logout; damaged lines of the file are skipped.
@@ -278,7 +278,7 @@ class AuthMiddleware:
         return self._respond(scope, error, {"HX-Redirect": f"{root}/login"} if headers.get("hx-request") else {})
 
     def _is_same_origin(self, headers: Headers) -> bool:
-        """Whether a request comes from the page of this service, or from no browser if there is no token."""
+        """Return whether a request comes from the page of this service, or from no browser if there is no token."""
         if site := headers.get("sec-fetch-site"):
             return site in ("same-origin", "none")
         if origin := headers.get("origin"):

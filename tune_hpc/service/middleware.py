@@ -180,7 +180,7 @@ class ETagMiddleware:
 
 
 def matches(known: str, tag: str) -> bool:
-    """Whether an If-None-Match header contains a tag, by weak comparison (RFC 9110)."""
+    """Return whether an If-None-Match header contains a tag, by weak comparison (RFC 9110)."""
     tags = [one.strip().removeprefix("W/") for one in known.split(",")]
     return "*" in tags or tag.removeprefix("W/") in tags
 

@@ -50,12 +50,12 @@ class Look:
 
     @property
     def is_final(self) -> bool:
-        """Whether it changes only with the version."""
+        """Return whether it changes only with the version."""
         return self.status["state"] in _FINAL
 
     @property
     def is_expired(self) -> bool:
-        """Whether it must be read again, although its version is the same."""
+        """Return whether it must be read again, although its version is the same."""
         return not self.is_final and monotonic() - self.moment > MAX_AGE_S
 
 
