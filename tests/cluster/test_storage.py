@@ -1,4 +1,4 @@
-"""Who may write to a storage, what is deleted from it, and names that no job of it may take."""
+"""Access to a storage, deletion of jobs, malformed jobs, and experiments named like files of a job."""
 
 import json
 import os

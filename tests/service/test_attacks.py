@@ -203,7 +203,7 @@ def test_head_that_drips_is_cut_off(service):
 
 
 def test_bodies_that_never_arrive_take_no_place(service):
-    """What needs no token takes no body, so nothing waits for one."""
+    """Public routes take no body, so nothing waits for one."""
     request = b"%s HTTP/1.1\r\nHost: a\r\nOrigin: http://a\r\nContent-Length: 10\r\n\r\n"
     with operator_is_served(service) as check:
         connections = []

@@ -259,7 +259,7 @@ class ExperimentFolder:
         return (int(number), order.strip() == "stop") if number.isdigit() else (self.attempt, False)
 
     def is_superseded(self) -> bool:
-        """Whether another attempt may write now, and this one must not.
+        """Return whether another attempt may write now, and this one must not.
 
         Raises:
             FolderError: the storage does not answer.

@@ -168,7 +168,7 @@ def _fetch(flags: argparse.Namespace) -> int:
 
 
 def is_job(text: str) -> bool:
-    """Whether a text is the id of a job and does not name a folder."""
+    """Return whether a text is the id of a job and does not name a folder."""
     from tune_hpc.cluster.job_folder import is_id
 
     return is_id(text) and not Path(text).exists()

@@ -102,7 +102,7 @@ def registered(references: list[str]) -> list["Experiment"]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is reachable from this machine only."""
+    """Return whether a host is reachable from this machine only."""
     if host == "localhost":
         return True
     try:

@@ -219,7 +219,7 @@ class Job:
         """
         folder, status = self.folder, self.status()
         _check_at_rest(status, "delete", force=False)
-        # Nobody resumes it from now on.
+        # No other process can resume it from now on.
         folder.add_attempt("delete", {}, {}, last=status.attempt)
         key = folder.read().get("key")
         folder.delete()

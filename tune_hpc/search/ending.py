@@ -62,7 +62,7 @@ class Ending(Stopper):
         return False
 
     def _is_superseded(self) -> bool:
-        """Whether another attempt of a search has begun; looked at once a second."""
+        """Return whether another attempt of a search has begun; read once a second."""
         if self.limits.is_superseded or time.monotonic() - self._read_at < LOOK_INTERVAL_S:
             return self.limits.is_superseded
         self._read_at = time.monotonic()

@@ -161,7 +161,7 @@ class Credentials:
 
 @dataclass(frozen=True)
 class AccessRules:
-    """Who may use a service.
+    """Access rules of a service.
 
     Attributes:
         credentials: The token and sessions; ``None``: all processes of this machine may.

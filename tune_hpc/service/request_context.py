@@ -1,4 +1,4 @@
-"""What the layers of the service know about one request."""
+"""State of one request, shared by the layers of the service."""
 
 import secrets
 from dataclasses import dataclass, field

@@ -40,7 +40,7 @@ class _Body(BaseModel):
 
 
 class RunOptions(_Body):
-    """How trials run."""
+    """Options of the trials."""
 
     cpus_per_trial: Positive | None = Field(default=None, description="CPU cores per trial, or per worker of a trial")
     gpus_per_trial: NumGpus | None = Field(default=None, description="GPUs per trial, or per worker of a trial")
@@ -83,7 +83,7 @@ class SearchRequest(RunOptions):
 
 
 class StopRequest(_Body):
-    """How to stop a search."""
+    """Options of a stop."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"force": False}]})
 
@@ -91,7 +91,7 @@ class StopRequest(_Body):
 
 
 class ResumeRequest(RunOptions):
-    """How to resume a search."""
+    """Options of a resume."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"attempt": 1, "max_concurrent": 4}]})
 

@@ -1,4 +1,4 @@
-"""What the routes share: the client of the jobs, the registered experiments, and the caches."""
+"""Parts that the routes share: the client of the jobs, the registered experiments, and the caches."""
 
 import hashlib
 import math
