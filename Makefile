@@ -22,6 +22,7 @@ check: $(INSTALLED)     ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: $(INSTALLED)    ## put the code into its format
 	$(BIN)/ruff check --fix .

@@ -57,9 +57,9 @@ def one_trial(config: Mapping[str, Any], device: str) -> dict[str, Any]:
     """Train one model with its steps recorded, then eagerly, and return seconds of the steps and accuracies."""
     import torch
 
+    from tune_hpc.learning.communicator import Communicator
     from tune_hpc.learning.config import complete
     from tune_hpc.learning.data import load_images
-    from tune_hpc.learning.team import Team
     from tune_hpc.learning.training import Training
 
     images = load_images("mnist")
@@ -67,7 +67,7 @@ def one_trial(config: Mapping[str, Any], device: str) -> dict[str, Any]:
     for precision in PRECISIONS:
         whole = complete({**config, "precision": precision})
         for way, is_recorded in (("recorded", True), ("eager", False)):
-            training = Training([whole], images, torch.device(device), Team(may_record=is_recorded))
+            training = Training([whole], images, torch.device(device), Communicator(allow_cuda_graphs=is_recorded))
             began = time.perf_counter()
             training.run(0, training.num_steps)
             seconds = time.perf_counter() - began
@@ -123,7 +123,7 @@ def through_ray(experiment: "Experiment", folder: Path, on_gpu: bool) -> dict[st
 
 def whole_experiment(experiment: "Experiment", folder: Path) -> dict[str, Any]:
     """Run an experiment, keep its folder, and return its training times in short."""
-    from tune_hpc.search.reference import load_reference
+    from tune_hpc.search.object_reference import load_reference
 
     (results,) = load_reference(experiment.runner)([experiment], folders=[folder], overwrite=True)
     seconds = results.trials["train_s"]
@@ -149,7 +149,7 @@ def plan(flags: argparse.Namespace, on_gpu: bool) -> dict[str, Callable[[], Any]
     network = network if on_gpu else network.replace(searcher="random", num_samples=4)
     workers = list(range(1, torch.cuda.device_count() + 1)) or [1]
     sizes = {"width": tune.choice([0.25, 1.0, 4.0]), "batch_size": tune.choice([50, 150, 600]), "num_timed_steps": 500}
-    exercise = exercise4.experiment.with_values(sizes) if on_gpu else exercise4.experiment.as_quick()
+    exercise = exercise4.experiment.with_values(sizes) if on_gpu else exercise4.experiment.quick_version()
     scaling = exercise.with_values({"workers": tune.choice(workers), **small})
     sweep = ["--device", device, "--repeats", 3 if on_gpu else 1, "--seconds", 1 if on_gpu else 0.01]
     sweep += [] if on_gpu else ["--most", 2, "--only", "softmax"]
@@ -200,7 +200,7 @@ def main() -> int:
     if on_gpu:
         machine |= {"gpu": torch.cuda.get_device_name(), "num_gpus": torch.cuda.device_count()}
 
-    from tune_hpc.search.session import ray_session
+    from tune_hpc.search.ray_session import ray_session
 
     flags.output_dir.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * flags.minutes

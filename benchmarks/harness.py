@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "ray", "optuna", "pandas", "tune-hpc")
 
 Measurement = dict[str, Any]
-Contender = Callable[[Path], Measurement]
+Candidate = Callable[[Path], Measurement]
 
 
 def num_cores() -> int:
@@ -111,7 +111,7 @@ def run_tune_hpc(*arguments: object, folder: Path) -> tuple[Measurement, list["R
     return measured, found
 
 
-def measure(contenders: Mapping[str, Contender], repeats: int) -> dict[str, list[Measurement]]:
+def measure(contenders: Mapping[str, Candidate], repeats: int) -> dict[str, list[Measurement]]:
     """Let all contenders work in turn, each time in a new folder.
 
     Each measurement also gets ``busy_cores_before``: what else kept the machine busy when it began.

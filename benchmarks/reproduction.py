@@ -24,8 +24,8 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.reproduction_page import write_page
-from tune_hpc.analysis.folder import ExperimentFolder
 from tune_hpc.analysis.results import Results, load
+from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"

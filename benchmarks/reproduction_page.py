@@ -10,12 +10,13 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tune_hpc.analysis import figures, tables
-from tune_hpc.analysis.claims import claims_checked
-from tune_hpc.analysis.conclusions import sentences
-from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, NOT_COMPARABLE, published_against_measured
+from tune_hpc.analysis.claims import check_claims
+from tune_hpc.analysis.formatting import duration, slug, words
+from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, NOT_COMPARABLE, compare_to_published
 from tune_hpc.analysis.results import Results, load
-from tune_hpc.analysis.wording import duration, slug, words
+from tune_hpc.report import tables
+from tune_hpc.report.findings import sentences
+from tune_hpc.report.plots import figures
 
 HEAD = """# The report, reproduced
 
@@ -98,8 +99,8 @@ def _shown(stem: str, caption: str) -> str:
 def _glance(runs: Mapping[str, Results]) -> pd.DataFrame:
     rows = []
     for name, results in runs.items():
-        verdicts = published_against_measured(results)["verdict"].value_counts()
-        held = claims_checked(results)["holds"].dropna()
+        verdicts = compare_to_published(results)["verdict"].value_counts()
+        held = check_claims(results)["holds"].dropna()
         seeds = results.trials["seed"].nunique() if "seed" in results.trials else 1
         row: dict[str, Any] = {"run": name, "num_trials": len(results.trials), "num_seeds": seeds}
         row |= {verdict: int(verdicts.get(verdict, 0)) for verdict in (AGREES, DIFFERS, CANNOT_TELL, NOT_COMPARABLE)}
@@ -141,7 +142,7 @@ def draw_run(name: str, results: Results, folder: Path) -> dict[str, str]:
         folder: Where the figures go.
     """
     wanted = []
-    verdicts = published_against_measured(results)["verdict"]
+    verdicts = compare_to_published(results)["verdict"]
     if verdicts.isin([AGREES, DIFFERS, CANNOT_TELL]).sum() >= LEAST_DRAWN:
         metrics = list(dict.fromkeys(one["metric"] for one in results.experiment["published"]))
         wanted.append({"kind": "published", "metrics": metrics, "title": "Published and measured"})
@@ -169,7 +170,7 @@ def draw_discoveries(runs: Mapping[str, Results], folder: Path) -> dict[str, str
             "optimizer at its best rate."
         )
         softmax, network = runs["exercise2.softmax.shuffled"], runs["exercise2.cnn"]
-        published = published_against_measured(softmax)
+        published = compare_to_published(softmax)
         published = published[published["metric"] == "test_accuracy"]
         names = [where.removeprefix("optimizer ") for where in published["where"]]
         series = {
@@ -216,7 +217,7 @@ def _draw(
     label: str = "",
 ) -> None:
     """Draw measured points with their bars beside published ones, as a PNG and an SVG file."""
-    style = Path(tables.__file__).with_name("paper.mplstyle")
+    style = Path(figures.__file__).with_name("paper.mplstyle")
     colours, markers = ("#0072B2", "#D55E00"), ("o", "s")
     known = [PERCENT * value for own in series.values() for value in own["mean"].dropna()]
     theirs = [PERCENT * value for values in published.values() for value in values]

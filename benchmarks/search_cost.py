@@ -26,7 +26,7 @@ from ray import tune
 from benchmarks.harness import Measurement, benchmark_parser, measure, publish
 from search_spaces import exercise3
 from tune_hpc import Experiment, Results, run_all
-from tune_hpc.search.session import ray_session
+from tune_hpc.search.ray_session import ray_session
 
 TABLES = (exercise3.decay, exercise3.learning_rate, exercise3.dropout)
 #: What the tables vary.

@@ -157,7 +157,7 @@ class _Cluster:
     def run(self, search: Sequence[str], *, is_lost: bool) -> Measurement:
         """Submit a search, disturb it or not, and return what came of it."""
         from tune_hpc import load_all
-        from tune_hpc.cluster.client import LocalClient
+        from tune_hpc.jobs.client import LocalClient
 
         if WORKER not in self.nodes:
             self.join()

@@ -13,8 +13,8 @@ while kill -0 "$child" 2>/dev/null; do
     wait "$child"
     code=$?
 done
-pkill -TERM -f tune_hpc.cluster.driver
-while pgrep -f tune_hpc.cluster.driver >/dev/null; do
+pkill -TERM -f tune_hpc.jobs.driver
+while pgrep -f tune_hpc.jobs.driver >/dev/null; do
     sleep 0.5
 done
 exit "$code"

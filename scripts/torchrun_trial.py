@@ -27,8 +27,8 @@ from torch import distributed
 from tune_hpc.errors import InvalidConfigError, TuneHpcError
 from tune_hpc.learning.config import check_key, complete
 from tune_hpc.learning.training import train
-from tune_hpc.scaling.exchange import Workers
-from tune_hpc.scaling.plan import EXCHANGE_KEYS, Exchange
+from tune_hpc.scaling.communication import Workers
+from tune_hpc.scaling.plan import EXCHANGE_KEYS, GradientSync
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,7 +80,7 @@ class _Team:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self._exchange = Exchange(**{name: config[name] for name in EXCHANGE_KEYS if name in config})
+        self._exchange = GradientSync(**{name: config[name] for name in EXCHANGE_KEYS if name in config})
 
     def __enter__(self) -> Workers:
         size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -89,7 +89,7 @@ class _Team:
         if has_gpu:
             torch.cuda.set_device(device)
         if size == 1:
-            return Workers(device=device, may_record=True)
+            return Workers(device=device, allow_cuda_graphs=True)
         distributed.init_process_group("nccl" if has_gpu else "gloo")
         return Workers(
             distributed.get_rank(), size, group=distributed.group.WORLD, device=device, exchange=self._exchange

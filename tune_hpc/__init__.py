@@ -8,12 +8,12 @@ The public names, each loaded on first use so that ``import tune_hpc`` costs mil
     compare                                        tune each of several things alike, and hold their winners together
     load, load_all, Results                        what happened, as data frames
     to_optuna                                      the same as an Optuna study
-    published_against_measured, claims_checked     does it agree with what was published
-    boundary_alarm, importance, interactions       where to search next, and which parameters decide
+    compare_to_published, check_claims     does it agree with what was published
+    check_boundaries, importance, interactions       where to search next, and which parameters decide
     budget_curve, time_to_target                   what less would have found, and how soon
     protocols, special_cases                       does the way of judging flatter, is the search wide enough
     join                                           several searches as one, to compare them
-    export                                         the same in TensorBoard, Optuna's dashboard or MLflow
+    export_search                                         the same in TensorBoard, Optuna's dashboard or MLflow
     Client, LocalClient, InProcessClient           a search as a job, on a Ray cluster, on this machine, in this process
     write_report                                   the same as tables, figures and one HTML page
 """
@@ -23,37 +23,37 @@ from typing import Any
 
 _HOMES = {
     "Claim": "tune_hpc.search.experiment",
-    "Client": "tune_hpc.cluster.client",
+    "Client": "tune_hpc.jobs.client",
     "Experiment": "tune_hpc.search.experiment",
     "Figure": "tune_hpc.search.experiment",
-    "InProcessClient": "tune_hpc.cluster.client",
-    "LocalClient": "tune_hpc.cluster.client",
+    "InProcessClient": "tune_hpc.jobs.client",
+    "LocalClient": "tune_hpc.jobs.client",
     "Published": "tune_hpc.search.experiment",
     "Results": "tune_hpc.analysis.results",
-    "Space": "tune_hpc.search.space",
+    "Space": "tune_hpc.search.space.space",
     "Table": "tune_hpc.search.experiment",
     "TuneHpcError": "tune_hpc.errors",
-    "boundary_alarm": "tune_hpc.analysis.boundary",
+    "check_boundaries": "tune_hpc.analysis.boundary_check",
     "budget_curve": "tune_hpc.analysis.budget",
-    "claims_checked": "tune_hpc.analysis.claims",
-    "compare": "tune_hpc.search.comparison",
-    "export": "tune_hpc.analysis.exports",
-    "extend": "tune_hpc.search.tuner",
+    "check_claims": "tune_hpc.analysis.claims",
+    "compare": "tune_hpc.search.tune_and_compare",
+    "export_search": "tune_hpc.export.export",
+    "extend": "tune_hpc.search.runner",
     "importance": "tune_hpc.search.importance",
     "interactions": "tune_hpc.analysis.interactions",
-    "join": "tune_hpc.analysis.across",
+    "join": "tune_hpc.analysis.concat",
     "load": "tune_hpc.analysis.results",
     "load_all": "tune_hpc.analysis.results",
-    "protocols": "tune_hpc.analysis.protocols",
-    "published_against_measured": "tune_hpc.analysis.published",
-    "resume": "tune_hpc.search.tuner",
-    "run": "tune_hpc.search.tuner",
-    "run_all": "tune_hpc.search.tuner",
-    "special_cases": "tune_hpc.analysis.protocols",
+    "protocols": "tune_hpc.analysis.selection_bias",
+    "compare_to_published": "tune_hpc.analysis.published",
+    "resume": "tune_hpc.search.runner",
+    "run": "tune_hpc.search.runner",
+    "run_all": "tune_hpc.search.runner",
+    "special_cases": "tune_hpc.analysis.selection_bias",
     "time_to_target": "tune_hpc.analysis.budget",
-    "to_optuna": "tune_hpc.search.optuna_storage",
-    "when": "tune_hpc.search.conditions",
-    "write_report": "tune_hpc.analysis.report",
+    "to_optuna": "tune_hpc.export.optuna",
+    "when": "tune_hpc.search.space.conditional",
+    "write_report": "tune_hpc.report.report",
 }
 
 __all__ = [*_HOMES]

@@ -8,7 +8,7 @@ of yours.
 
 from pathlib import Path
 
-from tune_hpc.cluster.slurm import Allocation, batch_script
+from tune_hpc.jobs.sbatch import Allocation, batch_script
 
 SCRIPTS = {
     "search.sbatch": (

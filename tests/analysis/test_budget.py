@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.analysis.searches import searched
+from tests.analysis.synthetic_results import searched
 from tune_hpc.analysis.budget import budget_curve, time_to_target
 from tune_hpc.errors import UnknownNameError
 
@@ -41,8 +41,8 @@ class TestBudgetCurve:
         assert row["mean"] == pytest.approx(np.mean(found))
         assert row["low"] == np.quantile(found, 0.05, method="inverted_cdf")
         assert row["high"] == np.quantile(found, 0.95, method="inverted_cdf")
-        assert row["chance_of_best"] == pytest.approx(best / len(draws))
-        assert row["chance_of_nothing"] == pytest.approx(1 - len(found) / len(draws))
+        assert row["prob_best"] == pytest.approx(best / len(draws))
+        assert row["prob_all_diverged"] == pytest.approx(1 - len(found) / len(draws))
 
     def test_more_is_never_worse_and_the_whole_search_finds_the_best(self):
         losses = np.random.default_rng(0).uniform(size=60)
@@ -50,16 +50,14 @@ class TestBudgetCurve:
         assert df["num_configurations"].tolist() == list(range(1, 61))
         assert (df["mean"].diff().dropna() < 0).all()
         assert (df["low"] <= df["high"]).all()
-        assert df.iloc[-1][["mean", "low", "high", "chance_of_best"]].tolist() == [losses.min()] * 3 + [
-            pytest.approx(1)
-        ]
+        assert df.iloc[-1][["mean", "low", "high", "prob_best"]].tolist() == [losses.min()] * 3 + [pytest.approx(1)]
 
     def test_chances_hold_of_many_configurations(self):
         losses = np.random.default_rng(0).permutation(20_000) / 20_000
         df = budget_curve(searched(SPACE, rows(losses)), [1, 100, 10_000])
-        assert df["chance_of_best"].tolist() == pytest.approx([1 / 20_000, 1 / 200, 1 / 2])
+        assert df["prob_best"].tolist() == pytest.approx([1 / 20_000, 1 / 200, 1 / 2])
         assert df["mean"].iloc[1] == pytest.approx(1 / 101, rel=0.01)
-        assert df["chance_of_nothing"].tolist() == pytest.approx([0, 0, 0], abs=1e-9)
+        assert df["prob_all_diverged"].tolist() == pytest.approx([0, 0, 0], abs=1e-9)
 
     def test_higher_may_be_better(self):
         df = budget_curve(searched(SPACE, rows([0.1, 0.5, 0.9]), mode="max"), [1, 3])
@@ -68,7 +66,7 @@ class TestBudgetCurve:
     def test_within_the_best_ones_seeds_is_good_enough(self):
         losses = {0.1: [0.20, 0.22], 0.2: [0.21, 0.23], 0.3: [0.9, 0.91]}
         own = [{"x": x, "seed": seed, "loss": loss} for x, both in losses.items() for seed, loss in enumerate(both)]
-        assert budget_curve(searched(SPACE, own), [1])["chance_of_best"].iloc[0] == pytest.approx(2 / 3)
+        assert budget_curve(searched(SPACE, own), [1])["prob_best"].iloc[0] == pytest.approx(2 / 3)
 
     def test_one_that_failed_or_still_runs_is_not_drawn(self):
         own = rows([0.5, 0.2])
@@ -83,8 +81,8 @@ class TestBudgetCurve:
         assert df["num_configurations"].tolist() == [1, 2, 3, 4]
         assert df["mean"].tolist() == pytest.approx([np.nan, 0.5, 0.5, 0.2], nan_ok=True)
         assert df[["low", "high"]].isna().all(axis=None)
-        assert df["chance_of_best"].tolist() == [0, 0, 0, 1]
-        assert df["chance_of_nothing"].tolist() == [1, 0, 0, 0]
+        assert df["prob_best"].tolist() == [0, 0, 0, 1]
+        assert df["prob_all_diverged"].tolist() == [1, 0, 0, 0]
 
     def test_a_population_has_no_budget(self):
         with pytest.raises(UnknownNameError, match=r"made.up is a population, whose members copy one another"):

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tune_hpc.analysis import conclusions, tables
-from tune_hpc.analysis.claims import MEASURES, RELATIONS, claim_numbers, claims_checked, in_words
+from tune_hpc.analysis.claims import MEASURES, RELATIONS, check_claims, claim_numbers, in_words
+from tune_hpc.report import findings, tables
 
 STEPS = np.arange(9)
 #: Towards 1 from 0: a swing, a detour, straight on, and never there.
@@ -80,21 +80,21 @@ def test_a_table_has_the_numbers_and_whether_it_holds(curves):
     made = curves(
         claim("settled_at", "at_most", ("swing", "never"), bound=8), claim("value", "above", ("swing",), bound=0.5)
     )
-    df = claims_checked(made)
+    df = check_claims(made)
     assert df["holds"].tolist() == [False, True]
     assert df["numbers"].tolist() == ["swing: 6, never: never", "swing: 1"]
     assert df["measure"][0] == "step from which weight W stays within 0.01 of 1, in 8 steps"
-    assert conclusions.sentences(made)[-1] == "Of 2 published sentences that a number can check 1 holds."
+    assert findings.sentences(made)[-1] == "Of 2 published sentences that a number can check 1 holds."
     assert "| so it is |" in tables.to_markdown(df).replace("  ", "")
     assert tables.declared(made)[0][0] == "Published sentences, checked"
 
 
 def test_a_shorter_run_and_a_missing_trial_cannot_tell(curves):
     made = curves(claim("value", steps=9), claim("value", values=("swing", "ftrl")), claim("value", metric="b"))
-    df = claims_checked(made)
+    df = check_claims(made)
     assert df["holds"].isna().all()
     assert df["numbers"].tolist()[1] == "swing: 1, ftrl: not measured"
-    assert not any("published sentences" in sentence for sentence in conclusions.sentences(made))
+    assert not any("published sentences" in sentence for sentence in findings.sentences(made))
 
 
 def test_what_diverged_is_not_measured_and_repeats_count_by_their_median(curves, results_of, trial):

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tests.analysis.searches import searched
+from tests.analysis.synthetic_results import searched
 from tune_hpc.analysis.interactions import interactions
 from tune_hpc.errors import UnknownNameError
 

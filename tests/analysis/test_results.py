@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_hpc.analysis import results
-from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.parts import TrialRecord, summarise, write_part
 from tune_hpc.analysis.results import trials_frame, write_frames
 from tune_hpc.errors import FolderError, UnknownNameError
+from tune_hpc.storage.experiment_folder import ExperimentFolder
+from tune_hpc.storage.trial_file import TrialFileWriter, summarise, write_trial
 
 ASKED = {"name": "made.up", "metric": "test_loss", "mode": "min", "config_keys": ["learning_rate", "seed"]}
 
@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 def write(folder, made):
     row, history = made
-    write_part(folder.part(row["trial_id"]), row, history)
+    write_trial(folder.part(row["trial_id"]), row, history)
 
 
 def test_frames_load_as_they_were_written(folder, grid):
@@ -155,23 +155,23 @@ def test_a_summary_has_last_values_and_both_protocols():
 def test_a_history_is_the_same_however_its_blocks_are_split(data, values):
     steps = np.arange(len(values))
     metrics = {"train_loss": np.array(values), "test_loss": -np.array(values)}
-    whole = TrialRecord({})
+    whole = TrialFileWriter({})
     whole.add(steps, metrics)
     cuts = [*sorted(data.draw(st.sets(st.integers(1, len(values))))), len(values)]
-    split = TrialRecord({})
+    split = TrialFileWriter({})
     start = 0
     for cut in cuts:
         split.add(steps[start:cut], {name: column[start:cut] for name, column in metrics.items()})
         start = cut
     pd.testing.assert_frame_equal(split.history(), whole.history())
-    one_by_one = TrialRecord({})
+    one_by_one = TrialFileWriter({})
     for step in steps:
         one_by_one.add(step, {name: column[step] for name, column in metrics.items()})
     pd.testing.assert_frame_equal(one_by_one.history(), whole.history())
 
 
 def test_metrics_taken_at_other_steps_meet_in_one_row_per_step():
-    record = TrialRecord({})
+    record = TrialFileWriter({})
     assert list(record.history().columns) == ["step"]
     record.add([2, 3], {"train_loss": [0.2, 0.3]})
     record.add(0, {"train_loss": 0.0})

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from tests.learning.made_up import made_up_images
-from tests.learning.runs import History
+from tests.learning.synthetic_data import made_up_images
+from tests.learning.training_runs import History
 from tune_hpc.learning import training
 from tune_hpc.learning.config import complete
-from tune_hpc.learning.optimizer_stack import slice_order
+from tune_hpc.learning.optimizers.stacked import slice_order
 from tune_hpc.learning.training import Training, train, train_fused
 
 

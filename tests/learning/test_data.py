@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tune_hpc.errors import DataUnavailableError
-from tune_hpc.learning import data, download, image_files
+from tune_hpc.learning import data, download, mnist_files
 from tune_hpc.learning.data import ImageData, LineData, load_images
-from tune_hpc.learning.image_files import read_arrays
+from tune_hpc.learning.mnist_files import read_arrays
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def small(monkeypatch, tmp_path):
     files = download._files_from_splits(splits)
     sums = {file_name: hashlib.md5(content).hexdigest() for file_name, content in files.items()}
     monkeypatch.setattr(download, "MD5_SUMS", {"mnist": sums})
-    monkeypatch.setattr(image_files, "NUM_TRAINING_IMAGES", 7)
+    monkeypatch.setattr(mnist_files, "NUM_TRAINING_IMAGES", 7)
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)
     for file_name, content in files.items():
@@ -95,7 +95,7 @@ class TestArrays:
             assert np.array_equal(arrays[name], expected[name])
 
     def test_reading_them_needs_no_torch(self):
-        code = "import sys, tune_hpc.learning.image_files; print({'torch', 'torchvision'} & set(sys.modules))"
+        code = "import sys, tune_hpc.learning.mnist_files; print({'torch', 'torchvision'} & set(sys.modules))"
         printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         assert printed.strip() == "set()"
 

@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.learning.bundles import (
+from tests.learning.fused_configs import (
     BUNDLES,
     CNN,
     CNN_BUNDLE,
@@ -26,11 +26,11 @@ from tests.learning.bundles import (
     SOFTMAX_BUNDLE,
     SOFTMAX_RATES,
 )
-from tests.learning.runs import FileCheckpoint, History, same_bits
+from tests.learning.training_runs import FileCheckpoint, History, same_bits
 from tune_hpc.errors import InvalidConfigError
 from tune_hpc.learning import training
 from tune_hpc.learning.config import OPTIMIZER_DEFAULTS, TEAM_KEYS, TRIAL_KEYS, complete
-from tune_hpc.learning.fusion import MEMBER_KEYS, check_alike, fusion_key, members_that_pay, stream_key
+from tune_hpc.learning.fusion import MEMBER_KEYS, check_alike, fusion_key, max_fused_trials, stream_key
 from tune_hpc.learning.tasks import ImageClassification
 from tune_hpc.learning.training import Training, train_fused
 
@@ -416,6 +416,6 @@ class TestWhoMayTrainTogether:
 
     def test_wide_cnns_train_alone_on_a_cpu(self):
         wide, narrow = (complete({"model": "cnn", "width": width}) for width in (0.25, 0.03))
-        assert members_that_pay(wide, on_gpu=False) == 1
-        assert members_that_pay(narrow, on_gpu=False) > 1
-        assert members_that_pay(wide, on_gpu=True) > 1
+        assert max_fused_trials(wide, on_gpu=False) == 1
+        assert max_fused_trials(narrow, on_gpu=False) > 1
+        assert max_fused_trials(wide, on_gpu=True) > 1

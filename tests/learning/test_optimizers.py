@@ -16,8 +16,8 @@ from tests.learning.tensorflow1 import LINE, TOLERANCE, hyperparameters, label, 
 from tune_hpc.errors import InvalidConfigError
 from tune_hpc.learning import optimizers
 from tune_hpc.learning.config import OPTIMIZER_DEFAULTS
-from tune_hpc.learning.elementwise_optimizers import ElementwiseOptimizer
 from tune_hpc.learning.optimizers import build_optimizer
+from tune_hpc.learning.optimizers.elementwise import ElementwiseOptimizer
 
 VECTORS = json.loads((Path(__file__).parent.parent / "data" / "tensorflow1_vectors.json").read_text())
 

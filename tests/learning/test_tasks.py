@@ -342,7 +342,7 @@ class TestEvaluation:
         without = task.evaluate(model)
         assert all(pixels.shape[1] == len(lit) <= 20 * 20 for pixels, lit in inputs)
         inputs.clear()
-        monkeypatch.setattr(type(model), "skips_black", False)
+        monkeypatch.setattr(type(model), "skips_zero_pixels", False)
         whole = task.evaluate(model)
         assert all(pixels.shape[1:] == (1, 28, 28) and lit is None for pixels, lit in inputs)
         for name, values in whole.items():

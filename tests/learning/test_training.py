@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.learning.runs import FileCheckpoint, History, same_bits
 from tests.learning.tensorflow1 import LINE, TOLERANCE, hyperparameters, label, optimizer_name
+from tests.learning.training_runs import FileCheckpoint, History, same_bits
 from tune_hpc.errors import InvalidConfigError
-from tune_hpc.learning import member, training
+from tune_hpc.learning import stack_member, training
 from tune_hpc.learning.config import BATCHING_POLICIES, OPTIMIZER_DEFAULTS, SCHEDULES, complete
 from tune_hpc.learning.training import Training, train
 
@@ -342,7 +342,7 @@ class TestDivergence:
         config = {**CNN, "width": 1.0, "optimizer": "adam", "learning_rate": 0.5, "steps": 12}
         row, history, _ = run({**config, "num_evaluations": num_evaluations})
         losses = [history["train_loss", step] for step in range(12)]
-        assert max(losses) > member.DIVERGENCE_FACTOR * losses[0]
+        assert max(losses) > stack_member.DIVERGENCE_FACTOR * losses[0]
         assert losses[-1] < 100
         assert (row["status"], row["steps_run"]) == ("finished", 12)
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from tests.learning.made_up import made_up_images
+from tests.learning.synthetic_data import made_up_images
 from tune_hpc.learning.config import complete
-from tune_hpc.scaling.exchange import make_group
-from tune_hpc.scaling.plan import Exchange
+from tune_hpc.scaling.communication import make_group
+from tune_hpc.scaling.plan import GradientSync
 from tune_hpc.scaling.probes import Machine
 from tune_hpc.scaling.workers import make_training
 
@@ -23,10 +23,10 @@ CONFIGS = {
 }
 #: Ways of exchanging, on two workers; the softmax learns with each.
 WAYS = {
-    "small_buckets": Exchange(bucket_mb=0.001),
-    "bucket_view": Exchange(bucket_view=True),
-    "bf16": Exchange(compression="bf16"),
-    "local_steps": Exchange(local_steps=8),
+    "small_buckets": GradientSync(bucket_mb=0.001),
+    "bucket_view": GradientSync(bucket_view=True),
+    "bf16": GradientSync(compression="bf16"),
+    "local_steps": GradientSync(local_steps=8),
 }
 
 

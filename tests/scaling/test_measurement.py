@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from tune_hpc import load, scaling
-from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.predictions import predicted_against_measured
 from tune_hpc.errors import InvalidConfigError, TrialError
-from tune_hpc.learning.image_files import read_arrays
+from tune_hpc.learning.mnist_files import read_arrays
+from tune_hpc.report.scaling_tables import predicted_against_measured
 from tune_hpc.scaling.measurement import time_plan
 from tune_hpc.scaling.plan import make_plan
+from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 CONFIG = {"model": "softmax", "batch_size": 60, "batching": "shuffled", "seed": 5}
 QUIET = {"show_progress": False}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from tests.learning.made_up import made_up_images
+from tests.learning.synthetic_data import made_up_images
 from tests.scaling.replicas import CONFIGS, NUMBERS, WAYS, train_together
 from tune_hpc.learning.config import complete
 from tune_hpc.learning.tasks import ImageClassification

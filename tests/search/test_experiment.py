@@ -8,10 +8,10 @@ import pytest
 from ray import tune
 
 import search_spaces
-from tune_hpc.analysis.figures import KINDS
 from tune_hpc.analysis.results import MEASURES, METRICS
 from tune_hpc.errors import FolderError, InvalidExperimentError, InvalidSpaceError, TuneHpcError
 from tune_hpc.learning.config import TRIAL_KEYS, complete
+from tune_hpc.report.plots.figures import KINDS
 from tune_hpc.search.experiment import (
     ADAPTIVE,
     LINE_METRICS,
@@ -21,14 +21,14 @@ from tune_hpc.search.experiment import (
     Published,
     experiment_from_json,
 )
-from tune_hpc.search.space import Space
+from tune_hpc.search.space.space import Space
 
 GRID = Space({"optimizer": tune.choice(["adam", "momentum"]), "learning_rate": tune.choice([0.1, 0.01])})
 RANGE = Space({"learning_rate": tune.loguniform(1e-4, 1), "batch_size": tune.randint(1, 500)})
 EVERYTHING = [
     pytest.param(one, id=f"{one.name}{'-quick' if one.quick else ''}")
     for full in search_spaces.all_experiments()
-    for one in (full, full.as_quick())
+    for one in (full, full.quick_version())
 ]
 #: What the scaling measurement's rows have beside the standard columns.
 SCALING_COLUMNS = {
@@ -160,7 +160,7 @@ def test_a_quick_value_is_checked_when_the_experiment_is_made():
         Experiment("x", GRID, quick_values={"steps": 0})
     own = Experiment("x", Space({"steps": "all"}, keys={}), function, quick_values={"steps": "few"})
     assert own.to_json()["quick_values"] == {"steps": "few"}
-    assert own.as_quick().space["steps"] == "few"
+    assert own.quick_version().space["steps"] == "few"
 
 
 def test_a_grid_over_a_range_says_what_to_do():
@@ -186,7 +186,7 @@ def test_an_experiment_cannot_be_changed_only_replaced():
 
 def test_a_quick_experiment_is_marked_and_the_full_one_stays():
     experiment = Experiment("x", GRID, quick_values={"steps": 5})
-    quick = experiment.as_quick()
+    quick = experiment.quick_version()
     assert (quick.quick, quick.space["steps"]) == (True, 5)
     assert not experiment.quick
     assert "steps" not in experiment.space

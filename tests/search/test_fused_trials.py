@@ -4,14 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.parts import TrialRecord, read_part
 from tune_hpc.errors import FolderError
 from tune_hpc.learning import training
 from tune_hpc.learning.config import complete
-from tune_hpc.search import reporting, trial
+from tune_hpc.search import reporter, trial_runner
 from tune_hpc.search.experiment import TRAIN
-from tune_hpc.search.trial import Assignment
+from tune_hpc.search.trial_runner import TrialContext
+from tune_hpc.storage.experiment_folder import ExperimentFolder
+from tune_hpc.storage.trial_file import TrialFileWriter, read_trial
 
 CONFIGS = [
     {"model": "line", "steps": 60, "num_evaluations": 6, "optimizer": optimizer, "learning_rate": rate}
@@ -22,26 +22,26 @@ CONFIGS = [
 @pytest.fixture
 def run_fused(tmp_path, monkeypatch):
     """Run the members as one bundle; returns the rows and, for each trial, the file it left."""
-    monkeypatch.setattr(trial, "_match_threads", lambda: None)
+    monkeypatch.setattr(trial_runner, "_match_threads", lambda: None)
     told = []
-    monkeypatch.setattr(reporting.tune, "report", told.append)
+    monkeypatch.setattr(reporter.tune, "report", told.append)
     folder = ExperimentFolder(tmp_path)
     ExperimentFolder(tmp_path).claim_attempt(0)
-    assignment = Assignment("line", str(tmp_path), TRAIN, "train_loss", 1, checkpoint_interval_s=0.0)
+    assignment = TrialContext("line", str(tmp_path), TRAIN, "train_loss", 1, checkpoint_interval_s=0.0)
     members = [
         {"experiment": "line", "trial_id": f"t{number:05d}", "config": complete(config)}
         for number, config in enumerate(CONFIGS)
     ]
 
     def run():
-        trial.run_bundle({"bundle_id": "b00000", "members": members}, {"line": assignment}, {})
+        trial_runner.run_bundle({"bundle_id": "b00000", "members": members}, {"line": assignment}, {})
         return told[-1]["members"], [pd.read_parquet(folder.part(member["trial_id"])) for member in members]
 
     return run
 
 
 def alone(config):
-    record = TrialRecord({})
+    record = TrialFileWriter({})
     row = training.train(config, record.add)
     return row, record.history()
 
@@ -57,17 +57,17 @@ def test_each_member_leaves_a_file_as_if_it_had_run_alone(run_fused, tmp_path):
 
 def test_members_under_way_keep_what_they_have_reported(run_fused, monkeypatch, tmp_path):
     """Every report is followed by a look into the files, where nothing stands between two of them."""
-    monkeypatch.setattr(reporting, "KEEP_INTERVAL_S", 0.0)
-    monkeypatch.setattr(reporting, "KEEP_RATIO", 0)
+    monkeypatch.setattr(reporter, "KEEP_INTERVAL_S", 0.0)
+    monkeypatch.setattr(reporter, "KEEP_RATIO", 0)
     written = []
-    leave_under_way = trial._leave_under_way
+    leave_under_way = trial_runner.write_unfinished
 
     def look(folder, records, took_s):
         leave_under_way(folder, records, took_s)
-        written.append([read_part(folder.part(record.row["trial_id"])) for record in records])
+        written.append([read_trial(folder.part(record.row["trial_id"])) for record in records])
         assert {(row["status"], row["num_fused"]) for row, _ in written[-1]} == {("running", 4)}
 
-    monkeypatch.setattr(trial, "_leave_under_way", look)
+    monkeypatch.setattr(trial_runner, "write_unfinished", look)
     rows, histories = run_fused()
     assert [row["status"] for row in rows] == ["finished", "finished", "diverged", "finished"]
     lengths = [len(history) for _, history in (members[0] for members in written)]
@@ -79,16 +79,16 @@ def test_members_under_way_keep_what_they_have_reported(run_fused, monkeypatch, 
 
 
 def test_a_trial_goes_on_where_what_it_reported_cannot_be_kept_for_a_while(run_fused, monkeypatch, tmp_path):
-    monkeypatch.setattr(reporting, "KEEP_INTERVAL_S", 0.0)
-    monkeypatch.setattr(reporting, "KEEP_RATIO", 0)
-    leave = trial._leave
+    monkeypatch.setattr(reporter, "KEEP_INTERVAL_S", 0.0)
+    monkeypatch.setattr(reporter, "KEEP_RATIO", 0)
+    leave = trial_runner._leave
 
     def full(folder, record, outcome, took_s):
         if outcome["status"] == "running":
             raise FolderError("the disk is full")
         return leave(folder, record, outcome, took_s)
 
-    monkeypatch.setattr(trial, "_leave", full)
+    monkeypatch.setattr(trial_runner, "_leave", full)
     rows, _ = run_fused()
     assert [row["status"] for row in rows] == ["finished", "finished", "diverged", "finished"]
     log = (tmp_path / "logs" / "b00000.log").read_text()

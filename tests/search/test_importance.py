@@ -8,10 +8,10 @@ from ray import tune
 import tune_hpc
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.search.conditions import when
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.importance import importance
-from tune_hpc.search.space import Space
+from tune_hpc.search.space.conditional import when
+from tune_hpc.search.space.space import Space
 
 SPACE = Space({"x": tune.uniform(0, 1), "y": tune.uniform(0, 1), "z": tune.choice(["a", "b"]), "w": 7}, keys={})
 

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from tune_hpc.search.progress import LINE_INTERVAL_S, SearchProgress, Tally
+from tune_hpc.search.progress import LINE_INTERVAL_S, SearchProgress, TrialCounts
 
 
 class Terminal(io.StringIO):
@@ -20,13 +20,13 @@ class Clock:
 
 def line_progress(num_trials=4):
     clock, stream = Clock(), io.StringIO()
-    tally = Tally(num_trials)
+    tally = TrialCounts(num_trials)
     return tally, clock, stream, SearchProgress([tally], {"a": "test_loss", "b": "test_accuracy"}, stream, clock)
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", (0.1, "t1")), ("max", (0.9, "t2"))])
 def test_the_best_value_is_kept_with_its_trial(mode, best):
-    tally = Tally(4)
+    tally = TrialCounts(4)
     for trial_id, value in (("t0", 0.5), ("t1", 0.1), ("t2", 0.9), ("t3", 0.5)):
         tally.note_value("a", trial_id, value, mode)
     assert tally.best == {"a": best}
@@ -35,7 +35,7 @@ def test_the_best_value_is_kept_with_its_trial(mode, best):
 @pytest.mark.parametrize("mode", ["min", "max"])
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
 def test_a_value_that_is_no_number_counts_for_nothing(mode, value):
-    tally = Tally(4)
+    tally = TrialCounts(4)
     tally.note_value("a", "t0", value, mode)
     assert tally.best == {}
     tally.note_value("a", "t1", 0.5, mode)
@@ -44,7 +44,7 @@ def test_a_value_that_is_no_number_counts_for_nothing(mode, value):
 
 
 def test_counts_leave_out_what_there_is_none_of():
-    tally = Tally(9)
+    tally = TrialCounts(9)
     assert tally.counts() == ""
     tally.running = 2
     tally.ended.update(finished=3, diverged=1, failed=1)
@@ -97,7 +97,7 @@ def test_the_last_line_is_written_when_the_search_breaks_off():
 def test_on_a_terminal_there_is_a_bar(monkeypatch):
     monkeypatch.setenv("COLUMNS", "150")
     monkeypatch.setenv("TERM", "xterm")
-    tally, stream = Tally(4), Terminal()
+    tally, stream = TrialCounts(4), Terminal()
     with SearchProgress([tally], {"a": "test_loss"}, stream) as progress:
         tally.ended["finished"] = 3
         tally.running = 1

@@ -14,9 +14,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from tests.search import trainables
 from tune_hpc import Experiment, Space, extend, run, run_all
 from tune_hpc.analysis.results import Results
-from tune_hpc.search.reporting import Decision, Watched
-from tune_hpc.search.schedulers import InOrder, make_scheduler, tell_of_the_past, watched
-from tune_hpc.search.study import Study
+from tune_hpc.search.reporter import Decision, MonitoredMetric
+from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, make_scheduler, replay_results, watched
+from tune_hpc.search.searchers.optuna_study import Study
 
 STEPS = 27
 SPACE = Space({"x": tune.uniform(0, 1), "steps": STEPS}, keys={})
@@ -41,7 +41,7 @@ def studies():
             made.append(self)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("tune_hpc.search.study.Study", Seen)
+        monkeypatch.setattr("tune_hpc.search.searchers.optuna_study.Study", Seen)
         yield made
 
 
@@ -147,7 +147,7 @@ def test_no_search_moves_a_trial_from_a_process_that_is_starting_to_another(sche
     assert FIFOScheduler().choose_trial_to_run(Search) is Waiting  # What it must not do.
     assert len(schedulers) >= 6
     assert [one for one in schedulers if one.choose_trial_to_run(Search) is not None] == []
-    assert sum(type(one) is InOrder for one in schedulers) == 1
+    assert sum(type(one) is FifoMixin for one in schedulers) == 1
 
 
 @pytest.mark.ray
@@ -185,7 +185,7 @@ def trial(name: str):
 def test_a_scheduler_that_knows_the_past_stops_what_is_worse(name, rung):
     scheduler = make_scheduler(name, "min", 27, 0)
     seen = watched("loss", "min", reports_images=False)
-    tell_of_the_past(
+    replay_results(
         scheduler, history({f"t{n}": [n / 10 + 1 / step for step in range(1, 28)] for n in range(20)}), seen, 27
     )
     new, good = trial("new"), trial("good")
@@ -201,7 +201,7 @@ def test_no_value_stops_nobody(name):
 
     seen = watched("loss", "min", reports_images=False)
     past = {f"t{number}": [math.nan if number % 2 else 1.0] * 3 for number in range(8)}
-    tell_of_the_past(scheduler, history(past), seen, 27)
+    replay_results(scheduler, history(past), seen, 27)
     best = trial("best")
     scheduler.on_trial_add(None, best)
     assert scheduler.on_trial_result(None, best, {"progress": 3, "value": 0.5}) == TrialScheduler.CONTINUE
@@ -248,15 +248,15 @@ def test_hyperband_s_brackets_begin_at_different_rungs_and_a_trial_s_is_its_own(
 
 def test_trials_of_fewer_steps_are_judged_at_the_same_part_of_them(monkeypatch):
     told = []
-    monkeypatch.setattr("tune_hpc.search.reporting.tune.report", told.append)
-    decision = Decision("t00000", Watched("loss", False, "min"), lambda: None, pace=15_000 / 1500)
+    monkeypatch.setattr("tune_hpc.search.reporter.tune.report", told.append)
+    decision = Decision("t00000", MonitoredMetric("loss", False, "min"), lambda: None, pace=15_000 / 1500)
     decision(500, 0.25)
     assert (told[0]["step"], told[0]["progress"], told[0]["value"]) == (500, 5000, 0.25)
     scheduler = make_scheduler("asha_stopping", "min", 15_000, 0)
     trials = pd.DataFrame({"trial_id": ["long", "short"], "steps": [15_000, 1500]})
     rows = [("long", 554, 1.0), ("long", 555, 1.0), ("short", 56, 1.0)]
     past = Results({"name": "past"}, trials, pd.DataFrame(rows, columns=["trial_id", "step", "loss"]))
-    tell_of_the_past(scheduler, past, watched("loss", "min", reports_images=False), 15_000)
+    replay_results(scheduler, past, watched("loss", "min", reports_images=False), 15_000)
     (bracket,) = scheduler._brackets
     assert {milestone: set(reached) for milestone, reached in bracket._rungs if reached} == {
         555: {"past.long", "past.short"}

@@ -225,7 +225,7 @@ def test_exercise_4_times_the_winner_on_1_2_and_4_workers():
 
 @pytest.mark.parametrize("experiment", search_spaces.all_experiments(), ids=lambda one: one.name)
 def test_a_quick_version_only_shrinks(experiment):
-    quick = experiment.as_quick()
+    quick = experiment.quick_version()
     assert quick.quick
     assert quick.num_trials <= experiment.num_trials
     smaller = {"steps", "width", "num_evaluations", "num_evaluation_images", "num_timed_steps", "repeats"}

@@ -10,8 +10,8 @@ from ray import tune
 from ray.tune.search.variant_generator import generate_variants
 
 from tune_hpc.errors import InvalidSpaceError
-from tune_hpc.search.domains import RANGES, describe, parse_domain
-from tune_hpc.search.space import Space
+from tune_hpc.search.space.domains import RANGES, describe, parse_domain
+from tune_hpc.search.space.space import Space
 
 FREE: dict = {}
 

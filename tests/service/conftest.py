@@ -12,16 +12,16 @@ from fastapi.testclient import TestClient
 from ray import tune
 
 from search_spaces import exercise1_1stpart, exercise2
-from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.parts import summarise, write_part
 from tune_hpc.analysis.results import trials_frame, write_frames
-from tune_hpc.cluster.client import JobClient
-from tune_hpc.cluster.job_folder import timestamp
-from tune_hpc.cluster.launchers import DriverState
+from tune_hpc.jobs.client import JobClient
+from tune_hpc.jobs.job_folder import timestamp
+from tune_hpc.jobs.launchers import DriverState
 from tune_hpc.search.experiment import Experiment, Space
 from tune_hpc.service.app import create_app
 from tune_hpc.service.auth import AccessRules, Credentials
 from tune_hpc.service.rate_limit import RateLimits, TokenBuckets
+from tune_hpc.storage.experiment_folder import ExperimentFolder
+from tune_hpc.storage.trial_file import summarise, write_trial
 
 API = "/api/v1"
 TOKEN = "a-token-for-tests-only"
@@ -117,7 +117,7 @@ class Service:
             histories.append(history.assign(trial_id=rows[-1]["trial_id"]))
         if is_running:
             for row, history in zip(rows, histories, strict=True):
-                write_part(folder.part(row["trial_id"]), row, history.drop(columns="trial_id"))
+                write_trial(folder.part(row["trial_id"]), row, history.drop(columns="trial_id"))
         else:
             write_frames(folder, trials_frame(rows, keys), pd.concat(histories, ignore_index=True))
         best = {"value": 1e-4, "trial_id": "t00000"}

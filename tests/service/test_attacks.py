@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from tests.service.processes import serving, wait_until
-from tune_hpc.cluster.client import JobClient
-from tune_hpc.cluster.launchers import LocalLauncher
+from tune_hpc.jobs.client import JobClient
+from tune_hpc.jobs.launchers import LocalLauncher
 
 pytestmark = pytest.mark.slow
 NUM_CONNECTIONS = 2000

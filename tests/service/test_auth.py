@@ -16,8 +16,8 @@ from search_spaces import exercise1_1stpart
 from tests.service.conftest import API, TOKEN, generous_limits, problem_of, serve
 from tune_hpc import cli
 from tune_hpc.cli.serve import is_loopback, warn_of_cluster
-from tune_hpc.cluster.client import Client, LocalClient
 from tune_hpc.errors import FolderError
+from tune_hpc.jobs.client import Client, LocalClient
 from tune_hpc.service import auth, rate_limit
 from tune_hpc.service.auth import Credentials, read_or_create_secret
 from tune_hpc.service.connection import CONNECTION

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from tests.service.conftest import API, StandInLauncher, problem_of, serve
-from tune_hpc.cluster.launchers import DriverState
 from tune_hpc.errors import ClusterError
+from tune_hpc.jobs.launchers import DriverState
 from tune_hpc.service import middleware
 
 LINE = {"space": "exercise1_1stpart"}
@@ -275,7 +275,7 @@ def test_unexpected_failure_is_one_line_and_the_log_has_the_cause(service, monke
         raise ZeroDivisionError("a secret detail")
 
     with monkeypatch.context() as patched:
-        patched.setattr("tune_hpc.cluster.client.JobClient.list", fail)
+        patched.setattr("tune_hpc.jobs.client.JobClient.list", fail)
         response = service.get("/searches")
     assert (response.status_code, response.json()["type"]) == (500, "urn:tune-hpc:problem:internal")
     assert problem_of(response) == "the request failed; the log of the service has the cause"

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.service.conftest import API, RANDOM, REGISTERED, problem_of, serve
-from tune_hpc.cluster.launchers import DriverState
-from tune_hpc.search.space import Space
+from tune_hpc.jobs.launchers import DriverState
+from tune_hpc.search.space.space import Space
 
 LINE = {"space": "exercise1_1stpart"}
 
@@ -203,7 +203,7 @@ def test_search_whose_driver_may_live_is_resumed_with_force_only(service, monkey
     search_id = service.start({"space": "line.random"})
     service.drive(search_id)
     service.launcher.driver = DriverState.UNKNOWN
-    monkeypatch.setattr("tune_hpc.cluster.job_folder.JobFolder.silence_s", lambda *_: 1000.0)
+    monkeypatch.setattr("tune_hpc.jobs.job_folder.JobFolder.silence_s", lambda *_: 1000.0)
     assert service.state(search_id) == "unknown"
     response = service.post(f"/searches/{search_id}/resume")
     assert (response.status_code, "nothing is known of the driver" in problem_of(response)) == (409, True)

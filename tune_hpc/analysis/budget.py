@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.configurations import HEALTHY, numeric
+from tune_hpc.analysis.aggregation import HEALTHY, numeric
+from tune_hpc.analysis.intervals import student_interval
 from tune_hpc.analysis.judged import best_first, check_columns, configuration_numbers, measured_configurations
 from tune_hpc.analysis.results import Results
-from tune_hpc.analysis.statistics import student_interval
 from tune_hpc.errors import UnknownNameError
 
 BUDGETS = (1, 2, 5, 10, 20, 50)
 #: What fewer configurations would have found is told of a search of so many.
-LEAST_TRIED = 20
+MIN_CONFIGURATIONS = 20
 #: Searchers that learn from the trials that ended: what they try next depends on what they tried before.
 LEARNING = ("tpe", "gp")
 #: Of what is found, the lowest and the highest in twenty.
@@ -38,8 +38,8 @@ def budget_curve(results: Results, budgets: Sequence[int] = BUDGETS, metric: str
 
     Returns:
         One row per budget, the smallest first: ``num_configurations``; ``mean``, ``low`` and ``high`` (5 % and 95 %
-        quantiles) of the metric, in its unit, where anything was found; ``chance_of_best``: how likely the one kept is
-        the best of all, or within that one's 95 % interval over its seeds; ``chance_of_nothing``: how likely all of
+        quantiles) of the metric, in its unit, where anything was found; ``prob_best``: how likely the one kept is
+        the best of all, or within that one's 95 % interval over its seeds; ``prob_all_diverged``: how likely all of
         them diverged. Chances are fractions; 0 or 1 of a searcher that learns.
 
     Raises:
@@ -59,18 +59,18 @@ def budget_curve(results: Results, budgets: Sequence[int] = BUDGETS, metric: str
     is_best = _is_within_best(results, best)
     # Row by row: how likely it is that each of the ranked configurations is kept.
     if results.experiment.get("searcher") in LEARNING:
-        weights = [_kept_in_order(best.index.to_numpy(), tried[:budget].to_numpy()) for budget in own]
+        weights = [_running_best(best.index.to_numpy(), tried[:budget].to_numpy()) for budget in own]
     else:
         weights = [_chances(num_tried, len(best), budget) for budget in own]
     values = best[metric].to_numpy(float)
     rows = [
         {
-            "num_configurations": budget, **_outcome(values, kept), "chance_of_best": float(kept[is_best].sum()),
-            "chance_of_nothing": max(0.0, round(1 - float(kept.sum()), 12)),
+            "num_configurations": budget, **_outcome(values, kept), "prob_best": float(kept[is_best].sum()),
+            "prob_all_diverged": max(0.0, round(1 - float(kept.sum()), 12)),
         }
         for budget, kept in zip(own, weights, strict=True)
     ]  # fmt: skip
-    columns = ["num_configurations", "mean", "low", "high", "chance_of_best", "chance_of_nothing"]
+    columns = ["num_configurations", "mean", "low", "high", "prob_best", "prob_all_diverged"]
     df = pd.DataFrame(rows, columns=columns).astype({name: float for name in columns[1:]})
     if results.experiment.get("searcher") in LEARNING:
         df[["low", "high"]] = np.nan
@@ -95,7 +95,7 @@ def _chances(num_all: int, num_ranked: int, budget: int) -> np.ndarray:
     return np.asarray(none_better * np.minimum(budget / left, 1.0))
 
 
-def _kept_in_order(ranked: np.ndarray, tried: np.ndarray) -> np.ndarray:
+def _running_best(ranked: np.ndarray, tried: np.ndarray) -> np.ndarray:
     kept = np.zeros(len(ranked))
     found = np.flatnonzero(np.isin(ranked, tried))
     kept[found[:1]] = 1.0

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.configurations import HEALTHY, matching
+from tune_hpc.analysis.aggregation import HEALTHY, matching
+from tune_hpc.analysis.formatting import format_value, short, words
 from tune_hpc.analysis.results import Results
-from tune_hpc.analysis.wording import short, value_text, words
 
 
-def claims_checked(results: Results) -> pd.DataFrame:
+def check_claims(results: Results) -> pd.DataFrame:
     """Return every claim of an experiment with the numbers that it stands or falls with.
 
     Returns:
@@ -25,7 +25,7 @@ def claims_checked(results: Results) -> pd.DataFrame:
     rows = []
     for one in results.experiment.get("claims") or ():
         numbers = claim_numbers(results, one)
-        told = ", ".join(f"{value_text(value)}: {_text(number)}" for value, number in numbers.items())
+        told = ", ".join(f"{format_value(value)}: {_text(number)}" for value, number in numbers.items())
         known = not numbers.isna().any()
         rows.append(
             {
@@ -64,11 +64,11 @@ def _at_the_end(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> fl
     return float(x[-1])
 
 
-def _part_left(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
+def _remaining_fraction(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
     return float(x[-1] / x[0])
 
 
-def _settled_at(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
+def _settling_step(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
     outside = np.flatnonzero(np.abs(x - claim["target"]) > claim["tolerance"])
     if len(outside) == 0:
         return float(step[0])
@@ -86,24 +86,24 @@ def _reversals(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> flo
     return float(np.count_nonzero(np.diff(direction[direction != 0])))
 
 
-def _wrong_way(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
+def _max_departure(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
     away = np.abs(x - claim["target"])
     return float(away.max() - away[0])
 
 
-def _wrong_until(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
+def _max_departure_step(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
     return float(step[int(np.argmax(np.abs(x - claim["target"])))])
 
 
 #: What can be read off a metric up to some step: by name, from its steps and values.
 MEASURES: dict[str, Callable[[np.ndarray, np.ndarray, Mapping[str, Any]], float]] = {
     "value": _at_the_end,
-    "part_left": _part_left,
-    "settled_at": _settled_at,
+    "part_left": _remaining_fraction,
+    "settled_at": _settling_step,
     "crossings": _crossings,
     "reversals": _reversals,
-    "wrong_way": _wrong_way,
-    "wrong_until": _wrong_until,
+    "wrong_way": _max_departure,
+    "wrong_until": _max_departure_step,
 }
 #: What may hold of numbers, and the bound.
 RELATIONS: dict[str, Callable[[np.ndarray, float], bool]] = {

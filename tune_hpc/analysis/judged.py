@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from tune_hpc.analysis.configurations import matching, over_seeds, ranked
+from tune_hpc.analysis.aggregation import aggregate_seeds, matching, ranked
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
 
 def measured_configurations(results: Results, metrics: Sequence[str]) -> pd.DataFrame:
-    """Return ``over_seeds``; its index counts configurations in the order in which they first appear.
+    """Return ``aggregate_seeds``; its index counts configurations in the order in which they first appear.
 
     Args:
         results: Any results.
@@ -26,7 +26,7 @@ def measured_configurations(results: Results, metrics: Sequence[str]) -> pd.Data
     """
     wanted = list(dict.fromkeys([*metrics, results.metric]))
     check_columns(results, wanted)
-    return over_seeds(results, wanted)
+    return aggregate_seeds(results, wanted)
 
 
 def check_columns(results: Results, columns: Sequence[str]) -> None:
@@ -80,7 +80,7 @@ def with_trials(results: Results, trials: pd.DataFrame) -> Results:
 
 
 def configuration_numbers(results: Results) -> pd.Series:
-    """Return, for each trial, which row of ``over_seeds`` its configuration is."""
+    """Return, for each trial, which row of ``aggregate_seeds`` its configuration is."""
     keys = [name for name in results.varying if name != "seed"]
     if not keys:
         return pd.Series(0, index=results.trials.index)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.configurations import matching, over_seeds, ranked
+from tune_hpc.analysis.aggregation import aggregate_seeds, matching, ranked
+from tune_hpc.analysis.formatting import condition, format_value
+from tune_hpc.analysis.intervals import Interval, accuracy_error, student_interval
 from tune_hpc.analysis.results import Results
-from tune_hpc.analysis.statistics import Interval, accuracy_error, student_interval
-from tune_hpc.analysis.wording import condition, value_text
 
 AGREES, DIFFERS, CANNOT_TELL, NOT_COMPARABLE = "agrees", "differs", "cannot tell", "not comparable"
 #: With fewer seeds than this the spread of runs is anybody's guess.
@@ -25,7 +25,7 @@ CONFIDENCE = 0.95
 _NUM_TEST_IMAGES = 10_000
 
 
-def published_against_measured(results: Results) -> pd.DataFrame:
+def compare_to_published(results: Results) -> pd.DataFrame:
     """Hold every published number against the trials that it speaks of.
 
     Returns:
@@ -37,9 +37,9 @@ def published_against_measured(results: Results) -> pd.DataFrame:
         what is not comparable), ``quick``, ``source``.
     """
     published = list(results.experiment.get("published") or ())
-    configurations = over_seeds(results, [results.metric, *(one["metric"] for one in published)])
+    configurations = aggregate_seeds(results, [results.metric, *(one["metric"] for one in published)])
     everywhere = _common(published)
-    rows = [_held_against(one, results, configurations, everywhere) for one in published]
+    rows = [_compare_one(one, results, configurations, everywhere) for one in published]
     columns = "where metric published measured low high deviation num_seeds num_diverged difference verdict best_over "
     columns += "measured_best published_best best_agrees note quick source"
     df = pd.DataFrame(rows, columns=columns.split())
@@ -54,7 +54,7 @@ def _common(published: Sequence[Mapping[str, Any]]) -> set[str]:
     return {name for name in first if all(one["where"].get(name) == first[name] for one in published)}
 
 
-def _held_against(
+def _compare_one(
     one: Mapping[str, Any], results: Results, configurations: pd.DataFrame, everywhere: set[str]
 ) -> dict[str, Any]:
     where, metric, over = one["where"], one["metric"], one.get("best_over")
@@ -64,7 +64,7 @@ def _held_against(
         "where": condition(told), "metric": metric, "published": float(one["value"]), "measured": np.nan,
         "low": np.nan, "high": np.nan, "deviation": np.nan, "num_seeds": 0, "num_diverged": 0, "difference": np.nan,
         "verdict": None, "best_over": over, "measured_best": None,
-        "published_best": ", ".join(map(value_text, named)) or None, "best_agrees": None, "note": "",
+        "published_best": ", ".join(map(format_value, named)) or None, "best_agrees": None, "note": "",
         "quick": bool(results.experiment.get("quick")), "source": one.get("source", ""),
     }  # fmt: skip
     found = configurations[matching(configurations, where)]
@@ -116,7 +116,7 @@ def verdict(
     if distance <= 1e-9:
         return AGREES
     if num_seeds >= LEAST_SEEDS and not np.isnan(measured.half):
-        return AGREES if distance <= measured.of_one_more(num_seeds).half else DIFFERS
+        return AGREES if distance <= measured.prediction_interval(num_seeds).half else DIFFERS
     if num_images and distance <= 1.96 * accuracy_error(measured.mean, num_images):
         return AGREES
     return CANNOT_TELL

@@ -38,14 +38,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
-from tune_hpc.analysis.decisions import generations_frame, rungs_frame
-from tune_hpc.analysis.folder import ExperimentFolder, find_experiments, find_one, write_whole
-from tune_hpc.analysis.histories import Histories
-from tune_hpc.analysis.parts import read_table, row_of
+from tune_hpc.analysis.frames import generations_frame, rungs_frame
+from tune_hpc.analysis.lazy_history import LazyHistory
 from tune_hpc.errors import FolderError, UnknownNameError
+from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiments, find_one, write_atomic
+from tune_hpc.storage.trial_file import read_table, row_of
 
 if TYPE_CHECKING:
-    from tune_hpc.analysis.ranking import Ranking
+    from tune_hpc.analysis.comparison import Comparison
 
 STATUSES = ("finished", "stopped", "diverged", "failed", "running")
 IDENTITY = ("experiment", "trial_id", "status", "stop_reason", "error")
@@ -169,7 +169,7 @@ class Results:
         *,
         confidence: float = 0.95,
         where: Mapping[str, Any] | None = None,
-    ) -> "Ranking":
+    ) -> "Comparison":
         """Say which value of a parameter is better, by how much, and how sure that is; ties are called ties.
 
         Args:
@@ -182,18 +182,18 @@ class Results:
             UnknownNameError: no such parameter, or one of more than 100 values; no such column of numbers, or no such
                 trial.
         """
-        from tune_hpc.analysis.ranking import rank_values
+        from tune_hpc.analysis.comparison import rank_values
 
         return rank_values(self, parameter, metric, confidence=confidence, where=where)
 
     def __repr__(self) -> str:
-        from tune_hpc.analysis.conclusions import sentences
+        from tune_hpc.report.findings import sentences
 
         return "\n".join([f"Results of {self.name}:", *sentences(self)])
 
     def _repr_html_(self) -> str:
-        from tune_hpc.analysis.conclusions import sentences
-        from tune_hpc.analysis.tables import best_trials
+        from tune_hpc.report.findings import sentences
+        from tune_hpc.report.tables import best_trials
 
         said = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(self))
         return f"<b>{escape(self.name)}</b><ul>{said}</ul>{best_trials(self).to_html(index=False)}"
@@ -210,7 +210,7 @@ class Results:
         files = []
         for name, df in (("trials", self.trials), ("history", self.history)):
             files.append(Path(folder) / f"{name}.{ending}")
-            write_whole(files[-1], lambda path, df=df: write(df, path))  # type: ignore[misc]
+            write_atomic(files[-1], lambda path, df=df: write(df, path))  # type: ignore[misc]
         return files
 
     def generations(self) -> pd.DataFrame:
@@ -249,8 +249,8 @@ class Results:
 
 def write_frames(folder: ExperimentFolder, trials: pd.DataFrame, history: pd.DataFrame) -> None:
     """Write trials.parquet and history.parquet."""
-    write_whole(folder.trials_file, lambda path: trials.to_parquet(path, index=False))
-    write_whole(folder.history_file, lambda path: history.to_parquet(path, index=False))
+    write_atomic(folder.trials_file, lambda path: trials.to_parquet(path, index=False))
+    write_atomic(folder.history_file, lambda path: history.to_parquet(path, index=False))
 
 
 def trials_frame(rows: Iterable[Mapping[str, Any]], config_keys: Sequence[str]) -> pd.DataFrame:
@@ -298,7 +298,7 @@ def _in_order(results: Results) -> tuple[str, int]:
     return results.experiment.get("provenance", {}).get("started", ""), results.experiment.get("position", 0)
 
 
-def read_part_table(part: Path) -> tuple[dict[str, Any], pa.Table]:
+def read_trial_table(part: Path) -> tuple[dict[str, Any], pa.Table]:
     """Return the row and the history of the trial that a part tells of.
 
     Raises:
@@ -322,13 +322,13 @@ def load_folder(folder: ExperimentFolder) -> Results:
 
 
 def read_folder(
-    folder: ExperimentFolder, read_part: Callable[[str], tuple[dict[str, Any], pa.Table]] | None = None
-) -> tuple[dict[str, Any], pd.DataFrame, Histories]:
+    folder: ExperimentFolder, read_trial: Callable[[str], tuple[dict[str, Any], pa.Table]] | None = None
+) -> tuple[dict[str, Any], pd.DataFrame, LazyHistory]:
     """Read what ``Results`` are made of: the experiment, its trials, what these reported.
 
     Args:
         folder: Of the experiment.
-        read_part: Returns the row and the history of a trial that has a file of its own; by default read from that.
+        read_trial: Returns the row and the history of a trial that has a file of its own; by default read from that.
             Whoever reads a folder again and again remembers those it has read.
 
     Raises:
@@ -341,26 +341,26 @@ def read_folder(
             "restore it from a copy"
         )
     keys = experiment["config_keys"]
-    read_part = read_part or (lambda trial_id: read_part_table(folder.part(trial_id)))
+    read_trial = read_trial or (lambda trial_id: read_trial_table(folder.part(trial_id)))
     while True:
-        with_parts = folder.part_ids()
+        with_parts = folder.trial_ids()
         trials, history = read_frames(folder)
         # A trial that still ran when the frames were written is told by its part, written when it ended.
         done = set(trials.loc[trials["status"] != "running", "trial_id"])
         try:
-            parts = {trial_id: read_part(trial_id) for trial_id in with_parts if trial_id not in done}
+            parts = {trial_id: read_trial(trial_id) for trial_id in with_parts if trial_id not in done}
             break
         except FolderError:
             # What has gone since it was listed has gone into the frames, for the search has ended: look there.
             if all(folder.part(trial_id).exists() for trial_id in with_parts):
                 raise
     if not parts:
-        return experiment, trials if len(trials) else trials_frame([], keys), Histories(history, {})
+        return experiment, trials if len(trials) else trials_frame([], keys), LazyHistory(history, {})
     kept = _without(trials, parts).to_dict("records")
     rows = [{str(name): value for name, value in row.items()} for row in kept]
     rows += [row for row, _ in parts.values()]
     tables = {trial_id: table for trial_id, (_, table) in parts.items()}
-    return experiment, trials_frame(rows, keys), Histories(_without(history, parts), tables)
+    return experiment, trials_frame(rows, keys), LazyHistory(_without(history, parts), tables)
 
 
 def _without(df: pd.DataFrame, trials: Collection[str]) -> pd.DataFrame:

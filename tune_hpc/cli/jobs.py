@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune_hpc.analysis.object_store import here, place_of
 from tune_hpc.cli.options import PLACE_FLAGS, add_place_flags, add_what_flags, find_experiments
 from tune_hpc.errors import ClusterError, FolderError, UnknownNameError
+from tune_hpc.storage.filesystem import here, place_of
 
 if TYPE_CHECKING:
-    from tune_hpc.cluster.client import Job, JobClient
-    from tune_hpc.cluster.status import JobStatus
+    from tune_hpc.jobs.client import Job, JobClient
+    from tune_hpc.jobs.status import JobStatus
 
 #: The default storage, and the variable that names another one.
 DEFAULT_STORAGE = "runs/jobs"
@@ -77,7 +77,7 @@ def add_storage_flags(parser: argparse.ArgumentParser, *, writes: bool = False) 
 
 
 def _submit(flags: argparse.Namespace) -> int:
-    from tune_hpc.cluster.history import remember
+    from tune_hpc.jobs.storage_history import remember
 
     experiments = [experiment for name in flags.names for experiment in find_experiments(name, flags)]
     client = client_at(flags.address, _storage(flags), shared_storage=flags.shared_storage)
@@ -159,7 +159,7 @@ def _delete(flags: argparse.Namespace) -> int:
 
 
 def _fetch(flags: argparse.Namespace) -> int:
-    from tune_hpc.cluster.fetch import fetch
+    from tune_hpc.jobs.fetch import fetch
 
     job = find_job(flags)
     target = Path(flags.output) if flags.output else Path("runs") / job.id
@@ -169,7 +169,7 @@ def _fetch(flags: argparse.Namespace) -> int:
 
 def is_job(text: str) -> bool:
     """Return whether a text is the id of a job and does not name a folder."""
-    from tune_hpc.cluster.job_folder import is_id
+    from tune_hpc.jobs.job_folder import is_id
 
     return is_id(text) and not Path(text).exists()
 
@@ -194,7 +194,7 @@ def find_job(flags: argparse.Namespace) -> "Job":
         UnknownNameError: none of them holds it.
         FolderError: the storage that the flags name does not answer.
     """
-    from tune_hpc.cluster.job_folder import JobFolder, is_id
+    from tune_hpc.jobs.job_folder import JobFolder, is_id
 
     searched, silent = _storages(flags), ""
     for storage in searched:
@@ -217,9 +217,9 @@ def job_in(storage: str, job_id: str, address: str | None, *, shared_storage: bo
     A job folder can name any address. The token of a cluster goes only to addresses that the user has given, in this
     command, in ``RAY_ADDRESS`` or before.
     """
-    from tune_hpc.cluster.client import JobClient
-    from tune_hpc.cluster.job_folder import JobFolder
-    from tune_hpc.cluster.ray_jobs import RayJobsLauncher
+    from tune_hpc.jobs.client import JobClient
+    from tune_hpc.jobs.job_folder import JobFolder
+    from tune_hpc.jobs.ray_jobs import RayJobsLauncher
 
     attempt = JobFolder(here(storage).absolute() / job_id).last_attempt()
     named = str(attempt.location.get("address") or "") if attempt else ""
@@ -230,8 +230,8 @@ def job_in(storage: str, job_id: str, address: str | None, *, shared_storage: bo
 
 
 def _is_known(address: str) -> bool:
-    from tune_hpc.cluster.history import recall
-    from tune_hpc.cluster.ray_jobs import as_url
+    from tune_hpc.jobs.ray_jobs import as_url
+    from tune_hpc.jobs.storage_history import recall
 
     given = [os.environ.get(name, "") for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")]
     try:
@@ -242,9 +242,9 @@ def _is_known(address: str) -> bool:
 
 def client_at(address: str | None, storage: str, *, shared_storage: bool = False) -> "JobClient":
     """Return the client of a cluster that the user has given; of this machine for ``None`` or ``local``."""
-    from tune_hpc.cluster.client import Client, LocalClient
-    from tune_hpc.cluster.history import remember
-    from tune_hpc.cluster.ray_jobs import as_url
+    from tune_hpc.jobs.client import Client, LocalClient
+    from tune_hpc.jobs.ray_jobs import as_url
+    from tune_hpc.jobs.storage_history import remember
 
     if address in (None, "local"):
         return LocalClient(storage, shared_storage=shared_storage)
@@ -259,7 +259,7 @@ def _storage(flags: argparse.Namespace) -> str:
 
 def _storages(flags: argparse.Namespace) -> list[str]:
     """Return the storage that the flags name, or all that were used before, the latest first."""
-    from tune_hpc.cluster.history import recall
+    from tune_hpc.jobs.storage_history import recall
 
     if flags.storage:
         return [flags.storage]

@@ -186,14 +186,14 @@ def _run(flags: argparse.Namespace) -> int:
 
 def _scale(flags: argparse.Namespace) -> int:
     from tune_hpc.scaling.plan import OPTIONS
-    from tune_hpc.search.settings import parse_settings
+    from tune_hpc.search.space.parsing import parse_settings
 
     if flags.option == "all":
         flags.option = ",".join(OPTIONS)
     own = {name: getattr(flags, name) for name in ("workers", "option", "mode", "repeats", "num_timed_steps")}
     settings = [f"{name}={value}" for name, value in own.items() if value is not None]
     experiment = import_module("search_spaces.exercise4").experiment
-    experiment = experiment.as_quick() if flags.quick else experiment
+    experiment = experiment.quick_version() if flags.quick else experiment
     chosen = experiment.with_values(parse_settings([*flags.settings, *settings]))
     if set(chosen.space.varying) - {"workers"}:
         # Its figures are of one configuration; of several there are standard ones, with a line for each.
@@ -213,9 +213,9 @@ def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.
     Returns:
         The exit code.
     """
-    from tune_hpc.analysis.folder import new_folder
-    from tune_hpc.analysis.object_store import here
-    from tune_hpc.search.launch import folders_in, launch
+    from tune_hpc.jobs.launch import folders_in, launch
+    from tune_hpc.storage.experiment_folder import new_folder
+    from tune_hpc.storage.filesystem import here
 
     if flags.go_on and not flags.output_dir:
         raise InvalidExperimentError("--resume needs --output-dir, the folder that holds what is to go on")
@@ -233,9 +233,9 @@ def _go_on(flags: argparse.Namespace) -> int:
     """Resume the searches of a folder, or extend the one that it holds; or do so with a job."""
     if verbs.is_job(flags.folder):
         return verbs.restart(flags)
-    from tune_hpc.analysis.object_store import here
     from tune_hpc.analysis.results import load_all
-    from tune_hpc.search.tuner import extend, resume
+    from tune_hpc.search.runner import extend, resume
+    from tune_hpc.storage.filesystem import here
 
     options = {key: getattr(flags, key) for key in (*PLACE_FLAGS, "force")}
     if flags.num_samples is not None:
@@ -250,7 +250,7 @@ def _tell(results: Sequence["Results"], page: Path | None) -> int:
     for one in results:
         print(_in_short(one))
     if page is not None:
-        from tune_hpc.analysis.report import write_report
+        from tune_hpc.report.report import write_report
 
         print(f"report: {write_report(results, page, importance=_importance)}")
     states = {one.experiment["state"] for one in results}
@@ -267,9 +267,9 @@ def _tell(results: Sequence["Results"], page: Path | None) -> int:
 
 
 def _show(flags: argparse.Namespace) -> int:
-    from tune_hpc.analysis.folder import ExperimentFolder
     from tune_hpc.analysis.results import load_all
-    from tune_hpc.analysis.tables import best_trials, to_markdown, unfinished
+    from tune_hpc.report.tables import best_trials, to_markdown, unfinished
+    from tune_hpc.storage.experiment_folder import ExperimentFolder
 
     if flags.n < 1:
         raise InvalidExperimentError(f"-n must be at least 1; got {flags.n}")
@@ -302,9 +302,9 @@ def _in_short(results: "Results", metric: str | None = None) -> str:
 
 
 def _compare(flags: argparse.Namespace) -> int:
-    from tune_hpc.analysis.across import SEARCH, join, names_of
+    from tune_hpc.analysis.concat import SEARCH, join, names_of
     from tune_hpc.analysis.results import load_all
-    from tune_hpc.analysis.tables import ranking_table, to_markdown
+    from tune_hpc.report.tables import ranking_table, to_markdown
 
     searches = [one for folder in flags.folders for one in load_all(folder)]
     if len(searches) == 1 and not flags.by:
@@ -316,7 +316,7 @@ def _compare(flags: argparse.Namespace) -> int:
     ranking = results.compare(flags.by or SEARCH, flags.metric)
     print(f"{ranking}\n\n{to_markdown(ranking_table(ranking))}")
     if flags.output:
-        from tune_hpc.analysis.report import write_report
+        from tune_hpc.report.report import write_report
 
         names = " and ".join(names_of(searches))
         title = f"{names} by {ranking.parameter}" if len(searches) == 1 else f"{names} compared"
@@ -326,9 +326,9 @@ def _compare(flags: argparse.Namespace) -> int:
 
 
 def _report(flags: argparse.Namespace) -> int:
-    from tune_hpc.analysis.object_store import here
-    from tune_hpc.analysis.report import write_report
     from tune_hpc.analysis.results import load_all
+    from tune_hpc.report.report import write_report
+    from tune_hpc.storage.filesystem import here
 
     results = [one for folder in flags.folders for one in load_all(folder)]
     page = here(flags.output) if flags.output else here(flags.folders[0]) / "report.html"
@@ -346,9 +346,9 @@ def _importance(results: "Results") -> Any:
 
 
 def _export(flags: argparse.Namespace) -> int:
-    from tune_hpc.analysis.exports import export
+    from tune_hpc.export.export import export_search
 
-    for one in export(flags.folders, flags.to, where=flags.where, follow=flags.follow):
+    for one in export_search(flags.folders, flags.to, where=flags.where, follow=flags.follow):
         print(f"{one.experiment}: {one.num_trials} new trials in {one.tool}; {one.viewer}")
     return SUCCESS
 
@@ -366,7 +366,7 @@ def _spaces(flags: argparse.Namespace) -> int:
         return SUCCESS
     table = Table("experiment", "trials", "quick", "varies", "title", box=None)
     for experiment in catalogue.all_experiments():
-        quick = experiment.as_quick()
+        quick = experiment.quick_version()
         table.add_row(
             experiment.name, str(experiment.num_trials), str(quick.num_trials), _some(experiment.space.varying),
             experiment.title,

@@ -168,8 +168,8 @@ def find_experiments(name: str, flags: argparse.Namespace) -> list["Experiment"]
         InvalidSpaceError: a setting that its parameter does not allow.
         InvalidExperimentError: flags that contradict one another.
     """
-    from tune_hpc.search.asked import as_asked
-    from tune_hpc.search.settings import parse_settings
+    from tune_hpc.search.overrides import as_asked
+    from tune_hpc.search.space.parsing import parse_settings
 
     values = parse_settings(flags.settings)
     if flags.seeds is not None and flags.seeds < 1:
@@ -195,8 +195,8 @@ def find_experiments(name: str, flags: argparse.Namespace) -> list["Experiment"]
 
 def _named(name: str, values: dict[str, Any]) -> list["Experiment"]:
     from tune_hpc.search.experiment import Experiment
-    from tune_hpc.search.reference import load_reference
-    from tune_hpc.search.space import Space
+    from tune_hpc.search.object_reference import load_reference
+    from tune_hpc.search.space.space import Space
 
     if ":" not in name:
         catalogue = import_module("search_spaces")

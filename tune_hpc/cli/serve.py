@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_hpc import __version__
-from tune_hpc.analysis.object_store import is_remote, place_of
-from tune_hpc.analysis.storage_access import check_storage
 from tune_hpc.cli.jobs import DEFAULT_STORAGE, STORAGE_VARIABLE, client_at
 from tune_hpc.errors import ClusterError, InvalidExperimentError, MissingPackageError, UnknownNameError
+from tune_hpc.storage.access import check_storage
+from tune_hpc.storage.filesystem import is_remote, place_of
 
 if TYPE_CHECKING:
-    from tune_hpc.cluster.client import JobClient
+    from tune_hpc.jobs.client import JobClient
     from tune_hpc.search.experiment import Experiment
 
 DEFAULT_PORT = 8300
@@ -87,7 +87,7 @@ def registered(references: list[str]) -> list["Experiment"]:
         UnknownNameError: a reference that leads to no experiment.
     """
     from tune_hpc.search.experiment import Experiment
-    from tune_hpc.search.reference import load_reference
+    from tune_hpc.search.object_reference import load_reference
 
     found: list[Experiment] = list(import_module("search_spaces").all_experiments())
     for reference in references:

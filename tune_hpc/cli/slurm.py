@@ -67,10 +67,10 @@ def add_slurm_verb(add: Callable[[str, Callable[[argparse.Namespace], int], str]
 
 
 def _slurm(flags: argparse.Namespace) -> int:
-    from tune_hpc.analysis.folder import new_folder, write_whole
-    from tune_hpc.analysis.object_store import here
-    from tune_hpc.cluster.slurm import Allocation, batch_script
-    from tune_hpc.search.launch import folders_in
+    from tune_hpc.jobs.launch import folders_in
+    from tune_hpc.jobs.sbatch import Allocation, batch_script
+    from tune_hpc.storage.experiment_folder import new_folder, write_atomic
+    from tune_hpc.storage.filesystem import here
 
     for given, why in (
         (flags.address, "--address names a cluster; in an allocation Ray is started there"),
@@ -106,14 +106,14 @@ def _slurm(flags: argparse.Namespace) -> int:
     if not flags.output:
         print(text, end="")
         return 0
-    write_whole(Path(flags.output), lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomic(Path(flags.output), lambda path: path.write_text(text, encoding="utf-8"))
     print(f"{flags.output}: results go to {place}; submit with: sbatch {flags.output}")
     return 0
 
 
 def _check(experiments: Sequence["Experiment"], folders: Sequence[Path], options: Mapping[str, Any]) -> None:
     """Refuse now what a run would refuse after the job has waited in a queue."""
-    from tune_hpc.search.reference import load_reference
+    from tune_hpc.search.object_reference import load_reference
 
     for runner in dict.fromkeys(experiment.runner for experiment in experiments):
         chosen = [(one, folder) for one, folder in zip(experiments, folders, strict=True) if one.runner == runner]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tune_hpc.learning.image_files import read_arrays
+from tune_hpc.learning.mnist_files import read_arrays
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def evaluate(
         correct = torch.zeros(num_members, dtype=torch.int64, device=device)
         seen = 0
         # Bytes become floats a part at a time: reading floats from memory takes longer than making them.
-        for part in _parts(images, split, num_images, size, model.skips_black):
+        for part in _parts(images, split, num_images, size, model.skips_zero_pixels):
             with products():
                 logits = frozen(as_input(part.pixels, dtype), part.lit)
             logits = logits.to(dtype)
@@ -78,7 +78,7 @@ def as_input(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def _part_size(model: Model, num_members: int, device: str) -> int:
     numbers, images = (
-        (SKIPPING_NUMBERS, SKIPPING_IMAGES) if model.skips_black else (EVALUATION_NUMBERS, EVALUATION_IMAGES)
+        (SKIPPING_NUMBERS, SKIPPING_IMAGES) if model.skips_zero_pixels else (EVALUATION_NUMBERS, EVALUATION_IMAGES)
     )
     low, high = images[device]
     return min(high, max(low, numbers[device] // (num_members * model.num_activations)))
@@ -100,10 +100,10 @@ class _Part:
 
 
 @lru_cache(maxsize=4)
-def _parts(images: ImageData, split: str, num_images: int, size: int, skips_black: bool) -> list[_Part]:
+def _parts(images: ImageData, split: str, num_images: int, size: int, skips_zero_pixels: bool) -> list[_Part]:
     """Return the first images of a split in parts; alike ones together where black pixels are left out."""
     pixels, labels = (getattr(images, f"{split}_{what}")[:num_images] for what in ("images", "labels"))
-    if not skips_black:
+    if not skips_zero_pixels:
         return [_Part(*part, None) for part in zip(pixels.split(size), labels.split(size), strict=True)]
     is_lit_column = pixels.flatten(0, 1).amax(1) > 0
     width = is_lit_column.sum(1)

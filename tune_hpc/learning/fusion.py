@@ -57,7 +57,7 @@ GPU_MEMBERS = {"line": 1024, "softmax": 512, "cnn": 72}
 CPU_FUSED_WIDTH = 0.125
 
 
-def members_that_pay(config: Mapping[str, Any], on_gpu: bool) -> int:
+def max_fused_trials(config: Mapping[str, Any], on_gpu: bool) -> int:
     """Return up to how many trials like this one should train as one program.
 
     Args:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from tune_hpc.learning.config import IMAGE_SIDE
-from tune_hpc.learning.layers import StackedConv2d, StackedLinear
+from tune_hpc.learning.stacked_layers import StackedConv2d, StackedLinear
 
 IMAGE_PIXELS = IMAGE_SIDE**2
 NUM_CLASSES = 10
@@ -29,19 +29,19 @@ class Model(nn.Module):
         traced: Numbers of each member whose every value is kept: metric name to the column of the first parameter.
         num_hidden: Units that dropout applies to; 0 for none.
         num_activations: Numbers in its largest layer, for each member and sample.
-        skips_black: Whether its frozen form takes images without the pixels that are black in all of them.
+        skips_zero_pixels: Whether its frozen form takes images without the pixels that are black in all of them.
     """
 
     traced: Mapping[str, int] = {}
     num_hidden: int = 0
     num_activations: int = 1
-    skips_black: bool = False
+    skips_zero_pixels: bool = False
 
     def frozen(self) -> FrozenModel:
         """Return the model as it is now, for many forward passes without dropout.
 
         Returns:
-            A function of images (N, 1, 28, 28) and ``None``, giving logits (M, 10, N). Where ``skips_black``, the
+            A function of images (N, 1, 28, 28) and ``None``, giving logits (M, 10, N). Where ``skips_zero_pixels``, the
             images may have L pixels only, (N, L), with the places of these among the 784, (L,), beside them.
         """
         return lambda images, lit: self(images[None])
@@ -69,7 +69,7 @@ class Softmax(Model):
     """Softmax regression: one layer from 784 pixels to 10 classes."""
 
     num_activations = NUM_CLASSES
-    skips_black = True
+    skips_zero_pixels = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tune_hpc.learning.augmentation import NUMBERS_PER_IMAGE, RandomAffine
 from tune_hpc.learning.batching import Batching
 from tune_hpc.learning.data import ImageData, LineData
-from tune_hpc.learning.distortions import NUMBERS_PER_IMAGE, Distortions
 from tune_hpc.learning.evaluation import as_input, evaluate
 from tune_hpc.learning.models import Model, parameter_type
-from tune_hpc.learning.noise import Noise, places
+from tune_hpc.learning.seeded_rng import SeededRng, places
 
 
 class Task(Protocol):
@@ -144,15 +144,15 @@ class ImageClassification:
             for seed in (seeds if first["batching"] in ("shuffled", "random") else seeds[:1])
         }
         self._stream_of = places(seeds, list(self._streams), device)
-        self._noise: dict[str, Noise] = {}
+        self._noise: dict[str, SeededRng] = {}
         self.num_hidden = num_hidden
         if num_hidden and any(config["dropout"] for config in configs):
-            self._noise["dropout"] = Noise(seeds, device)
+            self._noise["dropout"] = SeededRng(seeds, device)
             dropout = torch.tensor([config["dropout"] for config in configs], dtype=torch.float32, device=device)
             self._dropout = dropout[:, None, None]
-        if Distortions.are_in(first):
-            self._noise["distortions"] = Noise(seeds, device, stream=1)
-            self._distortions = Distortions(first, self.dtype, device)
+        if RandomAffine.are_in(first):
+            self._noise["distortions"] = SeededRng(seeds, device, stream=1)
+            self._distortions = RandomAffine(first, self.dtype, device)
         self.generators = [generator for noise in self._noise.values() for generator in noise.generators]
         self.num_evaluation_images = first["num_evaluation_images"]
         self.num_replicas = num_replicas

@@ -20,15 +20,15 @@ import numpy as np
 import torch
 
 from tune_hpc.errors import InvalidConfigError
+from tune_hpc.learning.communicator import Communicator
 from tune_hpc.learning.config import complete
+from tune_hpc.learning.cuda_graphs import NUM_EAGER_STEPS, CudaRecorder, Recorder
 from tune_hpc.learning.data import ImageData, load_images
 from tune_hpc.learning.fusion import check_alike
-from tune_hpc.learning.graphs import NUM_EAGER_STEPS, CudaRecorder, Recorder
-from tune_hpc.learning.member import Member, Report
 from tune_hpc.learning.models import build_model
-from tune_hpc.learning.optimizer_stack import OptimizerStack, slice_order
+from tune_hpc.learning.optimizers.stacked import OptimizerStack, slice_order
+from tune_hpc.learning.stack_member import Member, Report
 from tune_hpc.learning.tasks import ImageClassification, LineFit, Task
-from tune_hpc.learning.team import Team
 
 
 class Checkpoint(Protocol):
@@ -64,7 +64,7 @@ class Training:
         configs: Sequence[Mapping[str, Any]],
         images: ImageData | None,
         device: torch.device,
-        team: Team | None = None,
+        team: Communicator | None = None,
         recorder: Recorder | None = None,
     ) -> None:
         order = slice_order(configs)
@@ -72,7 +72,7 @@ class Training:
         configs = [configs[member] for member in order]
         self.precision = configs[0]["precision"]
         self.device = device
-        self.team = team or Team()
+        self.team = team or Communicator()
         self.model = build_model(configs).to(device)
         self.wrapped_model = self.team.wrap(self.model)
         self.task: Task
@@ -84,7 +84,7 @@ class Training:
             )
         steps = configs[0]["steps"]
         self.num_steps = steps if self.task.num_steps is None else min(steps, self.task.num_steps)
-        if recorder is None and device.type == "cuda" and self.team.may_record:
+        if recorder is None and device.type == "cuda" and self.team.allow_cuda_graphs:
             recorder = CudaRecorder()
         self._recorded = _RecordedSteps(self, recorder) if recorder else None
         self.optimizers = OptimizerStack(configs, list(self.model.parameters()), rates_on_device=recorder is not None)
@@ -122,7 +122,7 @@ class Training:
         """Return each member's metrics on held-out data, at the present parameters; the first worker measures them."""
         self.team.agree(self.model)
         with _matrix_products(self.precision):
-            metrics = self.team.from_first(lambda: self.task.evaluate(self.model))
+            metrics = self.team.broadcast_from_rank0(lambda: self.task.evaluate(self.model))
         return {name: [values[place] for place in self._places] for name, values in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     images: ImageData | None = None,
     device: str | torch.device | None = None,
-    team: Team | None = None,
+    team: Communicator | None = None,
 ) -> dict[str, Any]:
     """Train one model.
 
@@ -257,7 +257,7 @@ def train_fused(
     checkpoint: Checkpoint | None = None,
     images: ImageData | None = None,
     device: str | torch.device | None = None,
-    team: Team | None = None,
+    team: Communicator | None = None,
 ) -> list[dict[str, Any]]:
     """Train several models as one program; see ``train``, which is the case of one.
 

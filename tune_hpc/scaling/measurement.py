@@ -29,18 +29,18 @@ import pandas as pd
 import ray
 from ray import tune
 
-from tune_hpc.analysis.folder import FORMAT, ExperimentFolder, new_folder
-from tune_hpc.analysis.object_store import here
 from tune_hpc.analysis.results import METRICS, Results, load, trials_frame, write_frames
 from tune_hpc.errors import InvalidConfigError, TrialError
-from tune_hpc.learning.image_files import read_arrays
-from tune_hpc.scaling.model import predictions, wide_enough, width_curves
+from tune_hpc.learning.mnist_files import read_arrays
 from tune_hpc.scaling.plan import EXCHANGE_KEYS, Plan, make_plan
+from tune_hpc.scaling.step_time_model import min_efficient_width, predictions, width_curves
 from tune_hpc.scaling.trainer import run_workers
 from tune_hpc.scaling.workers import time_workers
 from tune_hpc.search.experiment import Experiment, Space
 from tune_hpc.search.provenance import now, provenance
-from tune_hpc.search.session import node_resources, ray_session
+from tune_hpc.search.ray_session import node_resources, ray_session
+from tune_hpc.storage.experiment_folder import FORMAT, ExperimentFolder, new_folder
+from tune_hpc.storage.filesystem import here
 
 
 def measure(
@@ -213,7 +213,7 @@ def _is_measured(experiment: Experiment, home: ExperimentFolder) -> bool:
     if not home.holds_experiment:
         return False
     held = home.read()
-    experiment.check_same(held, home.path)
+    experiment.check_matches(held, home.path)
     return bool(held.get("state") == "finished")
 
 
@@ -279,7 +279,7 @@ def _predicted(plan: Plan, probes: list[dict[str, Any]]) -> dict[str, list[dict[
     numbers = [number for number in sorted({2, 4, *plan.numbers}) if 1 < number <= batch_size]
     return {
         "predictions": predictions(table, cases),
-        "widths": wide_enough(table, numbers, batch_size),
+        "widths": min_efficient_width(table, numbers, batch_size),
         "width_curves": width_curves(table, numbers, batch_size),
     }
 

@@ -29,7 +29,7 @@ NUM_WARMUP_STEPS = 3
 
 
 @dataclass(frozen=True)
-class Exchange:
+class GradientSync:
     """What the workers of a training exchange, and how.
 
     Attributes:
@@ -57,7 +57,7 @@ class Exchange:
             )
 
 
-EXCHANGE_KEYS = tuple(one.name for one in fields(Exchange))
+EXCHANGE_KEYS = tuple(one.name for one in fields(GradientSync))
 #: The keys that a trial on one worker does not have.
 SCALING_KEYS = ("workers", "mode", "repeats", "num_timed_steps", "option", "batches_per_step", *EXCHANGE_KEYS)
 #: What could make it scale, each by itself beside the plain way.
@@ -90,7 +90,7 @@ class Case:
     mode: str
     num_timed_steps: int
     batches_per_step: int = 1
-    exchange: Exchange = field(default_factory=Exchange)
+    exchange: GradientSync = field(default_factory=GradientSync)
     option: str = "none"
 
     @property
@@ -268,7 +268,7 @@ def _case(whole: Mapping[str, Any], use_gpu: bool) -> Case:
         )
     # Those that warm up are steps of the training, too: its last step is the last one under the clock.
     num_timed_steps = min(num_timed_steps, max(1, config["steps"] - NUM_WARMUP_STEPS))
-    exchange = Exchange(**{name: whole[name] for name in EXCHANGE_KEYS if name in whole})
+    exchange = GradientSync(**{name: whole[name] for name in EXCHANGE_KEYS if name in whole})
     return Case(config, workers, mode, num_timed_steps, batches_per_step, exchange, option)
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import distributed
 
+from tune_hpc.learning.communicator import Communicator
 from tune_hpc.learning.data import ImageData
-from tune_hpc.learning.team import Team
 from tune_hpc.learning.training import Training
-from tune_hpc.scaling.exchange import Workers
-from tune_hpc.scaling.plan import Exchange, Plan
+from tune_hpc.scaling.communication import Workers
+from tune_hpc.scaling.plan import GradientSync, Plan
 
 #: Into how many shares a batch is cut for one worker that computes one of them.
 SHARES = (1, 2, 4, 16, 64)
@@ -49,14 +49,14 @@ class Machine:
     rank: int
     groups: Mapping[int, Any]
 
-    def team(self, number: int, exchange: Exchange | None = None, *, is_wrapped_alone: bool = False) -> Workers:
+    def team(self, number: int, exchange: GradientSync | None = None, *, is_wrapped_alone: bool = False) -> Workers:
         """Return this worker as one of the first ``number``."""
         return Workers(
             self.rank,
             number,
             group=self.groups[number],
             device=self.device,
-            exchange=exchange or Exchange(),
+            exchange=exchange or GradientSync(),
             is_wrapped_alone=is_wrapped_alone,
         )
 
@@ -101,7 +101,7 @@ def probe(plan: Plan, machine: Machine, *, widths_too: bool) -> list[dict[str, A
             found += _alone(config, machine)
     machine.wait_for_all()
     sizes = sorted({*SIZES, *(one["bytes"] for one in found if one["probe"] == "compute")})
-    sizes, alone_s = machine.team(plan.most_workers).from_first(lambda: (sizes, _step_s(first, machine, 1)))
+    sizes, alone_s = machine.team(plan.most_workers).broadcast_from_rank0(lambda: (sizes, _step_s(first, machine, 1)))
     for number in sorted({*plan.numbers} - {1}):
         if machine.rank < number:
             own = [_crowd(first, machine, number, alone_s), *(_all_reduce(size, machine, number) for size in sizes)]
@@ -121,7 +121,7 @@ def _as_alone(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _alone(config: Mapping[str, Any], machine: Machine) -> list[dict[str, Any]]:
     """Return what one worker takes for shares of a batch, and what the way of several costs it."""
-    training = Training([config], machine.images, machine.device, Team(may_record=False))
+    training = Training([config], machine.images, machine.device, Communicator(allow_cuda_graphs=False))
     size = sum(one.numel() * one.element_size() for one in training.model.parameters())
     known = {"width": config["width"] if config["model"] == "cnn" else 1.0, "batch_size": config["batch_size"]}
     found: list[dict[str, Any]] = [
@@ -137,9 +137,11 @@ def _alone(config: Mapping[str, Any], machine: Machine) -> list[dict[str, Any]]:
     return found
 
 
-def _step_s(config: Mapping[str, Any], machine: Machine, share: int, team: Team | None = None) -> float:
+def _step_s(config: Mapping[str, Any], machine: Machine, share: int, team: Communicator | None = None) -> float:
     """Return what a step takes one worker with one of so many shares of a batch."""
-    training = Training([config], machine.images, machine.device, team or Team(0, share, may_record=False))
+    training = Training(
+        [config], machine.images, machine.device, team or Communicator(0, share, allow_cuda_graphs=False)
+    )
     training.run(0, NUM_WARMUP_STEPS)
     return _seconds(lambda step: training.run(step, step + 1), machine)
 
@@ -166,7 +168,7 @@ def _num_steps(step_s: float) -> int:
 
 def _crowd(config: Mapping[str, Any], machine: Machine, number: int, alone_s: float) -> dict[str, Any]:
     """Return what a step takes where each of some workers trains by itself, at the same time."""
-    training = Training([config], machine.images, machine.device, Team(may_record=False))
+    training = Training([config], machine.images, machine.device, Communicator(allow_cuda_graphs=False))
     training.run(0, NUM_WARMUP_STEPS)
     num_steps = _num_steps(alone_s)
     machine.in_step(number)

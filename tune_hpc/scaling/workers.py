@@ -18,8 +18,8 @@ from torch import distributed
 from tune_hpc.learning.data import ImageData
 from tune_hpc.learning.tasks import ImageClassification
 from tune_hpc.learning.training import Training
-from tune_hpc.scaling.exchange import Workers, make_group
-from tune_hpc.scaling.plan import NUM_WARMUP_STEPS, Case, Exchange, Plan
+from tune_hpc.scaling.communication import Workers, make_group
+from tune_hpc.scaling.plan import NUM_WARMUP_STEPS, Case, GradientSync, Plan
 from tune_hpc.scaling.probes import Machine, probe
 
 #: The parts of a step are timed on so many steps of those that are timed as a whole: one of four.
@@ -99,7 +99,7 @@ def make_training(
     config: Mapping[str, Any],
     machine: Machine,
     number: int,
-    exchange: Exchange | None = None,
+    exchange: GradientSync | None = None,
 ) -> Training:
     """Return one worker's part of a training that ``number`` of them do together.
 

@@ -11,7 +11,7 @@ import ray
 from ray.core.generated.gcs_service_pb2 import CheckAliveReply
 
 from tune_hpc.errors import ClusterError
-from tune_hpc.search.tokens import find_token
+from tune_hpc.search.ray_token import find_token
 
 #: Seconds within which a cluster's head must answer.
 ANSWER_TIMEOUT_S = 10.0

@@ -1,6 +1,6 @@
 """An experiment: what is run, how it is judged, what was published, and what is drawn of it.
 
-An experiment is data. ``tune_hpc.search.tuner.run`` runs one; ``to_json`` is what experiment.json holds of it, and all
+An experiment is data. ``tune_hpc.search.runner.run`` runs one; ``to_json`` is what experiment.json holds of it, and all
 that the analysis knows.
 """
 
@@ -15,11 +15,11 @@ from typing import Any
 from tune_hpc.analysis.results import IDENTITY, MEASURES, METRICS
 from tune_hpc.errors import FolderError, InvalidConfigError, InvalidExperimentError, InvalidSpaceError
 from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, check_key, owned_keys
-from tune_hpc.search.declared import Claim, Figure, Published, Table
-from tune_hpc.search.designs import quasi_random_configs, random_configs
-from tune_hpc.search.exploration import CHANGEABLE_KEYS, changeable
-from tune_hpc.search.reference import reference_to
-from tune_hpc.search.space import Space
+from tune_hpc.search.object_reference import reference_to
+from tune_hpc.search.report_spec import Claim, Figure, Published, Table
+from tune_hpc.search.schedulers.exploration import CHANGEABLE_KEYS, changeable
+from tune_hpc.search.searchers.samplers import quasi_random_configs, random_configs
+from tune_hpc.search.space.space import Space
 
 TRAIN = "tune_hpc.learning.training:train"
 #: Those whose configurations are known beforehand, and those that learn from the trials that ended.
@@ -97,7 +97,7 @@ class Experiment:
     tables: tuple[Table, ...] = ()
     quick_values: Mapping[str, Any] = field(default_factory=dict)
     quick: bool = False
-    runner: str = "tune_hpc.search.tuner:run_all"
+    runner: str = "tune_hpc.search.runner:run_all"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seeds", tuple(self.seeds))
@@ -113,7 +113,7 @@ class Experiment:
         if self.scheduler not in SCHEDULERS:
             raise InvalidExperimentError(f"scheduler must be one of {', '.join(SCHEDULERS)}; got {self.scheduler!r}")
         if self.scheduler != "none":
-            _ = self.most_steps
+            _ = self.max_steps
         if "seed" in self.space and self.seeds:
             object.__setattr__(self, "seeds", self.seeds if self.seeds != (0,) else ())
             if self.seeds:
@@ -236,13 +236,13 @@ class Experiment:
                 )
         return space
 
-    def as_quick(self) -> Experiment:
+    def quick_version(self) -> Experiment:
         """Return the experiment at a size for a first look: fewer steps and values, and marked as such."""
         few = None if self.num_samples is None else min(self.num_samples, QUICK_SAMPLES)
         return replace(self, space=self.space | self.quick_values, num_samples=few, quick=True)
 
     @property
-    def most_steps(self) -> int:
+    def max_steps(self) -> int:
         """The most steps that a trial may take.
 
         Raises:
@@ -288,7 +288,7 @@ class Experiment:
         """Return a configuration once with each seed."""
         return [{**configuration, "seed": seed} for seed in self.seeds] or [dict(configuration)]
 
-    def check_same(self, held: Mapping[str, Any], place: Any) -> None:
+    def check_matches(self, held: Mapping[str, Any], place: Any) -> None:
         """Refuse to go on with another search than this one.
 
         Args:

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.search.optuna_storage import to_optuna
+from tune_hpc.export.optuna import to_optuna
 
 #: The best of a search are a tenth of it, but at least five: Optuna's authors say that fewer tell little.
 PART, LEAST_BEST = 0.1, 5

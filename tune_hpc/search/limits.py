@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tune_hpc.analysis.object_store import pull
 from tune_hpc.errors import FolderError, InvalidExperimentError
+from tune_hpc.storage.filesystem import pull
 
 #: The signal by which a batch system warns that a job's time is nearly over.
 WARNING_SIGNAL = signal.SIGUSR1
@@ -50,7 +50,7 @@ class Limits:
         is_terminated: Whether SIGTERM asked for it.
         is_interrupted: Whether its user did, by Ctrl-C.
         is_superseded: Whether another process has resumed the search.
-        is_impatient: Whether the user did so while the search was ending, and waits for nothing more.
+        force_stop: Whether the user did so while the search was ending, and waits for nothing more.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class Limits:
         self.is_terminated = False
         self.is_superseded = False
         self.is_interrupted = False
-        self.is_impatient = False
+        self.force_stop = False
         self._began = self._looked_at = time.monotonic()
         self._handler_before: Any = signal.default_int_handler
 
     @property
-    def is_users_own(self) -> bool:
+    def is_user_request(self) -> bool:
         """Whether the search ended by a limit that its user set."""
         by_signal = self.is_warned or self.is_terminated or self.is_interrupted
         return self.reason is not None and not by_signal and not self.is_superseded
@@ -97,7 +97,7 @@ class Limits:
         return self.reason is not None
 
     @contextlib.contextmanager
-    def giving_signals_back(self) -> Iterator[None]:
+    def restoring_signal_handlers(self) -> Iterator[None]:
         """Leave the signals as they were before the block; only the main thread can have taken them."""
         before = {number: signal.getsignal(number) for number in SIGNALS}
         self._handler_before = before[signal.SIGINT] or signal.default_int_handler
@@ -108,7 +108,7 @@ class Limits:
                 for number, handler in before.items():
                     signal.signal(number, handler or signal.SIG_DFL)
 
-    def heed_signals(self, *, interrupts: bool = True) -> None:
+    def install_signal_handlers(self, *, interrupts: bool = True) -> None:
         """Handle warnings, SIGTERM and interrupts from now on, instead of the handlers of Ray and Ray Tune."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(WARNING_SIGNAL, self._warn)
@@ -131,6 +131,6 @@ class Limits:
             self.is_interrupted = True
             self.reason = "interrupted"
         else:
-            self.is_impatient = True
+            self.force_stop = True
             # Whoever asks once more does not even want to wait for Ray.
             signal.signal(signal.SIGINT, self._handler_before)

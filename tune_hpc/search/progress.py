@@ -17,7 +17,7 @@ LINE_INTERVAL_S = 60.0
 
 
 @dataclass
-class Tally:
+class TrialCounts:
     """What is known of an experiment under way, or of several together.
 
     Attributes:
@@ -38,7 +38,7 @@ class Tally:
         return sum(self.ended.values())
 
     @classmethod
-    def of_all(cls, tallies: Collection["Tally"]) -> "Tally":
+    def of_all(cls, tallies: Collection["TrialCounts"]) -> "TrialCounts":
         """Return what is known of several experiments together."""
         whole = cls(sum(one.num_trials for one in tallies))
         for one in tallies:
@@ -74,7 +74,7 @@ class SearchProgress:
 
     def __init__(
         self,
-        tallies: Collection[Tally],
+        tallies: Collection[TrialCounts],
         metrics: dict[str, str],
         stream: Any = None,
         clock: Callable[[], float] = time.monotonic,
@@ -99,9 +99,9 @@ class SearchProgress:
             self._task = self._bar.add_task("", total=self.tally.num_trials)
 
     @property
-    def tally(self) -> Tally:
+    def tally(self) -> TrialCounts:
         """What is shown."""
-        return Tally.of_all(self.tallies)
+        return TrialCounts.of_all(self.tallies)
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -126,7 +126,7 @@ class SearchProgress:
             self._line_at = self._clock()
             self._write_line()
 
-    def _description(self, tally: Tally) -> str:
+    def _description(self, tally: TrialCounts) -> str:
         parts = [tally.counts()]
         if len(tally.best) == 1:
             ((experiment, (value, trial_id)),) = tally.best.items()

@@ -9,10 +9,10 @@ import contextlib
 import json
 import time
 
-from tune_hpc.analysis.folder import ExperimentFolder, write_whole
 from tune_hpc.errors import ConflictError, FolderError
-from tune_hpc.search.progress import Tally
+from tune_hpc.search.progress import TrialCounts
 from tune_hpc.search.provenance import now
+from tune_hpc.storage.experiment_folder import ExperimentFolder, write_atomic
 
 #: The file is written no more often; a run that has no news writes it once in ``IDLE_S``, for it shows that it lives.
 INTERVAL_S = 2.0
@@ -27,7 +27,7 @@ class ProgressFile:
         tally: What is known of it; it changes under way.
     """
 
-    def __init__(self, home: ExperimentFolder, tally: Tally) -> None:
+    def __init__(self, home: ExperimentFolder, tally: TrialCounts) -> None:
         self._home = home
         self._tally = tally
         self._began = time.monotonic()
@@ -45,7 +45,7 @@ class ProgressFile:
         self._told, self._told_at = news, moment
         with contextlib.suppress(FolderError, ConflictError):
             self._home.check_attempt()
-            write_whole(
+            write_atomic(
                 self._home.progress, lambda path: path.write_text(self._text(moment - self._began), encoding="utf-8")
             )
 

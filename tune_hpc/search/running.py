@@ -14,28 +14,28 @@ from ray.tune.schedulers import TrialScheduler
 
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import ClusterError, InvalidExperimentError
-from tune_hpc.learning.image_files import read_arrays
-from tune_hpc.search.bundles import (
+from tune_hpc.learning.mnist_files import read_arrays
+from tune_hpc.search.callback import SearchCallback
+from tune_hpc.search.experiment import TRAIN
+from tune_hpc.search.fused_trials import (
     interrupted_bundles,
+    log_scheduler_unfused,
+    log_unfused_trials,
     plan_bundles,
-    say_what_a_scheduler_runs_alone,
-    say_what_runs_alone,
     write_bundles,
 )
-from tune_hpc.search.ending import Ending
-from tune_hpc.search.experiment import TRAIN
-from tune_hpc.search.exporters import Exporters
 from tune_hpc.search.limits import Limits
-from tune_hpc.search.proposals import Bundle, Proposals
-from tune_hpc.search.proposer import Sample
+from tune_hpc.search.live_export import LiveExport
 from tune_hpc.search.provenance import provenance
+from tune_hpc.search.ray_session import node_resources, ray_session
 from tune_hpc.search.resources import TrialResources, choose_resources
-from tune_hpc.search.schedulers import InOrder, make_scheduler, tell_of_the_past
-from tune_hpc.search.searches import Search
-from tune_hpc.search.session import node_resources, ray_session
-from tune_hpc.search.storage_probe import check_storage
-from tune_hpc.search.trial import Assignment, Place, run_bundle
-from tune_hpc.search.watcher import Watcher
+from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, make_scheduler, replay_results
+from tune_hpc.search.search_state import Search
+from tune_hpc.search.searchers.ray_searcher import Bundle, RaySearcherAdapter
+from tune_hpc.search.searchers.searcher import Sample
+from tune_hpc.search.stopping import GracefulStopper
+from tune_hpc.search.storage_check import check_storage
+from tune_hpc.search.trial_runner import Place, TrialContext, run_bundle
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
         TuneHpcError: see ``tuner.run_all``.
     """
     limits = Limits(options.time_budget_s, options.target, options.stop_file)
-    with limits.giving_signals_back():
+    with limits.restoring_signal_handlers():
         # While Ray starts, Ctrl-C ends the process at once; the other signals wait until trials can save their state.
-        limits.heed_signals(interrupts=False)
+        limits.install_signal_handlers(interrupts=False)
         return _run_searches(searches, options, limits)
 
 
@@ -99,9 +99,9 @@ def _run_searches(searches: Sequence[Search], options: RunOptions, limits: Limit
     image_sets = _image_sets(searches, options.data_dir)
     with ray_session(options.address, with_state=bool(workers)):
         decided = [search.name for search in searches if search.experiment.scheduler != "none"]
-        say_what_a_scheduler_runs_alone(decided, options.fuse)
+        log_scheduler_unfused(decided, options.fuse)
         free = {search.name: search.trainable for search in searches if search.name not in decided}
-        say_what_runs_alone(free, options.fuse)
+        log_unfused_trials(free, options.fuse)
         num_trials = sum(search.num_to_run for search in searches)
         resources = choose_resources(
             node_resources(), num_trials, options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent,
@@ -112,7 +112,7 @@ def _run_searches(searches: Sequence[Search], options: RunOptions, limits: Limit
         for search in searches:
             search.begin(origin)
         assignments = {
-            search.name: Assignment(
+            search.name: TrialContext(
                 search.name,
                 search.home.place,
                 search.trainable,
@@ -120,12 +120,12 @@ def _run_searches(searches: Sequence[Search], options: RunOptions, limits: Limit
                 search.attempt,
                 options.checkpoint_interval_s,
                 search.watched,
-                search.experiment.most_steps if search.watched else 1,
+                search.experiment.max_steps if search.watched else 1,
                 Place(resources.per_worker, str(search.home.ray)) if workers else None,
             )
             for search in searches
         }
-        watcher = Watcher(
+        watcher = SearchCallback(
             {search.name: search.experiment for search in searches},
             {search.name: search.home for search in searches},
             options.show_progress,
@@ -134,7 +134,7 @@ def _run_searches(searches: Sequence[Search], options: RunOptions, limits: Limit
         )
         for search in searches:
             if search.proposer:
-                search.proposer.list_stopped = watcher.list_stopped
+                search.proposer.record_stopped = watcher.record_stopped
             watcher.tallies[search.name].ended.update(search.ended_before)
             if search.before and search.experiment.metric in search.before.trials:
                 best = search.before.top(1)
@@ -142,9 +142,9 @@ def _run_searches(searches: Sequence[Search], options: RunOptions, limits: Limit
                     watcher.tallies[search.name].note_value(search.name, trial_id, value, search.experiment.mode)
         limits.start()
         watcher.begin()
-        ending = Ending(limits, watcher, [search.home for search in searches])
+        ending = GracefulStopper(limits, watcher, [search.home for search in searches])
         images = {name: ray.put(arrays) for name, arrays in image_sets.items()}
-        exporters = Exporters([search.home for search in searches], options.export)
+        exporters = LiveExport([search.home for search in searches], options.export)
         try:
             for group in _groups(searches):
                 proposals = _proposals(group, trainables, options, resources, limits)
@@ -212,7 +212,7 @@ def _proposals(
     options: RunOptions,
     resources: TrialResources,
     limits: Limits,
-) -> Proposals:
+) -> RaySearcherAdapter:
     """Plan the bundles of all trials that are known, and of those to come."""
     bundles: list[Bundle] = []
     numbers = {}
@@ -237,7 +237,7 @@ def _proposals(
         return list(planned)
 
     bundles += bundle(new, resources.num_slots)
-    return Proposals(
+    return RaySearcherAdapter(
         bundles,
         [search.proposer for search in searches if search.proposer],
         bundle,
@@ -253,22 +253,22 @@ def _scheduler(search: Search) -> TrialScheduler:
     """Return what decides on a search's trials, with what it should know of earlier ones."""
     seen = search.watched
     if seen is None:
-        return InOrder()
+        return FifoMixin()
     experiment = search.experiment
-    scheduler = make_scheduler(experiment.scheduler, experiment.mode, experiment.most_steps, experiment.search_seed)
+    scheduler = make_scheduler(experiment.scheduler, experiment.mode, experiment.max_steps, experiment.search_seed)
     if search.before:
-        tell_of_the_past(scheduler, search.before, seen, experiment.most_steps)
+        replay_results(scheduler, search.before, seen, experiment.max_steps)
     return scheduler
 
 
 def _fit(
-    proposals: Proposals,
-    assignments: Mapping[str, Assignment],
+    proposals: RaySearcherAdapter,
+    assignments: Mapping[str, TrialContext],
     images: Mapping[str, ray.ObjectRef],
     resources: TrialResources,
     group: Sequence[Search],
-    watcher: Watcher,
-    ending: Ending,
+    watcher: SearchCallback,
+    ending: GracefulStopper,
 ) -> None:
     """Run everything that is proposed on Ray Tune, until there is no more or it is interrupted."""
     storage = group[0].home.ray
@@ -303,15 +303,15 @@ def _fit(
             RAY_CHDIR_TO_TRIAL_DIR="0",
             RAY_AIR_NEW_OUTPUT="0",
         ),
-        _uncounted_callbacks(),
+        _without_usage_stats(),
         watcher.progress or nullcontext(),
-        ending.limits.giving_signals_back(),
+        ending.limits.restoring_signal_handlers(),
     ):
         tuner.fit()
 
 
 @contextmanager
-def _uncounted_callbacks() -> Iterator[None]:
+def _without_usage_stats() -> Iterator[None]:
     """Keep Ray Tune from counting callbacks by kind: to know the kinds it imports MLflow where it is installed, 1 s."""
     # The count is for Ray's telemetry, and there is no public switch for it.
     count = usage.tag_callbacks

@@ -3,9 +3,9 @@
 import contextlib
 import time
 
-from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.object_store import is_remote
 from tune_hpc.errors import FolderError
+from tune_hpc.storage.experiment_folder import ExperimentFolder
+from tune_hpc.storage.filesystem import is_remote
 
 #: Seconds between two reads of the control file; a trial may offer its state at every step.
 LOOK_INTERVAL_S = 0.2
@@ -13,7 +13,7 @@ LOOK_INTERVAL_S = 0.2
 REMOTE_LOOK_INTERVAL_S = 2.0
 
 
-class StopAsked(BaseException):
+class StopRequested(BaseException):
     """Unwinds a trainable whose state is saved; a trainable that catches ``Exception`` does not catch it."""
 
 

@@ -15,8 +15,8 @@ from starlette.responses import FileResponse
 from starlette.routing import BaseRoute
 from starlette.staticfiles import StaticFiles
 
-from tune_hpc.cluster.client import JobClient
 from tune_hpc.errors import RequestError, TuneHpcError
+from tune_hpc.jobs.client import JobClient
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.service.auth import AccessRules, AuthMiddleware, login_routes
 from tune_hpc.service.metrics import Metrics

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from starlette.responses import Response
 
-from tune_hpc.analysis.folder import ExperimentFolder
-from tune_hpc.analysis.following import Following, Standing
+from tune_hpc.analysis.reader import Following, Standing
+from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 #: Bytes of all responses in the cache.
 MAX_RESPONSE_BYTES = 64_000_000

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.following import Standing
-from tune_hpc.analysis.parallel import Scale, parallel_table
-from tune_hpc.analysis.plot_data import is_geometric, is_numeric, response_table, values_of
+from tune_hpc.analysis.formatting import axis_label, condition, format_value, number
+from tune_hpc.analysis.reader import Standing
 from tune_hpc.analysis.results import Results
-from tune_hpc.analysis.wording import axis_label, condition, number, value_text
 from tune_hpc.errors import RequestError
+from tune_hpc.report.plots.curves import is_geometric, is_numeric, response_table, values_of
+from tune_hpc.report.plots.parallel_data import Scale, parallel_table
 from tune_hpc.service.frame_query import apply_filters, records
 
 #: Learning curves, and points of each.
@@ -72,7 +72,7 @@ def learning_curves(
             "trial_id": row["trial_id"],
             "status": row["status"],
             "label": condition({name: row[name] for name in names if row[name] is not None}),
-            "group": value_text(row[group]) if group else "",
+            "group": format_value(row[group]) if group else "",
             **_thin(*points[row["trial_id"]], max_points),
         }
         for row in records(drawn[["trial_id", "status", *names]])
@@ -171,7 +171,7 @@ def response_curve(results: Results, metric: str | None, parameter: str | None) 
     table = response_table(results, metric, parameter, group, {})
     lines: list[dict[str, Any]] = [
         {
-            "label": value_text(label) if group else "",
+            "label": format_value(label) if group else "",
             "is_joined": bool(line["is_joined"].all()),
             "x": line["x"].astype(float).tolist(),
             "mean": line["mean"].tolist(),
@@ -240,12 +240,12 @@ def parallel_coordinates(results: Results) -> dict[str, Any] | None:
 
 
 def _axis(scale: Scale, x: int) -> Axis:
-    has_all_values = scale.is_wordy or len(scale.values) <= 8
+    has_all_values = scale.is_categorical or len(scale.values) <= 8
     if has_all_values:
         values = list(dict.fromkeys(scale.values))
     else:
         values = list((np.geomspace if scale.is_log else np.linspace)(scale.low, scale.high, 5))
-    texts = [value_text(value) if has_all_values else f"{value:.3g}" for value in values]
+    texts = [format_value(value) if has_all_values else f"{value:.3g}" for value in values]
     heights = (TOP + HEIGHT - scale.positions(pd.Series(values)) * HEIGHT).tolist()
     return Axis(axis_label(scale.name), x, list(zip(heights, texts, strict=True)))
 

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from tune_hpc.errors import InvalidExperimentError, RequestError
-from tune_hpc.search.domains import describe, parse_domain, to_plain
 from tune_hpc.search.experiment import SCHEDULERS, SEARCHERS, Experiment
+from tune_hpc.search.space.domains import describe, parse_domain, to_json
 from tune_hpc.service.schemas import SearchRequest
 
 #: A choice of this many words or fewer has a checkbox for each.
@@ -59,7 +59,7 @@ def fields(experiment: Experiment, form: Form) -> list[Field]:
 
 def _field(experiment: Experiment, name: str, form: Form) -> Field:
     space = experiment.space
-    plain, varies, key = space.to_json()[name], name in space.varying, space.keys_of_values.get(name)
+    plain, varies, key = space.to_json()[name], name in space.varying, space.value_keys.get(name)
     help_text = key.allowed if key else "a value, a list (1,2,3) or a range (uniform(0, 1))"
     if conditions := space.cases(name):
         cases = []
@@ -113,7 +113,7 @@ def _changes(experiment: Experiment, form: Form) -> dict[str, Any]:
                 changes[name] = {"choice": checked} if len(checked) > 1 else checked[0]
         elif field.kind == "cases":
             cases = [
-                {**case, "value": to_plain(name, parse_domain(name, text))}
+                {**case, "value": to_json(name, parse_domain(name, text))}
                 if (text := _text(form, key)) and text != unchanged
                 else case
                 for (key, _, unchanged), case in zip(field.cases, before["cases"], strict=True)
@@ -121,7 +121,7 @@ def _changes(experiment: Experiment, form: Form) -> dict[str, Any]:
             if cases != before["cases"]:
                 changes[name] = {"cases": cases}
         elif (text := _text(form, _PARAMETER + name)) and text != field.text:
-            plain = to_plain(name, parse_domain(name, text))
+            plain = to_json(name, parse_domain(name, text))
             if field.varies:
                 before = {key: value for key, value in before.items() if key != "role"}
             if plain != before or type(plain) is not type(before):

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from tune_hpc.cluster.job_folder import JobFolder
+from tune_hpc.jobs.job_folder import JobFolder
 
 
 def read_tail(job: JobFolder, path: Path, max_bytes: int) -> str:

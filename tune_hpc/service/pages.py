@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 
-from tune_hpc.analysis.following import Standing
+from tune_hpc.analysis.reader import Standing
 from tune_hpc.errors import RequestError, TuneHpcError, UnknownNameError
 from tune_hpc.service import chart_data, forms, view_models
 from tune_hpc.service.cache import CachedResponse

@@ -11,7 +11,6 @@ from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import Scope
 
-from tune_hpc.analysis.folder import NO_ROOM
 from tune_hpc.errors import (
     ClusterError,
     ConflictError,
@@ -28,6 +27,7 @@ from tune_hpc.errors import (
 from tune_hpc.service.rate_limit import TooManyRequestsError
 from tune_hpc.service.request_context import context_of, has_body, route_path
 from tune_hpc.service.templates import Templates
+from tune_hpc.storage.experiment_folder import DISK_FULL_ERRNOS
 
 _log = logging.getLogger(__name__)
 #: Characters of the detail of a problem.
@@ -84,7 +84,7 @@ def problem_type(error: TuneHpcError) -> str:
         return error.kind if has_own_type else _TYPE_OF_STATUS.get(error.status, "invalid-request")
     cause = error.__cause__
     while cause:
-        if getattr(cause, "errno", None) in NO_ROOM:
+        if getattr(cause, "errno", None) in DISK_FULL_ERRNOS:
             return "storage-full"
         cause = cause.__cause__
     return next((kind for known, kind in _TYPE_OF_ERROR if isinstance(error, known)), "invalid-request")

@@ -5,9 +5,9 @@ from functools import cache
 from typing import Any
 
 from tune_hpc.errors import InvalidExperimentError, InvalidSpaceError, RequestError, UnknownNameError
-from tune_hpc.search.asked import as_asked
 from tune_hpc.search.experiment import Experiment
-from tune_hpc.search.space import Space
+from tune_hpc.search.overrides import as_asked
+from tune_hpc.search.space.space import Space
 from tune_hpc.service.schemas import MAX_SAMPLES, SearchRequest
 
 #: Values of a parameter or a condition.
@@ -58,9 +58,9 @@ class Registry:
             RequestError: it has too many configurations for a request.
         """
         experiment = self[request.space]
-        keys = experiment.space.keys_of_values
+        keys = experiment.space.value_keys
         if request.quick:
-            experiment = experiment.as_quick()
+            experiment = experiment.quick_version()
         if request.parameters is not None:
             _check_size(request.parameters)
             experiment = experiment.replace(space=Space.from_json(request.parameters, keys=keys))
@@ -83,7 +83,7 @@ class Registry:
     def _describe(self, name: str) -> dict[str, Any]:
         """Return the description of an experiment, as in responses."""
         experiment = self[name]
-        plain, quick = experiment.to_json(), experiment.as_quick()
+        plain, quick = experiment.to_json(), experiment.quick_version()
         return {key: plain[key] for key in _DESCRIBED} | {
             "quick_num_trials": quick.num_trials,
             "parameters": plain["space"],
@@ -94,7 +94,7 @@ class Registry:
 
 def _parse_parameters(plain: Mapping[str, Any], space: Space) -> dict[str, Any]:
     """Return parameters in the form of a space; conditions may depend on the other parameters of the space."""
-    whole = Space.from_json({**space.to_json(), **plain}, keys=space.keys_of_values) if plain else {}
+    whole = Space.from_json({**space.to_json(), **plain}, keys=space.value_keys) if plain else {}
     return {name: whole[name] for name in plain}
 
 

@@ -13,17 +13,17 @@ import pandas as pd
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from tune_hpc.analysis.following import Standing
-from tune_hpc.analysis.histories import Histories
-from tune_hpc.analysis.object_store import is_remote
+from tune_hpc.analysis.lazy_history import LazyHistory
+from tune_hpc.analysis.reader import Standing
 from tune_hpc.analysis.results import trials_frame
-from tune_hpc.cluster.client import Job, JobClient
-from tune_hpc.cluster.job_folder import JobFolder, JobState, is_id
-from tune_hpc.cluster.status import JobStatus
 from tune_hpc.errors import FolderError, RequestError, UnknownNameError
+from tune_hpc.jobs.client import Job, JobClient
+from tune_hpc.jobs.job_folder import JobFolder, JobState, is_id
+from tune_hpc.jobs.status import JobStatus
 from tune_hpc.service.cache import MAX_AGE_S, CachedResponse, ResponseCache, ResultsCache
 from tune_hpc.service.registry import Registry
 from tune_hpc.service.schemas import SearchStatus
+from tune_hpc.storage.filesystem import is_remote
 
 #: Seconds that a cluster may take to say whether a driver lives, before its state is unknown.
 CLUSTER_TIMEOUT_S = 2.0
@@ -267,4 +267,6 @@ def _no_results(plain: Mapping[str, Any]) -> Standing:
     """Return the results of an experiment that has not begun."""
     keys = list(dict.fromkeys([*plain.get("space", {}), *(["seed"] if plain.get("seeds") else [])]))
     history = pd.DataFrame({"trial_id": pd.Series(dtype="str"), "step": pd.Series(dtype="int64")})
-    return Standing({**plain, "config_keys": keys, "state": "waiting"}, trials_frame([], keys), Histories(history, {}))
+    return Standing(
+        {**plain, "config_keys": keys, "state": "waiting"}, trials_frame([], keys), LazyHistory(history, {})
+    )

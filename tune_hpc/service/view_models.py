@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
-from tune_hpc.analysis.plot_data import is_numeric
+from tune_hpc.analysis.formatting import MISSING, duration, format_value, heading, number, words
 from tune_hpc.analysis.results import METRICS, Results
-from tune_hpc.analysis.wording import MISSING, duration, heading, number, value_text, words
+from tune_hpc.report.plots.curves import is_numeric
 from tune_hpc.service.frame_query import records, select
 from tune_hpc.service.schemas import TrialsQuery
 
@@ -73,7 +73,9 @@ def experiment_view(status: Mapping[str, Any], results: Results) -> dict[str, An
     return {
         **experiment,
         "best": _best(experiment),
-        "best_config": ", ".join(f"{words(key)} {value_text(value, 4)}" for key, value in values if value is not None),
+        "best_config": ", ".join(
+            f"{words(key)} {format_value(value, 4)}" for key, value in values if value is not None
+        ),
         "counts": ", ".join([*running, *counts]) or "none yet",
         "can_extend": experiment["searcher"] != "grid" and experiment["scheduler"] != "pbt",
     }
@@ -143,7 +145,7 @@ def _cell(name: str, value: Any, is_config: bool) -> str:
         return MISSING
     if isinstance(value, float) and not is_config:
         return number(value, name)
-    return value if isinstance(value, str) else value_text(value)
+    return value if isinstance(value, str) else format_value(value)
 
 
 def trial_view(results: Results, trial_id: str) -> dict[str, Any]:
@@ -157,6 +159,6 @@ def trial_view(results: Results, trial_id: str) -> dict[str, Any]:
         "status": row["status"],
         "stop_reason": row.get("stop_reason") or "",
         "error": row.get("error") or "",
-        "config": [(words(name), value_text(value)) for name, value in config.items()],
+        "config": [(words(name), format_value(value)) for name, value in config.items()],
         "measured": [(heading(name), _cell(name, value, False)) for name, value in others.items()],
     }

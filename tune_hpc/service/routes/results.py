@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from tune_hpc.analysis.following import Standing
+from tune_hpc.analysis.reader import Standing
 from tune_hpc.errors import RequestError
 from tune_hpc.service.cache import CachedResponse
 from tune_hpc.service.chart_data import learning_curves, response_curve

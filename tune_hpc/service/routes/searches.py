@@ -8,9 +8,9 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from tune_hpc.cluster.client import Job
-from tune_hpc.cluster.job_folder import is_id
 from tune_hpc.errors import RequestError
+from tune_hpc.jobs.client import Job
+from tune_hpc.jobs.job_folder import is_id
 from tune_hpc.service.cache import CachedResponse
 from tune_hpc.service.problems import AsciiJsonResponse, problem_docs, to_json
 from tune_hpc.service.schemas import (

@@ -7,13 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Response
 from starlette.concurrency import run_in_threadpool
 
-from tune_hpc.analysis.object_store import is_remote, names_in, place_of
 from tune_hpc.errors import FolderError
 from tune_hpc.service.metrics import CONTENT_TYPE, Metrics
 from tune_hpc.service.problems import AsciiJsonResponse, problem_docs
 from tune_hpc.service.routes.searches import READ_ERRORS
 from tune_hpc.service.schemas import Health, SpaceDetail, SpaceList
 from tune_hpc.service.services import CLUSTER_TIMEOUT_S, Services
+from tune_hpc.storage.filesystem import is_remote, names_in, place_of
 
 
 def system_routes(services: Services, metrics: Metrics, version: str) -> APIRouter:

@@ -1,0 +1,43 @@
+"""Several searches held against each other."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.analysis.test_comparison import made
+from tune_hpc.analysis.concat import join
+from tune_hpc.errors import UnknownNameError
+
+
+def named(name, folder=None, **truth):
+    results = made(truth, deviation=0.001, generator=np.random.default_rng(len(name)))
+    return replace(results, experiment={**results.experiment, "name": name}, folder=folder and Path(folder))
+
+
+def test_the_better_search_is_found_at_its_best_configuration():
+    both = join([named("one", a=0.9, b=0.95), named("other", a=0.8, b=0.85)])
+    assert len(both.trials) == 20
+    assert both.trials["trial_id"].is_unique
+    values = both.compare("search").values
+    assert list(values["search"]) == ["one", "other"]
+    assert list(values["optimizer"]) == ["b", "b"]
+    assert list(values["rank"]) == [1, 2]
+    assert both.compare("optimizer").values["search"].tolist() == ["one", "one"]
+
+
+def test_searches_of_one_name_are_told_apart_by_their_folders_or_numbers():
+    apart = join([named("one", "runs/one", a=0.9), named("one", "runs/one-2", a=0.8)])
+    assert set(apart.trials["search"]) == {"one", "one-2"}
+    alike = join([named("one", a=0.9), named("one", a=0.8)])
+    assert set(alike.trials["search"]) == {"one (1)", "one (2)"}
+
+
+def test_searches_that_are_judged_otherwise_cannot_be_compared():
+    lossy = made({"a": 0.1}, metric="loss")
+    other = replace(lossy, experiment={**lossy.experiment, "name": "two"})
+    with pytest.raises(UnknownNameError, match="one by the max of test_accuracy, two by the max of loss; compare"):
+        join([named("one", a=0.9), other])
+    with pytest.raises(UnknownNameError, match="nothing to compare"):
+        join([])

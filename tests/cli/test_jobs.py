@@ -1,0 +1,159 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.jobs.job_factories import beat, job_in, write_progress
+from tune_hpc import cli
+from tune_hpc.cli.main import USAGE
+from tune_hpc.errors import FolderError
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("TUNE_HPC_STORAGE", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def ended(place):
+    """A job that was stopped, in a storage that is named nowhere."""
+    job = job_in(place / "elsewhere")
+    job.output.write_text("3/5 trials\n", encoding="utf-8")
+    write_progress(job, ended={"finished": 3}, best={"value": 0.5, "trial_id": "t00002"})
+    beat(job, state="stopped", reason="it was asked to stop", ended_at="2026-01-01T00:00:09+00:00")
+    return job
+
+
+def run(capsys, *arguments, code=0):
+    assert cli.main(list(map(str, arguments))) == code
+    return capsys.readouterr()
+
+
+def test_jobs_are_listed_with_what_they_came_to(ended, capsys):
+    lines = run(capsys, "jobs", "--storage", ended.path.parent).out.splitlines()
+    assert lines[1].split()[:5] == [ended.id, "stopped", "3/5", "loss", "0.5"]
+
+
+def test_where_no_job_is_one_is_told_how_to_make_one(place, capsys):
+    assert run(capsys, "jobs", "--storage", place / "new").out.startswith(
+        f"there is no job in {place / 'new'}; `tune-hpc "
+    )
+
+
+def test_a_damaged_job_hides_no_other(ended, capsys):
+    other = job_in(ended.path.parent)
+    other.job_file.write_text("[", encoding="utf-8")
+    lines = run(capsys, "jobs", "--storage", ended.path.parent).out
+    assert f"{ended.id}  stopped" in lines
+    assert f"{other.id}  unreadable" in lines
+
+
+def test_a_storage_of_before_that_does_not_answer_hides_no_other(ended, capsys, monkeypatch):
+    from tune_hpc.jobs import client, job_folder, storage_history
+
+    def pull(path):
+        if "away" in str(path):
+            raise FolderError("s3://away does not answer (no route)")
+        return real(path)
+
+    real = job_folder.pull
+    monkeypatch.setattr(job_folder, "pull", pull)
+    monkeypatch.setattr(client, "names_in", lambda path: pull(path) or [one.name for one in path.glob("*")])
+    storage_history.remember("storages", str(ended.path.parent))
+    storage_history.remember("storages", "/away")
+    assert run(capsys, "status", ended.id).out.startswith(f"{ended.id}: stopped")
+    listed = run(capsys, "jobs")
+    assert ended.id in listed.out
+    assert listed.err == "tune-hpc: s3://away does not answer (no route)\n"
+    gone = run(capsys, "status", f"{ended.id[:-4]}ffff", code=USAGE).err
+    assert "; s3://away does not answer (no route); --storage names another storage" in gone
+    assert "does not answer" in run(capsys, "jobs", "--storage", "/away", code=USAGE).err
+    assert "does not answer" in run(capsys, "status", ended.id, "--storage", "/away", code=USAGE).err
+
+
+def test_a_storage_is_found_again_where_jobs_have_been(ended, capsys, monkeypatch):
+    from tune_hpc.jobs.storage_history import remember
+
+    assert f"no job {ended.id} in " in run(capsys, "status", ended.id, code=USAGE).err
+    remember("storages", str(ended.path.parent))
+    assert run(capsys, "status", ended.id).out.startswith(f"{ended.id}: stopped (it was asked to stop)\n")
+
+
+def test_the_storage_of_the_environment_is_looked_into(ended, capsys, monkeypatch):
+    monkeypatch.setenv("TUNE_HPC_STORAGE", str(ended.path.parent))
+    assert run(capsys, "logs", ended.id).out == "3/5 trials\n"
+
+
+def test_a_status_can_be_read_by_programs_and_waited_for(ended, capsys):
+    shown = json.loads(run(capsys, "status", ended.id, "--storage", ended.path.parent, "--json", "--wait").out)
+    assert (shown["state"], shown["experiments"][0]["best_trial"]) == ("stopped", "t00002")
+    beat(ended, state="failed", error="no room", ended_at="2026-01-01T00:00:09+00:00")
+    assert "failed (no room)" in run(capsys, "status", ended.id, "--storage", ended.path.parent, "--wait", code=1).out
+
+
+def test_what_has_ended_is_not_stopped_again(ended, capsys):
+    assert "stopped (it was asked to stop)" in run(capsys, "stop", ended.id, "--storage", ended.path.parent).out
+    assert not list(ended.attempts.glob("*.stop"))
+
+
+def test_a_job_is_fetched_and_brought_up_to_date(ended, capsys, place):
+    where = ("fetch", ended.id, "--storage", ended.path.parent)
+    assert run(capsys, *where).out.endswith(f"files in runs/{ended.id}\n")
+    copy, progress = place / "runs" / ended.id, Path("experiments") / "synthetic" / "progress.json"
+    assert (copy / progress).read_bytes() == (ended.path / progress).read_bytes()
+    (ended.path / "experiments" / "synthetic" / "ray").mkdir()
+    (ended.path / "experiments" / "synthetic" / "ray" / "big").touch()
+    (ended.path / "new.log").write_text("new", encoding="utf-8")
+    ended.output.unlink()
+    (copy / "my_notes.md").write_text("mine", encoding="utf-8")
+    run(capsys, *where)
+    assert (copy / "my_notes.md").exists()
+    assert (copy / "new.log").read_text(encoding="utf-8") == "new"
+    assert not (copy / "output.log").exists()
+    assert not (copy / "experiments" / "synthetic" / "ray").exists()
+    (place / "mine").mkdir()
+    (place / "mine" / "thesis.tex").touch()
+    refused = run(capsys, *where, "--output", place / "mine", code=USAGE).err
+    assert f"mine is not empty and holds no copy of {ended.id}; choose another folder with --output" in refused
+    assert (place / "mine" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("submit", "exercise9"), "no experiment is called 'exercise9'"),
+        (
+            ("submit", "exercise2.softmax", "--address", "ray://head:10001"),
+            "is that of its dashboard, like http://head",
+        ),
+        (("submit", "exercise2.softmax", "--address", ""), "is that of its dashboard, like http://head:8265; got ''"),
+        (("submit", "exercise2.softmax", "--address", "127.0.0.1:9"), "no Ray cluster answers at http://127.0.0.1:9"),
+        (("submit", "exercise2.softmax", "--num-samples", "0"), "num_samples must be at least 1; got 0"),
+        (("submit", "exercise2.softmax", "--export", "paper"), "paper"),
+        (("submit", "exercise2.softmax", "--storage", "/proc/jobs"), "/proc/jobs"),
+        (("status", "../etc/passwd"), "no job ../etc/passwd in"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(place, capsys, arguments, message):
+    shown = run(capsys, *arguments, code=USAGE)
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    assert message in shown.err
+    assert not (place / "runs").exists()
+
+
+def test_an_id_that_is_a_folder_here_is_a_folder(ended, capsys, monkeypatch):
+    monkeypatch.chdir(ended.path.parent)
+    line = run(capsys, "resume", ended.id, code=USAGE).err
+    assert "holds no search that could go on" in line
+
+
+def test_extending_what_cannot_be_is_refused(place, capsys):
+    job = job_in(place / "jobs", searcher="grid")
+    beat(job, state="finished", ended_at="2026-01-01T00:00:09+00:00")
+    line = run(capsys, "extend", job.id, "--num-samples", "3", "--storage", place / "jobs", code=USAGE).err
+    assert line == "tune-hpc: synthetic uses a grid, which cannot be extended; submit another search\n"

@@ -1,0 +1,521 @@
+"""The command line: what it refuses, what it answers, and that it says so in one line. No test here starts Ray."""
+
+import io
+import logging
+import re
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tune_hpc import __version__, cli
+from tune_hpc.analysis.results import trials_frame, write_frames
+from tune_hpc.cli.main import _parser
+from tune_hpc.cli.options import find_experiments
+from tune_hpc.search.progress import SearchProgress, TrialCounts
+from tune_hpc.storage.experiment_folder import ExperimentFolder
+from tune_hpc.storage.trial_file import summarise
+
+#: The module; the package has a function of this name.
+COMMANDS = sys.modules["tune_hpc.cli.main"]
+
+MINE = """
+from ray import tune
+from tune_hpc import Experiment, Space
+
+def train(config, report):
+    report(1, {"loss": 1.0})
+
+experiment = Experiment("mine", Space({"x": tune.choice([1, 2])}, keys={}), train, metric="loss", mode="min", seeds=())
+number = 3
+nothing = []
+lost = experiment.replace(name="lost", trainable="no_such_module:train")
+picky = experiment.replace(name="picky", runner="mine:refuse")
+calls = []
+
+def refuse(experiments, **options):
+    from tune_hpc.errors import InvalidExperimentError
+    calls.append(options)
+    raise InvalidExperimentError("picky takes nothing")
+
+def pretend(experiments, *, folders, **options):
+    import pandas as pd
+    from tune_hpc import Results
+    calls.append(options | {"folders": folders})
+    status = options.get("address") or "finished"
+    trials = pd.DataFrame({"trial_id": ["t00000"], "status": [status], "x": [1], "loss": [0.25], "error": [None]})
+    return [
+        Results(one.to_json() | {"config_keys": ["x"], "state": "interrupted" if status == "running" else "finished"},
+                trials, pd.DataFrame({"trial_id": [], "step": []}))
+        for one in experiments
+    ]
+
+pretended = experiment.replace(name="pretended", runner="mine:pretend")
+"""
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """Work in an empty folder, beside a module of the user's own; starting Ray or fetching data is a failure."""
+
+    def refuse(*arguments, **options):
+        raise AssertionError("the input should have been refused before")
+
+    monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.setattr("tune_hpc.learning.mnist_files.read_files", refuse)
+    monkeypatch.setattr("tune_hpc.learning.download.read_files", refuse)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "broken.py").write_text("x = (\n")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").write_text("x")
+    yield tmp_path
+    for name in ("mine", "broken"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def finished(place):
+    """An experiment folder with three trials: two rates, one failure."""
+    keys = ["optimizer", "learning_rate", "momentum", "seed"]
+    asked = {
+        "name": "made.up", "metric": "test_loss", "mode": "min", "config_keys": keys, "state": "finished",
+        "space": {"optimizer": "adam", "learning_rate": {"choice": [0.1, 0.2, 0.3]}},
+    }  # fmt: skip
+    home = ExperimentFolder(place / "run")
+    home.claim("made.up")
+    home.write(asked)
+    history = pd.DataFrame({"step": np.arange(3), "test_loss": [3.0, 2.0, 1.0], "test_accuracy": [0.1, 0.5, 0.9]})
+    rows = []
+    for number, rate in enumerate((0.1, 0.2, 0.3)):
+        one = {
+            "trial_id": f"t{number:05d}",
+            "status": "finished",
+            "optimizer": "adam",
+            "learning_rate": rate,
+            "seed": 0,
+        }
+        rows.append(one | summarise(history.assign(test_loss=history["test_loss"] * rate)))
+    rows[2] = {name: rows[2][name] for name in ("trial_id", "optimizer", "learning_rate", "seed")}
+    rows[2] |= {"status": "failed", "error": "ValueError: no"}
+    histories = [history.assign(trial_id=row["trial_id"]) for row in rows[:2]]
+    write_frames(home, trials_frame(rows, keys), pd.concat(histories, ignore_index=True))
+    return home.path
+
+
+@pytest.fixture
+def refused(place, capsys):
+    """Return a function that runs a command which must be refused, and returns its one line."""
+
+    def call(*arguments):
+        before = sorted(place.rglob("*"))
+        code = cli.main([str(one) for one in arguments])
+        output = capsys.readouterr()
+        assert code == cli.USAGE == 2
+        assert output.out == ""
+        lines = output.err.splitlines()
+        assert len(lines) == 1, output.err
+        assert lines[0].startswith("tune-hpc: ")
+        assert "Traceback" not in output.err
+        ignored = "__pycache__"
+        assert [path for path in sorted(place.rglob("*")) if ignored not in path.parts] == before
+        return lines[0].removeprefix("tune-hpc: ")
+
+    return call
+
+
+LINE, WINNER = "exercise1_1stpart", "exercise3.winner"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([LINE, "--set", "optimizer=adamm"], "optimizer must be one of gradient_descent, momentum, nesterov, adagrad, "
+         "adadelta, adam, rmsprop, ftrl, proximal_adagrad, proximal_gradient_descent; got 'adamm'"),
+        ([LINE, "--set", "optimizer=adam,adamm"], "proximal_gradient_descent; got 'adamm'"),
+        ([WINNER, "--set", "model=mlp"], "model must be one of line, softmax, cnn; got 'mlp'"),
+        ([LINE, "--set", "learning_rat=1"], "no such key 'learning_rat'; a trial's keys are model, data, optimizer, "),
+        ([LINE, "--set", "steps=1", "--set", "steps=2"], "--set gives each key once; steps is given twice"),
+        ([LINE, "--set", "steps=1", "--set", " steps =1"], "--set gives each key once; steps is given twice"),
+        ([LINE, "--set", "steps"], "--set takes KEY=VALUE or KEY[OTHER=VALUES]=VALUE; got 'steps'"),
+        ([LINE, "--set", "=3"], "--set takes KEY=VALUE or KEY[OTHER=VALUES]=VALUE; got '=3'"),
+        ([LINE, "--set", "learning_rate=-1"], "learning_rate must be a number above 0; got -1"),
+        ([LINE, "--set", "learning_rate=fast"], "learning_rate must be a number above 0; got 'fast'"),
+        ([WINNER, "--set", "dropout=1"], "dropout must be a number at least 0 and below 1; got 1"),
+        ([WINNER, "--set", "batch_size=70000"],
+         "batch_size must be a whole number at least 1 and at most 50000; got 70000"),
+        ([LINE, "--set", "optimizer="], "optimizer: a value is missing in ''"),
+        ([LINE, "--set", "optimizer=choice()"], "optimizer: a choice needs at least one value; got none"),
+        ([LINE, "--set", "steps=5,5"], "steps: a choice holds each value once; got 5, 5"),
+        ([LINE, "--set", "beta1=0.5"], "beta1 belongs to adam; the space has optimizer=gradient_descent"),
+        ([LINE, "--set", "data=mnist"],
+         "the model line fits the data line and no other; got model='line' with data='mnist'"),
+        ([LINE, "--set", "learning_rate=loguniform(1e-4, 1)"], "a grid needs finite parameters; learning_rate is "
+         "loguniform(0.0001, 1): list its values, or search at random with num_samples"),
+        ([LINE, "--set", "learning_rate=loguniform(0, 1)", "--num-samples", "3"],
+         "learning_rate: the lower bound of loguniform must be above 0; got 0, 1"),
+        ([LINE, "--set", "steps=randint(1, 1000000000)"], "an experiment has at most 100000 trials; exercise1_1stpart "
+         "has 4999999995: narrow its space, or draw fewer with num_samples"),
+        ([LINE, "--seeds", "0"], "--seeds must be at least 1; got 0"),
+        ([LINE, "--seeds", "2", "--set", "seed=1"], "the seed is given twice: seed=1 in the space and seeds=[0, 1]"),
+        ([LINE, "--num-samples", "0"], "num_samples must be at least 1; got 0"),
+        ([LINE, "--num-samples", "-3"], "num_samples must be at least 1; got -3"),
+        ([LINE, "--searcher", "bayes"], "searcher must be one of grid, random, quasi_random, tpe, gp; got 'bayes'"),
+        ([LINE, "--searcher", "tpe"], "a tpe search needs num_samples; it was left out"),
+        ([LINE, "--searcher", "grid", "--num-samples", "3"], "a grid runs every configuration once; got num_samples=3"),
+        ([LINE, "--searcher", "quasi_random", "--num-samples", "9"], "a quasi-random search tries no configuration "
+         "twice; got num_samples=9 for 5 configurations"),
+        ([WINNER, "--searcher", "tpe", "--num-samples", "3"], "tpe needs a parameter that varies"),
+        ([LINE, "--scheduler", "best"],
+         "scheduler must be one of none, asha, pbt, asha_stopping, hyperband, median; got 'best'"),
+        (["mine:train", "--set", "x=1,2", "--scheduler", "asha"],
+         "a scheduler counts in steps; give the space of mine.train a parameter steps"),
+        ([LINE, "--set", "momentum[optimizer=adamm]=0.9"], "optimizer must be one of gradient_descent, momentum"),
+        ([LINE, "--set", "momentum[optimizer=adam]=0.9"], "momentum: its condition optimizer=adam never holds"),
+        ([LINE, "--set", "momentum[width=2]=0.9"], "momentum: its condition is on width, which is no parameter"),
+        ([LINE, "--from", "."], "is no experiment folder: no experiment.json in it or below it"),
+        ([LINE, "--search-seed", "-1"], "search_seed must be at least 0; got -1"),
+        ([LINE, "--metric", "W"],
+         "metric W needs a mode, min or max; exercise1_1stpart is ranked by the min of train_loss"),
+        ([LINE, "--metric", "accuracy", "--mode", "max"], "the metric of exercise1_1stpart must be one of train_loss, "
+         "W, b, steps_run, setup_s, train_s, eval_s, samples_per_s; got 'accuracy'"),
+        ([LINE, "--cpus-per-trial", "0"], "cpus_per_trial must be above 0; got 0.0"),
+        ([LINE, "--gpus-per-trial", "1.5"], "gpus_per_trial must be a fraction up to 1, or a whole number; got 1.5"),
+        ([LINE, "--max-concurrent", "0"], "max_concurrent must be at least 1; got 0"),
+        ([LINE, LINE], "each experiment is given once, with a folder of its own; got exercise1_1stpart, exercise1_1st"),
+        (["exercise5"], "no experiment is called 'exercise5'; there are exercise1_1stpart, exercise1_2ndpart, "),
+        (["no_such_module:train"], "no module 'no_such_module', neither installed nor in "),
+        (["..mine:train"], "'..mine:train' is no reference; it reads package.module:attribute"),
+        (["mine:trian"], "nothing is called 'trian' in mine; there are Experiment, Space, train, experiment, number,"),
+        (["mine:number"], "mine:number is of type int; an Experiment or a function (config, report) is wanted"),
+        (["mine:nothing"], "mine:nothing is of type list; an Experiment or a function (config, report) is wanted"),
+        (["mine:train"], "mine:train is a function: give its parameters with --set KEY=VALUE, or name an Experiment"),
+        (["mine:train", "--set", "status=1"], "status is a column that every trial has; call the parameter otherwise"),
+        (["mine:experiment", "--metric", "score"],
+         "metric score needs a mode, min or max; mine is ranked by the min of loss"),
+        (["mine:lost"], "no module 'no_such_module', neither installed nor in "),
+        (["broken:train", "--set", "x=1"], "broken cannot be imported: "),
+    ],
+)  # fmt: skip
+def test_a_run_that_cannot_be_is_refused(refused, arguments, message):
+    assert message in refused("run", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("output_dir", "message"),
+    [
+        ("file", "file cannot be made: .*file is a file; choose another output folder"),
+        ("file/below", "file/below cannot be made: .*file is a file; choose another output folder"),
+        ("foreign", "foreign is not empty and holds no experiment; choose an empty or new output folder"),
+        ("run", "run already holds the experiment made.up; choose another output folder"),
+        ("a" * 300, "cannot be read: File name too long; choose another folder"),
+    ],
+)
+def test_an_output_folder_that_cannot_be_used_is_refused(refused, finished, output_dir, message):
+    assert re.search(message, refused("run", LINE, "--output-dir", output_dir))
+
+
+def test_overwrite_replaces_an_earlier_run_of_the_same_experiment_only(refused, finished):
+    line = refused("run", LINE, "--output-dir", finished, "--overwrite")
+    assert line.endswith("already holds the experiment made.up; choose another output folder")
+
+
+def test_several_experiments_do_not_go_into_the_folder_of_one(refused, finished):
+    line = refused("run", LINE, "exercise1_2ndpart", "--output-dir", finished)
+    assert line.endswith("holds one experiment, and 2 are to run; choose another folder")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["--seeds", "2"],
+            "a scaling measurement has one value of seed; got 0, 1; its repeats have seeds of their own: set repeats",
+        ),
+        (["--set", "workers=0"], "workers must be a whole number at least 1; got 0"),
+        (["--set", "workers=151"], "workers must be a whole number from 1 to the batch size 150; got 151"),
+        (["--set", "num_timed_steps=0"], "num_timed_steps must be a whole number from 1 to the 5000 steps; got 0"),
+        (["--set", "stepz=5"], "no such key 'stepz'; a trial's keys are "),
+    ],
+)
+def test_a_scaling_measurement_that_cannot_be_is_refused(refused, settings, message):
+    assert message in refused("run", "exercise4", *settings)
+
+
+def test_what_the_last_experiment_would_be_refused_for_is_known_before_the_first_one_runs(refused):
+    assert refused("run", "mine:pretended", "mine:picky", "--no-report") == "picky takes nothing"
+    assert [options.get("check_only") for options in sys.modules["mine"].calls] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere is no experiment folder: there is no such folder"),
+        (["foreign"], "foreign is no experiment folder: no experiment.json in it or below it"),
+        (["file"], "file is no experiment folder: no experiment.json in it or below it"),
+        (["a" * 300], "cannot be read: File name too long"),
+        (["run", "-n", "0"], "-n must be at least 1; got 0"),
+        (["run", "--metric", "accuracy"], "no column 'accuracy' in the trials of made.up: experiment, trial_id, "),
+        (["run", "--metric", "optimizer"], "the column optimizer of made.up holds no numbers; learning_rate, mom"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(refused, finished, arguments, message):
+    assert message in refused("show", *arguments)
+
+
+@pytest.mark.parametrize("verb", ["show", "report"])
+@pytest.mark.parametrize("name", ["trials.parquet", "history.parquet"])
+def test_a_corrupted_parquet_file_is_named(refused, finished, verb, name):
+    (finished / name).write_bytes(b"PAR1 garbage PAR1")
+    assert re.search(rf"run/{name} is not readable as Parquet \(.*\); restore it from a copy", refused(verb, finished))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"name": ', "run/experiment.json cannot be read: .*; restore it from a copy"),
+        ("[]", "run/experiment.json describes no experiment: it has no name; restore it from a copy"),
+        ('{"name": "x"}', "describes no experiment: it has no config_keys, metric, mode; restore it from a copy"),
+    ],
+)
+def test_a_corrupted_description_is_named(refused, finished, text, message):
+    (finished / "experiment.json").write_text(text)
+    assert re.search(message, refused("show", finished))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "foreign"], "foreign is no experiment folder: no experiment.json in it or below it"),
+        (["report", "run", "nowhere"], "nowhere is no experiment folder: there is no such folder"),
+        (["report", "run", "-o", "foreign"], "foreign is a folder; name the file that the page is to be"),
+        (["report", "run", "-o", "file/page.html"], "file is a file; choose another output folder"),
+        (["spaces", "exercise5"], "no experiment is called 'exercise5'; there are exercise1_1stpart, "),
+        (["data", "emnist"], "no such image data set 'emnist'; there are mnist, fashion_mnist"),
+        (["data", "mnist", "emnist"], "no such image data set 'emnist'; there are mnist, fashion_mnist"),
+    ],
+)
+def test_other_verbs_refuse_before_they_work(refused, finished, arguments, message):
+    assert message in refused(*arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [], ["dance"], ["run"], ["show"], ["run", LINE, "--fast"], ["run", LINE, "--seeds", "many"],
+        ["run", LINE, "--mode", "best"], ["run", LINE, "--qui"], ["show", "run", "-n", "x"],
+    ],
+)  # fmt: skip
+def test_flags_that_do_not_exist_or_do_not_parse_end_with_code_2(capsys, arguments):
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == cli.USAGE
+    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def experiments_of(*arguments):
+    flags = _parser().parse_args(["run", *arguments])
+    return [one for name in flags.names for one in find_experiments(name, flags)]
+
+
+def test_flags_change_the_experiments():
+    (one,) = experiments_of(WINNER, "--seeds", "3", "--set", "dropout=0.4,0.5", "--quick", "--set", "steps=7")
+    assert (one.seeds, one.quick, one.num_trials) == ((0, 1, 2), True, 6)
+    assert one.space.to_json()["dropout"] == {"choice": [0.4, 0.5]}
+    assert one.space["steps"] == 7
+    (one,) = experiments_of(
+        LINE, "--set", "learning_rate=loguniform(1e-4, 1e-2)", "--num-samples", "5", "--search-seed", "3",
+        "--metric", "W", "--mode", "min",
+    )  # fmt: skip
+    assert (one.searcher, one.num_samples, one.search_seed, one.num_trials) == ("random", 5, 3, 5)
+    assert (one.metric, one.mode) == ("W", "min")
+
+
+def test_a_name_stands_for_one_stage_or_all_or_an_object():
+    assert [one.name for one in experiments_of(WINNER)] == [WINNER]
+    assert len(experiments_of("exercise3")) == 9
+    assert len(experiments_of("all")) == 14
+    assert [one.name for one in experiments_of("mine:experiment", WINNER)] == ["mine", WINNER]
+
+
+def test_a_function_runs_over_what_is_set():
+    (one,) = experiments_of("mine:train", "--set", "x=1,2,3", "--set", "optimizer=mine")
+    assert (one.name, one.metric, one.mode, one.seeds) == ("mine.train", "loss", "min", ())
+    assert [config["x"] for config in one.configs()] == [1, 2, 3]
+    (one,) = experiments_of("mine:train", "--set", "x=1", "--metric", "score", "--mode", "max", "--seeds", "2")
+    assert (one.metric, one.mode, one.seeds) == ("score", "max", (0, 1))
+
+
+def run_pretended(*arguments):
+    code = cli.main(["run", "mine:pretended", "--no-report", *arguments])
+    return code, sys.modules["mine"].calls[-1]
+
+
+def test_flags_reach_the_runner(place, capsys):
+    code, options = run_pretended(
+        "--output-dir", "there", "--cpus-per-trial", "2", "--max-concurrent", "3", "--data-dir", "images",
+        "--overwrite", "--fuse", "16", "--time-budget", "1.5h", "--target", "0.99", "--export", "optuna,tensorboard",
+    )  # fmt: skip
+    assert code == cli.SUCCESS
+    assert [str(folder) for folder in options.pop("folders")] == ["there"]
+    assert options == {
+        "address": None, "overwrite": True, "go_on": False, "cpus_per_trial": 2, "gpus_per_trial": None,
+        "max_concurrent": 3, "data_dir": "images", "fuse": "16", "time_budget_s": 5400.0, "target": 0.99,
+        "force": False, "export": ["optuna,tensorboard"],
+    }  # fmt: skip
+    assert capsys.readouterr().out == "pretended: 1 finished; best loss 0.25 at x=1\n"
+
+
+def test_searchers_and_schedulers_are_chosen_by_flags():
+    (one,) = experiments_of(WINNER, "--set", "dropout=uniform(0, 0.5)", "--searcher", "tpe", "--num-samples", "7",
+                            "--scheduler", "asha", "--search-seed", "5")  # fmt: skip
+    assert (one.searcher, one.num_samples, one.scheduler, one.search_seed) == ("tpe", 7, "asha", 5)
+    (other,) = experiments_of(WINNER, "--set", "dropout=uniform(0, 0.5)", "--num-samples", "7")
+    assert (other.searcher, other.scheduler) == ("random", "none")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resume", "nowhere"], "nowhere is no experiment folder: there is no such folder"),
+        (["extend", "nowhere", "--num-samples", "3"], "nowhere is no experiment folder: there is no such folder"),
+        (["extend", "nowhere", "--num-samples", "0"], "num_samples must be at least 1; got 0"),
+        (["resume", "nowhere", "--time-budget", "0"], "time_budget_s must be above 0; got 0.0"),
+        (["resume", "nowhere", "--export", "paper"], "an export goes to tensorboard, optuna, mlflow; got 'paper'"),
+        (["run", LINE, "--export", "optuna,paper"], "an export goes to tensorboard, optuna, mlflow; got 'paper'"),
+        (["export", "nowhere", "--to", "optuna"], "nowhere is no experiment folder: there is no such folder"),
+        (["export", "foreign", "--to", "optuna"], "foreign is no experiment folder: no experiment.json in it or below"),
+        (["export", "nowhere", "--to", "optuna,mlfow"], "an export goes to tensorboard, optuna, mlflow; got 'mlfow'"),
+    ],
+)
+def test_what_cannot_go_on_is_refused(refused, arguments, message):
+    assert message in refused(*arguments)
+
+
+def test_results_go_below_runs_unless_told_otherwise(place):
+    assert str(run_pretended()[1]["folders"][0]) == "runs/mine.pretended"
+    (place / "runs" / "mine.pretended").mkdir(parents=True)
+    assert str(run_pretended()[1]["folders"][0]) == "runs/mine.pretended-2"
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [("finished", cli.SUCCESS), ("failed", cli.FAILURE), ("running", cli.INTERRUPTED)]
+)
+def test_the_exit_code_tells_how_a_run_ended(status, code):
+    assert run_pretended("--address", status)[0] == code
+
+
+def test_an_interrupt_is_told_in_one_line(monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(COMMANDS, "find_experiments", interrupt)
+    assert cli.main(["run", LINE]) == cli.INTERRUPTED == 130
+    assert capsys.readouterr().err == "tune-hpc: interrupted\n"
+
+
+def test_what_is_logged_under_a_progress_bar_stands_above_it(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    def search(name, flags):
+        with SearchProgress([TrialCounts(3)], {}):
+            logging.getLogger("tune_hpc.search").info("stopping")
+        return []
+
+    monkeypatch.setattr(COMMANDS, "find_experiments", search)
+    monkeypatch.setattr(COMMANDS, "run_experiments", lambda *arguments: 0)
+    assert cli.main(["run", LINE]) == cli.SUCCESS
+    # Rich removes the bar's line first, and draws it again below.
+    assert re.search(r"\x1b\[2Kstopping\s*\n.*0/3 trials", terminal.getvalue())
+
+
+def test_show_tells_counts_best_trials_and_errors(finished, capsys):
+    assert cli.main(["show", str(finished)]) == cli.SUCCESS
+    output = capsys.readouterr().out
+    assert output.startswith("made.up: 2 finished, 1 failed; best test_loss 0.1 at learning_rate=0.1\n")
+    best, failed = output.split("failed:\n")
+    assert [line.split()[1] for line in best.splitlines() if line.startswith("| t0")] == ["t00000", "t00001"]
+    assert "ValueError: no" in failed
+
+
+def test_show_ranks_by_the_metric_and_as_many_as_asked(finished, capsys):
+    assert cli.main(["show", str(finished), "--metric", "learning_rate", "-n", "1"]) == cli.SUCCESS
+    output = capsys.readouterr().out.partition("failed:")[0]
+    assert "best learning_rate 0.2 at learning_rate=0.2" in output
+    assert [line.split()[1] for line in output.splitlines() if line.startswith("| t0")] == ["t00001"]
+
+
+def test_compare_ranks_and_says_what_it_cannot(finished, capsys):
+    assert cli.main(["compare", str(finished), "--by", "learning_rate"]) == cli.SUCCESS
+    output = capsys.readouterr().out
+    assert output.startswith("learning rate 0.1 has the best test loss 0.1; one seed each cannot tell more.\n")
+    assert [line.split()[1] for line in output.splitlines() if line.startswith("|  ")] == [
+        "learning_rate",
+        "0.1",
+        "0.2",
+    ]
+    page = finished.parent / "compared.html"
+    assert cli.main(["compare", str(finished), str(finished), "--output", str(page)]) == cli.SUCCESS
+    output, html = capsys.readouterr().out, page.read_text(encoding="utf-8")
+    assert output.endswith(f"report: {page}\n")
+    assert html.count("<section id=") == 3
+    assert html.index(output.splitlines()[0]) < html.index("Where the numbers come from")
+    assert cli.main(["compare", str(finished)]) == cli.USAGE
+    assert "is one search; name another folder, or a parameter: --by" in capsys.readouterr().err
+
+
+def test_an_export_says_how_many_trials_are_new_and_what_shows_them(finished, capsys):
+    for num_new in (3, 0):
+        assert cli.main(["export", str(finished), "--to", "tensorboard"]) == cli.SUCCESS
+        shown_by = f"tensorboard --logdir {finished / 'tensorboard'}"
+        assert capsys.readouterr().out == f"made.up: {num_new} new trials in tensorboard; {shown_by}\n"
+
+
+def test_an_extra_that_is_not_installed_is_named_before_anything_starts(refused, monkeypatch):
+    monkeypatch.setattr("tune_hpc.export.export.find_spec", lambda name: None if name == "mlflow" else name)
+    assert refused("run", LINE, "--export", "mlflow") == (
+        "an export to mlflow needs the package mlflow, which is not installed; pip install 'tune-hpc[mlflow]'"
+    )
+
+
+def test_report_writes_a_page_and_says_where(finished, place, capsys):
+    assert cli.main(["report", str(finished), "-o", str(place / "page.html")]) == cli.SUCCESS
+    assert capsys.readouterr().out == f"{place / 'page.html'}\n"
+    assert "made.up" in (place / "page.html").read_text()
+
+
+def test_spaces_are_listed_with_their_sizes(capsys):
+    assert cli.main(["spaces"]) == cli.SUCCESS
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 14
+    assert next(line for line in lines if "exercise2.softmax" in line).split()[:3] == ["exercise2.softmax", "72", "36"]
+
+
+def test_one_space_is_listed_with_its_parameters(capsys):
+    assert cli.main(["spaces", "exercise3.decay"]) == cli.SUCCESS
+    output = capsys.readouterr().out
+    assert output.startswith("exercise3.decay: A decaying learning rate (Table 4.3) (report, Table 4.3; 2 trials)\n")
+    assert "\n  batch_size = choice(150, 100)\n" in output
+    assert "\n  decay_rate = 0.95\n" in output
+
+
+def test_data_are_found_and_told_where(monkeypatch, capsys, place):
+    monkeypatch.setattr("tune_hpc.learning.download.find_or_fetch", lambda name, folder: folder / name)
+    assert cli.main(["data", "mnist", "fashion_mnist", "--data-dir", str(place)]) == cli.SUCCESS
+    assert capsys.readouterr().out == f"mnist: {place / 'mnist'}\nfashion_mnist: {place / 'fashion_mnist'}\n"
+
+
+def test_help_has_examples_and_the_version_is_told(capsys):
+    for arguments, expected in ((["--help"], "tune-hpc run exercise2.softmax"), (["--version"], __version__)):
+        with pytest.raises(SystemExit) as end:
+            cli.main(arguments)
+        assert end.value.code == 0
+        assert expected in capsys.readouterr().out

@@ -1,0 +1,112 @@
+"""The heartbeat of a driver: no error ends it, and it stops a driver that was superseded."""
+
+import errno
+import json
+import shutil
+import time
+from io import StringIO
+
+import pytest
+
+from tests.jobs.job_factories import job_in
+from tune_hpc.errors import FolderError
+from tune_hpc.jobs import driver
+from tune_hpc.jobs.job_folder import JobFolder, JobState
+
+HEARTBEAT_S = 0.02
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """A job whose driver has fifty heartbeats a second."""
+    monkeypatch.setattr(driver, "HEARTBEAT_S", HEARTBEAT_S)
+    return job_in(tmp_path)
+
+
+def wait_until(holds):
+    end = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(HEARTBEAT_S)
+
+
+def written_at(job):
+    return (job.attempts / "1.run.json").stat().st_mtime_ns
+
+
+def test_heartbeat_rewrites_the_state_and_stops_a_superseded_driver(job):
+    job.claim(1)
+    with driver.Heartbeat(job, 1):
+        first = written_at(job)
+        wait_until(lambda: written_at(job) > first)
+        assert not job.stop_file(1).exists()
+        job.add_attempt("resume", {"kind": "elsewhere"}, {}, last=1)
+        wait_until(job.stop_file(1).exists)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FolderError("no answer"), OSError(errno.ESTALE, "stale"), PermissionError("no"), OSError(errno.EIO, "io"),
+     RuntimeError("odd"), KeyError("odd")],
+    ids=lambda error: type(error).__name__ + str(getattr(error, "errno", "")),
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["write_run", "attempt_numbers"])
+def test_heartbeat_survives_every_error(job, monkeypatch, caplog, method, error):
+    real, num_failed = getattr(JobFolder, method), 0
+
+    def fail(self, *arguments):
+        nonlocal num_failed
+        num_failed += 1
+        raise error
+
+    job.claim(1)
+    with driver.Heartbeat(job, 1):
+        monkeypatch.setattr(JobFolder, method, fail)
+        wait_until(lambda: num_failed > 3)
+        monkeypatch.setattr(JobFolder, method, real)
+        last = written_at(job)
+        wait_until(lambda: written_at(job) > last)
+    assert len([record for record in caplog.records if "was not written" in record.message]) == 1
+
+
+def test_heartbeat_does_not_bring_back_a_deleted_job(job):
+    job.claim(1)
+    heartbeat = driver.Heartbeat(job, 1)
+    with heartbeat:
+        shutil.rmtree(job.path)
+        time.sleep(5 * HEARTBEAT_S)
+    heartbeat.finish({"state": "stopped"})
+    assert not job.path.exists()
+
+
+def test_final_state_is_written_with_the_reserved_space_released(job):
+    job.claim(1)
+    heartbeat = driver.Heartbeat(job, 1)
+    with heartbeat:
+        assert list(job.attempts.glob("*.room"))
+    assert not list(job.attempts.glob("*.room"))
+    heartbeat.finish({"state": "failed", "error": "no room"})
+    state = json.loads((job.attempts / "1.run.json").read_text(encoding="utf-8"))
+    assert (state["state"], state["error"]) == ("failed", "no room")
+    assert state["started_at"] <= state["ended_at"]
+
+
+def test_second_driver_of_an_attempt_and_one_of_an_old_attempt_do_not_start(job, monkeypatch):
+    monkeypatch.setattr(driver, "_run", lambda *arguments: pytest.fail("it ran"))
+    job.claim(1)
+    assert driver.drive(job, 1, StringIO())["state"] is JobState.STOPPED
+    job.add_attempt("resume", {}, {}, last=1)
+    job.add_attempt("resume", {}, {}, last=2)
+    output = StringIO()
+    assert driver.drive(job, 2, output)["state"] is JobState.STOPPED
+    assert "was superseded" in output.getvalue()
+
+
+@pytest.mark.parametrize("signal_error", [SystemExit(1), KeyboardInterrupt()])
+def test_driver_that_is_terminated_before_a_trial_began_is_stopped(job, monkeypatch, signal_error):
+    def run(*arguments):
+        raise signal_error
+
+    monkeypatch.setattr(driver, "_run", run)
+    assert driver.drive(job, 1, StringIO())["state"] is JobState.STOPPED
+    assert job.read_run(1)["state"] == "stopped"

@@ -1,0 +1,89 @@
+"""A disk that runs full under a job: it fails with a reason, is read all the same, and goes on when there is room."""
+
+import os
+import subprocess
+from collections import Counter
+
+import pytest
+
+from tests.jobs.job_factories import job_in
+from tests.jobs.user_trainable import WALK, until, walk
+from tune_hpc.errors import FolderError
+from tune_hpc.jobs.client import LocalClient
+from tune_hpc.jobs.fetch import fetch
+from tune_hpc.jobs.job_folder import NUM_ROOM_BYTES, JobFolder, JobState, make_id
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of three megabytes; mounting one takes a superuser."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no small disk can be mounted here")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def fill(path):
+    """Fill the disk of a file, and return how much room there was."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)) == 4096:
+                pass
+        except OSError:
+            pass
+    return path.stat().st_size
+
+
+@pytest.mark.slow
+def test_a_job_whose_disk_runs_full_fails_with_a_reason_and_goes_on_when_there_is_room(
+    small_disk, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "walks_here.py").write_text(WALK, encoding="utf-8")
+    job = LocalClient(small_disk / "jobs").submit(walk(tmp_path), max_concurrent=2, checkpoint_interval_s=0.5)
+    until(job, lambda status: len(list((job.folder.experiment("walk").path / "trials").glob("*.checkpoint"))) == 2)
+    assert fill(small_disk / "filler") > 0
+    (tmp_path / "hurry").touch()
+    failed = job.wait(90)
+    assert failed.state is JobState.FAILED
+    assert "No space left on device; make room there" in failed.reason
+    assert failed.reason in "".join(job.logs())
+    fill(small_disk / "rest")
+    with pytest.raises(FolderError, match="No space left on device"):
+        job.resume()
+    assert job.status().state is JobState.FAILED
+
+    (small_disk / "filler").unlink()
+    (small_disk / "rest").unlink()
+    assert job.resume().wait(90).state is JobState.FINISHED
+    trials = job.results()[0].trials
+    assert list(trials["status"]) == ["finished"] * 4
+    assert list(trials["steps_run"]) == [400] * 4
+    began = Counter((tmp_path / "journal").read_text(encoding="utf-8").split())
+    assert len(began) == 4
+    assert not list(job.folder.attempts.glob("*.room"))
+
+
+def test_a_job_that_cannot_be_written_down_leaves_no_folder(small_disk):
+    kept = job_in(small_disk)
+    fill(small_disk / "filler")
+    other = JobFolder(small_disk / make_id("other"))
+    with pytest.raises(FolderError, match="No space left on device; make room there"):
+        other.make({"id": other.id, "experiments": ["x" * 5000]})
+    assert sorted(one.name for one in small_disk.iterdir()) == ["filler", kept.id]
+
+
+def test_room_is_held_once_given_back_and_never_copied(tmp_path):
+    job = job_in(tmp_path / "jobs")
+    job.reserve_space(1)
+    job.reserve_space(2)
+    assert [(one.name, one.stat().st_size) for one in job.attempts.glob("*.room")] == [("2.room", NUM_ROOM_BYTES)]
+    fetch(job, tmp_path / "copy")
+    assert "2.room" not in os.listdir(tmp_path / "copy" / "attempts")
+    job.release_space()
+    assert not list(job.attempts.glob("*.room"))

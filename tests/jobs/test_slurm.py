@@ -1,0 +1,263 @@
+"""Batch scripts for Slurm: what is refused, what is written, and what a script does when the warning comes."""
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.jobs.fake_slurm import FakeSlurm
+from tune_hpc.cli import main
+from tune_hpc.errors import InvalidExperimentError
+from tune_hpc.jobs.sbatch import Allocation, batch_script, seconds_of
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("90", 5400), ("5:30", 330), ("02:00:00", 7200), ("1-12", 129600), ("1-12:30", 131400), ("2-00:00:01", 172801)],
+)
+def test_times_are_read_as_slurm_does(time, seconds):
+    assert seconds_of(time) == seconds
+
+
+@pytest.mark.parametrize("time", ["", "0", "00:00:00", "2h", "1:2:3:4", "infinite", "-5", "1-", " 5", "5\n"])
+def test_other_times_are_refused(time):
+    with pytest.raises(InvalidExperimentError, match="a time is minutes, HH:MM:SS or D-HH:MM:SS"):
+        seconds_of(time)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nodes": 0}, "nodes must be at least 1; got 0"),
+        ({"gpus_per_node": -1}, "gpus_per_node must be at least 0; got -1"),
+        ({"cpus_per_node": 0}, "cpus_per_node must be at least 1; got 0"),
+        ({"max_requeues": -1}, "max_requeues must be at least 0; got -1"),
+        ({"warning_s": 30}, "the warning must come at least 60 s before the end"),
+        ({"time": "2", "warning_s": 120}, "later than the beginning; got 120 s and 120 s"),
+        ({"memory": "16 GB"}, "memory is a number with K, M, G or T"),
+        ({"partition": "a b"}, "partition is one word"),
+        ({"account": ""}, "account is one word"),
+        ({"job_name": "a\n#SBATCH -n 99"}, "job_name is one word"),
+        ({"options": ("constraint=a100",)}, "an option of sbatch's begins with -"),
+        ({"options": ("--a\nrm -rf .",)}, "is one line"),
+        ({"setup": ("a\nb",)}, "one line of shell at a time"),
+        ({"nodes": 2, "symmetric_run": False}, "Ray comes to 2 nodes by symmetric_run only"),
+    ],
+)
+def test_what_slurm_or_the_search_could_not_live_with_is_refused(changes, message):
+    with pytest.raises(InvalidExperimentError, match=message) as refused:
+        Allocation(**{"time": "01:00:00"} | changes)
+    assert "\n" not in str(refused.value)
+
+
+def lines_of(text: str) -> set[str]:
+    return set(text.splitlines())
+
+
+def test_one_node_is_shared_and_needs_no_symmetric_run():
+    text = batch_script(Allocation("30", cpus_per_node=8), ["true"])
+    assert lines_of(text) >= {
+        "#SBATCH --nodes=1",
+        "#SBATCH --cpus-per-task=8",
+        "#SBATCH --time=30",
+        "unset RAY_ADDRESS",
+    }
+    for absent in ("symmetric-run", "srun", "--gpus", "--exclusive", "--mem", "--partition", "--account"):
+        assert absent not in text
+
+
+def test_cores_that_nobody_named_are_all_of_a_whole_node():
+    assert lines_of(batch_script(Allocation("30"), ["true"])) >= {"#SBATCH --exclusive", "#SBATCH --mem=0"}
+
+
+@pytest.mark.parametrize("changes", [{"nodes": 2}, {"symmetric_run": True}])
+def test_symmetric_run_has_whole_nodes_and_an_address(changes):
+    text = batch_script(Allocation("30", **changes), ["true"])
+    assert "#SBATCH --exclusive" in lines_of(text)
+    assert "ray symmetric-run" in text
+    assert re.search(r"^export RAY_ADDRESS=", text, flags=re.MULTILINE)
+
+
+def test_everything_asked_for_stands_in_the_script():
+    asked = Allocation(
+        "1-00:00:00", nodes=3, gpus_per_node=4, cpus_per_node=32, memory="64G", partition="gpu", account="p-1",
+        warning_s=300, max_requeues=7, job_name="mine", options=("--constraint=a100",), setup=("module load cuda",),
+        environment="/opt/my env",
+    )  # fmt: skip
+    text = batch_script(asked, ["true"])
+    assert lines_of(text) >= {
+        "#SBATCH --nodes=3", "#SBATCH --gpus-per-node=4", "#SBATCH --cpus-per-task=32", "#SBATCH --mem=64G",
+        "#SBATCH --partition=gpu", "#SBATCH --account=p-1", "#SBATCH --signal=B:USR1@300", "#SBATCH --job-name=mine",
+        "#SBATCH --constraint=a100", "module load cuda", "export PATH='/opt/my env/bin':$PATH",
+    }  # fmt: skip
+    assert '"${SLURM_GPUS_ON_NODE:-4}"' in text
+    assert "-ge 7 ]" in text
+
+
+def test_options_stand_before_the_first_command():
+    text = batch_script(Allocation("30", options=("--qos=low",), setup=("module load cuda",)), ["true"])
+    commands = [number for number, line in enumerate(text.splitlines()) if line and not line.startswith("#")]
+    assert text.splitlines().index("#SBATCH --qos=low") < commands[0]
+
+
+def test_without_a_warning_nobody_is_asked_or_queued_again():
+    text = batch_script(Allocation("30", warning_s=None), ["true"])
+    assert "--signal" not in text
+    assert "scontrol" not in text
+
+
+def test_the_kept_scripts_are_what_the_function_makes():
+    folder = ROOT / "scripts" / "slurm"
+    for name, text in runpy.run_path(str(folder / "write.py"))["texts"]().items():
+        assert (folder / name).read_text(encoding="utf-8") == text
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    return FakeSlurm(tmp_path)
+
+
+def command(source: str) -> list[str]:
+    return [sys.executable, "-c", source]
+
+
+#: Takes the warning half a second after it began, and ends as a search does.
+SAVES = """
+import signal, sys, time
+time.sleep(0.5)
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+time.sleep(30)
+"""
+WAYS = pytest.mark.parametrize("way", [{"cpus_per_node": 1}, {"symmetric_run": True}, {"nodes": 2}])
+
+
+@WAYS
+def test_a_warned_search_is_queued_again(way, slurm):
+    script = slurm.start(batch_script(Allocation("30", **way), command(SAVES)))
+    slurm.warn(script)
+    assert script.wait(20) == 0
+    assert slurm.calls[-1] == f"requeue {slurm.job_id}"
+    assert slurm.leftovers == []
+
+
+@WAYS
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_search_that_ends_by_itself_is_not(way, code, slurm):
+    script = slurm.start(batch_script(Allocation("30", **way), command(f"raise SystemExit({code})")))
+    assert script.wait(20) == code
+    assert not any("requeue" in call for call in slurm.calls)
+    assert slurm.leftovers == []
+
+
+def test_one_that_was_queued_again_too_often_is_not(slurm):
+    text = batch_script(Allocation("30", max_requeues=3), command("raise SystemExit(75)"))
+    assert slurm.start(text, SLURM_RESTART_COUNT="3").wait(20) == 75
+    assert slurm.calls == []
+
+
+def test_a_search_that_does_not_end_is_queued_again_before_its_time_is_over(slurm):
+    text = batch_script(Allocation("30", warning_s=60), command("import time; time.sleep(4)"))
+    assert "second < 40" in text
+    script = slurm.start(text.replace("second < 40", "second < 2"))
+    slurm.warn(script)
+    assert script.wait(20) == 0
+    assert slurm.calls == [f"requeue {slurm.job_id}"]
+
+
+def test_a_search_that_ends_well_while_it_is_warned_is_finished(slurm):
+    script = slurm.start(batch_script(Allocation("30"), command("import time; time.sleep(1)")))
+    slurm.warn(script)
+    assert script.wait(20) == 0
+    assert slurm.calls == []
+
+
+def test_words_reach_the_command_as_they_are(slurm):
+    words = ["two words", "$HOME", "a'b", 'c"d', "*", "uniform(0, 1)", "back\\slash", ""]
+    text = batch_script(Allocation("30", nodes=2), [*command("import sys; print(sys.argv[1:])"), *words])
+    assert slurm.start(text).wait(20) == 0
+    assert str(words) in (slurm.folder / "log").read_text(encoding="utf-8")
+
+
+def test_a_token_of_the_job_s_own_is_nobody_else_s_to_read(slurm):
+    source = """
+import os, pathlib, stat
+token = pathlib.Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+print(os.environ["RAY_AUTH_MODE"], len(token.read_text()), oct(stat.S_IMODE(token.parent.stat().st_mode)))
+"""
+    assert slurm.start(batch_script(Allocation("30"), command(source))).wait(20) == 0
+    assert "token 64 0o700" in (slurm.folder / "log").read_text(encoding="utf-8")
+
+
+def test_ray_gets_the_allocation_s_cores_and_gpus(slurm):
+    text = batch_script(Allocation("30", nodes=2, gpus_per_node=2), ["true"])
+    assert slurm.start(text, SLURM_GPUS_ON_NODE="2").wait(20) == 0
+    call = slurm.calls[0]
+    assert call.startswith("symmetric-run --address ")
+    assert f"--min-nodes 2 --num-cpus=2 --num-gpus=2 --temp-dir=/tmp/r{slurm.job_id} " in call
+    assert call.endswith("-- bash -c driver")
+
+
+class TestTheVerb:
+    ASKED = ("--time", "02:00:00", "--nodes", "2", "--gpus-per-node", "4")
+
+    def test_the_run_s_flags_are_kept(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        flags = ["--quick", "--seeds", "3", "--set", "learning_rate=loguniform(1e-4, 1)", "--num-samples", "5",
+                 "--time-budget", "30m", "--export", "optuna"]  # fmt: skip
+        assert main(["slurm", "exercise2.softmax", *flags, *self.ASKED]) == 0
+        text = " ".join(capsys.readouterr().out.replace("\\\n", " ").split())
+        assert (
+            "tune-hpc run exercise2.softmax '--set=learning_rate=loguniform(1e-4, 1)' --quick --seeds=3 "
+            "--num-samples=5 --export=optuna --time-budget=1800.0 --output-dir=runs/exercise2.softmax --resume"
+        ) in text
+        assert f"export PATH={sys.prefix}/bin:$PATH" in text
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_file_is_written(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        assert main(["slurm", "exercise1_1stpart", "--time", "10", "-o", "job.sbatch", "--sbatch=--qos=low"]) == 0
+        assert "#SBATCH --qos=low" in (tmp_path / "job.sbatch").read_text(encoding="utf-8")
+        assert "submit with: sbatch job.sbatch" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["exercise9"], "no experiment is called 'exercise9'"),
+            (["exercise2.softmax", "--set", "optimizer=adamm"], "adamm"),
+            (["exercise2.softmax", "--address", "here:1"], "--address names a cluster"),
+            (["exercise2.softmax", "--overwrite"], "--overwrite would remove"),
+            (["exercise2.softmax", "--cpus-per-trial", "-1"], "cpus_per_trial"),
+            (["exercise2.softmax", "--nodes", "0"], "nodes must be at least 1"),
+            (["exercise2.softmax", "--output-dir", "ftp://here/runs"], "a storage is a folder or s3://"),
+        ],
+    )
+    def test_what_a_run_would_refuse_is_refused_now(self, arguments, message, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        assert main(["slurm", "--time", "02:00:00", *arguments]) == 2
+        told = capsys.readouterr()
+        assert message in told.err
+        assert told.err.count("\n") == 1
+        assert told.out == ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("sbatch"), reason="needs root and Slurm")
+def test_a_search_outlives_its_jobs_on_a_real_slurm(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "slurm_chain.py", "--only", "node lost", "--steps", "600",
+         "--keep", tmp_path / "chain", "--output", tmp_path / "result.json"],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (lost,) = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["measured"]["node lost"]
+    assert lost["starts"] == 2
+    assert lost["finished"] == 6

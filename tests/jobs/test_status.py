@@ -1,0 +1,253 @@
+"""Job status from its folder, for every combination of heartbeat, launcher and process."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.jobs.job_factories import beat, job_in, let_pass, write_progress
+from tune_hpc.errors import FolderError, UnknownNameError
+from tune_hpc.jobs.job_folder import JobFolder, JobState, is_id, make_id
+from tune_hpc.jobs.launchers import DriverState
+from tune_hpc.jobs.status import LAUNCH_S, SILENT_S, job_status
+from tune_hpc.storage import access
+from tune_hpc.storage.process import is_running, may_be_running, process_of, this_process
+
+
+@pytest.fixture
+def job(tmp_path):
+    return job_in(tmp_path)
+
+
+@pytest.fixture
+def child():
+    """A process of this machine."""
+    process = subprocess.Popen(["sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def wait_for_state(pid, letter):
+    end = time.monotonic() + 10
+    while Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != letter:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_id_has_the_name_the_time_and_four_digits():
+    made = make_id("exercise2.softmax", datetime(2026, 11, 23, 12, 45, 33, tzinfo=UTC))
+    assert made[:-4] == "exercise2.softmax-20261123-124533-"
+    assert is_id(made)
+    assert made != make_id("exercise2.softmax", datetime(2026, 11, 23, 12, 45, 33, tzinfo=UTC))
+
+
+@pytest.mark.parametrize("text", ["", ".", "..", "../x-20261123-124533-abcd", "x-20261123-124533-abcd/..", "x", "a\nb",
+                                  "x-20261123-124533-ABCD", ".x-20261123-124533-abcd"])  # fmt: skip
+def test_text_that_could_leave_the_storage_is_no_id(text):
+    assert not is_id(text)
+
+
+def test_job_without_a_driver_yet_is_pending(job):
+    assert job_status(job, DriverState.WAITING).state is JobState.PENDING
+    status = job_status(job)
+    assert (status.state, status.reason) == (JobState.PENDING, "the cluster does not answer")
+
+
+def test_driver_that_ended_before_it_began_has_failed_with_its_output(job):
+    status = job_status(job, DriverState.GONE, "no such module")
+    assert (status.state, status.reason) == (JobState.FAILED, "its driver ended before it began: no such module")
+
+
+def test_attempt_is_pending_while_its_launcher_starts_it_and_fails_if_that_never_ends(job):
+    job.add_attempt("resume", {}, {}, last=1)
+    assert job_status(job, DriverState.GONE).state is JobState.PENDING
+    let_pass(job.attempts / "2.json", 2 * LAUNCH_S)
+    status = job_status(job, DriverState.GONE)
+    assert (status.state, status.reason) == (JobState.FAILED, "its driver was never started")
+
+
+@pytest.mark.parametrize(
+    ("driver", "seconds_since_heartbeat", "state"),
+    [
+        (DriverState.UNKNOWN, 0, JobState.RUNNING),
+        (DriverState.ALIVE, 0, JobState.RUNNING),
+        (DriverState.GONE, 0, JobState.LOST),
+        (DriverState.GONE, 2 * SILENT_S, JobState.LOST),
+        (DriverState.UNKNOWN, 2 * SILENT_S, JobState.UNKNOWN),
+        (DriverState.ALIVE, 2 * SILENT_S, JobState.UNKNOWN),
+    ],
+)
+def test_driver_is_lost_if_it_is_known_to_be_gone_and_unknown_if_it_is_only_silent(
+    job, driver, seconds_since_heartbeat, state
+):
+    beat(job, seconds_since_heartbeat=seconds_since_heartbeat)
+    status = job_status(job, driver)
+    assert status.state is state
+    assert status.reason.startswith("its driver is gone") == (state is JobState.LOST)
+    assert status.reason.startswith("no heartbeat for 2 min") == (state is JobState.UNKNOWN)
+
+
+@pytest.mark.parametrize("skew_s", [3600, -3600, -90])
+def test_clock_of_the_driver_does_not_matter(job, skew_s):
+    moment = datetime.fromtimestamp(time.time() + skew_s, UTC).isoformat()
+    beat(job, started_at=moment, heartbeat_at=moment, beat=moment)
+    assert job_status(job).state is JobState.RUNNING
+    beat(job, seconds_since_heartbeat=2 * SILENT_S, started_at=moment, heartbeat_at=moment, beat=moment)
+    assert job_status(job).state is JobState.UNKNOWN
+
+
+def test_clock_of_the_reader_does_not_matter(job, monkeypatch):
+    beat(job)
+    monkeypatch.setattr(access.time, "time", lambda: 0.0)
+    assert job_status(job).state is JobState.RUNNING
+
+
+def test_process_of_this_machine_that_is_gone_is_lost_at_once(job):
+    beat(job, process={**process_of(1), "began": "another boot:1"})
+    assert job_status(job).state is JobState.LOST
+    assert job_status(job, DriverState.ALIVE).state is JobState.LOST
+    beat(job, process=this_process())
+    assert job_status(job).state is JobState.RUNNING
+
+
+def test_stopped_process_and_zombie_are_not_alive(job, child):
+    process = process_of(child.pid)
+    assert is_running(process)
+    child.send_signal(signal.SIGSTOP)
+    wait_for_state(child.pid, "T")
+    assert not is_running(process)
+    beat(job, process=process)
+    assert job_status(job).state is JobState.LOST
+    child.send_signal(signal.SIGCONT)
+    wait_for_state(child.pid, "S")
+    assert job_status(job).state is JobState.RUNNING
+    child.kill()
+    wait_for_state(child.pid, "Z")
+    assert not is_running(process)
+    assert job_status(job).state is JobState.LOST
+
+
+def test_process_of_another_machine_may_run_unless_slurm_has_started_its_job_again(monkeypatch):
+    assert may_be_running({"host": "elsewhere", "pid": 1, "began": "x"})
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert this_process()["slurm_job"] == "7"
+    assert not may_be_running({"host": "elsewhere", "pid": 1, "began": "x", "slurm_job": "7"})
+    assert may_be_running({"host": "elsewhere", "pid": 1, "began": "x", "slurm_job": "8"})
+
+
+def test_job_is_stopping_until_it_has_stopped(job):
+    beat(job)
+    job.request_stop(1)
+    assert job_status(job).state is JobState.STOPPING
+    assert job_status(job, DriverState.GONE).state is JobState.STOPPED
+    beat(job, state="stopped", reason="it was asked to stop", ended_at="2026-01-01T00:00:09+00:00")
+    status = job_status(job)
+    assert (status.state, status.reason) == (JobState.STOPPED, "it was asked to stop")
+    assert status.ended_at == "2026-01-01T00:00:09+00:00"
+
+
+def test_latest_attempt_counts(job):
+    beat(job, state="stopped", ended_at="2026-01-01T00:00:09+00:00")
+    job.write_process(job.add_attempt("resume", {"kind": "process"}, {}, last=1).number, {})
+    status = job_status(job, DriverState.WAITING)
+    assert (status.state, status.attempt, status.location) == (JobState.PENDING, 2, {"kind": "process"})
+
+
+def test_progress_is_that_of_the_experiment_folders(job):
+    beat(job)
+    assert "synthetic: 0/5 trials" in str(job_status(job))
+    best = {"value": 0.25, "trial_id": "t00001"}
+    write_progress(job, ended={"finished": 2, "diverged": 1}, running=2, best=best, left_s=90)
+    status = job_status(job)
+    assert (status.num_ended, status.num_trials) == (3, 5)
+    progress = "synthetic: 3/5 trials; 2 running; 1 diverged; best loss 0.25 (t00001); about 90 s left"
+    assert str(status) == f"{job.id}: running\n  {progress}"
+
+
+@pytest.mark.parametrize(("attempt", "driver"), [(0, DriverState.ALIVE), (1, DriverState.GONE)])
+def test_trials_of_an_earlier_attempt_or_without_a_driver_do_not_run(job, attempt, driver):
+    beat(job)
+    write_progress(job, attempt=attempt, ended={"finished": 2}, running=2, left_s=90)
+    assert str(job_status(job, driver)).endswith("synthetic: 2/5 trials")
+
+
+@pytest.mark.parametrize(("left_s", "words"), [(7, "7 s"), (700, "12 min"), (36_000, "10.0 h")])
+def test_remaining_time_has_a_unit(job, left_s, words):
+    beat(job)
+    write_progress(job, ended={}, left_s=left_s)
+    assert f"about {words} left" in str(job_status(job))
+
+
+def test_half_a_progress_file_counts_as_none(job):
+    beat(job)
+    write_progress(job)
+    job.experiment("synthetic").progress.write_text('{"ended": {', encoding="utf-8")
+    assert job_status(job).num_ended == 0
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"experiments": []}', '{"experiments": [{"name": "x"}]}',
+    '{"experiments": [{"name": "../x", "metric": "a", "searcher": "a", "scheduler": "a", "num_trials": 1}]}',
+    '{"experiments": [{"name": "x", "metric": "a", "searcher": "a", "scheduler": "a", "num_trials": null}]}',
+])  # fmt: skip
+def test_malformed_job_is_refused_by_name(job, content):
+    job.job_file.write_text(content, encoding="utf-8")
+    with pytest.raises(FolderError, match=r"job\.json (does not describe a job|cannot be read)"):
+        job_status(job)
+    with pytest.raises(UnknownNameError, match="holds no job made"):
+        job_status(JobFolder(job.path.with_name("made-20260101-000000-0000")))
+
+
+def test_job_of_the_first_format_is_read(tmp_path):
+    job = JobFolder(tmp_path / "old-20260101-000000-0000")
+    job.attempts.mkdir(parents=True)
+    plain = {"name": "old", "num_trials": 5, "metric": "loss", "searcher": "random", "scheduler": "none"}
+    files = {
+        "job.json": {"id": job.id, "submitted": "2026-01-01T00:00:00+00:00", "experiments": [plain], "options": {}},
+        "attempts/1.json": {"verb": "start", "asked_at": "2026-01-01T00:00:01+00:00", "place": {"kind": "x"},
+                            "options": {}},
+        "attempts/1.run.json": {"began": "2026-01-01T00:00:02+00:00", "ended": "2026-01-01T00:00:03+00:00",
+                                "beat": "2026-01-01T00:00:03+00:00", "state": "finished", "process": {}},
+    }  # fmt: skip
+    for name, content in files.items():
+        (job.path / name).write_text(json.dumps(content), encoding="utf-8")
+    status = job_status(job)
+    assert (status.state, status.attempt, status.location) == (JobState.FINISHED, 1, {"kind": "x"})
+    assert (status.requested_at[-7], status.started_at[-7], status.ended_at[-7]) == ("1", "2", "3")
+    assert job.experiment("old").path == job.path / "old"
+
+
+def test_symbolic_links_in_a_job_are_not_followed(job, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("{}", encoding="utf-8")
+    for path in (job.output, job.report):
+        path.symlink_to(secret)
+        with pytest.raises(FolderError, match="is or lies behind a symbolic link"):
+            job.open(path)
+    with pytest.raises(FolderError, match=r"output\.log cannot be written"):
+        job.open_output()
+    (job.path / "experiments").symlink_to(tmp_path)
+    with pytest.raises(FolderError, match="is a symbolic link"):
+        job.experiment("synthetic")
+    os.mkfifo(job.path / "pipe")
+    with pytest.raises(FolderError, match="is not a regular file"):
+        job.open(job.path / "pipe")
+
+
+def test_version_changes_with_every_file_that_a_reader_sees(job):
+    write_progress(job)
+    folder = job.experiment("synthetic")
+    folder.logs.mkdir()
+    seen = {job.version()}
+    assert job.version() in seen
+    for path in (job.output, job.report, folder.progress, folder.trials_file, folder.part("t1"), folder.log("t1"),
+                 job.attempts / "1.run.json", job.stop_file(1)):  # fmt: skip
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("changed", encoding="utf-8")
+        assert job.version() not in seen, path
+        seen.add(job.version())

@@ -1,0 +1,115 @@
+"""Every question is answered, or refused in one line, whatever the trials are."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import tune_hpc
+from tune_hpc.analysis.results import Results
+from tune_hpc.errors import TuneHpcError
+from tune_hpc.report import tables
+from tune_hpc.report.findings import sentences
+from tune_hpc.report.plots import figures
+
+QUESTIONS = {
+    "repr": repr,
+    "html": lambda results: results._repr_html_(),
+    "best": lambda results: results.best(),
+    "top": lambda results: results.top(3),
+    "counts": lambda results: results.counts(),
+    "curve": lambda results: results.curve("test_accuracy"),
+    "compare": lambda results: str(results.compare("optimizer")),
+    "compare rates": lambda results: results.compare("learning_rate", "test_accuracy").values,
+    "published": tune_hpc.compare_to_published,
+    "claims": tune_hpc.check_claims,
+    "boundary": tune_hpc.check_boundaries,
+    "budget": tune_hpc.budget_curve,
+    "time to target": lambda results: tune_hpc.time_to_target(results, 0.5),
+    "protocols": tune_hpc.protocols,
+    "special cases": tune_hpc.special_cases,
+    "interactions": tune_hpc.interactions,
+    "importance": tune_hpc.importance,
+    "join": lambda results: tune_hpc.join([results, results]).compare("search").values,
+    "sentences": sentences,
+    "tables": tables.declared,
+    "figures": figures.draw_all,
+    "figures of the search": lambda results: [figures.sheets(results, one) for one in OF_THE_SEARCH],
+}
+OF_THE_SEARCH = [
+    {"kind": "ranking", "metrics": ["test_loss", "test_accuracy"], "title": "Ranking", "line": "optimizer"},
+    {"kind": "budget", "metrics": ["test_loss", "test_accuracy"], "title": "Budget"},
+    {"kind": "target", "metrics": ["test_loss"], "title": "Target", "line": "optimizer", "target": 0.5},
+]  # fmt: skip
+PUBLISHED = [
+    {"where": {"optimizer": "adam", "learning_rate": 0.1}, "metric": "test_loss", "value": 0.3, "source": "report"},
+    {"where": {"optimizer": "adam"}, "metric": "test_accuracy", "value": 0.9, "source": "report",
+     "best_over": "learning_rate", "best_values": (0.1,)},
+]  # fmt: skip
+CLAIM = {
+    "text": "so it is", "source": "report", "parameter": "optimizer", "values": ("adam", "momentum"), "steps": 20,
+    "measure": "value", "metric": "train_loss", "relation": "rising", "bound": 0, "target": 0, "tolerance": 0,
+}  # fmt: skip
+SPACE = {"optimizer": {"choice": ["adam", "momentum"]}, "learning_rate": {"choice": [0.1, 0.01, 0.001]}}
+
+
+def one_trial(grid, trial, results_of, asked):
+    return results_of(trial("00000"), **asked)
+
+
+def all_diverged(grid, trial, results_of, asked):
+    return results_of(*(trial(f"{n:05d}", status="diverged", seed=n) for n in range(4)), **asked)
+
+
+def all_failed(grid, trial, results_of, asked):
+    return results_of(*(trial(f"{n:05d}", status="failed", seed=n) for n in range(4)), **asked)
+
+
+def one_seed(grid, trial, results_of, asked):
+    whole = grid(**asked)
+    trials = whole.trials[whole.trials["seed"] == 0].reset_index(drop=True)
+    return Results(whole.experiment, trials, whole.history)
+
+
+def twice_the_same(grid, trial, results_of, asked):
+    whole = grid(**asked)
+    again = whole.trials.assign(trial_id="x" + whole.trials["trial_id"])
+    return Results(whole.experiment, pd.concat([whole.trials, again], ignore_index=True), whole.history)
+
+
+def no_metric(grid, trial, results_of, asked):
+    whole = grid(**asked)
+    return Results(whole.experiment, whole.trials.drop(columns=["test_loss"]), whole.history.drop(columns="test_loss"))
+
+
+def metric_missing_everywhere(grid, trial, results_of, asked):
+    whole = grid(**asked)
+    return Results(whole.experiment, whole.trials.assign(test_loss=np.nan), whole.history.assign(test_loss=np.nan))
+
+
+def no_trials(grid, trial, results_of, asked):
+    return results_of(**asked)
+
+
+def still_running(grid, trial, results_of, asked):
+    return results_of(*(trial(f"{n:05d}", status="running", seed=n) for n in range(3)), **asked)
+
+
+KINDS = (
+    one_trial, all_diverged, all_failed, one_seed, twice_the_same, no_metric, metric_missing_everywhere, no_trials,
+    still_running,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_an_answer_or_one_line(grid, trial, results_of, kind, question):
+    asked = {"published": PUBLISHED, "claims": [CLAIM], "space": SPACE, "searcher": "grid", "seeds": [0, 1]}
+    results = kind(grid, trial, results_of, asked)
+    try:
+        answer = QUESTIONS[question](results)
+    except TuneHpcError as error:
+        told = str(error)
+        assert told
+        assert "\n" not in told
+        return
+    assert answer is not None

@@ -1,0 +1,303 @@
+import numpy as np
+import pytest
+from matplotlib.lines import Line2D
+from tune_hpc.report.plots.heatmap_data import heat_table, tied_with_best
+from tune_hpc.report.plots.parallel_data import parallel_table
+
+from tests.report.figure_checks import assert_tidy
+from tune_hpc.errors import UnknownNameError
+from tune_hpc.report.plots import curves, figures
+
+HEAT = {"kind": "heatmap", "metrics": ["test_accuracy"], "title": "Heat", "parameter": "learning_rate",
+        "line": "optimizer"}  # fmt: skip
+PUBLISHED = {"kind": "published", "metrics": [], "title": "Published"}
+PARALLEL = {"kind": "parallel", "metrics": ["test_loss"], "title": "Parallel"}
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_a_cell_is_the_mean_over_seeds_and_the_best_is_framed(grid):
+    made = grid()
+    sheet = figures.sheets(made, HEAT)[0]
+    ax = sheet.axes[0]
+    means = made.trials.groupby(["optimizer", "learning_rate"])["test_accuracy"].mean()
+    placed = {text.get_position(): text.get_text() for text in ax.texts}
+    for column, rate in enumerate((0.001, 0.01, 0.1)):
+        for row, optimizer in enumerate(("adam", "momentum")):
+            assert placed[column, row + 0.02] == f"{means[optimizer, rate]:.3f}"
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0.001", "0.01", "0.1"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["adam", "momentum"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("learning rate", "optimizer")
+    # Momentum at 0.1 has the very same losses.
+    assert [patch.get_linestyle() == "solid" for patch in ax.patches].count(True) == 1
+    assert [patch.get_xy() for patch in ax.patches if patch.get_linestyle() != "solid"] == [(1.52, 0.53)]
+    table = heat_table(made, "test_accuracy", "learning_rate", "optimizer", {})
+    assert table.loc[table["is_best"], "value"].item() == means.max()
+    assert "Framed: the best cell." in sheet.caption
+    assert_tidy(sheet)
+
+
+def test_cells_are_ties_where_a_ranking_calls_their_values_so(trial, results_of):
+    rng = np.random.default_rng(0)
+    rates = [0.1, 0.2, 0.3, 0.4]
+    trials = [
+        trial(f"{rate}{seed}", loss=0.5 + loss + 0.01 * rng.normal(), learning_rate=rate, batch_size=10, seed=seed)
+        for rate, loss in zip(rates, (0, 0.002, 0.1, 0.3), strict=True)
+        for seed in range(5)
+    ]
+    trials.append(trial("lost", loss=0.5, learning_rate=0.4, batch_size=20, status="diverged"))
+    made = results_of(*trials)
+    table = heat_table(made, "test_loss", "learning_rate", "batch_size", {})
+    tied = tied_with_best(made, "test_loss", table)
+    ranking = made.compare("learning_rate", where={"batch_size": 10}).values
+    ties = set(ranking.loc[ranking["rank"] == 1, "learning_rate"])
+    assert set(table.loc[tied | table["is_best"], "x"]) == ties == {0.1, 0.2}
+    sheet = figures.sheets(made, {**HEAT, "metrics": ["test_loss"], "line": "batch_size"})[0]
+    assert "Dashed: cells that the seeds cannot tell from it" in sheet.caption
+    assert "not told from the best" in [text.get_text() for text in sheet.figure.legends[0].get_texts()]
+    one_seed = results_of(*trials[::5])
+    table = heat_table(one_seed, "test_loss", "learning_rate", "batch_size", {})
+    assert not tied_with_best(one_seed, "test_loss", table).any()
+
+
+def test_accuracies_that_are_near_one_another_get_a_fourth_decimal(trial, results_of):
+    made = results_of(*(
+        trial(f"{rate}{size}", loss=0.02 + 0.01 * rate, learning_rate=rate, batch_size=size)
+        for rate in (0.1, 0.2) for size in (10, 20)
+    ))  # fmt: skip
+    sheet = figures.sheets(made, {**HEAT, "line": "batch_size"})[0]
+    assert {len(text) for text in texts(sheet.axes[0])} == {len("0.9955")}
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [HEAT | {"line": "batch_size"}, PUBLISHED, PARALLEL | {"metrics": ["test_accuracy"]}],
+    ids=lambda one: one["kind"],
+)
+def test_each_page_shows_its_own_trials(figure, trial, results_of):
+    trials = [
+        trial(f"{name}{rate}{size}", loss=0.3 if name == "adam" else 0.6, optimizer=name, learning_rate=rate,
+              batch_size=size)
+        for name in ("adam", "momentum") for rate in (0.1, 0.2) for size in (10, 20)
+    ]  # fmt: skip
+    published = [
+        {"where": {"optimizer": name, "learning_rate": rate, "batch_size": 10}, "metric": "test_loss", "value": 0.4}
+        for name in ("adam", "momentum") for rate in (0.1, 0.2)
+    ]  # fmt: skip
+    made = results_of(*trials, published=published)
+    sheets = figures.sheets(made, {**figure, "page": "optimizer"})
+    assert [sheet.title for sheet in sheets] == [f"{figure['title']}: optimizer {one}" for one in ("adam", "momentum")]
+    for sheet, optimizer in zip(sheets, ("adam", "momentum"), strict=True):
+        alone = results_of(*trials[:4] if optimizer == "adam" else trials[4:],
+                           published=[one for one in published if one["where"]["optimizer"] == optimizer])  # fmt: skip
+        expected = figures.sheets(alone, figure)[0]
+        for ax, same in zip(sheet.axes, expected.axes, strict=True):
+            assert texts(ax) == texts(same)
+            drawn, wanted = ax.get_lines(), same.get_lines()
+            # The rows of published numbers are named by what tells them from those of the other page, too.
+            read = Line2D.get_xdata if figure is PUBLISHED else Line2D.get_ydata
+            assert [list(read(line)) for line in drawn] == [list(read(line)) for line in wanted]
+
+
+def test_a_kind_of_figure_that_there_is_none_of_is_refused(grid):
+    with pytest.raises(UnknownNameError, match=r"no figure of the kind 'pie' in made\.up; there are curve, "):
+        figures.sheets(grid(), {**HEAT, "kind": "pie"})
+
+
+def test_every_text_in_a_cell_fits_and_reads(grid):
+    sheet = figures.sheets(grid(), {**HEAT, "metrics": ["test_loss", "test_accuracy", "train_s"]})[0]
+    assert len(sheet.axes) == 3
+    assert_tidy(sheet)
+    for ax in sheet.axes:
+        for text in ax.texts:
+            assert text.get_window_extent().width < ax.get_window_extent().width / 3
+            assert text.get_color() in ("black", "white")
+    assert [ax.get_ylabel() for ax in sheet.figure.axes if ax.get_label() == "colour bar"][2] == "training time (s)"
+
+
+def test_cells_that_diverged_and_cells_without_trials_are_told_apart(trial, results_of):
+    trials = [
+        trial("0", optimizer="adam", learning_rate=0.1), trial("1", optimizer="adam", learning_rate=0.01),
+        trial("2", optimizer="momentum", learning_rate=0.1, status="diverged"),
+    ]  # fmt: skip
+    sheet = figures.sheets(results_of(*trials), HEAT)[0]
+    assert "Striped: diverged (1 of 4 cells)." in sheet.caption
+    assert "Dotted: no trial there gave a value (1 of 4 cells)." in sheet.caption
+    assert [text.get_text() for text in sheet.figure.legends[0].get_texts()] == ["best", "diverged", "no value"]
+    assert_tidy(sheet)
+
+
+def test_a_cell_that_lost_a_seed_is_starred_and_never_the_best(trial, results_of):
+    trials = [
+        trial("0", loss=0.1, optimizer="adam", seed=0), trial("1", optimizer="adam", seed=1, status="diverged"),
+        trial("2", loss=0.5, optimizer="momentum", seed=0), trial("3", loss=0.5, optimizer="momentum", seed=1),
+    ]  # fmt: skip
+    more = results_of(*trials, trial("4", loss=2.0, learning_rate=0.2, seed=0))
+    table = heat_table(more, "test_loss", "optimizer", "learning_rate", {})
+    assert table.loc[table["is_best"], "x"].item() == "momentum"
+    sheet = figures.sheets(more, {**HEAT, "metrics": ["test_loss"]})[0]
+    assert sum(text.endswith("*") for text in texts(sheet.axes[0])) == 1
+
+
+def test_where_more_parameters_vary_the_best_configuration_counts(trial, results_of):
+    trials = [
+        trial(f"{n}", loss=loss, learning_rate=rate, optimizer=optimizer, batch_size=size)
+        for n, (loss, rate, optimizer, size) in enumerate(
+            [(0.5, 0.1, "adam", 10), (0.3, 0.1, "adam", 20), (0.4, 0.2, "momentum", 10), (0.6, 0.2, "adam", 20)]
+        )
+    ]
+    made = results_of(*trials)
+    table = heat_table(made, "test_loss", "learning_rate", "optimizer", {}).set_index(["x", "y"])
+    assert table.loc[(0.1, "adam"), "value"] == pytest.approx(0.3, abs=0.1)
+    assert table.loc[(0.1, "adam"), "num_configurations"] == 2
+    sheet = figures.sheets(made, HEAT)[0]
+    assert "a cell is the best configuration's" in sheet.caption
+
+
+def test_an_exploded_cell_does_not_make_all_others_one_colour(trial, results_of):
+    trials = [
+        trial(f"{rate}{size}", loss=1e6 if rate == 1.0 else rate, learning_rate=rate, batch_size=size)
+        for rate in (0.1, 0.2, 0.5, 1.0) for size in (10, 20)
+    ]  # fmt: skip
+    sheet = figures.sheets(results_of(*trials), {**HEAT, "metrics": ["test_loss"], "line": "batch_size"})[0]
+    assert "The colours end at" in sheet.caption
+    assert_tidy(sheet)
+
+
+def test_without_data_there_is_no_heat_map(trial, results_of, grid):
+    lost = [trial(f"{n}", status="diverged", learning_rate=rate) for n, rate in enumerate((0.1, 0.2))]
+    row, history = trial("00000", status="diverged")
+    row = {name: value for name, value in row.items() if "loss" not in name and "accuracy" not in name}
+    for made in (results_of(), results_of(trial("0")), results_of(trial("0", status="failed")), results_of(*lost),
+                 results_of((row, history))):  # fmt: skip
+        assert figures.sheets(made, HEAT) == []
+    assert figures.sheets(grid(), {**HEAT, "metrics": ["nothing"]}) == []
+    assert figures.sheets(grid(), {**HEAT, "line": "nothing"}) == []
+    assert figures.sheets(grid(), {**HEAT, "line": None}) == []
+
+
+def test_many_drawn_values_are_cut_to_the_best(trial, results_of):
+    rates = np.geomspace(1e-4, 1, 40)
+    trials = [trial(f"{n:03d}", learning_rate=rate, batch_size=10 + n % 2) for n, rate in enumerate(rates)]
+    sheet = figures.sheets(results_of(*trials), {**HEAT, "line": "batch_size"})[0]
+    assert "The best 24 values of learning rate are shown." in sheet.caption
+    assert_tidy(sheet)
+
+
+def numbers(*metrics, rates=(0.1, 0.01, 0.001)):
+    return [
+        {"where": {"optimizer": "adam", "learning_rate": rate}, "metric": metric, "value": 0.4}
+        for metric in metrics
+        for rate in rates
+    ]
+
+
+def test_a_published_number_has_a_row_with_a_diamond_and_ours(grid):
+    sheet = figures.sheets(grid(published=numbers("test_loss", "test_accuracy")), PUBLISHED)[0]
+    assert [ax.get_xlabel() for ax in sheet.axes] == ["test loss", "test accuracy"]
+    for ax in sheet.axes:
+        diamonds = [line for line in ax.get_lines() if line.get_marker() == "D"]
+        assert list(diamonds[0].get_xdata()) == [0.4] * 3
+    assert [label.get_text() for label in sheet.axes[0].get_yticklabels()] == [
+        "learning rate 0.1", "learning rate 0.01", "learning rate 0.001",
+    ]  # fmt: skip
+    assert "95 % interval" in sheet.caption
+    assert_tidy(sheet)
+
+
+def test_many_published_numbers_are_several_figures_and_a_quick_run_says_so(trial, results_of):
+    rates = [round(0.01 * n, 2) for n in range(1, 26)]
+    trials = [trial(f"{n:03d}", learning_rate=rate) for n, rate in enumerate(rates)]
+    made = results_of(*trials, published=numbers("test_loss", rates=rates), quick=True)
+    sheets = figures.sheets(made, PUBLISHED)
+    assert [len(sheet.axes[0].get_yticks()) for sheet in sheets] == [12, 13]
+    assert all("quick run: not comparable" in sheet.title for sheet in sheets)
+    for sheet in sheets:
+        assert_tidy(sheet)
+
+
+def test_published_numbers_without_measurements_are_no_figure(trial, results_of):
+    lost = trial("0", status="failed")
+    for made in (results_of(published=numbers("test_loss")), results_of(lost, published=numbers("test_loss")),
+                 results_of(trial("0")), results_of(trial("0"), published=numbers("nothing"))):  # fmt: skip
+        assert figures.sheets(made, PUBLISHED) == []
+    one = figures.sheets(
+        results_of(trial("0"), published=numbers("test_loss", "train_loss", rates=(0.1, 7))), PUBLISHED
+    )
+    assert "Without a measurement: 2." in one[0].caption
+    assert_tidy(one[0])
+
+
+@pytest.fixture
+def drawn(trial, results_of):
+    """Configurations drawn at random, some without a momentum; the last is the best."""
+
+    def make(num_trials=30):
+        rng = np.random.default_rng(0)
+        trials = [
+            trial(f"{n:05d}", loss=2 - n / num_trials, learning_rate=float(10 ** rng.uniform(-4, -1)),
+                  optimizer=["adam", "nesterov"][n % 2], batch_size=int(rng.choice([10, 20, 50])),
+                  momentum=float(rng.uniform(0.8, 1)) if n % 2 else np.nan)
+            for n in range(num_trials)
+        ]  # fmt: skip
+        return results_of(*trials, config_keys=["optimizer", "momentum", "learning_rate", "batch_size", "seed"])
+
+    return make
+
+
+def test_a_configuration_is_a_line_with_gaps_and_the_best_is_last_and_thick(drawn):
+    made = drawn()
+    table, scales, num_configurations = parallel_table(made, "test_loss", {})
+    assert num_configurations == 30
+    assert [scale.name for scale in scales] == ["optimizer", "momentum", "learning_rate", "batch_size", "test_loss"]
+    assert [scale.is_log for scale in scales] == [False, False, True, False, False]
+    assert table["test_loss"].iloc[-1] == made.trials["test_loss"].min()
+    sheet = figures.sheets(made, PARALLEL)[0]
+    lines = sheet.axes[0].get_lines()[:30]
+    assert lines[-1].get_linewidth() == max(line.get_linewidth() for line in lines)
+    assert sum(np.isnan(line.get_ydata()).any() for line in lines) == 15
+    assert "has a gap" in sheet.caption
+    assert [label.get_text().replace("\n", " ") for label in sheet.axes[0].get_xticklabels()] == [
+        "optimizer", "momentum", "learning rate", "batch size (images)", "test loss",
+    ]  # fmt: skip
+    sheet.figure.canvas.draw()
+    bar = next(ax for ax in sheet.figure.axes if ax.get_label() == "colour bar")
+    parts = [bar.get_tightbbox(), *(label.get_window_extent() for label in sheet.axes[0].get_xticklabels())]
+    for number, part in enumerate(parts):
+        assert 0 <= part.x0 < part.x1 <= sheet.figure.bbox.width
+        assert part.y1 <= sheet.figure.bbox.height
+        assert not any(part.overlaps(other) for other in parts[number + 1 :])
+
+
+def test_of_many_configurations_the_best_and_a_sample_are_drawn(drawn):
+    made = drawn(400)
+    table, _, num_configurations = parallel_table(made, "test_loss", {})
+    assert (len(table), num_configurations) == (300, 400)
+    assert table["test_loss"].min() == made.trials["test_loss"].min()
+    assert "300 of 400 configurations" in figures.sheets(made, PARALLEL)[0].caption
+
+
+def test_without_anything_to_compare_there_are_no_parallel_coordinates(trial, results_of, grid):
+    lost = [trial(f"{n}", status="diverged", learning_rate=0.1 * n) for n in range(1, 4)]
+    for made in (results_of(), results_of(trial("0")), results_of(*lost), results_of(trial("0"), trial("1", seed=1)),
+                 results_of(*lost, trial("9", learning_rate=5.0))):  # fmt: skip
+        assert figures.sheets(made, PARALLEL) == []
+    assert figures.sheets(grid(), {**PARALLEL, "metrics": ["nothing"]}) == []
+
+
+def test_three_parameters_get_parallel_coordinates_and_so_does_an_incomplete_grid(drawn, trial, results_of):
+    assert [one["kind"] for one in curves.specifications(drawn())][-2:] == ["parallel", "budget"]
+    corners = [("adam", 0.1), ("adam", 0.2), ("momentum", 0.1)]
+    some = results_of(*(trial(f"{n}", optimizer=name, learning_rate=rate) for n, (name, rate) in enumerate(corners)))
+    assert [one["kind"] for one in curves.specifications(some)] == ["curve", "response", "response", "parallel"]
+    assert figures.draw_all(drawn(6))
+
+
+def test_values_are_geometric_when_they_are_spread_so():
+    assert curves.is_geometric([1e-4, 1e-3, 1e-2, 1e-1])
+    assert not curves.is_geometric(list(np.linspace(0.01, 3, 40)))
+    assert not curves.is_geometric([50, 100, 150, 250])
+    assert not curves.is_geometric(["a", "b"])
+    assert not curves.is_geometric([])

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+from tests.report.figure_checks import assert_tidy
+from tune_hpc.report import tables
+from tune_hpc.report.findings import sentences
+from tune_hpc.report.plots import curves, figures
+
+STACK = {"kind": "stack", "metrics": ["compute_s", "communicate_s"], "title": "Where time goes", "parameter": "workers"}
+SPEEDUP = {"kind": "speedup", "metrics": ["speedup", "efficiency"], "title": "Speed-up", "parameter": "workers"}
+
+
+@pytest.fixture
+def measured(trial, results_of):
+    """Two repeats on 1, 2 and 4 workers; four share two cores."""
+
+    def make(widths=(1.0,), numbers=(1, 2, 4), **more):
+        trials = []
+        for number, (width, workers, seed) in enumerate(
+            (width, workers, seed) for width in widths for workers in numbers for seed in (0, 1)
+        ):
+            row, history = trial(f"{number:05d}", workers=workers, seed=seed, width=width)
+            row |= {
+                "compute_s": 1.0 / workers, "communicate_s": 0.1 * (workers - 1) + 0.02 * seed, "speedup": workers**0.5,
+                "efficiency": workers**-0.5 + 0.01 * seed, "oversubscribed": workers == 4,
+                "step_s": 1.0 / workers + 0.1 * (workers - 1) + 0.02 * seed, "mode": "strong", "batch_size": 150,
+            } | more  # fmt: skip
+            trials.append((row, history.iloc[:0]))
+        return results_of(*trials, config_keys=["workers", "width", "seed"])
+
+    return make
+
+
+def test_parts_stand_on_one_another(measured):
+    sheet = figures.sheets(measured(), STACK)[0]
+    bars = sheet.axes[0].patches
+    assert [bar.get_height() for bar in bars[:3]] == [1.0, 0.5, 0.25]
+    np.testing.assert_allclose([bar.get_y() for bar in bars[3:]], [1.0, 0.5, 0.25])
+    np.testing.assert_allclose([bar.get_height() for bar in bars[3:]], [0.01, 0.11, 0.31])
+    assert [text.get_text() for text in sheet.axes[0].texts] == ["1.01", "0.61", "0.56"]
+    assert [text.get_text() for text in sheet.figure.legends[0].get_texts()] == ["communicate", "compute"]
+    assert (sheet.axes[0].get_xlabel(), sheet.axes[0].get_ylabel()) == ("workers", "seconds a step")
+    assert "With workers 4 they share cores or GPUs." in sheet.caption
+    assert_tidy(sheet)
+
+
+def test_gains_stand_beside_what_they_would_be_if_nothing_were_lost(measured):
+    sheet = figures.sheets(measured(), SPEEDUP)[0]
+    speedup, efficiency = sheet.axes
+    ideal, own = speedup.get_lines()
+    assert list(ideal.get_ydata()) == [1, 2, 4]
+    np.testing.assert_allclose(own.get_ydata(), [1, 2**0.5, 2])
+    assert list(efficiency.get_lines()[0].get_ydata()) == [1, 1, 1]
+    assert [label.get_text() for label in speedup.get_xticklabels()] == ["1", "2", "4"]
+    assert speedup.get_ylim()[0] == efficiency.get_ylim()[0] == 0
+    assert_tidy(sheet)
+
+
+def test_a_line_for_each_width_and_no_stack_of_several(measured):
+    made = measured((0.5, 1.0))
+    sheet = figures.sheets(made, {**SPEEDUP, "line": "width"})[0]
+    assert len(sheet.axes[0].get_lines()) == 3
+    assert [text.get_text() for text in sheet.figure.legends[0].get_texts()] == ["0.5", "1", "if nothing were lost"]
+    assert figures.sheets(made, STACK) == []
+    assert [sheet.title for sheet in figures.sheets(made, {**STACK, "page": "width"})] == [
+        "Where time goes: width 0.5", "Where time goes: width 1",
+    ]  # fmt: skip
+
+
+def test_the_report_says_what_workers_give_and_suggests_no_wider_search(measured):
+    said = sentences(measured())
+    gain = "4 workers do 2.00 times as much a second as one, 50% of what they could; "
+    assert gain + "the exchange of gradients adds 55% of a step." in said
+    assert not any("highest searched" in one for one in said)
+    widths = sentences(measured((0.5, 1.0)))
+    assert [one.partition(" do ")[0] for one in widths if "exchange" in one] == [
+        "4 workers at width 0.5", "4 workers at width 1",
+    ]  # fmt: skip
+    assert not any("exchange" in one for one in sentences(measured(numbers=(1,))))
+
+
+def test_it_is_no_search_whose_budget_or_interactions_are_told(measured):
+    made = measured((0.25, 0.5, 1.0, 2.0), numbers=(1, 2, 4, 8, 16))
+    assert [one["kind"] for one in curves.specifications(made)] == [
+        "speedup", "stack", "cost", "links", "widths",
+    ]  # fmt: skip
+    assert [title for title, _, _ in tables.declared(made)] == ["Best trials", "Trials by status"]
+
+
+def test_without_measurements_there_is_no_figure(trial, results_of):
+    for made in (results_of(), results_of(trial("0")), results_of(trial("0", status="failed", workers=2))):
+        assert figures.sheets(made, STACK) == []
+        assert figures.sheets(made, SPEEDUP) == []

@@ -1,0 +1,239 @@
+"""Parameters with conditions: what they mean in a grid, in samples and in plain JSON, and which ones are refused."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from ray import tune
+
+from tests.search.test_space import choices, finite_ranges, identity, ranges, scalars
+from tune_hpc.errors import InvalidExperimentError, InvalidSpaceError
+from tune_hpc.search.space.conditional import when
+from tune_hpc.search.space.parsing import parse_settings
+from tune_hpc.search.space.space import Space
+
+NAMES = ["a", "b", "c", "d", "e"]
+
+
+ANY = choices | ranges() | scalars
+FINITE = choices | finite_ranges | scalars
+
+
+@st.composite
+def conditional_spaces(draw, domains=ANY):
+    """Spaces whose parameters depend on any that stand before them in a hidden order, written down in another."""
+    names = draw(st.permutations(NAMES[: draw(st.integers(1, 5))]))
+    parameters = {}
+    for place, name in enumerate(names):
+        so_far = Space(parameters, keys={})
+        controls = [one for one in names[:place] if _is_short(so_far, one)]
+        if not controls or draw(st.booleans()):
+            parameters[name] = draw(domains)
+            continue
+        value = None
+        for _ in range(draw(st.integers(1, 2))):
+            on = draw(st.lists(st.sampled_from(controls), min_size=1, max_size=2, unique=True))
+            conditions = {
+                one: draw(st.lists(st.sampled_from(so_far.possible(one)), min_size=1, max_size=2)) for one in on
+            }
+            case = when(draw(domains), **conditions)
+            value = case if value is None else value | case
+        parameters[name] = value | draw(domains) if draw(st.booleans()) else value
+    return Space({name: parameters[name] for name in draw(st.permutations(names))}, keys={})
+
+
+def _is_short(space, name):
+    try:
+        return len(space.possible(name)) <= 6
+    except InvalidSpaceError:
+        return False
+
+
+finite_conditional_spaces = conditional_spaces(FINITE)
+
+
+@given(conditional_spaces())
+def test_every_space_survives_json_and_back(space):
+    text = json.dumps(space.to_json(), allow_nan=False)
+    again = Space.from_json(json.loads(text), keys={})
+    assert again == space
+    assert json.dumps(again.to_json()) == text
+
+
+@given(conditional_spaces(), st.integers(0, 2**32))
+def test_samples_honour_their_conditions_and_bounds(space, seed):
+    generator = np.random.default_rng(seed)
+    for config in (space.sample(generator) for _ in range(5)):
+        assert space.admits(config)
+        for name, value in space.items():
+            if name in config or not hasattr(value, "cases"):
+                continue
+            # Absent: so no case holds, which is said here once more and in other words.
+            for case in value.cases:
+                assert any(
+                    other not in config or identity(config[other]) not in list(map(identity, allowed))
+                    for other, allowed in case.conditions.items()
+                )
+
+
+@given(conditional_spaces(), st.integers(0, 2**32))
+def test_a_configuration_without_one_of_its_parameters_or_with_one_too_many_is_not_admitted(space, seed):
+    config = space.sample(np.random.default_rng(seed))
+    for name in space:
+        if name in config:
+            without = {key: value for key, value in config.items() if key != name}
+            assert not space.admits(without)
+        else:
+            # Either it must not be there, or what depends on it is missing now.
+            assert not space.admits(config | {name: 0})
+    assert not space.admits(config | {"unknown": 1})
+
+
+@given(finite_conditional_spaces, st.integers(0, 2**32))
+@settings(max_examples=50)
+def test_a_grid_has_every_configuration_once_and_samples_are_among_them(space, seed):
+    assume(space.size <= 2000)
+    grid = [tuple((name, identity(value)) for name, value in config.items()) for config in space.grid()]
+    assert len(set(grid)) == len(grid) == space.size
+    assert all(space.admits(config) for config in space.grid())
+    drawn = space.sample(np.random.default_rng(seed))
+    assert tuple((name, identity(value)) for name, value in drawn.items()) in grid
+
+
+SPACE = Space(
+    {
+        "momentum": when(tune.choice([0.8, 0.9]), optimizer=["momentum", "nesterov"]),
+        "optimizer": tune.choice(["adam", "momentum", "nesterov"]),
+        "learning_rate": when(tune.choice([1e-3]), optimizer="adam") | tune.choice([0.01, 0.1]),
+    },
+    roles={"optimizer": "scientific"},
+)
+
+
+def test_a_grid_has_no_parameter_where_its_condition_does_not_hold():
+    assert SPACE.size == 1 + 4 + 4
+    assert next(SPACE.grid()) == {"optimizer": "adam", "learning_rate": 1e-3}
+    assert list(SPACE.grid())[1] == {"momentum": 0.8, "optimizer": "momentum", "learning_rate": 0.01}
+
+
+def test_cases_that_cannot_hold_any_more_go_when_a_space_is_narrowed():
+    narrow = SPACE | {"optimizer": "adam"}
+    assert list(narrow) == ["optimizer", "learning_rate"]
+    assert narrow.scientific == ()
+    assert list(narrow.grid()) == [{"optimizer": "adam", "learning_rate": 1e-3}]
+    fewer = SPACE | {"optimizer": tune.choice(["adam", "nesterov"])}
+    assert fewer["momentum"].cases[0].conditions == {"optimizer": ("nesterov",)}
+    assert fewer.scientific == ("optimizer",)
+    assert Space.from_json(fewer.to_json()) == fewer
+
+
+def test_what_depends_on_a_parameter_that_goes_goes_too():
+    nested = Space({"a": tune.choice([1, 2]), "b": when(tune.choice([3, 4]), a=1), "c": when(5, b=4)}, keys={})
+    assert nested.size == 1 + 1 + 1
+    assert list(nested | {"a": 2}) == ["a"]
+
+
+def test_roles_are_told_and_kept():
+    assert [SPACE.role(name) for name in SPACE] == ["nuisance", "scientific", "nuisance"]
+    assert Space({"steps": 3}).role("steps") == "fixed"
+    assert SPACE.to_json()["optimizer"] == {"choice": ["adam", "momentum", "nesterov"], "role": "scientific"}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "roles", "told"),
+    [
+        ({"b": when(1, a=2)}, {}, "b: its condition is on a, which is no parameter"),
+        ({"a": when(1, b=1), "b": when(1, a=1)}, {}, "circle; those of a, b do"),
+        ({"a": tune.choice([1, 2]), "b": when(1, a=3)}, {}, "b: its condition a=3 never holds; a is one of 1, 2"),
+        ({"a": 1, "b": when(1, a=True)}, {}, "a=True never holds"),
+        ({"a": tune.uniform(0, 1), "b": when(1, a=0.5)}, {}, "a is uniform"),
+        ({"a": 1, "b": when(1, a=1) | 2 | 3}, {}, "b: a case without a condition comes last"),
+        ({"a": 1, "b": when(tune.uniform(1, 0), a=1)}, {}, "b: uniform needs a lower bound below"),
+        ({"a": 1}, {"a": "scientific"}, "a: a fixed parameter has one value"),
+        ({"a": tune.choice([1, 2])}, {"a": "fixed"}, "a: a fixed parameter has one value"),
+        ({"a": tune.choice([1, 2])}, {"a": "main"}, "a: a role is one of scientific, nuisance, fixed; got 'main'"),
+        ({"a": 1}, {"b": "fixed"}, "b has a role and is no parameter"),
+        ({"a": tune.uniform(0, 1)}, {"a": "scientific"}, "a is uniform"),
+        ({"a": 1, "b": when(tune.choice([1, 2]), a=1)}, {"b": "scientific"}, "b: what is compared has no conditions"),
+    ],
+)
+def test_a_broken_rule_is_told_with_the_parameter(parameters, roles, told):
+    with pytest.raises(InvalidSpaceError, match=told.replace("[", r"\[")):
+        Space(parameters, keys={}, roles=roles)
+
+
+def test_when_without_a_condition_or_a_value_is_refused():
+    with pytest.raises(InvalidSpaceError, match="at least one condition"):
+        when(1)
+    with pytest.raises(InvalidSpaceError, match="a: a condition names at least one value"):
+        when(1, a=[])
+
+
+def test_the_keys_of_a_trial_hold_for_conditions_too():
+    with pytest.raises(InvalidSpaceError, match="optimizer must be one of"):
+        Space({"optimizer": tune.choice(["adam", "ftrl"]), "momentum": when(0.9, optimizer="adaam")})
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        {"b": {"cases": []}},
+        {"b": {"cases": 3}},
+        {"b": {"cases": [{"when": {}}]}},
+        {"b": {"cases": [{"when": [], "value": 1}]}},
+        {"b": {"cases": [{"when": {"a": 1}, "value": 1, "more": 2}]}},
+        {"b": {"cases": [{"when": {"a": 1}, "value": {"cases": []}}]}},
+        {"b": {"role": "scientific"}},
+    ],
+)
+def test_json_of_another_form_is_refused(plain):
+    with pytest.raises(InvalidSpaceError, match=r"^b: "):
+        Space.from_json({"a": 1, **plain}, keys={})
+
+
+def test_ray_tune_is_not_asked_for_conditions():
+    with pytest.raises(InvalidSpaceError, match="Ray Tune has no conditions"):
+        SPACE.as_grid()
+
+
+class TestSettings:
+    def test_conditions_are_written_in_brackets(self):
+        values = parse_settings(
+            ["optimizer=adam,momentum", "momentum[optimizer=momentum]=uniform(0.8, 0.9)",
+             "learning_rate[optimizer=adam & momentum=0.9]=1e-3", "learning_rate[ optimizer = adam ] = 2e-3",
+             "learning_rate=0.1"]
+        )  # fmt: skip
+        assert values["optimizer"].categories == ["adam", "momentum"]
+        assert values["momentum"].cases[0].conditions == {"optimizer": ("momentum",)}
+        rate = values["learning_rate"]
+        assert [case.value for case in rate.cases] == [1e-3, 2e-3, 0.1]
+        assert [case.conditions for case in rate.cases] == [
+            {"optimizer": ("adam",), "momentum": (0.9,)}, {"optimizer": ("adam",)}, {}
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("settings", "told"),
+        [
+            (["steps"], "KEY=VALUE"),
+            (["=3"], "KEY=VALUE"),
+            (["a[b=1=3"], "KEY=VALUE"),
+            (["a[]=3"], "conditions as"),
+            (["a[b]=3"], "conditions as"),
+            (["a[b=1&b=2]=3"], "conditions as"),
+            (["a=1", "a=2"], "a is given twice"),
+            (["a=1", "a[b=1]=2"], "a is given twice"),
+        ],
+    )
+    def test_settings_of_another_form_are_refused(self, settings, told):
+        with pytest.raises(InvalidExperimentError, match=told):
+            parse_settings(settings)
+
+
+def test_conditions_depend_on_a_bounded_number_of_combinations():
+    wide = {name: tune.choice(list(range(30))) for name in "abc"}
+    with pytest.raises(InvalidSpaceError, match=r"at most 10000 combinations of values; those on a, b, c have 27000"):
+        Space({**wide, "x": when(1, a=0, b=0, c=0)}, keys={})
+    with pytest.raises(InvalidSpaceError, match="s: at most 100000 values can be listed; got 1099511627776"):
+        Space({"s": tune.randint(0, 2**40), "x": when(1, s=0)}, keys={})

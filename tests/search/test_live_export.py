@@ -1,0 +1,74 @@
+"""Exports beside a search: on a real Ray, and what becomes of one that fails or takes long."""
+
+import logging
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from ray import tune
+
+from tests.search.trainables import parabola
+from tune_hpc import Experiment, Space, export_search, extend, run
+from tune_hpc.search import live_export
+from tune_hpc.search.live_export import LiveExport
+from tune_hpc.storage.experiment_folder import ExperimentFolder
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_what_is_exported_beside_a_search_holds_all_its_trials(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(live_export, "WAIT_S", 120.0)
+    space = Space({"learning_rate": tune.uniform(0.01, 0.5), "steps": 20}, keys={})
+    experiment = Experiment(
+        "parabola", space, parabola, metric="loss", mode="min", searcher="tpe", num_samples=3, seeds=(0, 1)
+    )
+    folder = tmp_path / "run"
+    tools = {"export": ("tensorboard", "optuna"), "show_progress": False}
+    run(experiment, output_dir=folder, **tools)
+    extend(folder, num_samples=1, **tools)
+    home = ExperimentFolder(folder)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    runs = sorted(path.name for path in home.tensorboard.iterdir() if path.is_dir())
+    assert runs == [f"t{number:05d}" for number in range(8)]
+    storage = JournalStorage(JournalFileBackend(str(home.optuna_journal)))
+    trials = optuna.load_study(study_name="parabola", storage=storage).trials
+    ids = sorted(tuple(trial.user_attrs["trial_ids"]) for trial in trials)
+    assert ids == [(f"t{number:05d}", f"t{number + 1:05d}") for number in range(0, 8, 2)]
+    assert {len(trial.intermediate_values) for trial in trials} == {20}
+    assert [one.num_trials for one in export_search(folder, ("tensorboard", "optuna"))] == [0, 0]
+
+
+@pytest.fixture
+def home(tmp_path):
+    home = ExperimentFolder(tmp_path / "run")
+    home.claim("made.up")
+    return home
+
+
+def start(home, monkeypatch, program):
+    monkeypatch.setattr(live_export, "_PROGRAM", program)
+    return LiveExport([home], ["optuna"])
+
+
+def test_an_export_that_fails_is_told_with_its_reason_and_its_remedy(home, monkeypatch, caplog):
+    program = "import sys; print('tune-hpc: no room', file=sys.stderr); sys.exit(2)"
+    start(home, monkeypatch, program).wait()
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"the export to optuna failed: no room; the results are whole, and `tune-hpc export {home.path} --to optuna` "
+        "exports them"
+    )
+
+
+def test_an_export_that_takes_long_goes_on_in_the_background(home, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(live_export, "WAIT_S", 0.1)
+    started = start(home, monkeypatch, "import time; time.sleep(30)")
+    started.wait()
+    (process,) = started._processes.values()
+    assert caplog.messages == [f"the export to optuna goes on in the background, process {process.pid}"]
+    assert process.poll() is None
+    process.kill()
+    process.wait()

@@ -1,0 +1,94 @@
+import functools
+import json.decoder
+import sys
+
+import pytest
+
+from tune_hpc.errors import InvalidExperimentError, UnknownNameError
+from tune_hpc.search.object_reference import load_reference, reference_to
+
+
+@pytest.fixture(autouse=True)
+def _clean_imports(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name in [name for name in sys.modules if name.startswith("my_search_")]:
+        del sys.modules[name]
+
+
+def test_a_reference_leads_to_its_object():
+    assert load_reference("json.decoder:JSONDecoder") is json.decoder.JSONDecoder
+
+
+def test_a_module_in_the_working_folder_is_found(write_module):
+    write_module("my_search_a", "def train(config, report):\n    return 1\n")
+    assert load_reference("my_search_a:train")({}, None) == 1
+
+
+def test_the_working_folder_hides_nothing_that_is_installed(write_module):
+    write_module("json", "loads = None\n")
+    assert load_reference("json:loads") is json.loads
+
+
+@pytest.mark.parametrize("text", ["json", ":loads", "json:", "", ":", ".json:loads", "a..b:c", "json.:loads"])
+def test_text_that_is_no_reference_is_refused(text):
+    with pytest.raises(UnknownNameError, match=r"is no reference; it reads package\.module:attribute"):
+        load_reference(text)
+
+
+def test_a_module_that_is_missing_is_named_with_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownNameError, match=rf"no module 'no_such_thing', neither installed nor in {tmp_path}"):
+        load_reference("no_such_thing:train")
+    with pytest.raises(UnknownNameError, match=r"no module 'json\.nothing', neither installed"):
+        load_reference("json.nothing:train")
+    with pytest.raises(UnknownNameError, match="no module 'a/b'"):
+        load_reference("a/b:train")
+
+
+def test_a_module_that_a_users_module_misses_is_named(write_module):
+    write_module("my_search_b", "import no_such_dependency\n")
+    with pytest.raises(UnknownNameError, match="my_search_b needs the module no_such_dependency, which is"):
+        load_reference("my_search_b:train")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("x = (\n", r"my_search_c cannot be imported: .*SyntaxError: '\(' was never closed"),
+        ("\n1 / 0\n", r"my_search_c cannot be imported: ZeroDivisionError: division by zero \(my_search_c.py line 2\)"),
+        ("from json import nothing\n", r"cannot be imported: ImportError: cannot import name 'nothing' .* line 1\)"),
+    ],
+)
+def test_a_module_that_breaks_off_says_where(write_module, source, message):
+    write_module("my_search_c", source)
+    with pytest.raises(UnknownNameError, match=message) as caught:
+        load_reference("my_search_c:train")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_attribute_is_answered_with_those_there_are(write_module):
+    write_module("my_search_d", "import os\n_hidden = 1\ndef train(config, report): ...\ndef search(): ...\n")
+    with pytest.raises(UnknownNameError, match=r"nothing is called 'tran' in my_search_d; there are train, search$"):
+        load_reference("my_search_d:tran")
+    write_module("my_search_e", "")
+    with pytest.raises(UnknownNameError, match=r"nothing is called 'train' in my_search_e; it is empty$"):
+        load_reference("my_search_e:train")
+
+
+def test_the_names_of_a_large_module_are_cut_short():
+    with pytest.raises(UnknownNameError, match=r", \.\.\.$") as caught:
+        load_reference("numpy:nothing")
+    assert len(str(caught.value)) < 500
+
+
+def test_a_function_is_told_by_where_it_is():
+    assert reference_to(json.loads) == "json:loads"
+    assert reference_to("json:loads") == "json:loads"
+    assert load_reference(reference_to(json.loads)) is json.loads
+
+
+@pytest.mark.parametrize("target", [3, None, functools.partial(json.loads)])
+def test_an_object_without_a_name_is_no_trainable(target):
+    with pytest.raises(InvalidExperimentError, match=r"a trainable is a function .* or package\.module:function; got"):
+        reference_to(target)

@@ -1,0 +1,153 @@
+"""Words and numbers for people: how columns, values and conditions are written in tables, figures and sentences.
+
+Pure functions on names and values; nothing here reads a frame. A column keeps its own name in tables (that is what one
+queries); ``words`` is for prose, ``axis_label`` adds the unit.
+"""
+
+import math
+import numbers
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MISSING = "–"
+QUICK = "quick run: not comparable"
+
+_WORDS = {
+    "train_loss": "training loss",
+    "train_accuracy": "training accuracy",
+    "valid_loss": "validation loss",
+    "valid_accuracy": "validation accuracy",
+    "best_valid_accuracy": "best validation accuracy",
+    "selected_test_accuracy": "test accuracy, step chosen on validation",
+    "W": "weight W",
+    "b": "bias b",
+    "train_s": "training time",
+    "eval_s": "evaluation time",
+    "setup_s": "set-up time",
+    "num_workers": "number of workers",
+    "num_values": "how many",
+    "step": "step",
+}
+_UNITS = {
+    "step": "optimizer steps",
+    "steps": "optimizer steps",
+    "steps_run": "optimizer steps",
+    "best_step": "best moment (optimizer steps)",
+    "batch_size": "batch size (images)",
+    "selected_test_accuracy": "test accuracy (chosen on validation)",
+}
+
+
+def words(name: str) -> str:
+    """Return a column's name as it reads in a sentence: ``test_loss`` is "test loss"."""
+    if name in _WORDS:
+        return _WORDS[name]
+    text = name.removeprefix("num_").replace("_", " ")
+    if name.endswith("_per_s"):
+        return text[: -len(" per s")] + " per second"
+    return text[: -len(" s")] if name.endswith("_s") else text
+
+
+def axis_label(name: str) -> str:
+    """Return a column's name with its unit, for an axis."""
+    return _UNITS.get(name) or heading(name)
+
+
+def heading(name: str) -> str:
+    """Return a column's name as the head of a table's column: words, durations with their unit."""
+    return f"{words(name)} (s)" if name.endswith("_s") and not name.endswith("_per_s") else words(name)
+
+
+def short(value: float, digits: int = 6) -> str:
+    """Return a number as briefly as it can be told from its neighbours: 0.05, 1e-04, 150."""
+    if float(value).is_integer() and abs(value) < 1e12:
+        return str(int(value))
+    if abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{exponent}"
+    return f"{value:.{digits}g}"
+
+
+def number(value: float, column: str = "") -> str:
+    """Return a measured number with the digits that mean something in its column.
+
+    Args:
+        value: Any number; not a number gives a dash.
+        column: The column it stands in: accuracies have four decimals, losses four significant digits, durations three.
+    """
+    if math.isnan(value):
+        return MISSING
+    value += 0.0  # Minus nothing is nothing.
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if column.endswith("_deviation") and "accuracy" not in column:
+        return f"{value:.2g}"
+    if "accuracy" in column:
+        return f"{value:.4f}"
+    if column.startswith("chance_") or column.endswith("_share") or column == "importance":
+        return f"{value:.2f}"
+    if column.endswith("_per_s"):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    if column.endswith("_s"):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if column.startswith("num_") or column in {"step", "steps", "steps_run", "best_step", "selected_step", "taken_at"}:
+        return f"{value:.0f}"
+    return f"{value:.4g}"
+
+
+def measurement(value: float, column: str) -> str:
+    """Return a measured number in a sentence: with its column's words, and the unit of a duration."""
+    unit = " s" if heading(column).endswith(" (s)") and not math.isnan(value) else ""
+    return f"{words(column)} {number(value, column)}{unit}"
+
+
+def format_value(value: Any, digits: int = 6) -> str:
+    """Return a configuration value: numbers short, truth as yes or no, names as they are, a dash for a missing one.
+
+    A number with more than six digits was drawn, not chosen, and reads better with four.
+    """
+    if type(value).__name__ in {"bool", "bool_"}:  # Python's and NumPy's
+        return "yes" if value else "no"
+    if isinstance(value, numbers.Real):
+        if math.isnan(value):
+            return MISSING
+        is_drawn = not math.isclose(float(f"{value:.6g}"), value, rel_tol=1e-12)
+        return short(float(value), min(digits, 4) if is_drawn else digits)
+    if value is None or type(value).__name__ == "NAType":
+        return MISSING
+    return str(value)
+
+
+def condition(where: Mapping[str, Any]) -> str:
+    """Return configuration values as text: ``optimizer adam, learning rate 0.005``."""
+    return ", ".join(f"{words(name)} {format_value(value, 4)}" for name, value in where.items())
+
+
+def duration(seconds: float | None) -> str:
+    """Return a duration as one reads it on a clock: 42 s, 3 min 20 s, 2 h 05 min."""
+    if seconds is None or math.isnan(seconds):
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def slug(text: str) -> str:
+    """Return a title as a file name without its ending."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "untitled"
+
+
+def unique_slug(text: str, taken: set[str]) -> str:
+    """Return ``slug(text)``, numbered when another one has it, and note it in ``taken``."""
+    base = name = slug(text)
+    count = 1
+    while name in taken:
+        count += 1
+        name = f"{base}-{count}"
+    taken.add(name)
+    return name

@@ -1,0 +1,1 @@
+"""Export searches to TensorBoard, Optuna and MLflow."""

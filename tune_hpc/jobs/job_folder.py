@@ -1,0 +1,446 @@
+"""Layout of a job folder: all that is known of a job, readable when whatever ran it is gone.
+
+    STORAGE/ID/
+      job.json                 the request: experiments, options, time of submission
+      attempts/1.json          one file for each start, resume and extension: request, time, location
+      attempts/1.process.json  what the launcher started, written after the start
+      attempts/1.run.json      state of the driver: process, start, and how it ended; rewritten as its heartbeat
+      attempts/1.stop          exists once the attempt is to stop
+      attempts/1.room          disk space reserved for the final state, while the driver runs
+      code/                    the modules of a user's trainable, as they were at submission
+      output.log               output of the drivers
+      experiments/NAME/        the experiment folders
+      report.html              the report on all of them
+
+An id is ``NAME-YYYYMMDD-HHMMSS-xxxx``: the first experiment, the time of submission (UTC) and four random hexadecimal
+digits. Attempts are numbered from 1. The number is claimed by compare-and-swap and is the fencing token of the job's
+experiment folders, so a job has one driver at a time. No file is read through a symbolic link.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tune_hpc.errors import ConflictError, FolderError, UnknownNameError
+from tune_hpc.storage.access import age_s, open_inside
+from tune_hpc.storage.experiment_folder import ExperimentFolder, create_exclusive, write_atomic, write_error
+from tune_hpc.storage.filesystem import (
+    delete,
+    delete_tree,
+    here,
+    is_remote,
+    list_versions,
+    names_in,
+    place_of,
+    pull,
+    push,
+)
+from tune_hpc.storage.process import this_process
+
+#: Version of this layout. In format 1 experiment folders were beside ``code`` and ``attempts``.
+FORMAT = 2
+#: Suffix and size of the reserved disk space: enough for the final state on file systems with large blocks, too.
+ROOM, NUM_ROOM_BYTES = ".room", 256 * 1024
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*-\d{8}-\d{6}-[0-9a-f]{4}")
+_EXPERIMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
+
+class JobState(StrEnum):
+    """State of a job."""
+
+    PENDING = "pending"  #: submitted; its driver has not started
+    RUNNING = "running"
+    STOPPING = "stopping"  #: to stop; its trials save their state
+    STOPPED = "stopped"  #: ended before all its trials had, on request or by a limit of its own
+    FINISHED = "finished"  #: all its trials ended
+    FAILED = "failed"  #: its driver ended with an error
+    LOST = "lost"  #: its driver is known to be gone, and left no final state
+    UNKNOWN = "unknown"  #: no heartbeat for a while, and nothing is known of its driver
+
+    @property
+    def is_active(self) -> bool:
+        """Return whether a driver works on it, or is about to."""
+        return self in (JobState.PENDING, JobState.RUNNING, JobState.STOPPING)
+
+
+def utc_now() -> datetime:
+    """Return the current time (UTC)."""
+    return datetime.now(UTC)
+
+
+def timestamp() -> str:
+    """Return the current time (UTC, ISO 8601, seconds)."""
+    return utc_now().isoformat(timespec="seconds")
+
+
+def make_id(name: str, moment: datetime | None = None) -> str:
+    """Return a new id for a job whose first experiment has this name."""
+    at = (moment or utc_now()).astimezone(UTC)
+    return f"{name}-{at:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def is_id(text: str) -> bool:
+    """Return whether a text has the form of an id; such a text names no folder outside the storage."""
+    return _ID.fullmatch(text) is not None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start, resume or extension of a job.
+
+    Attributes:
+        number: From 1.
+        action: ``start``, ``resume``, ``extend`` or ``delete``.
+        requested_at: When (UTC, ISO 8601).
+        location: Where it runs, as the launcher describes it: ``kind`` and what it needs to find the driver.
+        options: Options of this attempt.
+        key: The idempotency key of the request; empty if it had none.
+    """
+
+    number: int
+    action: str
+    requested_at: str
+    location: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    key: str = ""
+
+
+class JobFolder:
+    """Names and contents of the files of one job.
+
+    Args:
+        path: The folder, or its URI in an object store.
+
+    Attributes:
+        path: The folder, or the working copy of it on this machine.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        path = self.path = here(path)
+        self.job_file = path / "job.json"
+        self.attempts = path / "attempts"
+        self.code = path / "code"
+        self.output = path / "output.log"
+        self.report = path / "report.html"
+
+    @property
+    def place(self) -> str:
+        """The URI of the folder: its name on every machine."""
+        return place_of(self.path)
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.path.name
+
+    @property
+    def exists(self) -> bool:
+        """Return whether it holds a job."""
+        return pull(self.job_file)
+
+    def open(self, path: Path) -> BinaryIO:
+        """Open a file of the job for reading.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FolderError: the file or a folder above it is a symbolic link, or it cannot be read.
+        """
+        return open_inside(self.path, path)
+
+    def read_id(self) -> str | None:
+        """Return the id of the job in the folder, whatever the folder is called; ``None`` if it holds no job."""
+        return self._read_json(self.job_file).get("id")
+
+    def make(self, request: Mapping[str, Any], *, shared: bool = False) -> None:
+        """Make the folder of a new job; it appears complete.
+
+        Args:
+            request: The contents of job.json.
+            shared: Whether other users may enter it, as far as the umask allows.
+
+        Raises:
+            ConflictError: it exists.
+            FolderError: it cannot be made.
+        """
+        new = self.path.with_name(f".new-{secrets.token_hex(6)}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            new.mkdir(mode=0o777 if shared else 0o700)
+            (new / "attempts").mkdir()
+            text = json.dumps({"format": FORMAT, **request}, indent=1, allow_nan=False) + "\n"
+            (new / self.job_file.name).write_text(text, encoding="utf-8")
+            os.rename(new, self.path)
+            push(self.job_file)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise ConflictError(f"{self.id} was submitted by another process; see its status") from error
+            raise write_error(self.path, error) from error
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    def read(self) -> dict[str, Any]:
+        """Return the contents of job.json.
+
+        Raises:
+            UnknownNameError: there is no such job.
+            FolderError: the file cannot be read, or does not describe a job.
+        """
+        if not self.exists:
+            raise UnknownNameError(f"{self.path.parent} holds no job {self.id}; `tune-hpc jobs` lists the jobs")
+        request = self._read_json(self.job_file)
+        experiments = request.get("experiments")
+        if not isinstance(experiments, list) or not experiments or not all(map(_is_experiment, experiments)):
+            raise FolderError(f"{self.job_file} does not describe a job; restore it from a copy")
+        return request
+
+    def experiment(self, name: str) -> ExperimentFolder:
+        """Return the folder of one of the job's experiments.
+
+        Raises:
+            UnknownNameError: the job has no such experiment.
+            FolderError: the folder or one of its files is a symbolic link.
+        """
+        request = self.read()
+        if name not in (plain["name"] for plain in request["experiments"]):
+            raise UnknownNameError(f"{self.id} has no experiment {name!r}; see its status")
+        parent = self.path if request.get("format", 1) == 1 else self.path / "experiments"
+        folder = ExperimentFolder(parent / name)
+        files = (folder.experiment_file, folder.progress, folder.trials_file, folder.history_file)
+        for path in (self.path, parent, folder.path, folder.parts, folder.logs, *files):
+            if path.is_symlink() or (path in files and path.exists() and not path.is_file()):
+                raise FolderError(f"{path} is a symbolic link or no regular file; a job has none: remove it")
+        return folder
+
+    def version(self) -> str:
+        """Return a text that changes when a file changes that says how the job stands or what its trials reported."""
+        stamps = list_versions(self.path) if is_remote(self.place) else list(self._stamps())
+        return hashlib.sha256(repr(stamps).encode()).hexdigest()[:32]
+
+    def _stamps(self) -> Iterator[tuple[Any, ...]]:
+        parents = [self.path / "experiments", self.path]
+        folders = [
+            Path(one.path) for parent in parents for one in _entries(parent) if one.is_dir(follow_symlinks=False)
+        ]
+        names = ("", "experiment.json", "progress.json", "trials.parquet", "history.parquet", "trials", "logs")
+        attempts = [Path(one.path) for one in _entries(self.attempts)]
+        files = [self.job_file, self.output, self.report, *sorted(attempts)]
+        for path in [*files, *(folder / name for folder in sorted(folders) for name in names)]:
+            with suppress(OSError):
+                status = os.lstat(path)
+                yield str(path), status.st_mtime_ns, status.st_size, status.st_ino
+
+    def add_attempt(
+        self, action: str, location: Mapping[str, Any], options: Mapping[str, Any], *, last: int = 0, key: str = ""
+    ) -> Attempt:
+        """Claim the next attempt: a compare-and-swap on its number.
+
+        Args:
+            action: ``start``, ``resume``, ``extend`` or ``delete``.
+            location: Where it runs.
+            options: Its options.
+            last: The latest attempt that the caller saw.
+            key: The idempotency key of the request.
+
+        Raises:
+            ConflictError: there is a newer attempt.
+            FolderError: the folder cannot be written.
+        """
+        heads = (name.partition(".")[0] for name in names_in(self.attempts))
+        numbers = [int(head) for head in heads if _NUMBER.fullmatch(head)]
+        # An experiment may have been resumed by itself, in its own folder.
+        numbers += [self.experiment(plain["name"]).last_attempt() for plain in self.read()["experiments"]]
+        number = max(numbers, default=0) + 1
+        attempt = Attempt(number, action, timestamp(), dict(location), dict(options), key)
+        text = json.dumps(asdict(attempt), indent=1, allow_nan=False) + "\n"
+        current = self.last_attempt()
+        if (current.number if current else 0) != last or not create_exclusive(self.attempts / f"{number}.json", text):
+            raise ConflictError(f"another process changed {self.id} first; see its status")
+        return attempt
+
+    def withdraw(self, attempt: Attempt) -> None:
+        """Forget an attempt that no launcher accepted; its number is not used again."""
+        path = self.attempts / f"{attempt.number}.json"
+        withdrawn = path.with_suffix(".withdrawn")
+        path.replace(withdrawn)
+        push(withdrawn)
+        delete(path)
+
+    def last_attempt(self) -> Attempt | None:
+        """Return the latest attempt.
+
+        Raises:
+            FolderError: it cannot be read.
+        """
+        made = self.attempt_numbers()
+        return self.read_attempt(made[-1]) if made else None
+
+    def attempt_numbers(self) -> list[int]:
+        """Return the numbers of all attempts, in order."""
+        stems = (name.removesuffix(".json") for name in names_in(self.attempts) if name.endswith(".json"))
+        return sorted(int(stem) for stem in stems if _NUMBER.fullmatch(stem))
+
+    def read_attempt(self, number: int) -> Attempt:
+        """Return an attempt.
+
+        Raises:
+            FolderError: it cannot be read.
+        """
+        data = self._read_json(self.attempts / f"{number}.json")
+        for name in ("location", "place", "options"):
+            if not isinstance(data.get(name) or {}, Mapping):
+                raise FolderError(f"attempt {number} of {self.id} cannot be read: {name} is no object; restore it")
+        # Format 1 had other keys.
+        return Attempt(
+            number,
+            str(data.get("action") or data.get("verb")),
+            str(data.get("requested_at") or data.get("asked_at")),
+            data.get("location") or data.get("place") or {},
+            data.get("options") or {},
+            str(data.get("key") or ""),
+        )
+
+    def claim(self, number: int) -> bool:
+        """Become the driver of an attempt, unless it has one or a newer attempt exists."""
+        if self.attempt_numbers()[-1:] != [number]:
+            return False
+        state = {"process": this_process(), "started_at": timestamp()}
+        return create_exclusive(self.attempts / f"{number}.run.json", json.dumps(state) + "\n")
+
+    def cancel(self, number: int, reason: str) -> bool:
+        """End an attempt before its driver starts; return whether that was possible."""
+        state = {"state": JobState.STOPPED, "reason": reason, "ended_at": timestamp()}
+        return create_exclusive(self.attempts / f"{number}.run.json", json.dumps(state) + "\n")
+
+    def write_run(self, number: int, state: Mapping[str, Any]) -> None:
+        """Write the state of the driver of an attempt.
+
+        Raises:
+            FolderError: the storage does not take it, or the job was deleted.
+        """
+        self._write_json(self.attempts / f"{number}.run.json", state)
+
+    def read_run(self, number: int) -> dict[str, Any]:
+        """Return the state of the driver of an attempt; empty if it has not started."""
+        run = self._read_json(self.attempts / f"{number}.run.json")
+        # Format 1 had other keys.
+        for new, old in (("started_at", "began"), ("ended_at", "ended")):
+            if old in run:
+                run.setdefault(new, run[old])
+        return run
+
+    def silence_s(self, name: str) -> float:
+        """Return the seconds since a file of ``attempts/`` was written, by the clock of the storage alone.
+
+        Raises:
+            FolderError: the storage does not answer.
+        """
+        return age_s(self.attempts / name, self.path.parent)
+
+    def reserve_space(self, number: int) -> None:
+        """Reserve disk space, so that the final state can be written when the disk is full."""
+        if is_remote(place_of(self.path)):
+            return
+        # A driver that was killed has not released its own.
+        self.release_space()
+        with suppress(OSError):
+            (self.attempts / f"{number}{ROOM}").write_bytes(bytes(NUM_ROOM_BYTES))
+
+    def release_space(self) -> None:
+        """Release the reserved disk space."""
+        with suppress(OSError):
+            for path in self.attempts.glob(f"*{ROOM}"):
+                path.unlink(missing_ok=True)
+
+    def write_process(self, number: int, process: Mapping[str, Any]) -> None:
+        """Note that a launcher has started the driver of an attempt, and as which process if it knows."""
+        self._write_json(self.attempts / f"{number}.process.json", process)
+
+    def read_process(self, number: int) -> dict[str, Any] | None:
+        """Return what the launcher of an attempt noted; ``None`` if it has not started the driver."""
+        path = self.attempts / f"{number}.process.json"
+        return self._read_json(path) if pull(path) else None
+
+    def stop_file(self, number: int) -> Path:
+        """Return the file that orders an attempt to stop."""
+        return self.attempts / f"{number}.stop"
+
+    def request_stop(self, number: int) -> None:
+        """Order the driver of an attempt to stop.
+
+        Raises:
+            FolderError: the folder cannot be written.
+        """
+        create_exclusive(self.stop_file(number), "")
+
+    def open_output(self) -> int:
+        """Open the log of the drivers for appending; return its file descriptor.
+
+        Raises:
+            FolderError: it is a symbolic link, or cannot be written.
+        """
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        try:
+            return os.open(self.output, flags, 0o666)
+        except OSError as error:
+            raise FolderError(f"{self.output} cannot be written: {error.strerror}; remove it") from error
+
+    def delete(self) -> None:
+        """Delete the folder; it disappears at once.
+
+        Raises:
+            FolderError: it cannot be deleted.
+        """
+        trash = self.path.with_name(f".deleted-{secrets.token_hex(6)}")
+        try:
+            if is_remote(self.place):
+                delete_tree(self.path)
+            else:
+                os.rename(self.path, trash)
+                shutil.rmtree(trash)
+        except OSError as error:
+            raise FolderError(f"{self.path} cannot be deleted: {error.strerror or error}; check its owner") from error
+
+    def _write_json(self, path: Path, data: Mapping[str, Any]) -> None:
+        text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+        write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), make_folder=False)
+
+    def _read_json(self, path: Path) -> dict[str, Any]:
+        """Return the object in a file; empty if there is no such file."""
+        try:
+            with self.open(path) as file:
+                data = json.load(file)
+        except FileNotFoundError:
+            return {}
+        except (ValueError, RecursionError) as error:
+            raise FolderError(f"{path} cannot be read: {error}; restore it from a copy") from error
+        if not isinstance(data, dict):
+            raise FolderError(f"{path} cannot be read: it holds no JSON object; restore it from a copy")
+        return data
+
+
+def _is_experiment(plain: Any) -> bool:
+    """Return whether an entry of job.json describes an experiment, and its name stays below the job."""
+    if not isinstance(plain, Mapping):
+        return False
+    texts = all(isinstance(plain.get(key), str) for key in ("name", "metric", "searcher", "scheduler"))
+    return texts and isinstance(plain.get("num_trials"), int) and _EXPERIMENT.fullmatch(plain["name"]) is not None
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if entry.name[0] != "."]
+    except OSError:
+        return []

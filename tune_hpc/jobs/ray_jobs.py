@@ -1,0 +1,195 @@
+"""Drivers as jobs of a Ray cluster, through the REST API of Ray Jobs, with the token of the cluster.
+
+A cluster with authentication is sent the token that Ray would use: ``RAY_AUTH_TOKEN``, the file that
+``RAY_AUTH_TOKEN_PATH`` names, or ``~/.ray/auth_token``. Ray's own client is not used: it has no timeouts, and follows
+``RAY_ADDRESS`` to another cluster than the one it was given.
+"""
+
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from tune_hpc.errors import ClusterError
+from tune_hpc.jobs.job_folder import Attempt, JobFolder
+from tune_hpc.jobs.launchers import TIMEOUT_S, DriverState, Launcher, driver_command
+from tune_hpc.search.ray_token import find_token
+from tune_hpc.storage.filesystem import is_remote
+
+#: The default port of a cluster's dashboard.
+DASHBOARD_PORT = 8265
+#: Seconds for which a cluster that did not answer is not asked about drivers again.
+SILENT_FOR_S = 10.0
+#: States of a Ray job that has ended.
+_ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
+
+
+class RayJobsLauncher(Launcher):
+    """Drivers as jobs of a Ray cluster.
+
+    Args:
+        address: Of the cluster's dashboard: ``http://HOST:PORT``, or ``HOST`` or ``HOST:PORT``.
+        token: The cluster's; by default the one that Ray would use.
+        is_trusted: Whether the user has given the address. A job folder may name any address; it is sent no request,
+            for that would carry the token.
+
+    Raises:
+        ClusterError: the address is malformed.
+    """
+
+    def __init__(self, address: str, token: str | None = None, *, is_trusted: bool = True) -> None:
+        self.address = as_url(address)
+        self.token = token
+        self.is_trusted = is_trusted
+        self._silent_until = 0.0
+
+    def check(self, timeout_s: float = TIMEOUT_S) -> None:
+        """See ``Launcher``."""
+        import ray
+
+        version = self._request("GET", "/api/version", timeout_s).get("ray_version")
+        if version != ray.__version__:
+            raise ClusterError(
+                f"the cluster at {self.address} runs Ray {version} and this machine Ray {ray.__version__}; install the "
+                f"same here: pip install ray=={version}"
+            )
+
+    def location(self, job: JobFolder) -> Mapping[str, Any]:
+        """See ``Launcher``."""
+        return {"kind": "ray", "address": self.address}
+
+    def start(self, job: JobFolder, attempt: Attempt) -> Mapping[str, Any]:
+        """See ``Launcher``."""
+        variables = {"RAY_USAGE_STATS_ENABLED": "0"}
+        if job.code.is_dir() and not is_remote(job.place):
+            # Not as the job's working_dir: a node may remove that when another one is lost.
+            variables["PYTHONPATH"] = f"${{PYTHONPATH}}:{job.code}"
+        # The same Python as here if the head has it, for it has the packages; else the cluster's own.
+        arguments = shlex.join(driver_command("PYTHON", job, attempt)).removeprefix("PYTHON ")
+        local = shlex.quote(sys.executable)
+        body = {
+            "entrypoint": f'p="${{TUNE_HPC_PYTHON:-{local}}}"; [ -x "$p" ] || p=python3; exec "$p" {arguments}',
+            "submission_id": _name(job, attempt),
+            "runtime_env": {"env_vars": variables},
+            "metadata": {"tune_hpc_job": job.id},
+        }
+        self._request("POST", "/api/jobs/", json=body)
+        return {}
+
+    def state(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> DriverState:
+        """See ``Launcher``."""
+        if attempt.location.get("kind") != "ray" or time.monotonic() < self._silent_until:
+            return DriverState.UNKNOWN
+        try:
+            status = self._request("GET", _path(job, attempt), timeout_s).get("status")
+        except ClusterError:
+            # No cluster answers at this address, or another one: nothing is known of the driver.
+            return DriverState.UNKNOWN
+        if status in _ENDED:
+            return DriverState.GONE
+        return DriverState.WAITING if status == "PENDING" else DriverState.ALIVE
+
+    def end(self, job: JobFolder, attempt: Attempt) -> None:
+        """See ``Launcher``."""
+        self._request("POST", f"{_path(job, attempt)}/stop")
+
+    def output(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> str:
+        """See ``Launcher``."""
+        try:
+            message = self._request("GET", _path(job, attempt), timeout_s).get("message") or ""
+            return f"{message} {self._request('GET', f'{_path(job, attempt)}/logs', timeout_s).get('logs') or ''}"
+        except ClusterError:
+            return ""
+
+    def _request(self, method: str, path: str, timeout_s: float = TIMEOUT_S, **body: Any) -> dict[str, Any]:
+        """Send a request to the cluster's dashboard; return the JSON object of its response.
+
+        Raises:
+            ClusterError: no dashboard answers, or it refuses the request.
+        """
+        if not self.is_trusted:
+            raise ClusterError(
+                f"the job names the cluster {self.address}, which you have not used; give it with --address"
+            )
+        import requests
+
+        token = self.token or find_token()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            # The token is not sent to where a redirect leads.
+            response = requests.request(
+                method, self.address + path, headers=headers, timeout=timeout_s, allow_redirects=False, **body
+            )
+        except requests.RequestException as error:
+            self._silent_until = time.monotonic() + SILENT_FOR_S
+            if "BadStatusLine" in str(error):
+                raise self._no_dashboard("no HTTP") from error
+            raise ClusterError(
+                f"no Ray cluster answers at {self.address} ({_cause(error)}); the address is that of its dashboard, "
+                f"mostly http://HEAD:{DASHBOARD_PORT}: `ray status` on its head tells whether it is up"
+            ) from error
+        self._silent_until = 0.0
+        if response.status_code in (401, 403):
+            problem = "wants a token and there is none here"
+            if token:
+                problem = "refuses the token that is used here, it is another cluster's"
+            raise ClusterError(
+                f"the cluster at {self.address} {problem}; copy ~/.ray/auth_token from its head, or set RAY_AUTH_TOKEN"
+            )
+        text = " ".join(response.text.split())
+        if "No available agent" in text:
+            raise ClusterError(
+                f"the cluster at {self.address} takes no jobs: the agent of its head does not run; where another "
+                "Ray holds its port, start the head with --dashboard-agent-listen-port=0"
+            )
+        if not response.ok and path != "/api/version":
+            raise ClusterError(f"the cluster at {self.address} refuses (status {response.status_code}): {text[-300:]}")
+        try:
+            response.raise_for_status()
+            return dict(response.json())
+        except (requests.RequestException, ValueError, TypeError) as error:
+            raise self._no_dashboard(f"status {response.status_code}") from error
+
+    def _no_dashboard(self, reason: str) -> ClusterError:
+        return ClusterError(
+            f"what answers at {self.address} is no Ray dashboard ({reason}); its address is mostly "
+            f"http://HEAD:{DASHBOARD_PORT}"
+        )
+
+
+def _name(job: JobFolder, attempt: Attempt) -> str:
+    """Return the submission id of an attempt."""
+    return f"{job.id}.{attempt.number}"
+
+
+def _path(job: JobFolder, attempt: Attempt) -> str:
+    return f"/api/jobs/{quote(_name(job, attempt), safe='')}"
+
+
+def as_url(address: str) -> str:
+    """Return the address of a dashboard as ``SCHEME://HOST:PORT``.
+
+    Raises:
+        ClusterError: it is malformed.
+    """
+    text = address if "://" in address else f"http://{address}"
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError:
+        url, port = urlsplit(""), None
+    if url.scheme not in ("http", "https") or not url.hostname or url.path.strip("/"):
+        raise ClusterError(f"a cluster's address is that of its dashboard, like http://head:8265; got {address!r}")
+    host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+    return f"{url.scheme}://{host}:{port or (443 if url.scheme == 'https' else DASHBOARD_PORT)}"
+
+
+def _cause(error: Exception) -> str:
+    """Return why a connection failed, without the layers around it."""
+    text = str(error).strip() or type(error).__name__
+    for known in ("Connection refused", "timed out", "Name or service not known", "No route to host", "unreachable"):
+        if known.lower() in text.lower():
+            return known.lower()
+    return text.splitlines()[0]

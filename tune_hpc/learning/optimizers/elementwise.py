@@ -1,0 +1,276 @@
+"""The optimizers that torch has no kernel for: gradient descent, Adadelta, RMSprop, Ftrl and the two proximal ones.
+
+Each is a formula on one tensor, taken over large CPU tensors in pieces that fit a core's cache. The learning rate may
+be a number, or a column of numbers for the members of a stack.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tune_hpc.learning.optimizers.base import Group, Parameters, Slots, TensorFlowOptimizer, require
+
+
+class ElementwiseOptimizer(TensorFlowOptimizer):
+    """A subclass gives the update of one tensor, ``_formula``, which changes the tensor and its slots in place."""
+
+    takes_columns = True
+
+    #: Numbers a thread takes through the whole formula at a time, so that temporaries stay in its cache: several times
+    #: faster than one operation after another over all of a large tensor.
+    PIECE = 131_072
+
+    @classmethod
+    @abstractmethod
+    def _formula(
+        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
+    ) -> None:
+        """Change the parameter and its slots in place."""
+
+    @classmethod
+    def update(
+        cls, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots, lr: float | Tensor
+    ) -> None:
+        """Make one step, see the base class."""
+        for row in zip(parameters, gradients, *slots.values(), strict=True):
+            parts = [row]
+            if row[0].numel() > cls.PIECE and row[0].device.type == "cpu":
+                parts = list(_pieces(row, cls.PIECE * torch.get_num_threads()))
+            for parameter, gradient, *own in parts:
+                cls._formula(group, parameter, gradient, dict(zip(slots, own, strict=True)), lr)
+
+
+def _pieces(row: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:
+    """Split tensors alike, each piece with all members of a stack."""
+    whole = row[0]
+    if not all(tensor.is_contiguous() for tensor in row):
+        yield row
+    elif whole.ndim == 2 and whole.shape[0] < size:
+        yield from zip(*(tensor.split(max(1, size // whole.shape[0]), dim=1) for tensor in row), strict=True)
+    else:
+        yield from zip(*(tensor.view(-1).split(size) for tensor in row), strict=True)
+
+
+def _descend(parameter: Tensor, direction: Tensor, lr: float | Tensor) -> None:
+    """Subtract a multiple of a direction, in one pass over memory where it is the same multiple for all."""
+    if isinstance(lr, Tensor):
+        parameter.sub_(direction * lr)
+    else:
+        parameter.add_(direction, alpha=-lr)
+
+
+class GradientDescent(ElementwiseOptimizer):
+    """Steps down the gradient."""
+
+    def __init__(self, parameters: Parameters, lr: float = 1e-2) -> None:
+        require(lr >= 0, "lr must be at least 0", lr)
+        super().__init__(parameters, {"lr": lr})
+
+    @classmethod
+    def _formula(
+        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
+    ) -> None:
+        _descend(parameter, gradient, lr)
+
+
+class Adadelta(ElementwiseOptimizer):
+    """Steps scaled by the ratio of the root mean squares of past steps and past gradients.
+
+    The same update as torch's, which takes three times as long on a CPU.
+    """
+
+    def __init__(self, parameters: Parameters, lr: float = 1.0, rho: float = 0.95, eps: float = 1e-8) -> None:
+        require(lr >= 0, "lr must be at least 0", lr)
+        require(0 <= rho < 1, "rho must be at least 0 and below 1", rho)
+        require(eps >= 0, "eps must be at least 0", eps)
+        super().__init__(parameters, {"lr": lr, "rho": rho, "eps": eps})
+
+    @classmethod
+    def initial_slots(cls, group: Group) -> dict[str, float]:
+        """Return the slots, see the base class."""
+        return {"square_avg": 0.0, "acc_delta": 0.0}
+
+    @classmethod
+    def _formula(
+        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
+    ) -> None:
+        rho, eps = group["rho"], group["eps"]
+        square_avg, acc_delta = slots["square_avg"], slots["acc_delta"]
+        square_avg.mul_(rho).addcmul_(gradient, gradient, value=1 - rho)
+        step = torch.add(acc_delta, eps).div_(torch.add(square_avg, eps)).sqrt_().mul_(gradient)
+        _descend(parameter, step, lr)
+        acc_delta.mul_(rho).addcmul_(step, step, value=1 - rho)
+
+
+class RMSprop(ElementwiseOptimizer):
+    """RMSprop whose mean square starts at one and whose epsilon is inside the root; torch has zero and outside."""
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        lr: float = 1e-2,
+        rho: float = 0.9,
+        momentum: float = 0.0,
+        eps: float = 1e-10,
+        centered: bool = False,
+    ) -> None:
+        require(lr >= 0, "lr must be at least 0", lr)
+        require(0 <= rho < 1, "rho must be at least 0 and below 1", rho)
+        require(momentum >= 0, "momentum must be at least 0", momentum)
+        require(eps >= 0, "eps must be at least 0", eps)
+        super().__init__(parameters, {"lr": lr, "rho": rho, "momentum": momentum, "eps": eps, "centered": centered})
+
+    @classmethod
+    def initial_slots(cls, group: Group) -> dict[str, float]:
+        """Return the slots, see the base class."""
+        slots = {"mean_square": 1.0}
+        if group["centered"]:
+            slots["mean"] = 0.0
+        if group["momentum"]:
+            slots["velocity"] = 0.0
+        return slots
+
+    @classmethod
+    def _formula(
+        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
+    ) -> None:
+        rho, momentum = group["rho"], group["momentum"]
+        mean_square = slots["mean_square"]
+        # TensorFlow's own order of operations, rounding for rounding: where this update oscillates around a minimum a
+        # difference in the last digit decides on which side it ends.
+        mean_square.add_(torch.mul(gradient, gradient).sub_(mean_square).mul_(1 - rho))
+        root = torch.add(mean_square, group["eps"])
+        if group["centered"]:
+            slots["mean"].lerp_(gradient, 1 - rho)
+            root.addcmul_(slots["mean"], slots["mean"], value=-1.0)
+        step = torch.mul(gradient, lr).div_(root.sqrt_())
+        if momentum:
+            step = slots["velocity"].mul_(momentum).add_(step)
+        parameter.sub_(step)
+
+
+class Ftrl(ElementwiseOptimizer):
+    """Follow the regularized leader, whose linear term starts at 0 wherever the parameter does.
+
+    The first step therefore shrinks the initial parameter too; from zero this is Adagrad.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        lr: float = 1e-2,
+        learning_rate_power: float = -0.5,
+        initial_accumulator: float = 0.1,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        l2_shrinkage: float = 0.0,
+    ) -> None:
+        require(lr > 0, "lr must be above 0", lr)
+        require(learning_rate_power <= 0, "learning_rate_power must be at most 0", learning_rate_power)
+        require(initial_accumulator >= 0, "initial_accumulator must be at least 0", initial_accumulator)
+        _require_penalties(l1, l2)
+        require(l2_shrinkage >= 0, "l2_shrinkage must be at least 0", l2_shrinkage)
+        own = {"learning_rate_power": learning_rate_power, "initial_accumulator": initial_accumulator}
+        super().__init__(parameters, {"lr": lr, **own, "l1": l1, "l2": l2, "l2_shrinkage": l2_shrinkage})
+
+    @classmethod
+    def initial_slots(cls, group: Group) -> dict[str, float]:
+        """Return the slots, see the base class."""
+        return {"accumulator": group["initial_accumulator"], "linear": 0.0}
+
+    @classmethod
+    def _formula(
+        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
+    ) -> None:
+        power, l1 = -group["learning_rate_power"], group["l1"]
+        accumulator, linear = slots["accumulator"], slots["linear"]
+        growth = _power(accumulator, power)
+        accumulator.addcmul_(gradient, gradient)
+        denominator = _power(accumulator, power)
+        growth.sub_(denominator).mul_(parameter).div_(lr)
+        linear.add_(gradient)
+        if group["l2_shrinkage"]:
+            linear.add_(parameter, alpha=2 * group["l2_shrinkage"])
+        linear.add_(growth)
+
+        # Numerator and denominator are both multiplied by lr, which spares a pass over memory.
+        if group["l2"]:
+            denominator.add_(lr * (2 * group["l2"]))
+        elif group["initial_accumulator"] == 0:
+            # Nothing divided by nothing, where no gradient has arrived yet, is nothing.
+            denominator.clamp_min_(torch.finfo(denominator.dtype).tiny)
+        torch.mul(_shrink(linear, l1) if l1 else linear, -lr, out=parameter).div_(denominator)
+
+
+class ProximalAdagrad(ElementwiseOptimizer):
+    """Adagrad, each step followed by the proximal step of the l1 and l2 penalties at Adagrad's own rates."""
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        lr: float = 1e-2,
+        initial_accumulator: float = 0.1,
+        l1: float = 0.0,
+        l2: float = 0.0,
+    ) -> None:
+        require(lr >= 0, "lr must be at least 0", lr)
+        require(initial_accumulator > 0, "initial_accumulator must be above 0", initial_accumulator)
+        _require_penalties(l1, l2)
+        super().__init__(parameters, {"lr": lr, "initial_accumulator": initial_accumulator, "l1": l1, "l2": l2})
+
+    @classmethod
+    def initial_slots(cls, group: Group) -> dict[str, float]:
+        """Return the slots, see the base class."""
+        return {"accumulator": group["initial_accumulator"]}
+
+    @classmethod
+    def _formula(
+        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
+    ) -> None:
+        l1, l2 = group["l1"], group["l2"]
+        accumulator = slots["accumulator"].addcmul_(gradient, gradient)
+        root = accumulator.sqrt()
+        parameter.sub_(torch.mul(gradient, lr).div_(root))
+        if l1 or l2:
+            rate = root.reciprocal_().mul_(lr)
+        if l1:
+            excess = parameter.abs().sub_(rate, alpha=l1).clamp_min_(0.0)
+            parameter.sign_().mul_(excess)
+        if l2:
+            parameter.div_(rate.mul_(l2).add_(1.0))
+
+
+class ProximalGradientDescent(ElementwiseOptimizer):
+    """Gradient descent, each step followed by the proximal step of the l1 and l2 penalties."""
+
+    def __init__(self, parameters: Parameters, lr: float = 1e-2, l1: float = 0.0, l2: float = 0.0) -> None:
+        require(lr >= 0, "lr must be at least 0", lr)
+        _require_penalties(l1, l2)
+        super().__init__(parameters, {"lr": lr, "l1": l1, "l2": l2})
+
+    @classmethod
+    def _formula(
+        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
+    ) -> None:
+        l1, l2 = group["l1"], group["l2"]
+        _descend(parameter, gradient, lr)
+        if l1:
+            parameter.copy_(_shrink(parameter, lr * l1))
+        if l2:
+            parameter.div_(1 + lr * l2)
+
+
+def _power(tensor: Tensor, power: float) -> Tensor:
+    return tensor.sqrt() if power == 0.5 else tensor.pow(power)
+
+
+def _shrink(tensor: Tensor, threshold: float | Tensor) -> Tensor:
+    """Return sign(x) * max(abs(x) - threshold, 0) as x less x clamped, which is exactly 0 within the threshold."""
+    return tensor - tensor.clamp_min(-threshold).clamp_max_(threshold)
+
+
+def _require_penalties(l1: float, l2: float) -> None:
+    require(l1 >= 0, "l1 must be at least 0", l1)
+    require(l2 >= 0, "l2 must be at least 0", l2)

@@ -1,0 +1,155 @@
+"""The optimizers whose arithmetic torch's fused kernels share: Momentum and Nesterov, Adagrad, Adam.
+
+Each calls the kernel itself, because torch's class around it differs from TensorFlow in its slots or corrections.
+"""
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tune_hpc.learning.optimizers.base import Group, Parameters, Slots, TensorFlowOptimizer, gradients_of, require
+
+
+class Momentum(TensorFlowOptimizer):
+    """Gradient descent along a decaying sum of gradients, by torch's fused kernel.
+
+    ``torch.optim.SGD(fused=True)`` runs the same kernel but fails when a parameter gets its first gradient later than
+    others of its group, and it refuses Nesterov's variant where the momentum is 0.
+    """
+
+    def __init__(self, parameters: Parameters, lr: float = 1e-2, momentum: float = 0.9, nesterov: bool = False) -> None:
+        require(lr >= 0, "lr must be at least 0", lr)
+        require(momentum >= 0, "momentum must be at least 0", momentum)
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "nesterov": nesterov})
+
+    @classmethod
+    def initial_slots(cls, group: Group) -> dict[str, float]:
+        """Return the sum of gradients, if there is a momentum."""
+        return {"momentum_buffer": 0.0} if group["momentum"] else {}
+
+    @classmethod
+    def update(
+        cls, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots, lr: float | Tensor
+    ) -> None:
+        """Make one step, see the base class."""
+        torch._fused_sgd_(
+            parameters,
+            gradients,
+            slots.get("momentum_buffer", []),
+            weight_decay=0.0,
+            momentum=group["momentum"],
+            lr=lr,
+            dampening=0.0,
+            nesterov=group["nesterov"],
+            maximize=False,
+            is_first_step=False,
+        )
+
+
+@functools.cache
+def _step_number(value: float, device: torch.device) -> Tensor:
+    return torch.full((), value, dtype=torch.float32, device=device)
+
+
+class Adagrad(TensorFlowOptimizer):
+    """Gradients over the root of the sum of their squares, without epsilon, by torch's fused kernel."""
+
+    def __init__(self, parameters: Parameters, lr: float = 1e-2, initial_accumulator: float = 0.1) -> None:
+        require(lr >= 0, "lr must be at least 0", lr)
+        require(initial_accumulator > 0, "initial_accumulator must be above 0", initial_accumulator)
+        super().__init__(parameters, {"lr": lr, "initial_accumulator": initial_accumulator})
+
+    @classmethod
+    def initial_slots(cls, group: Group) -> dict[str, float]:
+        """Return the sum of squared gradients."""
+        return {"accumulator": group["initial_accumulator"]}
+
+    @classmethod
+    def update(
+        cls, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots, lr: float | Tensor
+    ) -> None:
+        """Make one step, see the base class."""
+        torch._fused_adagrad_(
+            parameters,
+            gradients,
+            slots["accumulator"],
+            # Only a decaying learning rate would need to know which step this is.
+            [_step_number(1.0, parameters[0].device)] * len(parameters),
+            lr=lr,
+            lr_decay=0.0,
+            weight_decay=0.0,
+            eps=0.0,
+            maximize=False,
+        )
+
+
+class Adam(TensorFlowOptimizer):
+    """Adam with epsilon beside the uncorrected root of the second moment, where torch has it beside the corrected."""
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        require(lr >= 0, "lr must be at least 0", lr)
+        require(all(0 <= beta < 1 for beta in betas), "betas must be at least 0 and below 1", betas)
+        require(eps >= 0, "eps must be at least 0", eps)
+        super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps})
+
+    @classmethod
+    def initial_slots(cls, group: Group) -> dict[str, float]:
+        """Return the two moments."""
+        return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
+
+    @classmethod
+    def effective_rate(cls, group: Group, lr: Any, step: Any) -> Any:
+        """Return the rate with both bias corrections in it, as in TensorFlow."""
+        beta1, beta2 = group["betas"]
+        return lr * np.sqrt(1 - beta2**step) / (1 - beta1**step)
+
+    @classmethod
+    def update(
+        cls, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots, lr: float | Tensor
+    ) -> None:
+        """Make one step, see the base class."""
+        # The corrections are in the learning rate. torch's kernel must then add none of its own: a step number of
+        # infinity makes its 1 - beta**step exactly 1.
+        beta1, beta2 = group["betas"]
+        torch._fused_adam_(
+            parameters,
+            gradients,
+            slots["exp_avg"],
+            slots["exp_avg_sq"],
+            [],
+            [_step_number(math.inf, parameters[0].device)] * len(parameters),
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=0.0,
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def _update_all(self, group: Group, parameters: list[Tensor]) -> None:
+        # The true step numbers stay on the host, so that a GPU is never waited for.
+        for step, members in self._by_step(parameters).items():
+            lr = float(self.effective_rate(group, float(group["lr"]), step))
+            self.update(group, members, gradients_of(members), self._slots(group, members), lr)
+
+    def _by_step(self, parameters: list[Tensor]) -> dict[float, list[Tensor]]:
+        """Count the step, and sort the parameters by how many they have taken."""
+        members: dict[float, list[Tensor]] = {}
+        for parameter in parameters:
+            state = self.state[parameter]
+            if "step" not in state:
+                state["step"] = torch.tensor(0.0, dtype=torch.float32)
+            state["step"] += 1
+            members.setdefault(state["step"].item(), []).append(parameter)
+        return members

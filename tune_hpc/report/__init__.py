@@ -1,0 +1,1 @@
+"""Tables, findings, figures and the HTML report."""

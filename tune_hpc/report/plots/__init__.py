@@ -1,0 +1,1 @@
+"""Figures of one experiment: one module per kind."""

@@ -1,0 +1,1 @@
+"""Schedulers: ASHA, population-based training, and those of Ray Tune."""

@@ -1,0 +1,1 @@
+"""Searchers: grid, random, quasi-random, and model-based through Optuna."""
