@@ -11,11 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tune_hpc.analysis.claims import check_claims
-from tune_hpc.analysis.formatting import duration, slug, words
+from tune_hpc.analysis.formatting import display_name, duration, slug
 from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, NOT_COMPARABLE, compare_to_published
 from tune_hpc.analysis.results import Results, load
 from tune_hpc.report import tables
-from tune_hpc.report.findings import sentences
+from tune_hpc.report.findings import findings
 from tune_hpc.report.plots import figures
 
 HEAD = """# The report, reproduced
@@ -112,7 +112,7 @@ def _glance(runs: Mapping[str, Results]) -> pd.DataFrame:
 def _section(name: str, results: Results) -> str:
     asked, own = results.experiment, results.experiment["provenance"]
     machine = f"{own['machine']['cpu_model']}, torch {own['torch']}, Ray {own['ray']}, commit {own['commit']}"
-    said = "\n".join(f"- {sentence}" for sentence in sentences(results))
+    said = "\n".join(f"- {sentence}" for sentence in findings(results))
     parts = [
         f"## {name}\n",
         f"**{asked['title']}.**\n",
@@ -122,14 +122,14 @@ def _section(name: str, results: Results) -> str:
         f"{said}\n",
     ]
     skipped = ("Best trials", "Trials by status")
-    for title, _, df in tables.declared(results):
+    for title, _, df in tables.report_tables(results):
         if title not in skipped and len(df):
             parts.append(f"### {title}\n\n{tables.to_markdown(df)}\n")
     for parameter, metric in COMPARED.get(name, ()):
         ranking = results.compare(parameter, metric)
         told = "\n".join(f"- {sentence}" for sentence in ranking.sentences())
         values = tables.to_markdown(tables.ranking_table(ranking))
-        parts.append(f"### Which {words(parameter)}, by {words(metric)}\n\n{told}\n\n{values}\n")
+        parts.append(f"### Which {display_name(parameter)}, by {display_name(metric)}\n\n{told}\n\n{values}\n")
     return "\n".join(parts)
 
 

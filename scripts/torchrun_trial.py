@@ -27,7 +27,7 @@ from torch import distributed
 from tune_hpc.errors import InvalidConfigError, TuneHpcError
 from tune_hpc.learning.config import check_key, complete
 from tune_hpc.learning.training import train
-from tune_hpc.scaling.communication import Workers
+from tune_hpc.scaling.communication import DistributedCommunicator
 from tune_hpc.scaling.plan import EXCHANGE_KEYS, GradientSync
 
 
@@ -82,16 +82,16 @@ class _Team:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._exchange = GradientSync(**{name: config[name] for name in EXCHANGE_KEYS if name in config})
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> DistributedCommunicator:
         size = int(os.environ.get("WORLD_SIZE", "1"))
         has_gpu = torch.cuda.is_available()
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if has_gpu else torch.device("cpu")
         if has_gpu:
             torch.cuda.set_device(device)
         if size == 1:
-            return Workers(device=device, allow_cuda_graphs=True)
+            return DistributedCommunicator(device=device, allow_cuda_graphs=True)
         distributed.init_process_group("nccl" if has_gpu else "gloo")
-        return Workers(
+        return DistributedCommunicator(
             distributed.get_rank(), size, group=distributed.group.WORLD, device=device, exchange=self._exchange
         )
 
@@ -100,7 +100,7 @@ class _Team:
             distributed.destroy_process_group()
 
 
-def run(config: Mapping[str, Any], team: Workers) -> dict[str, Any]:
+def run(config: Mapping[str, Any], team: DistributedCommunicator) -> dict[str, Any]:
     """Train, and return the trial: ``config``, ``row`` and ``history``."""
     reported: dict[int, dict[str, float]] = {}
 

@@ -84,10 +84,10 @@ def bucket(store_server, tmp_path, monkeypatch):
 
     (tmp_path / "machine").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "machine"))
-    filesystem.copies.cache_clear()
+    filesystem.cache_dir.cache_clear()
     filesystem._store.cache_clear()
     yield f"s3://tests/{tmp_path.name}"
-    filesystem.copies.cache_clear()
+    filesystem.cache_dir.cache_clear()
     filesystem._store.cache_clear()
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tune_hpc.analysis import reader, results
 from tune_hpc.analysis.lazy_history import LazyHistory
-from tune_hpc.analysis.reader import Following
+from tune_hpc.analysis.reader import ResultsReader
 from tune_hpc.analysis.results import trials_frame, write_frames
 from tune_hpc.errors import FolderError
 from tune_hpc.storage.experiment_folder import ExperimentFolder
@@ -53,7 +53,7 @@ def check_matches(followed, home):
 
 
 def test_only_what_is_new_is_read(home, trial, was_read):
-    followed = Following(home)
+    followed = ResultsReader(home)
     assert (followed.results().trials.empty, followed.version) == (True, 1)
     for name in ("a", "b"):
         write(home, trial(name))
@@ -68,7 +68,7 @@ def test_only_what_is_new_is_read(home, trial, was_read):
 
 
 def test_what_has_gone_into_the_frames_is_followed(home, trial, results_of, was_read):
-    followed = Following(home)
+    followed = ResultsReader(home)
     made = [trial(name) for name in ("a", "b")]
     for one in made:
         write(home, one)
@@ -99,7 +99,7 @@ def test_a_part_that_goes_while_all_are_read_is_found_in_the_frames(home, trial,
         return read(part)
 
     monkeypatch.setattr(reader, "read_trial_table", ended)
-    followed = Following(home)
+    followed = ResultsReader(home)
     assert list(followed.results().trials["trial_id"]) == ["a", "b"]
     check_matches(followed.results(), home)
 
@@ -117,11 +117,11 @@ def test_parts_that_go_between_the_listing_and_the_frames_are_not_missed(home, t
 
     monkeypatch.setattr(results, "read_frames", ended)
     assert list(results.load(home.path).trials["trial_id"]) == ["a"]
-    check_matches(Following(home).results(), home)
+    check_matches(ResultsReader(home).results(), home)
 
 
 def test_an_unreadable_file_is_named_and_read_again_once_it_is_well(home, trial):
-    followed = Following(home)
+    followed = ResultsReader(home)
     write(home, trial("a"))
     followed.results()
     home.part("b").write_bytes(b"PAR1 garbage")
@@ -166,7 +166,7 @@ def test_trials_are_told_whatever_their_files_lack(home, trial):
     row, history = trial("a")
     write_trial(home.part("a"), row, history[["step", "train_loss"]])
     write(home, trial("b"))
-    found = Following(home).results()
+    found = ResultsReader(home).results()
     assert found.histories.taken("test_loss") == {"b"}
     assert found.histories.of(["a"])["test_loss"].isna().all()
     assert list(found.histories.of([])) == found.histories.columns

@@ -47,7 +47,9 @@ class ListSink:
 @pytest.fixture(autouse=True)
 def list_tool(monkeypatch):
     SEEN.clear()
-    monkeypatch.setitem(export.TOOLS, "list", export.Tool(f"{__name__}:ListSink", "json", "pip install it", "cat"))
+    monkeypatch.setitem(
+        export.TOOLS, "list", export.ExportTool(f"{__name__}:ListSink", "json", "pip install it", "cat")
+    )
     monkeypatch.setattr(export, "LOOK_INTERVAL_S", 0.02)
 
 
@@ -169,7 +171,7 @@ class TestExport:
         ],
     )
     def test_a_tool_that_is_not_there_is_refused(self, monkeypatch, tools, error, message):
-        absent = export.Tool("x:y", "no_such_package", "pip install it", "x")
+        absent = export.ExportTool("x:y", "no_such_package", "pip install it", "x")
         if "absent" in tools:
             monkeypatch.setitem(export.TOOLS, "absent", absent)
         with pytest.raises(error, match=message):

@@ -11,7 +11,7 @@ from tune_hpc.errors import FolderError
 from tune_hpc.jobs.launch import folders_in, launch
 from tune_hpc.scaling.measurement import run_all as measure_all
 from tune_hpc.search.experiment import experiment_from_json
-from tune_hpc.search.limits import Limits
+from tune_hpc.search.limits import StopCriteria
 
 
 def experiment(name="parabola", **changes):
@@ -87,7 +87,7 @@ def test_a_measurement_that_came_to_its_end_is_kept(tmp_path, monkeypatch):
 
 def test_a_file_ends_a_search_when_it_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr("tune_hpc.search.limits.LOOK_INTERVAL_S", 0.0)
-    limits = Limits(stop_file=tmp_path / "stop")
+    limits = StopCriteria(stop_file=tmp_path / "stop")
     assert not limits.are_reached()
     (tmp_path / "stop").touch()
     assert limits.are_reached()

@@ -19,7 +19,7 @@ from tests.jobs.user_trainable import WALK, walk
 from tune_hpc import load, run
 from tune_hpc.jobs.client import Client
 from tune_hpc.jobs.job_folder import JobState
-from tune_hpc.search.storage_check import Answer, _problem
+from tune_hpc.search.storage_check import ProbeResult, _problem
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
@@ -95,10 +95,10 @@ def test_a_node_with_another_release_or_none_is_named(ray_session, tmp_path):
     def problem(answer):
         return _problem(answer, tmp_path / "probe", "token", deadline)
 
-    assert problem(ray.put(Answer("far", "0.0.9", ""))) == f"has tune_hpc 0.0.9 and not {tune_hpc.__version__}"
-    assert problem(ray.put(Answer("far", tune_hpc.__version__, "does not see {place}"))) == "does not see {place}"
+    assert problem(ray.put(ProbeResult("far", "0.0.9", ""))) == f"has tune_hpc 0.0.9 and not {tune_hpc.__version__}"
+    assert problem(ray.put(ProbeResult("far", tune_hpc.__version__, "does not see {place}"))) == "does not see {place}"
     (tmp_path / "probe").write_text("token", encoding="utf-8")
-    assert problem(ray.put(Answer("far", tune_hpc.__version__, ""))) == ""
+    assert problem(ray.put(ProbeResult("far", tune_hpc.__version__, ""))) == ""
 
     def lacks_it():
         raise ModuleNotFoundError("No module named 'tune_hpc'")

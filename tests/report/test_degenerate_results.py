@@ -8,7 +8,7 @@ import tune_hpc
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import TuneHpcError
 from tune_hpc.report import tables
-from tune_hpc.report.findings import sentences
+from tune_hpc.report.findings import findings
 from tune_hpc.report.plots import figures
 
 QUESTIONS = {
@@ -30,8 +30,8 @@ QUESTIONS = {
     "interactions": tune_hpc.interactions,
     "importance": tune_hpc.importance,
     "join": lambda results: tune_hpc.join([results, results]).compare("search").values,
-    "sentences": sentences,
-    "tables": tables.declared,
+    "sentences": findings,
+    "tables": tables.report_tables,
     "figures": figures.draw_all,
     "figures of the search": lambda results: [figures.sheets(results, one) for one in OF_THE_SEARCH],
 }

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 from matplotlib.lines import Line2D
-from tune_hpc.report.plots.heatmap_data import heat_table, tied_with_best
-from tune_hpc.report.plots.parallel_data import parallel_table
 
 from tests.report.figure_checks import assert_tidy
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.plots import curves, figures
+from tune_hpc.report.plots.heatmap_data import heat_table, tied_with_best
+from tune_hpc.report.plots.parallel_data import parallel_table
 
 HEAT = {"kind": "heatmap", "metrics": ["test_accuracy"], "title": "Heat", "parameter": "learning_rate",
         "line": "optimizer"}  # fmt: skip
@@ -288,10 +288,10 @@ def test_without_anything_to_compare_there_are_no_parallel_coordinates(trial, re
 
 
 def test_three_parameters_get_parallel_coordinates_and_so_does_an_incomplete_grid(drawn, trial, results_of):
-    assert [one["kind"] for one in curves.specifications(drawn())][-2:] == ["parallel", "budget"]
+    assert [one["kind"] for one in curves.default_figures(drawn())][-2:] == ["parallel", "budget"]
     corners = [("adam", 0.1), ("adam", 0.2), ("momentum", 0.1)]
     some = results_of(*(trial(f"{n}", optimizer=name, learning_rate=rate) for n, (name, rate) in enumerate(corners)))
-    assert [one["kind"] for one in curves.specifications(some)] == ["curve", "response", "response", "parallel"]
+    assert [one["kind"] for one in curves.default_figures(some)] == ["curve", "response", "response", "parallel"]
     assert figures.draw_all(drawn(6))
 
 

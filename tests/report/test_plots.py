@@ -193,7 +193,7 @@ def test_names_on_an_axis_are_words_and_points_are_not_joined(grid):
 
 
 def test_an_experiment_that_declares_no_figure_gets_standard_ones(grid):
-    titles = [one["title"] for one in curves.specifications(grid())]
+    titles = [one["title"] for one in curves.default_figures(grid())]
     assert titles == ["Learning curves", "Test loss against optimizer", "Test loss against learning rate",
                       "Test loss by optimizer and learning rate"]  # fmt: skip
     assert len(figures.draw_all(grid())) == 4
@@ -211,7 +211,7 @@ def test_of_many_lines_the_best_ten_are_drawn(trial, results_of):
 def test_thinning_keeps_ends_and_extremes():
     values = np.sin(np.arange(30_000) / 7) * np.exp(-np.arange(30_000) / 9000)
     values[12_345] = 5
-    kept = curves.thinned(values)
+    kept = curves.downsample(values)
     assert len(kept) <= 2 * curves.NUM_BUCKETS + 2
     assert {0, 12_345, 29_999} <= set(kept)
     assert list(kept) == sorted(set(kept))

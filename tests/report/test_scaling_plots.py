@@ -3,7 +3,7 @@ import pytest
 
 from tests.report.figure_checks import assert_tidy
 from tune_hpc.report import tables
-from tune_hpc.report.findings import sentences
+from tune_hpc.report.findings import findings
 from tune_hpc.report.plots import curves, figures
 
 STACK = {"kind": "stack", "metrics": ["compute_s", "communicate_s"], "title": "Where time goes", "parameter": "workers"}
@@ -68,23 +68,23 @@ def test_a_line_for_each_width_and_no_stack_of_several(measured):
 
 
 def test_the_report_says_what_workers_give_and_suggests_no_wider_search(measured):
-    said = sentences(measured())
+    said = findings(measured())
     gain = "4 workers do 2.00 times as much a second as one, 50% of what they could; "
     assert gain + "the exchange of gradients adds 55% of a step." in said
     assert not any("highest searched" in one for one in said)
-    widths = sentences(measured((0.5, 1.0)))
+    widths = findings(measured((0.5, 1.0)))
     assert [one.partition(" do ")[0] for one in widths if "exchange" in one] == [
         "4 workers at width 0.5", "4 workers at width 1",
     ]  # fmt: skip
-    assert not any("exchange" in one for one in sentences(measured(numbers=(1,))))
+    assert not any("exchange" in one for one in findings(measured(numbers=(1,))))
 
 
 def test_it_is_no_search_whose_budget_or_interactions_are_told(measured):
     made = measured((0.25, 0.5, 1.0, 2.0), numbers=(1, 2, 4, 8, 16))
-    assert [one["kind"] for one in curves.specifications(made)] == [
+    assert [one["kind"] for one in curves.default_figures(made)] == [
         "speedup", "stack", "cost", "links", "widths",
     ]  # fmt: skip
-    assert [title for title, _, _ in tables.declared(made)] == ["Best trials", "Trials by status"]
+    assert [title for title, _, _ in tables.report_tables(made)] == ["Best trials", "Trials by status"]
 
 
 def test_without_measurements_there_is_no_figure(trial, results_of):

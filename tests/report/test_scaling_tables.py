@@ -6,10 +6,15 @@ import pytest
 
 from tests.report.figure_checks import assert_tidy
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.report.findings import sentences
+from tune_hpc.report.findings import findings
 from tune_hpc.report.plots import figures
-from tune_hpc.report.scaling_tables import costs, min_efficient_width, predicted_against_measured, predictions
-from tune_hpc.report.tables import declared
+from tune_hpc.report.scaling_tables import (
+    cost_pareto_front,
+    min_efficient_width,
+    predicted_against_measured,
+    predictions,
+)
+from tune_hpc.report.tables import report_tables
 
 LINKS = {"kind": "links", "metrics": ["speedup"], "title": "Predicted", "parameter": "workers"}
 COST = {"kind": "cost", "metrics": ["train_s"], "title": "Cost", "parameter": "workers"}
@@ -80,16 +85,16 @@ def test_what_was_exchanged_otherwise_is_not_held_against_the_model(measured):
 
 
 def test_cost_is_told_and_what_no_other_choice_beats(measured):
-    table = costs(measured())
+    table = cost_pareto_front(measured())
     assert table["worker_s"].to_list() == pytest.approx([10.0, 2 * 61 / 3, 28.0])
     # Two workers have one repeat of 50 s; four are quicker for less.
     assert table["is_efficient"].to_list() == [True, False, True]
     # Networks of two widths are not the same work.
-    assert costs(measured((0.5, 1.0)))["is_efficient"].to_list() == [True, False, True] * 2
+    assert cost_pareto_front(measured((0.5, 1.0)))["is_efficient"].to_list() == [True, False, True] * 2
 
 
 def test_the_sentences_say_it(measured):
-    said = sentences(measured())
+    said = findings(measured())
     assert any("2 workers: 660 ms for 600 (+10%); 4 workers: 630 ms for 700 (-10%)" in one for one in said)
     assert any(
         "One of 10 shares of the batch still takes one worker 18% of the whole batch's time" in one for one in said
@@ -103,7 +108,7 @@ def test_the_sentences_say_it(measured):
         "with workers 4, is 0.70 of the cheapest one, with workers 1, and takes 2.80 times" in one for one in said
     )
     assert not any("test accuracy" in one for one in said)
-    options = sentences(measured(options=("none", "larger_steps")))
+    options = findings(measured(options=("none", "larger_steps")))
     assert "Larger steps (workers 4): 0.50 of the time; test accuracy 0.9500 for 0.9800." in options
 
 
@@ -160,7 +165,7 @@ def test_cost_is_drawn_with_a_ray_for_each_number_of_workers(measured):
 
 
 def test_the_report_has_a_table_of_each(measured):
-    titles = [title for title, *_ in declared(measured())]
+    titles = [title for title, *_ in report_tables(measured())]
     assert "The model against the clock" in titles
     assert "Time and what it costs" in titles
     assert "From which width on the workers keep their speed" in titles
@@ -174,5 +179,5 @@ def test_results_without_a_model_say_so_in_one_line(measured):
     with pytest.raises(UnknownNameError, match="probed no networks of several widths"):
         min_efficient_width(made)
     with pytest.raises(UnknownNameError, match="has no column worker_s"):
-        costs(replace(made, trials=made.trials.drop(columns="worker_s")))
+        cost_pareto_front(replace(made, trials=made.trials.drop(columns="worker_s")))
     assert figures.sheets(made, LINKS) == []

@@ -51,11 +51,11 @@ class TestBudget:
         assert "With 1 configuration nothing but divergence in 50% of the orders." in sheet.caption
 
     def test_it_is_standard_from_twenty_configurations_on_but_of_no_population(self, many, grid):
-        kinds = [[one["kind"] for one in curves.specifications(made)] for made in (many(), grid())]
+        kinds = [[one["kind"] for one in curves.default_figures(made)] for made in (many(), grid())]
         assert [own.count("budget") for own in kinds] == [1, 0]
         declared = many(figures=[{"kind": "curve", "metrics": ["test_loss"], "title": "Curves"}])
-        assert [one["kind"] for one in curves.specifications(declared)] == ["curve", "budget"]
-        assert "budget" not in [one["kind"] for one in curves.specifications(many(scheduler="pbt"))]
+        assert [one["kind"] for one in curves.default_figures(declared)] == ["curve", "budget"]
+        assert "budget" not in [one["kind"] for one in curves.default_figures(many(scheduler="pbt"))]
 
 
 class TestTarget:

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tune_hpc.analysis.formatting import number, short
+from tune_hpc.analysis.formatting import format_number, number
 from tune_hpc.analysis.intervals import Interval, mean_interval
 from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, compare_to_published, verdict
 from tune_hpc.errors import UnknownNameError
@@ -39,7 +39,7 @@ def test_of_best_values_that_were_never_tried_nothing_is_said(grid):
     told = [{**PUBLISHED[0], "best_values": values} for values in ((0.02, 0.05), (0.05, 0.1))]
     made = grid(published=told)
     assert list(compare_to_published(made)["best_agrees"]) == [pd.NA, False]
-    assert any("Of 1 published best learning rates 0 are ours too." in one for one in findings.sentences(made))
+    assert any("Of 1 published best learning rates 0 are ours too." in one for one in findings.findings(made))
 
 
 def test_values_that_were_drawn_make_no_table_of_all_pairs(trial, results_of):
@@ -110,7 +110,7 @@ class TestVerdicts:
         assert list(others["note"])[:2] == ["measured with batch size 100"] * 2
         quick = compare_to_published(results_of(*trials, published=published, quick=True))
         assert list(quick["verdict"].fillna("")) == ["not comparable"] * 3 + [""]
-        said = findings.sentences(results_of(*trials, published=published))
+        said = findings.findings(results_of(*trials, published=published))
         assert "Of 2 published numbers 1 agrees with ours, 1 differs." in said
 
 
@@ -137,7 +137,7 @@ def test_diverged_and_failed_trials_leave_missing_values(trial, results_of):
     df = compare_to_published(made)
     assert df["measured"].isna().all()
     assert list(df["note"]) == ["diverged", "diverged", "no such trial"]
-    assert findings.sentences(made) == [
+    assert findings.findings(made) == [
         "2 trials: 1 diverged, 1 failed.",
         "No trial finished with a value of test loss.",
     ]
@@ -161,11 +161,11 @@ def test_a_quick_run_says_so_beside_published_numbers(grid):
     made = grid(published=PUBLISHED, quick=True)
     text = tables.to_markdown(compare_to_published(made))
     assert "measured (quick)" in text
-    assert "Of 2 published best learning rates 1 is ours too (quick run: not comparable)." in findings.sentences(made)
+    assert "Of 2 published best learning rates 1 is ours too (quick run: not comparable)." in findings.findings(made)
 
 
 def test_sentences_are_made_from_the_numbers(grid):
-    said = findings.sentences(grid(published=PUBLISHED))
+    said = findings.findings(grid(published=PUBLISHED))
     assert said[0] == "12 trials, 12 finished."
     assert said[1] == "Lowest test loss 0.3416 with optimizer adam, learning rate 0.01 (mean of 2 seeds)."
     assert said[2] == "Of 2 published best learning rates 1 is ours too."
@@ -212,11 +212,11 @@ def test_every_table_answers_without_trials(results_of, tmp_path):
         {"kind": "pivot", "title": "a", "metrics": ["test_loss"], "rows": "optimizer", "columns": "learning_rate"},
         {"kind": "at_steps", "title": "a", "metrics": ["W"], "steps": [1]},
     ]
-    made = tables.declared(results_of(tables=declared, published=[EXACT, *PUBLISHED]))
+    made = tables.report_tables(results_of(tables=declared, published=[EXACT, *PUBLISHED]))
     assert [slug for _, slug, _ in made][:4] == ["published-against-measured", "a", "a-2", "a-3"]
     assert all(df.empty for title, _, df in made if title == "a")
     assert tables.write(results_of(tables=declared), tmp_path)
-    assert findings.sentences(results_of()) == ["No trial has ended yet."]
+    assert findings.findings(results_of()) == ["No trial has ended yet."]
 
 
 def test_every_table_answers_when_no_metric_was_taken(trial, results_of):
@@ -226,7 +226,7 @@ def test_every_table_answers_when_no_metric_was_taken(trial, results_of):
         {"kind": "pivot", "title": "a", "metrics": ["test_loss"], "rows": "optimizer", "columns": "batch_size"},
         {"kind": "best_per", "title": "b", "metrics": ["test_loss"], "rows": "nothing"},
     ])  # fmt: skip
-    assert len(tables.declared(made)) >= 4
+    assert len(tables.report_tables(made)) >= 4
     assert tables.best_trials(made).empty
 
 
@@ -270,7 +270,7 @@ def test_numbers_have_the_digits_that_mean_something(value, column, text):
     [(1e-4, "1e-04"), (0.05, "0.05"), (150, "150"), (0.00015, "1.5e-04"), (0, "0"), (3274634, "3274634")],
 )
 def test_configuration_values_are_short(value, text):
-    assert short(value) == text
+    assert format_number(value) == text
 
 
 def test_a_hundred_thousand_trials_are_summed_up_in_seconds(results_of):
@@ -319,9 +319,9 @@ def test_a_quick_runs_and_another_machines_distance_is_not_told(grid):
     where = {"optimizer": "adam", "learning_rate": 0.1}
     published = [{"where": where, "metric": "test_loss", "value": 0.3, "source": "x"}]
     seconds = [published[0] | {"metric": "train_s", "value": 19.254}]
-    assert any("Mean distance" in one for one in findings.sentences(grid(published=published)))
-    assert not any("Mean distance" in one for one in findings.sentences(grid(published=published, quick=True)))
-    assert not any("Mean distance" in one for one in findings.sentences(grid(published=seconds)))
+    assert any("Mean distance" in one for one in findings.findings(grid(published=published)))
+    assert not any("Mean distance" in one for one in findings.findings(grid(published=published, quick=True)))
+    assert not any("Mean distance" in one for one in findings.findings(grid(published=seconds)))
 
 
 def test_every_trial_is_listed_with_the_columns_asked_for(trial, results_of):

@@ -9,7 +9,7 @@ from tests.learning.synthetic_data import made_up_images
 from tune_hpc.learning.config import complete
 from tune_hpc.scaling.communication import make_group
 from tune_hpc.scaling.plan import GradientSync
-from tune_hpc.scaling.probes import Machine
+from tune_hpc.scaling.probes import WorkerContext
 from tune_hpc.scaling.workers import make_training
 
 NUM_STEPS = 20
@@ -36,7 +36,7 @@ def train_together(rank: int, folder: str) -> None:
     distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=max(NUMBERS))
     images = made_up_images()
     for number in NUMBERS:
-        machine = Machine(images, torch.device("cpu"), rank, {number: make_group(number)})
+        machine = WorkerContext(images, torch.device("cpu"), rank, {number: make_group(number)})
         for name, config in CONFIGS.items():
             if rank < number:
                 training = make_training(complete(config), machine, number)

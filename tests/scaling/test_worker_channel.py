@@ -7,7 +7,7 @@ from multiprocessing.connection import Client
 import pytest
 import torch
 
-from tune_hpc.scaling.worker_channel import GO_ON, MAKE, Caller, Lost, Station
+from tune_hpc.scaling.worker_channel import GO_ON, MAKE, TrialServer, WorkerClient, WorkersLost
 
 
 class Kept:
@@ -28,7 +28,7 @@ class Kept:
 
 @pytest.fixture
 def station():
-    made = Station("127.0.0.1")
+    made = TrialServer("127.0.0.1")
     yield made
     made.close()
 
@@ -38,7 +38,7 @@ def served(station, work, report=lambda step, metrics: None, checkpoint=None):
     said = []
 
     def call():
-        caller = Caller(station.address, station.key)
+        caller = WorkerClient(station.address, station.key)
         try:
             said.append(work(caller))
         finally:
@@ -118,13 +118,13 @@ def test_a_state_that_is_the_last_one_is_kept_and_the_workers_stop(station):
 
 
 def test_a_worker_that_is_lost_is_noticed(station):
-    with pytest.raises(Lost):
+    with pytest.raises(WorkersLost):
         served(station, lambda caller: caller.report(1, {}))
 
 
 def test_workers_that_never_came_are_noticed(station):
     threading.Timer(0.1, station.hang_up).start()
-    with pytest.raises(Lost):
+    with pytest.raises(WorkersLost):
         station.serve(lambda step, metrics: None, None)
 
 
@@ -132,7 +132,7 @@ def test_a_stranger_is_not_listened_to(station):
     def call():
         with pytest.raises((AuthenticationError, EOFError, OSError)):
             Client(station.address, authkey=b"guessed")
-        caller = Caller(station.address, station.key)
+        caller = WorkerClient(station.address, station.key)
         caller.end({"status": "finished"})
 
     thread = threading.Thread(target=call)

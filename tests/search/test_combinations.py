@@ -9,7 +9,7 @@ from ray import tune
 from tests.search import trainables
 from tune_hpc import Experiment, Space, run_all, to_optuna
 from tune_hpc.search.experiment import ADAPTIVE
-from tune_hpc.search.searchers.optuna_study import Study
+from tune_hpc.search.searchers.optuna_study import AskTellStudy
 
 STEPS = 27
 #: Those that no other test has: test_going_on.py and test_schedulers.py have more.
@@ -34,12 +34,12 @@ def descent(searcher: str, scheduler: str) -> Experiment:
 def test_all_of_them_finish_and_leave_nothing_running(ray_session, tmp_path, monkeypatch):
     studies = defaultdict(list)
 
-    class Seen(Study):
+    class Seen(AskTellStudy):
         def __init__(self, space, sampler, mode, seed):
             super().__init__(space, sampler, mode, seed)
             studies[sampler].append(self)
 
-    monkeypatch.setattr("tune_hpc.search.searchers.optuna_study.Study", Seen)
+    monkeypatch.setattr("tune_hpc.search.searchers.optuna_study.AskTellStudy", Seen)
     experiments = [descent(searcher, scheduler) for searcher, scheduler in COMBINATIONS]
     results = run_all(experiments, folders=[tmp_path / one.name for one in experiments], show_progress=False)
     for one in results:

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from ray import tune
 
 from tests.search.test_conditional import conditional_spaces
-from tune_hpc.search.searchers.optuna_study import NUM_STARTUP, Study
+from tune_hpc.search.searchers.optuna_study import NUM_STARTUP, AskTellStudy
 from tune_hpc.search.space.conditional import when
 from tune_hpc.search.space.space import Space
 
@@ -31,7 +31,7 @@ def distance(config):
 def test_cases_that_read_alike_are_parameters_of_their_own():
     cases = when(tune.uniform(0, 1), a=0) | when(tune.uniform(5, 6), a="0") | when(tune.choice(["x"]), a=0)
     space = Space({"a": tune.choice([0, "0"]), "b": cases}, keys={})
-    study = Study(space, "tpe", "min", 0)
+    study = AskTellStudy(space, "tpe", "min", 0)
     names = [one.name for one in study.parameters.values()]
     assert names == ["a", "b[a=0]", "b[a=0] (case 2)", "b[a=0] (case 3)"]
     study.add({"a": "0", "b": 5.5}, study.outcome(["finished"], [1.0]))
@@ -43,11 +43,11 @@ def test_cases_that_read_alike_are_parameters_of_their_own():
 def test_what_is_asked_for_is_admitted_and_comes_back_from_what_optuna_keeps(space, seed):
     if not space.varying:
         return
-    study = Study(space, "tpe", "min", seed)
+    study = AskTellStudy(space, "tpe", "min", seed)
     for _ in range(3):
         number, config = study.ask()
         assert space.admits(config)
-        again = Study(space, "tpe", "min", seed)
+        again = AskTellStudy(space, "tpe", "min", seed)
         again.add(config, again.outcome(["finished"], [1.0]))
         assert set(again.trials[0].params) == set(study.trials[number].params)
         study.tell(number, study.outcome(["finished"], [float(number)]))
@@ -57,7 +57,7 @@ def test_what_is_asked_for_is_admitted_and_comes_back_from_what_optuna_keeps(spa
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_a_sampler_finds_the_optimum_that_chance_does_not(sampler, num_trials, mode):
     sign = 1 if mode == "min" else -1
-    study = Study(PLANE, sampler, mode, 0)
+    study = AskTellStudy(PLANE, sampler, mode, 0)
     found = []
     for _ in range(num_trials):
         number, config = study.ask()
@@ -69,15 +69,15 @@ def test_a_sampler_finds_the_optimum_that_chance_does_not(sampler, num_trials, m
 
 
 def test_the_first_configurations_are_spread_evenly_and_the_same_for_the_same_seed():
-    first = [Study(PLANE, "tpe", "min", 3).ask()[1] for _ in range(2)]
+    first = [AskTellStudy(PLANE, "tpe", "min", 3).ask()[1] for _ in range(2)]
     assert first[0] == first[1]
-    study = Study(PLANE, "tpe", "min", 3)
+    study = AskTellStudy(PLANE, "tpe", "min", 3)
     asked = [study.ask()[1] for _ in range(8)]
     assert len({int((one["x"] + 5) / 10 * 8) for one in asked}) == 8
 
 
 def test_many_may_be_pending():
-    study = Study(OPTIMIZERS, "tpe", "max", 0)
+    study = AskTellStudy(OPTIMIZERS, "tpe", "max", 0)
     asked = [study.ask() for _ in range(30)]
     assert [number for number, _ in asked] == list(range(30))
     for number, _ in asked:
@@ -86,7 +86,7 @@ def test_many_may_be_pending():
 
 
 def test_each_way_to_end_is_told_as_what_it_is():
-    study = Study(PLANE, "tpe", "min", 0)
+    study = AskTellStudy(PLANE, "tpe", "min", 0)
     outcomes = [
         (["finished", "finished"], [1.0, 3.0]),
         (["stopped"], [5.0]),
@@ -108,7 +108,7 @@ def test_each_way_to_end_is_told_as_what_it_is():
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_a_sampler_learns_where_trials_diverge(sampler):
     """A third of the range diverges: after the start it is met less often than by chance."""
-    study = Study(PLANE, sampler, "min", 1)
+    study = AskTellStudy(PLANE, sampler, "min", 1)
     diverged = []
     for _ in range(40):
         number, config = study.ask()
@@ -120,13 +120,13 @@ def test_a_sampler_learns_where_trials_diverge(sampler):
 
 
 def test_a_study_goes_on_with_what_was_tried_before_and_proposes_none_of_it_again():
-    first = Study(PLANE, "tpe", "min", 0)
+    first = AskTellStudy(PLANE, "tpe", "min", 0)
     tried = []
     for _ in range(20):
         number, config = first.ask()
         first.tell(number, first.outcome(["finished"], [distance(config)]))
         tried.append(config)
-    second = Study(PLANE, "tpe", "min", 0)
+    second = AskTellStudy(PLANE, "tpe", "min", 0)
     for number, config in enumerate(tried):
         assert second.add(config, second.outcome(["finished"], [distance(config)])) == number
     assert [trial.params for trial in second.trials] == [trial.params for trial in first.trials]
@@ -136,7 +136,7 @@ def test_a_study_goes_on_with_what_was_tried_before_and_proposes_none_of_it_agai
 
 
 def test_each_case_of_a_parameter_is_one_of_its_own():
-    study = Study(OPTIMIZERS, "tpe", "max", 0)
+    study = AskTellStudy(OPTIMIZERS, "tpe", "max", 0)
     numbers = [study.ask()[0] for _ in range(2)]
     assert [set(study.trials[number].params) for number in numbers] == [
         {"optimizer", "learning_rate[optimizer=adam]"},

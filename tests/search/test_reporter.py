@@ -12,15 +12,15 @@ from tune_hpc.search.reporter import (
     KEEP_INTERVAL_S,
     KEEP_RATIO,
     REPORT_INTERVAL_S,
-    Decision,
     Diverged,
-    Forward,
     MonitoredMetric,
+    RayReporter,
     Reporter,
+    SchedulerReporter,
     Throttle,
     TrialCheckpoint,
 )
-from tune_hpc.search.trial_runner import identity, plain
+from tune_hpc.search.trial_runner import identity_columns, to_jsonable
 from tune_hpc.storage.trial_file import TrialFileWriter
 
 
@@ -124,7 +124,7 @@ def test_of_a_metric_that_is_a_best_the_best_so_far_is_forwarded(clock, forwarde
 def test_ray_is_told_once_a_second_at_most_the_latest_value_of_each_trial(clock, monkeypatch):
     told = []
     monkeypatch.setattr(reporter.tune, "report", told.append)
-    forward = Forward()
+    forward = RayReporter()
     notes = [forward.for_trial(name) for name in ("a", "b")]
     for step in range(100):
         clock.now += REPORT_INTERVAL_S / 10
@@ -189,14 +189,14 @@ def test_a_checkpoint_brings_back_the_state_and_what_was_reported(tmp_path, cloc
     ],
 )  # fmt: skip
 def test_every_value_becomes_one_that_json_and_parquet_hold(value, expected):
-    made = plain(value)
+    made = to_jsonable(value)
     assert made == expected
     assert type(made) is type(expected)
     json.dumps(made, allow_nan=False)
 
 
 def test_a_trial_is_known_before_it_runs():
-    assert identity("x", "t00001", {"steps": np.int64(5), "layers": [1, 2]}) == {
+    assert identity_columns("x", "t00001", {"steps": np.int64(5), "layers": [1, 2]}) == {
         "experiment": "x", "trial_id": "t00001", "steps": 5, "layers": "[1, 2]",
     }  # fmt: skip
 
@@ -209,7 +209,9 @@ class TestDecision:
         return told
 
     def reporter(self, forwarded, is_best, kept):
-        decision = Decision("t00000", MonitoredMetric("valid_accuracy", is_best, "max"), lambda: kept.append(1))
+        decision = SchedulerReporter(
+            "t00000", MonitoredMetric("valid_accuracy", is_best, "max"), lambda: kept.append(1)
+        )
         return Reporter(TrialFileWriter({}), "best_valid_accuracy", forwarded.append, decision)
 
     @pytest.mark.parametrize(("is_best", "shown"), [(True, [0.5, 0.5, 0.7]), (False, [0.5, 0.4, 0.7])])
@@ -229,7 +231,7 @@ class TestDecision:
     def test_what_was_reported_is_kept_before_the_scheduler_decides(self, monkeypatch, forwarded):
         order = []
         monkeypatch.setattr(reporter.tune, "report", lambda result: order.append("told"))
-        decision = Decision("t00000", MonitoredMetric("loss", False, "min"), lambda: order.append("kept"))
+        decision = SchedulerReporter("t00000", MonitoredMetric("loss", False, "min"), lambda: order.append("kept"))
         Reporter(TrialFileWriter({}), "loss", forwarded.append, decision)(1, {"loss": 0.5})
         assert order == ["kept", "told"]
 

@@ -18,7 +18,7 @@ from ray import tune
 from tests.search.trainables import counts, valley
 from tune_hpc import Experiment, Space, extend, load, resume, run, run_all
 from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError
-from tune_hpc.search.searchers.optuna_study import Study
+from tune_hpc.search.searchers.optuna_study import AskTellStudy
 from tune_hpc.storage.trial_file import read_row
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -64,7 +64,7 @@ def studies(monkeypatch):
     """Every Optuna study that is made, with the calls it got."""
     made = []
 
-    class Seen(Study):
+    class Seen(AskTellStudy):
         def __init__(self, *args):
             super().__init__(*args)
             self.calls = []
@@ -80,7 +80,7 @@ def studies(monkeypatch):
             self.calls.append(("add", number))
             return number
 
-    monkeypatch.setattr("tune_hpc.search.searchers.optuna_study.Study", Seen)
+    monkeypatch.setattr("tune_hpc.search.searchers.optuna_study.AskTellStudy", Seen)
     return made
 
 

@@ -14,9 +14,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from tests.search import trainables
 from tune_hpc import Experiment, Space, extend, run, run_all
 from tune_hpc.analysis.results import Results
-from tune_hpc.search.reporter import Decision, MonitoredMetric
+from tune_hpc.search.reporter import MonitoredMetric, SchedulerReporter
 from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, make_scheduler, replay_results, watched
-from tune_hpc.search.searchers.optuna_study import Study
+from tune_hpc.search.searchers.optuna_study import AskTellStudy
 
 STEPS = 27
 SPACE = Space({"x": tune.uniform(0, 1), "steps": STEPS}, keys={})
@@ -35,13 +35,13 @@ def studies():
     """Every Optuna study that is made."""
     made = []
 
-    class Seen(Study):
+    class Seen(AskTellStudy):
         def __init__(self, *args):
             super().__init__(*args)
             made.append(self)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("tune_hpc.search.searchers.optuna_study.Study", Seen)
+        monkeypatch.setattr("tune_hpc.search.searchers.optuna_study.AskTellStudy", Seen)
         yield made
 
 
@@ -249,7 +249,7 @@ def test_hyperband_s_brackets_begin_at_different_rungs_and_a_trial_s_is_its_own(
 def test_trials_of_fewer_steps_are_judged_at_the_same_part_of_them(monkeypatch):
     told = []
     monkeypatch.setattr("tune_hpc.search.reporter.tune.report", told.append)
-    decision = Decision("t00000", MonitoredMetric("loss", False, "min"), lambda: None, pace=15_000 / 1500)
+    decision = SchedulerReporter("t00000", MonitoredMetric("loss", False, "min"), lambda: None, pace=15_000 / 1500)
     decision(500, 0.25)
     assert (told[0]["step"], told[0]["progress"], told[0]["value"]) == (500, 5000, 0.25)
     scheduler = make_scheduler("asha_stopping", "min", 15_000, 0)

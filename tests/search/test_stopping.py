@@ -20,7 +20,7 @@ from tests.search.trainables import counts, lingers
 from tune_hpc import Experiment, Space, resume, run, run_all, when
 from tune_hpc.search import reporter, stop_request, stopping, trial_runner
 from tune_hpc.search.callback import SearchCallback
-from tune_hpc.search.limits import Limits
+from tune_hpc.search.limits import StopCriteria
 from tune_hpc.search.reporter import MonitoredMetric, TrialCheckpoint
 from tune_hpc.search.searchers.optuna_searcher import OptunaSearcher
 from tune_hpc.search.searchers.ray_searcher import RaySearcherAdapter
@@ -82,7 +82,7 @@ class TestRequest:
         def fail(*arguments, **options):
             raise error
 
-        request, limits = StopRequest(home), Limits(stop_file=home.path / "1.stop")
+        request, limits = StopRequest(home), StopCriteria(stop_file=home.path / "1.stop")
         limits._looked_at = 0.0
         monkeypatch.setattr(Path, "is_file", fail)
         monkeypatch.setattr(Path, "read_text", fail)
@@ -148,7 +148,7 @@ class TestEnding:
 
     @pytest.fixture
     def limits(self):
-        return Limits()
+        return StopCriteria()
 
     @pytest.fixture
     def asked(self, limits, homes, caplog):

@@ -13,7 +13,7 @@ def test_search_of_one_machine_is_served_by_another(bucket, tmp_path, monkeypatc
 
     (tmp_path / "other").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "other"))
-    filesystem.copies.cache_clear()
+    filesystem.cache_dir.cache_clear()
     second = serve(bucket, revoked_file=tmp_path / "revoked")
     assert [search["id"] for search in second.get("/searches").json()["searches"]] == [search_id]
     trials = second.get(f"/searches/{search_id}/trials").json()["trials"]

@@ -3,7 +3,7 @@ import pytest
 from tune_hpc.errors import FolderError
 from tune_hpc.storage import filesystem
 from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiments, write_atomic
-from tune_hpc.storage.filesystem import delete, delete_tree, here, names_in, place_of, pull, pull_tree, push
+from tune_hpc.storage.filesystem import delete, delete_tree, here, list_names, pull, pull_tree, push, uri
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def elsewhere(bucket, tmp_path, monkeypatch):
     def go(name):
         (tmp_path / name).mkdir(exist_ok=True)
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / name))
-        filesystem.copies.cache_clear()
+        filesystem.cache_dir.cache_clear()
 
     return go
 
@@ -28,7 +28,7 @@ def read(place):
 
 @pytest.mark.parametrize("place", ["runs/a", "/tmp/a", "a b"])
 def test_a_folder_is_just_a_folder(place, tmp_path):
-    assert str(here(place)) == place == place_of(here(place))
+    assert str(here(place)) == place == uri(here(place))
     file = tmp_path / "file"
     assert not pull(file)
     file.write_text("text", encoding="utf-8")
@@ -37,14 +37,14 @@ def test_a_folder_is_just_a_folder(place, tmp_path):
     delete(file)
     delete(file)
     assert not file.exists()
-    assert names_in(tmp_path / "nothing") == []
+    assert list_names(tmp_path / "nothing") == []
 
 
 def test_a_place_has_one_name_on_all_machines(elsewhere, bucket):
     path = here(f"{bucket}/a/b")
     elsewhere("other")
     assert here(f"{bucket}/a/b") != path
-    assert place_of(here(f"{bucket}/a/b")) == f"{bucket}/a/b"
+    assert uri(here(f"{bucket}/a/b")) == f"{bucket}/a/b"
 
 
 @pytest.mark.parametrize("place", ["s3://", "s3:///a", "s3://bucket/../other", "gs://bucket/a", "http://host/a"])
@@ -65,7 +65,7 @@ def test_what_one_machine_writes_another_reads_and_sees_go(elsewhere, bucket):
     delete(here(file))
     elsewhere("other")
     assert read(file) is None
-    assert names_in(here(f"{bucket}/folder")) == []
+    assert list_names(here(f"{bucket}/folder")) == []
 
 
 def test_a_file_of_the_same_size_is_known_to_be_another(elsewhere, bucket):
@@ -105,7 +105,7 @@ def test_a_tree_is_fetched_listed_and_removed(elsewhere, bucket):
         write(f"{bucket}/{name}", name)
     elsewhere("other")
     root = here(bucket)
-    assert names_in(root) == ["a", "b"]
+    assert list_names(root) == ["a", "b"]
     pull_tree(root)
     assert sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()) == [
         "a/1", "a/2", "b/c/3"
@@ -113,7 +113,7 @@ def test_a_tree_is_fetched_listed_and_removed(elsewhere, bucket):
     delete_tree(root / "a")
     delete_tree(root / "a")
     elsewhere("machine")
-    assert names_in(here(bucket)) == ["b"]
+    assert list_names(here(bucket)) == ["b"]
 
 
 def test_experiments_are_found_and_claimed_in_a_store(elsewhere, bucket):
@@ -127,7 +127,7 @@ def test_experiments_are_found_and_claimed_in_a_store(elsewhere, bucket):
     with pytest.raises(FolderError, match="already holds the experiment made"):
         ExperimentFolder(f"{bucket}/search").claim("made.up")
     ExperimentFolder(f"{bucket}/search").claim("made.up", overwrite=True)
-    assert names_in(here(f"{bucket}/search")) == []
+    assert list_names(here(f"{bucket}/search")) == []
     with pytest.raises(FolderError, match=f"{bucket}/search is no experiment folder: "):
         find_experiments(f"{bucket}/search")
 
@@ -148,7 +148,7 @@ def test_copies_in_another_user_s_folder_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("os.getuid", lambda: 12345)
     (tmp_path / "tune_hpc-12345").mkdir()
-    filesystem.copies.cache_clear()
+    filesystem.cache_dir.cache_clear()
     with pytest.raises(FolderError, match="belongs to somebody else; set TMPDIR to a folder of your own"):
-        filesystem.copies()
-    filesystem.copies.cache_clear()
+        filesystem.cache_dir()
+    filesystem.cache_dir.cache_clear()

@@ -55,7 +55,7 @@ def is_scaling(results: Results) -> bool:
     return {"workers", "speedup", "efficiency", "communicate_s"} <= set(results.trials)
 
 
-def crosses(configurations: pd.DataFrame, one: str, other: str) -> bool:
+def is_crossed_design(configurations: pd.DataFrame, one: str, other: str) -> bool:
     """Return whether two parameters were crossed: half of the pairs of their values, or more, were tried.
 
     Values drawn from ranges are not: each pairs with one of the other's, and a table of all pairs would be empty.
@@ -71,7 +71,7 @@ def numeric(df: pd.DataFrame, column: str) -> pd.Series:
     return pd.to_numeric(df[column], errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
 
 
-def matching(df: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series:
+def row_mask(df: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series:
     """Return which rows have all of these configuration values; a column that is absent matches nothing."""
     mask = pd.Series(True, index=df.index)
     for name, wanted in where.items():
@@ -84,7 +84,7 @@ def matching(df: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series:
     return mask
 
 
-def ranked(results: Results, configurations: pd.DataFrame) -> pd.DataFrame:
+def sort_configurations(results: Results, configurations: pd.DataFrame) -> pd.DataFrame:
     """Return the configurations of which no seed diverged and that have a metric, best first."""
     sound = configurations[(configurations["num_diverged"] == 0) & configurations[results.metric].notna()]
     return sound.sort_values(results.metric, ascending=results.experiment["mode"] == "min", kind="stable")

@@ -12,10 +12,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from tune_hpc.analysis.aggregation import matching, numeric
+from tune_hpc.analysis.aggregation import numeric, row_mask
 from tune_hpc.analysis.comparison import BETTER, TIE
-from tune_hpc.analysis.formatting import short
-from tune_hpc.analysis.judged import best_first, configuration_numbers, measured_configurations, narrowed, with_trials
+from tune_hpc.analysis.formatting import format_number
+from tune_hpc.analysis.judged import (
+    configuration_numbers,
+    filter_trials,
+    measured_configurations,
+    sort_by_metric,
+    with_trials,
+)
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
@@ -54,10 +60,10 @@ def check_boundaries(results: Results, where: Mapping[str, Any] | None = None) -
     Raises:
         UnknownNameError: no trials, no value of the metric, or an experiment that does not tell its space.
     """
-    results = narrowed(results, where)
+    results = filter_trials(results, where)
     if results.experiment.get("space") is None:
         raise UnknownNameError(f"{results.name} does not tell its space, so nobody knows its edges")
-    ranked = best_first(results, measured_configurations(results, []))
+    ranked = sort_by_metric(results, measured_configurations(results, []))
     rows = []
     for name, plain in results.experiment["space"].items():
         cases = _cases(plain)
@@ -104,7 +110,7 @@ def _case_numbers(cases: list[tuple[Mapping[str, Sequence[Any]], Any]], configur
     for place, (conditions, _) in reversed(list(enumerate(cases))):
         holds = pd.Series(True, index=configurations.index)
         for name, values in conditions.items():
-            holds &= np.logical_or.reduce([matching(configurations, {name: value}) for value in values])
+            holds &= np.logical_or.reduce([row_mask(configurations, {name: value}) for value in values])
         numbers[holds] = place
     return numbers
 
@@ -150,11 +156,12 @@ class _Axis:
         if not beyond:
             return None
         if self.kind == "choice":
-            return f"choice: add {', '.join(short(one, 4) for one in sorted(beyond[:MOST_ADDED]))}"
+            return f"choice: add {', '.join(format_number(one, 4) for one in sorted(beyond[:MOST_ADDED]))}"
         low, high = (beyond[0], self.high) if edge == LOW else (self.low, beyond[0])
         # Ray leaves the upper bound of whole numbers out, unless a step above 1 is given.
         numbers = [low, high + 1 if self.is_whole and self.step <= 1 else high]
-        return f"{self.kind}({', '.join(short(one, 4) for one in [*numbers, *([self.step] if self.step else [])])})"
+        arguments = [*numbers, *([self.step] if self.step else [])]
+        return f"{self.kind}({', '.join(format_number(one, 4) for one in arguments)})"
 
     def _beyond(self, edge: str) -> list[float]:
         """Return the values mirrored at an edge, those that natural bounds allow."""
@@ -237,7 +244,7 @@ def _for_sure(
         inside = results.trials.index[configuration_numbers(results).isin([ranked.index[0], inner[0]])]
     pairs = with_trials(results, results.trials.loc[inside]).compare(parameter).pairs
     at_edge = values.iloc[0]
-    own = pairs[matching(pairs, {"first": at_edge}) | matching(pairs, {"second": at_edge})]
+    own = pairs[row_mask(pairs, {"first": at_edge}) | row_mask(pairs, {"second": at_edge})]
     if (own["verdict"] == TIE).any():
         return False
     return True if len(own) and (own["verdict"] == BETTER).all() else None

@@ -7,7 +7,7 @@ import pandas as pd
 
 from tune_hpc.analysis.aggregation import HEALTHY, numeric
 from tune_hpc.analysis.intervals import student_interval
-from tune_hpc.analysis.judged import best_first, check_columns, configuration_numbers, measured_configurations
+from tune_hpc.analysis.judged import check_columns, configuration_numbers, measured_configurations, sort_by_metric
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
@@ -52,7 +52,7 @@ def budget_curve(results: Results, budgets: Sequence[int] = BUDGETS, metric: str
     if results.experiment.get("scheduler") == "pbt":
         raise UnknownNameError(f"{results.name} is a population, whose members copy one another: no budget can be told")
     configurations = measured_configurations(results, [metric])
-    best = best_first(results, configurations)
+    best = sort_by_metric(results, configurations)
     tried = configurations.index[(configurations["num_diverged"] > 0) | configurations.index.isin(best.index)]
     num_tried = len(tried)
     own = sorted({budget for budget in budgets if 1 <= budget <= num_tried})

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import HEALTHY, matching
-from tune_hpc.analysis.formatting import format_value, short, words
+from tune_hpc.analysis.aggregation import HEALTHY, row_mask
+from tune_hpc.analysis.formatting import display_name, format_number, format_value
 from tune_hpc.analysis.results import Results
 
 
@@ -43,7 +43,7 @@ def claim_numbers(results: Results, claim: Mapping[str, Any]) -> pd.Series:
     numbers = {}
     trials = results.trials
     for value in claim["values"]:
-        own = trials[matching(trials, {claim["parameter"]: value}) & trials["status"].isin(HEALTHY)]
+        own = trials[row_mask(trials, {claim["parameter"]: value}) & trials["status"].isin(HEALTHY)]
         measured = [_measured(results, trial_id, claim) for trial_id in own["trial_id"]]
         numbers[value] = float(np.median(measured)) if measured else np.nan
     return pd.Series(numbers, dtype=float)
@@ -118,8 +118,8 @@ RELATIONS: dict[str, Callable[[np.ndarray, float], bool]] = {
 
 def in_words(claim: Mapping[str, Any]) -> str:
     """Return what a claim is measured by: step from which W stays within 0.01 of -1, in 1000 steps."""
-    metric = words(claim["metric"])
-    target, tolerance = short(claim["target"]), short(claim["tolerance"])
+    metric = display_name(claim["metric"])
+    target, tolerance = format_number(claim["target"]), format_number(claim["tolerance"])
     what = {
         "value": f"{metric} at step {claim['steps']}",
         "part_left": f"part of the first {metric} that is left at step {claim['steps']}",
@@ -135,4 +135,4 @@ def in_words(claim: Mapping[str, Any]) -> str:
 def _text(number: float) -> str:
     if np.isnan(number):
         return "not measured"
-    return "never" if np.isinf(number) else short(number, 3)
+    return "never" if np.isinf(number) else format_number(number, 3)

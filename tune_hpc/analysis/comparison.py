@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import HEALTHY, matching, numeric
-from tune_hpc.analysis.formatting import format_value, number, short, words
+from tune_hpc.analysis.aggregation import HEALTHY, numeric, row_mask
+from tune_hpc.analysis.formatting import display_name, format_number, format_value, number
 from tune_hpc.analysis.intervals import Difference, difference, holm, mean_interval, paired_difference
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
@@ -61,7 +61,7 @@ class Comparison:
     def sentences(self) -> list[str]:
         """Return what was found, most important first."""
         if self.values.empty:
-            return [f"No value of {words(self.parameter)} has a {words(self.metric)}."]
+            return [f"No value of {display_name(self.parameter)} has a {display_name(self.metric)}."]
         said = [self._best(), self._others(), self._power(), self._chosen()]
         return [sentence for sentence in said if sentence]
 
@@ -79,10 +79,10 @@ class Comparison:
 
     def _best(self) -> str:
         best = self.values.iloc[0]
-        first, label = format_value(best[self.parameter]), words(self.parameter)
-        told = f"{words(self.metric)} {number(best['mean'], self.metric)}"
+        first, label = format_value(best[self.parameter]), display_name(self.parameter)
+        told = f"{display_name(self.metric)} {number(best['mean'], self.metric)}"
         if not np.isnan(best["low"]):
-            told += f" ({short(100 * self.confidence)} % interval {number(best['low'], self.metric)} to "
+            told += f" ({format_number(100 * self.confidence)} % interval {number(best['low'], self.metric)} to "
             told += f"{number(best['high'], self.metric)}, {best['num_seeds']} seeds)"
         if len(self.values) == 1:
             return f"Only {label} {first} has a value: {told}."
@@ -150,7 +150,7 @@ def rank_values(
     if metric not in trials or not pd.api.types.is_numeric_dtype(trials[metric]):
         numbers = trials.select_dtypes("number").columns
         raise UnknownNameError(f"no column of numbers {metric!r} in the trials of {results.name}: {', '.join(numbers)}")
-    inside = trials[matching(trials, where or {})]
+    inside = trials[row_mask(trials, where or {})]
     if inside.empty:
         raise UnknownNameError(f"no trial of {results.name} has {', '.join(f'{k}={v}' for k, v in where.items())}")  # type: ignore[union-attr]
     if (num_values := inside[parameter].nunique(dropna=False)) > MOST_VALUES:

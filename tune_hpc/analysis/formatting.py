@@ -1,7 +1,7 @@
 """Words and numbers for people: how columns, values and conditions are written in tables, figures and sentences.
 
 Pure functions on names and values; nothing here reads a frame. A column keeps its own name in tables (that is what one
-queries); ``words`` is for prose, ``axis_label`` adds the unit.
+queries); ``display_name`` is for prose, ``axis_label`` adds the unit.
 """
 
 import math
@@ -39,7 +39,7 @@ _UNITS = {
 }
 
 
-def words(name: str) -> str:
+def display_name(name: str) -> str:
     """Return a column's name as it reads in a sentence: ``test_loss`` is "test loss"."""
     if name in _WORDS:
         return _WORDS[name]
@@ -56,10 +56,10 @@ def axis_label(name: str) -> str:
 
 def heading(name: str) -> str:
     """Return a column's name as the head of a table's column: words, durations with their unit."""
-    return f"{words(name)} (s)" if name.endswith("_s") and not name.endswith("_per_s") else words(name)
+    return f"{display_name(name)} (s)" if name.endswith("_s") and not name.endswith("_per_s") else display_name(name)
 
 
-def short(value: float, digits: int = 6) -> str:
+def format_number(value: float, digits: int = 6) -> str:
     """Return a number as briefly as it can be told from its neighbours: 0.05, 1e-04, 150."""
     if float(value).is_integer() and abs(value) < 1e12:
         return str(int(value))
@@ -99,7 +99,7 @@ def number(value: float, column: str = "") -> str:
 def measurement(value: float, column: str) -> str:
     """Return a measured number in a sentence: with its column's words, and the unit of a duration."""
     unit = " s" if heading(column).endswith(" (s)") and not math.isnan(value) else ""
-    return f"{words(column)} {number(value, column)}{unit}"
+    return f"{display_name(column)} {number(value, column)}{unit}"
 
 
 def format_value(value: Any, digits: int = 6) -> str:
@@ -113,15 +113,15 @@ def format_value(value: Any, digits: int = 6) -> str:
         if math.isnan(value):
             return MISSING
         is_drawn = not math.isclose(float(f"{value:.6g}"), value, rel_tol=1e-12)
-        return short(float(value), min(digits, 4) if is_drawn else digits)
+        return format_number(float(value), min(digits, 4) if is_drawn else digits)
     if value is None or type(value).__name__ == "NAType":
         return MISSING
     return str(value)
 
 
-def condition(where: Mapping[str, Any]) -> str:
+def format_config(where: Mapping[str, Any]) -> str:
     """Return configuration values as text: ``optimizer adam, learning rate 0.005``."""
-    return ", ".join(f"{words(name)} {format_value(value, 4)}" for name, value in where.items())
+    return ", ".join(f"{display_name(name)} {format_value(value, 4)}" for name, value in where.items())
 
 
 def duration(seconds: float | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import aggregate_seeds, matching, ranked
+from tune_hpc.analysis.aggregation import aggregate_seeds, row_mask, sort_configurations
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
@@ -41,26 +41,26 @@ def check_columns(results: Results, columns: Sequence[str]) -> None:
         if name not in results.trials or not pd.api.types.is_numeric_dtype(results.trials[name]):
             numbers = ", ".join(map(str, results.trials.select_dtypes("number").columns))
             raise UnknownNameError(
-                f"no column of numbers {name!r} in the trials of {results.name} ({became(results)}): {numbers}"
+                f"no column of numbers {name!r} in the trials of {results.name} ({final_status(results)}): {numbers}"
             )
 
 
-def best_first(results: Results, configurations: pd.DataFrame) -> pd.DataFrame:
+def sort_by_metric(results: Results, configurations: pd.DataFrame) -> pd.DataFrame:
     """Return ``ranked`` of these configurations, the index kept.
 
     Raises:
         UnknownNameError: none has a value, or none without a seed that diverged.
     """
-    best = ranked(results, configurations)
+    best = sort_configurations(results, configurations)
     if best.empty:
         raise UnknownNameError(
             f"no configuration of {results.name} has a value of {results.metric} and no seed that diverged "
-            f"({became(results)})"
+            f"({final_status(results)})"
         )
     return best
 
 
-def narrowed(results: Results, where: Mapping[str, Any] | None) -> Results:
+def filter_trials(results: Results, where: Mapping[str, Any] | None) -> Results:
     """Return the results of the trials that have certain configuration values.
 
     Raises:
@@ -68,7 +68,7 @@ def narrowed(results: Results, where: Mapping[str, Any] | None) -> Results:
     """
     if not where or results.trials.empty:
         return results
-    inside = results.trials[matching(results.trials, where)]
+    inside = results.trials[row_mask(results.trials, where)]
     if inside.empty:
         raise UnknownNameError(f"no trial of {results.name} has {', '.join(f'{k}={v}' for k, v in where.items())}")
     return with_trials(results, inside)
@@ -87,6 +87,6 @@ def configuration_numbers(results: Results) -> pd.Series:
     return results.trials.groupby(keys, dropna=False, sort=False).ngroup()
 
 
-def became(results: Results) -> str:
+def final_status(results: Results) -> str:
     """Return what became of the trials: 3 diverged, 1 failed."""
     return ", ".join(f"{count} {status}" for status, count in results.counts().items())

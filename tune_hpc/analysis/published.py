@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import aggregate_seeds, matching, ranked
-from tune_hpc.analysis.formatting import condition, format_value
+from tune_hpc.analysis.aggregation import aggregate_seeds, row_mask, sort_configurations
+from tune_hpc.analysis.formatting import format_config, format_value
 from tune_hpc.analysis.intervals import Interval, accuracy_error, student_interval
 from tune_hpc.analysis.results import Results
 
@@ -61,20 +61,20 @@ def _compare_one(
     told = {name: value for name, value in where.items() if name not in everywhere} or where
     named = list(one.get("best_values") or ()) if over else []
     row: dict[str, Any] = {
-        "where": condition(told), "metric": metric, "published": float(one["value"]), "measured": np.nan,
+        "where": format_config(told), "metric": metric, "published": float(one["value"]), "measured": np.nan,
         "low": np.nan, "high": np.nan, "deviation": np.nan, "num_seeds": 0, "num_diverged": 0, "difference": np.nan,
         "verdict": None, "best_over": over, "measured_best": None,
         "published_best": ", ".join(map(format_value, named)) or None, "best_agrees": None, "note": "",
         "quick": bool(results.experiment.get("quick")), "source": one.get("source", ""),
     }  # fmt: skip
-    found = configurations[matching(configurations, where)]
+    found = configurations[row_mask(configurations, where)]
     row["num_diverged"] = int(found["num_diverged"].sum())
     free = [name for name in results.varying if name not in {over, "seed"} and len(found[name].drop_duplicates()) > 1]
     if found.empty:
         return row | {"note": "no such trial"}
     if free:
         return row | {"note": f"trials there also differ in {', '.join(free)}"}
-    chosen = ranked(results, found) if over else found
+    chosen = sort_configurations(results, found) if over else found
     if chosen.empty or np.isnan(chosen[metric].iloc[0]):
         return row | {"note": "diverged" if row["num_diverged"] else f"no trial finished with a value of {metric}"}
     best = chosen.iloc[0]
@@ -83,9 +83,9 @@ def _compare_one(
     interval = student_interval(row["measured"], row["deviation"], row["num_seeds"], CONFIDENCE)
     row |= {"low": interval.low, "high": interval.high, "verdict": NOT_COMPARABLE}
     size = {name: value for name, value in (one.get("size") or {}).items() if name in chosen}
-    other = {name: best[name] for name, value in size.items() if not matching(chosen.head(1), {name: value}).all()}
+    other = {name: best[name] for name, value in size.items() if not row_mask(chosen.head(1), {name: value}).all()}
     if other:
-        row["note"] = f"measured with {condition(other)}"
+        row["note"] = f"measured with {format_config(other)}"
     elif not row["quick"] and not metric.endswith("_s"):
         images = best.get("num_evaluation_images", np.nan) if metric.endswith("accuracy") else np.nan
         row["verdict"] = verdict(
@@ -95,8 +95,8 @@ def _compare_one(
     if over:
         row["measured_best"] = best.get(over)
         # Where none of the published best values was tried, as in a range, nothing can be said of them.
-        if any(matching(found, {over: value}).any() for value in named):
-            row["best_agrees"] = any(matching(chosen.head(1), {over: value}).all() for value in named)
+        if any(row_mask(found, {over: value}).any() for value in named):
+            row["best_agrees"] = any(row_mask(chosen.head(1), {over: value}).all() for value in named)
     return row
 
 

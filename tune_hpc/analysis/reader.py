@@ -19,7 +19,7 @@ from tune_hpc.storage.filesystem import pull_tree
 _Stamp = tuple[int, int, int]
 
 
-class Standing(Results):
+class ResultsSnapshot(Results):
     """Results of a search as it stands: histories are put together when they are asked for, and not kept.
 
     Attributes:
@@ -47,7 +47,7 @@ class Standing(Results):
         return int(self.trials.memory_usage(deep=True).sum()) + self.histories.num_bytes
 
 
-class Following:
+class ResultsReader:
     """The results of one experiment folder, as they stand.
 
     Args:
@@ -61,10 +61,10 @@ class Following:
         self.home = home
         self.version = 0
         self._stamps: dict[str, _Stamp | None] = {}
-        self._results: Standing | None = None
+        self._results: ResultsSnapshot | None = None
         self._parts: dict[str, tuple[_Stamp, dict[str, Any], pa.Table]] = {}
 
-    def results(self) -> Standing:
+    def results(self) -> ResultsSnapshot:
         """Return what happened so far; the very same object where nothing has changed.
 
         Raises:
@@ -75,7 +75,7 @@ class Following:
             # What is read may be newer than its stamp, and is then read once more; never older.
             self._stamps = stamps
             try:
-                self._results = Standing(*read_folder(self.home, self._read), self.home.path)
+                self._results = ResultsSnapshot(*read_folder(self.home, self._read), self.home.path)
             except FolderError:
                 self._stamps = {}
                 raise

@@ -42,7 +42,7 @@ from tune_hpc.analysis.frames import generations_frame, rungs_frame
 from tune_hpc.analysis.lazy_history import LazyHistory
 from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiments, find_one, write_atomic
-from tune_hpc.storage.trial_file import read_table, row_of
+from tune_hpc.storage.trial_file import read_table, to_row
 
 if TYPE_CHECKING:
     from tune_hpc.analysis.comparison import Comparison
@@ -187,15 +187,15 @@ class Results:
         return rank_values(self, parameter, metric, confidence=confidence, where=where)
 
     def __repr__(self) -> str:
-        from tune_hpc.report.findings import sentences
+        from tune_hpc.report.findings import findings
 
-        return "\n".join([f"Results of {self.name}:", *sentences(self)])
+        return "\n".join([f"Results of {self.name}:", *findings(self)])
 
     def _repr_html_(self) -> str:
-        from tune_hpc.report.findings import sentences
+        from tune_hpc.report.findings import findings
         from tune_hpc.report.tables import best_trials
 
-        said = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(self))
+        said = "".join(f"<li>{escape(sentence)}</li>" for sentence in findings(self))
         return f"<b>{escape(self.name)}</b><ul>{said}</ul>{best_trials(self).to_html(index=False)}"
 
     def to_csv(self, folder: str | Path) -> list[Path]:
@@ -305,7 +305,7 @@ def read_trial_table(part: Path) -> tuple[dict[str, Any], pa.Table]:
         FolderError: the file is gone, or cannot be read.
     """
     table = read_table(part)
-    return row_of(part, table), table
+    return to_row(part, table), table
 
 
 def load_folder(folder: ExperimentFolder) -> Results:

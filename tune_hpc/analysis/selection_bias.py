@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import HEALTHY, matching, numeric, ranked
+from tune_hpc.analysis.aggregation import HEALTHY, numeric, row_mask, sort_configurations
 from tune_hpc.analysis.comparison import BETTER, UNKNOWN, Comparison
 from tune_hpc.analysis.intervals import student_interval
-from tune_hpc.analysis.judged import became, check_columns, configuration_numbers, measured_configurations
+from tune_hpc.analysis.judged import check_columns, configuration_numbers, final_status, measured_configurations
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
@@ -42,8 +42,8 @@ def protocols(results: Results) -> pd.DataFrame:
         half of its 95 % interval (Student's; missing with one seed): ``best_test_accuracy`` (at the run's best moment
         on the test set) and ``best_test_accuracy_half``, ``selected_test_accuracy`` (at its best moment on validation
         images, the test set read once) and its ``_half``, ``test_accuracy`` (after the last step) and its ``_half``;
-        ``selection_bias``, best less selected, seed by seed, and ``selection_bias_half``; ``is_chosen``: true of the last
-        row.
+        ``selection_bias``, best less selected, seed by seed, and ``selection_bias_half``; ``is_chosen``: true of the
+        last row.
 
     Raises:
         UnknownNameError: no trials, no such columns, or no trial with values in them: that takes images held back for
@@ -52,14 +52,14 @@ def protocols(results: Results) -> pd.DataFrame:
     for name in (BEST, SELECTED, LAST):
         if len(results.trials) and name not in results.trials:
             raise UnknownNameError(
-                f"no {name} in the trials of {results.name} ({became(results)}): both protocols take a test accuracy "
-                "and a validation accuracy at the same steps"
+                f"no {name} in the trials of {results.name} ({final_status(results)}): both protocols take a test "
+                "accuracy and a validation accuracy at the same steps"
             )
     configurations = measured_configurations(results, [BEST, SELECTED, LAST])
     trials, healthy = results.trials, results.trials["status"].isin(HEALTHY)
     df = pd.DataFrame({name: numeric(trials, name).where(healthy) for name in (BEST, SELECTED, LAST)})
     if df[[BEST, SELECTED]].isna().any(axis="columns").all():
-        raise UnknownNameError(f"no trial of {results.name} has both {BEST} and {SELECTED} ({became(results)})")
+        raise UnknownNameError(f"no trial of {results.name} has both {BEST} and {SELECTED} ({final_status(results)})")
     df["selection_bias"] = df[BEST] - df[SELECTED]
     seeds = trials["seed"] if "seed" in trials else pd.Series(range(len(trials)), index=trials.index)
     # A configuration that ran twice with one seed has one repeat there: their mean.
@@ -73,7 +73,7 @@ def protocols(results: Results) -> pd.DataFrame:
         table[name] = means[name]
         # Seeds that change nothing are no repeats.
         table[f"{name}_half"] = (deviations[name] * counts[name].map(factors)).where(deviations[name] > 0)
-    chosen = ranked(results, configurations).index[:1]
+    chosen = sort_configurations(results, configurations).index[:1]
     whole = pd.concat([table, table.loc[chosen]], ignore_index=True)
     return whole.assign(is_chosen=np.arange(len(whole)) >= len(table))
 
@@ -119,8 +119,8 @@ def _held(
         expected = NO_WORSE
     row = {"general": general, "special": special, "expected": expected}
     pairs = ranking.pairs
-    is_first = matching(pairs, {"first": general, "second": special})
-    own = pairs[is_first | matching(pairs, {"first": special, "second": general})]
+    is_first = row_mask(pairs, {"first": general, "second": special})
+    own = pairs[is_first | row_mask(pairs, {"first": special, "second": general})]
     if own.empty:
         return row | {"difference": np.nan, "low": np.nan, "high": np.nan, "verdict": UNKNOWN}
     told = own.iloc[0]
@@ -139,5 +139,5 @@ def _held(
 
 
 def _has_penalty(results: Results, where: Mapping[str, Any]) -> bool:
-    own = results.trials[matching(results.trials, where)]
+    own = results.trials[row_mask(results.trials, where)]
     return any((numeric(own, name) > 0).any() for name in PENALTIES)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tune_hpc.cli.options import PLACE_FLAGS, add_place_flags, add_what_flags, find_experiments
 from tune_hpc.errors import ClusterError, FolderError, UnknownNameError
-from tune_hpc.storage.filesystem import here, place_of
+from tune_hpc.storage.filesystem import here, uri
 
 if TYPE_CHECKING:
     from tune_hpc.jobs.client import Job, JobClient
@@ -83,7 +83,7 @@ def _submit(flags: argparse.Namespace) -> int:
     client = client_at(flags.address, _storage(flags), shared_storage=flags.shared_storage)
     options = {key: getattr(flags, key) for key in PLACE_FLAGS if key != "address"}
     job = client.submit(experiments, code=flags.code, **options)
-    remember("storages", place_of(client.storage))
+    remember("storages", uri(client.storage))
     print(job.id)
     print(f"tune-hpc status {job.id}\ntune-hpc logs {job.id} --follow", file=sys.stderr)
     return 0
@@ -263,5 +263,5 @@ def _storages(flags: argparse.Namespace) -> list[str]:
 
     if flags.storage:
         return [flags.storage]
-    named = place_of(here(_storage(flags)).absolute())
+    named = uri(here(_storage(flags)).absolute())
     return list(dict.fromkeys([named, *reversed(recall("storages"))]))

@@ -168,14 +168,14 @@ def find_experiments(name: str, flags: argparse.Namespace) -> list["Experiment"]
         InvalidSpaceError: a setting that its parameter does not allow.
         InvalidExperimentError: flags that contradict one another.
     """
-    from tune_hpc.search.overrides import as_asked
+    from tune_hpc.search.overrides import apply_overrides
     from tune_hpc.search.space.parsing import parse_settings
 
     values = parse_settings(flags.settings)
     if flags.seeds is not None and flags.seeds < 1:
         raise InvalidExperimentError(f"--seeds must be at least 1; got {flags.seeds}")
     return [
-        as_asked(
+        apply_overrides(
             experiment,
             values,
             quick=flags.quick,

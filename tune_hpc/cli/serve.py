@@ -16,7 +16,7 @@ from tune_hpc import __version__
 from tune_hpc.cli.jobs import DEFAULT_STORAGE, STORAGE_VARIABLE, client_at
 from tune_hpc.errors import ClusterError, InvalidExperimentError, MissingPackageError, UnknownNameError
 from tune_hpc.storage.access import check_storage
-from tune_hpc.storage.filesystem import is_remote, place_of
+from tune_hpc.storage.filesystem import is_remote, uri
 
 if TYPE_CHECKING:
     from tune_hpc.jobs.client import JobClient
@@ -131,11 +131,11 @@ def _serve(flags: argparse.Namespace) -> int:
     storage = check_storage(
         flags.storage or os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE, shared=flags.shared_storage
     )
-    if is_remote(place_of(storage)) and not (flags.token_file or flags.no_token):
+    if is_remote(uri(storage)) and not (flags.token_file or flags.no_token):
         raise InvalidExperimentError(
-            f"the token must be on this machine, not in {place_of(storage)}; name its file with --token-file"
+            f"the token must be on this machine, not in {uri(storage)}; name its file with --token-file"
         )
-    client = client_at(flags.address, place_of(storage), shared_storage=flags.shared_storage)
+    client = client_at(flags.address, uri(storage), shared_storage=flags.shared_storage)
     token_file = Path(flags.token_file) if flags.token_file else storage / TOKEN_FILE
     limits = RateLimits(
         reads=TokenBuckets(flags.reads_per_s, max(20, 2 * flags.reads_per_s)),
@@ -164,7 +164,7 @@ def _serve(flags: argparse.Namespace) -> int:
     socket = _bind(config)
     host, port = socket.getsockname()[:2]
     where = f"{f'[{host}]' if ':' in host else host}:{port}{flags.root_path.rstrip('/')}"
-    _print_address(where, place_of(storage), None if flags.no_token else token_file)
+    _print_address(where, uri(storage), None if flags.no_token else token_file)
     warn_of_cluster(client)
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn raises the signal again after the shutdown.

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Tool:
+class ExportTool:
     """One that searches can be exported to.
 
     Attributes:
@@ -46,12 +46,12 @@ class Tool:
 
 
 TOOLS = {
-    "tensorboard": Tool(
+    "tensorboard": ExportTool(
         "tune_hpc.export.tensorboard:TensorBoardExporter", "tensorboardX", "pip install tensorboardX",
         "tensorboard --logdir",
     ),
-    "optuna": Tool("tune_hpc.export.optuna:OptunaExporter", "optuna", "pip install optuna", "optuna-dashboard"),
-    "mlflow": Tool(
+    "optuna": ExportTool("tune_hpc.export.optuna:OptunaExporter", "optuna", "pip install optuna", "optuna-dashboard"),
+    "mlflow": ExportTool(
         "tune_hpc.export.mlflow:MlflowExporter", "mlflow", "pip install 'tune-hpc[mlflow]'",
         "mlflow ui --backend-store-uri",
     ),
@@ -59,7 +59,7 @@ TOOLS = {
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What came of one export of one experiment.
 
     Attributes:
@@ -106,7 +106,7 @@ def export_search(
     *,
     where: str | Path | None = None,
     follow: bool = False,
-) -> list[Exported]:
+) -> list[ExportResult]:
     """Export searches, finished or not, to other tools; what is there already is left as it is.
 
     Args:
@@ -195,9 +195,9 @@ class _Export:
             if is_any:
                 self._sink.flush()
 
-    def exported(self) -> Exported:
+    def exported(self) -> ExportResult:
         """Return what came of it."""
-        return Exported(self.experiment["name"], self.tool, self._sink.num_exported, self._sink.place)
+        return ExportResult(self.experiment["name"], self.tool, self._sink.num_exported, self._sink.place)
 
     @contextmanager
     def _own_errors(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.export.exporter import default_place, points, search_id
 from tune_hpc.search.experiment import ENDED, experiment_from_json
-from tune_hpc.search.searchers.optuna_study import Study, configurations, told
+from tune_hpc.search.searchers.optuna_study import AskTellStudy, configurations, trial_outcome
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 #: Points of a curve that Optuna is told at most.
@@ -43,7 +43,7 @@ def to_optuna(results: Results, storage: str | BaseStorage | None = None) -> opt
     experiment = experiment_from_json(results.experiment)
     if results.metric not in results.trials:
         raise UnknownNameError(f"no trial of {results.name} reported {results.metric}")
-    study = Study(experiment.space, "tpe", experiment.mode, experiment.search_seed)
+    study = AskTellStudy(experiment.space, "tpe", experiment.mode, experiment.search_seed)
     if storage is not None:
         study.study = optuna.create_study(storage=storage, study_name=results.name, direction=study.study.direction)
     curves = {}
@@ -59,7 +59,7 @@ def to_optuna(results: Results, storage: str | BaseStorage | None = None) -> opt
 
 
 def add_trials(
-    study: Study,
+    study: AskTellStudy,
     config: Mapping[str, Any],
     trials: Sequence[tuple[Mapping[str, Any], Mapping[int, float]]],
     metric: str,
@@ -76,7 +76,7 @@ def add_trials(
     attributes = {"trial_ids": [row["trial_id"] for row in rows], "statuses": [row["status"] for row in rows]}
     if errors := [row["error"] for row in rows if row.get("error")]:
         attributes["errors"] = errors
-    outcome = study.outcome(*zip(*(told(row, metric) for row in rows), strict=True))
+    outcome = study.outcome(*zip(*(trial_outcome(row, metric) for row in rows), strict=True))
     took_s = max(sum(row.get(name) or 0.0 for name in ("setup_s", "train_s", "eval_s")) for row in rows)
     study.add(config, outcome, _mean([own for _, own in trials]), attributes, took_s)
 
@@ -122,7 +122,7 @@ class OptunaExporter:
         self._num_seeds = max(1, len(self._experiment.seeds))
         self.place = place or default_place("optuna", home)
         self.num_exported = 0
-        self._study = Study(self._experiment.space, "tpe", self._experiment.mode, self._experiment.search_seed)
+        self._study = AskTellStudy(self._experiment.space, "tpe", self._experiment.mode, self._experiment.search_seed)
         self._study.study = _study_of(
             _storage(self.place), self._experiment.name, self._experiment.mode, search_id(experiment)
         )

@@ -33,7 +33,7 @@ from tune_hpc.jobs.ray_jobs import RayJobsLauncher
 from tune_hpc.search.experiment import TRAIN, Experiment
 from tune_hpc.storage.access import check_storage
 from tune_hpc.storage.experiment_folder import create_exclusive, write_error
-from tune_hpc.storage.filesystem import here, names_in, pull
+from tune_hpc.storage.filesystem import here, list_names, pull
 
 
 class JobClient:
@@ -73,7 +73,7 @@ class JobClient:
 
     def list(self) -> Sequence[Job]:
         """Return all jobs of this storage, the latest first."""
-        names = [name for name in names_in(self.storage) if is_id(name)]
+        names = [name for name in list_names(self.storage) if is_id(name)]
         # The time of submission is in the id, before four random digits.
         latest_first = sorted(names, key=lambda name: (name[-20:-5], name), reverse=True)
         return [Job(self, name) for name in latest_first if JobFolder(self.storage / name).exists]

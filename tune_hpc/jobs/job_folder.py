@@ -40,11 +40,11 @@ from tune_hpc.storage.filesystem import (
     delete_tree,
     here,
     is_remote,
+    list_names,
     list_versions,
-    names_in,
-    place_of,
     pull,
     push,
+    uri,
 )
 from tune_hpc.storage.process import this_process
 
@@ -138,7 +138,7 @@ class JobFolder:
     @property
     def place(self) -> str:
         """The URI of the folder: its name on every machine."""
-        return place_of(self.path)
+        return uri(self.path)
 
     @property
     def id(self) -> str:
@@ -257,7 +257,7 @@ class JobFolder:
             ConflictError: there is a newer attempt.
             FolderError: the folder cannot be written.
         """
-        heads = (name.partition(".")[0] for name in names_in(self.attempts))
+        heads = (name.partition(".")[0] for name in list_names(self.attempts))
         numbers = [int(head) for head in heads if _NUMBER.fullmatch(head)]
         # An experiment may have been resumed by itself, in its own folder.
         numbers += [self.experiment(plain["name"]).last_attempt() for plain in self.read()["experiments"]]
@@ -288,7 +288,7 @@ class JobFolder:
 
     def attempt_numbers(self) -> list[int]:
         """Return the numbers of all attempts, in order."""
-        stems = (name.removesuffix(".json") for name in names_in(self.attempts) if name.endswith(".json"))
+        stems = (name.removesuffix(".json") for name in list_names(self.attempts) if name.endswith(".json"))
         return sorted(int(stem) for stem in stems if _NUMBER.fullmatch(stem))
 
     def read_attempt(self, number: int) -> Attempt:
@@ -350,7 +350,7 @@ class JobFolder:
 
     def reserve_space(self, number: int) -> None:
         """Reserve disk space, so that the final state can be written when the disk is full."""
-        if is_remote(place_of(self.path)):
+        if is_remote(uri(self.path)):
             return
         # A driver that was killed has not released its own.
         self.release_space()

@@ -49,7 +49,7 @@ COMPRESSIONS = ("none", "bf16")
 
 
 @dataclass(frozen=True)
-class Key:
+class ConfigKey:
     """One key of a trial's configuration.
 
     Attributes:
@@ -115,22 +115,22 @@ class Key:
 
 
 _KEYS = (
-    Key("model", str, "the network", "softmax", MODELS),
-    Key("data", str, "the data set; by default line for the model line, else mnist", None, DATA_SETS),
-    Key("optimizer", str, "the update rule, as TensorFlow 1 defines it", "gradient_descent", OPTIMIZERS),
-    Key("learning_rate", float, "the (initial) learning rate", 0.01, low=0, low_open=True),
-    Key(
+    ConfigKey("model", str, "the network", "softmax", MODELS),
+    ConfigKey("data", str, "the data set; by default line for the model line, else mnist", None, DATA_SETS),
+    ConfigKey("optimizer", str, "the update rule, as TensorFlow 1 defines it", "gradient_descent", OPTIMIZERS),
+    ConfigKey("learning_rate", float, "the (initial) learning rate", 0.01, low=0, low_open=True),
+    ConfigKey(
         "batch_size", int, "images a step; the line always takes its four points", 100, low=1, high=NUM_TRAINING_IMAGES
     ),
-    Key("batching", str, "the order in which images are visited", "shuffled", BATCHING_POLICIES),
-    Key(
+    ConfigKey("batching", str, "the order in which images are visited", "shuffled", BATCHING_POLICIES),
+    ConfigKey(
         "schedule",
         str,
         "the course of the learning rate: staircase (decay_rate), cosine (down to 0), one_cycle (up, then down to 0)",
         "staircase",
         SCHEDULES,
     ),
-    Key(
+    ConfigKey(
         "decay_rate",
         float,
         "factor on the learning rate after each pass over the training data, of the staircase (1: constant)",
@@ -138,7 +138,7 @@ _KEYS = (
         low_open=True,
         high=1,
     ),
-    Key(
+    ConfigKey(
         "warmup",
         float,
         "fraction of the steps in which one_cycle's rate rises to learning_rate (0.3)",
@@ -147,8 +147,10 @@ _KEYS = (
         high=1,
         high_open=True,
     ),
-    Key("dropout", float, "probability that a hidden unit is dropped in training", 0.0, low=0, high=1, high_open=True),
-    Key(
+    ConfigKey(
+        "dropout", float, "probability that a hidden unit is dropped in training", 0.0, low=0, high=1, high_open=True
+    ),
+    ConfigKey(
         "max_shift",
         float,
         "pixels by which a training image is shifted at random",
@@ -156,29 +158,29 @@ _KEYS = (
         low=0,
         high=IMAGE_SIDE,
     ),
-    Key("max_rotation", float, "degrees by which a training image is rotated at random", 0.0, low=0, high=180),
-    Key(
+    ConfigKey("max_rotation", float, "degrees by which a training image is rotated at random", 0.0, low=0, high=180),
+    ConfigKey(
         "max_scaling", float, "part by which a training image grows or shrinks at random, at most", 0.0, low=0, high=0.9
     ),
-    Key("steps", int, "optimizer steps, one batch each", 1000, low=1),
-    Key("seed", int, "fixes initial weights, data order, dropout and distortions", 0, low=0, high=2**31 - 1),
-    Key("width", float, "factor on the number of features of the cnn", 1.0, low=0, low_open=True),
-    Key(
+    ConfigKey("steps", int, "optimizer steps, one batch each", 1000, low=1),
+    ConfigKey("seed", int, "fixes initial weights, data order, dropout and distortions", 0, low=0, high=2**31 - 1),
+    ConfigKey("width", float, "factor on the number of features of the cnn", 1.0, low=0, low_open=True),
+    ConfigKey(
         "initial_weights",
         str,
         "as in TensorFlow's tutorial (truncated normal 0.1, bias 0.1; zeros for softmax), or PyTorch's own",
         "tutorial",
         ("tutorial", "pytorch"),
     ),
-    Key(
+    ConfigKey(
         "precision",
         str,
         "type of parameters and of products; with tf32 (on GPUs) and bfloat16 of products only, parameters are float32",
         "float32",
         ("float32", "float64", "tf32", "bfloat16"),
     ),
-    Key("num_evaluations", int, "evaluations a run, evenly spaced", 50, low=1),
-    Key(
+    ConfigKey("num_evaluations", int, "evaluations a run, evenly spaced", 50, low=1),
+    ConfigKey(
         "num_evaluation_images",
         int,
         "images of each evaluation split that are used, from its start",
@@ -186,8 +188,10 @@ _KEYS = (
         low=1,
         high=10_000,
     ),
-    Key("momentum", float, "momentum of momentum, nesterov (0.9) and rmsprop (0)", None, low=0, high=1, high_open=True),
-    Key(
+    ConfigKey(
+        "momentum", float, "momentum of momentum, nesterov (0.9) and rmsprop (0)", None, low=0, high=1, high_open=True
+    ),
+    ConfigKey(
         "rho",
         float,
         "decay of the mean squared gradient of adadelta (0.95) and rmsprop (0.9)",
@@ -196,32 +200,36 @@ _KEYS = (
         high=1,
         high_open=True,
     ),
-    Key("beta1", float, "decay of adam's mean gradient (0.9)", None, low=0, high=1, high_open=True),
-    Key("beta2", float, "decay of adam's mean squared gradient (0.999)", None, low=0, high=1, high_open=True),
-    Key("epsilon", float, "guards a division in adadelta, adam (1e-8) and rmsprop (1e-10)", None, low=0),
-    Key("centered", bool, "rmsprop divides by the variance, not by the second moment (false)", None),
-    Key(
+    ConfigKey("beta1", float, "decay of adam's mean gradient (0.9)", None, low=0, high=1, high_open=True),
+    ConfigKey("beta2", float, "decay of adam's mean squared gradient (0.999)", None, low=0, high=1, high_open=True),
+    ConfigKey("epsilon", float, "guards a division in adadelta, adam (1e-8) and rmsprop (1e-10)", None, low=0),
+    ConfigKey("centered", bool, "rmsprop divides by the variance, not by the second moment (false)", None),
+    ConfigKey(
         "initial_accumulator",
         float,
         "initial sum of squared gradients of adagrad, ftrl and proximal_adagrad (0.1)",
         None,
         low=0,
     ),
-    Key("learning_rate_power", float, "ftrl's power of the accumulator (-0.5)", None, high=0),
-    Key("l1", float, "l1 penalty of ftrl and the proximal optimizers (0)", None, low=0),
-    Key("l2", float, "l2 penalty of ftrl and the proximal optimizers (0)", None, low=0),
-    Key("l2_shrinkage", float, "ftrl's l2 penalty on the gradient's side (0)", None, low=0),
-    Key("workers", int, "processes that share each batch, by way of Ray Train; where it is not given, none do", low=1),
-    Key(
+    ConfigKey("learning_rate_power", float, "ftrl's power of the accumulator (-0.5)", None, high=0),
+    ConfigKey("l1", float, "l1 penalty of ftrl and the proximal optimizers (0)", None, low=0),
+    ConfigKey("l2", float, "l2 penalty of ftrl and the proximal optimizers (0)", None, low=0),
+    ConfigKey("l2_shrinkage", float, "ftrl's l2 penalty on the gradient's side (0)", None, low=0),
+    ConfigKey(
+        "workers", int, "processes that share each batch, by way of Ray Train; where it is not given, none do", low=1
+    ),
+    ConfigKey(
         "bucket_mb", float, "megabytes of gradients that workers average at a time (25)", low=0, low_open=True, high=1e6
     ),
-    Key("bucket_view", bool, "whether gradients are views of what workers send (false)"),
-    Key("compression", str, "how gradients travel: none, or bf16, in two bytes a number (none)", None, COMPRESSIONS),
-    Key("local_steps", int, "workers average their parameters after so many steps, and no gradients (1)", low=1),
+    ConfigKey("bucket_view", bool, "whether gradients are views of what workers send (false)"),
+    ConfigKey(
+        "compression", str, "how gradients travel: none, or bf16, in two bytes a number (none)", None, COMPRESSIONS
+    ),
+    ConfigKey("local_steps", int, "workers average their parameters after so many steps, and no gradients (1)", low=1),
 )
 
 #: Every key of a trial's configuration, by name, in the order in which frames show them.
-TRIAL_KEYS: dict[str, Key] = {key.name: key for key in _KEYS}
+TRIAL_KEYS: dict[str, ConfigKey] = {key.name: key for key in _KEYS}
 
 #: Keys of a trial that uses several workers: there where they are given.
 TEAM_KEYS = ("workers", "bucket_mb", "bucket_view", "compression", "local_steps")
@@ -238,7 +246,7 @@ def owned_keys(owner: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for defaults in OWNERS[owner].values() for name in defaults))
 
 
-def check_key(name: str) -> Key:
+def check_key(name: str) -> ConfigKey:
     """Return the key of that name.
 
     Raises:

@@ -15,7 +15,7 @@ import torch
 NUM_EAGER_STEPS = 3
 
 
-class Recorder(Protocol):
+class GraphCapture(Protocol):
     """What the training loop wants of a way to record steps."""
 
     def eagerly(self) -> AbstractContextManager[None]:

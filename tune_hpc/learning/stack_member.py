@@ -15,7 +15,7 @@ DIVERGENCE_STEPS = 5
 Report = Callable[[Any, Mapping[str, Any]], None]
 
 
-class Member:
+class MemberProgress:
     """How one member of a stack fares.
 
     Attributes:

@@ -19,7 +19,7 @@ from tune_hpc.learning.batching import Batching
 from tune_hpc.learning.data import ImageData, LineData
 from tune_hpc.learning.evaluation import as_input, evaluate
 from tune_hpc.learning.models import Model, parameter_type
-from tune_hpc.learning.seeded_rng import SeededRng, places
+from tune_hpc.learning.seeded_rng import SeededRng, random_positions
 
 
 class Task(Protocol):
@@ -143,7 +143,7 @@ class ImageClassification:
             seed: Batching(first["batching"], len(images.train_labels), batch_size, seed)
             for seed in (seeds if first["batching"] in ("shuffled", "random") else seeds[:1])
         }
-        self._stream_of = places(seeds, list(self._streams), device)
+        self._stream_of = random_positions(seeds, list(self._streams), device)
         self._noise: dict[str, SeededRng] = {}
         self.num_hidden = num_hidden
         if num_hidden and any(config["dropout"] for config in configs):

@@ -22,12 +22,12 @@ import torch
 from tune_hpc.errors import InvalidConfigError
 from tune_hpc.learning.communicator import Communicator
 from tune_hpc.learning.config import complete
-from tune_hpc.learning.cuda_graphs import NUM_EAGER_STEPS, CudaRecorder, Recorder
+from tune_hpc.learning.cuda_graphs import NUM_EAGER_STEPS, CudaRecorder, GraphCapture
 from tune_hpc.learning.data import ImageData, load_images
 from tune_hpc.learning.fusion import check_alike
 from tune_hpc.learning.models import build_model
 from tune_hpc.learning.optimizers.stacked import OptimizerStack, slice_order
-from tune_hpc.learning.stack_member import Member, Report
+from tune_hpc.learning.stack_member import MemberProgress, Report
 from tune_hpc.learning.tasks import ImageClassification, LineFit, Task
 
 
@@ -65,7 +65,7 @@ class Training:
         images: ImageData | None,
         device: torch.device,
         team: Communicator | None = None,
-        recorder: Recorder | None = None,
+        recorder: GraphCapture | None = None,
     ) -> None:
         order = slice_order(configs)
         self._places = [order.index(member) for member in range(len(configs))]
@@ -165,7 +165,7 @@ class Training:
 class _RecordedSteps:
     """Steps of a training by replay: each finds its batch and rates at a position in tables, and moves on by one."""
 
-    def __init__(self, training: Training, recorder: Recorder) -> None:
+    def __init__(self, training: Training, recorder: GraphCapture) -> None:
         self._training = training
         self._recorder = recorder
         self._replay: Callable[[], None] | None = None
@@ -293,7 +293,7 @@ def train_fused(
         )
     training = Training(completed, images, place, team)
     num_steps = training.num_steps
-    members = [Member(report) for _, report in zip(completed, reports, strict=True)]
+    members = [MemberProgress(report) for _, report in zip(completed, reports, strict=True)]
     done = 0
     if (state := checkpoint.load() if checkpoint else None) is not None:
         training.load_state_dict(state["training"])
@@ -332,7 +332,7 @@ def train_fused(
     return [member.row(all_done, training.task.samples_per_step) | shared for member in members]
 
 
-def _state(training: Training, members: Sequence[Member], step: int) -> dict[str, Any]:
+def _state(training: Training, members: Sequence[MemberProgress], step: int) -> dict[str, Any]:
     return {
         "training": training.state_dict(),
         "step": step,

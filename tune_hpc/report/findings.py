@@ -6,10 +6,10 @@ Pure functions on ``Results``; every sentence holds where the numbers do not all
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import aggregate_seeds, is_scaling, ranked
+from tune_hpc.analysis.aggregation import aggregate_seeds, is_scaling, sort_configurations
 from tune_hpc.analysis.boundary_check import check_boundaries
 from tune_hpc.analysis.claims import check_claims
-from tune_hpc.analysis.formatting import QUICK, condition, format_value, measurement, number, words
+from tune_hpc.analysis.formatting import QUICK, display_name, format_config, format_value, measurement, number
 from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, NOT_COMPARABLE, compare_to_published
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.selection_bias import BEST, LOSES, SELECTED, protocols, special_cases
@@ -23,7 +23,7 @@ _VERBS = {
 }
 
 
-def sentences(
+def findings(
     results: Results,
     published: pd.DataFrame | None = None,
     claims: pd.DataFrame | None = None,
@@ -39,13 +39,13 @@ def sentences(
     """
     published = compare_to_published(results) if published is None else published
     claims = check_claims(results) if claims is None else claims
-    said = [_became(results), _best(results), _rates(published), _verdicts(published), _distance(published)]
+    said = [_status_counts(results), _best(results), _rates(published), _verdicts(published), _distance(published)]
     said += [_claims(claims), _selection_bias(results)]
-    said += scaling_sentences(results) if is_scaling(results) else [*_edges(results), *_losers(results, special)]
+    said += scaling_sentences(results) if is_scaling(results) else [*_edges(results), *_worse_values(results, special)]
     return [sentence for sentence in said if sentence]
 
 
-def _became(results: Results) -> str:
+def _status_counts(results: Results) -> str:
     counted = results.counts()
     if not counted:
         return "No trial has ended yet."
@@ -57,7 +57,7 @@ def _became(results: Results) -> str:
 
 def best_configuration(results: Results) -> tuple[float, int, dict[str, object]] | None:
     """Return the best mean metric, over how many seeds, and the varying configuration there; ``None`` without one."""
-    best = ranked(results, aggregate_seeds(results, [results.metric]))
+    best = sort_configurations(results, aggregate_seeds(results, [results.metric]))
     if best.empty:
         return None
     row = best.iloc[0]
@@ -68,12 +68,12 @@ def best_configuration(results: Results) -> tuple[float, int, dict[str, object]]
 def _best(results: Results) -> str:
     best = best_configuration(results)
     if best is None:
-        return f"No trial finished with a value of {words(results.metric)}." if results.counts() else ""
+        return f"No trial finished with a value of {display_name(results.metric)}." if results.counts() else ""
     value, num_seeds, told = best
     superlative = "Lowest" if results.experiment["mode"] == "min" else "Highest"
     text = f"{superlative} {measurement(value, results.metric)}"
     if told:
-        text += f" with {condition(told)}"
+        text += f" with {format_config(told)}"
     return text + (f" (mean of {num_seeds} seeds)." if num_seeds > 1 else ".")
 
 
@@ -83,7 +83,7 @@ def _rates(published: pd.DataFrame) -> str:
     if judged.empty:
         return ""
     over = judged["best_over"].unique()
-    what = words(over[0]) if len(over) == 1 else "value"
+    what = display_name(over[0]) if len(over) == 1 else "value"
     agreeing = int(judged["best_agrees"].sum())
     verb = "is ours" if agreeing == 1 else "are ours"
     return f"Of {len(judged)} published best {what}s {agreeing} {verb} too{_quick(published)}."
@@ -107,7 +107,7 @@ def _distance(published: pd.DataFrame) -> str:
     for metric, rows in comparable.groupby("metric", sort=False):
         distance = number(rows["difference"].abs().mean(), str(metric))
         numbers = "number" if len(rows) == 1 else "numbers"
-        parts.append(f"{distance} on {len(rows)} {numbers} for {words(str(metric))}")
+        parts.append(f"{distance} on {len(rows)} {numbers} for {display_name(str(metric))}")
     if not parts:
         return ""
     return f"Mean distance from the published values: {', '.join(parts)}."
@@ -138,12 +138,13 @@ def _edges(results: Results) -> list[str]:
         most = "lowest" if row["edge"] == "low" else "highest"
         value = format_value(row["best"], 4)
         said.append(
-            f"The best {words(row['parameter'])}, {value}, is about the {most} searched; next: {row['suggestion']}."
+            f"The best {display_name(row['parameter'])}, {value}, is about the {most} searched; next: "
+            f"{row['suggestion']}."
         )
     return said
 
 
-def _losers(results: Results, special: pd.DataFrame | None) -> list[str]:
+def _worse_values(results: Results, special: pd.DataFrame | None) -> list[str]:
     """Say which optimizers lose to a special case of theirs."""
     if "optimizer" not in results.varying:
         return []

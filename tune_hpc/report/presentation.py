@@ -38,7 +38,7 @@ def format_table(df: pd.DataFrame) -> pd.DataFrame:
     """
     metric_of = df.attrs.get("metric_of", {})
     quick = "quick" in df and bool(df["quick"].any())
-    df = df.drop(columns=[name for name in df if _says_nothing(df, str(name))])
+    df = df.drop(columns=[name for name in df if _is_uninformative(df, str(name))])
     metrics = df.get("metric")
     df, source = _one_source(df)
     df = _one_parameter(df)
@@ -78,7 +78,7 @@ def _one_parameter(df: pd.DataFrame) -> pd.DataFrame:
     return df.drop(columns=["best_over", "num_diverged"], errors="ignore").rename(columns=names)
 
 
-def _says_nothing(df: pd.DataFrame, name: str) -> bool:
+def _is_uninformative(df: pd.DataFrame, name: str) -> bool:
     column = df[name]
     if name == "quick":
         return True

@@ -21,18 +21,18 @@ from tune_hpc.analysis.concat import names_of
 from tune_hpc.analysis.formatting import (
     MISSING,
     QUICK,
-    condition,
+    display_name,
     duration,
+    format_config,
     format_value,
     heading,
     measurement,
     unique_slug,
-    words,
 )
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import FolderError, TuneHpcError
 from tune_hpc.report import tables
-from tune_hpc.report.findings import best_configuration, sentences
+from tune_hpc.report.findings import best_configuration, findings
 from tune_hpc.report.plots import figures
 from tune_hpc.report.presentation import format_table
 from tune_hpc.storage.experiment_folder import ExperimentFolder, check_writable, write_atomic
@@ -102,7 +102,7 @@ def _section(results: Results, importance: Callable[[Results], pd.DataFrame] | N
         decisive = importance(results) if importance else None
     figure = {"kind": "importance", "metrics": [results.metric], "title": tables.IMPORTANCE, "table": decisive}
     more = [figure] if decisive is not None else []
-    return Section(results, tables.declared(results, decisive), figures.draw_all(results, more))
+    return Section(results, tables.report_tables(results, decisive), figures.draw_all(results, more))
 
 
 def _write_in(section: Section, folder: Path, *, page: bool) -> None:
@@ -155,14 +155,14 @@ def _experiment(section: Section) -> dict[str, Any]:
         "source": asked.get("source") or "",
         "quick": bool(asked.get("quick")),
         "state": asked.get("state") or MISSING,
-        "sentences": sentences(
+        "sentences": findings(
             results, *(frames.get(title) for title in (tables.PUBLISHED, tables.CLAIMS, tables.SPECIAL_CASES))
         ),
         "became": ", ".join(f"{count} {status}" for status, count in counted.items()),
         "best": measurement(best[0], results.metric) if best else MISSING,
-        "best_at": condition(best[2]) if best else "",
+        "best_at": format_config(best[2]) if best else "",
         "wall": duration((asked.get("provenance") or {}).get("wall_s")),
-        "varied": _table("What varied", tables.varied(results)),
+        "varied": _table("What varied", tables.search_space_table(results)),
         "tables": [_table(title, df) for title, _, df in section.made if len(df) and title != _SAID],
         "figures": [_figure(drawing) for drawing in section.drawings],
         "undrawn": undrawn,
@@ -172,7 +172,9 @@ def _experiment(section: Section) -> dict[str, Any]:
 
 def _comparison(ranking: Comparison) -> dict[str, Any]:
     """Return what the template shows of a comparison."""
-    drawing = figures.ranking_drawing(ranking, f"{words(ranking.metric).capitalize()} by {words(ranking.parameter)}")
+    drawing = figures.ranking_drawing(
+        ranking, f"{display_name(ranking.metric).capitalize()} by {display_name(ranking.parameter)}"
+    )
     return {
         "sentences": ranking.sentences(),
         "tables": [_table("Values", tables.ranking_table(ranking)), _table("Pairs", tables.pairs_table(ranking))],

@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import aggregate_seeds, matching
-from tune_hpc.analysis.formatting import condition, format_value, number, short, words
+from tune_hpc.analysis.aggregation import aggregate_seeds, row_mask
+from tune_hpc.analysis.formatting import display_name, format_config, format_number, format_value, number
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.report.scaling_tables import HERE, costs, min_efficient_width, predicted_against_measured
+from tune_hpc.report.scaling_tables import HERE, cost_pareto_front, min_efficient_width, predicted_against_measured
 
 #: The option that is none.
 PLAIN = "none"
@@ -22,7 +22,7 @@ def scaling_sentences(results: Results) -> list[str]:
     for row in found[found["workers"] == found["workers"].max()].to_dict("records"):
         if row["workers"] == 1 or row.get("option", PLAIN) != PLAIN:
             continue
-        where = f" at {condition({name: row[name] for name in others})}" if others else ""
+        where = f" at {format_config({name: row[name] for name in others})}" if others else ""
         part = row["communicate_s"] / row["step_s"]
         said.append(
             f"{row['workers']} workers{where} do {row['speedup']:.2f} times as much a second as one, "
@@ -83,7 +83,7 @@ def _widths(results: Results) -> list[str]:
 def _costs(results: Results) -> list[str]:
     """Say what the shortest time costs, against the cheapest."""
     try:
-        table = costs(results)
+        table = cost_pareto_front(results)
     except UnknownNameError:
         return []
     # Networks of several widths are not the same work.
@@ -95,12 +95,12 @@ def _costs(results: Results) -> list[str]:
     rows = table.to_dict("records")
     quick, cheap = (min(rows, key=lambda row: row[column]) for column in ("train_s", "worker_s"))
     if quick["train_s"] == cheap["train_s"]:
-        return [f"The time is shortest, and cheapest, with {condition({'workers': quick['workers']})}."]
+        return [f"The time is shortest, and cheapest, with {format_config({'workers': quick['workers']})}."]
     return [
-        f"The shortest time, with {condition({'workers': quick['workers']})}, is "
+        f"The shortest time, with {format_config({'workers': quick['workers']})}, is "
         f"{quick['train_s'] / cheap['train_s']:.2f} of the cheapest one, with "
-        f"{condition({'workers': cheap['workers']})}, and takes {quick['worker_s'] / cheap['worker_s']:.2f} times the "
-        "seconds of all workers together."
+        f"{format_config({'workers': cheap['workers']})}, and takes {quick['worker_s'] / cheap['worker_s']:.2f} times "
+        "the seconds of all workers together."
     ]
 
 
@@ -113,20 +113,20 @@ def _options(results: Results) -> list[str]:
     names = [name for name in results.varying if name not in ("workers", "seed", "option")]
     said = []
     for row in found.to_dict("records"):
-        plainly = found[(found["option"] == PLAIN) & matching(found, {name: row[name] for name in names})]
+        plainly = found[(found["option"] == PLAIN) & row_mask(found, {name: row[name] for name in names})]
         if row["option"] == PLAIN or len(plainly) != 1:
             continue
         other = plainly.iloc[0]
-        where = condition({"workers": row["workers"], **{name: row[name] for name in names}})
+        where = format_config({"workers": row["workers"], **{name: row[name] for name in names}})
         effect = ""
         if not np.isnan(row["test_accuracy"]):
             accuracies = number(row["test_accuracy"], "accuracy"), number(other["test_accuracy"], "accuracy")
             effect = f"; test accuracy {accuracies[0]} for {accuracies[1]}"
         part = row["train_s"] / other["train_s"]
-        said.append(f"{words(row['option']).capitalize()} ({where}): {part:.2f} of the time{effect}.")
+        said.append(f"{display_name(row['option']).capitalize()} ({where}): {part:.2f} of the time{effect}.")
     return said
 
 
 def _ms(seconds: float) -> str:
     """Return milliseconds with three digits that mean something."""
-    return short(float(f"{1000 * seconds:.3g}"))
+    return format_number(float(f"{1000 * seconds:.3g}"))

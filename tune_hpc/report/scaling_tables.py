@@ -49,7 +49,7 @@ def predicted_against_measured(results: Results) -> pd.DataFrame:
     """
     said = predictions(results)
     said = said[said["link"] == HERE]
-    trials = plainly(results)
+    trials = baseline_rows(results)
     keys = ["workers", *CASE]
     trials = trials.assign(width=widths(trials))
     measured = trials[trials["workers"] > 1].groupby(keys, sort=False)["step_s"].median().rename("measured_s")
@@ -57,7 +57,7 @@ def predicted_against_measured(results: Results) -> pd.DataFrame:
     return table.assign(error=table["predicted_s"] / table["measured_s"] - 1)
 
 
-def plainly(results: Results) -> pd.DataFrame:
+def baseline_rows(results: Results) -> pd.DataFrame:
     """Return the trials that exchanged their gradients as is done where nothing else is asked for."""
     trials = results.trials
     for name, value in _PLAINLY.items():
@@ -88,7 +88,7 @@ def min_efficient_width(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"width": float})
 
 
-def costs(results: Results) -> pd.DataFrame:
+def cost_pareto_front(results: Results) -> pd.DataFrame:
     """Return what time costs: the seconds of a training against those of all its workers together.
 
     Returns:

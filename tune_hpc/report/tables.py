@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import aggregate_seeds, crosses, is_scaling, ranked
+from tune_hpc.analysis.aggregation import aggregate_seeds, is_crossed_design, is_scaling, sort_configurations
 from tune_hpc.analysis.budget import MIN_CONFIGURATIONS, budget_curve
 from tune_hpc.analysis.claims import check_claims
 from tune_hpc.analysis.comparison import UNKNOWN, Comparison
@@ -21,7 +21,7 @@ from tune_hpc.analysis.results import METRICS, Results
 from tune_hpc.analysis.selection_bias import special_cases
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.presentation import format_table
-from tune_hpc.report.scaling_tables import costs, min_efficient_width, predicted_against_measured
+from tune_hpc.report.scaling_tables import cost_pareto_front, min_efficient_width, predicted_against_measured
 from tune_hpc.storage.experiment_folder import write_atomic
 
 #: Titles of tables that a report also draws conclusions from.
@@ -52,7 +52,7 @@ def best_per(results: Results, parameter: str, metrics: Sequence[str]) -> pd.Dat
     columns = [parameter, *others, *measured, "num_seeds", "num_diverged"]
     if parameter not in configurations:
         return pd.DataFrame(columns=columns)
-    best = ranked(results, configurations).drop_duplicates(parameter)
+    best = sort_configurations(results, configurations).drop_duplicates(parameter)
     every = configurations[[parameter]].drop_duplicates()
     df = every.merge(best.drop(columns="num_diverged"), on=parameter, how="left")
     diverged = configurations.groupby(parameter, dropna=False)["num_diverged"].sum()
@@ -74,7 +74,7 @@ def pivot(results: Results, rows: str, columns: str | None, metric: str) -> pd.D
     if not columns or columns == rows:
         df = _in_order(configurations.groupby(rows, sort=False)[metric].mean().reset_index(), rows)
         return _measuring(df, {metric: metric})
-    if not crosses(configurations, rows, columns):
+    if not is_crossed_design(configurations, rows, columns):
         return pd.DataFrame(columns=[rows])
     wide = configurations.pivot_table(metric, rows, columns, dropna=False, sort=False)
     ordered = _in_order(pd.DataFrame({columns: wide.columns}), columns)[columns]
@@ -152,7 +152,7 @@ def counts(results: Results) -> pd.DataFrame:
     return pd.DataFrame({"status": list(counted), "num_trials": list(counted.values())})
 
 
-def varied(results: Results) -> pd.DataFrame:
+def search_space_table(results: Results) -> pd.DataFrame:
     """Return what varied: ``parameter``, ``num_values``, ``values`` (all, or the range of many numbers)."""
     rows = []
     for name in results.varying:
@@ -166,7 +166,7 @@ def varied(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["parameter", "num_values", "values"])
 
 
-def declared(results: Results, importance: pd.DataFrame | None = None) -> list[TitledTable]:
+def report_tables(results: Results, importance: pd.DataFrame | None = None) -> list[TitledTable]:
     """Return every table that the experiment declares, and the standard ones, with titles and file stems.
 
     Args:
@@ -222,7 +222,7 @@ def _scaled(results: Results) -> list[tuple[str, pd.DataFrame]]:
     for title, analysis in (
         ("The model against the clock", predicted_against_measured),
         ("From which width on the workers keep their speed", min_efficient_width),
-        ("Time and what it costs", costs),
+        ("Time and what it costs", cost_pareto_front),
     ):
         try:
             made.append((title, analysis(results)))
@@ -290,7 +290,7 @@ def write(results: Results, folder: Path, made: Sequence[TitledTable] | None = N
     Args:
         results: Any results.
         folder: The experiment folder.
-        made: What ``declared`` returned, where it is at hand.
+        made: What ``report_tables`` returned, where it is at hand.
 
     Returns:
         The files written.
@@ -299,7 +299,7 @@ def write(results: Results, folder: Path, made: Sequence[TitledTable] | None = N
         FolderError: the folder cannot be written.
     """
     files = []
-    for title, stem, df in declared(results) if made is None else made:
+    for title, stem, df in report_tables(results) if made is None else made:
         markdown, csv = folder / "tables" / f"{stem}.md", folder / "tables" / f"{stem}.csv"
         source = format_table(df).attrs["source"]
         text = f"# {_markdown_text(title)}\n\n{to_markdown(df)}\n"

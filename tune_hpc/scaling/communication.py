@@ -25,7 +25,7 @@ GROUP_TIMEOUT = timedelta(hours=24)
 
 
 @dataclass
-class Workers(Communicator):
+class DistributedCommunicator(Communicator):
     """Several processes, each with its share of every batch.
 
     Attributes:

@@ -21,11 +21,11 @@ from tune_hpc.learning.config import complete
 from tune_hpc.learning.data import ImageData
 from tune_hpc.learning.training import Checkpoint
 from tune_hpc.learning.training import train as train_one
-from tune_hpc.scaling.communication import Workers
+from tune_hpc.scaling.communication import DistributedCommunicator
 from tune_hpc.scaling.plan import EXCHANGE_KEYS, GradientSync
 from tune_hpc.scaling.trainer import run_workers
-from tune_hpc.scaling.worker_channel import MAKE, STOP, Caller, Lost, Station, Stopped
-from tune_hpc.search.trial_runner import Place
+from tune_hpc.scaling.worker_channel import MAKE, STOP, TrialServer, TrialStopped, WorkerClient, WorkersLost
+from tune_hpc.search.trial_runner import WorkerPlacement
 
 #: How long a trial that ends waits for its workers to be gone.
 LEAVING_TIMEOUT_S = 60
@@ -36,7 +36,7 @@ def train(
     report: Callable[[Any, Mapping[str, Any]], None],
     *,
     checkpoint: Checkpoint | None = None,
-    place: Place,
+    place: WorkerPlacement,
 ) -> dict[str, Any]:
     """Train one model on several workers; a trainable, see ``tune_hpc.learning.training.train``.
 
@@ -57,13 +57,13 @@ def train(
     GradientSync(**{name: config[name] for name in EXCHANGE_KEYS if name in config})
     # A trial that is stopped needs longer than Ray's two seconds until its workers are gone.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(LEAVING_TIMEOUT_S)
-    station = Station(ray.util.get_node_ip_address())
+    station = TrialServer(ray.util.get_node_ip_address())
     failures: list[BaseException] = []
     workers = threading.Thread(target=_run_workers, args=(dict(config), place, station, failures), daemon=True)
     workers.start()
     try:
         row = station.serve(report, checkpoint)
-    except Lost:
+    except WorkersLost:
         workers.join(LEAVING_TIMEOUT_S)
         if failures:
             raise failures[0] from None
@@ -76,7 +76,9 @@ def train(
     return row | {"setup_s": row["setup_s"] + began - entered}
 
 
-def _run_workers(config: dict[str, Any], place: Place, station: Station, failures: list[BaseException]) -> None:
+def _run_workers(
+    config: dict[str, Any], place: WorkerPlacement, station: TrialServer, failures: list[BaseException]
+) -> None:
     """Run the workers to their end; in a thread of its own."""
     settings = {
         "config": config,
@@ -113,9 +115,9 @@ def _work(settings: Mapping[str, Any]) -> None:
     rank = distributed.get_rank() if distributed.is_initialized() else 0
     exchange = GradientSync(**{name: config[name] for name in EXCHANGE_KEYS if name in config})
     group = distributed.group.WORLD if distributed.is_initialized() else None
-    team = Workers(rank, config.get("workers", 1), group=group, device=device, exchange=exchange)
+    team = DistributedCommunicator(rank, config.get("workers", 1), group=group, device=device, exchange=exchange)
     images = ImageData.from_arrays(ray.get(settings["images"][0])).to(device) if settings["images"] else None
-    caller = Caller(settings["address"], settings["key"]) if rank == 0 else None
+    caller = WorkerClient(settings["address"], settings["key"]) if rank == 0 else None
     said = Said(team, caller)
     try:
         row = train_one(
@@ -124,7 +126,7 @@ def _work(settings: Mapping[str, Any]) -> None:
         )  # fmt: skip
         if caller:
             caller.end(row | {"began": began})
-    except Stopped:
+    except TrialStopped:
         pass
     finally:
         if caller:
@@ -139,7 +141,7 @@ class Said:
         caller: The line to the trial, at the first one.
     """
 
-    def __init__(self, team: Workers, caller: Caller | None) -> None:
+    def __init__(self, team: DistributedCommunicator, caller: WorkerClient | None) -> None:
         self._team = team
         self._caller = caller
 
@@ -151,7 +153,7 @@ class Said:
         """
         caller = self._caller
         if not self._team.broadcast_from_rank0(lambda: caller is None or caller.report(step, metrics)):
-            raise Stopped
+            raise TrialStopped
 
     def load(self) -> Mapping[str, Any] | None:
         """Return the state to go on from, or ``None``: each worker its own, where there are as many as there were."""
@@ -174,7 +176,7 @@ class Said:
         if answer == MAKE:
             answer = "" if self._give(make_state) else STOP
         if answer == STOP:
-            raise Stopped
+            raise TrialStopped
 
     def _give(self, make_state: Callable[[], Mapping[str, Any]]) -> bool:
         """Give the state of all workers, which is one, unless each has an optimizer of its own."""

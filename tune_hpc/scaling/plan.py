@@ -72,7 +72,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchmarkCase:
     """A configuration on a number of workers.
 
     Attributes:
@@ -110,9 +110,9 @@ class Case:
         return {**self.config, "batch_size": self.batch_size, "seed": self.config["seed"] + repeat}
 
     @property
-    def alone(self) -> "Case":
+    def alone(self) -> "BenchmarkCase":
         """The same on one worker, which it is held against."""
-        return Case(self.config, 1, self.mode, self.num_timed_steps, self.batches_per_step)
+        return BenchmarkCase(self.config, 1, self.mode, self.num_timed_steps, self.batches_per_step)
 
     @property
     def is_whole(self) -> bool:
@@ -145,7 +145,7 @@ class Plan:
         is_quick: Whether this is a first look, which leaves out what would take long.
     """
 
-    cases: tuple[Case, ...]
+    cases: tuple[BenchmarkCase, ...]
     repeats: int
     use_gpu: bool
     backend: str
@@ -233,7 +233,7 @@ def make_plan(configs: Sequence[Mapping[str, Any]], cluster: Mapping[str, float]
     return Plan(cases, repeats[0], gpus > 0, backend, cluster.get("CPU", 1), gpus, is_quick)
 
 
-def _case(whole: Mapping[str, Any], use_gpu: bool) -> Case:
+def _case(whole: Mapping[str, Any], use_gpu: bool) -> BenchmarkCase:
     option = whole.get("option", "none")
     if option not in OPTIONS:
         raise InvalidConfigError(f"option must be one of {', '.join(OPTIONS)}; got {option!r}")
@@ -269,7 +269,7 @@ def _case(whole: Mapping[str, Any], use_gpu: bool) -> Case:
     # Those that warm up are steps of the training, too: its last step is the last one under the clock.
     num_timed_steps = min(num_timed_steps, max(1, config["steps"] - NUM_WARMUP_STEPS))
     exchange = GradientSync(**{name: whole[name] for name in EXCHANGE_KEYS if name in whole})
-    return Case(config, workers, mode, num_timed_steps, batches_per_step, exchange, option)
+    return BenchmarkCase(config, workers, mode, num_timed_steps, batches_per_step, exchange, option)
 
 
 def _is_whole(value: Any) -> bool:

@@ -16,7 +16,7 @@ from torch import distributed
 from tune_hpc.learning.communicator import Communicator
 from tune_hpc.learning.data import ImageData
 from tune_hpc.learning.training import Training
-from tune_hpc.scaling.communication import Workers
+from tune_hpc.scaling.communication import DistributedCommunicator
 from tune_hpc.scaling.plan import GradientSync, Plan
 
 #: Into how many shares a batch is cut for one worker that computes one of them.
@@ -34,7 +34,7 @@ SMALL_SHARE = 16
 
 
 @dataclass(frozen=True)
-class Machine:
+class WorkerContext:
     """One worker, and how it meets the others.
 
     Attributes:
@@ -49,9 +49,11 @@ class Machine:
     rank: int
     groups: Mapping[int, Any]
 
-    def team(self, number: int, exchange: GradientSync | None = None, *, is_wrapped_alone: bool = False) -> Workers:
+    def team(
+        self, number: int, exchange: GradientSync | None = None, *, is_wrapped_alone: bool = False
+    ) -> DistributedCommunicator:
         """Return this worker as one of the first ``number``."""
-        return Workers(
+        return DistributedCommunicator(
             self.rank,
             number,
             group=self.groups[number],
@@ -72,7 +74,7 @@ class Machine:
         self.in_step(max(self.groups))
 
 
-def probe(plan: Plan, machine: Machine, *, widths_too: bool) -> list[dict[str, Any]]:
+def probe(plan: Plan, machine: WorkerContext, *, widths_too: bool) -> list[dict[str, Any]]:
     """Measure what a prediction needs; every worker calls this.
 
     Args:
@@ -119,7 +121,7 @@ def _as_alone(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(config) | {"steps": 1_000_000, "initial_weights": "pytorch"}
 
 
-def _alone(config: Mapping[str, Any], machine: Machine) -> list[dict[str, Any]]:
+def _alone(config: Mapping[str, Any], machine: WorkerContext) -> list[dict[str, Any]]:
     """Return what one worker takes for shares of a batch, and what the way of several costs it."""
     training = Training([config], machine.images, machine.device, Communicator(allow_cuda_graphs=False))
     size = sum(one.numel() * one.element_size() for one in training.model.parameters())
@@ -137,7 +139,7 @@ def _alone(config: Mapping[str, Any], machine: Machine) -> list[dict[str, Any]]:
     return found
 
 
-def _step_s(config: Mapping[str, Any], machine: Machine, share: int, team: Communicator | None = None) -> float:
+def _step_s(config: Mapping[str, Any], machine: WorkerContext, share: int, team: Communicator | None = None) -> float:
     """Return what a step takes one worker with one of so many shares of a batch."""
     training = Training(
         [config], machine.images, machine.device, team or Communicator(0, share, allow_cuda_graphs=False)
@@ -146,7 +148,7 @@ def _step_s(config: Mapping[str, Any], machine: Machine, share: int, team: Commu
     return _seconds(lambda step: training.run(step, step + 1), machine)
 
 
-def _seconds(call: Callable[[int], object], machine: Machine) -> float:
+def _seconds(call: Callable[[int], object], machine: WorkerContext) -> float:
     """Return the median of some calls' seconds."""
     taken: list[float] = []
     while len(taken) < LEAST_STEPS or (sum(taken) < PROBE_S and len(taken) < MOST_STEPS):
@@ -166,7 +168,7 @@ def _num_steps(step_s: float) -> int:
     return max(LEAST_STEPS, min(MOST_STEPS, int(PROBE_S / max(step_s, 1e-6))))
 
 
-def _crowd(config: Mapping[str, Any], machine: Machine, number: int, alone_s: float) -> dict[str, Any]:
+def _crowd(config: Mapping[str, Any], machine: WorkerContext, number: int, alone_s: float) -> dict[str, Any]:
     """Return what a step takes where each of some workers trains by itself, at the same time."""
     training = Training([config], machine.images, machine.device, Communicator(allow_cuda_graphs=False))
     training.run(0, NUM_WARMUP_STEPS)
@@ -179,7 +181,7 @@ def _crowd(config: Mapping[str, Any], machine: Machine, number: int, alone_s: fl
     return {"probe": "crowd", "workers": number, "alone_s": alone_s, "seconds": seconds}
 
 
-def _all_reduce(size: int, machine: Machine, number: int) -> dict[str, Any]:
+def _all_reduce(size: int, machine: WorkerContext, number: int) -> dict[str, Any]:
     """Return what it takes some workers to average so many bytes."""
     numbers = torch.zeros(max(1, size // 4), device=machine.device)
     taken: list[float] = []

@@ -19,15 +19,15 @@ GO_ON, STOP, MAKE = "go on", "stop", "make"
 Address = tuple[str, int]
 
 
-class Stopped(Exception):
+class TrialStopped(Exception):
     """The trial ends here, by its own wish or somebody else's."""
 
 
-class Lost(Exception):
+class WorkersLost(Exception):
     """The workers ended without a last word."""
 
 
-class Station:
+class TrialServer:
     """The trial's end of the line.
 
     Args:
@@ -63,11 +63,11 @@ class Station:
                 try:
                     kind, *rest = _receive(line)
                 except (EOFError, OSError) as error:
-                    raise Lost from error
+                    raise WorkersLost from error
                 if kind == "ended":
                     return dict(rest[0])
                 if kind == "lost":
-                    raise Lost
+                    raise WorkersLost
                 try:
                     answer = self._answer(line, kind, rest, report, checkpoint)
                 except BaseException:
@@ -117,7 +117,7 @@ class Station:
         self._listener.close()
 
 
-class Caller:
+class WorkerClient:
     """The first worker's end of the line.
 
     Args:

@@ -18,9 +18,9 @@ from torch import distributed
 from tune_hpc.learning.data import ImageData
 from tune_hpc.learning.tasks import ImageClassification
 from tune_hpc.learning.training import Training
-from tune_hpc.scaling.communication import Workers, make_group
-from tune_hpc.scaling.plan import NUM_WARMUP_STEPS, Case, GradientSync, Plan
-from tune_hpc.scaling.probes import Machine, probe
+from tune_hpc.scaling.communication import DistributedCommunicator, make_group
+from tune_hpc.scaling.plan import NUM_WARMUP_STEPS, BenchmarkCase, GradientSync, Plan
+from tune_hpc.scaling.probes import WorkerContext, probe
 
 #: The parts of a step are timed on so many steps of those that are timed as a whole: one of four.
 PART_OF_STEPS = 4
@@ -50,7 +50,7 @@ def time_workers(config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]] |
     torch.set_num_threads(1)
     images = ImageData.from_arrays(ray.get(config["images"][0])).to(device)
     groups = {number: make_group(number) for number in sorted({1, plan.most_workers, *plan.numbers})}
-    machine = Machine(images, device, rank, groups)
+    machine = WorkerContext(images, device, rank, groups)
     hosts = machine.team(plan.most_workers).gathered(_node())
     timed: dict[tuple[int, int], dict[str, Any]] = {}
     probes: list[dict[str, Any]] = []
@@ -97,7 +97,7 @@ def _node() -> str:
 
 def make_training(
     config: Mapping[str, Any],
-    machine: Machine,
+    machine: WorkerContext,
     number: int,
     exchange: GradientSync | None = None,
 ) -> Training:
@@ -113,14 +113,14 @@ def make_training(
     return Training([config], machine.images, machine.device, team)
 
 
-def _time_case(case: Case, repeat: int, machine: Machine) -> dict[str, Any]:
+def _time_case(case: BenchmarkCase, repeat: int, machine: WorkerContext) -> dict[str, Any]:
     """Return what a step takes on a case's workers, and of what; the others wait and return nothing."""
     timed: dict[str, Any] = {"step_s": 0.0}
     if machine.rank < case.workers:
         began = time.perf_counter()
         training = make_training(case.trained(repeat), machine, case.workers, case.exchange)
         team = training.team
-        assert isinstance(team, Workers)
+        assert isinstance(team, DistributedCommunicator)
         training.run(0, NUM_WARMUP_STEPS)
         machine.in_step(case.workers)
         warmup_s = time.perf_counter() - began

@@ -11,10 +11,10 @@ from ray.tune.experiment import Trial
 
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.fused_trials import under_way
-from tune_hpc.search.limits import Limits
+from tune_hpc.search.limits import StopCriteria
 from tune_hpc.search.progress import SearchProgress, TrialCounts
 from tune_hpc.search.progress_file import ProgressFile
-from tune_hpc.search.trial_runner import identity
+from tune_hpc.search.trial_runner import identity_columns
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.filesystem import delete, pull, push
 from tune_hpc.storage.trial_file import TrialFileWriter, read_row, update_status, write_trial
@@ -36,7 +36,7 @@ class SearchCallback(tune.Callback):
         experiments: Mapping[str, Experiment],
         homes: Mapping[str, ExperimentFolder],
         show_progress: bool,
-        limits: Limits,
+        limits: StopCriteria,
         stream: TextIO | None = None,
     ) -> None:
         self.tallies = {name: TrialCounts(one.num_trials) for name, one in experiments.items()}
@@ -106,7 +106,7 @@ class SearchCallback(tune.Callback):
         experiment = self.experiments[sample["experiment"]]
         home = self.homes[experiment.name]
         # Storage may lag behind: what the trial reported is then not here, but that it was stopped is known.
-        row = identity(experiment.name, sample["trial_id"], sample["config"]) | {"steps_run": steps}
+        row = identity_columns(experiment.name, sample["trial_id"], sample["config"]) | {"steps_run": steps}
         _end(home, row, {"status": "stopped", "stop_reason": f"stopped by {experiment.scheduler} at step {steps}"})
         delete(home.checkpoint(sample["trial_id"]))
         self.tallies[experiment.name].ended["stopped"] += 1
@@ -130,7 +130,7 @@ class SearchCallback(tune.Callback):
             file.write(told)
         push(log)
         for sample in at_fault:
-            row = identity(sample["experiment"], sample["trial_id"], sample["config"])
+            row = identity_columns(sample["experiment"], sample["trial_id"], sample["config"])
             _end(home, row, {"status": "failed", "stop_reason": "process died", "error": _in_one_line(told)})
         ended = [read_row(home.part(sample["trial_id"])) for sample in bundle["members"]]
         self.tallies[_experiment(trial)].ended.update(row["status"] for row in ended if row is not None)

@@ -36,7 +36,7 @@ def check_limits(time_budget_s: float | None, target: float | None) -> None:
         raise InvalidExperimentError(f"target must be a number; got {target}")
 
 
-class Limits:
+class StopCriteria:
     """Knows whether a search is to end, and why.
 
     Args:

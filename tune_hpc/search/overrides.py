@@ -7,7 +7,7 @@ from tune_hpc.errors import InvalidExperimentError
 from tune_hpc.search.experiment import Experiment
 
 
-def as_asked(
+def apply_overrides(
     experiment: Experiment,
     values: Mapping[str, Any],
     *,

@@ -70,7 +70,7 @@ class Reporter:
         record: TrialFileWriter,
         metric: str,
         forward: Callable[[float], None],
-        decision: Decision | None = None,
+        decision: SchedulerReporter | None = None,
         keep: Callable[[], object] = lambda: None,
     ) -> None:
         self.record = record
@@ -235,7 +235,7 @@ def logged(path: Path) -> Iterator[None]:
         yield
 
 
-class Decision:
+class SchedulerReporter:
     """Shows a scheduler what it watches of a trial; the call does not return where the trial is to end.
 
     Args:
@@ -285,7 +285,7 @@ class Throttle:
         self._due_at = ended + max(KEEP_INTERVAL_S, KEEP_RATIO * (ended - began))
 
 
-class Forward:
+class RayReporter:
     """Tells Ray now and then how the trials of a bundle fare."""
 
     def __init__(self) -> None:

@@ -24,8 +24,9 @@ from tune_hpc.search.experiment import ADAPTIVE, ENDED, PAUSING, TRAIN, Experime
 from tune_hpc.search.fused_trials import check_fuse
 from tune_hpc.search.limits import check_limits
 from tune_hpc.search.object_reference import load_reference
+from tune_hpc.search.options import RunOptions
 from tune_hpc.search.resources import check_request
-from tune_hpc.search.running import RunOptions, run_searches
+from tune_hpc.search.running import run_searches
 from tune_hpc.search.schedulers.asha import AsyncSuccessiveHalving
 from tune_hpc.search.schedulers.pbt import PopulationBasedTraining
 from tune_hpc.search.schedulers.ray_schedulers import watched
@@ -90,7 +91,7 @@ def run_all(
         DataUnavailableError: image data that are not here and cannot be fetched.
         ClusterError: no such cluster, or one on which no trial fits.
     """
-    chosen = _checked(options)
+    chosen = _validated_options(options)
     names = [experiment.name for experiment in experiments]
     if len(set(names)) < len(names) or len(folders) != len(names):
         raise InvalidExperimentError(f"each experiment is given once, with a folder of its own; got {', '.join(names)}")
@@ -141,7 +142,7 @@ def resume(folder: str | Path, *, trainable: str | Callable[..., Any] | None = N
         FolderError: the folder holds no search, or one whose state cannot be read.
         TuneHpcError: as ``run_all``.
     """
-    chosen = _checked(options)
+    chosen = _validated_options(options)
     homes = [ExperimentFolder(one.path.absolute()) for one in find_experiments(folder)]
     found = [home for home in homes if home.read().get("runner") == RUNNER]
     if not found:
@@ -168,7 +169,7 @@ def extend(
         FolderError: as for ``resume``.
         TuneHpcError: as ``run_all``.
     """
-    chosen = _checked(options)
+    chosen = _validated_options(options)
     if num_samples < 1:
         raise InvalidExperimentError(f"num_samples must be at least 1; got {num_samples}")
     home = ExperimentFolder(find_one(folder).path.absolute())
@@ -256,7 +257,7 @@ def pickle_by_value(trainable: str | Callable[..., Any]) -> str | Callable[..., 
     return function
 
 
-def _checked(options: Mapping[str, Any]) -> RunOptions:
+def _validated_options(options: Mapping[str, Any]) -> RunOptions:
     if unknown := set(options).difference(RunOptions.__dataclass_fields__):
         raise TypeError(f"no such option: {', '.join(sorted(unknown))}")
     given = {name: value for name, value in options.items() if value is not None}

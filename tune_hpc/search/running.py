@@ -3,9 +3,8 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import ray
 from ray import tune
@@ -24,8 +23,9 @@ from tune_hpc.search.fused_trials import (
     plan_bundles,
     write_bundles,
 )
-from tune_hpc.search.limits import Limits
+from tune_hpc.search.limits import StopCriteria
 from tune_hpc.search.live_export import LiveExport
+from tune_hpc.search.options import RunOptions
 from tune_hpc.search.provenance import provenance
 from tune_hpc.search.ray_session import node_resources, ray_session
 from tune_hpc.search.resources import TrialResources, choose_resources
@@ -35,49 +35,7 @@ from tune_hpc.search.searchers.ray_searcher import Bundle, RaySearcherAdapter
 from tune_hpc.search.searchers.searcher import Sample
 from tune_hpc.search.stopping import GracefulStopper
 from tune_hpc.search.storage_check import check_storage
-from tune_hpc.search.trial_runner import Place, TrialContext, run_bundle
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How searches are run.
-
-    Attributes:
-        address: A Ray cluster; by default the one already connected to, else Ray is started on this machine.
-        cpus_per_trial: CPU cores a trial; by default 1.
-        gpus_per_trial: GPUs a trial, a fraction to share one; by default a fair share of what the cluster has.
-        max_concurrent: Upper bound on the trials, or programs of several, that run at once.
-        fuse: How many trials train as one program at most: ``auto`` where it pays, ``off``, or a number. A fused trial
-            agrees with a separate one within rounding. Of a searcher that learns the seeds of one configuration train
-            together; with a number it is asked for so many trials at a time, which do, too.
-        data_dir: Where the image data are, or are to be put.
-        checkpoint_interval_s: Seconds between two kept states of a trial; one that is interrupted goes on from there.
-        time_budget_s: After so many seconds the search ends, to be resumed or not.
-        target: It ends when a trial ends with such a value of the metric that ranks trials, or a better one.
-        export: Other tools that are shown the search while it runs: ``tensorboard``, ``optuna``, ``mlflow``.
-        show_progress: Whether to show a progress bar, or a line a minute where there is no terminal.
-        stream: Where it is shown; standard error by default.
-        stop_file: The search ends, to be resumed, when there is such a file.
-        attempt: The number of this start, resume or extension; by default the next one of each experiment folder.
-        force: Resume a search whose driver may still run, because nothing is known of it. That driver and its trials
-            stop when they next look at the folder, and write nothing more.
-    """
-
-    address: str | None = None
-    cpus_per_trial: float | None = None
-    gpus_per_trial: float | None = None
-    max_concurrent: int | None = None
-    fuse: str | int = "auto"
-    data_dir: str | Path | None = None
-    checkpoint_interval_s: float = 60.0
-    time_budget_s: float | None = None
-    target: float | None = None
-    export: tuple[str, ...] = ()
-    show_progress: bool = True
-    stream: TextIO | None = None
-    stop_file: Path | None = None
-    attempt: int | None = None
-    force: bool = False
+from tune_hpc.search.trial_runner import TrialContext, WorkerPlacement, run_bundle
 
 
 def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Results]:
@@ -86,14 +44,14 @@ def run_searches(searches: Sequence[Search], options: RunOptions) -> list[Result
     Raises:
         TuneHpcError: see ``tuner.run_all``.
     """
-    limits = Limits(options.time_budget_s, options.target, options.stop_file)
+    limits = StopCriteria(options.time_budget_s, options.target, options.stop_file)
     with limits.restoring_signal_handlers():
         # While Ray starts, Ctrl-C ends the process at once; the other signals wait until trials can save their state.
         limits.install_signal_handlers(interrupts=False)
         return _run_searches(searches, options, limits)
 
 
-def _run_searches(searches: Sequence[Search], options: RunOptions, limits: Limits) -> list[Results]:
+def _run_searches(searches: Sequence[Search], options: RunOptions, limits: StopCriteria) -> list[Results]:
     workers = _most_workers(searches)
     trainables = {search.name: search.trainable for search in searches}
     image_sets = _image_sets(searches, options.data_dir)
@@ -121,7 +79,7 @@ def _run_searches(searches: Sequence[Search], options: RunOptions, limits: Limit
                 options.checkpoint_interval_s,
                 search.watched,
                 search.experiment.max_steps if search.watched else 1,
-                Place(resources.per_worker, str(search.home.ray)) if workers else None,
+                WorkerPlacement(resources.per_worker, str(search.home.ray)) if workers else None,
             )
             for search in searches
         }
@@ -211,7 +169,7 @@ def _proposals(
     trainables: Mapping[str, str | Callable[..., Any]],
     options: RunOptions,
     resources: TrialResources,
-    limits: Limits,
+    limits: StopCriteria,
 ) -> RaySearcherAdapter:
     """Plan the bundles of all trials that are known, and of those to come."""
     bundles: list[Bundle] = []

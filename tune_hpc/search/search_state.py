@@ -9,12 +9,12 @@ from typing import Any
 from tune_hpc.analysis.results import Results, load, write_frames
 from tune_hpc.search.callback import SearchCallback
 from tune_hpc.search.experiment import ENDED, PAUSING, TRAIN, Experiment
-from tune_hpc.search.limits import Limits
+from tune_hpc.search.limits import StopCriteria
 from tune_hpc.search.provenance import now
 from tune_hpc.search.reporter import MonitoredMetric
 from tune_hpc.search.schedulers.ray_schedulers import watched
 from tune_hpc.search.searchers.searcher import Searcher
-from tune_hpc.search.trial_runner import identity
+from tune_hpc.search.trial_runner import identity_columns
 from tune_hpc.storage.experiment_folder import FORMAT, ExperimentFolder
 from tune_hpc.storage.filesystem import delete_tree, pull
 from tune_hpc.storage.process import this_process
@@ -121,7 +121,7 @@ class Search:
         self.description["config_keys"] = list(dict.fromkeys([*self.description["config_keys"], *keys]))
         self.home.write(self.description)
 
-    def finish(self, watcher: SearchCallback, limits: Limits) -> Results:
+    def finish(self, watcher: SearchCallback, limits: StopCriteria) -> Results:
         """Make the two frames of what the trials left; their own files go once every one of them is in.
 
         A trial that was interrupted is listed as running, and keeps its state.
@@ -138,7 +138,7 @@ class Search:
         for sample in unfinished:
             if pull(self.home.part(sample["trial_id"])):
                 continue
-            row = identity(sample["experiment"], sample["trial_id"], sample["config"])
+            row = identity_columns(sample["experiment"], sample["trial_id"], sample["config"])
             row |= {"status": "running", "attempt": self.home.attempt}
             write_trial(self.home.part(sample["trial_id"]), row, TrialFileWriter({}).history())
         results = load(self.home.path)

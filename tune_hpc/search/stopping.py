@@ -10,7 +10,7 @@ from ray.tune import Stopper
 
 from tune_hpc.errors import FolderError
 from tune_hpc.search.callback import SearchCallback
-from tune_hpc.search.limits import LOOK_INTERVAL_S, Limits
+from tune_hpc.search.limits import LOOK_INTERVAL_S, StopCriteria
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 #: Seconds that trials under way have to save their state, or to end; batch systems warn a minute or more before theirs.
@@ -28,7 +28,7 @@ class GracefulStopper(Stopper):
         homes: The folders of the experiments.
     """
 
-    def __init__(self, limits: Limits, watcher: SearchCallback, homes: Iterable[ExperimentFolder]) -> None:
+    def __init__(self, limits: StopCriteria, watcher: SearchCallback, homes: Iterable[ExperimentFolder]) -> None:
         self.limits = limits
         self.watcher = watcher
         self.homes = list(homes)

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_hpc.errors import ClusterError, FolderError
 from tune_hpc.storage.experiment_folder import check_writable
-from tune_hpc.storage.filesystem import delete, here, is_remote, place_of, pull, push
+from tune_hpc.storage.filesystem import delete, here, is_remote, pull, push, uri
 
 #: Seconds that all nodes together have: each starts a process, and NFS may deny for a while that a file is new.
 ANSWER_WAIT_S = 60.0
@@ -26,7 +26,7 @@ SEEN_WAIT_S = 10.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProbeResult:
     """What a node says.
 
     Attributes:
@@ -67,7 +67,7 @@ def _check_place(place: Path, nodes: dict[str, str]) -> None:
             _write(asked, token)
         except OSError as error:
             raise FolderError(
-                f"{place_of(place)} cannot be written: {error.strerror or error}; choose another folder"
+                f"{uri(place)} cannot be written: {error.strerror or error}; choose another folder"
             ) from error
         probe = ray.remote(num_cpus=0, max_retries=0)(_probe)
         answers = {}
@@ -75,14 +75,12 @@ def _check_place(place: Path, nodes: dict[str, str]) -> None:
             there = place / f".probe-{token}-{node_id[:12]}"
             written.append(there)
             affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
-            answers[node_id] = probe.options(scheduling_strategy=affinity).remote(
-                place_of(asked), place_of(there), token
-            )
+            answers[node_id] = probe.options(scheduling_strategy=affinity).remote(uri(asked), uri(there), token)
         deadline = time.monotonic() + ANSWER_WAIT_S
         for (node_id, host), there in zip(nodes.items(), written[1:], strict=True):
             problem = _problem(answers[node_id], there, token, deadline)
             if problem:
-                told = problem.format(place=place_of(place))
+                told = problem.format(place=uri(place))
                 raise ClusterError(
                     f"node {host} {told}; choose a storage that every node sees under this name: a shared file system, "
                     "or s3://"
@@ -92,7 +90,7 @@ def _check_place(place: Path, nodes: dict[str, str]) -> None:
             delete(path)
 
 
-def _problem(answer: "ray.ObjectRef[Answer]", there: Path, token: str, deadline: float) -> str:
+def _problem(answer: "ray.ObjectRef[ProbeResult]", there: Path, token: str, deadline: float) -> str:
     """Return what is wrong with a node; empty: nothing."""
     try:
         told = ray.get(answer, timeout=max(0.1, deadline - time.monotonic()))
@@ -108,7 +106,7 @@ def _problem(answer: "ray.ObjectRef[Answer]", there: Path, token: str, deadline:
     return "" if _is_seen(there, token) else "writes to {place}, but this machine does not see what it wrote"
 
 
-def _probe(asked: str, there: str, token: str) -> Answer:
+def _probe(asked: str, there: str, token: str) -> ProbeResult:
     """Read and write, on the node that is asked."""
     problem = ""
     if not _is_seen(here(asked), token):
@@ -118,11 +116,11 @@ def _probe(asked: str, there: str, token: str) -> Answer:
             _write(here(there), token)
         except OSError as error:
             problem = f"cannot write to {{place}} ({error.strerror or error})"
-    return Answer(socket.gethostname(), version("tune-hpc"), problem)
+    return ProbeResult(socket.gethostname(), version("tune-hpc"), problem)
 
 
 def _write(path: Path, token: str) -> None:
-    if is_remote(place_of(path)):
+    if is_remote(uri(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(token, encoding="utf-8")
     push(path)
@@ -139,7 +137,7 @@ def _is_seen(path: Path, token: str) -> bool:
             return False
         except OSError:
             pass
-        if not is_remote(place_of(path)) and not path.parent.is_dir():
+        if not is_remote(uri(path)) and not path.parent.is_dir():
             return False
         if time.monotonic() >= deadline:
             return False
@@ -148,7 +146,7 @@ def _is_seen(path: Path, token: str) -> bool:
 
 def _existing(folder: Path) -> Path:
     """Return a folder, or the nearest above it that is there; in an object store each is."""
-    if is_remote(place_of(folder)):
+    if is_remote(uri(folder)):
         return folder
     check_writable(folder)
     return next(one for one in (folder, *folder.absolute().parents) if one.is_dir())

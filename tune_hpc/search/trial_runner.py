@@ -27,11 +27,11 @@ import ray
 from tune_hpc.errors import FolderError
 from tune_hpc.search.object_reference import load_reference
 from tune_hpc.search.reporter import (
-    Decision,
     Diverged,
-    Forward,
     MonitoredMetric,
+    RayReporter,
     Reporter,
+    SchedulerReporter,
     Throttle,
     TrialCheckpoint,
     logged,
@@ -48,7 +48,7 @@ TRAIN_TOGETHER = "tune_hpc.scaling.distributed_trial:train"
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerPlacement:
     """Where a trial puts workers of its own.
 
     Attributes:
@@ -86,7 +86,7 @@ class TrialContext:
     checkpoint_interval_s: float
     watched: MonitoredMetric | None = None
     num_steps: int = 1
-    place: Place | None = None
+    place: WorkerPlacement | None = None
 
 
 def run_bundle(
@@ -104,11 +104,13 @@ def run_bundle(
     members = bundle["members"]
     assignment = assignments[members[0]["experiment"]]
     folder = ExperimentFolder(assignment.folder, assignment.attempt)
-    forward, request = Forward(), StopRequest(folder)
+    forward, request = RayReporter(), StopRequest(folder)
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
     # A scheduler wants every result to have what it is shown, be it that of a trial that does not begin.
-    shown = Decision(bundle["bundle_id"], assignment.watched, lambda: None).shown() if assignment.watched else {}
+    shown = (
+        SchedulerReporter(bundle["bundle_id"], assignment.watched, lambda: None).shown() if assignment.watched else {}
+    )
     if request.is_made:
         pass  # It came to its turn after the search was asked to stop.
     elif len(members) == 1:
@@ -127,7 +129,7 @@ def _run_in_turn(
     assignment: TrialContext,
     folder: ExperimentFolder,
     images: Mapping[str, ray.ObjectRef],
-    forward: Forward,
+    forward: RayReporter,
     request: StopRequest,
 ) -> list[dict[str, Any]]:
     """Run trials one after another, but those that had ended before a process was lost; return the rows."""
@@ -147,12 +149,12 @@ def _run_alone(
     assignment: TrialContext,
     folder: ExperimentFolder,
     images: Mapping[str, ray.ObjectRef],
-    forward: Forward,
+    forward: RayReporter,
     request: StopRequest,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Run one trial by itself; leave its file, and return its row and what a scheduler is shown of its end."""
     trial_id, config = sample["trial_id"], sample["config"]
-    record = TrialFileWriter(identity(assignment.name, trial_id, config))
+    record = TrialFileWriter(identity_columns(assignment.name, trial_id, config))
     checkpoint = TrialCheckpoint(
         folder.checkpoint(trial_id), [record], assignment.checkpoint_interval_s, request, sample.get("until")
     )
@@ -164,7 +166,7 @@ def _run_alone(
     decision = None
     if assignment.watched:
         pace = assignment.num_steps / config.get("steps", assignment.num_steps)
-        decision = Decision(trial_id, assignment.watched, keep, pace)
+        decision = SchedulerReporter(trial_id, assignment.watched, keep, pace)
     limited = Throttle(lambda: write_unfinished(folder, [record], time.perf_counter() - began))
     report = Reporter(record, assignment.metric, forward.for_trial(trial_id), decision, limited)
     with logged(folder.log(trial_id)):
@@ -183,14 +185,14 @@ def _run_fused(
     assignment: TrialContext,
     folder: ExperimentFolder,
     images: Mapping[str, ray.ObjectRef],
-    forward: Forward,
+    forward: RayReporter,
     request: StopRequest,
 ) -> list[dict[str, Any]]:
     """Run several trials of our own trainable as one program; leave their files and return their rows."""
     from tune_hpc.learning.training import train_fused
 
     members = bundle["members"]
-    records = [TrialFileWriter(identity(assignment.name, one["trial_id"], one["config"])) for one in members]
+    records = [TrialFileWriter(identity_columns(assignment.name, one["trial_id"], one["config"])) for one in members]
     checkpoint = TrialCheckpoint(
         folder.checkpoint(bundle["bundle_id"]), records, assignment.checkpoint_interval_s, request
     )
@@ -255,7 +257,7 @@ def _leave(
         **record.row,
     }
     if not folder.is_superseded():
-        write_trial(folder.part(row["trial_id"]), {name: plain(value) for name, value in row.items()}, history)
+        write_trial(folder.part(row["trial_id"]), {name: to_jsonable(value) for name, value in row.items()}, history)
     return row
 
 
@@ -300,12 +302,16 @@ def _outcome(
     return outcome
 
 
-def identity(experiment: str, trial_id: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def identity_columns(experiment: str, trial_id: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the columns of a trial that are known before it runs."""
-    return {"experiment": experiment, "trial_id": trial_id, **{name: plain(value) for name, value in config.items()}}
+    return {
+        "experiment": experiment,
+        "trial_id": trial_id,
+        **{name: to_jsonable(value) for name, value in config.items()},
+    }
 
 
-def plain(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """Return a value as JSON and Parquet can hold it; what they cannot becomes its JSON or its text."""
     if isinstance(value, np.generic):
         value = value.item()

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from starlette.responses import Response
 
-from tune_hpc.analysis.reader import Following, Standing
+from tune_hpc.analysis.reader import ResultsReader, ResultsSnapshot
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 #: Bytes of all responses in the cache.
@@ -95,9 +95,9 @@ def _weight(key: str, response: CachedResponse) -> int:
 
 @dataclass
 class _Entry:
-    reader: Following
+    reader: ResultsReader
     lock: threading.Lock = field(default_factory=threading.Lock)
-    results: Standing | None = None
+    results: ResultsSnapshot | None = None
     num_bytes: int = 0
 
 
@@ -108,7 +108,7 @@ class ResultsCache:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, folder: ExperimentFolder) -> Standing:
+    def read(self, folder: ExperimentFolder) -> ResultsSnapshot:
         """Return the results of an experiment so far.
 
         Raises:
@@ -116,7 +116,7 @@ class ResultsCache:
         """
         key = str(folder.path)
         with self._lock:
-            entry = self._entries.setdefault(key, _Entry(Following(folder)))
+            entry = self._entries.setdefault(key, _Entry(ResultsReader(folder)))
             self._entries.move_to_end(key)
         with entry.lock:
             results = entry.reader.results()

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.formatting import axis_label, condition, format_value, number
-from tune_hpc.analysis.reader import Standing
+from tune_hpc.analysis.formatting import axis_label, format_config, format_value, number
+from tune_hpc.analysis.reader import ResultsSnapshot
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import RequestError
 from tune_hpc.report.plots.curves import is_geometric, is_numeric, response_table, values_of
@@ -39,7 +39,7 @@ def group_parameter(results: Results, *excluded: str) -> str | None:
 
 
 def learning_curves(
-    results: Standing, metric: str | None, filters: Sequence[str], max_curves: int, max_points: int
+    results: ResultsSnapshot, metric: str | None, filters: Sequence[str], max_curves: int, max_points: int
 ) -> dict[str, Any]:
     """Return the learning curves of running trials and of the best ones, thinned.
 
@@ -71,7 +71,7 @@ def learning_curves(
         {
             "trial_id": row["trial_id"],
             "status": row["status"],
-            "label": condition({name: row[name] for name in names if row[name] is not None}),
+            "label": format_config({name: row[name] for name in names if row[name] is not None}),
             "group": format_value(row[group]) if group else "",
             **_thin(*points[row["trial_id"]], max_points),
         }
@@ -103,7 +103,9 @@ def _ranked(results: Results, trials: pd.DataFrame) -> pd.DataFrame:
     return trials.sort_values(results.metric, ascending=results.experiment["mode"] == "min", kind="stable")
 
 
-def _history_points(results: Standing, trials: pd.DataFrame, metric: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _history_points(
+    results: ResultsSnapshot, trials: pd.DataFrame, metric: str
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return steps and values of a metric by trial."""
     if trials.empty:
         return {}
@@ -230,7 +232,7 @@ def parallel_coordinates(results: Results) -> dict[str, Any] | None:
             {
                 "points": _svg_path([(axis.x, height[row]) for axis, height in zip(axes, heights, strict=True)]),
                 "shade": min(NUM_SHADES - 1, row * NUM_SHADES // len(table)),
-                "label": f"{condition(config)}: {value}",
+                "label": f"{format_config(config)}: {value}",
             }
         )
     return {

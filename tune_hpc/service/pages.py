@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 
-from tune_hpc.analysis.reader import Standing
+from tune_hpc.analysis.reader import ResultsSnapshot
 from tune_hpc.errors import RequestError, TuneHpcError, UnknownNameError
 from tune_hpc.service import chart_data, forms, view_models
 from tune_hpc.service.cache import CachedResponse
@@ -67,7 +67,7 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
 
         return (await services.cache.get(f"{template} {offset} {state}", str(version), False, make)).response()
 
-    def search_values(look: Look, experiment: str | None) -> tuple[dict[str, Any], Standing]:
+    def search_values(look: Look, experiment: str | None) -> tuple[dict[str, Any], ResultsSnapshot]:
         names = [one["name"] for one in look.status["experiments"]]
         results = services.results(look.folder, experiment or names[0])
         named = results.name if len(names) > 1 else None

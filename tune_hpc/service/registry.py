@@ -6,7 +6,7 @@ from typing import Any
 
 from tune_hpc.errors import InvalidExperimentError, InvalidSpaceError, RequestError, UnknownNameError
 from tune_hpc.search.experiment import Experiment
-from tune_hpc.search.overrides import as_asked
+from tune_hpc.search.overrides import apply_overrides
 from tune_hpc.search.space.space import Space
 from tune_hpc.service.schemas import MAX_SAMPLES, SearchRequest
 
@@ -71,7 +71,7 @@ class Registry:
         _check_size(request.set)
         options = ("searcher", "num_samples", "scheduler", "seeds", "search_seed", "metric", "mode")
         values = dict(_parse_parameters(request.set, experiment.space))
-        built = as_asked(experiment, values, **{name: getattr(request, name) for name in options})
+        built = apply_overrides(experiment, values, **{name: getattr(request, name) for name in options})
         num_configurations = built.num_trials / max(1, len(built.seeds))
         if num_configurations > MAX_SAMPLES:
             raise RequestError(

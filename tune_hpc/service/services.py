@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from tune_hpc.analysis.lazy_history import LazyHistory
-from tune_hpc.analysis.reader import Standing
+from tune_hpc.analysis.reader import ResultsSnapshot
 from tune_hpc.analysis.results import trials_frame
 from tune_hpc.errors import FolderError, RequestError, UnknownNameError
 from tune_hpc.jobs.client import Job, JobClient
@@ -112,7 +112,7 @@ class Services:
         response = await self.cache.get(f"{key} {search_id}", look.version, look.is_final, lambda: make(look))
         return response.response()
 
-    def results(self, folder: JobFolder, experiment: str | None) -> Standing:
+    def results(self, folder: JobFolder, experiment: str | None) -> ResultsSnapshot:
         """Return the results of an experiment of a search so far.
 
         Args:
@@ -263,10 +263,10 @@ def _unknown(search_id: str) -> RequestError:
     return RequestError(f"this storage has no search {search_id[:200]!r}; GET /api/v1/searches lists those it has", 404)
 
 
-def _no_results(plain: Mapping[str, Any]) -> Standing:
+def _no_results(plain: Mapping[str, Any]) -> ResultsSnapshot:
     """Return the results of an experiment that has not begun."""
     keys = list(dict.fromkeys([*plain.get("space", {}), *(["seed"] if plain.get("seeds") else [])]))
     history = pd.DataFrame({"trial_id": pd.Series(dtype="str"), "step": pd.Series(dtype="int64")})
-    return Standing(
+    return ResultsSnapshot(
         {**plain, "config_keys": keys, "state": "waiting"}, trials_frame([], keys), LazyHistory(history, {})
     )

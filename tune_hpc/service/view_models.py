@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
-from tune_hpc.analysis.formatting import MISSING, duration, format_value, heading, number, words
+from tune_hpc.analysis.formatting import MISSING, display_name, duration, format_value, heading, number
 from tune_hpc.analysis.results import METRICS, Results
 from tune_hpc.report.plots.curves import is_numeric
 from tune_hpc.service.frame_query import records, select
@@ -39,7 +39,7 @@ def search_row(status: Mapping[str, Any]) -> dict[str, Any]:
 def _best(experiment: Mapping[str, Any]) -> str:
     if experiment["best_value"] is None:
         return MISSING
-    return f"{words(experiment['metric'])} {number(experiment['best_value'], experiment['metric'])}"
+    return f"{display_name(experiment['metric'])} {number(experiment['best_value'], experiment['metric'])}"
 
 
 def remaining_time(status: Mapping[str, Any]) -> str:
@@ -74,7 +74,7 @@ def experiment_view(status: Mapping[str, Any], results: Results) -> dict[str, An
         **experiment,
         "best": _best(experiment),
         "best_config": ", ".join(
-            f"{words(key)} {format_value(value, 4)}" for key, value in values if value is not None
+            f"{display_name(key)} {format_value(value, 4)}" for key, value in values if value is not None
         ),
         "counts": ", ".join([*running, *counts]) or "none yet",
         "can_extend": experiment["searcher"] != "grid" and experiment["scheduler"] != "pbt",
@@ -159,6 +159,6 @@ def trial_view(results: Results, trial_id: str) -> dict[str, Any]:
         "status": row["status"],
         "stop_reason": row.get("stop_reason") or "",
         "error": row.get("error") or "",
-        "config": [(words(name), format_value(value)) for name, value in config.items()],
+        "config": [(display_name(name), format_value(value)) for name, value in config.items()],
         "measured": [(heading(name), _cell(name, value, False)) for name, value in others.items()],
     }

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from tune_hpc.errors import FolderError
 from tune_hpc.storage.experiment_folder import write_atomic
-from tune_hpc.storage.filesystem import here, is_remote, place_of, pull
+from tune_hpc.storage.filesystem import here, is_remote, pull, uri
 
 #: Seconds for which the clock of a storage is not read again.
 CLOCK_LASTS_S = 10.0
@@ -33,7 +33,7 @@ def check_storage(storage: str | Path, *, shared: bool = False) -> Path:
         FolderError: other users can write to it, or it cannot be made.
     """
     path = here(storage).absolute()
-    if is_remote(place_of(path)):
+    if is_remote(uri(path)):
         return path
     try:
         path.mkdir(mode=0o777 if shared else 0o700, parents=True, exist_ok=True)

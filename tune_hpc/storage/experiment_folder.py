@@ -37,11 +37,11 @@ from tune_hpc.storage.filesystem import (
     delete_tree,
     here,
     is_remote,
-    names_in,
-    place_of,
+    list_names,
     pull,
     pull_tree,
     push,
+    uri,
 )
 from tune_hpc.storage.process import this_process
 
@@ -65,7 +65,7 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, make_folder: bo
     """
     temporary = _temporary(path)
     try:
-        if make_folder or is_remote(place_of(path)):
+        if make_folder or is_remote(uri(path)):
             path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         push(path, temporary)
@@ -89,7 +89,7 @@ def create_exclusive(path: Path, text: str) -> bool:
     """
     temporary = _temporary(path)
     try:
-        if is_remote(place_of(path)):
+        if is_remote(uri(path)):
             path.parent.mkdir(parents=True, exist_ok=True)
             if pull(path):
                 return False
@@ -121,7 +121,7 @@ def _remove(temporary: Path) -> None:
 def write_error(path: Path, error: OSError) -> FolderError:
     """Return the error of a file or folder that cannot be written."""
     remedy = "make room there" if error.errno in DISK_FULL_ERRNOS else "choose another folder"
-    return FolderError(f"{place_of(path)} cannot be written: {error.strerror or error}; {remedy}")
+    return FolderError(f"{uri(path)} cannot be written: {error.strerror or error}; {remedy}")
 
 
 def check_writable(folder: Path) -> None:
@@ -198,7 +198,7 @@ class ExperimentFolder:
         Raises:
             FolderError: the folder cannot be read.
         """
-        names = names_in(self.attempts)
+        names = list_names(self.attempts)
         return max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
 
     def claim_attempt(self, last: int, number: int | None = None) -> None:
@@ -216,7 +216,7 @@ class ExperimentFolder:
         """
         number = last + 1 if number is None else number
         try:
-            self.attempts.mkdir(parents=is_remote(place_of(self.path)), exist_ok=True)
+            self.attempts.mkdir(parents=is_remote(uri(self.path)), exist_ok=True)
         except OSError as error:
             raise write_error(self.attempts, error) from error
         is_first = self.last_attempt() == last and number > last
@@ -282,7 +282,7 @@ class ExperimentFolder:
     @property
     def place(self) -> str:
         """What the folder is called on whatever machine."""
-        return place_of(self.path)
+        return uri(self.path)
 
     @property
     def holds_experiment(self) -> bool:
@@ -307,7 +307,7 @@ class ExperimentFolder:
             held = self.read()["name"]
             if not overwrite or held != name:
                 raise FolderError(f"{self.path} already holds the experiment {held}; choose another output folder")
-        elif names_in(self.path):
+        elif list_names(self.path):
             raise FolderError(f"{self.path} is not empty and holds no experiment; choose an empty or new output folder")
         check_writable(self.path)
 
@@ -395,7 +395,7 @@ def find_experiments(path: str | os.PathLike[str]) -> list[ExperimentFolder]:
     found = list(walk(root))
     if not found:
         reason = "there is no such folder" if not root.exists() else "no experiment.json in it or below it"
-        raise FolderError(f"{place_of(root)} is no experiment folder: {reason}")
+        raise FolderError(f"{uri(root)} is no experiment folder: {reason}")
     return found
 
 

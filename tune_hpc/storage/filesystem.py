@@ -32,7 +32,7 @@ _GROWING = (".log", ".jsonl")
 
 
 @cache
-def copies() -> Path:
+def cache_dir() -> Path:
     """Return the folder of all working copies of this user on this machine.
 
     Raises:
@@ -63,10 +63,10 @@ def here(place: str | os.PathLike[str]) -> Path:
     parts = PurePosixPath(str(place).removeprefix(f"{SCHEME}://")).parts
     if not parts or ".." in parts or parts[0] == "/":
         raise FolderError(f"a place in an object store reads {SCHEME}://bucket/folder; got {place}")
-    return copies().joinpath(SCHEME, *parts)
+    return cache_dir().joinpath(SCHEME, *parts)
 
 
-def place_of(path: Path) -> str:
+def uri(path: Path) -> str:
     """Return the place of a path: what everybody calls it, on whatever machine."""
     key = _key(path)
     return str(path) if key is None else f"{SCHEME}://{key}"
@@ -113,12 +113,12 @@ def pull_tree(folder: Path) -> None:
 
     with _told(folder):
         for info in _store().get_file_info(FileSelector(key, recursive=True, allow_not_found=True)):
-            path = copies() / SCHEME / info.path
+            path = cache_dir() / SCHEME / info.path
             if info.is_file and not _is_surely_same(path, info):
                 _fetch(path, info.path)
 
 
-def names_in(folder: Path) -> list[str]:
+def list_names(folder: Path) -> list[str]:
     """Return the names of all that is in a folder.
 
     Raises:
@@ -225,7 +225,7 @@ def _version(metadata: Mapping[str, bytes]) -> int:
 
 def _key(path: Path) -> str | None:
     """Return what the store calls a path; ``None`` where it is just a file."""
-    root = f"{copies()}/{SCHEME}/"
+    root = f"{cache_dir()}/{SCHEME}/"
     text = str(path)
     return text.removeprefix(root) if text.startswith(root) else None
 
@@ -250,6 +250,4 @@ def _told(path: Path) -> Iterator[None]:
         if _key(path) is None:
             raise FolderError(f"{path} cannot be read: {error.strerror or error}; choose another folder") from error
         reason = " ".join(str(error).split())[:200]
-        raise FolderError(
-            f"{place_of(path)} does not answer ({reason}); check the bucket and the credentials"
-        ) from error
+        raise FolderError(f"{uri(path)} does not answer ({reason}); check the bucket and the credentials") from error

@@ -88,23 +88,23 @@ def read_trial(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
         FolderError: the file is gone, or cannot be read.
     """
     table = read_table(path)
-    return row_of(path, table), table.to_pandas()
+    return to_row(path, table), table.to_pandas()
 
 
 def read_row(path: Path) -> dict[str, Any] | None:
     """Return the row of the trial that a part tells of; ``None`` where there is no part."""
-    return row_of(path, read_table(path)) if pull(path) else None
+    return to_row(path, read_table(path)) if pull(path) else None
 
 
 def update_status(path: Path, changes: Mapping[str, Any]) -> None:
     """Change some columns of the row of a part."""
     table = read_table(path)
-    row = row_of(path, table) | dict(changes)
+    row = to_row(path, table) | dict(changes)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _ROW: json.dumps(row).encode()})
     write_atomic(path, lambda temporary: pq.write_table(table, temporary))
 
 
-def row_of(path: Path, table: pa.Table) -> dict[str, Any]:
+def to_row(path: Path, table: pa.Table) -> dict[str, Any]:
     """Return the row that a part's table carries."""
     row = json.loads((table.schema.metadata or {}).get(_ROW, b"{}"))
     if "trial_id" not in row:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import ArrayLike
 
-from tune_hpc.analysis.formatting import format_value, short
+from tune_hpc.analysis.formatting import format_number, format_value
 from tune_hpc.report.plots import curves
 
 # Okabe and Ito's palette without its yellow (invisible on white), with three that keep their distance from the rest.
@@ -71,7 +71,7 @@ def draw_curve(ax: Axes, table: pd.DataFrame, lines: Sequence[Any], *, log_y: bo
             continue
         own = grouped[line]
         x, mean, low, high = (own[name].to_numpy(float) for name in ("x", "mean", "low", "high"))
-        kept = curves.thinned(mean)
+        kept = curves.downsample(mean)
         if (own["num_trials"] > 1).any():
             notes.append("Line: mean over seeds.")
         if (own["high"] > own["low"]).any():
@@ -92,7 +92,7 @@ def draw_curve(ax: Axes, table: pd.DataFrame, lines: Sequence[Any], *, log_y: bo
     ax.xaxis.set_major_locator(MaxNLocator(num_ticks, integer=True, steps=[1, 2, 2.5, 5, 10]))
     if table["x"].min() == table["x"].max():
         ax.set_xlim(table["x"].min() - 1, table["x"].max() + 1)
-    if top := _tall(table, log_y):
+    if top := _y_cutoff(table, log_y):
         ax.set_ylim(floor if log_y else table["mean"].min() - 0.06 * top, top)
         notes.append(f"Cut at the top; the highest value is {table['mean'].max():.3g}.")
     elif not log_y and clip_error_bars(ax, table):
@@ -135,7 +135,7 @@ def _power(value: float, _: object) -> str:
     return "10" + exponent.translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def _tall(table: pd.DataFrame, log_y: bool) -> float | None:
+def _y_cutoff(table: pd.DataFrame, log_y: bool) -> float | None:
     """Return where to cut, if a few exploding lines would flatten all others."""
     highest = table.groupby("line", sort=False)["mean"].max()
     usual = highest.median()
@@ -200,11 +200,11 @@ def draw_response(
 
 def categorical_ticks(positions: Sequence[Any], inches: float) -> tuple[list[str], int, float]:
     """Return labels that do not touch, how far they lean, and the extra inches that they need."""
-    labels = [plain(value).replace(" ", "\n") for value in positions]
+    labels = [label_text(value).replace(" ", "\n") for value in positions]
     longest = max((len(part) for label in labels for part in label.split("\n")), default=0)
     if (longest + 1) * CHARACTER <= inches / max(len(labels), 1):
         return labels, 0, 0.13 * max((label.count("\n") for label in labels), default=0)
-    labels = [plain(value) for value in positions]
+    labels = [label_text(value) for value in positions]
     return labels, 40, 0.047 * max(map(len, labels))
 
 
@@ -234,9 +234,9 @@ def _number_axis(ax: Axes, values: list[float], *, log_x: bool) -> None:
     margin = 0.05 * span
     ends = float(place(low)) - margin, float(place(high)) + margin
     ax.set_xlim((10 ** ends[0], 10 ** ends[1]) if log_x else ends)
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    if len(values) > 20 or max(len(short(value)) for value in values) > MOST_CHARACTERS:
+    if len(values) > 20 or max(len(format_number(value)) for value in values) > MOST_CHARACTERS:
         if log_x:
             ax.xaxis.set_major_locator(LogLocator(subs=(1,) if span > 2 else (1, 2, 5)))
         return
@@ -245,7 +245,7 @@ def _number_axis(ax: Axes, values: list[float], *, log_x: bool) -> None:
     kept: list[float] = []
     for value in values:
         # The last value is kept whatever comes before it: both ends of the range are read most.
-        while kept and (place(value) - place(kept[-1])) / span * inches < _room(kept[-1], value):
+        while kept and (place(value) - place(kept[-1])) / span * inches < _margin(kept[-1], value):
             if value != high or len(kept) == 1:
                 break
             kept.pop()
@@ -255,10 +255,10 @@ def _number_axis(ax: Axes, values: list[float], *, log_x: bool) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
 
 
-def _room(left: float, right: float) -> float:
-    return (len(short(left)) + len(short(right))) / 2 * 0.075 + 0.08
+def _margin(left: float, right: float) -> float:
+    return (len(format_number(left)) + len(format_number(right))) / 2 * 0.075 + 0.08
 
 
-def plain(value: Any) -> str:
+def label_text(value: Any) -> str:
     """Return a value as a label: underscores are spaces, and a dollar sign starts no formula."""
     return format_value(value, 4).replace("_", " ").replace("$", r"\$")

@@ -10,13 +10,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from tune_hpc.analysis.budget import LEARNING, budget_curve, time_to_target
-from tune_hpc.analysis.formatting import axis_label, measurement, short, words
-from tune_hpc.analysis.judged import narrowed
+from tune_hpc.analysis.formatting import axis_label, display_name, format_number, measurement
+from tune_hpc.analysis.judged import filter_trials
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.plots import curves
-from tune_hpc.report.plots.axes import line_style, plain
-from tune_hpc.report.plots.layout import FigureLayout, label_y, new_grid, titled
+from tune_hpc.report.plots.axes import label_text, line_style
+from tune_hpc.report.plots.layout import FigureLayout, figure_title, label_y, new_grid
 
 #: At so many places a budget curve is computed, at most.
 _MOST_BUDGETS = 60
@@ -29,7 +29,7 @@ def draw_budget(results: Results, specification: Mapping[str, Any], where: Mappi
     tables = {}
     for metric in specification["metrics"]:
         try:
-            own = narrowed(results, where)
+            own = filter_trials(results, where)
             table = budget_curve(own, _budgets(own), metric)
         except UnknownNameError:
             continue
@@ -38,7 +38,7 @@ def draw_budget(results: Results, specification: Mapping[str, Any], where: Mappi
     if not tables:
         return []
     is_learning = results.experiment.get("searcher") in LEARNING
-    sheet = new_grid(titled(results, specification, where), len(tables), [], [], None, 0.0)
+    sheet = new_grid(figure_title(results, specification, where), len(tables), [], [], None, 0.0)
     for ax, (metric, table) in zip(sheet.axes, tables.items(), strict=True):
         x, mean = table["num_configurations"].to_numpy(float), table["mean"].to_numpy(float)
         style = {**line_style(0), "marker": "none"}
@@ -50,7 +50,7 @@ def draw_budget(results: Results, specification: Mapping[str, Any], where: Mappi
         if x[-1] >= 50:
             ax.set_xscale("log")
             ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if x[-1] < 1000 else (1,)))
-            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
             ax.xaxis.set_minor_locator(NullLocator())
         else:
             ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
@@ -67,7 +67,7 @@ def draw_budget(results: Results, specification: Mapping[str, Any], where: Mappi
         noun = "configuration" if budget == 1 else "configurations"
         sheet.notes[f"With {budget} {noun} nothing but divergence in {lost.max():.0%} of the orders."] = None
     if results.metric not in tables:
-        sheet.notes[f"The best by {words(results.metric)}."] = None
+        sheet.notes[f"The best by {display_name(results.metric)}."] = None
     return [sheet]
 
 
@@ -85,7 +85,7 @@ def draw_target(results: Results, specification: Mapping[str, Any], where: Mappi
     if target is None:
         return []
     try:
-        table = time_to_target(narrowed(results, where), float(target), metric)
+        table = time_to_target(filter_trials(results, where), float(target), metric)
     except UnknownNameError:
         return []
     table = table[table["num_seeds"] > 0].assign(line=table.get(line, ""))
@@ -98,11 +98,11 @@ def draw_target(results: Results, specification: Mapping[str, Any], where: Mappi
     labels = [_named(value, table[table["line"] == value]) for value in shown]
     handles = [Line2D([], [], **line_style(shown.index(value))) for value in shown]
     sheet = new_grid(
-        titled(results, specification, where),
+        figure_title(results, specification, where),
         len(panels),
         handles,
         labels,
-        words(str(line)) if line in table else None,
+        display_name(str(line)) if line in table else None,
         0.0,
     )
     for ax, (name, label) in zip(sheet.axes, panels.items(), strict=True):
@@ -114,7 +114,7 @@ def draw_target(results: Results, specification: Mapping[str, Any], where: Mappi
         else:
             ax.set_xlim(0, known.max() * 1.05 or 1.0)
             ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 3)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value, 3)))
         ax.set_ylim(-0.03, 1.03)
         ax.set_xlabel(label)
         label_y(ax, "fraction reached")
@@ -124,7 +124,7 @@ def draw_target(results: Results, specification: Mapping[str, Any], where: Mappi
     if missed:
         sheet.notes[f"{missed} of {len(table)} configurations never did."] = None
     if len(shown) < len(curves.values_of(results, line)):
-        sheet.notes[f"The best {len(shown)} values of {words(str(line))} are shown."] = None
+        sheet.notes[f"The best {len(shown)} values of {display_name(str(line))} are shown."] = None
     return [sheet]
 
 
@@ -132,7 +132,7 @@ def _named(value: Any, own: pd.DataFrame) -> str:
     """Return a line's label: its value, and how many of its configurations missed the target."""
     missed = int((~np.isfinite(own["reached_step"])).sum())
     told = f"{missed} of {len(own)} missed" if missed else f"all {len(own)} reached"
-    return f"{plain(value)} ({told})" if value != "" else told
+    return f"{label_text(value)} ({told})" if value != "" else told
 
 
 def _draw_reached(ax: Axes, column: pd.Series, style: Mapping[str, Any]) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import HEALTHY, is_scaling, matching, numeric
+from tune_hpc.analysis.aggregation import HEALTHY, is_scaling, numeric, row_mask
 from tune_hpc.analysis.budget import MIN_CONFIGURATIONS
-from tune_hpc.analysis.formatting import condition, words
+from tune_hpc.analysis.formatting import display_name, format_config
 from tune_hpc.analysis.intervals import ROUNDING, student_interval
 from tune_hpc.analysis.judged import configuration_numbers
 from tune_hpc.analysis.results import Results
@@ -29,17 +29,17 @@ NUM_BUCKETS = 300
 _COLUMNS = ("line", "x", "mean", "low", "high", "num_trials")
 
 
-def specifications(results: Results) -> list[dict[str, Any]]:
+def default_figures(results: Results) -> list[dict[str, Any]]:
     """Return the figures that the experiment declares, or standard ones.
 
     Standard are curves, a response to each parameter, and all parameters together: a heat map, or parallel coordinates.
     A search of twenty configurations or more also shows what fewer would have found.
     """
     declared = [dict(figure) for figure in results.experiment.get("figures") or ()]
-    return (declared or _standard(results)) + _of_the_search(results)
+    return (declared or _standard(results)) + _search_figures(results)
 
 
-def _of_the_search(results: Results) -> list[dict[str, Any]]:
+def _search_figures(results: Results) -> list[dict[str, Any]]:
     """Return the figure of what a smaller search would have found, where that says something."""
     if results.experiment.get("scheduler") == "pbt" or is_scaling(results) or len(results.trials) < MIN_CONFIGURATIONS:
         return []
@@ -51,7 +51,7 @@ def _of_the_search(results: Results) -> list[dict[str, Any]]:
 
 def _standard(results: Results) -> list[dict[str, Any]]:
     if is_scaling(results):
-        return _of_scaling(results)
+        return _scaling_figures(results)
     curves = [name for name in results.history if name not in {"trial_id", "step"}]
     base = results.metric.removeprefix("best_").replace("selected_", "")
     curves.sort(key=lambda name: (name != base, name != base.replace("accuracy", "loss")))
@@ -60,14 +60,14 @@ def _standard(results: Results) -> list[dict[str, Any]]:
         made.append({"kind": "curve", "metrics": curves[:2], "title": "Learning curves"})
     for name in [name for name in results.varying if name != "seed"][:4]:
         log_x = is_geometric(values_of(results, name))
-        title = f"{words(results.metric).capitalize()} against {words(name)}"
+        title = f"{display_name(results.metric).capitalize()} against {display_name(name)}"
         made.append(
             {"kind": "response", "metrics": [results.metric], "title": title, "parameter": name, "log_x": log_x}
         )
     return made + _of_all(results)
 
 
-def _of_scaling(results: Results) -> list[dict[str, Any]]:
+def _scaling_figures(results: Results) -> list[dict[str, Any]]:
     """Return the standard figures of a scaling measurement; what else varies has a line, or a page, for each value."""
     others = [name for name in results.varying if name not in ("workers", "seed")]
     shared: dict[str, Any] = {"parameter": "workers"}
@@ -87,7 +87,7 @@ def _of_all(results: Results) -> list[dict[str, Any]]:
     """Return the standard figure of all parameters together: a heat map of two on a full grid, lines of all others."""
     names = [name for name in results.varying if name != "seed" and len(values_of(results, name)) > 1]
     one: dict[str, Any] = {"metrics": [results.metric]}
-    metric = words(results.metric).capitalize()
+    metric = display_name(results.metric).capitalize()
     if len(names) < 2:
         return []
     lines = [one | {"kind": "parallel", "title": f"{metric} of all configurations"}]
@@ -98,7 +98,15 @@ def _of_all(results: Results) -> list[dict[str, Any]]:
     pairs = results.trials[[x, y]].drop_duplicates()
     if pairs.isna().any(axis=None) or len(pairs) < len(values_of(results, x)) * len(values_of(results, y)):
         return lines
-    return [one | {"kind": "heatmap", "title": f"{metric} by {words(y)} and {words(x)}", "parameter": x, "line": y}]
+    return [
+        one
+        | {
+            "kind": "heatmap",
+            "title": f"{metric} by {display_name(y)} and {display_name(x)}",
+            "parameter": x,
+            "line": y,
+        }
+    ]
 
 
 def is_numeric(results: Results, name: str) -> bool:
@@ -146,7 +154,7 @@ def curve_lines(results: Results, line: str | None, where: Mapping[str, Any], sh
     Returns:
         One row per trial. Where other parameters vary too, a line is the configuration with the best mean metric.
     """
-    trials = results.trials[matching(results.trials, where)]
+    trials = results.trials[row_mask(results.trials, where)]
     free = _free(results, [line, *where])
     score = numeric(trials, results.metric).where(trials["status"].isin(HEALTHY))
     lower_is_better = results.experiment["mode"] == "min"
@@ -154,7 +162,7 @@ def curve_lines(results: Results, line: str | None, where: Mapping[str, Any], sh
     df["line"] = (
         trials[line]
         if line
-        else [condition(dict(zip(free, row, strict=True))) for row in trials[free].itertuples(index=False)]
+        else [format_config(dict(zip(free, row, strict=True))) for row in trials[free].itertuples(index=False)]
     )
     if line:
         df = df[matching_any(df["line"], shown)]
@@ -172,7 +180,7 @@ def matching_any(column: pd.Series, values: Sequence[Any]) -> pd.Series:
     """Return which rows hold one of these values."""
     mask = pd.Series(False, index=column.index)
     for value in values:
-        mask |= matching(column.to_frame("value"), {"value": value})
+        mask |= row_mask(column.to_frame("value"), {"value": value})
     return mask
 
 
@@ -222,7 +230,7 @@ def response_table(
     trials = results.trials
     if metric not in trials or parameter not in trials:
         return pd.DataFrame(columns=[*_COLUMNS, "is_joined"])
-    trials = trials[matching(trials, where) & trials["status"].isin(HEALTHY)]
+    trials = trials[row_mask(trials, where) & trials["status"].isin(HEALTHY)]
     free = _free(results, [parameter, line, *where])
     df = pd.DataFrame({"x": trials[parameter], "value": numeric(trials, metric)})
     df["line"] = trials[line] if line else "measured"
@@ -262,7 +270,7 @@ def published_table(
     return pd.DataFrame(rows, columns=["line", "x", "mean"])
 
 
-def thinned(values: np.ndarray, num_buckets: int = NUM_BUCKETS) -> np.ndarray:
+def downsample(values: np.ndarray, num_buckets: int = NUM_BUCKETS) -> np.ndarray:
     """Return the indices of points that draw the same line: ends, and the lowest and highest of each bucket.
 
     Extremes are kept, unlike by taking every n-th point, so that an oscillation keeps its height.

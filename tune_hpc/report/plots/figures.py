@@ -20,7 +20,7 @@ import matplotlib as mpl
 from matplotlib.lines import Line2D
 
 from tune_hpc.analysis.comparison import Comparison
-from tune_hpc.analysis.formatting import axis_label, unique_slug, words
+from tune_hpc.analysis.formatting import axis_label, display_name, unique_slug
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.plots import (
@@ -38,11 +38,11 @@ from tune_hpc.report.plots.axes import (
     draw_curve,
     draw_response,
     is_categorical,
+    label_text,
     line_style,
-    plain,
     published_style,
 )
-from tune_hpc.report.plots.layout import FigureLayout, label_y, new_grid, titled
+from tune_hpc.report.plots.layout import FigureLayout, figure_title, label_y, new_grid
 from tune_hpc.storage.experiment_folder import write_atomic
 
 _lock = threading.Lock()
@@ -95,7 +95,7 @@ def _sheet(results: Results, specification: Mapping[str, Any], where: Mapping[st
     shown = curves.shown_lines(results, line)
     notes: dict[str, None] = {}
     if len(shown) < len(curves.values_of(results, line)):
-        notes[f"The best {len(shown)} values of {words(str(line))} are shown."] = None
+        notes[f"The best {len(shown)} values of {display_name(str(line))} are shown."] = None
     if is_curve:
         members = curves.curve_lines(results, line, where, shown)
         shown = shown if line else list(dict.fromkeys(members["line"]))
@@ -117,7 +117,7 @@ def _sheet(results: Results, specification: Mapping[str, Any], where: Mapping[st
         published = curves.published_table(results, specification["published"], str(parameter), line, where)
         published = published if len(published) else None
     present = [value for value in shown if any((table["line"] == value).any() for table in tables.values())]
-    labels = [plain(value) + _lost(results, line, where, value) * is_curve for value in present]
+    labels = [label_text(value) + _lost(results, line, where, value) * is_curve for value in present]
     handles = [Line2D([], [], **line_style(shown.index(value))) for value in present]
     if published is not None:
         labels = labels if line else ["measured"]
@@ -126,11 +126,11 @@ def _sheet(results: Results, specification: Mapping[str, Any], where: Mapping[st
         labels.append("published, another machine" if is_timed else "published")
     if len(handles) == 1 and labels in (["measured"], [""]):
         handles, labels = [], []
-    title = titled(results, specification, where, compared=published is not None)
+    title = figure_title(results, specification, where, compared=published is not None)
     positions = [] if is_curve else curves.values_of(results, parameter)
     inches = (2.3 if len(tables) > 1 else 4.0) if is_categorical(positions) else 0.0
     extra = categorical_ticks(positions, inches)[2] if inches else 0.0
-    sheet = new_grid(title, len(tables), handles, labels, words(line) if line else None, extra)
+    sheet = new_grid(title, len(tables), handles, labels, display_name(line) if line else None, extra)
     sheet.notes.update(notes)
     for ax, (metric, table) in zip(sheet.axes, tables.items(), strict=True):
         if is_curve:
@@ -154,7 +154,7 @@ def _lost(results: Results, line: str | None, where: Mapping[str, Any], value: A
     diverged = results.trials["status"] == "diverged"
     if line is None or not diverged.any():
         return ""
-    own = curves.matching(results.trials, {**where, line: value})
+    own = curves.row_mask(results.trials, {**where, line: value})
     lost, of = int((diverged & own).sum()), int(own.sum())
     return "" if not lost else " (diverged)" if lost == of else f" ({lost} of {of} diverged)"
 
@@ -200,7 +200,7 @@ def draw_all(results: Results, more: Sequence[Mapping[str, Any]] = ()) -> list[R
         more: Figures beside those that the experiment declares.
     """
     taken: set[str] = set()
-    specifications = [*curves.specifications(results), *more]
+    specifications = [*curves.default_figures(results), *more]
     drawn = [sheet for specification in specifications for sheet in sheets(results, specification)]
     return [rendered(sheet, unique_slug(re.sub(r" \(quick run.*\)$", "", sheet.title), taken)) for sheet in drawn]
 

@@ -11,12 +11,20 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.patches import Patch, Rectangle
 
-from tune_hpc.analysis.formatting import axis_label, words
+from tune_hpc.analysis.formatting import axis_label, display_name
 from tune_hpc.analysis.results import Results
 from tune_hpc.report.plots import curves
-from tune_hpc.report.plots.axes import CHARACTER, WIDTH, categorical_ticks, plain
+from tune_hpc.report.plots.axes import CHARACTER, WIDTH, categorical_ticks, label_text
 from tune_hpc.report.plots.heatmap_data import DIVERGED, MEASURED, NO_VALUE, heat_table, tied_with_best
-from tune_hpc.report.plots.layout import EDGE, FigureLayout, colour_bar_width, legend_height, started, titled, wrapped
+from tune_hpc.report.plots.layout import (
+    EDGE,
+    FigureLayout,
+    colour_bar_width,
+    figure_title,
+    legend_height,
+    new_figure,
+    wrap_text,
+)
 
 #: More columns or rows than this leave no room for a cell; the best are kept.
 MOST_COLUMNS, MOST_ROWS = 24, 30
@@ -49,15 +57,17 @@ def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str,
     columns = [value for value in columns if (everything["x"] == value).any()]
     rows = [value for value in rows if (everything["y"] == value).any()]
 
-    labels = [plain(value) for value in rows]
+    labels = [label_text(value) for value in rows]
     height = max(len(rows) * _ROW, _LEAST_HEIGHT)
-    name = wrapped(axis_label(y), height)
+    name = wrap_text(axis_label(y), height)
     left = EDGE + 0.12 + 0.14 * len(name.split("\n")) + max(map(len, labels)) * CHARACTER + 0.1
     width = WIDTH - left - colour_bar_width(tables, height)
     extra = categorical_ticks(columns, width)[2]
     handles, names = _legend(everything)
     panel = _TOP + height + _BOTTOM + extra
-    sheet = started(titled(results, specification, where), panel * len(tables), legend_height(names) if names else 0.0)
+    sheet = new_figure(
+        figure_title(results, specification, where), panel * len(tables), legend_height(names) if names else 0.0
+    )
     if names:
         sheet.legend(handles, names)
     for number, (metric, table) in enumerate(tables.items()):
@@ -74,7 +84,7 @@ def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str,
         ax.yaxis.set_label_coords((EDGE - left) / width, 0.5)
     for name, shown in ((x, columns), (y, rows)):
         if len(shown) < len(curves.values_of(results, name)):
-            sheet.notes[f"The best {len(shown)} values of {words(name)} are shown."] = None
+            sheet.notes[f"The best {len(shown)} values of {display_name(name)} are shown."] = None
     return [sheet]
 
 
@@ -121,7 +131,9 @@ def draw_heat(
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    notes = [f"Cell: {words(metric)}, mean over seeds." if _has_seeds(results) else f"Cell: {words(metric)}."]
+    notes = [
+        f"Cell: {display_name(metric)}, mean over seeds." if _has_seeds(results) else f"Cell: {display_name(metric)}."
+    ]
     notes.append("Darker is better.")
     digits = _digits(values)
     texts = {index: _text(row.value, metric, digits) + "*" * bool(row.is_partial) for index, row in _measured(table)}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import HEALTHY, aggregate_seeds, crosses, matching, numeric
+from tune_hpc.analysis.aggregation import HEALTHY, aggregate_seeds, is_crossed_design, numeric, row_mask
 from tune_hpc.analysis.comparison import compare_samples
 from tune_hpc.analysis.judged import configuration_numbers
 from tune_hpc.analysis.results import Results
@@ -40,8 +40,12 @@ def heat_table(results: Results, metric: str, x: str, y: str, where: Mapping[str
     found = aggregate_seeds(results, [metric])
     if {x, y} - set(found):
         return empty
-    found = found[matching(found, where)].dropna(subset=[x, y])
-    if not found[metric].notna().any() or len(found[[x, y]].drop_duplicates()) < 2 or not crosses(found, x, y):
+    found = found[row_mask(found, where)].dropna(subset=[x, y])
+    if (
+        not found[metric].notna().any()
+        or len(found[[x, y]].drop_duplicates()) < 2
+        or not is_crossed_design(found, x, y)
+    ):
         return empty
     is_low = results.is_lower_better(metric)
     # Of several configurations in a cell the best counts: one of which no seed diverged before one that lost some.

@@ -13,9 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
-from tune_hpc.analysis.formatting import QUICK, axis_label, short, words
+from tune_hpc.analysis.formatting import QUICK, axis_label, display_name, format_number
 from tune_hpc.analysis.results import Results
-from tune_hpc.report.plots.axes import CHARACTER, WIDTH, plain
+from tune_hpc.report.plots.axes import CHARACTER, WIDTH, label_text
 
 #: Inches: between a figure's edge and what stands at it; a line of the title; a row of the legend; its handle.
 EDGE, TITLE_LINE, LEGEND_ROW, HANDLE = 0.12, 0.19, 0.165, 0.46
@@ -62,8 +62,8 @@ class FigureLayout:
         bar = self.figure.colorbar(colours, cax=place, extend=extend)
         bar.outline.set_linewidth(0.5)
         bar.ax.tick_params(labelsize=7, length=2)
-        bar.ax.yaxis.set_major_formatter(lambda value, _: short(value, 4))
-        bar.set_label(wrapped(axis_label(metric), box.height / scale), fontsize=8)
+        bar.ax.yaxis.set_major_formatter(lambda value, _: format_number(value, 4))
+        bar.set_label(wrap_text(axis_label(metric), box.height / scale), fontsize=8)
 
     def _axes(self, left: float, below: float, width: float, height: float) -> Axes:
         total = self.figure.get_figheight()
@@ -78,7 +78,7 @@ class FigureLayout:
         self.figure.legend(handles, labels, title=heading, alignment="left", **{**below, **place})
 
 
-def started(title: str, body: float, below: float = 0.0) -> FigureLayout:
+def new_figure(title: str, body: float, below: float = 0.0) -> FigureLayout:
     """Return an empty figure: its title, ``body`` inches for the panels and ``below`` inches for a legend."""
     lines = textwrap.wrap(title, 78)
     top = 0.1 + TITLE_LINE * len(lines)
@@ -101,7 +101,7 @@ def new_grid(
     has_gap = num_panels > 1 and num_panels % 2 == 1 and entry < 2.9 and len(labels) <= 11
     beside = num_panels == 1 and entry < 2.1 and len(labels) <= 13
     below = bool(handles) and not has_gap and not beside
-    sheet = started(title, num_rows * height, legend_height(labels, heading) if below else 0.0)
+    sheet = new_figure(title, num_rows * height, legend_height(labels, heading) if below else 0.0)
     width = (WIDTH - (entry + 0.1 if beside and handles else 0)) / num_columns
     for panel in range(num_panels):
         row, column = divmod(panel, num_columns)
@@ -122,13 +122,17 @@ def label_y(ax: Axes, text: str) -> None:
     figure = ax.get_figure(root=True)
     assert figure is not None
     box = ax.get_window_extent()
-    ax.set_ylabel(wrapped(text, box.height / figure.dpi))
+    ax.set_ylabel(wrap_text(text, box.height / figure.dpi))
     ax.yaxis.set_label_coords(-0.53 * figure.dpi / box.width, 0.5)
 
 
-def titled(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any], compared: bool = False) -> str:
+def figure_title(
+    results: Results, specification: Mapping[str, Any], where: Mapping[str, Any], compared: bool = False
+) -> str:
     """Return a figure's heading: which page it is, and that a quick run is one (``compared``: with published ones)."""
-    title = specification["title"] + "".join(f": {words(name)} {plain(value)}" for name, value in where.items())
+    title = specification["title"] + "".join(
+        f": {display_name(name)} {label_text(value)}" for name, value in where.items()
+    )
     if results.experiment.get("quick"):
         title += f" ({QUICK})" if compared else " (quick run)"
     return str(title)
@@ -152,9 +156,9 @@ def legend_height(labels: Sequence[str], heading: str | None = None) -> float:
 
 def colour_bar_width(metrics: Iterable[str], height: float) -> float:
     """Return the inches that colour bars take on the right of their panels, with numbers and labels."""
-    return 0.7 + 0.15 * max(wrapped(axis_label(metric), height).count("\n") + 1 for metric in metrics)
+    return 0.7 + 0.15 * max(wrap_text(axis_label(metric), height).count("\n") + 1 for metric in metrics)
 
 
-def wrapped(text: str, inches: float) -> str:
+def wrap_text(text: str, inches: float) -> str:
     """Return a text in lines that are no longer than so many inches."""
     return "\n".join(textwrap.wrap(text, max(int(inches / 0.078), 6)))

@@ -13,11 +13,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
-from tune_hpc.analysis.aggregation import matching
-from tune_hpc.analysis.formatting import axis_label, short, words
+from tune_hpc.analysis.aggregation import row_mask
+from tune_hpc.analysis.formatting import axis_label, display_name, format_number
 from tune_hpc.analysis.results import Results
-from tune_hpc.report.plots.axes import WIDTH, plain
-from tune_hpc.report.plots.layout import EDGE, FigureLayout, colour_bar_width, started, titled
+from tune_hpc.report.plots.axes import WIDTH, label_text
+from tune_hpc.report.plots.layout import EDGE, FigureLayout, colour_bar_width, figure_title, new_figure
 from tune_hpc.report.plots.parallel_data import Scale, grouped, parallel_table
 
 #: More axes than this stand too close to one another; then there are several panels, each ending with the metric.
@@ -45,7 +45,7 @@ def _sheet(
     groups = grouped(parameters, table, MOST_AXES)
     num_panels = len(groups)
     panel = _NAMES + _HEIGHT + _BELOW
-    sheet = started(titled(results, specification, where), num_panels * panel)
+    sheet = new_figure(figure_title(results, specification, where), num_panels * panel)
     right = colour_bar_width([metric], _HEIGHT)
     is_low = results.is_lower_better(metric)
     margin = 0.05 * (abs(last.low) or 1) * (last.low == last.high)
@@ -75,8 +75,10 @@ def _sheet(
         sheet.notes["Each panel shows the same configurations."] = None
     if extend != "neither":
         edge, beyond = (last.high, values.max()) if extend == "max" else (last.low, values.min())
-        sheet.notes[f"The axis of the {words(metric)} ends at {edge:.3g}; the worst value is {beyond:.3g}."] = None
-    lost = int(((results.trials["status"] == "diverged") & matching(results.trials, where)).sum())
+        sheet.notes[f"The axis of the {display_name(metric)} ends at {edge:.3g}; the worst value is {beyond:.3g}."] = (
+            None
+        )
+    lost = int(((results.trials["status"] == "diverged") & row_mask(results.trials, where)).sum())
     if lost:
         sheet.notes[f"Configurations that diverged are left out ({lost} trials)."] = None
     return sheet
@@ -131,11 +133,11 @@ def _labels(scale: Scale, inches: float) -> list[tuple[str, float]]:
     """Return an axis's labels with their places, as far as they do not touch."""
     if scale.is_categorical:
         most = max(int((inches - 0.08) / _SMALL), 4)
-        told = [_fitted(plain(value), most) for value in scale.values]
+        told = [_fitted(label_text(value), most) for value in scale.values]
         places = list(scale.positions(scale.values))
     else:
         numbers = _ticks(scale)
-        told = [short(value, 3) for value in numbers]
+        told = [format_number(value, 3) for value in numbers]
         places = list(scale.positions(numbers))
     kept: list[tuple[str, float]] = []
     for text, place in zip(told, places, strict=True):

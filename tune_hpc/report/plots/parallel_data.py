@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import aggregate_seeds, matching, ranked
+from tune_hpc.analysis.aggregation import aggregate_seeds, row_mask, sort_configurations
 from tune_hpc.analysis.results import Results
 from tune_hpc.report.plots.curves import is_geometric
 
@@ -61,9 +61,9 @@ def parallel_table(results: Results, metric: str, where: Mapping[str, Any]) -> t
         empty frame and no axes where nothing can be compared.
     """
     found = aggregate_seeds(results, [metric, results.metric])
-    found = found[(found["num_diverged"] == 0) & found[metric].notna() & matching(found, where)]
+    found = found[(found["num_diverged"] == 0) & found[metric].notna() & row_mask(found, where)]
     if metric == results.metric:
-        found = ranked(results, found)
+        found = sort_configurations(results, found)
     found = found.sort_values(metric, ascending=results.is_lower_better(metric), kind="stable").reset_index(drop=True)
     names = [
         name for name in results.varying if name not in ("seed", metric) and len(found[name].dropna().unique()) > 1

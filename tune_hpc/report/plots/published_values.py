@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from tune_hpc.analysis.formatting import axis_label, short
+from tune_hpc.analysis.formatting import axis_label, format_number
 from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, NOT_COMPARABLE, compare_to_published
 from tune_hpc.analysis.results import Results
 from tune_hpc.report.plots.axes import CHARACTER, WIDTH, published_style
-from tune_hpc.report.plots.layout import EDGE, FigureLayout, legend_height, started, titled, wrapped
+from tune_hpc.report.plots.layout import EDGE, FigureLayout, figure_title, legend_height, new_figure, wrap_text
 
 MOST_ROWS = 20
 #: A longer name of a row is broken into lines.
@@ -63,7 +63,7 @@ def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str,
         parts = [
             {metric: table.iloc[start:end]} for metric, table in tables.items() for start, end in _spans(len(table))
         ]
-    title = titled(results, specification, where, compared=True)
+    title = figure_title(results, specification, where, compared=True)
     return [
         _sheet(title + (f" ({number} of {len(parts)})" if len(parts) > 1 else ""), part, is_shared)
         for number, part in enumerate(parts, 1)
@@ -86,7 +86,7 @@ def _sheet(title: str, tables: Mapping[str, pd.DataFrame], is_shared: bool) -> F
     columns = len(tables) if is_shared else 1
     width = (WIDTH - left - 0.2 - _BETWEEN * (columns - 1)) / columns
     handles, labels = _legend(pd.concat(tables.values()))
-    sheet = started(title, panels[0] if is_shared else sum(panels), legend_height(labels))
+    sheet = new_figure(title, panels[0] if is_shared else sum(panels), legend_height(labels))
     sheet.legend(handles, labels)
     below = 0.0
     for number, (metric, table) in enumerate(tables.items()):
@@ -95,7 +95,7 @@ def _sheet(title: str, tables: Mapping[str, pd.DataFrame], is_shared: bool) -> F
         draw_published(ax, table, names[metric])
         if is_shared and number:
             ax.tick_params(labelleft=False)
-        ax.set_xlabel(wrapped(axis_label(metric), width))
+        ax.set_xlabel(wrap_text(axis_label(metric), width))
         below += 0 if is_shared else panels[number]
     sheet.notes.update(dict.fromkeys(_notes(pd.concat(tables.values()))))
     return sheet
@@ -144,7 +144,7 @@ def draw_published(ax: Axes, table: pd.DataFrame, names: list[str]) -> None:
         assert figure is not None
         inches = ax.get_window_extent().width / figure.dpi
         ax.xaxis.set_major_locator(MaxNLocator(max(int(inches / 0.45), 3), steps=[1, 2, 5, 10]))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 4)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value, 4)))
     ax.margins(x=0.06)
 
 

@@ -10,11 +10,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from tune_hpc.analysis.comparison import Comparison
-from tune_hpc.analysis.formatting import axis_label, short, words
+from tune_hpc.analysis.formatting import axis_label, display_name, format_number
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.report.plots.axes import CHARACTER, WIDTH, plain
-from tune_hpc.report.plots.layout import EDGE, FigureLayout, legend_height, started, titled, wrapped
+from tune_hpc.report.plots.axes import CHARACTER, WIDTH, label_text
+from tune_hpc.report.plots.layout import EDGE, FigureLayout, figure_title, legend_height, new_figure, wrap_text
 
 #: More rows than this are no figure; the best are kept.
 MOST_ROWS = 30
@@ -40,7 +40,7 @@ def draw_ranking(results: Results, specification: Mapping[str, Any], where: Mapp
         except UnknownNameError:
             continue
         if len(ranking.values) > 1:
-            made.append(ranking_sheet(ranking, titled(results, specification, where)))
+            made.append(ranking_sheet(ranking, figure_title(results, specification, where)))
     return made
 
 
@@ -50,7 +50,10 @@ def ranking_sheet(ranking: Comparison, title: str) -> FigureLayout:
     looks = [_look(rank) for rank in table["rank"]]
     labels = [look for look in _LOOKS if look in looks]
     sheet, ax = _rows(
-        title, [plain(value) for value in table[ranking.parameter]], words(ranking.parameter), legend_height(labels)
+        title,
+        [label_text(value) for value in table[ranking.parameter]],
+        display_name(ranking.parameter),
+        legend_height(labels),
     )
     sheet.legend([Line2D([], [], **_MARK | _LOOKS[look]) for look in labels], labels)
     for level, (row, look) in enumerate(zip(table.to_dict("records"), looks, strict=True)):
@@ -64,10 +67,12 @@ def ranking_sheet(ranking: Comparison, title: str) -> FigureLayout:
     else:
         ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         _hold(ax, table)
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 4)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value, 4)))
     ax.set_xlabel(axis_label(ranking.metric))
     if table["low"].notna().any():
-        sheet.notes[f"Bar: {short(100 * ranking.confidence)} % interval of the mean over seeds (Student's)."] = None
+        sheet.notes[
+            f"Bar: {format_number(100 * ranking.confidence)} % interval of the mean over seeds (Student's)."
+        ] = None
     if int(table["num_configurations"].max()) > 1:
         sheet.notes["A value stands with the best of its configurations."] = None
     if len(table) < len(ranking.values):
@@ -94,14 +99,14 @@ def draw_importance(results: Results, specification: Mapping[str, Any], where: M
     table = specification["table"].head(MOST_ROWS)
     if len(table) < 2:
         return []
-    names = [words(str(name)) for name in table["parameter"]]
-    sheet, ax = _rows(titled(results, specification, where), names, "parameter", 0.0)
+    names = [display_name(str(name)) for name in table["parameter"]]
+    sheet, ax = _rows(figure_title(results, specification, where), names, "parameter", 0.0)
     ax.barh(range(len(table)), table["importance"], height=0.62, color=_COLOUR)
     for level, value in enumerate(table["importance"]):
         ax.annotate(f"{100 * value:.0f} %", (value, level), (3, 0), textcoords="offset points", va="center", size=7.5)
     ax.set_xlim(0, float(table["importance"].max()) * 1.12)
     ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 3)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value, 3)))
     ax.set_xlabel("importance (fraction; all add up to 1)")
     sheet.notes["Important: the best configurations have other values of it than all (PED-ANOVA)."] = None
     return [sheet]
@@ -111,10 +116,10 @@ def _rows(title: str, names: list[str], label: str, below: float) -> tuple[Figur
     """Return a sheet with one panel, a named row at each whole number, the first on top."""
     names = [name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…" for name in names]
     height = max(len(names) * _ROW, 0.8)
-    name = wrapped(label, height)
+    name = wrap_text(label, height)
     left = EDGE + 0.12 + 0.14 * len(name.split("\n")) + max(map(len, names)) * CHARACTER + 0.1
     width = WIDTH - left - 0.25
-    sheet = started(title, _TOP + height + _BOTTOM, below)
+    sheet = new_figure(title, _TOP + height + _BOTTOM, below)
     ax = sheet.panel(left, _TOP, width, height)
     ax.set_yticks(range(len(names)), names)
     ax.tick_params(axis="y", length=0)

@@ -10,13 +10,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from tune_hpc.analysis.aggregation import matching
-from tune_hpc.analysis.formatting import axis_label, short, words
+from tune_hpc.analysis.aggregation import row_mask
+from tune_hpc.analysis.formatting import axis_label, display_name, format_number
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.plots import curves
-from tune_hpc.report.plots.axes import clip_error_bars, line_style, plain
-from tune_hpc.report.plots.layout import FigureLayout, label_y, new_grid, titled
+from tune_hpc.report.plots.axes import clip_error_bars, label_text, line_style
+from tune_hpc.report.plots.layout import FigureLayout, figure_title, label_y, new_grid
 from tune_hpc.report.scaling_tables import HERE, predictions
 
 #: Dark to bright, so that parts are told apart in grey, too.
@@ -40,9 +40,9 @@ def draw_stack(results: Results, specification: Mapping[str, Any], where: Mappin
     if not parts or any(table["x"].duplicated().any() for table in parts.values()):
         return []
     means = pd.DataFrame({metric: table.set_index("x")["mean"] for metric, table in parts.items()}).reindex(values)
-    labels = [words(metric) for metric in parts]
+    labels = [display_name(metric) for metric in parts]
     handles = [Patch(facecolor=_PARTS[number % len(_PARTS)]) for number in range(len(parts))]
-    sheet = new_grid(titled(results, specification, where), 1, handles[::-1], labels[::-1], None, 0.0)
+    sheet = new_grid(figure_title(results, specification, where), 1, handles[::-1], labels[::-1], None, 0.0)
     ax = sheet.axes[0]
     bottom = np.zeros(len(values))
     for number, (_, own) in enumerate(means.items()):
@@ -50,9 +50,9 @@ def draw_stack(results: Results, specification: Mapping[str, Any], where: Mappin
         ax.bar(range(len(values)), height, bottom=bottom, width=0.62, color=_PARTS[number % len(_PARTS)])
         bottom = bottom + height
     for place, total in enumerate(bottom):
-        ax.annotate(short(total, 3), (place, total), (0, 2), textcoords="offset points", ha="center", size=7.5)
+        ax.annotate(format_number(total, 3), (place, total), (0, 2), textcoords="offset points", ha="center", size=7.5)
     ax.set_ylim(0, bottom.max() * 1.1 or 1.0)
-    ax.set_xticks(range(len(values)), [plain(value) for value in values])
+    ax.set_xticks(range(len(values)), [label_text(value) for value in values])
     ax.grid(False, axis="x")
     ax.set_xlabel(axis_label(parameter))
     label_y(ax, str(specification.get("unit") or "seconds a step"))
@@ -73,7 +73,7 @@ def draw_speedup(results: Results, specification: Mapping[str, Any], where: Mapp
         return []
     shown = curves.shown_lines(results, line) if line else ["measured"]
     handles = [Line2D([], [], **line_style(number)) for number in range(len(shown))]
-    labels = [plain(value) for value in shown]
+    labels = [label_text(value) for value in shown]
     said = _predicted(results, line, where, list(tables), len(shown))
     if len(said):
         handles.append(Line2D([], [], **_PREDICTED | {"color": "#444444"}))
@@ -82,7 +82,12 @@ def draw_speedup(results: Results, specification: Mapping[str, Any], where: Mapp
         handles.append(Line2D([], [], **IDEAL))
         labels.append("if nothing were lost")
     sheet = new_grid(
-        titled(results, specification, where), len(tables), handles, labels, words(line) if line else None, 0.0
+        figure_title(results, specification, where),
+        len(tables),
+        handles,
+        labels,
+        display_name(line) if line else None,
+        0.0,
     )
     for ax, (metric, table) in zip(sheet.axes, tables.items(), strict=True):
         values = sorted(table["x"].unique())
@@ -119,7 +124,7 @@ def _predicted(
     except UnknownNameError:
         return pd.DataFrame()
     own = {name: value for name, value in where.items() if name in said}
-    said = said[(said["link"] == HERE) & (said["workers"] > 1) & matching(said, own)]
+    said = said[(said["link"] == HERE) & (said["workers"] > 1) & row_mask(said, own)]
     is_told = len(own) == len(where) and set(metrics) <= set(said) and (line is None or line in said)
     most = said.groupby("workers").size().max() if len(said) else 0
     return said if is_told and most <= num_lines else pd.DataFrame()
@@ -131,7 +136,7 @@ def number_workers(ax: Axes, values: list[Any]) -> None:
         ax.set_xscale("log", base=2)
     ax.xaxis.set_major_locator(FixedLocator(values))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
 
 
 def _crowded(results: Results, parameter: str) -> list[str]:
@@ -140,5 +145,5 @@ def _crowded(results: Results, parameter: str) -> list[str]:
     if "oversubscribed" not in trials or not trials["oversubscribed"].fillna(False).any():
         return []
     shared = sorted(trials.loc[trials["oversubscribed"].fillna(False).astype(bool), parameter].unique())
-    told = ", ".join(plain(value) for value in shared)
-    return [f"With {words(parameter)} {told} they share cores or GPUs."]
+    told = ", ".join(label_text(value) for value in shared)
+    return [f"With {display_name(parameter)} {told} they share cores or GPUs."]

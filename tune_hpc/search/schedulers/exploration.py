@@ -8,7 +8,7 @@ from ray.tune.search.sample import Categorical, Domain
 
 from tune_hpc.learning.config import TRIAL_KEYS
 from tune_hpc.search.space.conditional import Conditional
-from tune_hpc.search.space.domains import nearest, quantile
+from tune_hpc.search.space.domains import clip, ppf
 from tune_hpc.search.space.space import Space
 
 #: What a number may be multiplied by.
@@ -55,11 +55,11 @@ def explore(
         if place is None or not isinstance(domain, Domain):
             continue
         if chance < RESAMPLE_PROBABILITY:
-            changed[name] = quantile(domain, fraction)
+            changed[name] = ppf(domain, fraction)
         elif isinstance(domain, Categorical):
             changed[name] = _neighbour(domain.categories, config[name], direction < 0.5)
         else:
-            changed[name] = nearest(domain, config[name] * FACTORS[int(direction < 0.5)])
+            changed[name] = clip(domain, config[name] * FACTORS[int(direction < 0.5)])
     return changed
 
 

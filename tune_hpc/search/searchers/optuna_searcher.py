@@ -38,11 +38,11 @@ class OptunaSearcher(Searcher):
         before: Results | None = None,
         warm_start: Sequence[Results] = (),
     ) -> None:
-        from tune_hpc.search.searchers.optuna_study import Study
+        from tune_hpc.search.searchers.optuna_study import AskTellStudy
 
         self.experiment = experiment
         self.home = home
-        self.study = Study(experiment.space, experiment.searcher, experiment.mode, experiment.search_seed)
+        self.study = AskTellStudy(experiment.space, experiment.searcher, experiment.mode, experiment.search_seed)
         for other in warm_start:
             self._tell_all(other)
         self._optuna_number: dict[int, int] = {}
@@ -125,9 +125,9 @@ class OptunaSearcher(Searcher):
         self._outcomes[number] = {}
 
     def _told(self, row: Mapping[str, Any]) -> tuple[str, float | None, int]:
-        from tune_hpc.search.searchers.optuna_study import told
+        from tune_hpc.search.searchers.optuna_study import trial_outcome
 
-        return told(row, self.experiment.metric)
+        return trial_outcome(row, self.experiment.metric)
 
     def _outcome(self, told: Sequence[tuple[str, float | None, int]]) -> Any:
         return self.study.outcome(*zip(*told, strict=True))

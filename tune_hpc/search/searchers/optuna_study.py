@@ -24,14 +24,14 @@ from ray.tune.search.sample import Categorical, Domain, Integer
 from tune_hpc.analysis.results import Results
 from tune_hpc.search.searchers.samplers import quasi_random_configs
 from tune_hpc.search.space.conditional import Conditional
-from tune_hpc.search.space.domains import bounds, cumulative, nearest, quantile, to_json
+from tune_hpc.search.space.domains import bounds, cdf, clip, ppf, to_json
 from tune_hpc.search.space.space import Space
 
 #: So many configurations are spread evenly before the sampler's model has a say.
 NUM_STARTUP = 10
 
 
-def told(row: Mapping[str, Any], metric: str) -> tuple[str, float | None, int]:
+def trial_outcome(row: Mapping[str, Any], metric: str) -> tuple[str, float | None, int]:
     """Return what ``Study.outcome`` wants to know of a trial that ended: its status, value and steps."""
     value, steps = row.get(metric), row.get("steps_run")
     return str(row["status"]), None if value is None else float(value), int(steps) if steps and steps == steps else 0
@@ -49,7 +49,7 @@ def configurations(results: Results, space: Space) -> list[tuple[dict[str, Any],
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """What became of a configuration, in Optuna's words.
 
     Attributes:
@@ -65,7 +65,7 @@ class Outcome:
     violation: float | None
 
 
-class Study:
+class AskTellStudy:
     """Asks Optuna for configurations and tells it what became of them.
 
     Args:
@@ -133,7 +133,7 @@ class Study:
                 params[parameter.name] = parameter.from_value(config[name])
         return params
 
-    def tell(self, number: int, outcome: Outcome) -> None:
+    def tell(self, number: int, outcome: TrialOutcome) -> None:
         """Say what became of the configuration that ``ask`` gave this number; the last word counts."""
         trial = self._asked.pop(number, None)
         if trial is None:
@@ -148,7 +148,7 @@ class Study:
     def add(
         self,
         config: Mapping[str, Any],
-        outcome: Outcome,
+        outcome: TrialOutcome,
         curve: Mapping[int, float] | None = None,
         attributes: Mapping[str, Any] | None = None,
         took_s: float = 0.0,
@@ -173,7 +173,7 @@ class Study:
         return self._num_known - 1
 
     def _ended_trial(
-        self, params: dict[str, Any], outcome: Outcome, curve: Mapping[int, float], attributes: Mapping[str, Any]
+        self, params: dict[str, Any], outcome: TrialOutcome, curve: Mapping[int, float], attributes: Mapping[str, Any]
     ) -> FrozenTrial:
         intermediate = dict(curve)
         if outcome.state is TrialState.PRUNED:
@@ -190,7 +190,7 @@ class Study:
             constraints=None if outcome.violation is None else {"diverged": outcome.violation},
         )
 
-    def _replace(self, number: int, outcome: Outcome) -> None:
+    def _replace(self, number: int, outcome: TrialOutcome) -> None:
         """Tell more of a configuration than before: Optuna takes one word, so a new study takes all the others'."""
         trials = self.trials
         trials[number] = self._ended_trial(trials[number].params, outcome, {}, {})
@@ -200,7 +200,9 @@ class Study:
         # Those under way are replaced, too, when they end: their trials belong to the former study.
         self._asked.clear()
 
-    def outcome(self, statuses: Sequence[str], values: Sequence[float | None], steps: Sequence[int] = (0,)) -> Outcome:
+    def outcome(
+        self, statuses: Sequence[str], values: Sequence[float | None], steps: Sequence[int] = (0,)
+    ) -> TrialOutcome:
         """Return what Optuna is to be told of a configuration.
 
         Args:
@@ -213,11 +215,13 @@ class Study:
         """
         step = min(steps)
         if "diverged" in statuses:
-            return Outcome(TrialState.COMPLETE, math.inf if self.mode == "min" else -math.inf, step, 1.0)
+            return TrialOutcome(TrialState.COMPLETE, math.inf if self.mode == "min" else -math.inf, step, 1.0)
         numbers = [value for value in values if value is not None and math.isfinite(value)]
         if "failed" in statuses or not numbers:
-            return Outcome(TrialState.FAIL, math.nan, step, None)
-        return Outcome(TrialState.PRUNED if "stopped" in statuses else TrialState.COMPLETE, fmean(numbers), step, -1.0)
+            return TrialOutcome(TrialState.FAIL, math.nan, step, None)
+        return TrialOutcome(
+            TrialState.PRUNED if "stopped" in statuses else TrialState.COMPLETE, fmean(numbers), step, -1.0
+        )
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -252,15 +256,15 @@ class StudyParameter:
     def to_value(self, suggested: Any) -> Any:
         """Return the domain's value for one of Optuna's."""
         if self._is_fraction:
-            return quantile(self.domain, min(suggested, math.nextafter(1, 0)))
+            return ppf(self.domain, min(suggested, math.nextafter(1, 0)))
         if isinstance(self.domain, Categorical):
             return suggested
-        return nearest(self.domain, suggested)
+        return clip(self.domain, suggested)
 
     def from_value(self, value: Any) -> Any:
         """Return Optuna's value for one of the domain's."""
         if self._is_fraction:
-            return cumulative(self.domain, value)
+            return cdf(self.domain, value)
         own = self.distribution
         # Optuna's upper bound may be another sum of the same steps, rounded otherwise.
         return value if isinstance(own, CategoricalDistribution) else min(max(value, own.low), own.high)
@@ -287,8 +291,8 @@ def _parameter_name(space: Space, name: str, case: int) -> str:
     conditions = value.cases[case].conditions
     if not conditions:
         return name
-    told = (f"{other}={','.join(map(str, values))}" for other, values in conditions.items())
-    return f"{name}[{'&'.join(told)}]"
+    trial_outcome = (f"{other}={','.join(map(str, values))}" for other, values in conditions.items())
+    return f"{name}[{'&'.join(trial_outcome)}]"
 
 
 def _distribution(domain: Domain) -> tuple[CategoricalDistribution | IntDistribution | FloatDistribution, bool]:

@@ -13,7 +13,7 @@ import numpy as np
 from ray.tune.search.sample import Domain
 
 from tune_hpc.search.space.branches import Branch
-from tune_hpc.search.space.domains import quantile
+from tune_hpc.search.space.domains import ppf
 from tune_hpc.search.space.space import Space
 
 
@@ -75,7 +75,7 @@ def _fill(branch: Branch, seed: int, number: int) -> Iterator[dict[str, Any]]:
     # Twice as many points each time: powers of two keep the sequence balanced.
     for power in count():
         for point in engine.random(max(1, 2 ** (power - 1))):
-            values = [quantile(domain, value) for domain, value in zip(domains, point, strict=True)]
+            values = [ppf(domain, value) for domain, value in zip(domains, point, strict=True)]
             told_apart = tuple((isinstance(value, bool), value) for value in values)
             if told_apart not in seen:
                 seen.add(told_apart)

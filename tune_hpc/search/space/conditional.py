@@ -22,7 +22,7 @@ from tune_hpc.search.space.domains import contains, identity
 
 
 @dataclass(frozen=True)
-class Case:
+class Condition:
     """One case of a conditional parameter.
 
     Attributes:
@@ -45,11 +45,11 @@ class Case:
 class Conditional:
     """A parameter's cases, the first of which that holds counts."""
 
-    cases: tuple[Case, ...]
+    cases: tuple[Condition, ...]
 
     def __or__(self, other: Any) -> Conditional:
         """Return these cases, then others; a domain or a constant stands for all that is left."""
-        more = other.cases if isinstance(other, Conditional) else (Case({}, other),)
+        more = other.cases if isinstance(other, Conditional) else (Condition({}, other),)
         return Conditional(self.cases + more)
 
     @property
@@ -71,7 +71,7 @@ class Conditional:
                 for name, values in case.conditions.items()
             }
             if all(live.values()):
-                cases.append(Case(live, case.value))
+                cases.append(Condition(live, case.value))
         return Conditional(tuple(cases)) if cases else None
 
 
@@ -87,7 +87,7 @@ def when(value: Any, **conditions: Any) -> Conditional:
     """
     if not conditions:
         raise InvalidSpaceError("when takes at least one condition, like optimizer='adam'; got none")
-    case = Case({name: _as_values(name, given) for name, given in conditions.items()}, value)
+    case = Condition({name: _as_values(name, given) for name, given in conditions.items()}, value)
     return Conditional((case,))
 
 
@@ -110,7 +110,7 @@ def conditional_from_json(name: str, cases: Any, read: Callable[[str, Any], Any]
         if not isinstance(case, Mapping) or set(case) != {"when", "value"} or not isinstance(case["when"], Mapping):
             raise InvalidSpaceError(f"{rule}; got {case!r}")
         conditions = {str(other): _as_values(str(other), given) for other, given in case["when"].items()}
-        found.append(Case(conditions, read(name, case["value"])))
+        found.append(Condition(conditions, read(name, case["value"])))
     return Conditional(tuple(found))
 
 
@@ -129,13 +129,13 @@ def describe_conditional(conditional: Conditional, describe: Callable[[Any], str
     return "; ".join(f"{describe(case.value)} {describe_conditions(case)}" for case in conditional.cases)
 
 
-def describe_conditions(case: Case) -> str:
+def describe_conditions(case: Condition) -> str:
     """Return when a case holds, in words: ``where optimizer is momentum or nesterov``, or ``elsewhere``."""
     conditions = [f"{name} is {' or '.join(map(str, values))}" for name, values in case.conditions.items()]
     return f"where {' and '.join(conditions)}" if conditions else "elsewhere"
 
 
-def in_order_of_dependence(parameters: Mapping[str, Any]) -> list[str]:
+def dependency_order(parameters: Mapping[str, Any]) -> list[str]:
     """Return the parameters' names, each after those that control it, otherwise as they stand.
 
     Raises:

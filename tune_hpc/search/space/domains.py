@@ -15,7 +15,7 @@ from ray import tune
 from ray.tune.search.sample import Categorical, Domain, Float, Integer, Quantized
 
 from tune_hpc.errors import InvalidConfigError, InvalidSpaceError
-from tune_hpc.learning.config import Key
+from tune_hpc.learning.config import ConfigKey
 
 #: Ray Tune's constructors by the name that plain JSON uses, each with the number of its arguments.
 RANGES = {
@@ -108,7 +108,7 @@ def _parse_scalar(text: str) -> Any:
     return text
 
 
-def check_domain(name: str, value: Any, key: Key | None) -> Any:
+def check_domain(name: str, value: Any, key: ConfigKey | None) -> Any:
     """Return a parameter's domain or constant, its numbers in the kind that ``key`` wants.
 
     Raises:
@@ -137,7 +137,7 @@ def check_domain(name: str, value: Any, key: Key | None) -> Any:
     return domain
 
 
-def _choice(name: str, values: Iterable[Any], key: Key | None) -> Domain:
+def _choice(name: str, values: Iterable[Any], key: ConfigKey | None) -> Domain:
     if not isinstance(values, list | tuple):
         raise InvalidSpaceError(f"{name}: a choice takes a list; got {values!r}")
     categories = [check_constant(name, one, key) for one in values]
@@ -154,7 +154,7 @@ def _range(name: str, kind: str, arguments: Iterable[Any]) -> Domain:
     got = f"got {', '.join(map(repr, numbers)) or 'none'}"
     if len(numbers) != RANGES[kind] or not all(_is_number(one) for one in numbers):
         raise InvalidSpaceError(f"{name}: {kind} takes {RANGES[kind]} numbers; {got}")
-    if not all(map(_fits, numbers)) or not math.isfinite(float(numbers[1]) - float(numbers[0])):
+    if not all(map(_matches_type, numbers)) or not math.isfinite(float(numbers[1]) - float(numbers[0])):
         raise InvalidSpaceError(f"{name}: {kind} takes finite numbers of 64 bits; {got}")
     if kind == "randn":
         if numbers[1] <= 0:
@@ -186,12 +186,12 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _fits(number: float) -> bool:
+def _matches_type(number: float) -> bool:
     """Whether Parquet and numpy can hold a number, and JSON can write it."""
     return -(2**63) <= number < 2**63 if isinstance(number, int) else math.isfinite(number)
 
 
-def check_constant(name: str, value: Any, key: Key | None) -> Any:
+def check_constant(name: str, value: Any, key: ConfigKey | None) -> Any:
     """Return a constant in the kind that ``key`` wants.
 
     Raises:
@@ -204,7 +204,7 @@ def check_constant(name: str, value: Any, key: Key | None) -> Any:
         raise InvalidSpaceError(
             f"{name}: a value is a number, a string or true/false; got {value!r} of type {type(value).__name__}{remedy}"
         )
-    if _is_number(value) and not _fits(value):
+    if _is_number(value) and not _matches_type(value):
         raise InvalidSpaceError(f"{name}: a number must be finite and fit into 64 bits; got {value!s:.30}")
     if key is None:
         return value
@@ -257,7 +257,7 @@ def all_values(domain: Domain) -> list[Any]:
     return [_multiple(domain, multiple) for multiple in stepped[0]]
 
 
-def draw(domain: Domain, generator: np.random.Generator) -> Any:
+def sample(domain: Domain, generator: np.random.Generator) -> Any:
     """Return one value drawn at random."""
     value = domain.sample(random_state=generator)
     value = value.item() if isinstance(value, np.generic) else value
@@ -268,7 +268,7 @@ def draw(domain: Domain, generator: np.random.Generator) -> Any:
     return min(max(value, low), high)
 
 
-def quantile(domain: Domain, fraction: float) -> Any:
+def ppf(domain: Domain, fraction: float) -> Any:
     """Return the value below which a domain has a given fraction of its probability.
 
     So points that fill a unit cube evenly become configurations that fill a space evenly.
@@ -299,8 +299,8 @@ def quantile(domain: Domain, fraction: float) -> Any:
     return float(min(max(value, low), high))
 
 
-def cumulative(domain: Domain, value: Any) -> float:
-    """Return a fraction of which ``quantile`` makes this value: for a normal or a stepped logarithmic domain."""
+def cdf(domain: Domain, value: Any) -> float:
+    """Return a fraction of which ``ppf`` makes this value: for a normal or a stepped logarithmic domain."""
     kind, (mean, deviation, *_) = next(iter(to_json("", domain).items()))
     if kind == "randn":
         return NormalDist(mean, deviation).cdf(value)
@@ -311,7 +311,7 @@ def cumulative(domain: Domain, value: Any) -> float:
     return (math.log(round(value / step) + 0.5) - first) / (last - first)
 
 
-def nearest(domain: Domain, number: float) -> Any:
+def clip(domain: Domain, number: float) -> Any:
     """Return the value of a range that is nearest to a number."""
     stepped = _multiples(domain)
     if not stepped:
@@ -341,7 +341,7 @@ def contains(value: Any, candidate: Any) -> bool:
         return isinstance(candidate, bool) == isinstance(value, bool) and bool(candidate == value)
     if isinstance(value, Categorical):
         return any(contains(one, candidate) for one in value.categories)
-    if not _is_number(candidate) or not _fits(candidate):
+    if not _is_number(candidate) or not _matches_type(candidate):
         return False
     if next(iter(to_json("", value))) == "randn":
         return True

@@ -28,16 +28,16 @@ from ray import tune
 from ray.tune.search.sample import Domain
 
 from tune_hpc.errors import InvalidSpaceError
-from tune_hpc.learning.config import TRIAL_KEYS, Key
+from tune_hpc.learning.config import TRIAL_KEYS, ConfigKey
 from tune_hpc.search.space.branches import Branch, possible_values
 from tune_hpc.search.space.conditional import (
-    Case,
+    Condition,
     Conditional,
     conditional_from_json,
     conditional_to_json,
+    dependency_order,
     describe_conditional,
     describe_conditions,
-    in_order_of_dependence,
 )
 from tune_hpc.search.space.domains import (
     all_values,
@@ -47,8 +47,8 @@ from tune_hpc.search.space.domains import (
     count,
     describe,
     domain_from_json,
-    draw,
     identity,
+    sample,
     to_json,
 )
 
@@ -83,12 +83,12 @@ class Space(Mapping[str, Any]):
         self,
         parameters: Mapping[str, Any],
         *,
-        keys: Mapping[str, Key] = TRIAL_KEYS,
+        keys: Mapping[str, ConfigKey] = TRIAL_KEYS,
         roles: Mapping[str, str] | None = None,
     ) -> None:
         self._keys = keys
         self._parameters = {name: self._checked(name, value) for name, value in parameters.items()}
-        self._order = in_order_of_dependence(self._parameters)
+        self._order = dependency_order(self._parameters)
         for name, value in self._parameters.items():
             if isinstance(value, Conditional):
                 self._check_cases(name, value)
@@ -101,7 +101,7 @@ class Space(Mapping[str, Any]):
             return check_domain(name, value, self._keys.get(name))
         return Conditional(
             tuple(
-                Case(
+                Condition(
                     {
                         other: tuple(check_constant(other, one, self._keys.get(other)) for one in values)
                         for other, values in case.conditions.items()
@@ -170,7 +170,7 @@ class Space(Mapping[str, Any]):
         """
         merged = {**self._parameters, **{name: self._checked(name, value) for name, value in other.items()}}
         live = dict(merged)
-        for name in in_order_of_dependence(merged):
+        for name in dependency_order(merged):
             value = merged[name]
             if not isinstance(value, Conditional) or name in other:
                 continue
@@ -211,7 +211,7 @@ class Space(Mapping[str, Any]):
         return [name for name, value in self.items() if isinstance(value, Domain | Conditional)]
 
     @property
-    def value_keys(self) -> Mapping[str, Key]:
+    def value_keys(self) -> Mapping[str, ConfigKey]:
         """What the values must satisfy, by parameter name."""
         return self._keys
 
@@ -336,7 +336,7 @@ class Space(Mapping[str, Any]):
         for name in self._order:
             value = self._value(name, config)
             if value is not _ABSENT:
-                config[name] = draw(value, generator) if isinstance(value, Domain) else value
+                config[name] = sample(value, generator) if isinstance(value, Domain) else value
         return {name: config[name] for name in self if name in config}
 
     def admits(self, config: Mapping[str, Any]) -> bool:
@@ -380,7 +380,7 @@ class Space(Mapping[str, Any]):
         }
 
     @classmethod
-    def from_json(cls, plain: Mapping[str, Any], *, keys: Mapping[str, Key] = TRIAL_KEYS) -> Space:
+    def from_json(cls, plain: Mapping[str, Any], *, keys: Mapping[str, ConfigKey] = TRIAL_KEYS) -> Space:
         """Build a space from what ``to_json`` returned.
 
         Raises:

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from tune_hpc.analysis.reader import Standing
+from tune_hpc.analysis.reader import ResultsSnapshot
 from tune_hpc.errors import RequestError
 from tune_hpc.service.cache import CachedResponse
 from tune_hpc.service.chart_data import learning_curves, response_curve
@@ -53,7 +53,7 @@ def result_routes(services: Services) -> APIRouter:
     slots = asyncio.Semaphore(MAX_DOWNLOADS)
 
     async def respond_with_rows(
-        request: Request, search_id: str, query: TrialsQuery, name: str, read: Callable[[Standing], pd.DataFrame]
+        request: Request, search_id: str, query: TrialsQuery, name: str, read: Callable[[ResultsSnapshot], pd.DataFrame]
     ) -> Response:
         frame_query = query.frame_query()
 
@@ -81,7 +81,7 @@ def result_routes(services: Services) -> APIRouter:
         """Return what trials reported, one row per trial and step, as JSON, CSV or Parquet."""
         trials = split_names(query.trial)
 
-        def read(results: Standing) -> pd.DataFrame:
+        def read(results: ResultsSnapshot) -> pd.DataFrame:
             _check_trials(results, trials)
             return results.histories.of(trials or None)
 
@@ -211,7 +211,7 @@ def trial_log(services: Services, look: Look, trial_id: str, experiment: str | N
     return read_tail(look.folder, path, max_bytes)
 
 
-def _check_trials(results: Standing, trials: tuple[str, ...]) -> None:
+def _check_trials(results: ResultsSnapshot, trials: tuple[str, ...]) -> None:
     for trial_id in trials:
         if not (results.trials["trial_id"] == trial_id).any():
             raise RequestError(

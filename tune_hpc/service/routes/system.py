@@ -13,7 +13,7 @@ from tune_hpc.service.problems import AsciiJsonResponse, problem_docs
 from tune_hpc.service.routes.searches import READ_ERRORS
 from tune_hpc.service.schemas import Health, SpaceDetail, SpaceList
 from tune_hpc.service.services import CLUSTER_TIMEOUT_S, Services
-from tune_hpc.storage.filesystem import is_remote, names_in, place_of
+from tune_hpc.storage.filesystem import is_remote, list_names, uri
 
 
 def system_routes(services: Services, metrics: Metrics, version: str) -> APIRouter:
@@ -71,8 +71,8 @@ def _check_ready(services: Services) -> None:
         ClusterError: the cluster does not answer.
     """
     storage = services.client.storage
-    names_in(storage)
-    if not is_remote(place_of(storage)):
+    list_names(storage)
+    if not is_remote(uri(storage)):
         try:
             file, name = tempfile.mkstemp(prefix=".ready-", dir=storage)
             os.close(file)
