@@ -15,7 +15,7 @@ from tests.search import trainables
 from tune_hpc import Experiment, Space, extend, run, run_all
 from tune_hpc.analysis.results import Results
 from tune_hpc.search.reporter import MonitoredMetric, SchedulerReporter
-from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, make_scheduler, replay_results, watched
+from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, make_scheduler, replay_results, monitored_metric
 from tune_hpc.search.searchers.optuna_study import AskTellStudy
 
 STEPS = 27
@@ -184,7 +184,7 @@ def trial(name: str):
 @pytest.mark.parametrize(("name", "rung"), [("asha_stopping", 3), ("hyperband", 9), ("median", 2)])
 def test_a_scheduler_that_knows_the_past_stops_what_is_worse(name, rung):
     scheduler = make_scheduler(name, "min", 27, 0)
-    seen = watched("loss", "min", reports_images=False)
+    seen = monitored_metric("loss", "min", reports_images=False)
     replay_results(
         scheduler, history({f"t{n}": [n / 10 + 1 / step for step in range(1, 28)] for n in range(20)}), seen, 27
     )
@@ -199,7 +199,7 @@ def test_a_scheduler_that_knows_the_past_stops_what_is_worse(name, rung):
 def test_no_value_stops_nobody(name):
     scheduler = make_scheduler(name, "min", 27, 0)
 
-    seen = watched("loss", "min", reports_images=False)
+    seen = monitored_metric("loss", "min", reports_images=False)
     past = {f"t{number}": [math.nan if number % 2 else 1.0] * 3 for number in range(8)}
     replay_results(scheduler, history(past), seen, 27)
     best = trial("best")
@@ -256,7 +256,7 @@ def test_trials_of_fewer_steps_are_judged_at_the_same_part_of_them(monkeypatch):
     trials = pd.DataFrame({"trial_id": ["long", "short"], "steps": [15_000, 1500]})
     rows = [("long", 554, 1.0), ("long", 555, 1.0), ("short", 56, 1.0)]
     past = Results({"name": "past"}, trials, pd.DataFrame(rows, columns=["trial_id", "step", "loss"]))
-    replay_results(scheduler, past, watched("loss", "min", reports_images=False), 15_000)
+    replay_results(scheduler, past, monitored_metric("loss", "min", reports_images=False), 15_000)
     (bracket,) = scheduler._brackets
     assert {milestone: set(reached) for milestone, reached in bracket._rungs if reached} == {
         555: {"past.long", "past.short"}
@@ -278,16 +278,16 @@ def test_there_is_no_rung_at_the_end_and_each_is_where_an_evaluation_can_be(num_
 
 def test_what_is_chosen_on_test_images_is_never_shown():
     for metric in ("test_accuracy", "best_test_accuracy", "selected_test_accuracy", "best_valid_accuracy"):
-        assert watched(metric, "max", reports_images=True).column == "valid_accuracy"
-    assert watched("test_loss", "min", reports_images=True).column == "valid_loss"
-    assert watched("test_loss", "min", reports_images=False).column == "test_loss"
+        assert monitored_metric(metric, "max", reports_images=True).column == "valid_accuracy"
+    assert monitored_metric("test_loss", "min", reports_images=True).column == "valid_loss"
+    assert monitored_metric("test_loss", "min", reports_images=False).column == "test_loss"
 
 
 def test_the_best_so_far_is_shown_of_a_metric_that_is_a_best():
-    best = watched("best_valid_accuracy", "max", reports_images=True)
+    best = monitored_metric("best_valid_accuracy", "max", reports_images=True)
     assert best.shown(0.5, math.nan) == 0.5
     assert best.shown(0.4, 0.5) == 0.5
-    assert watched("valid_accuracy", "max", reports_images=True).shown(0.4, 0.5) == 0.4
+    assert monitored_metric("valid_accuracy", "max", reports_images=True).shown(0.4, 0.5) == 0.4
 
 
 @pytest.mark.ray

@@ -22,7 +22,9 @@ def rungs_frame(file: Path, num_seeds: int) -> pd.DataFrame:
     """
 
     def read(lines: list[dict[str, Any]]) -> pd.DataFrame:
-        went_on = {(line["configuration"], line["rung"] - 1) for line in lines if line["event"] == "goes on"}
+        went_on = {
+            (line["configuration"], line["rung"] - 1) for line in lines if line["event"] in ("promoted", "goes on")
+        }
         rows = [
             {
                 "rung": line["rung"] + 1,
@@ -32,7 +34,7 @@ def rungs_frame(file: Path, num_seeds: int) -> pd.DataFrame:
                 "goes_on": (line["configuration"], line["rung"]) in went_on,
             }
             for line in lines
-            if line["event"] == "came"
+            if line["event"] in ("reached", "came")
         ]
         return pd.DataFrame(rows, columns=["rung", "trial_id", "step", "value", "goes_on"])
 

@@ -21,7 +21,7 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.export.exporter import default_place, points, search_id
 from tune_hpc.search.experiment import ENDED, experiment_from_json
-from tune_hpc.search.searchers.optuna_study import AskTellStudy, configurations, trial_outcome
+from tune_hpc.search.searchers.optuna_study import AskTellStudy, configurations, outcome_of_row
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 #: Points of a curve that Optuna is told at most.
@@ -76,7 +76,7 @@ def add_trials(
     attributes = {"trial_ids": [row["trial_id"] for row in rows], "statuses": [row["status"] for row in rows]}
     if errors := [row["error"] for row in rows if row.get("error")]:
         attributes["errors"] = errors
-    outcome = study.outcome(*zip(*(trial_outcome(row, metric) for row in rows), strict=True))
+    outcome = study.aggregate([outcome_of_row(row, metric) for row in rows])
     took_s = max(sum(row.get(name) or 0.0 for name in ("setup_s", "train_s", "eval_s")) for row in rows)
     study.add(config, outcome, _mean([own for _, own in trials]), attributes, took_s)
 

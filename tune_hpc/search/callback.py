@@ -10,7 +10,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from tune_hpc.search.experiment import Experiment
-from tune_hpc.search.fused_trials import under_way
+from tune_hpc.search.fused_trials import running_trials
 from tune_hpc.search.limits import StopCriteria
 from tune_hpc.search.progress import SearchProgress, TrialCounts
 from tune_hpc.search.progress_file import ProgressFile
@@ -92,7 +92,7 @@ class SearchCallback(tune.Callback):
         if trial.trial_id not in self._under_way or not trial.last_result.get("done"):
             return
         bundle = self._under_way.pop(trial.trial_id).config
-        for sample in under_way(bundle, self.homes[_experiment(trial)]):
+        for sample in running_trials(bundle, self.homes[_experiment(trial)]):
             self.record_stopped(sample, trial.last_result.get("step", 0))
         self._update(_experiment(trial))
 
@@ -121,7 +121,7 @@ class SearchCallback(tune.Callback):
         # Ray has no other place yet for what it knows of the error; storage gets its copy later.
         told = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
         # Of a bundle whose trials ran one by one some may have listed themselves before, and some are yet to begin.
-        at_fault = under_way(bundle, home)
+        at_fault = running_trials(bundle, home)
         is_one_s = at_fault and (bundle.get("in_turn") or len(bundle["members"]) == 1)
         log = home.log(at_fault[0]["trial_id"] if is_one_s else bundle["bundle_id"])
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ class SearchCallback(tune.Callback):
             sample
             for trial in self._under_way.values()
             if _experiment(trial) == experiment
-            for sample in under_way(trial.config, self.homes[experiment])
+            for sample in running_trials(trial.config, self.homes[experiment])
         ]
         return kill_running + [sample for sample in self._saved if sample["experiment"] == experiment]
 

@@ -17,7 +17,6 @@ from tune_hpc.errors import FolderError, InvalidConfigError, InvalidExperimentEr
 from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, check_key, owned_keys
 from tune_hpc.search.object_reference import reference_to
 from tune_hpc.search.report_spec import Claim, Figure, Published, Table
-from tune_hpc.search.schedulers.exploration import CHANGEABLE_KEYS, changeable
 from tune_hpc.search.searchers.samplers import quasi_random_configs, random_configs
 from tune_hpc.search.space.space import Space
 
@@ -38,6 +37,11 @@ LINE_METRICS = ("train_loss", "W", "b")
 _SAME = ("name", "trainable", "metric", "mode", "seeds", "searcher", "num_samples", "search_seed", "scheduler")
 #: The most configurations that a quick run of any but a grid tries.
 QUICK_SAMPLES = 8
+#: Keys of the built-in trainable that may change while a trial runs: they affect neither the network nor its optimizer
+#: state.
+CHANGEABLE_KEYS = tuple(
+    key.name for key in TRIAL_KEYS.values() if key.kind is float and key.name not in ("width", "initial_accumulator")
+)
 #: Trial ids have five digits, and the driver holds every configuration.
 MAX_TRIALS = 100_000
 
@@ -170,9 +174,8 @@ class Experiment:
             raise InvalidExperimentError(
                 f"pbt learns by itself; got searcher={self.searcher}: begin with one of {', '.join(DESIGNS)}"
             )
-        is_ours = self.trainable == TRAIN
-        if not changeable(self.space, is_ours):
-            among = f", of {', '.join(CHANGEABLE_KEYS)}" if is_ours else ""
+        if not self.changeable_parameters:
+            among = f", of {', '.join(CHANGEABLE_KEYS)}" if self.trainable == TRAIN else ""
             raise InvalidExperimentError(
                 f"pbt changes parameters while trials run{among}; none of these varies in the space of {self.name}"
             )
@@ -240,6 +243,13 @@ class Experiment:
         """Return the experiment at a size for a first look: fewer steps and values, and marked as such."""
         few = None if self.num_samples is None else min(self.num_samples, QUICK_SAMPLES)
         return replace(self, space=self.space | self.quick_values, num_samples=few, quick=True)
+
+    @property
+    def changeable_parameters(self) -> list[str]:
+        """Parameters that population-based training may change: they vary, and no other parameter depends on them."""
+        fixed = {"seed", "steps", *self.space.controls}
+        changeable = CHANGEABLE_KEYS if self.trainable == TRAIN else self.space
+        return [name for name in self.space.varying if name not in fixed and name in changeable]
 
     @property
     def max_steps(self) -> int:

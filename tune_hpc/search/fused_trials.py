@@ -91,7 +91,7 @@ def _name(sample: Sample) -> str:
     return f"{sample['trial_id']}.{sample['stage']}" if "stage" in sample else str(sample["trial_id"])
 
 
-def unended(bundle: Mapping[str, Any], home: ExperimentFolder) -> list[Sample]:
+def unfinished_trials(bundle: Mapping[str, Any], home: ExperimentFolder) -> list[Sample]:
     """Return the trials of a bundle that have not listed themselves as ended, in order."""
     rows = [read_row(home.part(sample["trial_id"])) for sample in bundle["members"]]
     return [
@@ -99,9 +99,9 @@ def unended(bundle: Mapping[str, Any], home: ExperimentFolder) -> list[Sample]:
     ]
 
 
-def under_way(bundle: Mapping[str, Any], home: ExperimentFolder) -> list[Sample]:
+def running_trials(bundle: Mapping[str, Any], home: ExperimentFolder) -> list[Sample]:
     """Return the trials of a bundle that have begun and not ended: of several in turn, one."""
-    waiting = unended(bundle, home)
+    waiting = unfinished_trials(bundle, home)
     return waiting[:1] if bundle.get("in_turn") else waiting
 
 

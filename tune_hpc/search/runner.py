@@ -29,10 +29,10 @@ from tune_hpc.search.resources import check_request
 from tune_hpc.search.running import run_searches
 from tune_hpc.search.schedulers.asha import AsyncSuccessiveHalving
 from tune_hpc.search.schedulers.pbt import PopulationBasedTraining
-from tune_hpc.search.schedulers.ray_schedulers import watched
+from tune_hpc.search.schedulers.ray_schedulers import monitored_metric
 from tune_hpc.search.search_state import Search
 from tune_hpc.search.searchers.optuna_searcher import OptunaSearcher
-from tune_hpc.search.searchers.searcher import samples_left
+from tune_hpc.search.searchers.searcher import remaining_trials
 from tune_hpc.storage.experiment_folder import FORMAT, ExperimentFolder, find_experiments, find_one, new_folder
 from tune_hpc.storage.filesystem import here
 from tune_hpc.storage.process import is_running, may_be_running
@@ -222,7 +222,7 @@ def _plan(search: Search, warm_start: Sequence[Results] = ()) -> None:
     experiment, home, before = search.experiment, search.home, search.before
     if experiment.scheduler in PAUSING:
         _check_supports_pause(search)
-    seen = watched(experiment.metric, experiment.mode, search.trainable == TRAIN)
+    seen = monitored_metric(experiment.metric, experiment.mode, search.trainable == TRAIN)
     learner = OptunaSearcher(experiment, home, before, warm_start) if experiment.searcher in ADAPTIVE else None
     if experiment.scheduler == "pbt":
         search.proposer = PopulationBasedTraining(experiment, home, seen, before)
@@ -231,7 +231,7 @@ def _plan(search: Search, warm_start: Sequence[Results] = ()) -> None:
     elif learner:
         search.proposer, search.samples = learner, learner.unfinished
     else:
-        search.samples = samples_left(experiment, before)
+        search.samples = remaining_trials(experiment, before)
 
 
 def _check_supports_pause(search: Search) -> None:

@@ -31,8 +31,8 @@ from tune_hpc.search.ray_session import node_resources, ray_session
 from tune_hpc.search.resources import TrialResources, choose_resources
 from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, make_scheduler, replay_results
 from tune_hpc.search.search_state import Search
-from tune_hpc.search.searchers.ray_searcher import Bundle, RaySearcherAdapter
-from tune_hpc.search.searchers.searcher import Sample
+from tune_hpc.search.searchers.ray_searcher import RaySearcherAdapter
+from tune_hpc.search.trial_spec import TrialGroup, TrialSpec
 from tune_hpc.search.stopping import GracefulStopper
 from tune_hpc.search.storage_check import check_storage
 from tune_hpc.search.trial_runner import TrialContext, WorkerPlacement, run_bundle
@@ -172,9 +172,9 @@ def _proposals(
     limits: StopCriteria,
 ) -> RaySearcherAdapter:
     """Plan the bundles of all trials that are known, and of those to come."""
-    bundles: list[Bundle] = []
+    bundles: list[TrialGroup] = []
     numbers = {}
-    new: list[Sample] = []
+    new: list[TrialSpec] = []
     for search in searches:
         resumed, numbers[search.name] = interrupted_bundles(search.home, search.samples) if search.before else ([], 0)
         taken = {sample["trial_id"] for bundle in resumed for sample in bundle["members"]}
@@ -184,7 +184,7 @@ def _proposals(
 
     fuse = options.fuse if searches[0].experiment.scheduler == "none" else "off"
 
-    def bundle(samples: Sequence[Sample], num_slots: int = 1) -> list[Bundle]:
+    def bundle(samples: Sequence[TrialSpec], num_slots: int = 1) -> list[TrialGroup]:
         nonlocal next_number
         planned = plan_bundles(samples, trainables, fuse, num_slots, resources.gpus > 0, next_number)
         next_number += len(planned)

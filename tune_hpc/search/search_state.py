@@ -12,7 +12,7 @@ from tune_hpc.search.experiment import ENDED, PAUSING, TRAIN, Experiment
 from tune_hpc.search.limits import StopCriteria
 from tune_hpc.search.provenance import now
 from tune_hpc.search.reporter import MonitoredMetric
-from tune_hpc.search.schedulers.ray_schedulers import watched
+from tune_hpc.search.schedulers.ray_schedulers import monitored_metric
 from tune_hpc.search.searchers.searcher import Searcher
 from tune_hpc.search.trial_runner import identity_columns
 from tune_hpc.storage.experiment_folder import FORMAT, ExperimentFolder
@@ -60,7 +60,7 @@ class Search:
         """What a scheduler of Ray's is shown; trials that pause are looked at when they do."""
         if self.experiment.scheduler in ("none", *PAUSING):
             return None
-        return watched(self.experiment.metric, self.experiment.mode, self.trainable == TRAIN)
+        return monitored_metric(self.experiment.metric, self.experiment.mode, self.trainable == TRAIN)
 
     @property
     def most_workers(self) -> int:

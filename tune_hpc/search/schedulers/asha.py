@@ -1,40 +1,43 @@
-"""Successive halving, asynchronously: configurations pause at rungs, and the best third of each rung goes on.
+"""Asynchronous successive halving (ASHA), promotion type (Li et al., 2020).
 
-Whenever there is room, the best configuration goes on that waits at the highest rung of which fewer than a third have
-gone on; where there is none, a new one begins. So nobody waits for a rung to be full, and no more than a third of those
-that came to a rung ever go on: all of them together train for a ninth of their steps. (Schedulers that end trials
-instead let go on whoever is first to a rung.) Who cannot go on any more is listed as stopped, and so is whoever still
-waits at the end. When everything is tried and nobody came to the end, the best of those that came farthest go on.
+Configurations pause at rungs, after 1/27, 1/9 and 1/3 of their steps. A free slot resumes the best configuration that
+waits at the highest rung with fewer promotions than a third of its arrivals. If there is none, a new configuration
+starts. No rung has to fill up first, and at most a third of the arrivals at a rung are promoted: in total the search
+spends about a ninth of all steps. (Stopping-type ASHA stops trials instead, and promotes the first arrivals
+unconditionally.) Configurations without a chance of promotion are stopped at once, all other waiting ones at the end.
+When every configuration has started and none has finished, the best one at the highest rung is promoted.
 
-A configuration with several seeds is judged by their mean; where one of them diverges or fails, it is out. Who came to
-a rung, and who goes on, is written to ``rungs.jsonl`` before anybody trains on, and a search that was interrupted goes
-on from there.
+The score of a configuration is its mean over the seeds; it is out when a seed diverges or fails. Arrivals and
+promotions are appended to ``rungs.jsonl`` before any further training, and a resumed search continues from this file.
 
-Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020; there whoever is among the best third
-goes on, which with a searcher that learns, whose later configurations are better, is more than a third of them.
+Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020. There every configuration among
+the best third is promoted. With an adaptive searcher, whose later configurations are better, that is more than a third.
 """
 
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
 from tune_hpc.analysis.results import Results
-from tune_hpc.search.experiment import ENDED, Experiment
+from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.reporter import MonitoredMetric
 from tune_hpc.search.schedulers.ray_schedulers import GRACE, REDUCTION_FACTOR
 from tune_hpc.search.searchers.optuna_searcher import OptunaSearcher
-from tune_hpc.search.searchers.searcher import Sample, Searcher, samples_left
+from tune_hpc.search.searchers.searcher import Searcher, merged_config_keys, remaining_trials
+from tune_hpc.search.trial_spec import TrialOutcome, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.jsonl import append_line, read_lines
 from tune_hpc.storage.trial_file import read_trial
 
-#: Rungs after 1/27, 1/9 and 1/3 of the steps.
+#: Number of rungs: after 1/27, 1/9 and 1/3 of the steps.
 NUM_RUNGS = round(math.log(GRACE, REDUCTION_FACTOR))
-#: What rungs.jsonl tells of: a configuration came to a rung, or goes on to one.
-CAME, GOES_ON = "came", "goes on"
+#: Events of ``rungs.jsonl``: a configuration reached a rung, or was promoted to the next one.
+REACHED, PROMOTED = "reached", "promoted"
+#: Names of these events in older folders.
+_OLD_EVENTS = {"came": REACHED, "goes on": PROMOTED}
 
 
 @dataclass
@@ -42,238 +45,244 @@ class Candidate:
     """A configuration that trains for a rung, or waits there.
 
     Attributes:
-        number: Its place among all configurations.
-        samples: Its trials that have not ended, one for each seed.
-        rung: The rung; ``NUM_RUNGS`` is the end of its steps.
-        is_waiting: Whether all its trials are there, or have ended before.
-        told: What became of those: status, value and steps, by trial.
+        number: Number of the configuration.
+        trials: Its trials that have not finished, one for each seed.
+        rung: Number of the rung; ``NUM_RUNGS`` is the end of the training.
+        is_waiting: Whether all trials have paused at the rung or ended.
+        outcomes: Outcomes by trial identifier; a paused trial has the status ``stopped``.
     """
 
     number: int
-    samples: Sequence[Sample]
+    trials: Sequence[TrialSpec]
     rung: int = 0
     is_waiting: bool = False
-    told: dict[str, tuple[str, float | None, int]] = field(default_factory=dict)
+    outcomes: dict[str, TrialOutcome] = field(default_factory=dict)
 
 
 class AsyncSuccessiveHalving(Searcher):
-    """Proposes what trains next, and for how long.
+    """Searcher that decides which configuration trains next, and up to which rung.
 
     Args:
-        experiment: What is searched.
-        home: Its folder.
-        watched: What configurations are compared by.
-        source: It proposes new configurations; ``None``: they are the experiment's own, known beforehand.
-        before: What there is of the search already.
+        experiment: The experiment.
+        folder: Its folder.
+        metric: Metric that ranks the configurations.
+        source: Searcher of new configurations; ``None``: the experiment lists them.
+        before: Results of the search so far.
     """
 
     def __init__(
         self,
         experiment: Experiment,
-        home: ExperimentFolder,
-        watched: MonitoredMetric,
+        folder: ExperimentFolder,
+        metric: MonitoredMetric,
         source: OptunaSearcher | None = None,
         before: Results | None = None,
     ) -> None:
         self.experiment = experiment
-        self.home = home
-        self.watched = watched
+        self.folder = folder
+        self.metric = metric
         self.source = source
         self._num_seeds = max(1, len(experiment.seeds))
-        #: What each configuration had reached at each rung, the lower the better; and the same of those that went on.
+        #: For each rung the scores of all arrivals, and those of the promoted ones; lower is better.
         self._reached: list[dict[int, float]] = [{} for _ in range(NUM_RUNGS)]
-        self._gone_on: list[dict[int, float]] = [{} for _ in range(NUM_RUNGS)]
-        self._contenders: dict[int, Candidate] = {}
-        self._under_way: set[str] = set()
-        self._going_on: deque[Candidate] = deque()
-        self._anyone_finished = False
+        self._promoted: list[dict[int, float]] = [{} for _ in range(NUM_RUNGS)]
+        self._candidates: dict[int, Candidate] = {}
+        self._running: set[str] = set()
+        self._interrupted: deque[Candidate] = deque()
+        self._any_finished = False
         self._num_entries = 0
         if source is not None:
             source.note_config_keys = self._note_config_keys
-            samples, self.config_keys = source.unfinished, list(source.config_keys)
+            trials, self.config_keys = source.unfinished, list(source.config_keys)
         else:
-            samples = samples_left(experiment, before)
-            self.config_keys = list(dict.fromkeys(key for sample in samples for key in sample["config"]))
-        self._possible_data = list(dict.fromkeys(str(one["config"].get("data")) for one in samples))
-        self._new: dict[int, list[Sample]] = {}
-        for sample in samples:
-            self._new.setdefault(self.configuration_number(sample["trial_id"]), []).append(sample)
+            trials = remaining_trials(experiment, before)
+            self.config_keys = merged_config_keys(trials)
+        self._possible_data = list(dict.fromkeys(str(trial.config.get("data")) for trial in trials))
+        self._new: dict[int, list[TrialSpec]] = {}
+        for trial in trials:
+            self._new.setdefault(self.configuration_number(trial.trial_id), []).append(trial)
         if before is not None:
-            self._take_up(before)
+            self._restore(before)
 
     def possible_data(self) -> list[str]:
-        """Return the data sets that any trial may ask for."""
+        """Return the names of the data sets that any trial may use."""
         return self.source.possible_data() if self.source else self._possible_data
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether there may be more to do when those under way have come to their rungs."""
-        return bool(self._under_way)
+    def has_pending(self) -> bool:
+        """Whether trials are on their way to a rung."""
+        return bool(self._running)
 
-    def propose(self) -> list[dict[str, Any]]:
-        """Return the trials of one configuration that are to train for its next rung."""
-        contender = self._next()
-        if contender is None:
-            if not self._under_way:
-                for one in list(self._contenders.values()):
-                    self._end(one)
+    def suggest(self) -> list[TrialSpec]:
+        """Return the trials of the configuration that trains next, with the step of its rung."""
+        candidate = self._next()
+        if candidate is None:
+            if not self._running:
+                for waiting in list(self._candidates.values()):
+                    self._stop(waiting)
             return []
-        due = [sample for sample in contender.samples if sample["trial_id"] not in contender.told]
-        self._under_way |= {sample["trial_id"] for sample in due}
-        until = self._until(contender.samples[0]["config"], contender.rung)
-        return [{**sample, "stage": contender.rung, "until": until} for sample in due]
+        due = [trial for trial in candidate.trials if trial.trial_id not in candidate.outcomes]
+        self._running |= {trial.trial_id for trial in due}
+        max_step = self._rung_step(candidate.trials[0].config, candidate.rung)
+        return [replace(trial, stage=candidate.rung, max_step=max_step) for trial in due]
 
-    def ended(self, trial_id: str, status: str, value: float | None, steps: int) -> None:
-        """Say that a trial came to its rung, its status ``running``, or to its own end."""
-        self._under_way.discard(trial_id)
-        contender = self._contenders[self.configuration_number(trial_id)]
-        if status == "running":
-            status, value = "stopped", self._shown(trial_id)
-        contender.told[trial_id] = status, value, steps
-        if all(sample["trial_id"] in contender.told for sample in contender.samples):
-            self._arrived(contender)
+    def on_trial_complete(self, trial_id: str, outcome: TrialOutcome) -> None:
+        """Record that a trial paused at its rung, with the status ``running``, or ended."""
+        self._running.discard(trial_id)
+        candidate = self._candidates[self.configuration_number(trial_id)]
+        if outcome.status == "running":
+            outcome = TrialOutcome("stopped", self._metric_value(trial_id), outcome.steps)
+        candidate.outcomes[trial_id] = outcome
+        if all(trial.trial_id in candidate.outcomes for trial in candidate.trials):
+            self._record_arrival(candidate)
 
-    def _arrived(self, contender: Candidate) -> None:
-        """Take in that all trials of a configuration are at its rung, or have ended."""
-        told = contender.told.values()
-        statuses = {status for status, _, _ in told}
-        values = [value for _, value, _ in told if value is not None]
-        is_out = len(values) < len(told) or not statuses <= {"stopped", "finished"}
-        if contender.rung < NUM_RUNGS:
+    def _record_arrival(self, candidate: Candidate) -> None:
+        """Record that all trials of a configuration paused at its rung or ended."""
+        outcomes = candidate.outcomes.values()
+        statuses = {outcome.status for outcome in outcomes}
+        values = [outcome.value for outcome in outcomes if outcome.value is not None]
+        is_out = len(values) < len(outcomes) or not statuses <= {"stopped", "finished"}
+        if candidate.rung < NUM_RUNGS:
             mean = None if is_out else fmean(values)
-            self._note(CAME, contender, value=mean, steps=max(steps for _, _, steps in told))
-            self._reached[contender.rung][contender.number] = self._score(mean)
-        if self.source:
-            for sample in contender.samples:
-                self.source.ended(sample["trial_id"], *contender.told[sample["trial_id"]])
-        self._anyone_finished |= "finished" in statuses
-        contender.is_waiting = True
+            self._log(REACHED, candidate, value=mean, steps=max(outcome.steps for outcome in outcomes))
+            self._reached[candidate.rung][candidate.number] = self._score(mean)
+        self._forward(candidate)
+        self._any_finished |= "finished" in statuses
+        candidate.is_waiting = True
         if is_out or "stopped" not in statuses:
-            self._end(contender)
+            self._stop(candidate)
         self._stop_unpromotable()
 
+    def _forward(self, candidate: Candidate) -> None:
+        """Report the outcomes of a configuration to the source."""
+        if self.source:
+            for trial in candidate.trials:
+                self.source.on_trial_complete(trial.trial_id, candidate.outcomes[trial.trial_id])
+
     def _next(self) -> Candidate | None:
-        """Return who trains next: one that was interrupted, one that goes on, a new one; ``None``: nobody now."""
-        if self._going_on:
-            return self._going_on.popleft()
-        if promoted := self._first(self._may_go_on):
-            return self._promoted(promoted)
+        """Return the configuration that trains next: an interrupted, a promoted or a new one."""
+        if self._interrupted:
+            return self._interrupted.popleft()
+        if best := self._best_waiting(self._is_promotable):
+            return self._promote(best)
         if self._new:
             number = next(iter(self._new))
-            return self._begun(number, self._new.pop(number))
-        if self.source and (samples := self.source.propose()):
-            return self._begun(self.configuration_number(samples[0]["trial_id"]), samples)
-        if not self._under_way and (promoted := self._first(self._follows)):
-            return self._promoted(promoted)
+            return self._start(number, self._new.pop(number))
+        if self.source and (trials := self.source.suggest()):
+            return self._start(self.configuration_number(trials[0].trial_id), trials)
+        if not self._running and (best := self._best_waiting(self._is_promotable_at_end)):
+            return self._promote(best)
         return None
 
-    def _first(self, rule: Callable[[int, Candidate], bool]) -> Candidate | None:
-        """Return the best that waits at the highest rung where a rule lets it go on."""
+    def _best_waiting(self, is_promotable: Callable[[int, Candidate], bool]) -> Candidate | None:
+        """Return the best waiting configuration of the highest rung where it is promotable."""
         for rung in reversed(range(NUM_RUNGS)):
             waiting = self._waiting(rung)
-            if waiting and rule(rung, waiting[0]):
+            if waiting and is_promotable(rung, waiting[0]):
                 return waiting[0]
         return None
 
-    def _may_go_on(self, rung: int, best: Candidate) -> bool:
-        """Whether the best that waits at a rung is among the best third there, and fewer have gone on."""
+    def _is_promotable(self, rung: int, best: Candidate) -> bool:
+        """Whether a configuration is among the best third of a rung, of which fewer have been promoted."""
         ranked = sorted(self._reached[rung].values())
         third = len(ranked) // REDUCTION_FACTOR
-        return len(self._gone_on[rung]) < third and self._reached[rung][best.number] <= ranked[third - 1]
+        return len(self._promoted[rung]) < third and self._reached[rung][best.number] <= ranked[third - 1]
 
-    def _follows(self, rung: int, best: Candidate) -> bool:
-        """Whether the best that waits at a rung goes on from there although a third has."""
-        gone_on = self._gone_on[rung].values()
-        return not self._anyone_finished or self._reached[rung][best.number] < min(gone_on, default=math.inf)
+    def _is_promotable_at_end(self, rung: int, best: Candidate) -> bool:
+        """Whether a configuration is promoted beyond the best third when nothing else is left to train."""
+        promoted = self._promoted[rung].values()
+        return not self._any_finished or self._reached[rung][best.number] < min(promoted, default=math.inf)
 
-    def _begun(self, number: int, samples: Sequence[Sample]) -> Candidate:
-        self._contenders[number] = Candidate(number, samples)
-        return self._contenders[number]
+    def _start(self, number: int, trials: Sequence[TrialSpec]) -> Candidate:
+        self._candidates[number] = Candidate(number, trials)
+        return self._candidates[number]
 
-    def _promoted(self, contender: Candidate) -> Candidate:
-        self._gone_on[contender.rung][contender.number] = self._reached[contender.rung][contender.number]
-        contender.rung, contender.is_waiting = contender.rung + 1, False
-        contender.told = {name: told for name, told in contender.told.items() if told[0] == "finished"}
-        contender.samples = [one for one in contender.samples if one["trial_id"] not in contender.told]
-        self._note(GOES_ON, contender)
+    def _promote(self, candidate: Candidate) -> Candidate:
+        self._promoted[candidate.rung][candidate.number] = self._reached[candidate.rung][candidate.number]
+        candidate.rung, candidate.is_waiting = candidate.rung + 1, False
+        candidate.outcomes = {
+            trial_id: outcome for trial_id, outcome in candidate.outcomes.items() if outcome.status == "finished"
+        }
+        candidate.trials = [trial for trial in candidate.trials if trial.trial_id not in candidate.outcomes]
+        self._log(PROMOTED, candidate)
         if self.source:
-            self.source.requeue(contender.samples)
-        return contender
+            self.source.requeue(candidate.trials)
+        return candidate
 
-    def _note(self, event: str, contender: Candidate, **more: Any) -> None:
-        """Write down what happened, before anything follows from it."""
-        told = {"event": event, "configuration": contender.number, "rung": contender.rung}
-        append_line(self.home, self.home.rungs, {"entry": self._num_entries, **told, **more})
+    def _log(self, event: str, candidate: Candidate, **details: Any) -> None:
+        """Append an event to ``rungs.jsonl``, before it has any consequence."""
+        entry = {"entry": self._num_entries, "event": event, "configuration": candidate.number, "rung": candidate.rung}
+        append_line(self.folder, self.folder.rungs, entry | details)
         self._num_entries += 1
 
     def _waiting(self, rung: int) -> list[Candidate]:
         """Return the configurations that wait at a rung, the best first."""
-        reached = self._reached[rung]
-        waiting = [one for one in self._contenders.values() if one.is_waiting and one.rung == rung]
-        return sorted(waiting, key=lambda one: (reached[one.number], one.number))
+        scores = self._reached[rung]
+        waiting = [one for one in self._candidates.values() if one.is_waiting and one.rung == rung]
+        return sorted(waiting, key=lambda one: (scores[one.number], one.number))
 
     def _stop_unpromotable(self) -> None:
-        """End who waits at the first rung behind so many that it will not go on, whoever comes."""
+        """Stop configurations at the first rung that future arrivals cannot make promotable."""
         num_configs = self.experiment.num_trials // self._num_seeds
-        hope = max(1, num_configs // REDUCTION_FACTOR - len(self._gone_on[0]))
-        for contender in self._waiting(0)[hope:]:
-            self._end(contender)
+        num_promotions = max(1, num_configs // REDUCTION_FACTOR - len(self._promoted[0]))
+        for candidate in self._waiting(0)[num_promotions:]:
+            self._stop(candidate)
 
-    def _end(self, contender: Candidate) -> None:
-        """Let a configuration go on no more."""
-        del self._contenders[contender.number]
-        for sample in contender.samples:
-            status, _, steps = contender.told[sample["trial_id"]]
-            if status == "stopped":
-                self.record_stopped(sample, steps)
+    def _stop(self, candidate: Candidate) -> None:
+        """Stop a configuration for good."""
+        del self._candidates[candidate.number]
+        for trial in candidate.trials:
+            outcome = candidate.outcomes[trial.trial_id]
+            if outcome.status == "stopped":
+                self.record_stopped(trial, outcome.steps)
 
-    def _until(self, config: Mapping[str, Any], rung: int) -> int | None:
-        """Return the step at which a trial is to pause for a rung; ``None`` where that is its end."""
+    def _rung_step(self, config: Mapping[str, Any], rung: int) -> int | None:
+        """Return the step at which a trial pauses for a rung; ``None``: the trial ends before."""
         num_steps = int(config.get("steps", self.experiment.max_steps))
         step = max(rung + 1, num_steps * REDUCTION_FACTOR**rung // GRACE)
         return step if rung < NUM_RUNGS and step < num_steps else None
 
-    def _shown(self, trial_id: str) -> float | None:
-        """Return what is to be seen of a trial now; ``None``: nothing."""
-        _, history = read_trial(self.home.part(trial_id))
-        shown = math.nan
-        for value in history[self.watched.column].dropna() if self.watched.column in history else ():
-            shown = self.watched.shown(float(value), shown)
-        return shown if math.isfinite(shown) else None
+    def _metric_value(self, trial_id: str) -> float | None:
+        """Return the current value of a trial's metric; ``None``: no finite value."""
+        _, history = read_trial(self.folder.part(trial_id))
+        current = math.nan
+        for value in history[self.metric.column].dropna() if self.metric.column in history else ():
+            current = self.metric.shown(float(value), current)
+        return current if math.isfinite(current) else None
 
     def _score(self, value: float | None) -> float:
-        """Return what a configuration is ranked by: the lower the better."""
-        return math.inf if value is None else value if self.watched.mode == "min" else -value
+        """Return the score of a configuration; lower is better."""
+        return math.inf if value is None else value if self.metric.mode == "min" else -value
 
     def _note_config_keys(self, keys: Sequence[str]) -> None:
         self.config_keys += keys
         self.note_config_keys(keys)
 
-    def _take_up(self, before: Results) -> None:
-        """Take in what had happened before this run."""
+    def _restore(self, before: Results) -> None:
+        """Restore the state of an earlier run from ``rungs.jsonl``."""
         last: dict[int, dict[str, Any]] = {}
-        nobody_ended_here = not (before.trials["status"] == "stopped").any()
-        for line in read_lines(self.home.rungs, "entry", may_be_absent=nobody_ended_here):
-            number = line["configuration"]
+        any_stopped = bool((before.trials["status"] == "stopped").any())
+        for line in read_lines(self.folder.rungs, "entry", may_be_absent=not any_stopped):
+            line["event"] = _OLD_EVENTS.get(line["event"], line["event"])
+            number, rung = line["configuration"], line["rung"]
             last[number] = line
-            if line["event"] == CAME:
-                self._reached[line["rung"]][number] = self._score(line["value"])
+            if line["event"] == REACHED:
+                self._reached[rung][number] = self._score(line["value"])
             else:
-                self._gone_on[line["rung"] - 1][number] = self._reached[line["rung"] - 1][number]
+                self._promoted[rung - 1][number] = self._reached[rung - 1][number]
             self._num_entries += 1
-        ended = before.trials[before.trials["status"].isin(ENDED)]
-        self._anyone_finished = bool((ended["status"] == "finished").any())
+        self._any_finished = bool((before.trials["status"] == "finished").any())
         for number in [number for number in self._new if number in last]:
-            contender = self._begun(number, self._new.pop(number))
+            candidate = self._start(number, self._new.pop(number))
             line = last[number]
-            contender.rung = line["rung"]
-            if line["event"] == GOES_ON:
-                self._going_on.append(contender)
+            candidate.rung = line["rung"]
+            if line["event"] == PROMOTED:
+                self._interrupted.append(candidate)
                 continue
-            contender.is_waiting = True
-            for sample in contender.samples:
-                contender.told[sample["trial_id"]] = "stopped", line["value"], line["steps"]
-                if self.source:
-                    self.source.ended(sample["trial_id"], *contender.told[sample["trial_id"]])
+            candidate.is_waiting = True
+            candidate.outcomes = {
+                trial.trial_id: TrialOutcome("stopped", line["value"], line["steps"]) for trial in candidate.trials
+            }
+            self._forward(candidate)
             if line["value"] is None:
-                self._end(contender)
+                self._stop(candidate)

@@ -1,15 +1,15 @@
-"""Population-based training: trials that copy better ones, generation by generation.
+"""Population-based training (PBT), synchronous and resumable (Jaderberg et al., 2017).
 
-All members train for a tenth of their steps and save their states. Then each of the worst quarter takes the state and
-the configuration of one of the best quarter, and some of the hyperparameters it changes: by a fifth up or down, or to a
-new draw from the space. So hyperparameters follow a schedule that nobody wrote, and a member's history is that of the
-states it descends from.
+All members train for a tenth of their steps and save their states. Then each member of the worst quarter copies the
+state and configuration of a member of the best quarter (exploit), and changes some hyperparameters of this
+configuration: by a fifth up or down, or to a new draw from the space (explore). Hyperparameters therefore follow a
+learned schedule, and the history of a member is that of the states from which it descends.
 
-Everybody waits for everybody at the end of a generation, so that what is decided depends on the search seed and on what
-the members reached, and not on which of them was first. Decisions are written to ``population.jsonl`` before anybody
-trains on, and a search that was interrupted goes on from there. A member that diverges or fails ends there.
+Members wait for each other at the end of a generation. Decisions therefore depend on the search seed and on the
+members' results only, and not on the order of arrival. They are appended to ``population.jsonl`` before any further
+training, and a resumed search continues from this file. A member that diverges or fails leaves the population.
 
-Source: Jaderberg et al., Population Based Training of Neural Networks, 2017.
+Source: Jaderberg et al., Population Based Training of Neural Networks, arXiv 1711.09846, 2017.
 """
 
 import math
@@ -18,148 +18,188 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ray.tune.search.sample import Categorical, Domain
 
 from tune_hpc.analysis.results import Results, load
 from tune_hpc.learning.config import complete
 from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
 from tune_hpc.search.reporter import MonitoredMetric
-from tune_hpc.search.schedulers.exploration import changeable, explore
-from tune_hpc.search.searchers.searcher import Searcher, samples_of
+from tune_hpc.search.searchers.searcher import Searcher, merged_config_keys, trial_specs
+from tune_hpc.search.space.domains import clip, ppf
+from tune_hpc.search.space.space import Space
+from tune_hpc.search.trial_spec import TrialOutcome, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder, write_atomic
 from tune_hpc.storage.filesystem import pull
 from tune_hpc.storage.jsonl import append_line, read_lines
 
 NUM_GENERATIONS = 10
-#: So many of all are the best, and so many the worst.
+#: Fraction of the members that are copied, and of those that copy.
 QUANTILE = 0.25
+#: Factors by which a number may change.
+FACTORS = (0.8, 1.2)
+#: Probability of a new draw instead of a change.
+RESAMPLE_PROBABILITY = 0.25
 
 
 class PopulationBasedTraining(Searcher):
-    """Proposes what its members do next: to train until the end of a generation.
+    """Searcher that suggests for each member the next generation of its training.
 
     Args:
-        experiment: What is searched; its configurations are the first generation.
-        home: Its folder.
-        watched: What members are compared by.
-        before: What there is of the search already.
+        experiment: The experiment; its configurations are the first generation.
+        folder: Its folder.
+        metric: Metric that ranks the members.
+        before: Results of the search so far.
     """
 
     def __init__(
-        self, experiment: Experiment, home: ExperimentFolder, watched: MonitoredMetric, before: Results | None = None
+        self, experiment: Experiment, folder: ExperimentFolder, metric: MonitoredMetric, before: Results | None = None
     ) -> None:
         self.experiment = experiment
-        self.home = home
-        self.watched = watched
-        samples = samples_of(experiment, experiment.configs())
-        self.config_keys = list(dict.fromkeys(key for sample in samples for key in sample["config"]))
-        self._configs: dict[str, dict[str, Any]] = {sample["trial_id"]: sample["config"] for sample in samples}
-        self._data = {config.get("data") for config in self._configs.values()}
+        self.folder = folder
+        self.metric = metric
+        trials = trial_specs(experiment, experiment.configs())
+        self.config_keys = merged_config_keys(trials)
+        self._configs: dict[str, Mapping[str, Any]] = {trial.trial_id: trial.config for trial in trials}
+        self._possible_data = {str(config.get("data")) for config in self._configs.values()}
         self._generation = 0
-        self._gone: set[str] = set()
-        self._open: set[str] = set()
-        self._reached: dict[str, float] = {}
-        if before is not None:
-            self._go_on(before)
-        self._waiting = [name for name in self._alive() if self._has_to_train(name)]
+        self._ended: set[str] = set()
+        self._running: set[str] = set()
+        steps = self._restore(before) if before is not None else {}
+        self._due = [name for name in self._active() if not self._has_paused(name, steps.get(name, 0))]
 
-    def _go_on(self, before: Results) -> None:
-        """Take in what was decided and reached before this run."""
-        generations = read_lines(self.home.population, "generation", first=1, may_be_absent=True)
+    def _restore(self, before: Results) -> dict[str, float]:
+        """Restore the decisions of an earlier run; return the last step of each member."""
+        generations = read_lines(self.folder.population, "generation", first=1, may_be_absent=True)
         if generations:
             self._generation = generations[-1]["generation"]
-            self._configs |= {name: one["config"] for name, one in generations[-1]["members"].items()}
+            self._configs |= {name: member["config"] for name, member in generations[-1]["members"].items()}
         trials = before.trials
-        self._gone = set(trials.loc[trials["status"].isin(ENDED), "trial_id"])
-        self._reached = dict(zip(trials["trial_id"], trials["steps_run"], strict=True))
+        self._ended = set(trials.loc[trials["status"].isin(ENDED), "trial_id"])
+        return dict(zip(trials["trial_id"], trials["steps_run"], strict=True))
 
-    def _has_to_train(self, name: str) -> bool:
-        until = self._until(name)
-        return until is None or self._reached.get(name, 0) < until
+    def _has_paused(self, name: str, steps: float) -> bool:
+        max_step = self._max_step(name)
+        return max_step is not None and steps >= max_step
 
     def possible_data(self) -> list[str]:
-        """Return the data sets that any member may ask for."""
-        return [str(name) for name in self._data]
+        """Return the names of the data sets that any member may use."""
+        return list(self._possible_data)
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether there is nothing to do now, but will be when the others have come as far."""
-        return bool(self._open)
+    def has_pending(self) -> bool:
+        """Whether members train for the current generation."""
+        return bool(self._running)
 
-    def propose(self) -> list[dict[str, Any]]:
-        """Return what one member is to do; nothing while others have to come as far, and when all is done."""
-        if not self._waiting and not self._open:
-            self._next_generation()
-        if not self._waiting:
+    def suggest(self) -> list[TrialSpec]:
+        """Return the next member to train; none while the others have to finish a generation, and at the end."""
+        if not self._due and not self._running:
+            self._start_generation()
+        if not self._due:
             return []
-        name = self._waiting.pop(0)
-        self._open.add(name)
-        sample = {"experiment": self.experiment.name, "trial_id": name, "config": self._configs[name]}
-        return [sample | {"stage": self._generation, "until": self._until(name)}]
+        name = self._due.pop(0)
+        self._running.add(name)
+        return [TrialSpec(self.experiment.name, name, self._configs[name], self._max_step(name), self._generation)]
 
-    def ended(self, trial_id: str, status: str, value: float | None, steps: int) -> None:
-        """Say that a member came to the end of a generation, its status ``running``, or to its own end."""
-        self._open.discard(trial_id)
-        if status in ENDED:
-            self._gone.add(trial_id)
+    def on_trial_complete(self, trial_id: str, outcome: TrialOutcome) -> None:
+        """Record that a member finished a generation, with the status ``running``, or ended."""
+        self._running.discard(trial_id)
+        if outcome.status in ENDED:
+            self._ended.add(trial_id)
 
-    def _alive(self) -> list[str]:
-        return [name for name in self._configs if name not in self._gone]
+    def _active(self) -> list[str]:
+        return [name for name in self._configs if name not in self._ended]
 
-    def _until(self, name: str) -> int | None:
-        """Return the step at which a member is to pause in this generation; ``None`` in the last one."""
+    def _max_step(self, name: str) -> int | None:
+        """Return the step at which a member finishes the generation; ``None`` for the last generation."""
         steps = self._configs[name].get("steps", self.experiment.max_steps)
         end = round(steps * (self._generation + 1) / NUM_GENERATIONS)
         return None if self._generation + 1 >= NUM_GENERATIONS else max(end, 1)
 
-    def _next_generation(self) -> None:
-        """Decide what each member is in the next generation, and let it be that."""
-        alive = self._alive()
-        if not alive or self._generation + 1 >= NUM_GENERATIONS:
+    def _start_generation(self) -> None:
+        """Exploit and explore, and start the next generation."""
+        active = self._active()
+        if not active or self._generation + 1 >= NUM_GENERATIONS:
             return
-        values = self._values(alive)
+        values = self._values(active)
         generator = np.random.default_rng([self.experiment.search_seed, self._generation])
         members: dict[str, dict[str, Any]] = {
-            name: {"config": self._configs[name], "copied_from": None, "value": values.get(name)} for name in alive
+            name: {"config": self._configs[name], "copied_from": None, "value": values.get(name)} for name in active
         }
         for name, source in self._pairs(values, generator):
-            _copy_state(self.home, source, name)
-            config = self._changed(self._configs[source], generator)
+            self._copy_state(source, name)
+            config = self._explore(self._configs[source], generator)
             if "seed" in config:
                 config["seed"] = self._configs[name]["seed"]
             members[name] |= {"config": config, "copied_from": source}
         self._generation += 1
-        append_line(self.home, self.home.population, {"generation": self._generation, "members": members})
-        self._configs |= {name: one["config"] for name, one in members.items()}
-        self._waiting = alive
+        append_line(self.folder, self.folder.population, {"generation": self._generation, "members": members})
+        self._configs |= {name: member["config"] for name, member in members.items()}
+        self._due = active
 
-    def _changed(self, config: Mapping[str, Any], generator: np.random.Generator) -> dict[str, Any]:
-        is_ours = self.experiment.trainable == TRAIN
-        changed = explore(config, self.experiment.space, changeable(self.experiment.space, is_ours), generator)
-        return complete(changed) if is_ours else changed
+    def _explore(self, config: Mapping[str, Any], generator: np.random.Generator) -> dict[str, Any]:
+        changed = explore(config, self.experiment.space, self.experiment.changeable_parameters, generator)
+        return complete(changed) if self.experiment.trainable == TRAIN else changed
 
-    def _values(self, alive: Sequence[str]) -> dict[str, float]:
-        """Return each member's latest value; those that left no state are not in it."""
-        history = load(self.home.path).history
-        if self.watched.column not in history:
+    def _values(self, active: Sequence[str]) -> dict[str, float]:
+        """Return the latest metric value of each member that has a saved state."""
+        history = load(self.folder.path).history
+        if self.metric.column not in history:
             return {}
-        taken = history.dropna(subset=[self.watched.column])
-        values = {}
-        for name in alive:
-            own = taken.loc[taken["trial_id"] == name, self.watched.column]
-            if len(own) and math.isfinite(own.iloc[-1]) and pull(self.home.checkpoint(name)):
-                values[name] = float(own.iloc[-1])
-        return values
+        latest = history.dropna(subset=[self.metric.column]).groupby("trial_id", observed=True)[self.metric.column]
+        values = {str(name): float(value) for name, value in latest.last().items()}
+        return {
+            name: values[name]
+            for name in active
+            if math.isfinite(values.get(name, math.nan)) and pull(self.folder.checkpoint(name))
+        }
 
     def _pairs(self, values: Mapping[str, float], generator: np.random.Generator) -> list[tuple[str, str]]:
-        """Return who copies whom."""
-        sign = 1 if self.watched.mode == "min" else -1
+        """Return pairs of a bad member and the good member that it copies."""
+        sign = 1 if self.metric.mode == "min" else -1
         ranked = sorted(values, key=lambda name: (sign * values[name], name))
-        num = max(1, int(len(ranked) * QUANTILE)) if len(ranked) > 1 else 0
-        best, worst = ranked[:num], ranked[len(ranked) - num :]
-        return [(name, best[generator.integers(num)]) for name in worst if values[name] != values[best[0]]]
+        size = max(1, int(len(ranked) * QUANTILE)) if len(ranked) > 1 else 0
+        best, worst = ranked[:size], ranked[len(ranked) - size :]
+        return [(name, best[generator.integers(size)]) for name in worst if values[name] != values[best[0]]]
+
+    def _copy_state(self, source: str, target: str) -> None:
+        self.folder.check_attempt()
+        pull(self.folder.checkpoint(source))
+        write_atomic(self.folder.checkpoint(target), lambda path: shutil.copyfile(self.folder.checkpoint(source), path))
 
 
-def _copy_state(home: ExperimentFolder, source: str, name: str) -> None:
-    home.check_attempt()
-    pull(home.checkpoint(source))
-    write_atomic(home.checkpoint(name), lambda path: shutil.copyfile(home.checkpoint(source), path))
+def explore(
+    config: Mapping[str, Any], space: Space, names: Sequence[str], generator: np.random.Generator
+) -> dict[str, Any]:
+    """Return a configuration with some parameters changed within their domains.
+
+    With a probability of ``RESAMPLE_PROBABILITY`` a parameter is drawn from its domain. Otherwise a number of a range
+    is multiplied by one of ``FACTORS``, a number of a list becomes its neighbour, and a word stays.
+
+    Args:
+        config: The configuration.
+        space: Space with the domains.
+        names: Parameters that may change.
+        generator: Random numbers: three for each parameter, whatever its change.
+    """
+    changed = dict(config)
+    for name in names:
+        case, domain = space.case(name, config)
+        chance, fraction, direction = generator.random(3)
+        is_up = bool(direction < 0.5)
+        if case is None or not isinstance(domain, Domain):
+            continue
+        if chance < RESAMPLE_PROBABILITY:
+            changed[name] = ppf(domain, fraction)
+        elif isinstance(domain, Categorical):
+            changed[name] = _neighbour(domain.categories, config[name], is_up)
+        else:
+            changed[name] = clip(domain, config[name] * FACTORS[is_up])
+    return changed
+
+
+def _neighbour(values: Sequence[Any], value: Any, is_up: bool) -> Any:
+    """Return the next larger or smaller value of a list of numbers; of other lists, the value itself."""
+    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in values):
+        return value
+    ordered = sorted(values)
+    return ordered[min(max(ordered.index(value) + (1 if is_up else -1), 0), len(ordered) - 1)]

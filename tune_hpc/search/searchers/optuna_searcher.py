@@ -1,7 +1,7 @@
-"""A searcher that learns from the trials that ended: an Optuna study that is asked under way.
+"""Model-based searchers (TPE, GP) through Optuna's ask-and-tell interface.
 
-A configuration that the study proposed is written to ``proposals.jsonl`` before any of its trials starts, so a search
-that ended in whatever way knows what it had asked for.
+Each suggested configuration is appended to ``proposals.jsonl`` before its trials start. A resumed search reads the file
+and therefore knows every earlier suggestion.
 """
 
 from __future__ import annotations
@@ -13,139 +13,134 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.errors import FolderError
 from tune_hpc.learning.config import complete
 from tune_hpc.search.experiment import ENDED, Experiment
-from tune_hpc.search.searchers.searcher import Sample, Searcher, samples_of
+from tune_hpc.search.searchers.searcher import Searcher, merged_config_keys, trial_specs
+from tune_hpc.search.trial_spec import TrialOutcome, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.jsonl import append_line, read_lines
 
 
 class OptunaSearcher(Searcher):
-    """Proposes what a study of Optuna's proposes, and tells it what became of that.
+    """Suggests the configurations of an Optuna study and reports their outcomes to it.
 
     Args:
-        experiment: What is searched.
-        home: Its folder.
-        before: What there is of the search already.
-        warm_start: Other searches, whose trials are told first.
+        experiment: The experiment.
+        folder: Its folder.
+        before: Results of the search so far.
+        warm_start: Results of other searches, which are added to the study first.
 
     Attributes:
-        unfinished: The trials that were proposed before, and have not ended.
+        unfinished: Trials that an earlier run suggested and that have not ended.
     """
 
     def __init__(
         self,
         experiment: Experiment,
-        home: ExperimentFolder,
+        folder: ExperimentFolder,
         before: Results | None = None,
         warm_start: Sequence[Results] = (),
     ) -> None:
+        # Optuna is imported only for searches that use it.
         from tune_hpc.search.searchers.optuna_study import AskTellStudy
 
         self.experiment = experiment
-        self.home = home
+        self.folder = folder
         self.study = AskTellStudy(experiment.space, experiment.searcher, experiment.mode, experiment.search_seed)
-        for other in warm_start:
-            self._tell_all(other)
-        self._optuna_number: dict[int, int] = {}
+        for results in warm_start:
+            self._add_results(results)
+        self._optuna_numbers: dict[int, int] = {}
         self._open: dict[str, int] = {}
-        self._outcomes: dict[int, dict[str, tuple[str, float | None, int]]] = {}
-        self.unfinished: list[dict[str, Any]] = []
+        self._outcomes: dict[int, dict[str, TrialOutcome]] = {}
+        self.unfinished: list[TrialSpec] = []
         self.config_keys: list[str] = []
-        lines = read_lines(home.proposals, "number", may_be_absent=not len(before.trials)) if before is not None else []
-        proposals = [line["config"] for line in lines]
-        rows = {row["trial_id"]: row for row in _rows(before)} if before is not None else {}
-        for number, config in enumerate(proposals):
-            self._remember(number, config, rows)
-        self.num_proposed = len(proposals)
+        self.num_suggested = 0
+        if before is None:
+            return
+        lines = read_lines(folder.proposals, "number", may_be_absent=before.trials.empty)
+        rows = {str(row["trial_id"]): row for row in before.trials.to_dict("records")}
+        for number, line in enumerate(lines):
+            self._restore(number, line["config"], rows)
+        self.num_suggested = len(lines)
 
     def possible_data(self) -> list[str]:
-        """Return the data sets that any proposal may ask for."""
+        """Return the names of the data sets that any suggestion may use."""
         space = self.experiment.space
         if "data" in space:
             return [str(name) for name in space.possible("data")]
         models = space.possible("model") if "model" in space else [complete({})["model"]]
         return [str(complete({"model": model})["data"]) for model in models]
 
-    def propose(self) -> list[dict[str, Any]]:
-        """Return the trials of one more configuration, one for each seed; none when there have been enough."""
-        if self.num_proposed >= (self.experiment.num_samples or 0):
+    def suggest(self) -> list[TrialSpec]:
+        """Return the trials of the next configuration, one for each seed; none after ``num_samples`` of them."""
+        if self.num_suggested >= (self.experiment.num_samples or 0):
             return []
-        number = self.num_proposed
-        self._optuna_number[number], config = self.study.ask()
-        self.num_proposed += 1
-        append_line(self.home, self.home.proposals, {"number": number, "config": config})
-        samples = self._samples(number, config)
-        self._await(number, samples)
-        if new := [key for key in samples[0]["config"] if key not in self.config_keys]:
+        number = self.num_suggested
+        self._optuna_numbers[number], config = self.study.ask()
+        self.num_suggested += 1
+        append_line(self.folder, self.folder.proposals, {"number": number, "config": config})
+        trials = self._trials(number, config)
+        self._expect(number, trials)
+        if new := [key for key in merged_config_keys(trials) if key not in self.config_keys]:
             self.config_keys += new
             self.note_config_keys(new)
-        return samples
+        return trials
 
-    def ended(self, trial_id: str, status: str, value: float | None, steps: int) -> None:
-        """Say what became of a trial; when it was the last of its configuration the study is told.
+    def on_trial_complete(self, trial_id: str, outcome: TrialOutcome) -> None:
+        """Record the outcome of a trial; the study learns of a configuration when all its trials have ended.
 
-        One that saved its state, with the status ``running``, is still to end.
+        A paused trial, of the status ``running``, has not ended.
         """
-        if status not in ENDED:
+        if outcome.status not in ENDED or trial_id not in self._open:
             return
-        number = self._open.pop(trial_id, None)
-        if number is None:
-            return
+        number = self._open.pop(trial_id)
         outcomes = self._outcomes[number]
-        outcomes[trial_id] = status, value, steps
+        outcomes[trial_id] = outcome
         if number not in self._open.values():
-            self.study.tell(self._optuna_number[number], self._outcome(list(outcomes.values())))
+            self.study.tell(self._optuna_numbers[number], self.study.aggregate([*outcomes.values()]))
 
-    def requeue(self, samples: Sequence[Sample]) -> None:
-        """Say that trials of a configuration go on after all; the study is told anew when they have ended."""
-        self._open |= {one["trial_id"]: self.configuration_number(one["trial_id"]) for one in samples}
+    def requeue(self, trials: Sequence[TrialSpec]) -> None:
+        """Expect a further outcome of stopped trials that were promoted."""
+        self._open |= {trial.trial_id: self.configuration_number(trial.trial_id) for trial in trials}
 
-    def _remember(self, number: int, config: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take in a configuration that was proposed before this run."""
-        samples = self._samples(number, config)
+    def _restore(self, number: int, config: Mapping[str, Any], rows: Mapping[str, Mapping[Any, Any]]) -> None:
+        """Restore a configuration that an earlier run suggested."""
+        trials = self._trials(number, config)
         known = {
-            one["trial_id"]: self._told(rows[one["trial_id"]])
-            for one in samples
-            if rows.get(one["trial_id"], {}).get("status") in ENDED
+            trial.trial_id: self._outcome(rows[trial.trial_id])
+            for trial in trials
+            if rows.get(trial.trial_id, {}).get("status") in ENDED
         }
-        if len(known) == len(samples):
-            self.study.add(config, self._outcome(list(known.values())))
+        if len(known) == len(trials):
+            self.study.add(config, self.study.aggregate([*known.values()]))
             return
-        self._optuna_number[number] = self.study.ask_retry(config)
-        waiting = [one for one in samples if one["trial_id"] not in known]
-        self._await(number, waiting)
+        self._optuna_numbers[number] = self.study.ask_retry(config)
+        due = [trial for trial in trials if trial.trial_id not in known]
+        self._expect(number, due)
         self._outcomes[number] = known
-        self.unfinished += waiting
+        self.unfinished += due
 
-    def _samples(self, number: int, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _trials(self, number: int, config: Mapping[str, Any]) -> list[TrialSpec]:
         configs = self.experiment.with_seeds(config)
-        return samples_of(self.experiment, configs, number * len(configs))
+        return trial_specs(self.experiment, configs, number * len(configs))
 
-    def _await(self, number: int, samples: Sequence[Sample]) -> None:
-        self._open |= {one["trial_id"]: number for one in samples}
+    def _expect(self, number: int, trials: Sequence[TrialSpec]) -> None:
+        self._open |= {trial.trial_id: number for trial in trials}
         self._outcomes[number] = {}
 
-    def _told(self, row: Mapping[str, Any]) -> tuple[str, float | None, int]:
-        from tune_hpc.search.searchers.optuna_study import trial_outcome
+    def _outcome(self, row: Mapping[Any, Any]) -> TrialOutcome:
+        from tune_hpc.search.searchers.optuna_study import outcome_of_row
 
-        return trial_outcome(row, self.experiment.metric)
+        return outcome_of_row(row, self.experiment.metric)
 
-    def _outcome(self, told: Sequence[tuple[str, float | None, int]]) -> Any:
-        return self.study.outcome(*zip(*told, strict=True))
-
-    def _tell_all(self, other: Results) -> None:
-        """Tell the study of every configuration of another search that this one's space admits."""
+    def _add_results(self, results: Results) -> None:
+        """Add every configuration of another search that is a member of this space to the study."""
         from tune_hpc.search.searchers.optuna_study import configurations
 
         experiment = self.experiment
-        if experiment.metric not in other.trials:
+        if experiment.metric not in results.trials:
             raise FolderError(
-                f"{other.folder or other.name} has no {experiment.metric}, by which {experiment.name} ranks trials; "
-                "start from a search that has"
+                f"{results.folder or results.name} has no metric {experiment.metric}, by which {experiment.name} ranks "
+                "trials; warm-start from a search with this metric"
             )
-        for config, rows in configurations(other, experiment.space):
-            if known := [self._told(row) for row in rows if row["status"] in ENDED]:
-                self.study.add(config, self._outcome(known))
-
-
-def _rows(results: Results) -> list[dict[str, Any]]:
-    return [{str(name): value for name, value in row.items()} for row in results.trials.to_dict("records")]
+        for config, rows in configurations(results, experiment.space):
+            if known := [self._outcome(row) for row in rows if row["status"] in ENDED]:
+                self.study.add(config, self.study.aggregate(known))

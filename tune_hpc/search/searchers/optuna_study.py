@@ -26,15 +26,17 @@ from tune_hpc.search.searchers.samplers import quasi_random_configs
 from tune_hpc.search.space.conditional import Conditional
 from tune_hpc.search.space.domains import bounds, cdf, clip, ppf, to_json
 from tune_hpc.search.space.space import Space
+from tune_hpc.search.trial_spec import TrialOutcome
 
 #: So many configurations are spread evenly before the sampler's model has a say.
 NUM_STARTUP = 10
 
 
-def trial_outcome(row: Mapping[str, Any], metric: str) -> tuple[str, float | None, int]:
-    """Return what ``Study.outcome`` wants to know of a trial that ended: its status, value and steps."""
+def outcome_of_row(row: Mapping[Any, Any], metric: str) -> TrialOutcome:
+    """Return the outcome of a trial from its row of the trials frame."""
     value, steps = row.get(metric), row.get("steps_run")
-    return str(row["status"]), None if value is None else float(value), int(steps) if steps and steps == steps else 0
+    num_steps = int(steps) if steps and steps == steps else 0
+    return TrialOutcome(str(row["status"]), None if value is None else float(value), num_steps)
 
 
 def configurations(results: Results, space: Space) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
@@ -49,14 +51,14 @@ def configurations(results: Results, space: Space) -> list[tuple[dict[str, Any],
 
 
 @dataclass(frozen=True)
-class TrialOutcome:
-    """What became of a configuration, in Optuna's words.
+class ConfigurationOutcome:
+    """Outcome of a configuration over its seeds, as Optuna records it.
 
     Attributes:
         state: ``COMPLETE``, ``PRUNED`` or ``FAIL``.
-        mean: The metric's mean over the seeds.
-        step: How far it came.
-        violation: Above 0 where the configuration is infeasible; ``None`` where nothing is known.
+        mean: Mean of the metric over the seeds.
+        step: Last step that all seeds reached.
+        violation: Constraint value, above 0 for an infeasible configuration; ``None``: unknown.
     """
 
     state: TrialState
@@ -133,7 +135,7 @@ class AskTellStudy:
                 params[parameter.name] = parameter.from_value(config[name])
         return params
 
-    def tell(self, number: int, outcome: TrialOutcome) -> None:
+    def tell(self, number: int, outcome: ConfigurationOutcome) -> None:
         """Say what became of the configuration that ``ask`` gave this number; the last word counts."""
         trial = self._asked.pop(number, None)
         if trial is None:
@@ -148,7 +150,7 @@ class AskTellStudy:
     def add(
         self,
         config: Mapping[str, Any],
-        outcome: TrialOutcome,
+        outcome: ConfigurationOutcome,
         curve: Mapping[int, float] | None = None,
         attributes: Mapping[str, Any] | None = None,
         took_s: float = 0.0,
@@ -173,7 +175,11 @@ class AskTellStudy:
         return self._num_known - 1
 
     def _ended_trial(
-        self, params: dict[str, Any], outcome: TrialOutcome, curve: Mapping[int, float], attributes: Mapping[str, Any]
+        self,
+        params: dict[str, Any],
+        outcome: ConfigurationOutcome,
+        curve: Mapping[int, float],
+        attributes: Mapping[str, Any],
     ) -> FrozenTrial:
         intermediate = dict(curve)
         if outcome.state is TrialState.PRUNED:
@@ -190,7 +196,7 @@ class AskTellStudy:
             constraints=None if outcome.violation is None else {"diverged": outcome.violation},
         )
 
-    def _replace(self, number: int, outcome: TrialOutcome) -> None:
+    def _replace(self, number: int, outcome: ConfigurationOutcome) -> None:
         """Tell more of a configuration than before: Optuna takes one word, so a new study takes all the others'."""
         trials = self.trials
         trials[number] = self._ended_trial(trials[number].params, outcome, {}, {})
@@ -200,28 +206,24 @@ class AskTellStudy:
         # Those under way are replaced, too, when they end: their trials belong to the former study.
         self._asked.clear()
 
-    def outcome(
-        self, statuses: Sequence[str], values: Sequence[float | None], steps: Sequence[int] = (0,)
-    ) -> TrialOutcome:
-        """Return what Optuna is to be told of a configuration.
+    def aggregate(self, outcomes: Sequence[TrialOutcome]) -> ConfigurationOutcome:
+        """Return the outcome of a configuration.
+
+        A diverged trial makes it infeasible, and a stopped one pruned. After a failed trial, nothing is known.
 
         Args:
-            statuses: ``finished``, ``stopped``, ``diverged`` or ``failed``, one for each of its seeds.
-            values: The metric that ranks trials; ``None`` where there is none.
-            steps: How far they came.
-
-        Returns:
-            A divergence makes it infeasible, a scheduler's stop pruned; where one seed failed, nothing is known.
+            outcomes: Outcomes of its trials, one for each seed.
         """
-        step = min(steps)
+        statuses = {outcome.status for outcome in outcomes}
+        step = min(outcome.steps for outcome in outcomes)
         if "diverged" in statuses:
-            return TrialOutcome(TrialState.COMPLETE, math.inf if self.mode == "min" else -math.inf, step, 1.0)
-        numbers = [value for value in values if value is not None and math.isfinite(value)]
-        if "failed" in statuses or not numbers:
-            return TrialOutcome(TrialState.FAIL, math.nan, step, None)
-        return TrialOutcome(
-            TrialState.PRUNED if "stopped" in statuses else TrialState.COMPLETE, fmean(numbers), step, -1.0
-        )
+            worst = math.inf if self.mode == "min" else -math.inf
+            return ConfigurationOutcome(TrialState.COMPLETE, worst, step, 1.0)
+        values = [outcome.value for outcome in outcomes if outcome.value is not None and math.isfinite(outcome.value)]
+        if "failed" in statuses or not values:
+            return ConfigurationOutcome(TrialState.FAIL, math.nan, step, None)
+        state = TrialState.PRUNED if "stopped" in statuses else TrialState.COMPLETE
+        return ConfigurationOutcome(state, fmean(values), step, -1.0)
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -291,8 +293,8 @@ def _parameter_name(space: Space, name: str, case: int) -> str:
     conditions = value.cases[case].conditions
     if not conditions:
         return name
-    trial_outcome = (f"{other}={','.join(map(str, values))}" for other, values in conditions.items())
-    return f"{name}[{'&'.join(trial_outcome)}]"
+    conditions_text = (f"{other}={','.join(map(str, values))}" for other, values in conditions.items())
+    return f"{name}[{'&'.join(conditions_text)}]"
 
 
 def _distribution(domain: Domain) -> tuple[CategoricalDistribution | IntDistribution | FloatDistribution, bool]:

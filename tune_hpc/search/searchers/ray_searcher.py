@@ -1,144 +1,147 @@
-"""What Ray Tune runs next: trials that are known beforehand, and those that are proposed under way."""
+"""Adapter that presents our searchers to Ray Tune as one Ray Tune searcher."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ray.tune.search import Searcher as TuneSearcher
 
 from tune_hpc.errors import FolderError
-from tune_hpc.search.fused_trials import unended
-from tune_hpc.search.searchers.searcher import Sample, Searcher
+from tune_hpc.search.fused_trials import unfinished_trials
+from tune_hpc.search.searchers.searcher import Searcher
+from tune_hpc.search.trial_spec import TrialGroup, TrialOutcome, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
-Bundle = dict[str, Any]
-
-#: Trials that are handed out together take about so long.
-IN_TURN_S = 0.5
-
-
-def _same_signature(one: Bundle, other: Bundle) -> bool:
-    """Whether two bundles are trials alone, of one experiment."""
-    alone = len(one["members"]) == len(other["members"]) == 1
-    return alone and one["members"][0]["experiment"] == other["members"][0]["experiment"]
+#: Target duration of a sequential group of short trials.
+SEQUENTIAL_GROUP_S = 0.5
 
 
 class RaySearcherAdapter(TuneSearcher):
-    """Ray Tune's view of all this: bundles one after another, and news of how they ended.
+    """Ray Tune searcher that returns groups of trials and forwards their outcomes.
 
-    What Ray does between two trials takes tens of milliseconds. Trials of an experiment that turn out shorter are
-    therefore handed out several at a time, to run in turn.
+    Ray Tune spends tens of milliseconds between two trials. The adapter therefore puts short trials of an experiment
+    into sequential groups.
 
     Args:
-        bundles: Those that are known beforehand, in order.
-        proposers: They are asked in turn when these are out.
-        bundle: Makes bundles of the trials of one configuration.
-        homes: The folder of each experiment.
-        num_slots: How many bundles run at once.
-        one_by_one: Whether a scheduler is to decide on each trial, or it is a member of a population.
-        is_ending: Whether the search is to end before all its trials have.
-        num_asked: How many trials a proposer is asked for at a time, at least.
+        groups: Groups that are known beforehand, in order.
+        searchers: Searchers for further trials, one for each adaptive experiment.
+        make_groups: Makes groups of suggested trials.
+        folders: Experiment folder by name of the experiment.
+        num_slots: Number of groups that run at once.
+        one_by_one: Whether each trial runs alone, because a scheduler decides on it or it belongs to a population.
+        should_stop: Whether the search stops before all trials have run.
+        batch_size: Minimum number of trials to request from a searcher at a time.
     """
 
     def __init__(
         self,
-        bundles: Sequence[Bundle],
-        proposers: Sequence[Searcher],
-        bundle: Callable[[Sequence[Sample]], Sequence[Bundle]],
-        homes: Mapping[str, ExperimentFolder],
+        groups: Sequence[TrialGroup],
+        searchers: Sequence[Searcher],
+        make_groups: Callable[[Sequence[TrialSpec]], Sequence[TrialGroup]],
+        folders: Mapping[str, ExperimentFolder],
         num_slots: int,
         one_by_one: bool = False,
-        is_ending: Callable[[], bool] = lambda: False,
-        num_asked: int = 1,
+        should_stop: Callable[[], bool] = lambda: False,
+        batch_size: int = 1,
     ) -> None:
         super().__init__()
-        self._bundles = deque(bundles)
-        self._proposers = {proposer.experiment.name: proposer for proposer in proposers}
-        self._bundle = bundle
-        self._homes = homes
+        self._groups = deque(groups)
+        self._searchers = {searcher.experiment.name: searcher for searcher in searchers}
+        self._make_groups = make_groups
+        self._folders = folders
         self._num_slots = num_slots
         self._one_by_one = one_by_one
-        self._is_ending = is_ending
-        self._num_asked = num_asked
-        self._took_s: dict[str, float] = {}
-        self._under_way: dict[str, Bundle] = {}
+        self._should_stop = should_stop
+        self._batch_size = batch_size
+        self._trial_s: dict[str, float] = {}
+        self._running: dict[str, TrialGroup] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # Ray pickles its searcher for a restore that is never asked for.
+        # Ray Tune pickles its searcher for Tuner.restore, which is not used.
         return {}
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
-        """Take no advice: each experiment has its own metric and space."""
+        """Ignore the properties: each experiment has its own metric and space."""
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the next bundle, as the configuration of a trial of Ray's."""
-        if self._is_ending():
+        """Return the next group as the configuration of a Ray trial."""
+        if self._should_stop():
             return TuneSearcher.FINISHED
-        if not self._bundles:
-            samples = next(filter(None, map(self._ask, self._proposers.values())), [])
-            self._bundles.extend(self._bundle(samples) if samples else ())
-        if not self._bundles:
-            # Should the process of several trials in turn be lost, those that had not begun come back.
-            is_sure = not any(bundle.get("in_turn") for bundle in self._under_way.values())
-            is_sure = is_sure and not any(proposer.is_waiting for proposer in self._proposers.values())
-            return TuneSearcher.FINISHED if is_sure else None
-        self._under_way[trial_id] = self._next()
-        return dict(self._under_way[trial_id])
+        if not self._groups and (trials := self._suggest_batch()):
+            self._groups.extend(self._make_groups(trials))
+        if not self._groups:
+            # If a sequential group fails, its remaining trials return to the queue.
+            may_continue = any(group.is_sequential for group in self._running.values())
+            may_continue |= any(searcher.has_pending for searcher in self._searchers.values())
+            return None if may_continue else TuneSearcher.FINISHED
+        self._running[trial_id] = self._next_group()
+        return {"group": self._running[trial_id]}
 
-    def _ask(self, proposer: Searcher) -> list[dict[str, Any]]:
-        samples: list[dict[str, Any]] = []
-        while len(samples) < self._num_asked and (more := proposer.propose()):
-            samples += more
-        return samples
+    def _suggest_batch(self) -> list[TrialSpec]:
+        """Return the suggestions of the first searcher that has any."""
+        for searcher in self._searchers.values():
+            trials: list[TrialSpec] = []
+            while len(trials) < self._batch_size and (suggested := searcher.suggest()):
+                trials += suggested
+            if trials:
+                return trials
+        return []
 
-    def _next(self) -> Bundle:
-        """Return the next bundle: one, or as many trials alone as take a moment together."""
-        first = self._bundles.popleft()
-        took_s = self._took_s.get(first["members"][0]["experiment"])
-        if self._one_by_one or took_s is None:
+    def _next_group(self) -> TrialGroup:
+        """Return the next group; short single trials of one experiment are joined into a sequential group."""
+        first = self._groups.popleft()
+        trial_s = self._trial_s.get(first.experiment)
+        if self._one_by_one or trial_s is None or len(first.trials) > 1:
             return first
-        # No more than its share of what is left, so that no slot is idle.
-        share = math.ceil((1 + len(self._bundles)) / self._num_slots)
-        wanted = min(int(IN_TURN_S / max(took_s, 1e-6)), share)
-        several = [first]
-        while len(several) < wanted and _same_signature(first, self._bundles[0]):
-            several.append(self._bundles.popleft())
-        if len(several) == 1 or not _same_signature(first, first):
-            return first
-        return first | {"members": [one["members"][0] for one in several], "in_turn": True}
+        # At most a fair share of the queue, so that no slot stays idle.
+        share = math.ceil((1 + len(self._groups)) / self._num_slots)
+        size = min(int(SEQUENTIAL_GROUP_S / max(trial_s, 1e-6)), share)
+        trials = [*first.trials]
+        while len(trials) < size and _is_single(self._groups[0], first.experiment):
+            trials += self._groups.popleft().trials
+        return first if len(trials) == 1 else replace(first, trials=tuple(trials), is_sequential=True)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Pass on how the trials of a bundle ended."""
-        bundle = self._under_way.pop(trial_id)
-        members = bundle["members"]
+        """Forward the outcomes of the trials of a group to their searcher."""
+        group = self._running.pop(trial_id)
         result = result or {}
-        name = members[0]["experiment"]
         if "took_s" in result:
-            self._took_s[name] = result["took_s"]
-        if error and bundle.get("in_turn"):
-            # The first that has not ended is at fault; the others are still to run.
-            rest = unended(bundle, self._homes[name])[1:]
-            self._bundles.extendleft({"bundle_id": one["trial_id"], "members": [one]} for one in reversed(rest))
-        told = {one["trial_id"]: one for one in result.get("members", ()) if "status" in one}
-        for sample in members:
-            proposer = self._proposers.get(sample["experiment"])
-            did_not_begin = "last" in result and sample["trial_id"] not in told
-            if proposer and not did_not_begin:
-                own = told.get(sample["trial_id"], {"status": "failed", "value": None, "steps": 0})
-                if sample["trial_id"] not in told and result.get("done") and "step" in result:
-                    # Ended by a scheduler, at what it was shown last.
-                    own = {"status": "stopped", "value": result["value"], "steps": result["step"]}
-                proposer.ended(sample["trial_id"], own["status"], own["value"], own["steps"])
+            self._trial_s[group.experiment] = result["took_s"]
+        if error and group.is_sequential:
+            # The first unfinished trial has failed; the others are still due.
+            due = unfinished_trials(group, self._folders[group.experiment])[1:]
+            self._groups.extendleft(TrialGroup.single(trial) for trial in reversed(due))
+        searcher = self._searchers.get(group.experiment)
+        if searcher is None:
+            return
+        outcomes = {
+            line["trial_id"]: TrialOutcome(line["status"], line["value"], line["steps"])
+            for line in result.get("trials", ())
+            if "status" in line
+        }
+        missing = TrialOutcome("failed", None, 0)
+        if result.get("done") and "step" in result:
+            # A scheduler stopped the trial at its latest report.
+            missing = TrialOutcome("stopped", result["value"], result["step"])
+        for trial in group.trials:
+            # The final report of a group omits only trials that have not started.
+            if trial.trial_id in outcomes or "last" not in result:
+                searcher.on_trial_complete(trial.trial_id, outcomes.get(trial.trial_id, missing))
 
     def save(self, checkpoint_path: str) -> None:
-        """Keep nothing: the experiment folder has it all."""
+        """Write an empty file: the experiment folder holds the state of the search."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        """Refuse: a search is taken up again from its experiment folder."""
-        raise FolderError("Ray's own state does not bring a search back; its experiment folder does")
+        """Reject Ray Tune's own checkpoint."""
+        raise FolderError("Ray Tune's checkpoint does not restore a search; resume it from its experiment folder")
+
+
+def _is_single(group: TrialGroup, experiment: str) -> bool:
+    return len(group.trials) == 1 and group.experiment == experiment

@@ -1,4 +1,4 @@
-"""What proposes an experiment's trials while it runs, and how configurations become trials."""
+"""Searcher interface, and the trials that belong to configurations."""
 
 from __future__ import annotations
 
@@ -9,88 +9,85 @@ from typing import Any
 from tune_hpc.analysis.results import Results
 from tune_hpc.learning.config import complete
 from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
+from tune_hpc.search.trial_spec import TrialOutcome, TrialSpec
 
-Sample = Mapping[str, Any]
 
+def trial_specs(experiment: Experiment, configs: Iterable[Mapping[str, Any]], first: int = 0) -> list[TrialSpec]:
+    """Return one trial for each configuration.
 
-def samples_of(experiment: Experiment, configs: Iterable[Mapping[str, Any]], first: int = 0) -> list[dict[str, Any]]:
-    """Return configurations, checked and complete, as samples: ``experiment``, ``trial_id``, ``config``.
+    The configurations of the built-in trainable are completed and validated here, once.
 
     Args:
-        experiment: What they belong to.
-        configs: One a trial.
-        first: The number of the first one.
+        experiment: Experiment of the trials.
+        configs: Configurations, seeds included.
+        first: Number of the first trial.
 
     Raises:
-        InvalidConfigError: a configuration that the trainable would refuse.
+        InvalidConfigError: The built-in trainable does not accept a configuration.
     """
-    whole = complete if experiment.trainable == TRAIN else dict
+    finish = complete if experiment.trainable == TRAIN else dict
     return [
-        {"experiment": experiment.name, "trial_id": f"t{number:05d}", "config": whole(config)}
-        for number, config in enumerate(configs, first)
+        TrialSpec(experiment.name, f"t{number:05d}", finish(config)) for number, config in enumerate(configs, first)
     ]
 
 
-def samples_left(experiment: Experiment, before: Results | None) -> list[dict[str, Any]]:
-    """Return the trials of an experiment whose configurations are known beforehand, but those that have ended.
+def remaining_trials(experiment: Experiment, before: Results | None) -> list[TrialSpec]:
+    """Return the trials of an experiment that have not ended; its configurations are known beforehand.
 
     Args:
-        experiment: What is searched.
-        before: What there is of the search already.
+        experiment: Experiment of the trials.
+        before: Results of the search so far.
 
     Raises:
-        InvalidConfigError: as for ``samples_of``.
+        InvalidConfigError: As for ``trial_specs``.
     """
-    everything = samples_of(experiment, experiment.configs())
+    trials = trial_specs(experiment, experiment.configs())
     if before is None:
-        return everything
+        return trials
     ended = set(before.trials.loc[before.trials["status"].isin(ENDED), "trial_id"])
-    return [sample for sample in everything if sample["trial_id"] not in ended]
+    return [trial for trial in trials if trial.trial_id not in ended]
+
+
+def merged_config_keys(trials: Iterable[TrialSpec]) -> list[str]:
+    """Return the keys of the configurations of some trials, each once, in the order of their first use."""
+    return list(dict.fromkeys(key for trial in trials for key in trial.config))
 
 
 class Searcher(ABC):
-    """Proposes one experiment's trials, by what became of earlier ones.
+    """Suggests the trials of one experiment while the search runs.
 
     Attributes:
-        experiment: What is searched.
-        config_keys: Those that the configurations proposed so far have.
-        note_config_keys: Called with more of them.
-        record_stopped: Called with a trial that had paused and goes on no more, and the steps that it has done.
+        experiment: The experiment.
+        config_keys: Keys of the configurations suggested so far.
+        note_config_keys: Called with further keys.
+        record_stopped: Called with a paused trial that is stopped for good, and with its last step.
     """
 
     experiment: Experiment
     config_keys: list[str]
     note_config_keys: Callable[[Sequence[str]], object] = staticmethod(lambda keys: None)
-    record_stopped: Callable[[Sample, int], object] = staticmethod(lambda sample, steps: None)
+    record_stopped: Callable[[TrialSpec, int], object] = staticmethod(lambda trial, steps: None)
 
     def configuration_number(self, trial_id: str) -> int:
-        """Return the number of the configuration that a trial is of: one configuration has a trial for each seed."""
+        """Return the number of a trial's configuration, which has one trial for each seed."""
         return int(trial_id[1:]) // max(1, len(self.experiment.seeds))
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether there is nothing to propose now, but may be when trials under way have ended or paused."""
+    def has_pending(self) -> bool:
+        """Whether running trials must end or pause before there may be another suggestion."""
         return False
 
     @abstractmethod
     def possible_data(self) -> list[str]:
-        """Return the data sets that any proposal may ask for."""
+        """Return the names of the data sets that any suggestion may use."""
 
     @abstractmethod
-    def propose(self) -> list[dict[str, Any]]:
-        """Return some trials to run now, as samples; none when there is nothing to do now.
+    def suggest(self) -> list[TrialSpec]:
+        """Return the next trials to run; an empty list if there are none at present.
 
-        One that has ``until`` is to pause there, and comes back: ``stage`` then counts how often it began.
+        A trial with a ``max_step`` pauses there and is suggested again with the next ``stage``.
         """
 
     @abstractmethod
-    def ended(self, trial_id: str, status: str, value: float | None, steps: int) -> None:
-        """Say what became of a trial.
-
-        Args:
-            trial_id: The trial.
-            status: ``finished``, ``stopped``, ``diverged`` or ``failed``; ``running`` where its state is kept and it is
-                to go on later.
-            value: The metric that ranks trials; ``None``: there is none.
-            steps: How far it came.
-        """
+    def on_trial_complete(self, trial_id: str, outcome: TrialOutcome) -> None:
+        """Record the outcome of a trial that ended or paused."""

@@ -126,15 +126,15 @@ class Space(Mapping[str, Any]):
                     )
 
     def _check_branches(self) -> None:
-        if (number := math.prod(len(self.possible(name)) for name in self._controls)) > MAX_BRANCHES:
+        if (number := math.prod(len(self.possible(name)) for name in self.controls)) > MAX_BRANCHES:
             raise InvalidSpaceError(
                 f"conditions depend on at most {MAX_BRANCHES} combinations of values; those on "
-                f"{', '.join(sorted(self._controls))} have {number}: use fewer conditions or values"
+                f"{', '.join(sorted(self.controls))} have {number}: use fewer conditions or values"
             )
 
     @property
-    def _controls(self) -> set[str]:
-        """The parameters on which conditions depend."""
+    def controls(self) -> set[str]:
+        """Parameters on which conditions depend."""
         return {other for value in self.values() if isinstance(value, Conditional) for other in value.controlled_by}
 
     def _checked_role(self, name: str, role: str) -> str:
@@ -254,7 +254,7 @@ class Space(Mapping[str, Any]):
 
     def branches(self) -> Iterator[Branch]:
         """Yield each combination of the values on which conditions depend; one, where there are no conditions."""
-        ordered = [name for name in self._order if name in self._controls]
+        ordered = [name for name in self._order if name in self.controls]
 
         def chosen(config: dict[str, Any], rest: Sequence[str]) -> Iterator[dict[str, Any]]:
             if not rest:
