@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ray import tune
 
-import search_spaces
+from search_spaces import exercise3
 from tune_hpc.analysis.results import MEASURES, METRICS
 from tune_hpc.errors import FolderError, InvalidExperimentError, InvalidSpaceError, TuneHpcError
 from tune_hpc.learning.config import TRIAL_KEYS, complete
@@ -21,13 +21,14 @@ from tune_hpc.search.experiment import (
     Published,
     experiment_from_json,
 )
+from tune_hpc.search.experiment_registry import registered_experiments
 from tune_hpc.search.space.space import Space
 
 GRID = Space({"optimizer": tune.choice(["adam", "momentum"]), "learning_rate": tune.choice([0.1, 0.01])})
 RANGE = Space({"learning_rate": tune.loguniform(1e-4, 1), "batch_size": tune.randint(1, 500)})
 EVERYTHING = [
     pytest.param(one, id=f"{one.name}{'-quick' if one.quick else ''}")
-    for full in search_spaces.all_experiments()
+    for full in registered_experiments()
     for one in (full, full.quick_version())
 ]
 #: What the scaling measurement's rows have beside the standard columns.
@@ -271,7 +272,7 @@ def test_with_another_schedule_or_optimizer_the_keys_of_the_former_go():
 
 
 def test_a_description_says_what_was_changed():
-    winner = search_spaces.exercise3.winner
+    winner = exercise3.winner
     smaller = winner.with_values({"width": 0.5, "batch_size": 150, "dropout": tune.choice([0.1, 0.5])})
     assert smaller.description == f"{winner.description} Changed here: width=0.5, dropout=choice(0.1, 0.5)."
     assert winner.with_values({"batch_size": 150}) == winner

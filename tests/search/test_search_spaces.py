@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from ray.tune.search.sample import Categorical
 
-import search_spaces
 from search_spaces import exercise1_1stpart, exercise1_2ndpart, exercise2, exercise3, exercise4
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.learning.config import OPTIMIZERS, complete
+from tune_hpc.search.experiment_registry import experiments_named, registered_experiments
 
 NUM_TRIALS = {
     "exercise1_1stpart": 5,
@@ -76,7 +76,7 @@ def by_one(table):
 
 
 def test_every_experiment_has_the_reports_number_of_trials():
-    everything = search_spaces.all_experiments()
+    everything = registered_experiments()
     reports = [one for one in everything if one.source.startswith("report")]
     assert {one.name: one.num_trials for one in reports} == NUM_TRIALS
     assert all(one.seeds == (0,) and one.searcher == "grid" for one in reports)
@@ -84,16 +84,16 @@ def test_every_experiment_has_the_reports_number_of_trials():
 
 
 def test_names_find_a_stage_or_all_stages_of_an_exercise():
-    assert search_spaces.find("exercise3.decay") == [exercise3.decay]
-    assert search_spaces.find("exercise2") == [exercise2.softmax, exercise2.cnn]
-    assert [one.name for one in search_spaces.find("exercise3")] == [
+    assert experiments_named("exercise3.decay") == [exercise3.decay]
+    assert experiments_named("exercise2") == [exercise2.softmax, exercise2.cnn]
+    assert [one.name for one in experiments_named("exercise3")] == [
         name for name in [*NUM_TRIALS, *BEYOND] if name.startswith("exercise3")
     ]
     for missing in ("exercise5", "exercise3.", "exercise", "", "softmax"):
         with pytest.raises(
-            UnknownNameError, match=r"no experiment is called .*; there are exercise1_1stpart, .*exercise4"
+            UnknownNameError, match=r"no experiment is called .*; registered are exercise1_1stpart, .*exercise4"
         ):
-            search_spaces.find(missing)
+            experiments_named(missing)
 
 
 def test_exercise_1_has_the_reports_rates_and_optimizers():
@@ -223,7 +223,7 @@ def test_exercise_4_times_the_winner_on_1_2_and_4_workers():
     assert (exercise4.experiment.metric, exercise4.experiment.mode) == ("train_s", "min")
 
 
-@pytest.mark.parametrize("experiment", search_spaces.all_experiments(), ids=lambda one: one.name)
+@pytest.mark.parametrize("experiment", registered_experiments(), ids=lambda one: one.name)
 def test_a_quick_version_only_shrinks(experiment):
     quick = experiment.quick_version()
     assert quick.quick

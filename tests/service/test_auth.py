@@ -370,7 +370,7 @@ def test_loopback_hosts_are_known(host, expected):
         (["--host", "0.0.0.0", "--no-token"], "a service without a token must listen on this machine only; got --host"),
         (["--port", "70000"], "--port must be from 0 to 65535; got 70000"),
         (["--host", "no.such.host.invalid"], "the service cannot listen at no.such.host.invalid"),
-        (["--register", "json:dumps"], "--register takes an Experiment, or a list of them; json:dumps is of type"),
+        (["--register", "json:dumps"], "json:dumps is of type function; it must be an Experiment or a list of them"),
         (["--register", "no_such_module:x"], "no module 'no_such_module'"),
         (["--address", "ftp://head"], "a cluster's address is that of its dashboard"),
         (["--storage", "s3://bucket/jobs"], "the token must be on this machine, not in s3://bucket/jobs"),

@@ -9,7 +9,6 @@ import gc
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -186,13 +185,14 @@ def _run(flags: argparse.Namespace) -> int:
 
 def _scale(flags: argparse.Namespace) -> int:
     from tune_hpc.scaling.plan import OPTIONS
+    from tune_hpc.search.experiment_registry import experiments_named
     from tune_hpc.search.space.parsing import parse_settings
 
     if flags.option == "all":
         flags.option = ",".join(OPTIONS)
     own = {name: getattr(flags, name) for name in ("workers", "option", "mode", "repeats", "num_timed_steps")}
     settings = [f"{name}={value}" for name, value in own.items() if value is not None]
-    experiment = import_module("search_spaces.exercise4").experiment
+    (experiment,) = experiments_named("exercise4")
     experiment = experiment.quick_version() if flags.quick else experiment
     chosen = experiment.with_values(parse_settings([*flags.settings, *settings]))
     if set(chosen.space.varying) - {"workers"}:
@@ -357,15 +357,16 @@ def _spaces(flags: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    catalogue = import_module("search_spaces")
+    from tune_hpc.search.experiment_registry import experiments_named, registered_experiments
+
     if flags.names:
-        for experiment in [one for name in flags.names for one in catalogue.find(name)]:
+        for experiment in [one for name in flags.names for one in experiments_named(name)]:
             print(f"{experiment.name}: {experiment.title} ({experiment.source}; {experiment.num_trials} trials)")
             for name in experiment.space:
                 print(f"  {name} = {experiment.space.describe(name)}")
         return SUCCESS
     table = Table("experiment", "trials", "quick", "varies", "title", box=None)
-    for experiment in catalogue.all_experiments():
+    for experiment in registered_experiments():
         quick = experiment.quick_version()
         table.add_row(
             experiment.name, str(experiment.num_trials), str(quick.num_trials), _some(experiment.space.varying),

@@ -4,7 +4,6 @@ Nothing heavy is imported before it is needed, as in cli.py.
 """
 
 import argparse
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tune_hpc.errors import InvalidExperimentError, UnknownNameError
@@ -195,12 +194,12 @@ def find_experiments(name: str, flags: argparse.Namespace) -> list["Experiment"]
 
 def _named(name: str, values: dict[str, Any]) -> list["Experiment"]:
     from tune_hpc.search.experiment import Experiment
+    from tune_hpc.search.experiment_registry import experiments_named, registered_experiments
     from tune_hpc.search.object_reference import load_reference
     from tune_hpc.search.space.space import Space
 
     if ":" not in name:
-        catalogue = import_module("search_spaces")
-        return catalogue.all_experiments() if name == "all" else catalogue.find(name)
+        return registered_experiments() if name == "all" else experiments_named(name)
     target = load_reference(name)
     if isinstance(target, Experiment):
         return [target]

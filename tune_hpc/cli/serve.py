@@ -7,14 +7,13 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_hpc import __version__
 from tune_hpc.cli.jobs import DEFAULT_STORAGE, STORAGE_VARIABLE, client_at
-from tune_hpc.errors import ClusterError, InvalidExperimentError, MissingPackageError, UnknownNameError
+from tune_hpc.errors import ClusterError, InvalidExperimentError, MissingPackageError
 from tune_hpc.storage.access import check_storage
 from tune_hpc.storage.filesystem import is_remote, uri
 
@@ -86,18 +85,12 @@ def registered(references: list[str]) -> list["Experiment"]:
     Raises:
         UnknownNameError: a reference that leads to no experiment.
     """
-    from tune_hpc.search.experiment import Experiment
+    from tune_hpc.search.experiment_registry import as_experiments, registered_experiments
     from tune_hpc.search.object_reference import load_reference
 
-    found: list[Experiment] = list(import_module("search_spaces").all_experiments())
+    found = registered_experiments()
     for reference in references:
-        target = load_reference(reference)
-        loaded = list(target) if isinstance(target, list | tuple) else [target]
-        if not loaded or not all(isinstance(one, Experiment) for one in loaded):
-            raise UnknownNameError(
-                f"--register takes an Experiment, or a list of them; {reference} is of type {type(target).__name__}"
-            )
-        found += loaded
+        found += as_experiments(load_reference(reference), reference)
     return found
 
 
