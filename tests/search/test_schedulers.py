@@ -15,7 +15,7 @@ from tests.search import trainables
 from tune_hpc import Experiment, Space, extend, run, run_all
 from tune_hpc.analysis.results import Results
 from tune_hpc.search.reporter import MonitoredMetric, SchedulerReporter
-from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, make_scheduler, replay_results, monitored_metric
+from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, make_scheduler, monitored_metric, replay_results
 from tune_hpc.search.searchers.optuna_study import AskTellStudy
 
 STEPS = 27
