@@ -1,6 +1,6 @@
 """Style check: plain technical English and standard names.
 
-``python -m tests.test_style [PATH ...]`` prints the findings below the paths, or all of them, grouped by file. The rules:
+``python -m tests.test_style [PATH ...]`` prints the findings below the paths, or all of them, by file. The rules:
 
 - ``opening``: a docstring begins with a noun phrase or an imperative.
 - ``word``: docstrings, comments, strings and documents use the field's words.
