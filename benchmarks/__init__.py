@@ -1,1 +1,1 @@
-"""Side-by-side measurements: one script per question, in ``peers`` the same work done in other ways."""
+"""Benchmarks: one script per question, and in ``peers`` the same work with other tools."""

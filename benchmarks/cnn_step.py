@@ -2,10 +2,10 @@
 
     python benchmarks/cnn_step.py [--repeats 3] [--seconds 10] [--batch-sizes 4 10 25 50 100 150]
 
-tune_hpc trains as many models at once as there are cores, on one thread each, as it does in a search; what counts is
-the sum of their rates. The plain loop trains one model on all cores, with a shuffling DataLoader and PyTorch's Adam.
-Each measurement is a new process, which warms up first; evaluations are not counted. The rate of float32 matrix
-products is measured in the same turns, and every row says what share of it the training's arithmetic reaches.
+tune_hpc trains one model per core, on one thread each, as in a search; the result is the sum of their rates. The plain
+loop trains one model on all cores, with a shuffling DataLoader and PyTorch's Adam. Each measurement is a new process
+with a warm-up, and excludes evaluations. The rate of float32 matrix products is measured in the same turns. Each row
+has the fraction of it that the training reaches.
 """
 
 import sys
@@ -20,46 +20,48 @@ PEERS = {"tune_hpc": "benchmarks.peers.cnn_tune_hpc", "plain loop": "benchmarks.
 MATRIX_PRODUCT = "matrix product"
 BATCH_SIZES = [4, 10, 25, 50, 100, 150]
 
-#: Multiplications of an image's forward pass, each with an addition: kernel x channels in x channels out x places.
+#: Multiply-adds of an image's forward pass: kernel x channels in x channels out x positions.
 MACS = {
     "conv1": 25 * 1 * 32 * 28 * 28,
     "conv2": 25 * 32 * 64 * 14 * 14,
     "hidden": 7 * 7 * 64 * 1024,
     "output": 1024 * 10,
 }
-#: 82.0 million. A layer's backward pass makes two products as large as the forward one, for the gradients of weights
-#: and of inputs; the first layer's input needs none. The zeros around an image count, though a convolution may skip
-#: them: up to 16 % of the second layer's multiplications.
+#: 82.0 million. A layer's backward pass has two products as large as the forward one, for the gradients of weights and
+#: inputs. The first layer's input needs no gradient. Padding is included, although a convolution may skip it (up to
+#: 16 % of the second layer's multiplications).
 FLOP_PER_IMAGE = 2 * (3 * sum(MACS.values()) - MACS["conv1"])
 
 
 def train(module: str, batch_size: int, seconds: float, folder: Path) -> Measurement:
-    """Train in a process of its own."""
+    """Train in a separate process."""
     return run_process(module, "--batch-size", batch_size, "--seconds", seconds, folder=folder)
 
 
 def matrix_product(folder: Path) -> Measurement:
-    """Measure the rate of matrix products in a process of its own."""
+    """Measure the rate of matrix products in a separate process."""
     return run_process("benchmarks.peers.matrix_product", folder=folder)
 
 
 def main() -> None:
     """Measure all batch sizes in turn and print the table."""
     parser = benchmark_parser(__file__, __doc__, list(PEERS))
-    parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="of one training (default: 10)")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, metavar="S", help="duration of one training (default: 10)"
+    )
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=BATCH_SIZES, metavar="N")
     flags = parser.parse_args()
-    chosen = [name for name in PEERS if name in flags.only]
+    selected = [name for name in PEERS if name in flags.only]
     contenders = {MATRIX_PRODUCT: matrix_product} | {
         f"{name}, batch {size}": partial(train, PEERS[name], size, flags.seconds)
         for size in flags.batch_sizes
-        for name in chosen
+        for name in selected
     }
     measured = measure(contenders, flags.repeats)
     peak = max(one["gflop_per_s"] for one in measured[MATRIX_PRODUCT])
     table = []
     for size in flags.batch_sizes:
-        rows = summarise({name: measured[f"{name}, batch {size}"] for name in chosen}, "samples_per_s")
+        rows = summarise({name: measured[f"{name}, batch {size}"] for name in selected}, "samples_per_s")
         for row in rows:
             share = row["median"] * FLOP_PER_IMAGE / (peak * 1e9)
             table.append({"batch size": size, **row, "share of matrix-product rate": share})

@@ -1,11 +1,11 @@
-"""Throughput against the number of trials that train as one program: when does fusing pay, and up to how many?
+"""Throughput of fused trials as a function of their number.
 
     python benchmarks/fusion.py [--device cpu] [--repeats 3] [--seconds 1] [--only "softmax" ...]
 
-One process and, on a CPU, one thread, as a trial of a search has; on a GPU, the whole of it. Each case trains the same
-models side by side: rates differ and the nine optimizers of Exercise 2 take turns; one seed, so that all see the same
-batches. Measured are training steps (warm, without evaluations) and an evaluation on 20,000 held-out images. Prints a
-table and writes a JSON and a figure, samples per second of all members together against their number.
+A measurement uses one process with one thread on a CPU, as in a search, or the whole GPU. Each case trains the same
+model with different learning rates and the nine optimizers of Exercise 2 in turn. One seed gives all members the same
+batches. The script times training steps (after a warm-up, without evaluations) and an evaluation on 20,000 held-out
+images. It prints a table, and writes a JSON file and a figure of samples per second against the number of members.
 """
 
 import itertools
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.harness import ROOT, Measurement, benchmark_parser, publish
 
-#: What is trained, and as how many; a name tells the device it is for where that is one only.
+#: Configuration and numbers of members of each case. A name with a device or a width is for one device only.
 CASES: dict[str, tuple[dict[str, Any], list[int]]] = {
     "line": ({"model": "line"}, [1, 2, 4, 8, 16, 32, 64]),
     "softmax": ({"model": "softmax", "batch_size": 100}, [1, 2, 4, 8, 16, 32, 64, 128]),
@@ -46,24 +46,24 @@ def members(common: dict[str, Any], number: int) -> list[dict[str, Any]]:
                 "dropout": 0.5,
                 **common,
                 "optimizer": next(optimizers),
-                "learning_rate": 1e-3 / (1 + place),
+                "learning_rate": 1e-3 / (1 + index),
                 "steps": 10**9,
             }
         )
-        for place in range(number)
+        for index in range(number)
     ]
 
 
 def measure_case(configs: list[dict[str, Any]], images: Any, device: str, seconds: float) -> Measurement:
-    """Return seconds of a step and of an evaluation of all members."""
+    """Return the seconds of a step and of an evaluation of all members."""
     import torch
 
     from tune_hpc.learning.training import Training
 
-    own = None if configs[0]["model"] == "line" else images
+    data = None if configs[0]["model"] == "line" else images
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    training = Training(configs, own, torch.device(device))
+    training = Training(configs, data, torch.device(device))
     training.run(0, NUM_WARM_STEPS)
     training.evaluate()
     began = time.perf_counter()
@@ -86,7 +86,7 @@ def measure_case(configs: list[dict[str, Any]], images: Any, device: str, second
 
 
 def draw(table: list[dict[str, Any]], path: Path) -> None:
-    """Draw throughput against the number of members, relative to one."""
+    """Draw throughput against the number of members, relative to one member."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -95,15 +95,12 @@ def draw(table: list[dict[str, Any]], path: Path) -> None:
     highest = 1.0
     figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
     for marker, (case, rows) in zip(itertools.cycle("osD^vPX*<"), itertools.groupby(table, lambda row: row["case"])):
-        own = list(rows)
-        single = own[0]["samples/s"]
-        highest = max(highest, *(row["samples/s"] / single for row in own))
-        axes.plot(
-            [row["members"] for row in own],
-            [row["samples/s"] / single for row in own],
-            marker=marker,
-            label=f"{case} (1: {single:,.0f} samples/s)",
-        )
+        points = [(row["members"], row["samples/s"]) for row in rows]
+        single = points[0][1]
+        gains = [rate / single for _, rate in points]
+        highest = max(highest, *gains)
+        label = f"{case} (1: {single:,.0f} samples/s)"
+        axes.plot([number for number, _ in points], gains, marker=marker, label=label)
     axes.axhline(1, color="0.7", linewidth=0.8)
     axes.set(
         xscale="log", yscale="log", xlabel="trials in one program",
@@ -122,8 +119,10 @@ def main() -> None:
     """Measure all cases in turn, print the table and draw the figure."""
     parser = benchmark_parser(__file__, __doc__, list(CASES))
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="of one measurement (default: 1)")
-    parser.add_argument("--most", type=int, default=10**6, metavar="N", help="leave out larger programs")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, metavar="S", help="duration of one measurement (default: 1)"
+    )
+    parser.add_argument("--max-members", type=int, default=10**6, metavar="N", help="leave out larger programs")
     flags = parser.parse_args()
     if flags.output == parser.get_default("output"):
         flags.output = ROOT / "benchmarks" / "results" / f"fusion_{flags.device}.json"
@@ -134,30 +133,30 @@ def main() -> None:
 
     torch.set_num_threads(1)
     images = load_images("mnist")
-    for_other = {"cpu": "on a GPU", "cuda": "width"}[flags.device]
-    cases = [case for case in CASES if case in flags.only and for_other not in case]
+    other_device = {"cpu": "on a GPU", "cuda": "width"}[flags.device]
+    cases = [case for case in CASES if case in flags.only and other_device not in case]
     measured: dict[str, list[Measurement]] = {}
     for turn in range(1, flags.repeats + 1):
         for case in cases:
             common, numbers = CASES[case]
-            for number in (one for one in numbers if one <= flags.most):
+            for number in (one for one in numbers if one <= flags.max_members):
                 name = f"{case}, {number}"
                 result = measure_case(members(common, number), images, flags.device, flags.seconds)
                 measured.setdefault(name, []).append(result)
                 print(f"[{turn}/{flags.repeats}] {name}: {result}", file=sys.stderr, flush=True)
     table = []
     for case in cases:
-        for number in (one for one in CASES[case][1] if one <= flags.most):
-            own = measured[f"{case}, {number}"]
+        for number in (one for one in CASES[case][1] if one <= flags.max_members):
+            runs = measured[f"{case}, {number}"]
             single = measured[f"{case}, {CASES[case][1][0]}"]
-            gains = [one["samples_per_s"] / alone["samples_per_s"] for one, alone in zip(own, single, strict=True)]
+            gains = [one["samples_per_s"] / alone["samples_per_s"] for one, alone in zip(runs, single, strict=True)]
             table.append(
                 {
                     "case": case,
                     "members": number,
-                    "step and member, ms": statistics.median(one["step_s"] for one in own) * 1e3 / number,
-                    "evaluation and member, ms": statistics.median(one["eval_s"] for one in own) * 1e3 / number,
-                    "samples/s": statistics.median(one["samples_per_s"] for one in own),
+                    "step and member, ms": statistics.median(one["step_s"] for one in runs) * 1e3 / number,
+                    "evaluation and member, ms": statistics.median(one["eval_s"] for one in runs) * 1e3 / number,
+                    "samples/s": statistics.median(one["samples_per_s"] for one in runs),
                     "to one alone": statistics.median(gains),
                     "min": min(gains),
                     "max": max(gains),

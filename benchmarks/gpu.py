@@ -1,16 +1,22 @@
-"""Every measurement and full-size run that needs a GPU, in one command; what is already there is not made again.
+"""All measurements and full-size runs that need a GPU, in one command.
 
     python benchmarks/gpu.py [--minutes 25] [--output-dir benchmarks/results/gpu] [--seeds 3]
-    python benchmarks/gpu.py --rehearse       # all of it at a tiny size on a CPU, to see that it works
+    python benchmarks/gpu.py --rehearse       # all steps at a tiny size on a CPU, as a test
 
-In order of worth: one trial of the report's winner (5000 steps of 150 images; the report: 19.3 s), recorded as a CUDA
-graph and eagerly, in each precision; the 72 trials of Exercise 2's network as one program; throughput against the
-number of fused trials; the same 72 trials through Ray as fused bundles, as separate trials that share the GPU, and one
-after another; then the open space's winner with five seeds, Exercise 4 at several widths and batch sizes on as many
-workers as there are GPUs (with what the model says of 2 and 4 on NVLink), the tables of Exercises 3 and 2 at full size,
-the search of the open space, and what a search costs beside the grid of Tables 4.3 to 4.5. Each leaves a JSON or an
-experiment folder, from which ``tune-hpc report`` makes the page. The last one that fits into the time is begun, and
-ends.
+The steps, the most important first:
+
+1. one trial of the report's winner (5000 steps of 150 images; the report: 19.3 s), as a CUDA graph and eagerly, in each
+   precision
+2. the 72 trials of Exercise 2's network as one program
+3. throughput against the number of fused trials
+4. the same 72 trials through Ray: as fused groups, as separate trials that share the GPU, and in sequence
+5. the winner of the open space with five seeds
+6. Exercise 4 at several widths and batch sizes, on 1 to all GPUs, with predictions for 2 and 4 GPUs on NVLink
+7. the tables of Exercises 3 and 2 at full size, and the search of the open space
+8. the cost of a search compared with the grid of Tables 4.3 to 4.5
+
+Each step writes a JSON file or an experiment folder for ``tune-hpc report``. Steps that have a result are skipped. No
+step starts after ``--minutes``, and the last one finishes.
 """
 
 import argparse
@@ -33,17 +39,17 @@ from benchmarks.harness import describe_machine, run_process  # noqa: E402
 if TYPE_CHECKING:
     from tune_hpc.search.experiment import Experiment
 
-#: Products of the network in each of these; parameters are float32.
+#: Precisions of matrix products. Parameters are float32.
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
-#: How the 72 trials may share one GPU through Ray.
+#: Ways in which the 72 trials share one GPU through Ray.
 WAYS: dict[str, dict[str, Any]] = {
     "fused, a quarter of the GPU a bundle": {},
     "fused, one program": {"fuse": 72, "gpus_per_trial": 1},
     "separate, four share the GPU": {"fuse": "off", "gpus_per_trial": 0.25},
     "separate, one after another": {"fuse": "off", "gpus_per_trial": 1},
 }
-#: What makes a run small enough for a rehearsal.
+#: Values of a rehearsal.
 TINY: dict[str, Any] = {
     "steps": 10,
     "width": 0.05,
@@ -54,7 +60,7 @@ TINY: dict[str, Any] = {
 
 
 def one_trial(config: Mapping[str, Any], device: str) -> dict[str, Any]:
-    """Train one model with its steps recorded, then eagerly, and return seconds of the steps and accuracies."""
+    """Train one model as a CUDA graph and eagerly; return training times and accuracies."""
     import torch
 
     from tune_hpc.learning.communicator import Communicator
@@ -81,7 +87,7 @@ def one_trial(config: Mapping[str, Any], device: str) -> dict[str, Any]:
 
 
 def one_program(configs: Sequence[Mapping[str, Any]], device: str) -> dict[str, Any]:
-    """Train all trials as one program and return its seconds."""
+    """Train all trials as one program and return its times."""
     from tune_hpc.learning.data import load_images
     from tune_hpc.learning.training import train_fused
 
@@ -105,14 +111,16 @@ def one_program(configs: Sequence[Mapping[str, Any]], device: str) -> dict[str, 
 
 
 def through_ray(experiment: "Experiment", folder: Path, on_gpu: bool) -> dict[str, Any]:
-    """Run an experiment in each of ``WAYS`` and return seconds from its first trial's start to its last one's end."""
+    """Run an experiment in each of ``WAYS``; return the seconds from the first start of a trial to the last end."""
     from tune_hpc import run
 
     measured: dict[str, Any] = {}
     for number, (way, options) in enumerate(WAYS.items()):
-        # A rehearsal starts as few processes as it can: each imports torch.
-        chosen = options if on_gpu else {"fuse": options.get("fuse", "auto"), "max_concurrent": 1}
-        results = run(experiment, output_dir=folder / f"way{number}", overwrite=True, show_progress=False, **chosen)
+        # A rehearsal starts few processes, because each imports torch.
+        run_options = options if on_gpu else {"fuse": options.get("fuse", "auto"), "max_concurrent": 1}
+        results = run(
+            experiment, output_dir=folder / f"way{number}", overwrite=True, show_progress=False, **run_options
+        )
         measured[way] = {
             "wall_s": results.experiment["provenance"]["wall_s"],
             "counts": results.counts(),
@@ -122,7 +130,7 @@ def through_ray(experiment: "Experiment", folder: Path, on_gpu: bool) -> dict[st
 
 
 def whole_experiment(experiment: "Experiment", folder: Path) -> dict[str, Any]:
-    """Run an experiment, keep its folder, and return its training times in short."""
+    """Run an experiment in a folder and return statistics of its training times."""
     from tune_hpc.search.object_reference import load_reference
 
     (results,) = load_reference(experiment.runner)([experiment], folders=[folder], overwrite=True)
@@ -135,7 +143,7 @@ def whole_experiment(experiment: "Experiment", folder: Path) -> dict[str, Any]:
 
 
 def plan(flags: argparse.Namespace, on_gpu: bool) -> dict[str, Callable[[], Any]]:
-    """Return what there is to measure, most wanted first."""
+    """Return the steps, the most important first."""
     import torch
     from ray import tune
 
@@ -152,7 +160,7 @@ def plan(flags: argparse.Namespace, on_gpu: bool) -> dict[str, Callable[[], Any]
     exercise = exercise4.experiment.with_values(sizes) if on_gpu else exercise4.experiment.quick_version()
     scaling = exercise.with_values({"workers": tune.choice(workers), **small})
     sweep = ["--device", device, "--repeats", 3 if on_gpu else 1, "--seconds", 1 if on_gpu else 0.01]
-    sweep += [] if on_gpu else ["--most", 2, "--only", "softmax"]
+    sweep += [] if on_gpu else ["--max-members", 2, "--only", "softmax"]
     steps: dict[str, Callable[[], Any]] = {
         "one_trial": partial(one_trial, winner, device),
         "one_program": partial(one_program, list(network.configs()), device),
@@ -179,12 +187,14 @@ def plan(flags: argparse.Namespace, on_gpu: bool) -> dict[str, Callable[[], Any]
 
 
 def main() -> int:
-    """Make what is missing, most wanted first."""
+    """Run the steps without a result, the most important first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=25.0, help="begin nothing after so many (default: 25)")
+    parser.add_argument("--minutes", type=float, default=25.0, help="start no step after this time (default: 25)")
     parser.add_argument("--output-dir", type=Path, default=ROOT / "benchmarks" / "results" / "gpu")
-    parser.add_argument("--seeds", type=int, default=3, help="of the tables of Exercises 2 and 3 (default: 3)")
-    parser.add_argument("--rehearse", action="store_true", help="at a tiny size on a CPU; measures nothing")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of the tables of Exercises 2 and 3 (default: 3)")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="run all steps at a tiny size on a CPU; measures nothing"
+    )
     flags = parser.parse_args()
 
     import ray
@@ -192,10 +202,10 @@ def main() -> int:
 
     on_gpu = torch.cuda.is_available() and not flags.rehearse
     if not on_gpu and not flags.rehearse:
-        print("no GPU here: nothing was measured; --rehearse tries the command on a CPU", file=sys.stderr)
+        print("no GPU found, nothing measured; use --rehearse to test the command on a CPU", file=sys.stderr)
         return 1
     if flags.rehearse and flags.output_dir == parser.get_default("output_dir"):
-        parser.error("--rehearse needs an --output-dir of its own: its numbers mean nothing")
+        parser.error("--rehearse needs a separate --output-dir, because its numbers mean nothing")
     machine = describe_machine()
     if on_gpu:
         machine |= {"gpu": torch.cuda.get_device_name(), "num_gpus": torch.cuda.device_count()}
@@ -205,7 +215,7 @@ def main() -> int:
     flags.output_dir.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * flags.minutes
     with ray_session():
-        # The processes of the steps use this Ray, too. It listens on loopback, and they must look for it there.
+        # The processes of the steps use this Ray, too, which listens on loopback only.
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         for name, step in plan(flags, on_gpu).items():
@@ -213,12 +223,12 @@ def main() -> int:
             if file.exists():
                 continue
             if time.monotonic() > deadline:
-                print(f"no time left for {name} and what follows", file=sys.stderr)
+                print(f"no time left for {name} and later steps", file=sys.stderr)
                 break
             began = time.perf_counter()
             try:
                 measured = step()
-            except Exception:  # One that fails must not cost the others their GPU.
+            except Exception:  # A failed step must not prevent the others.
                 logging.exception("%s failed", name)
                 continue
             took = time.perf_counter() - began

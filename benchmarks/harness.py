@@ -1,8 +1,8 @@
-"""What the benchmarks share: the machine, whole processes measured in turn, a table and a JSON file.
+"""Benchmark harness: processes measured in turn, a table and a JSON file.
 
-A contender is one way to do the work: a function that is given an empty folder, does the work once, mostly in a process
-of its own, and returns what it measured. Contenders take turns (A B C A B C ...), so that a machine that is slower for
-some minutes is so for all of them, and ratios are taken within a turn.
+A contender is a function that gets an empty folder, does the work once (usually in a separate process), and returns its
+measurements. Contenders take turns (A B C A B C ...), so that a slow phase of the machine affects all of them. Ratios
+are taken within a turn.
 """
 
 import argparse
@@ -30,12 +30,12 @@ Candidate = Callable[[Path], Measurement]
 
 
 def num_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return cores, processor, memory in GiB, and the versions that matter."""
+    """Return cores, processor, memory in GiB, and package versions."""
     cpu_info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     models = [line.partition(":")[2].strip() for line in cpu_info if line.startswith("model name")]
     return {
@@ -48,34 +48,34 @@ def describe_machine() -> dict[str, Any]:
 
 
 def benchmark_parser(script: str, description: str, names: Sequence[str]) -> argparse.ArgumentParser:
-    """Return a parser with the flags that every benchmark has.
+    """Return a parser with the flags of every benchmark.
 
     Args:
-        script: The script's file, after which its results are named.
+        script: The script's file, which gives its results their name.
         description: The script's docstring.
-        names: The contenders; the first one is what the others are compared with.
+        names: The contenders. The others are compared with the first one.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="turns of all contenders (default: 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="number of turns (default: 3)")
     parser.add_argument("--only", nargs="+", choices=names, default=list(names), metavar="NAME",
-                        help=f"measure these only, of: {'; '.join(names)}")  # fmt: skip
+                        help=f"measure only these of: {'; '.join(names)}")  # fmt: skip
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / f"{Path(script).stem}.json",
-                        metavar="FILE", help="where the JSON goes (default: benchmarks/results)")  # fmt: skip
+                        metavar="FILE", help="JSON file of the results (default: in benchmarks/results)")  # fmt: skip
     return parser
 
 
 def run_process(module: str, *arguments: object, folder: Path) -> Measurement:
-    """Run a Python module as a process of its own, in ``folder``.
+    """Run a Python module as a separate process in ``folder``.
 
     Returns:
-        ``process_s``, the seconds from its start to its end, and the entries of the last JSON object that it printed.
+        ``process_s``, the duration of the process, and the entries of the last JSON object that it printed.
 
     Raises:
-        RuntimeError: it failed; with the end of what it wrote.
+        RuntimeError: The process failed. The message has the end of its output.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
-    # Files, not pipes: a pipe is open for as long as any process that Ray left behind.
+    # Files instead of pipes, because a pipe stays open as long as any process of Ray.
     output, log = folder / "stdout.log", folder / "stderr.log"
     with output.open("w") as to_output, log.open("w") as to_log:
         began = time.perf_counter()
@@ -92,29 +92,29 @@ def run_process(module: str, *arguments: object, folder: Path) -> Measurement:
 
 
 def run_tune_hpc(*arguments: object, folder: Path) -> tuple[Measurement, list["Results"]]:
-    """Run ``tune-hpc run`` as a process of its own, without a report.
+    """Run ``tune-hpc run`` as a separate process, without a report.
 
     Returns:
-        ``process_s``, and what the search found.
+        ``process_s``, and the results of the experiments.
 
     Raises:
-        RuntimeError: the command failed, or one of its trials did.
+        RuntimeError: The command or one of its trials failed.
     """
     from tune_hpc import load_all
 
-    own = folder / "run"
-    measured = run_process("tune_hpc.cli", "run", *arguments, "--no-report", "--output-dir", own, folder=folder)
-    found = load_all(own)
+    output_dir = folder / "run"
+    measured = run_process("tune_hpc.cli", "run", *arguments, "--no-report", "--output-dir", output_dir, folder=folder)
+    found = load_all(output_dir)
     for results in found:
         if bad := {"failed", "running"} & results.counts().keys():
-            raise RuntimeError(f"{results.name} has trials that did not end well: {', '.join(sorted(bad))}")
+            raise RuntimeError(f"{results.name} has bad trials: {', '.join(sorted(bad))}")
     return measured, found
 
 
 def measure(contenders: Mapping[str, Candidate], repeats: int) -> dict[str, list[Measurement]]:
-    """Let all contenders work in turn, each time in a new folder.
+    """Run all contenders in turn, each time in a new folder.
 
-    Each measurement also gets ``busy_cores_before``: what else kept the machine busy when it began.
+    Each measurement gets ``busy_cores_before``, the other load of the machine at its start.
     """
     measured: dict[str, list[Measurement]] = {name: [] for name in contenders}
     for turn in range(1, repeats + 1):
@@ -129,10 +129,10 @@ def measure(contenders: Mapping[str, Candidate], repeats: int) -> dict[str, list
 
 
 def _busy_cores() -> float:
-    """Return how many cores are not idle, on average over a third of a second."""
+    """Return the mean number of busy cores over a third of a second."""
 
     def idle_and_all() -> tuple[int, int]:
-        # user, nice, system, idle, waiting for input, interrupts (2), stolen by other virtual machines
+        # user, nice, system, idle, iowait, irq, softirq, steal
         ticks = [int(one) for one in Path("/proc/stat").read_text(encoding="utf-8").split()[1:9]]
         return ticks[3] + ticks[4], sum(ticks)
 
@@ -143,7 +143,7 @@ def _busy_cores() -> float:
 
 
 def summarise(measured: Mapping[str, Sequence[Measurement]], key: str) -> list[dict[str, Any]]:
-    """Return one row per contender: median, minimum and maximum of a quantity, and its ratio to the first contender's.
+    """Return one row per contender: median, minimum and maximum of a quantity, and its ratio to the first contender.
 
     The ratio is the median of the ratios within each turn.
     """
@@ -169,20 +169,20 @@ def publish(
     title: str,
     measured: Mapping[str, Sequence[Measurement]],
     table: Sequence[Mapping[str, Any]],
-    of_turns: str = "median, minimum and maximum",
+    aggregate: str = "median, minimum and maximum",
 ) -> None:
-    """Print the table, and write it to ``flags.output`` with everything that was measured.
+    """Print the table, and write it with all measurements to ``flags.output``.
 
     Args:
-        flags: The command's settings.
-        title: What the table shows, with the unit.
-        measured: Every single measurement.
-        table: The rows that are printed; the first one names the columns.
-        of_turns: What its numbers are of all turns.
+        flags: The command line.
+        title: Quantity and unit of the table.
+        measured: All measurements.
+        table: Printed rows. The first one names the columns.
+        aggregate: Aggregation of the turns, for the title.
     """
     machine = describe_machine()
     settings = {name: value for name, value in vars(flags).items() if name != "output"}
-    print(f"{title}; {of_turns} of {flags.repeats}.\n")
+    print(f"{title}; {aggregate} of {flags.repeats}.\n")
     print(_markdown(table))
     print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))
     content = {"title": title, "machine": machine, "settings": settings, "measured": measured, "table": table}
@@ -198,7 +198,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _text(value: Any) -> str:
-    """Return a number with three digits, or all of those before its point."""
+    """Return a number with three significant digits, or as an integer from 100 on."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"

@@ -1,13 +1,23 @@
-"""Machines of their own on this one: network namespaces on one bridge, for what crosses a network.
+"""Virtual hosts: network namespaces on one bridge.
 
-Needs root and ``ip`` (Debian's iproute2). A host sees this machine's files; its network, and where it is so started its
-processes, are its own.
+Needs root and ``ip`` (Debian's iproute2). A host shares the files of this machine and has a separate network.
 """
 
 import os
 import subprocess
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+
+
+def wait(condition: Callable[[], bool], timeout_s: float, name: str) -> None:
+    """Wait for a condition; exit with its name after the timeout."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            sys.exit(f"waited {timeout_s:g} s for {name}")
+        time.sleep(0.2)
 
 
 def namespace(host: str) -> str:
@@ -16,14 +26,14 @@ def namespace(host: str) -> str:
 
 
 def connect(ending: ExitStack, hosts: Sequence[str]) -> dict[str, str]:
-    """Give each host a network of its own, and a bridge between them and this machine.
+    """Create a network namespace per host, and a bridge between them and this machine.
 
     Args:
-        ending: Takes it all away again.
-        hosts: Their names.
+        ending: Removes them when it closes.
+        hosts: Names of the hosts.
 
     Returns:
-        The IP address of each; ``""`` is this machine's on the bridge.
+        IP addresses by host. ``""`` is the address of this machine on the bridge.
     """
 
     def ip(*words: str) -> None:

@@ -2,11 +2,11 @@
 
     python benchmarks/loading.py [--repeats 3] [--trials 10000] [--optuna-trials 10000]
 
-Each measurement is a new process that loads the trials, takes mean and deviation of a metric by optimizer and learning
-rate, and the mean of a learning curve over all trials; once with the process and its imports, once without. The trials
-are made up and written beforehand, which is not measured; the files are in the page cache. Ray Tune's are read the way
-``ray.tune.ExperimentAnalysis`` reads them, without the import of Ray and without the state of its controller. To write
-Optuna's study takes minutes: with fewer ``--optuna-trials`` its loading is measured on those, and scaled up.
+Each measurement is a new process that loads the trials. It computes mean and deviation of a metric by optimizer and
+learning rate, and the mean learning curve. The time is given with and without process start and imports. The synthetic
+trials are written before, and the files are in the page cache. Files of Ray Tune are read as by
+``ray.tune.ExperimentAnalysis``, without importing Ray and without the state of its controller. Writing Optuna's study
+takes minutes: with fewer ``--optuna-trials`` its loading time is measured on those and scaled up.
 """
 
 import sys
@@ -22,13 +22,13 @@ PEERS = {"tune_hpc": "tune_hpc", "Ray Tune, result.json": "ray", "Optuna, SQLite
 
 
 def load(tool: str, stored: Path, num_stored: int, num_trials: int, folder: Path) -> Measurement:
-    """Load and group the stored trials in a process of its own.
+    """Load and group the stored trials in a separate process.
 
     Returns:
-        ``load_s`` and ``process_s``, both for ``num_trials``, and as they were measured for ``num_stored``.
+        ``load_s`` and ``process_s`` for ``num_trials``, and the measured time for ``num_stored``.
 
     Raises:
-        RuntimeError: not every trial was loaded.
+        RuntimeError: A trial was not loaded.
     """
     measured = run_process(f"benchmarks.peers.load_{tool}", stored, folder=folder)
     if measured["trials"] != num_stored:
@@ -42,10 +42,12 @@ def load(tool: str, stored: Path, num_stored: int, num_trials: int, folder: Path
 
 
 def main() -> None:
-    """Store the trials, measure all contenders in turn and print the table."""
+    """Write the trials, measure all contenders in turn and print the table."""
     parser = benchmark_parser(__file__, __doc__, list(PEERS))
     parser.add_argument("--trials", type=int, default=10_000, metavar="N", help="default: 10000")
-    parser.add_argument("--optuna-trials", type=int, metavar="N", help="of Optuna's study (default: as many)")
+    parser.add_argument(
+        "--optuna-trials", type=int, metavar="N", help="trials of Optuna's study (default: as --trials)"
+    )
     flags = parser.parse_args()
     flags.optuna_trials = flags.optuna_trials or flags.trials
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:

@@ -1,10 +1,10 @@
-"""What a search costs per trial beside the trial: 96 trials that return a number at once.
+"""Overhead of a search per trial, with 96 trials that return at once.
 
     python benchmarks/overhead.py [--repeats 3] [--trials 96]
 
-Measured from the call of the search to its return, divided by the number of trials, in a new process each. Imports are
-done and Ray is up before; the seconds of Ray's start are recorded, and not counted. With Ray Tune's defaults each trial
-starts a process of its own, and 96 of them take minutes.
+The overhead is the duration of the call of the search divided by the number of trials, in a new process each. Imports
+and the start of Ray are excluded; the latter is recorded. With Ray Tune's defaults each trial starts a process, and 96
+of them take minutes.
 """
 
 import sys
@@ -26,7 +26,7 @@ PEERS = {
 
 
 def search(command: list[str], trials: int, folder: Path) -> Measurement:
-    """Run one search in a process of its own."""
+    """Run one search in a separate process."""
     return run_process(*command, "--trials", trials, folder=folder)
 
 

@@ -1,11 +1,11 @@
-"""What recording a learning curve costs per point: one trial of 30,000 points of one number each.
+"""Time to record a learning curve, per point: one trial with 30,000 points.
 
     python benchmarks/recording.py [--repeats 3] [--points 30000]
 
-tune_hpc is given the points one by one and in blocks of 1000, Ray Tune (default loggers) and Optuna one by one. Counted
-is the time from the trial's first report to the search's return, less the same time of a curve of one point. tune_hpc
-and Ray Tune leave files, Optuna in memory leaves none. Optuna's SQLite storage takes milliseconds a point and is given
-1000 points at most.
+tune_hpc records the points one by one and in blocks of 1000, Ray Tune (default loggers) and Optuna one by one. The time
+from the first report of the trial to the return of the search counts, minus the same time for a curve of one point.
+tune_hpc and Ray Tune write files, Optuna in memory writes none. Optuna's SQLite storage takes milliseconds per point
+and gets at most 1000.
 """
 
 import sys
@@ -28,14 +28,14 @@ PEERS = {
 
 
 def record(command: list[str], points: int, folder: Path) -> Measurement:
-    """Record a curve in a process of its own."""
+    """Record a curve in a separate process."""
     return run_process(*command, "--points", points, folder=folder)
 
 
 def main() -> None:
     """Measure all contenders in turn and print the table."""
     parser = benchmark_parser(__file__, __doc__, list(PEERS))
-    parser.add_argument("--points", type=int, default=30_000, metavar="N", help="of the curve (default: 30000)")
+    parser.add_argument("--points", type=int, default=30_000, metavar="N", help="points of the curve (default: 30000)")
     flags = parser.parse_args()
     points = {name: min(flags.points, MAX_SQLITE_POINTS) if name == SQLITE else flags.points for name in PEERS}
     contenders = {name: partial(record, PEERS[name], points[name]) for name in PEERS if name in flags.only}

@@ -1,11 +1,11 @@
-"""The report, reproduced: runs its exercises and writes docs/reproduction.md from what they gave.
+"""Reproduction of the report: runs its exercises and writes docs/reproduction.md.
 
-    python benchmarks/reproduction.py run [NAME ...]     # what is not there yet, into docs/results
+    python benchmarks/reproduction.py run [NAME ...]     # missing results, into docs/results
     python benchmarks/reproduction.py write              # docs/reproduction.md and its figures, from docs/results
 
-A run is a command of ``tune-hpc``; the page tells it beside its numbers. docs/results/NAME is its experiment folder,
-made small: the trials as they are, and of the history the rows that hold more than the training loss. What a GPU would
-do at full size stands in benchmarks/gpu.py.
+Each run is a command of ``tune-hpc``, which the page shows beside the numbers. docs/results/NAME is its experiment
+folder in compact form: all trials, and the history rows with more than the training loss. benchmarks/gpu.py has the
+full-size runs for a GPU.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-#: Every step of the line up to here is kept, after that each fiftieth.
+#: Every step of the line is stored up to this one, then each fiftieth.
 DENSE_STEPS = 5000
 
 
@@ -38,9 +38,9 @@ class Run:
     """One run of the reproduction.
 
     Attributes:
-        name: Its folder in docs/results.
-        arguments: What follows ``tune-hpc run``.
-        minutes: How long it takes on two cores, about.
+        name: Folder in docs/results.
+        arguments: Arguments of ``tune-hpc run``.
+        minutes: Approximate duration on two cores.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def command(self) -> str:
-        """What one types."""
+        """Command line of the run."""
         return f"tune-hpc run {' '.join(self.arguments)}"
 
 
@@ -77,10 +77,10 @@ RUNS = (
 
 
 def compact(results: Results) -> Results:
-    """Return results as small as the page needs them.
+    """Reduce results to the rows that the page needs.
 
-    Of images: the rows of the history at which something was evaluated. Of the line: every step up to
-    ``DENSE_STEPS``, each fiftieth after that, and the last. All in float32, in which they were computed.
+    Images: the history rows with evaluations. Line: every step up to ``DENSE_STEPS``, then each fiftieth and the last.
+    Metrics are float32, as computed.
     """
     history = results.history
     measured = [name for name in history if name not in ("trial_id", "step", "train_loss")]
@@ -92,52 +92,54 @@ def compact(results: Results) -> Results:
     return Results(results.experiment, results.trials, taken.reset_index(drop=True), results.folder)
 
 
-def keep(results: Results, folder: Path) -> None:
-    """Write small results as an experiment folder."""
-    home = ExperimentFolder(folder)
+def write_compact(results: Results, folder: Path) -> None:
+    """Write compact results as an experiment folder."""
+    experiment_folder = ExperimentFolder(folder)
     folder.mkdir(parents=True)
     small = compact(results)
-    home.write({**small.experiment, "process": None})
-    for df, file in ((small.trials, home.trials_file), (small.history, home.history_file)):
+    experiment_folder.write({**small.experiment, "process": None})
+    files = (experiment_folder.trials_file, experiment_folder.history_file)
+    for df, file in zip((small.trials, small.history), files, strict=True):
         df.to_parquet(file, index=False, compression="zstd", compression_level=19)
 
 
-def run(one: Run, parent: Path) -> None:
-    """Run one and keep its results below a folder.
+def run(entry: Run, parent: Path) -> None:
+    """Run a command and store its compact results below ``parent``.
 
     Raises:
-        CalledProcessError: the run failed; its own words stand above.
+        CalledProcessError: The command failed. Its output is above.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
-        command = [sys.executable, "-m", "tune_hpc.cli", "run", *one.arguments]
+        command = [sys.executable, "-m", "tune_hpc.cli", "run", *entry.arguments]
         subprocess.run([*command, "--output-dir", str(folder), "--no-report"], check=True, cwd=ROOT)
         results = load(folder)
-        own = dict(results.experiment)
-        machine = {**own["provenance"]["machine"], "host": None}
-        own["provenance"] = {**own["provenance"], "command": one.command, "machine": machine}
-        unfinished = Path(scratch) / "kept"
-        keep(Results(own, results.trials.drop(columns="host"), results.history), unfinished)
-        shutil.copytree(unfinished, parent / one.name)
+        description = dict(results.experiment)
+        provenance = description["provenance"]
+        machine = {**provenance["machine"], "host": None}
+        description["provenance"] = {**provenance, "command": entry.command, "machine": machine}
+        unfinished = Path(scratch) / "compact"
+        write_compact(Results(description, results.trials.drop(columns="host"), results.history), unfinished)
+        shutil.copytree(unfinished, parent / entry.name)
 
 
 def main() -> int:
-    """Run what is missing, or write the page."""
+    """Run the missing results, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=["run", "write"])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="of docs/results; default: all that are missing")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="runs; default: those missing in docs/results")
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: docs/results")
     flags = parser.parse_args()
     known = {one.name: one for one in RUNS}
     if unknown := set(flags.names).difference(known):
-        parser.error(f"no such run: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        parser.error(f"unknown run: {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
     if flags.verb == "write":
         write_page(flags.results, ROOT / "docs")
         return 0
     flags.results.mkdir(parents=True, exist_ok=True)
     for name in flags.names or known:
         if (flags.results / name).exists():
-            print(f"{name} is there; remove its folder to run it again", flush=True)
+            print(f"{name} exists; remove its folder to run it again", flush=True)
             continue
         print(f"{known[name].command}    # about {known[name].minutes:g} minutes on two cores", flush=True)
         began = time.monotonic()

@@ -1,12 +1,12 @@
-"""What a search costs that finds as good a configuration as the grid of the report's Tables 4.3 to 4.5.
+"""Cost of a search that finds as good a configuration as the grid of the report's Tables 4.3 to 4.5.
 
     python benchmarks/search_cost.py [--repeats 3] [--seeds 5] [--width 0.125] [--steps 1000]
     python benchmarks/search_cost.py --width 1 --steps 5000      # full size, for a GPU
 
-The grid has 40 trials: batch sizes, initial rates and dropouts of the three tables. The others search the box that it
-spans. Each picks its best configuration on the validation images, which then runs anew with seeds that no search saw;
-turn n searches with seed n. Differences to the grid are taken within a turn and a seed, with their 95 % interval
-(Student's) over all turns and seeds: a contender is no worse where that reaches 0.
+The grid has 40 trials: batch sizes, initial rates and dropouts of the three tables. The other contenders search the
+bounding box of the grid. Each selects its best configuration on the validation images and runs it again with fresh
+seeds. Turn n searches with seed n. Differences to the grid are paired by turn and seed, with a 95 % t interval over all
+of them. A contender is no worse if the interval reaches 0.
 """
 
 import sys
@@ -29,14 +29,14 @@ from tune_hpc import Experiment, Results, run_all
 from tune_hpc.search.ray_session import ray_session
 
 TABLES = (exercise3.decay, exercise3.learning_rate, exercise3.dropout)
-#: What the tables vary.
+#: Parameters that the tables vary.
 VARIED = ("batch_size", "learning_rate", "dropout")
 BOX = exercise3.winner.space | {
     "batch_size": tune.choice([150, 100]),
     "learning_rate": tune.loguniform(1e-4, 1e-3),
     "dropout": tune.uniform(0.0, 0.9),
 }
-#: How each contender searches the box. A random search has a fifth of the grid's trials, and so of its steps.
+#: Search options of each contender. The random search has a fifth of the trials and steps of the grid.
 WAYS: dict[str, dict[str, Any]] = {
     "tpe and asha": {"searcher": "tpe", "scheduler": "asha", "num_samples": 50},
     "random, a fifth": {"searcher": "random", "num_samples": 8},
@@ -45,7 +45,7 @@ GRID = "grid"
 
 
 def search(name: str, size: Mapping[str, Any], seeds: int, turns: "count[int]", folder: Path) -> Measurement:
-    """Search in one of the ways, run the winner anew, and return what it took and what came of it."""
+    """Search, run the winner again with fresh seeds, and return cost and accuracy."""
     turn = next(turns)
     if name == GRID:
         experiments = [one.with_values(size).replace(seeds=(turn,)) for one in TABLES]
@@ -54,15 +54,15 @@ def search(name: str, size: Mapping[str, Any], seeds: int, turns: "count[int]", 
         experiments = [box]
     found = _run(experiments, folder / "search")
     best = max((one.best() for one in found), key=lambda row: row["best_valid_accuracy"])
-    chosen = {key: best[key].item() for key in VARIED}
+    winner_values = {key: best[key].item() for key in VARIED}
     fresh = range(1000 * (turn + 1), 1000 * (turn + 1) + seeds)
-    winner = exercise3.winner.with_values({**size, **chosen}).replace(seeds=tuple(fresh))
+    winner = exercise3.winner.with_values({**size, **winner_values}).replace(seeds=tuple(fresh))
     (again,) = _run([winner], folder / "winner")
     return {
         "turn": turn,
         "trials": sum(len(one.trials) for one in found),
         "steps": int(sum(one.trials["steps_run"].sum() for one in found)),
-        "chosen": chosen,
+        "chosen": winner_values,
         "valid_accuracy": float(best["best_valid_accuracy"]),
         "test_accuracy": again.trials["test_accuracy"].tolist(),
     }
@@ -73,18 +73,18 @@ def _run(experiments: list[Experiment], folder: Path) -> list[Results]:
 
 
 def compare(measured: Mapping[str, list[Measurement]]) -> list[dict[str, Any]]:
-    """Return one row per contender: trials, share of the grid's steps, accuracy and its difference to the grid's."""
+    """Return one row per contender: trials, steps relative to the grid, accuracy and its difference to the grid."""
     grid = measured[GRID]
     rows = []
-    for name, own in measured.items():
-        accuracies = np.array([one["test_accuracy"] for one in own])
+    for name, runs in measured.items():
+        accuracies = np.array([one["test_accuracy"] for one in runs])
         difference = (accuracies - np.array([one["test_accuracy"] for one in grid])).ravel()
         spread = stats.sem(difference) * stats.t.ppf(0.975, len(difference) - 1) if name != GRID else 0.0
         rows.append(
             {
                 "contender": name,
-                "trials": own[0]["trials"],
-                "steps, % of the grid's": 100 * sum(one["steps"] for one in own) / sum(one["steps"] for one in grid),
+                "trials": runs[0]["trials"],
+                "steps, % of the grid's": 100 * sum(one["steps"] for one in runs) / sum(one["steps"] for one in grid),
                 "test accuracy, %": f"{100 * accuracies.mean():.2f}",
                 "less the grid's": f"{100 * difference.mean():+.2f} ± {100 * spread:.2f}" if name != GRID else "",
                 "no worse": "" if name == GRID else "yes" if difference.mean() + spread >= 0 else "no",
@@ -94,19 +94,19 @@ def compare(measured: Mapping[str, list[Measurement]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure all ways in turn and print the table."""
+    """Measure all contenders in turn and print the table."""
     parser = benchmark_parser(__file__, __doc__, [GRID, *WAYS])
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="of a winner's re-run (default: 5)")
-    parser.add_argument("--width", type=float, default=0.125, help="of the network (default: 0.125)")
-    parser.add_argument("--steps", type=int, default=1000, metavar="N", help="of a whole trial (default: 1000)")
-    parser.add_argument("--images", type=int, default=5000, metavar="N", help="of an evaluation (default: 5000)")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="fresh seeds of a winner (default: 5)")
+    parser.add_argument("--width", type=float, default=0.125, help="width of the network (default: 0.125)")
+    parser.add_argument("--steps", type=int, default=1000, metavar="N", help="steps of a trial (default: 1000)")
+    parser.add_argument("--images", type=int, default=5000, metavar="N", help="images of an evaluation (default: 5000)")
     flags = parser.parse_args()
     size = {
         "width": flags.width, "steps": flags.steps, "num_evaluations": 27, "num_evaluation_images": flags.images
     }  # fmt: skip
-    chosen = [GRID, *(name for name in flags.only if name != GRID)]
+    selected = [GRID, *(name for name in flags.only if name != GRID)]
     with ray_session():
-        contenders = {name: partial(search, name, size, flags.seeds, count()) for name in chosen}
+        contenders = {name: partial(search, name, size, flags.seeds, count()) for name in selected}
         measured = measure(contenders, flags.repeats)
     title = f"Searches of the box of Tables 4.3 to 4.5 at width {flags.width:g}, {flags.steps} steps a trial"
     publish(flags, title, measured, compare(measured), "sums and means")

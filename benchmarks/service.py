@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.harness import ROOT, Measurement, benchmark_parser, measure, publish
 
-#: Contenders: seconds between a response and the next request of a reader.
+#: Seconds between a response and the next request of a reader, by contender.
 PAUSES = {"readers with a pause": 1.0, "readers without a pause": 0.0}
 #: Trials that end before the measurement.
 NUM_WARM_UP_TRIALS = 20
@@ -34,7 +34,7 @@ PATHS = (
 
 
 class Service:
-    """A service as a process of its own, with a search of many trials.
+    """A service process with a search of many trials.
 
     Args:
         folder: An empty folder.
@@ -99,7 +99,7 @@ class Service:
 
 
 def read(service: Service, num_readers: int, seconds: float, pause: float, _: Path) -> Measurement:
-    """Let readers read for some time."""
+    """Run the readers for a duration and return their measurements."""
     command = [sys.executable, "-m", "benchmarks.peers.http_readers", str(service.port), "--readers", str(num_readers)]
     command += ["--seconds", str(seconds), "--pause", str(pause)]
     command += ["--paths", *(path.format(id=service.search) for path in PATHS)]

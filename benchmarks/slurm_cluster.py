@@ -1,8 +1,8 @@
-"""A real Slurm on this machine, for as long as a block lasts: a controller, and nodes that cannot see one another.
+"""A real Slurm cluster on this machine: a controller, and isolated nodes.
 
-Each node is a slurmd in namespaces of its own (network, processes, host name, mounts), with a network interface and a
-/tmp of its own, and knows the others by name, as machines do that share a file system. Nothing on it sees the machine's
-other processes: ``ray stop`` ends no Ray but the node's. Needs root, Debian's packages slurm-wlm and munge, and ``ip``
+Each node is a slurmd in separate namespaces (network, processes, host name, mounts) with its network interface and its
+/tmp. Nodes resolve the names of one another and share the other files. A node does not see other processes of the
+machine, so ``ray stop`` stops only the Ray of the node. Needs root, Debian's packages slurm-wlm and munge, and ``ip``
 (iproute2).
 """
 
@@ -14,17 +14,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from benchmarks.hosts import connect, namespace
+from benchmarks.hosts import connect, namespace, wait
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("sbatch", "srun", "scontrol", "slurmctld", "slurmd", "munged", "ip", "unshare", "nsenter")
 
-#: As a site would have it, but for waits: a node that is lost is missed soon, and a job is begun again soon.
+#: Usual settings, but with short waits for lost nodes and requeued jobs.
 _CONFIGURATION = """\
 ClusterName=here
 SlurmctldHost={host}({address})
@@ -56,9 +55,9 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str | None:
-    """Return what a Slurm here would need, and how to get it; ``None``: nothing."""
+    """Return the missing requirement and its remedy, or ``None``."""
     if os.geteuid() != 0:
-        return "a Slurm of one's own needs root"
+        return "a Slurm cluster on this machine needs root"
     lacking = [program for program in PROGRAMS if not shutil.which(program, path=_PATH)]
     return f"no {', '.join(lacking)} here; on Debian: apt-get install slurm-wlm munge iproute2" if lacking else None
 
@@ -67,13 +66,13 @@ _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
 class SlurmCluster:
-    """A Slurm that runs.
+    """A running Slurm cluster.
 
     Attributes:
-        folder: Where its files are.
-        nodes: The names of its nodes.
-        environment: The variables with which Slurm's commands find it.
-        shared: What all nodes see, should it lie in /tmp.
+        folder: Folder of its files.
+        nodes: Names of the nodes.
+        environment: Environment of Slurm's commands.
+        shared: Paths below /tmp that all nodes share.
     """
 
     def __init__(self, folder: Path, nodes: Sequence[str], environment: dict[str, str], shared: Sequence[Path]) -> None:
@@ -84,10 +83,10 @@ class SlurmCluster:
         self.slurmds: dict[str, subprocess.Popen[bytes]] = {}
 
     def command(self, *words: str, cwd: Path | None = None) -> str:
-        """Run one of Slurm's commands and return what it prints.
+        """Run a command of Slurm and return its output.
 
         Raises:
-            RuntimeError: it failed; with what it said.
+            RuntimeError: The command failed. The message has its error output.
         """
         done = subprocess.run(
             words, capture_output=True, text=True, env=self.environment, cwd=cwd or self.folder, check=False
@@ -97,18 +96,18 @@ class SlurmCluster:
         return done.stdout.strip()
 
     def job(self, job_id: str) -> dict[str, str]:
-        """Return what ``scontrol`` tells of a job."""
+        """Return the fields of a job as ``scontrol`` prints them."""
         words = self.command("scontrol", "show", "job", "--oneliner", job_id).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def start_node(self, name: str) -> None:
-        """Start a node's slurmd, and with it the node."""
+        """Start the slurmd of a node."""
         inside = """
             mkdir -p $2/tmp-$1 $2/spool-$1
-            for one in "${@:3}"; do
-                [[ $one == /tmp/* ]] || continue
-                mkdir -p "$2/tmp-$1/${one#/tmp/}"
-                mount --bind "$one" "$2/tmp-$1/${one#/tmp/}"
+            for path in "${@:3}"; do
+                [[ $path == /tmp/* ]] || continue
+                mkdir -p "$2/tmp-$1/${path#/tmp/}"
+                mount --bind "$path" "$2/tmp-$1/${path#/tmp/}"
             done
             mount --rbind $2/tmp-$1 /tmp
             mount --bind $2/hosts /etc/hosts
@@ -125,31 +124,31 @@ class SlurmCluster:
             )  # fmt: skip
 
     def lose_node(self, name: str) -> None:
-        """Let a node vanish with all its processes, as when its power fails."""
+        """Kill all processes of a node, as a power failure would."""
         slurmd = self.slurmds.pop(name)
         children = Path(f"/proc/{slurmd.pid}/task/{slurmd.pid}/children").read_text(encoding="ascii").split()
-        # The first process of a namespace takes all others with it.
+        # The end of the first process of a namespace ends all others in it.
         for child in children:
             os.kill(int(child), signal.SIGKILL)
         slurmd.wait()
 
     def lose_all(self) -> None:
-        """Let all nodes vanish."""
+        """Kill all nodes."""
         for name in list(self.slurmds):
             self.lose_node(name)
 
 
 @contextmanager
 def slurm_cluster(nodes: Sequence[str] = ("n1",), cpus: int = 2, shared: Sequence[Path] = ()) -> Iterator[SlurmCluster]:
-    """Run a Slurm inside the block.
+    """Run a Slurm cluster inside the block.
 
     Args:
-        nodes: Names of its nodes.
-        cpus: Cores that each of them says it has.
-        shared: Folders that jobs are submitted from, should they lie in /tmp, of which each node has its own.
+        nodes: Names of the nodes.
+        cpus: Cores of each node.
+        shared: Folders below /tmp that all nodes share, such as those of submitted jobs.
     """
     with ExitStack() as ending:
-        # Paths of sockets are short, and nodes have a /tmp of their own.
+        # Socket paths must be short, and each node has a separate /tmp.
         folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/var/tmp"))
         ending.callback(shutil.rmtree, folder, ignore_errors=True)
         folder.chmod(0o755)
@@ -182,7 +181,7 @@ def slurm_cluster(nodes: Sequence[str] = ("n1",), cpus: int = 2, shared: Sequenc
 
 
 def _start_munge(ending: ExitStack, folder: Path) -> None:
-    """Start munged with a key of its own, by which Slurm's parts know one another."""
+    """Start munged with a new key for the authentication of Slurm's daemons."""
     (folder / "munge").mkdir(mode=0o755)
     key = folder / "munge" / "munge.key"
     key.write_bytes(os.urandom(128))
@@ -191,7 +190,7 @@ def _start_munge(ending: ExitStack, folder: Path) -> None:
         "pid-file", "log-file", "seed-file")}}  # fmt: skip
     options = [f"--{name}={path}" for name, path in files.items()]
     _start(ending, ["munged", "--foreground", "--force", f"--key-file={key}", *options], folder / "munged.out")
-    _wait(lambda: files["socket"].exists(), 10, f"munged, see {folder}")
+    wait(lambda: files["socket"].exists(), 10, f"munged, see {folder}")
 
 
 def _start(ending: ExitStack, words: Sequence[str], output: Path, environment: dict[str, str] | None = None) -> None:
@@ -219,12 +218,4 @@ def _wait_until_idle(cluster: SlurmCluster) -> None:
             return False
         return states == ["idle"] * len(cluster.nodes)
 
-    _wait(is_idle, 60, f"nodes, see {cluster.folder}")
-
-
-def _wait(is_there: Callable[[], bool], timeout_s: float, what: str) -> None:
-    until = time.monotonic() + timeout_s
-    while not is_there():
-        if time.monotonic() > until:
-            sys.exit(f"waited {timeout_s:g} s for {what}")
-        time.sleep(0.2)
+    wait(is_idle, 60, f"nodes, see {cluster.folder}")

@@ -1,12 +1,11 @@
-"""Exercise 2's softmax table from the command to the result: tune_hpc against other ways to run the same 72 trials.
+"""Exercise 2's softmax table as a whole process: tune_hpc against other ways to run the same 72 trials.
 
     python benchmarks/softmax_table.py [--repeats 3]
 
-Every contender is one process, measured from its start to its end: ``tune-hpc run exercise2.softmax``, the same without
-the fusion of trials, a plain loop over a DataLoader, Optuna with one thread a core, Ray Tune with reused actors, and
-Ray Tune as it comes. Each trains 72 models for 500 steps of 100 images, evaluates every one 50 times on 20,000 held-out
-images, and names each optimizer's best learning rate; the measurement fails when they name different ones, except for
-one optimizer of nine at most.
+Every contender is one process: ``tune-hpc run exercise2.softmax``, the same without fused trials, a plain loop over a
+DataLoader, Optuna with one thread per core, Ray Tune with reused actors, and Ray Tune with its defaults. Each trains 72
+models for 500 steps of 100 images and evaluates each model 50 times on 20,000 held-out images. Each prints the best
+learning rate of every optimizer. The measurement fails if these differ for more than one of nine optimizers.
 """
 
 import sys
@@ -29,7 +28,7 @@ OURS = {"tune_hpc": [], "tune_hpc, unfused": ["--fuse", "off"]}
 
 
 def ours(more: list[str], trials: int, steps: int, folder: Path) -> Measurement:
-    """Run the search with tune_hpc and read the best rates off its data frame."""
+    """Run the search with tune_hpc and return the best rates."""
     settings = {**grid(trials), "steps": [steps]}
     values = [f"--set={name}={','.join(map(str, choices))}" for name, choices in settings.items()]
     measured, (results,) = run_tune_hpc("exercise2.softmax", *values, *more, folder=folder)
@@ -38,18 +37,18 @@ def ours(more: list[str], trials: int, steps: int, folder: Path) -> Measurement:
 
 
 def peer(command: list[str], trials: int, steps: int, folder: Path) -> Measurement:
-    """Run the search in another way."""
+    """Run the search with another tool."""
     return run_process(*command, "--trials", trials, "--steps", steps, folder=folder)
 
 
 def check_agreement(best: Mapping[str, Mapping[str, float]]) -> None:
-    """Refuse contenders that found something else than the first one.
+    """Check that all contenders found the same best learning rates.
 
     Args:
         best: Each contender's best learning rates, by optimizer.
 
     Raises:
-        RuntimeError: more than one optimizer in nine has another best rate.
+        RuntimeError: More than one optimizer in nine has another best rate.
     """
     first, expected = next(iter(best.items()))
     for name, found in best.items():

@@ -1,11 +1,11 @@
-"""A cluster of two hosts with a token, and a job on it: who is let in, and what the loss of a host costs.
+"""A job on a Ray cluster of two hosts with a token: rejected access, and the loss of a host.
 
     python benchmarks/two_hosts.py [--steps 6000]
 
-Two hosts in network namespaces of their own (hosts.py: needs root and ``ip``), ``ray start`` with a token on each, and
-this machine as the one that submits. What should be refused is tried; then a search of eight trials runs whose second
-host vanishes when each trial has kept a state, and the same search left alone. Every trial is to be there once, and
-each number of each trial the same to the last bit. Prints a table and writes a JSON.
+Each host has a separate network namespace (hosts.py: needs root and ``ip``) and a Ray node with a token. This machine
+submits the jobs. The benchmark first tries requests that the cluster must reject. It then runs a search of eight trials
+twice: once without interruption, and once with the loss of the second host after each trial has saved a checkpoint.
+Every trial must exist once, with numbers equal to the last bit. Prints a table and writes a JSON file.
 """
 
 import os
@@ -15,15 +15,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.harness import Measurement, benchmark_parser, publish
-from benchmarks.hosts import connect, namespace
+from benchmarks.hosts import connect, namespace, wait
 
 ALONE, LOST = "left alone", "a host is lost"
 HEAD, WORKER = "head", "worker"
@@ -31,69 +30,69 @@ BIN = Path(sys.executable).parent
 
 
 def main() -> None:
-    """Try the doors, run the search twice, and compare."""
+    """Try rejected requests, run the search twice, and compare the results."""
     parser = benchmark_parser(__file__, __doc__, [ALONE, LOST])
-    parser.add_argument("--steps", type=int, default=6000, metavar="N", help="of each trial (default: 6000)")
+    parser.add_argument("--steps", type=int, default=6000, metavar="N", help="steps of each trial (default: 6000)")
     parser.set_defaults(repeats=1)
     flags = parser.parse_args()
     if os.geteuid() != 0 or not shutil.which("ip"):
-        sys.exit("two_hosts: hosts of one's own need root and ip; on Debian: apt-get install iproute2")
+        sys.exit("two_hosts: virtual hosts need root and ip; on Debian: apt-get install iproute2")
     with ExitStack() as ending:
         folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="hosts-", dir="/var/tmp")))
         addresses = connect(ending, [HEAD, WORKER])
         cluster = _Cluster(ending, folder, addresses)
-        doors = cluster.try_doors()
+        doors = cluster.try_access()
         search = ["exercise3.baseline", "--set", "learning_rate=1e-4,3e-4,1e-3,3e-3", "--seeds", "2", "--fuse", "off",
                   "--set", "width=0.25", "--set", "batching=shuffled", "--set", f"steps={flags.steps}",
                   "--set", "num_evaluations=20", "--set", "num_evaluation_images=1000"]  # fmt: skip
         measured = {name: [cluster.run(search, is_lost=name == LOST)] for name in flags.only}
-    frames = {name: own[0].pop("frames") for name, own in measured.items()}
+    frames = {name: run.pop("frames") for name, (run,) in measured.items()}
     table = []
-    for name, own in measured.items():
+    for name, (run,) in measured.items():
         first = frames.get(ALONE, frames[name])
         same = all(here.equals(there) for here, there in zip(frames[name], first, strict=True))
-        own[0] |= {"same_to_the_bit": same, "doors": doors}
-        table.append({"contender": name, **{key: own[0][key] for key in (
+        run |= {"same_to_the_bit": same, "doors": doors}
+        table.append({"contender": name, **{key: run[key] for key in (
             "state", "trials", "finished", "in_the_middle", "nodes_at_the_end", "same_to_the_bit")}})  # fmt: skip
-    for door, said in doors.items():
-        print(f"{door}: {said}")
+    for door, message in doors.items():
+        print(f"{door}: {message}")
     publish(flags, "A job on two hosts with a token", measured, table)
 
 
 class _Cluster:
-    """Ray on two hosts, each node in a process group of its own."""
+    """Ray on two hosts, with one process group per node."""
 
     def __init__(self, ending: ExitStack, folder: Path, addresses: dict[str, str]) -> None:
         self.folder = folder
         self.addresses = addresses
         self.token = secrets.token_hex(32)
-        self.home = folder / "home"
-        (self.home / ".ray").mkdir(parents=True)
-        (self.home / ".ray" / "auth_token").write_text(self.token, encoding="utf-8")
+        self.user_folder = folder / "home"
+        (self.user_folder / ".ray").mkdir(parents=True)
+        (self.user_folder / ".ray" / "auth_token").write_text(self.token, encoding="utf-8")
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
         ending.callback(self.lose_all)
         address = addresses[HEAD]
         self.control, self.dashboard = f"{address}:6379", f"http://{address}:8265"
         self.start(HEAD, "--head", "--port=6379", f"--dashboard-host={address}")
-        _wait(lambda: self.tune_hpc("jobs").returncode == 0 and self.num_nodes() == 1, 90, f"the head, see {folder}")
+        wait(lambda: self.tune_hpc("jobs").returncode == 0 and self.num_nodes() == 1, 90, f"the head, see {folder}")
 
-    def start(self, host: str, *options: str, home: Path | None = None) -> subprocess.Popen[bytes]:
-        """Start a node of two cores on a host."""
+    def start(self, host: str, *options: str, user_folder: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start a node with two cores on a host."""
         with (self.folder / f"{host}.log").open("ab") as log:
             self.nodes[host] = subprocess.Popen(
                 ["nsenter", f"--net=/run/netns/{namespace(host)}", str(BIN / "ray"), "start", "--block", "--num-cpus=2",
                  f"--node-ip-address={self.addresses[host]}", f"--temp-dir=/tmp/{namespace(host)}", *options],
-                env=self._environment(home or self.home, RAY_AUTH_MODE="token"), stdout=log, stderr=log,
+                env=self._environment(user_folder or self.user_folder, RAY_AUTH_MODE="token"), stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         return self.nodes[host]
 
-    def join(self, home: Path | None = None) -> subprocess.Popen[bytes]:
-        """Have the second host join."""
-        return self.start(WORKER, f"--address={self.control}", home=home)
+    def join(self, user_folder: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start the second node, which joins the cluster."""
+        return self.start(WORKER, f"--address={self.control}", user_folder=user_folder)
 
     def lose(self, host: str) -> None:
-        """Let a host vanish with all its processes."""
+        """Kill all processes of a host."""
         node = self.nodes.pop(host)
         try:
             os.killpg(node.pid, signal.SIGKILL)
@@ -103,65 +102,66 @@ class _Cluster:
         shutil.rmtree(f"/tmp/{namespace(host)}", ignore_errors=True)
 
     def lose_all(self) -> None:
-        """Let all hosts vanish."""
+        """Kill the processes of all hosts."""
         for host in list(self.nodes):
             self.lose(host)
 
     def num_nodes(self) -> int:
-        """Return how many nodes are alive."""
+        """Return the number of nodes that are alive."""
         import requests
 
         headers = {"Authorization": f"Bearer {self.token}"}
         try:
-            told = requests.get(f"{self.dashboard}/api/v0/nodes", headers=headers, timeout=10).json()
-            return sum(node["state"] == "ALIVE" for node in told["data"]["result"]["result"])
+            response = requests.get(f"{self.dashboard}/api/v0/nodes", headers=headers, timeout=10).json()
+            return sum(node["state"] == "ALIVE" for node in response["data"]["result"]["result"])
         except (requests.RequestException, KeyError, TypeError):
             return 0
 
     def tune_hpc(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run one of our own commands as a user of this machine does."""
+        """Run ``tune-hpc`` as a user of this machine."""
         return subprocess.run(
-            [sys.executable, "-m", "tune_hpc.cli", *words], env=self._environment(self.home, **variables),
+            [sys.executable, "-m", "tune_hpc.cli", *words], env=self._environment(self.user_folder, **variables),
             cwd=self.folder, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
-    def _environment(self, home: Path, **variables: str) -> dict[str, str]:
-        kept = ("PATH", "LANG", "PYTHONPATH", "XDG_CACHE_HOME")
-        own = {name: os.environ[name] for name in kept if name in os.environ}
-        own.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    def _environment(self, user_folder: Path, **variables: str) -> dict[str, str]:
+        inherited = ("PATH", "LANG", "PYTHONPATH", "XDG_CACHE_HOME")
+        environment = {name: os.environ[name] for name in inherited if name in os.environ}
+        environment.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))
         root = str(Path(__file__).parents[1])
-        path = os.pathsep.join(filter(None, [root, own.get("PYTHONPATH")]))
-        return own | {"HOME": str(home), "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"} | variables
+        path = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+        fixed = {"HOME": str(user_folder), "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
+        return environment | fixed | variables
 
-    def try_doors(self) -> dict[str, str]:
-        """Try what should be refused, then have the second host join; return what was said."""
-        nobody = self.folder / "nobody"
-        nobody.mkdir()
-        refused = self.join(home=nobody)
-        refused.wait(120)
+    def try_access(self) -> dict[str, str]:
+        """Try requests that the cluster must reject, then start the second node; return the messages."""
+        empty = self.folder / "empty"
+        empty.mkdir()
+        rejected = self.join(user_folder=empty)
+        rejected.wait(120)
         self.lose(WORKER)
         submit = ("submit", "exercise1_1stpart", "--quick", "--address", self.dashboard)
-        said = {
-            "a node without the token": f"exit code {refused.returncode}",
-            "a job without the token": self.tune_hpc(*submit, HOME=str(nobody)).stderr.strip(),
+        messages = {
+            "a node without the token": f"exit code {rejected.returncode}",
+            "a job without the token": self.tune_hpc(*submit, HOME=str(empty)).stderr.strip(),
             "a job with another token": self.tune_hpc(*submit, RAY_AUTH_TOKEN="another").stderr.strip(),
             "a search without the token": self.tune_hpc(
-                "run", "exercise1_1stpart", "--quick", "--address", self.control, HOME=str(nobody)
+                "run", "exercise1_1stpart", "--quick", "--address", self.control, HOME=str(empty)
             ).stderr.strip(),
         }
         assert self.num_nodes() == 1
         self.join()
-        _wait(lambda: self.num_nodes() == 2, 90, "the second host")
-        return said
+        wait(lambda: self.num_nodes() == 2, 90, "the second host")
+        return messages
 
     def run(self, search: Sequence[str], *, is_lost: bool) -> Measurement:
-        """Submit a search, disturb it or not, and return what came of it."""
+        """Submit a search, kill a host if ``is_lost``, and return the results."""
         from tune_hpc import load_all
         from tune_hpc.jobs.client import LocalClient
 
         if WORKER not in self.nodes:
             self.join()
-            _wait(lambda: self.num_nodes() == 2, 90, "the second host")
+            wait(lambda: self.num_nodes() == 2, 90, "the second host")
         storage = self.folder / "jobs"
         done = self.tune_hpc("submit", *search, "--address", self.dashboard, "--storage", str(storage))
         if done.returncode:
@@ -170,8 +170,8 @@ class _Cluster:
         trials = job.folder.experiment("exercise3.baseline").parts
         in_the_middle = 0
         if is_lost:
-            kept = "states of four trials; with more --steps each keeps one, after a minute"
-            _wait(lambda: len(list(trials.glob("*.checkpoint"))) == 4, 300, kept)
+            checkpoints = "checkpoints of four trials; with more --steps each trial saves one, after a minute"
+            wait(lambda: len(list(trials.glob("*.checkpoint"))) == 4, 300, checkpoints)
             in_the_middle = 2
             self.lose(WORKER)
         status = job.wait(900)
@@ -186,14 +186,6 @@ class _Cluster:
             "nodes_at_the_end": self.num_nodes(),
             "frames": [results.trials.drop(columns=times), history.reindex(sorted(history), axis=1)],
         }
-
-
-def _wait(is_there: Callable[[], bool], timeout_s: float, what: str) -> None:
-    until = time.monotonic() + timeout_s
-    while not is_there():
-        if time.monotonic() > until:
-            sys.exit(f"two_hosts: waited {timeout_s:g} s for {what}")
-        time.sleep(0.5)
 
 
 if __name__ == "__main__":

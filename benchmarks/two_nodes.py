@@ -1,9 +1,9 @@
-"""Two Ray nodes on this machine with a worker on each: gloo over the link between them, measured and predicted.
+"""Step time of two workers on two Ray nodes of this machine, measured and predicted.
 
     python benchmarks/two_nodes.py [--repeats 3] [--width 0.25] [--steps 100]
 
-The network of Exercise 4, its batch shared by the two. What is predicted comes from probes over the same link, none of
-which is a step of two workers. Prints a table and writes a JSON.
+The workers share the batches of the network of Exercise 4 and exchange gradients by gloo. The prediction uses probes
+of the same link, none of which is a step of two workers. Prints a table and writes a JSON file.
 """
 
 import os
@@ -15,14 +15,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.harness import Measurement, benchmark_parser, publish
 
-ONE, TWO = "one worker", "two workers, a node each"
+ONE_WORKER, TWO_WORKERS = "one worker", "two workers, a node each"
 
 
 def main() -> None:
-    """Start two nodes, measure on them, and hold the model against it."""
-    parser = benchmark_parser(__file__, __doc__, [ONE, TWO])
-    parser.add_argument("--width", type=float, default=0.25, metavar="W", help="of the network (default: 0.25)")
-    parser.add_argument("--steps", type=int, default=100, metavar="N", help="under the clock (default: 100)")
+    """Start two nodes, measure on them, and compare with the model."""
+    parser = benchmark_parser(__file__, __doc__, [ONE_WORKER, TWO_WORKERS])
+    parser.add_argument("--width", type=float, default=0.25, metavar="W", help="width of the network (default: 0.25)")
+    parser.add_argument("--steps", type=int, default=100, metavar="N", help="timed steps (default: 100)")
     flags = parser.parse_args()
     os.environ["RAY_AUTH_MODE"] = "disabled"
 
@@ -43,25 +43,25 @@ def main() -> None:
             )  # fmt: skip
     finally:
         cluster.shutdown()
-    said = predictions(results)
+    predicted = predictions(results)
     measured: dict[str, list[Measurement]] = {}
     table = []
-    for workers, name in ((1, ONE), (2, TWO)):
-        own = results.trials[results.trials["workers"] == workers]
+    for workers, name in ((1, ONE_WORKER), (2, TWO_WORKERS)):
+        trials = results.trials[results.trials["workers"] == workers]
         columns = ["step_s", "compute_s", "communicate_s", "data_s", "num_nodes"]
-        measured[name] = [{column: row[column] for column in columns} for row in own.to_dict("records")]
-        here = said[(said["link"] == HERE) & (said["workers"] == workers)].iloc[0]
-        median = own["step_s"].median()
+        measured[name] = [{column: row[column] for column in columns} for row in trials.to_dict("records")]
+        here = predicted[(predicted["link"] == HERE) & (predicted["workers"] == workers)].iloc[0]
+        median = trials["step_s"].median()
         table.append(
             {
                 "contender": name,
-                "nodes": int(own["num_nodes"].iloc[0]),
+                "nodes": int(trials["num_nodes"].iloc[0]),
                 "step, ms": 1e3 * median,
-                "min": 1e3 * own["step_s"].min(),
-                "max": 1e3 * own["step_s"].max(),
+                "min": 1e3 * trials["step_s"].min(),
+                "max": 1e3 * trials["step_s"].max(),
                 "predicted, ms": 1e3 * here["step_s"],
                 "off, %": 100 * (here["step_s"] / median - 1),
-                "of it exchange, ms": 1e3 * own["communicate_s"].median(),
+                "of it exchange, ms": 1e3 * trials["communicate_s"].median(),
             }
         )
     publish(flags, "A worker on each of two Ray nodes, gloo over the link between them", measured, table)

@@ -1,4 +1,4 @@
-"""Each benchmark at its smallest size, and what they share."""
+"""Each benchmark at its smallest size, and the harness."""
 
 import argparse
 import json
@@ -38,7 +38,7 @@ OPTUNA = "Optuna, a thread a core"
         ),
     ],
 )  # fmt: skip
-def test_a_benchmark_prints_a_table_and_writes_what_it_measured(script, flags, contenders, tmp_path):
+def test_benchmark_prints_a_table_and_writes_its_measurements(script, flags, contenders, tmp_path):
     output = tmp_path / "results.json"
     command = [sys.executable, BENCHMARKS / f"{script}.py", "--repeats", "1", "--output", output, *flags]
     done = subprocess.run([*command, "--only", *contenders], capture_output=True, text=True, check=False)
@@ -54,7 +54,7 @@ def test_a_benchmark_prints_a_table_and_writes_what_it_measured(script, flags, c
         assert f"| {contender} |" in done.stdout
 
 
-def test_contenders_take_turns_each_in_a_new_empty_folder():
+def test_contenders_take_turns_in_new_empty_folders():
     calls, folders = [], set()
 
     def contender(name, folder):
@@ -67,20 +67,20 @@ def test_contenders_take_turns_each_in_a_new_empty_folder():
     measured = measure({name: lambda folder, name=name: contender(name, folder) for name in "AB"}, 2)
     assert calls == ["A", "B", "A", "B"]
     assert len(folders) == 4
-    assert {name: [one["s"] for one in own] for name, own in measured.items()} == {"A": [1, 3], "B": [2, 4]}
-    assert all(one["busy_cores_before"] >= 0 for own in measured.values() for one in own)
+    assert {name: [run["s"] for run in runs] for name, runs in measured.items()} == {"A": [1, 3], "B": [2, 4]}
+    assert all(run["busy_cores_before"] >= 0 for runs in measured.values() for run in runs)
 
 
 def test_ratios_are_taken_within_a_turn():
     seconds = {"A": [1.0, 10.0, 100.0], "B": [3.0, 20.0, 500.0]}
-    rows = summarise({name: [{"s": one} for one in own] for name, own in seconds.items()}, "s")
+    rows = summarise({name: [{"s": value} for value in values] for name, values in seconds.items()}, "s")
     assert rows == [
         {"contender": "A", "median": 10.0, "min": 1.0, "max": 100.0, "ratio to A": 1.0},
         {"contender": "B", "median": 20.0, "min": 3.0, "max": 500.0, "ratio to A": 3.0},
     ]
 
 
-def test_a_table_is_printed_with_three_digits_and_written_with_all(tmp_path, capsys):
+def test_table_is_printed_with_three_digits_and_written_with_all(tmp_path, capsys):
     flags = argparse.Namespace(repeats=3, output=tmp_path / "new" / "results.json")
     publish(flags, "Seconds", {"A": [{"s": 1.23456}]}, [{"contender": "A", "median": 1.23456, "max": 1234.56}])
     printed = capsys.readouterr().out
@@ -90,7 +90,7 @@ def test_a_table_is_printed_with_three_digits_and_written_with_all(tmp_path, cap
     assert written["settings"] == {"repeats": 3}
 
 
-def test_a_process_that_fails_is_no_measurement(tmp_path):
+def test_failed_process_raises_with_its_output(tmp_path):
     with pytest.raises(RuntimeError, match=r"noop_loop --trials many ended with 2:\n(.|\n)*invalid int value: 'many'"):
         run_process("benchmarks.peers.noop_loop", "--trials", "many", folder=tmp_path)
 
@@ -105,7 +105,7 @@ def test_contenders_may_differ_in_one_optimizer_of_nine():
 
 
 @pytest.mark.slow
-def test_what_needs_a_gpu_works_at_a_tiny_size_on_a_cpu(tmp_path):
+def test_gpu_benchmark_rehearses_on_a_cpu(tmp_path):
     command = [sys.executable, BENCHMARKS / "gpu.py", "--rehearse", "--output-dir", tmp_path / "gpu"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -118,18 +118,18 @@ def test_what_needs_a_gpu_works_at_a_tiny_size_on_a_cpu(tmp_path):
     assert [row["contender"] for row in figures["table"]] == ["grid", "random, a fifth"]
     trial = made["one_trial"]["measured"]
     assert set(trial) == {f"{type}, {way}" for type in ("float32", "tf32", "bfloat16") for way in ("recorded", "eager")}
-    # On a CPU tf32 is float32, and nothing is recorded.
+    # On a CPU tf32 is float32, and steps are not recorded.
     assert trial["tf32, eager"]["test_accuracy"] == trial["float32, recorded"]["test_accuracy"]
     assert made["one_program"]["measured"]["float32"]["num_trials"] == 4
     assert len(made["through_ray"]["measured"]) == 4
     assert (tmp_path / "gpu" / "fusion_figure.png").stat().st_size > 10_000
 
 
-def test_without_a_gpu_nothing_is_measured(tmp_path):
+def test_gpu_benchmark_without_a_gpu_measures_nothing(tmp_path):
     command = [sys.executable, BENCHMARKS / "gpu.py", "--output-dir", tmp_path / "gpu"]
     hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=hidden)
     assert (done.returncode, done.stderr) == (
-        1, "no GPU here: nothing was measured; --rehearse tries the command on a CPU\n",
+        1, "no GPU found, nothing measured; use --rehearse to test the command on a CPU\n",
     )  # fmt: skip
     assert not (tmp_path / "gpu").exists()

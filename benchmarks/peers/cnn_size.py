@@ -1,10 +1,10 @@
-"""What both trainings of the report's network have in common."""
+"""Settings of both trainings of the report's network."""
 
 import argparse
 
 LEARNING_RATE = 1e-4
 DROPOUT = 0.5
-#: Trained on before anything is timed, to fill caches and memory pools.
+#: Size of the warm-up, which fills caches and memory pools.
 NUM_WARMUP_SAMPLES = 500
 
 
@@ -17,5 +17,5 @@ def cnn_flags(description: str) -> argparse.Namespace:
 
 
 def num_warmup_steps(batch_size: int) -> int:
-    """Return how many steps are made before anything is timed."""
+    """Return the number of warm-up steps."""
     return max(5, NUM_WARMUP_SAMPLES // batch_size)

@@ -1,7 +1,7 @@
 """Training of the report's network with tune_hpc: as many trials at once as there are cores, one thread each.
 
-All of them train for the same number of steps and begin together, after a warm-up that also says how many steps fill
-the wanted seconds. Prints the samples per second of all together.
+All trials start together and train for the same number of steps. A warm-up determines how many steps take the
+requested seconds. Prints the samples per second of all trials together.
 """
 
 import json
@@ -17,7 +17,7 @@ from benchmarks.peers.cnn_size import DROPOUT, LEARNING_RATE, cnn_flags, num_war
 from tune_hpc.learning.data import ImageData, load_images
 from tune_hpc.learning.training import train
 
-#: A process that fails must not leave the others waiting.
+#: A failed process must not block the others.
 BARRIER_TIMEOUT_S = 120.0
 
 _barrier: Barrier
@@ -40,7 +40,7 @@ def _train(batch_size: int, steps: int) -> tuple[float, float, float]:
         "model": "cnn", "optimizer": "adam", "learning_rate": LEARNING_RATE, "dropout": DROPOUT, "batching": "shuffled",
         "batch_size": batch_size, "steps": steps, "num_evaluations": 1, "num_evaluation_images": 1000,
     }  # fmt: skip
-    # Nobody passes before all are there, so each process takes exactly one of the tasks.
+    # The barrier gives each process exactly one of the tasks.
     _barrier.wait(BARRIER_TIMEOUT_S)
     began = time.time()
     outcome = train(config, lambda step, metrics: None, images=_images, device="cpu")

@@ -1,4 +1,4 @@
-"""Loads a study of Optuna: ``trials_dataframe``, and the curves that it leaves out."""
+"""Loader of an Optuna study: ``trials_dataframe``, and the curves, which it lacks."""
 
 import sys
 from pathlib import Path
@@ -20,6 +20,6 @@ def frames(study: optuna.Study) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 if __name__ == "__main__":
-    # Opened before the clock runs: that imports SQLAlchemy, and reads no trial.
+    # Not timed: opening imports SQLAlchemy and reads no trial.
     opened = optuna.load_study(study_name=STUDY, storage=optuna_storage(Path(sys.argv[1])))
     print_loading_time(lambda: frames(opened), [f"params_{name}" for name in GROUPS], "value")

@@ -1,4 +1,4 @@
-"""Loads trial folders of Ray Tune as ``ray.tune.ExperimentAnalysis`` does: each trial's result.json line by line."""
+"""Loader of Ray Tune's trial folders, as ``ray.tune.ExperimentAnalysis``: each result.json line by line."""
 
 import json
 import sys

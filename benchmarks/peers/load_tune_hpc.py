@@ -1,4 +1,4 @@
-"""Loads an experiment folder of tune_hpc."""
+"""Loader of an experiment folder of tune_hpc."""
 
 import sys
 

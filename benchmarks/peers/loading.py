@@ -1,6 +1,6 @@
-"""What is asked of stored trials, whoever loads them, and the time that it takes.
+"""Timed analysis of stored trials, the same for every loader.
 
-Nothing heavy is imported here but pandas: a loader pays for its own tool only.
+Of the heavy packages this module imports only pandas, so that a loader pays only for its tool.
 """
 
 import json
@@ -23,7 +23,7 @@ def optuna_storage(folder: Path) -> str:
 def print_loading_time(
     load: Callable[[], tuple[pd.DataFrame, pd.DataFrame]], groups: list[str], metric: str = METRIC
 ) -> None:
-    """Load trials, group them and print the seconds; imports are not among them.
+    """Load trials, group them and print the seconds, without imports.
 
     Args:
         load: Returns one row per trial, and one row per trial and step.

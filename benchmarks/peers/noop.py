@@ -1,4 +1,4 @@
-"""A trial that costs nothing, and what is printed of a search over such trials."""
+"""A trial that returns at once, and the timing of a search over such trials."""
 
 import argparse
 import json
@@ -18,26 +18,26 @@ def add_trials_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def trials_flag(description: str) -> int:
-    """Return the number of trials that a peer without other flags is to run."""
+    """Return the number of trials from the command line of a peer without other flags."""
     parser = argparse.ArgumentParser(description=description)
     add_trials_flag(parser)
     return parser.parse_args().trials
 
 
 def time_search(search: Callable[[], list[float]], num_trials: int, ray_start_s: float = 0.0) -> None:
-    """Run a search and print what it took.
+    """Run a search and print its duration.
 
     Args:
-        search: Runs all trials and returns what they reported.
-        num_trials: How many there are.
-        ray_start_s: Seconds that starting Ray took before.
+        search: Runs all trials and returns the reported values.
+        num_trials: Number of trials.
+        ray_start_s: Seconds of the start of Ray.
 
     Raises:
-        RuntimeError: the search has not got a number from each trial.
+        RuntimeError: A trial reported no valid number.
     """
     began = time.perf_counter()
     values = search()
     seconds = time.perf_counter() - began
     if len(values) != num_trials or not set(values) <= set(range(num_trials)):
-        raise RuntimeError(f"{num_trials} trials were to report whole numbers below that; got {values}")
+        raise RuntimeError(f"{num_trials} trials must report integers below {num_trials}; got {values}")
     print(json.dumps({"search_s": seconds, "ray_start_s": ray_start_s, "ms_per_trial": 1000 * seconds / num_trials}))

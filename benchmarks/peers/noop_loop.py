@@ -1,4 +1,4 @@
-"""Trials that cost nothing, by a plain loop: the cost of calling the function and no more."""
+"""Overhead of a plain loop: only the call of the function."""
 
 from benchmarks.peers.noop import noop, time_search, trials_flag
 

@@ -1,6 +1,6 @@
-"""Trials that cost nothing, with Optuna: drawn at random, in memory, as many threads as there are cores.
+"""Overhead of Optuna: random sampling, in memory, one thread per core.
 
-Its grid sampler goes through all earlier trials before each one, and is some twenty times slower at 96 trials.
+Optuna's grid sampler reads all earlier trials before each one and is about twenty times slower at 96 trials.
 """
 
 import optuna

@@ -1,4 +1,4 @@
-"""Trials that cost nothing, on Ray Tune: a function trainable, a grid, one core a trial."""
+"""Overhead of Ray Tune: a function trainable, a grid, one core per trial."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ def trainable(config: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Time the search; Ray is up before."""
+    """Time the search, without the start of Ray."""
     parser = mode_parser(__doc__)
     add_trials_flag(parser)
     flags = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Trials that cost nothing, with tune_hpc: a function of the user's own over a grid."""
+"""Overhead of tune_hpc: a user's function over a grid."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ def trainable(config: Mapping[str, Any], report: Callable[[int, Mapping[str, flo
 
 
 def main() -> None:
-    """Time the search; Ray is up before."""
+    """Time the search, without the start of Ray."""
     num_trials = trials_flag(__doc__)
     space = Space({"x": tune.choice(list(range(num_trials)))}, keys={})
     experiment = Experiment("noop", space, trainable, metric="value", mode="min", seeds=())

@@ -1,8 +1,7 @@
-"""Ray and a grid search on Ray Tune, as all peers on Ray start them.
+"""Start of Ray and grid search on Ray Tune, for all peers on Ray.
 
-``defaults`` is the Tuner as it comes: an actor per trial, and the default loggers. ``reused`` differs from it in
-``reuse_actors=True`` only. Ray itself runs without its dashboard and without forwarding what workers print, as tune_hpc
-starts it.
+``defaults`` is the default Tuner: an actor per trial, and the default loggers. ``reused`` differs only in
+``reuse_actors=True``. Ray runs without its dashboard and without forwarding the output of workers, as in tune_hpc.
 """
 
 import argparse
@@ -21,14 +20,14 @@ MODES = ("defaults", "reused")
 
 
 def mode_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser with the flag that chooses between Tune's defaults and reused actors."""
+    """Return a parser with the flag ``--mode``: Ray Tune's defaults, or reused actors."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--mode", choices=MODES, default="defaults")
     return parser
 
 
 def start_ray() -> float:
-    """Start Ray on this machine and return how many seconds that took."""
+    """Start Ray on this machine and return the seconds of its start."""
     began = time.perf_counter()
     ray.init(
         address="local", num_cpus=num_cores(), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
@@ -37,10 +36,10 @@ def start_ray() -> float:
 
 
 def search(trainable: Callable[..., Any], values: Mapping[str, list[Any]], mode: str, name: str) -> tune.ResultGrid:
-    """Run every combination of ``values`` on one core each; Ray Tune's files go to the working folder.
+    """Run every combination of ``values`` on one core each, with Ray Tune's files in the working folder.
 
     Raises:
-        RayTaskError: what a trial raised.
+        RayTaskError: A trial failed.
     """
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 1}),

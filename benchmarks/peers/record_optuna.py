@@ -1,4 +1,4 @@
-"""A curve recorded with Optuna, point by point, in memory or in its SQLite storage."""
+"""Recording of a curve with Optuna, point by point, in memory or in SQLite."""
 
 from collections.abc import Callable
 

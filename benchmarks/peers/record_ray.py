@@ -1,4 +1,4 @@
-"""A curve recorded with Ray Tune and its default loggers, point by point."""
+"""Recording of a curve with Ray Tune and its default loggers, point by point."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ def trainable(config: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Record curves and print the time per point; Ray is up before."""
+    """Record curves and print the time per point, without the start of Ray."""
     flags = recording_parser(__doc__).parse_args()
 
     def record(points: int, clock: str, name: str) -> Callable[[], float]:

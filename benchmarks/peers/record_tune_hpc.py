@@ -1,4 +1,4 @@
-"""A curve recorded with tune_hpc, point by point or in blocks."""
+"""Recording of a curve with tune_hpc, point by point or in blocks."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from tune_hpc import Experiment, Space, run
 
 
 def trainable(config: Mapping[str, Any], report: Callable[[Any, Mapping[str, Any]], None]) -> None:
-    """Report a curve in blocks of ``config["block"]`` points; of 1: one number at a time."""
+    """Report a curve in blocks of ``config["block"]`` points."""
     points, block = config["points"], config["block"]
     start_clock(config["clock"])
     if block == 1:
@@ -24,7 +24,7 @@ def trainable(config: Mapping[str, Any], report: Callable[[Any, Mapping[str, Any
 
 
 def main() -> None:
-    """Record curves and print the time per point; Ray is up before."""
+    """Record curves and print the time per point, without the start of Ray."""
     parser = recording_parser(__doc__)
     parser.add_argument("--block", type=int, default=1, metavar="N", help="points a report (default: 1)")
     flags = parser.parse_args()

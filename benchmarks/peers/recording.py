@@ -1,8 +1,7 @@
-"""One trial that reports a curve, and the time per point that recording it takes.
+"""Time per point to record the curve of one trial.
 
-The clock starts in the trial, right before its first report, and stops when the search has returned: with everything
-where the tool keeps it. The same of a curve of one point is subtracted; so what is left is neither the start of a
-process nor the end of a search.
+The clock starts in the trial before its first report, and stops when the search returns with all data stored. The time
+for a curve of one point is subtracted, which removes process start and end of the search.
 """
 
 import argparse
@@ -20,7 +19,7 @@ def recording_parser(description: str) -> argparse.ArgumentParser:
 
 
 def start_clock(file: str) -> None:
-    """Note that the trial is about to report."""
+    """Write the time of the first report to a file."""
     Path(file).write_text(repr(time.time()), encoding="utf-8")
 
 
@@ -33,12 +32,12 @@ def print_time_per_point(record: Callable[[int, str, str], Callable[[], float]],
     """Record curves and print the microseconds that a point takes.
 
     Args:
-        record: Runs a search of one trial, given the number of points, the file for ``start_clock`` and a name for its
-            results that is new; returns what reads the last value that the tool recorded.
-        points: The length of the curve.
+        record: Runs a search of one trial, given the number of points, the file for ``start_clock`` and a new name
+            for its results. Returns a function that reads the last recorded value.
+        points: Length of the curve.
 
     Raises:
-        RuntimeError: a curve was not recorded to its end.
+        RuntimeError: A curve is incomplete.
     """
 
     def seconds(num_points: int, name: str) -> float:
@@ -46,10 +45,10 @@ def print_time_per_point(record: Callable[[int, str, str], Callable[[], float]],
         read_last = record(num_points, str(clock), name)
         ended = time.time()
         if (last := read_last()) != value(num_points):
-            raise RuntimeError(f"the last of {num_points} points is {value(num_points)}; recorded was {last}")
+            raise RuntimeError(f"the last of {num_points} points must be {value(num_points)}; recorded: {last}")
         return ended - float(clock.read_text(encoding="utf-8"))
 
-    # What is imported or set up once for all searches is no part of either.
+    # Imports and other one-time work are in neither of the timed searches.
     seconds(1, "warmup")
     one_point, whole_curve = seconds(1, "point"), seconds(points, "curve")
     measured = {"one_point_s": one_point, "whole_curve_s": whole_curve, "points": points}

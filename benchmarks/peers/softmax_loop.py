@@ -1,4 +1,4 @@
-"""Exercise 2's softmax table by a plain loop: one trial after the other, PyTorch on all cores."""
+"""Exercise 2's softmax table by a plain loop: trials in sequence, PyTorch on all cores."""
 
 import itertools
 import json

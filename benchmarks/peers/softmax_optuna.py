@@ -1,4 +1,4 @@
-"""Exercise 2's softmax table with Optuna: a grid in memory, as many threads as there are cores."""
+"""Exercise 2's softmax table with Optuna: a grid in memory, one thread per core."""
 
 import json
 
@@ -13,7 +13,7 @@ def main() -> None:
     """Train all models and print each optimizer's best learning rate."""
     flags = size_flags(__doc__)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # The trials themselves fill the cores.
+    # Concurrent trials use all cores.
     torch.set_num_threads(1)
     data = as_tensors(load_arrays())
     values = grid(flags.trials)

@@ -1,6 +1,6 @@
-"""Exercise 2's softmax table on Ray Tune: a function trainable, a grid, one core a trial, the data in the object store.
+"""Exercise 2's softmax table on Ray Tune: a function trainable, a grid, one core per trial, data in the object store.
 
-Every evaluation is reported, so that Ray Tune's loggers keep the learning curves.
+Trials report every evaluation, so that Ray Tune's loggers record the learning curves.
 """
 
 import json
@@ -18,7 +18,7 @@ from benchmarks.peers.softmax_training import add_size_flags, as_tensors, best_r
 def trainable(config: Mapping[str, Any], data: Mapping[str, np.ndarray], steps: int) -> None:
     """Train one model in an actor of Ray Tune."""
     torch.set_num_threads(1)
-    # Arrays, for Ray shares their memory among all actors; tensors it would copy for every trial.
+    # Ray shares the memory of arrays among actors, and would copy tensors for every trial.
     train(config, as_tensors(data), steps, lambda step, metrics: tune.report({"step": step, **metrics}))
 
 

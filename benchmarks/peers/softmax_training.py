@@ -1,7 +1,7 @@
-"""The work of Exercise 2's softmax table, written once for all peers: data, configurations, one training run.
+"""The work of Exercise 2's softmax table for all peers: data, configurations, one training run.
 
-A run is 500 steps of 100 images in their stored order, from a DataLoader, evaluated 50 times on 20,000 held-out images:
-what ``exercise2.softmax`` asks of tune_hpc. The optimizers are those of tune_hpc, which follow TensorFlow 1.
+A run has 500 steps of 100 images in stored order, from a DataLoader, and 50 evaluations on 20,000 held-out images, as
+``exercise2.softmax``. The optimizers are those of tune_hpc, which follow TensorFlow 1.
 """
 
 import argparse
@@ -27,7 +27,7 @@ Report = Callable[[int, Metrics], None]
 
 
 def add_size_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags with which the work can be made smaller."""
+    """Add the flags for the size of the work."""
     whole = len(OPTIMIZERS) * len(LEARNING_RATES)
     parser.add_argument("--trials", type=_num_trials, default=whole, metavar="N",
                         help=f"the first N configurations; up to {len(LEARNING_RATES)}, or a multiple of it "
@@ -51,14 +51,14 @@ def _num_steps(text: str) -> int:
 
 
 def size_flags(description: str) -> argparse.Namespace:
-    """Return the flags of a peer that has no others."""
+    """Return the flags of a peer without other flags."""
     parser = argparse.ArgumentParser(description=description)
     add_size_flags(parser)
     return parser.parse_args()
 
 
 def grid(num_trials: int) -> dict[str, list[Any]]:
-    """Return the values whose combinations are the first configurations, the learning rate varying fastest."""
+    """Return the values of the first configurations of the grid; the learning rate varies fastest."""
     rates = len(LEARNING_RATES)
     return {
         "optimizer": OPTIMIZERS[: max(1, num_trials // rates)],

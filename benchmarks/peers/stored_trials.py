@@ -1,6 +1,6 @@
-"""Trials as each tool keeps them: an experiment folder of tune_hpc, trial folders of Ray Tune, a study of Optuna.
+"""Stored trials: an experiment folder of tune_hpc, trial folders of Ray Tune, a study of Optuna.
 
-All hold the same made-up search: an optimizer, a learning rate and a seed, and a loss and an accuracy at 20 steps.
+All have the same synthetic search: an optimizer, a learning rate and a seed, and a loss and an accuracy at 20 steps.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tune_hpc.storage.trial_file import summarise
 NUM_ROWS = 20
 
 
-def made_up_trials(num_trials: int) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+def synthetic_trials(num_trials: int) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
     """Yield each trial's configuration and its history: ``step``, ``test_loss``, ``test_accuracy``."""
     generator = np.random.default_rng(0)
     steps = 25 * np.arange(1, NUM_ROWS + 1)
@@ -38,23 +38,25 @@ def made_up_trials(num_trials: int) -> Iterator[tuple[dict[str, Any], pd.DataFra
 def store_tune_hpc(folder: Path, num_trials: int) -> None:
     """Write an experiment folder."""
     rows, histories = [], []
-    for number, (config, history) in enumerate(made_up_trials(num_trials)):
+    for number, (config, history) in enumerate(synthetic_trials(num_trials)):
         identity = {"experiment": "stored", "trial_id": f"t{number:05d}", "status": "finished"}
         rows.append({**identity, **config, **summarise(history)})
         histories.append(history.assign(trial_id=identity["trial_id"]))
     keys = [*GROUPS, "seed"]
-    home = ExperimentFolder(folder)
-    home.claim("stored")
-    home.write({"name": "stored", "metric": METRIC, "mode": "max", "config_keys": keys, "num_trials": num_trials})
-    write_frames(home, trials_frame(rows, keys), pd.concat(histories, ignore_index=True))
+    experiment_folder = ExperimentFolder(folder)
+    experiment_folder.claim("stored")
+    experiment_folder.write(
+        {"name": "stored", "metric": METRIC, "mode": "max", "config_keys": keys, "num_trials": num_trials}
+    )
+    write_frames(experiment_folder, trials_frame(rows, keys), pd.concat(histories, ignore_index=True))
 
 
 def store_ray(folder: Path, num_trials: int) -> None:
-    """Write a folder for each trial, with result.json as Ray Tune's default loggers write it; it reads no other."""
-    for number, (config, history) in enumerate(made_up_trials(num_trials)):
+    """Write a folder per trial with the result.json of Ray Tune's default loggers, the only file that it reads."""
+    for number, (config, history) in enumerate(synthetic_trials(num_trials)):
         trial_id = f"f0f0f_{number:05d}"
-        own = folder / f"trainable_{trial_id}"
-        own.mkdir(parents=True)
+        trial_folder = folder / f"trainable_{trial_id}"
+        trial_folder.mkdir(parents=True)
         results = [
             {
                 **metrics, "timestamp": 1_790_000_000 + row, "checkpoint_dir_name": None, "done": row == NUM_ROWS,
@@ -66,7 +68,7 @@ def store_ray(folder: Path, num_trials: int) -> None:
             for row, metrics in enumerate(history.to_dict("records"), start=1)
         ]  # fmt: skip
         lines = [json.dumps(one) + "\n" for one in results]
-        (own / "result.json").write_text("".join(lines), encoding="utf-8")
+        (trial_folder / "result.json").write_text("".join(lines), encoding="utf-8")
 
 
 def store_optuna(folder: Path, num_trials: int) -> None:
@@ -80,7 +82,7 @@ def store_optuna(folder: Path, num_trials: int) -> None:
     distributions["seed"] = optuna.distributions.IntDistribution(0, num_trials)
     study = optuna.create_study(storage=optuna_storage(folder), study_name=STUDY, direction="maximize")
     trials = []
-    for config, history in made_up_trials(num_trials):
+    for config, history in synthetic_trials(num_trials):
         values = dict(zip(history["step"].tolist(), history[METRIC].tolist(), strict=True))
         trials.append(
             optuna.create_trial(
