@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tune_hpc.errors import InvalidExperimentError, RequestError
 from tune_hpc.search.experiment import SCHEDULERS, SEARCHERS, Experiment
-from tune_hpc.search.space.domains import describe, parse_domain, to_json
+from tune_hpc.search.space.parsing import parse_parameter
 from tune_hpc.service.schemas import SearchRequest
 
 #: A choice of this many words or fewer has a checkbox for each.
@@ -65,7 +65,7 @@ def _field(experiment: Experiment, name: str, form: Form) -> Field:
         cases = []
         for number, (condition, value) in enumerate(conditions):
             input_name = f"{_CASE}{number}.{name}"
-            cases.append((input_name, condition, _text(form, input_name) or _without_choice(describe(value))))
+            cases.append((input_name, condition, _text(form, input_name) or _without_choice(value.describe())))
         return Field(name, "cases", space.describe(name), (), help_text, varies, tuple(cases))
     text = _text(form, _PARAMETER + name) or space.describe(name)
     choice = plain.get("choice", []) if isinstance(plain, dict) else []
@@ -113,7 +113,7 @@ def _changes(experiment: Experiment, form: Form) -> dict[str, Any]:
                 changes[name] = {"choice": checked} if len(checked) > 1 else checked[0]
         elif field.kind == "cases":
             cases = [
-                {**case, "value": to_json(name, parse_domain(name, text))}
+                {**case, "value": parse_parameter(name, text).to_json()}
                 if (text := _text(form, key)) and text != unchanged
                 else case
                 for (key, _, unchanged), case in zip(field.cases, before["cases"], strict=True)
@@ -121,7 +121,7 @@ def _changes(experiment: Experiment, form: Form) -> dict[str, Any]:
             if cases != before["cases"]:
                 changes[name] = {"cases": cases}
         elif (text := _text(form, _PARAMETER + name)) and text != field.text:
-            plain = to_json(name, parse_domain(name, text))
+            plain = parse_parameter(name, text).to_json()
             if field.varies:
                 before = {key: value for key, value in before.items() if key != "role"}
             if plain != before or type(plain) is not type(before):

@@ -11,7 +11,8 @@ from starlette.responses import RedirectResponse
 
 from tune_hpc.analysis.reader import ResultsSnapshot
 from tune_hpc.errors import RequestError, TuneHpcError, UnknownNameError
-from tune_hpc.service import chart_data, forms, view_models
+from tune_hpc.report import chart_data
+from tune_hpc.service import forms, view_models
 from tune_hpc.service.cache import CachedResponse
 from tune_hpc.service.problems import problem_type, status_of
 from tune_hpc.service.routes import searches

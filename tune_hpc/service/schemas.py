@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tune_hpc.analysis.frame_query import FrameQuery, split_names
 from tune_hpc.jobs.job_folder import JobState
+from tune_hpc.report.chart_data import MAX_CURVES, MAX_POINTS
 from tune_hpc.search.experiment import SCHEDULERS, SEARCHERS
-from tune_hpc.service.chart_data import MAX_CURVES, MAX_POINTS
-from tune_hpc.service.frame_query import FrameQuery, split_names
 
 MAX_PARAMETERS = 100
 MAX_SAMPLES = 10_000

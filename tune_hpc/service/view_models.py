@@ -7,9 +7,9 @@ from typing import Any
 from urllib.parse import urlencode
 
 from tune_hpc.analysis.formatting import MISSING, display_name, duration, format_value, heading, number
+from tune_hpc.analysis.frame_query import records, select
 from tune_hpc.analysis.results import METRICS, Results
 from tune_hpc.report.plots.curves import is_numeric
-from tune_hpc.service.frame_query import records, select
 from tune_hpc.service.schemas import TrialsQuery
 
 #: Rows of a page of the table of trials, and metrics in it.

@@ -13,11 +13,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from tune_hpc.analysis.frame_query import MEDIA_TYPES, csv_chunks, records, select, split_names
 from tune_hpc.analysis.reader import ResultsSnapshot
 from tune_hpc.errors import RequestError
+from tune_hpc.report.chart_data import learning_curves, response_curve
 from tune_hpc.service.cache import CachedResponse
-from tune_hpc.service.chart_data import learning_curves, response_curve
-from tune_hpc.service.frame_query import MEDIA_TYPES, csv_chunks, records, select, split_names
 from tune_hpc.service.log_tail import read_tail
 from tune_hpc.service.middleware import REPORT_POLICY
 from tune_hpc.service.problems import problem_docs, to_json

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tune_hpc.analysis.frame_query import FrameQuery, csv_chunks, records, select, split_names
 from tune_hpc.errors import RequestError
-from tune_hpc.service.frame_query import FrameQuery, csv_chunks, records, select, split_names
 
 DF = pd.DataFrame(
     {

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from tune_hpc.analysis.formatting import axis_label, format_config, format_value, number
+from tune_hpc.analysis.frame_query import apply_filters, records
 from tune_hpc.analysis.reader import ResultsSnapshot
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import RequestError
 from tune_hpc.report.plots.curves import is_geometric, is_numeric, response_table, values_of
 from tune_hpc.report.plots.parallel_data import Scale, parallel_table
-from tune_hpc.service.frame_query import apply_filters, records
 
 #: Learning curves, and points of each.
 MAX_CURVES, MAX_POINTS = 100, 200
