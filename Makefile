@@ -1,10 +1,10 @@
-# Each target makes .venv and installs the pinned packages first, if that is not done yet.
+# Each target first creates .venv and installs the pinned packages, if necessary.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast check format bench clean help
+.PHONY: demo test test-fast coverage check format docs bench clean help
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -15,28 +15,36 @@ demo: $(INSTALLED)      ## all exercises at quick size, with a report
 test: $(INSTALLED)      ## every test
 	$(BIN)/python -m pytest -n 2
 
-test-fast: $(INSTALLED) ## the tests that need no Ray
+test-fast: $(INSTALLED) ## tests without Ray
 	$(BIN)/python -m pytest -m "not ray and not slow"
 
-check: $(INSTALLED)     ## lint, format, types
+coverage: $(INSTALLED)  ## every test, with the coverage of lines
+	$(BIN)/coverage run --source tune_hpc --parallel-mode -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered
+
+check: $(INSTALLED)     ## lint, format, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-format: $(INSTALLED)    ## put the code into its format
+docs: $(INSTALLED)      ## the documentation site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+format: $(INSTALLED)    ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED)     ## measurements against other ways to do the same
+bench: $(INSTALLED)     ## benchmarks against other tools
 	for question in overhead softmax_table exercise1 cnn_step recording loading fusion search_cost service; do $(BIN)/python benchmarks/$$question.py || exit 1; done
 
-clean:          ## remove the virtual environment; results stay
+clean:          ## remove the virtual environment, not the results
 	rm -rf $(VENV)
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one with PYTHON=python3.12")'
-	@echo "installing the tested versions into $(VENV): about 6 GB, some minutes"
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python is too old; version 3.11 or newer is required: make PYTHON=python3.12")'
+	@echo "installing the tested versions into $(VENV) (6 GB, some minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -1,27 +1,49 @@
 """Hyperparameter search on Ray.
 
-The public names, each loaded on first use so that ``import tune_hpc`` costs milliseconds:
+Public names, each imported on first use, so that ``import tune_hpc`` takes milliseconds:
 
-    Experiment, Space, when                        what is run
-    Published, Claim, Figure, Table                what is shown beside it
-    run, run_all, resume, extend                   run it on Ray Tune, go on, add more
-    compare                                        tune each of several things alike, and hold their winners together
-    load, load_all, Results                        what happened, as data frames
-    to_optuna                                      the same as an Optuna study
-    compare_to_published, check_claims     does it agree with what was published
-    check_boundaries, importance, interactions       where to search next, and which parameters decide
-    budget_curve, time_to_target                   what less would have found, and how soon
-    protocols, special_cases                       does the way of judging flatter, is the search wide enough
-    join                                           several searches as one, to compare them
-    export_search                                         the same in TensorBoard, Optuna's dashboard or MLflow
-    Client, LocalClient, InProcessClient           a search as a job, on a Ray cluster, on this machine, in this process
-    write_report                                   the same as tables, figures and one HTML page
+    Experiment, Space, when                   experiments and search spaces
+    Published, Claim, Figure, Table           published numbers and the contents of the report
+    run, run_all, resume, extend              run, resume and extend searches on Ray Tune
+    compare                                   tune each value of the scientific parameters, and compare the winners
+    load, load_all, Results, join             results as data frames; several searches as one
+    compare_to_published, check_claims        agreement with published numbers and statements
+    check_boundaries                          is the best configuration on the boundary of the space?
+    importance, interactions                  importance of parameters, and interactions of pairs
+    budget_curve, time_to_target              results with fewer configurations, and time to a target
+    protocols, special_cases                  selection bias, and consistency of related optimizers
+    write_report                              tables, figures and one HTML page
+    export_search, to_optuna                  export to TensorBoard, MLflow and Optuna
+    Client, LocalClient, InProcessClient      jobs on a Ray cluster, on this machine, in this process
+    TuneHpcError                              base class of all errors
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_HOMES = {
+# ruff: noqa: F401
+if TYPE_CHECKING:  # for type checkers and the reference pages
+    from tune_hpc.analysis.boundary_check import check_boundaries
+    from tune_hpc.analysis.budget import budget_curve, time_to_target
+    from tune_hpc.analysis.claims import check_claims
+    from tune_hpc.analysis.concat import join
+    from tune_hpc.analysis.interactions import interactions
+    from tune_hpc.analysis.published import compare_to_published
+    from tune_hpc.analysis.results import Results, load, load_all
+    from tune_hpc.analysis.selection_bias import protocols, special_cases
+    from tune_hpc.errors import TuneHpcError
+    from tune_hpc.export.export import export_search
+    from tune_hpc.export.optuna import to_optuna
+    from tune_hpc.jobs.client import Client, InProcessClient, LocalClient
+    from tune_hpc.report.report import write_report
+    from tune_hpc.search.experiment import Claim, Experiment, Figure, Published, Table
+    from tune_hpc.search.importance import importance
+    from tune_hpc.search.runner import extend, resume, run, run_all
+    from tune_hpc.search.space.conditional import when
+    from tune_hpc.search.space.space import Space
+    from tune_hpc.search.tune_and_compare import compare
+
+_MODULES = {
     "Claim": "tune_hpc.search.experiment",
     "Client": "tune_hpc.jobs.client",
     "Experiment": "tune_hpc.search.experiment",
@@ -33,10 +55,11 @@ _HOMES = {
     "Space": "tune_hpc.search.space.space",
     "Table": "tune_hpc.search.experiment",
     "TuneHpcError": "tune_hpc.errors",
-    "check_boundaries": "tune_hpc.analysis.boundary_check",
     "budget_curve": "tune_hpc.analysis.budget",
+    "check_boundaries": "tune_hpc.analysis.boundary_check",
     "check_claims": "tune_hpc.analysis.claims",
     "compare": "tune_hpc.search.tune_and_compare",
+    "compare_to_published": "tune_hpc.analysis.published",
     "export_search": "tune_hpc.export.export",
     "extend": "tune_hpc.search.runner",
     "importance": "tune_hpc.search.importance",
@@ -45,7 +68,6 @@ _HOMES = {
     "load": "tune_hpc.analysis.results",
     "load_all": "tune_hpc.analysis.results",
     "protocols": "tune_hpc.analysis.selection_bias",
-    "compare_to_published": "tune_hpc.analysis.published",
     "resume": "tune_hpc.search.runner",
     "run": "tune_hpc.search.runner",
     "run_all": "tune_hpc.search.runner",
@@ -56,15 +78,15 @@ _HOMES = {
     "write_report": "tune_hpc.report.report",
 }
 
-__all__ = [*_HOMES]
+__all__ = [*_MODULES]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_MODULES])
