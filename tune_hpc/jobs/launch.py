@@ -27,7 +27,12 @@ def folders_in(parent: Path, experiments: Sequence[Experiment]) -> list[Path]:
 
 
 def launch(
-    experiments: Sequence[Experiment], folders: Sequence[Path], *, address: str | None = None, **options: Any
+    experiments: Sequence[Experiment],
+    folders: Sequence[Path],
+    *,
+    address: str | None = None,
+    check_only: bool = False,
+    **options: Any,
 ) -> list[Results]:
     """Run experiments, one runner after the other.
 
@@ -35,6 +40,7 @@ def launch(
         experiments: What to run.
         folders: One experiment folder each.
         address: A Ray cluster; ``None``: one that runs already, or one of our own.
+        check_only: Check the input without a cluster, and start nothing.
         **options: Those of the runners; ``go_on=True``: what a folder holds goes on, and the rest begins.
 
     Returns:
@@ -52,8 +58,10 @@ def launch(
         return ran
 
     # What the last runner would refuse is to be known before the first one has worked for hours.
-    for runner in runners if len(runners) > 1 else ():
+    for runner in runners if check_only or len(runners) > 1 else ():
         run_by(runner, check_only=True)
+    if check_only:
+        return []
     # Several runners share one connection, for a Ray that is started here takes seconds to come up.
     results: dict[str, Results] = {}
     with ray_session(address) if len(runners) > 1 else nullcontext():
