@@ -7,7 +7,7 @@ import pytest
 from tests.analysis.synthetic_results import repeated, searched
 from tune_hpc.analysis.boundary_check import check_boundaries
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.search.space.domains import bounds, check_domain, parse_domain
+from tune_hpc.search.space.parsing import parse_parameter
 
 
 def alarm(domain, best, others=(), name="x", **asked):
@@ -86,8 +86,7 @@ def test_what_is_suggested_of_a_range_can_be_searched(kind, best):
     # Ray leaves the upper bound of whole numbers out.
     arguments = [4, 17 if kind in ("randint", "lograndint") else 16]
     told = alarm({kind: [*arguments, 2] if kind.startswith("q") else arguments}, best)
-    domain = check_domain("x", parse_domain("x", told["suggestion"]), None)
-    low, high = bounds(domain)
+    low, high = parse_parameter("x", told["suggestion"]).bounds
     assert (low < 4) if best == 4 else (high > 16)
     assert low <= 4 < 16 <= high
 

@@ -12,6 +12,7 @@ from tests.search.test_conditional import conditional_spaces
 from tune_hpc.search.searchers.optuna_study import NUM_STARTUP, AskTellStudy
 from tune_hpc.search.space.conditional import when
 from tune_hpc.search.space.space import Space
+from tune_hpc.search.trial_spec import TrialOutcome
 
 PLANE = Space({"x": tune.uniform(-5, 5), "y": tune.uniform(-5, 5)}, keys={})
 OPTIMIZERS = Space(
@@ -24,6 +25,10 @@ OPTIMIZERS = Space(
 )
 
 
+def finished(value):
+    return TrialOutcome("finished", value, 0)
+
+
 def distance(config):
     return (config["x"] - 1) ** 2 + (config["y"] + 2) ** 2
 
@@ -34,7 +39,7 @@ def test_cases_that_read_alike_are_parameters_of_their_own():
     study = AskTellStudy(space, "tpe", "min", 0)
     names = [one.name for one in study.parameters.values()]
     assert names == ["a", "b[a=0]", "b[a=0] (case 2)", "b[a=0] (case 3)"]
-    study.add({"a": "0", "b": 5.5}, study.outcome(["finished"], [1.0]))
+    study.add({"a": "0", "b": 5.5}, study.aggregate([finished(1.0)]))
     assert study.trials[0].params == {"a": "0", "b[a=0] (case 2)": 5.5}
 
 
@@ -48,9 +53,9 @@ def test_what_is_asked_for_is_admitted_and_comes_back_from_what_optuna_keeps(spa
         number, config = study.ask()
         assert space.admits(config)
         again = AskTellStudy(space, "tpe", "min", seed)
-        again.add(config, again.outcome(["finished"], [1.0]))
+        again.add(config, again.aggregate([finished(1.0)]))
         assert set(again.trials[0].params) == set(study.trials[number].params)
-        study.tell(number, study.outcome(["finished"], [float(number)]))
+        study.tell(number, study.aggregate([finished(float(number))]))
 
 
 @pytest.mark.parametrize(("sampler", "num_trials"), [("tpe", 60), ("gp", 25)])
@@ -62,7 +67,7 @@ def test_a_sampler_finds_the_optimum_that_chance_does_not(sampler, num_trials, m
     for _ in range(num_trials):
         number, config = study.ask()
         found.append(distance(config))
-        study.tell(number, study.outcome(["finished"], [sign * distance(config)]))
+        study.tell(number, study.aggregate([finished(sign * distance(config))]))
     # One of `num_trials` random points comes as near as this in 3 of 100 searches (a circle of radius r has the
     # share pi r^2 / 100 of the square).
     assert min(found[NUM_STARTUP:]) < 0.05
@@ -81,7 +86,7 @@ def test_many_may_be_pending():
     asked = [study.ask() for _ in range(30)]
     assert [number for number, _ in asked] == list(range(30))
     for number, _ in asked:
-        study.tell(number, study.outcome(["finished"], [0.5]))
+        study.tell(number, study.aggregate([finished(0.5)]))
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 
 
@@ -97,7 +102,7 @@ def test_each_way_to_end_is_told_as_what_it_is():
     ]
     for statuses, values in outcomes:
         number, _ = study.ask()
-        study.tell(number, study.outcome(statuses, values, [30, 40]))
+        study.tell(number, study.aggregate([*map(TrialOutcome, statuses, values, [30, 40])]))
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "COMPLETE", "FAIL", "FAIL", "FAIL"]
     assert [trial.value for trial in study.trials[:3]] == [2.0, 5.0, math.inf]
     assert [trial.constraints for trial in study.trials[:3]] == [{"diverged": -1}, {"diverged": -1}, {"diverged": 1}]
@@ -113,8 +118,8 @@ def test_a_sampler_learns_where_trials_diverge(sampler):
     for _ in range(40):
         number, config = study.ask()
         diverged.append(config["x"] > 1.67)
-        ended = (["diverged"], [None]) if diverged[-1] else (["finished"], [distance(config)])
-        study.tell(number, study.outcome(*ended))
+        outcome = TrialOutcome("diverged", None, 0) if diverged[-1] else finished(distance(config))
+        study.tell(number, study.aggregate([outcome]))
     assert sum(diverged[NUM_STARTUP:]) < 30 / 3
     assert all(trial.state.is_finished() for trial in study.trials)
 
@@ -124,11 +129,11 @@ def test_a_study_goes_on_with_what_was_tried_before_and_proposes_none_of_it_agai
     tried = []
     for _ in range(20):
         number, config = first.ask()
-        first.tell(number, first.outcome(["finished"], [distance(config)]))
+        first.tell(number, first.aggregate([finished(distance(config))]))
         tried.append(config)
     second = AskTellStudy(PLANE, "tpe", "min", 0)
     for number, config in enumerate(tried):
-        assert second.add(config, second.outcome(["finished"], [distance(config)])) == number
+        assert second.add(config, second.aggregate([finished(distance(config))])) == number
     assert [trial.params for trial in second.trials] == [trial.params for trial in first.trials]
     asked = [second.ask() for _ in range(20)]
     assert [number for number, _ in asked] == list(range(20, 40))

@@ -13,7 +13,7 @@ from tests.search.test_conditional import conditional_spaces, finite_conditional
 from tests.search.test_space import identity, ranges
 from tune_hpc.search.searchers.samplers import quasi_random_configs, random_configs
 from tune_hpc.search.space.conditional import when
-from tune_hpc.search.space.domains import cdf, contains, ppf
+from tune_hpc.search.space.parameter import Parameter
 from tune_hpc.search.space.space import Space
 
 
@@ -38,21 +38,24 @@ def test_a_quasi_random_search_ends_with_a_whole_finite_space(space, seed):
 
 @given(ranges(), st.floats(0, 1, exclude_max=True))
 def test_a_quantile_lies_inside_its_domain(domain, fraction):
-    value = ppf(domain, fraction)
-    assert contains(domain, value)
-    assert isinstance(value, int) == (isinstance(domain, tune.search.sample.Integer))
+    parameter = Parameter.from_value("x", domain)
+    value = parameter.ppf(fraction)
+    assert parameter.contains(value)
+    assert isinstance(value, int) == isinstance(domain, tune.search.sample.Integer)
 
 
 @given(ranges(), st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True))
 def test_quantiles_rise_with_the_fraction(domain, one, other):
     low, high = sorted((one, other))
-    assert ppf(domain, low) <= ppf(domain, high)
+    parameter = Parameter.from_value("x", domain)
+    assert parameter.ppf(low) <= parameter.ppf(high)
 
 
 @given(ranges(("randn", "qloguniform", "qlograndint", "lograndint")), st.floats(1e-3, 0.999))
 def test_a_fraction_comes_back_from_its_quantile(domain, fraction):
-    value = ppf(domain, fraction)
-    assert ppf(domain, min(cdf(domain, value), 1 - 1e-12)) == pytest.approx(value, rel=1e-6, abs=1e-6)
+    parameter = Parameter.from_value("x", domain)
+    value = parameter.ppf(fraction)
+    assert parameter.ppf(min(parameter.cdf(value), 1 - 1e-12)) == pytest.approx(value, rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +66,7 @@ def test_a_fraction_comes_back_from_its_quantile(domain, fraction):
     ],
 )  # fmt: skip
 def test_half_of_the_probability_lies_below_the_middle(domain, middle):
-    value = ppf(domain, 0.5)
+    value = Parameter.from_value("x", domain).ppf(0.5)
     assert value == (pytest.approx(middle) if isinstance(middle, int | float) else middle)
 
 

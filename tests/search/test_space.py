@@ -10,7 +10,8 @@ from ray import tune
 from ray.tune.search.variant_generator import generate_variants
 
 from tune_hpc.errors import InvalidSpaceError
-from tune_hpc.search.space.domains import RANGES, describe, parse_domain
+from tune_hpc.search.space.parameter import RANGES, Parameter
+from tune_hpc.search.space.parsing import parse_parameter
 from tune_hpc.search.space.space import Space
 
 FREE: dict = {}
@@ -126,7 +127,7 @@ def test_a_dictionary_of_a_space_is_a_ray_tune_param_space(space):
 @given(ranges())
 def test_a_range_is_read_as_it_is_described(domain):
     space = Space({"x": domain}, keys=FREE)
-    read = Space({"x": parse_domain("x", describe(space["x"]))}, keys=FREE)
+    read = Space({"x": parse_parameter("x", space.describe("x"))}, keys=FREE)
     ((kind, arguments),) = space.to_json()["x"].items()
     assert read.to_json() == {"x": {kind: arguments}}
 
@@ -229,7 +230,7 @@ def test_a_grid_over_a_continuous_parameter_names_it_and_the_way_out(method):
 
 def test_a_grid_search_is_taken_as_a_choice():
     assert Space({"steps": tune.grid_search([1, 2])}) == Space({"steps": tune.choice([1, 2])})
-    with pytest.raises(InvalidSpaceError, match="steps: a choice takes a list; got 3"):
+    with pytest.raises(InvalidSpaceError, match="steps: choice takes a list; got 3"):
         Space({"steps": {"grid_search": 3}})
 
 
@@ -295,7 +296,7 @@ def test_a_value_that_its_key_does_not_allow_is_refused_with_what_is_allowed(nam
         ({"learning_rate": tune.randn(0, 1)}, "a normal distribution has no bounds: use uniform"),
         ({"optimizer": tune.randint(0, 3)}, "optimizer must be one of .*; got 0"),
         ({"steps": True}, "steps must be a whole number at least 1; got True"),
-        ({"steps": tune.choice([1, 1.0])}, "steps: a choice holds each value once; got 1, 1"),
+        ({"steps": tune.choice([1, 1.0])}, "steps: choice takes each value once; got 1, 1"),
     ],
 )
 def test_a_range_that_leaves_its_keys_bounds_is_refused(parameters, message):
@@ -310,12 +311,12 @@ def test_a_range_up_to_its_keys_bound_is_accepted():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (tune.choice([]), "x: a choice needs at least one value; got none"),
-        (tune.choice(["a", "a"]), "x: a choice holds each value once; got a, a"),
-        (tune.choice([[1, 2]]), r"x: a value is a number, a string or true/false; got \[1, 2\] of type list"),
+        (tune.choice([]), "x: choice needs at least one value; got none"),
+        (tune.choice(["a", "a"]), "x: choice takes each value once; got a, a"),
+        (tune.choice([[1, 2]]), r"x: a value must be a number, a string or true/false; got \[1, 2\] of type list"),
         (tune.choice([None]), "got None of type NoneType"),
-        (tune.uniform(1, 1), "x: uniform needs a lower bound below the upper one; got 1, 1"),
-        (tune.randint(5, 4), "x: randint needs a lower bound below the upper one; got 5, 4"),
+        (tune.uniform(1, 1), "x: the lower bound of uniform must be below the upper one; got 1, 1"),
+        (tune.randint(5, 4), "x: the lower bound of randint must be below the upper one; got 5, 4"),
         (tune.randint(0.5, 4), "x: randint takes whole numbers; got 0.5, 4: use uniform"),
         (tune.randint(0, 10**30), "x: randint takes finite numbers of 64 bits; got 0, 1000"),
         (tune.uniform(-1.7e308, 1.7e308), "x: uniform takes finite numbers of 64 bits"),
@@ -323,8 +324,8 @@ def test_a_range_up_to_its_keys_bound_is_accepted():
         (tune.quniform(0, 1, -1), "x: the step of quniform must be above 0; got 0, 1, -1"),
         (tune.qrandint(1, 2, 5), "x: no multiple of the step of qrandint lies between its bounds; got 1, 2, 5"),
         (tune.randn(math.nan, 1), "x: randn takes finite numbers of 64 bits; got nan, 1"),
-        (tune.qrandn(0, 1, 0.1), "x: qrandn cannot be written down as plain data; use randn"),
-        (tune.sample_from(lambda spec: 1), "x: a Function domain cannot be written down as plain data; use choice"),
+        (tune.qrandn(0, 1, 0.1), "x: qrandn has no plain form; use randn"),
+        (tune.sample_from(lambda spec: 1), "x: a Function domain has no plain form; use choice"),
         ([1, 2], r"got \[1, 2\] of type list: for several values use choice"),
         ({"a": 1}, r"got \{'a': 1\} of type dict"),
         (None, "got None of type NoneType"),
@@ -342,9 +343,9 @@ def test_a_domain_that_breaks_a_rule_is_refused(value, message):
 
 
 def test_a_name_is_a_word():
-    with pytest.raises(InvalidSpaceError, match="a parameter's name is a word; got 1"):
+    with pytest.raises(InvalidSpaceError, match="the name of a parameter must be a word; got 1"):
         Space({1: 2})
-    with pytest.raises(InvalidSpaceError, match="a parameter's name is a word; got ''"):
+    with pytest.raises(InvalidSpaceError, match="the name of a parameter must be a word; got ''"):
         Space({"": 2})
 
 
@@ -360,13 +361,13 @@ def test_a_name_is_a_word():
         ({"quniform": [0, 1, 0.3]}, "x: the bounds of quniform must be multiples of its step; got 0, 1, 0.3"),
         ({"quniform": [0, 1, 0]}, "x: the step of quniform must be above 0; got 0, 1, 0"),
         ({"quniform": [0, 1e300, 1e-300]}, "x: the bounds of quniform must be multiples of its step"),
-        ({"randn": [0, 0]}, "x: the deviation of randn must be above 0; got 0, 0"),
+        ({"randn": [0, 0]}, "x: the standard deviation of randn must be above 0; got 0, 0"),
         ({"uniform": [0, 10**400]}, "x: uniform takes finite numbers of 64 bits; got 0, 1000"),
         ({"choice": 3}, "x: choice takes a list; got 3"),
         ({"choice": [{"uniform": [0, 1]}]}, r"got \{'uniform': \[0, 1\]\} of type dict"),
-        ({"sample_from": ["lambda: 1"]}, "x: no domain is called 'sample_from'; there are choice, uniform, .*, randn"),
-        ({}, r"x: one domain is wanted, like \{'choice': \[1, 2\]\} .*; got \{\}"),
-        ({"choice": [1], "uniform": [0, 1]}, "x: one domain is wanted"),
+        ({"sample_from": ["lambda: 1"]}, "x: there is no domain 'sample_from'; allowed are choice, uniform, .*, randn"),
+        ({}, r"x: give one domain, like \{'choice': \[1, 2\]\} .*; got \{\}"),
+        ({"choice": [1], "uniform": [0, 1]}, "x: give one domain"),
         (None, "got None of type NoneType"),
     ],
 )
@@ -398,7 +399,7 @@ def test_json_that_is_no_mapping_is_refused():
     ],
 )
 def test_text_is_read_as_a_value(text, plain):
-    assert Space({"x": parse_domain("x", text)}, keys=FREE).to_json() == {"x": plain}
+    assert Space({"x": parse_parameter("x", text)}, keys=FREE).to_json() == {"x": plain}
 
 
 @pytest.mark.parametrize(
@@ -406,34 +407,34 @@ def test_text_is_read_as_a_value(text, plain):
     [
         ("", "x: a value is missing in ''"),
         ("0.1,", "x: a value is missing in '0.1,'"),
-        ("choice()", "x: a choice needs at least one value; got none"),
+        ("choice()", "x: choice needs at least one value; got none"),
         ("uniform(1,,2)", "x: a value is missing in '1,,2'"),
         ("uniform(1)", "x: uniform takes 2 numbers; got 1"),
         ("uniform(a, b)", "x: uniform takes 2 numbers; got 'a', 'b'"),
         ("randn()", "x: randn takes 2 numbers; got none"),
         ("uniform(nan, 1)", "x: uniform takes finite numbers"),
-        ("normal(0, 1)", "x: no domain is called 'normal'; there are choice, uniform,"),
-        ("Uniform(0, 1)", "x: no domain is called 'Uniform'"),
-        ("uniform(0, 1", r"a value is a number, a word, a list \(1,2,3\) or a range .*; got 'uniform\(0, 1'"),
-        ("[1, 2]", r"a value is a number, a word, a list \(1,2,3\) or a range .*; got '\[1, 2\]'"),
-        ("uniform(0, 1), 2", "a value is a number, a word"),
+        ("normal(0, 1)", "x: there is no domain 'normal'; allowed are choice, uniform,"),
+        ("Uniform(0, 1)", "x: there is no domain 'Uniform'"),
+        ("uniform(0, 1", r"a value must be a number, a word, a list \(1,2,3\) or a range .*; got 'uniform\(0, 1'"),
+        ("[1, 2]", r"a value must be a number, a word, a list \(1,2,3\) or a range .*; got '\[1, 2\]'"),
+        ("uniform(0, 1), 2", "a value must be a number, a word"),
         ("inf", "x: a number must be finite"),
         ("9" * 5000, "x: a number must be finite"),
     ],
 )
 def test_text_that_is_no_value_is_refused(text, message):
     with pytest.raises(InvalidSpaceError, match=message):
-        Space({"x": parse_domain("x", text)}, keys=FREE)
+        Space({"x": parse_parameter("x", text)}, keys=FREE)
 
 
 @pytest.mark.parametrize("text", ["__import__('os')", "__import__('os').abort()", "(lambda: 1)()", "exec(1)"])
 def test_text_is_never_evaluated(text):
     with pytest.raises(InvalidSpaceError):
-        parse_domain("x", text)
+        parse_parameter("x", text)
 
 
 def test_values_are_described_as_they_are_typed():
-    assert [describe(value) for value in (0.1, 500, "adam", True, 30_000.0, 0.123456789)] == [
+    assert [Parameter.from_value("x", value).describe() for value in (0.1, 500, "adam", True, 30_000.0, 0.123456789)] == [
         "0.1", "500", "adam", "true", "30000", "0.123456789",
     ]  # fmt: skip
-    assert describe(tune.choice([1, True, "a"])) == "choice(1, true, a)"
+    assert Parameter.from_value("x", tune.choice([1, True, "a"])).describe() == "choice(1, true, a)"

@@ -167,8 +167,8 @@ def test_form_starts_its_search_once(service):
     ("form", "words"),
     [
         ({"p.learning_rate": "-1"}, "learning_rate must be a number above 0; got -1"),
-        ({"p.learning_rate": "__import__('os')"}, "learning_rate: no domain is called '__import__'"),
-        ({"p.learning_rate": "uniform(1, 0)"}, "uniform needs a lower bound below the upper one"),
+        ({"p.learning_rate": "__import__('os')"}, "learning_rate: there is no domain '__import__'"),
+        ({"p.learning_rate": "uniform(1, 0)"}, "the lower bound of uniform must be below the upper one"),
         ({"seeds": "many"}, "seeds must be a whole number; got 'many'"),
         ({"seeds": "0"}, "seeds: Input should be greater than or equal to 1; got '0'"),
         ({"searcher": "magic"}, "searcher must be one of grid"),

@@ -6,7 +6,7 @@ has a study of its own (study.py), in memory: nothing here has a say in what it 
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import SQLAlchemyError
 
 from tune_hpc.analysis.results import Results
-from tune_hpc.errors import UnknownNameError
 from tune_hpc.export.exporter import default_place, points, search_id
 from tune_hpc.search.experiment import ENDED, experiment_from_json
-from tune_hpc.search.searchers.optuna_study import AskTellStudy, configurations, outcome_of_row
+from tune_hpc.search.searchers.optuna_study import study_of, study_of_experiment
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 #: Points of a curve that Optuna is told at most.
@@ -29,56 +28,22 @@ MAX_POINTS = 100
 
 
 def to_optuna(results: Results, storage: str | BaseStorage | None = None) -> optuna.Study:
-    """Return a search as an Optuna study.
-
-    Trials that have not ended are left out.
+    """Return a search as an Optuna study, without trials that have not ended.
 
     Args:
-        results: A search, finished or not.
-        storage: Where Optuna is to keep the study, under the experiment's name; by default nowhere.
+        results: Results of a search, finished or not.
+        storage: Optuna storage that keeps the study under the name of the experiment; ``None``: in memory.
 
     Raises:
-        UnknownNameError: the trials have no column of the metric.
+        UnknownNameError: The trials have no column of the metric.
     """
-    experiment = experiment_from_json(results.experiment)
-    if results.metric not in results.trials:
-        raise UnknownNameError(f"no trial of {results.name} reported {results.metric}")
-    study = AskTellStudy(experiment.space, "tpe", experiment.mode, experiment.search_seed)
-    if storage is not None:
-        study.study = optuna.create_study(storage=storage, study_name=results.name, direction=study.study.direction)
     curves = {}
     if "trial_id" in results.history:
         curves = {
-            str(trial_id): curve(history, results.metric, experiment.mode)
+            str(trial_id): curve(history, results.metric, results.experiment["mode"])
             for trial_id, history in results.history.groupby("trial_id", observed=True)
         }
-    for config, rows in configurations(results, experiment.space):
-        if all(row["status"] in ENDED for row in rows):
-            add_trials(study, config, [(row, curves.get(row["trial_id"], {})) for row in rows], results.metric)
-    return study.study
-
-
-def add_trials(
-    study: AskTellStudy,
-    config: Mapping[str, Any],
-    trials: Sequence[tuple[Mapping[str, Any], Mapping[int, float]]],
-    metric: str,
-) -> None:
-    """Add a configuration to a study.
-
-    Args:
-        study: Of the search's space.
-        config: The configuration.
-        trials: Row and curve of its trials, one for each seed, all of which have ended.
-        metric: What ranks trials.
-    """
-    rows = [row for row, _ in trials]
-    attributes = {"trial_ids": [row["trial_id"] for row in rows], "statuses": [row["status"] for row in rows]}
-    if errors := [row["error"] for row in rows if row.get("error")]:
-        attributes["errors"] = errors
-    outcome = study.aggregate([outcome_of_row(row, metric) for row in rows])
-    took_s = max(sum(row.get(name) or 0.0 for name in ("setup_s", "train_s", "eval_s")) for row in rows)
-    study.add(config, outcome, _mean([own for _, own in trials]), attributes, took_s)
+    return study_of(results, storage, curves)
 
 
 def curve(history: pd.DataFrame, metric: str, mode: str) -> dict[int, float]:
@@ -100,12 +65,6 @@ def curve(history: pd.DataFrame, metric: str, mode: str) -> dict[int, float]:
     return dict(zip(steps[is_finite].tolist(), values[is_finite].tolist(), strict=True))
 
 
-def _mean(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
-    """Return the mean curve over the seeds, where all have a value."""
-    steps = sorted(set.intersection(*(set(one) for one in curves)))
-    return {step: sum(one[step] for one in curves) / len(curves) for step in steps}
-
-
 class OptunaExporter:
     """Adds each configuration to a study that is kept, when all its seeds have ended.
 
@@ -122,7 +81,7 @@ class OptunaExporter:
         self._num_seeds = max(1, len(self._experiment.seeds))
         self.place = place or default_place("optuna", home)
         self.num_exported = 0
-        self._study = AskTellStudy(self._experiment.space, "tpe", self._experiment.mode, self._experiment.search_seed)
+        self._study = study_of_experiment(self._experiment)
         self._study.study = _study_of(
             _storage(self.place), self._experiment.name, self._experiment.mode, search_id(experiment)
         )
@@ -141,7 +100,7 @@ class OptunaExporter:
         admitted = self._experiment.space.config_in(row)
         if len(own) == self._num_seeds and admitted is not None:
             own.sort(key=lambda one: str(one[0]["trial_id"]))
-            add_trials(self._study, admitted, own, self._experiment.metric)
+            self._study.add_trials(admitted, own, self._experiment.metric)
             self._known.update(str(one["trial_id"]) for one, _ in own)
             self.num_exported += len(own)
 

@@ -6,7 +6,6 @@ the best ones have other values than the rest is important. It knows conditions,
 
 import math
 import warnings
-from dataclasses import replace
 
 import optuna
 import pandas as pd
@@ -15,7 +14,7 @@ from optuna.trial import TrialState
 
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.export.optuna import to_optuna
+from tune_hpc.search.searchers.optuna_study import study_of
 
 #: The best of a search are a tenth of it, but at least five: Optuna's authors say that fewer tell little.
 PART, LEAST_BEST = 0.1, 5
@@ -45,8 +44,7 @@ def importance(results: Results) -> pd.DataFrame:
     """
     if results.trials.empty:
         raise UnknownNameError(f"{results.name} has no trials")
-    # Curves have no say in it, and take as long as all the rest.
-    study = to_optuna(replace(results, history=results.history.iloc[:0]))
+    study = study_of(results)
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     valued = [trial for trial in complete if math.isfinite(trial.values[0])]
     names = list(dict.fromkeys(name for trial in valued for name in trial.params))

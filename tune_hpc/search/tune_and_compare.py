@@ -73,7 +73,7 @@ def compare(
 
 def _values(space: Space) -> Iterator[dict[str, Any]]:
     """Yield each combination of the scientific parameters' values."""
-    for combination in itertools.product(*(space.possible(name) for name in space.scientific)):
+    for combination in itertools.product(*(space.reachable_values(name) for name in space.scientific)):
         yield dict(zip(space.scientific, combination, strict=True))
 
 

@@ -18,14 +18,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from ray.tune.search.sample import Categorical, Domain
 
 from tune_hpc.analysis.results import Results, load
 from tune_hpc.learning.config import complete
 from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
 from tune_hpc.search.reporter import MonitoredMetric
 from tune_hpc.search.searchers.searcher import Searcher, merged_config_keys, trial_specs
-from tune_hpc.search.space.domains import clip, ppf
 from tune_hpc.search.space.space import Space
 from tune_hpc.search.trial_spec import TrialOutcome, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder, write_atomic
@@ -183,17 +181,17 @@ def explore(
     """
     changed = dict(config)
     for name in names:
-        case, domain = space.case(name, config)
+        domain = space.domain(name, config)
         chance, fraction, direction = generator.random(3)
         is_up = bool(direction < 0.5)
-        if case is None or not isinstance(domain, Domain):
+        if domain is None or domain.is_constant:
             continue
         if chance < RESAMPLE_PROBABILITY:
-            changed[name] = ppf(domain, fraction)
-        elif isinstance(domain, Categorical):
-            changed[name] = _neighbour(domain.categories, config[name], is_up)
+            changed[name] = domain.ppf(fraction)
+        elif domain.is_choice:
+            changed[name] = _neighbour(domain.values, config[name], is_up)
         else:
-            changed[name] = clip(domain, config[name] * FACTORS[is_up])
+            changed[name] = domain.clip(config[name] * FACTORS[is_up])
     return changed
 
 

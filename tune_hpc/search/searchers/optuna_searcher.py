@@ -65,8 +65,8 @@ class OptunaSearcher(Searcher):
         """Return the names of the data sets that any suggestion may use."""
         space = self.experiment.space
         if "data" in space:
-            return [str(name) for name in space.possible("data")]
-        models = space.possible("model") if "model" in space else [complete({})["model"]]
+            return [str(name) for name in space.reachable_values("data")]
+        models = space.reachable_values("model") if "model" in space else [complete({})["model"]]
         return [str(complete({"model": model})["data"]) for model in models]
 
     def suggest(self) -> list[TrialSpec]:

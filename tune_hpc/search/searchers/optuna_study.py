@@ -1,8 +1,8 @@
-"""Searchers that learn from the trials that ended: an Optuna study that is asked for configurations.
+"""Optuna study for ask-and-tell over a space with conditional parameters.
 
-One configuration of ours is one trial of Optuna's, whatever the number of seeds it runs with: its value is the mean
-over them. Parameters keep their names; one with several cases has a parameter of Optuna's for each, for the learning
-rate of Adam and that of Momentum are two different things: ``learning_rate[optimizer=adam]``.
+One Optuna trial is one configuration, whatever its number of seeds; its value is the mean over them. Parameters keep
+their names. Each case of a conditional parameter is an Optuna parameter, such as ``learning_rate[optimizer=adam]``:
+learning rates of different optimizers are not comparable.
 """
 
 import json
@@ -18,18 +18,23 @@ from typing import Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from ray.tune.search.sample import Categorical, Domain, Integer
 
 from tune_hpc.analysis.results import Results
+from tune_hpc.errors import UnknownNameError
+from tune_hpc.search.experiment import ENDED, Experiment, experiment_from_json
 from tune_hpc.search.searchers.samplers import quasi_random_configs
 from tune_hpc.search.space.conditional import Conditional
-from tune_hpc.search.space.domains import bounds, cdf, clip, ppf, to_json
+from tune_hpc.search.space.parameter import Parameter
 from tune_hpc.search.space.space import Space
 from tune_hpc.search.trial_spec import TrialOutcome
 
-#: So many configurations are spread evenly before the sampler's model has a say.
+#: Number of quasi-random configurations before Optuna's sampler suggests any.
 NUM_STARTUP = 10
+
+#: Metric values of one trial by step.
+Curve = Mapping[int, float]
 
 
 def outcome_of_row(row: Mapping[Any, Any], metric: str) -> TrialOutcome:
@@ -40,13 +45,13 @@ def outcome_of_row(row: Mapping[Any, Any], metric: str) -> TrialOutcome:
 
 
 def configurations(results: Results, space: Space) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Return each configuration that a space admits, with the rows of its trials, one for each seed, in order."""
+    """Return each configuration that is a member of a space, with the rows of its trials, one for each seed."""
     found: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
-    for row in results.trials.astype(object).where(results.trials.notna(), None).to_dict("records"):
-        named = {str(name): value for name, value in row.items()}
-        config = space.config_in(named)
+    for values in results.trials.astype(object).where(results.trials.notna(), None).to_dict("records"):
+        row = {str(name): value for name, value in values.items()}
+        config = space.config_in(row)
         if config is not None:
-            found.setdefault(json.dumps(config), (config, []))[1].append(named)
+            found.setdefault(json.dumps(config), (config, []))[1].append(row)
     return list(found.values())
 
 
@@ -68,76 +73,82 @@ class ConfigurationOutcome:
 
 
 class AskTellStudy:
-    """Asks Optuna for configurations and tells it what became of them.
+    """Study that suggests configurations of a space and learns from their outcomes.
 
     Args:
-        space: What may vary.
+        space: The space.
         sampler: ``tpe`` or ``gp``.
         mode: ``min`` or ``max``.
-        seed: Fixes the proposals, as far as the order in which trials end does not.
+        seed: Seed of the suggestions; they also depend on the order in which trials end.
+        storage: Storage of the study; ``None``: in memory.
+        name: Name of the study in the storage.
     """
 
-    def __init__(self, space: Space, sampler: str, mode: str, seed: int) -> None:
+    def __init__(
+        self,
+        space: Space,
+        sampler: str,
+        mode: str,
+        seed: int,
+        storage: str | BaseStorage | None = None,
+        name: str | None = None,
+    ) -> None:
         self.space = space
         self.sampler = sampler
         self.mode = mode
         self.seed = seed
-        self.parameters = dict(_parameters(space))
-        self.study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
-        self._startup: Iterator[dict[str, Any]] = iter(())
-        self._asked: dict[int, optuna.Trial] = {}
-        self._num_known = 0
-        self._begun = False
+        self.parameters = _study_parameters(space)
+        self.study = optuna.create_study(
+            direction="minimize" if mode == "min" else "maximize", storage=storage, study_name=name
+        )
+        self._startup: Iterator[dict[str, Any]] | None = None
+        self._open: dict[int, optuna.Trial] = {}
+        self._num_trials = 0
 
     def ask(self) -> tuple[int, dict[str, Any]]:
-        """Return the number and the configuration of the next trial."""
-        if not self._begun:
-            # A search that is extended must not propose once more what the first part of it did.
-            number = self._num_known
+        """Return number and configuration of the next trial."""
+        if self._startup is None:
+            # An extended search must not repeat the suggestions of its first part.
+            number = self._num_trials
             self.study.sampler = _sampler(self.sampler, self.space, self.seed + number)
             self._startup = islice(quasi_random_configs(self.space, self.seed), number, None)
-            self._begun = True
-        return self._ask(next(self._startup, None) if self._num_known < NUM_STARTUP else None)
+        return self._ask(next(self._startup, None) if self._num_trials < NUM_STARTUP else None)
 
     def ask_retry(self, config: Mapping[str, Any]) -> int:
-        """Take in a configuration that was proposed before and is yet to end; return its number."""
+        """Add a configuration that an earlier run suggested and that has not ended; return its number."""
         return self._ask(config)[0]
 
     def _ask(self, config: Mapping[str, Any] | None) -> tuple[int, dict[str, Any]]:
-        """Ask for a certain configuration, or for what the sampler proposes."""
-        with _quiet():
+        """Ask for a given configuration, or for a suggestion of the sampler."""
+        with _without_warnings():
             if config is not None:
-                self.study.enqueue_trial(self.as_params(config))
+                self.study.enqueue_trial(self._as_params(config))
             trial = self.study.ask()
-            self._num_known += 1
-            self._asked[trial.number] = trial
-            return trial.number, self._suggested(trial)
+            self._num_trials += 1
+            self._open[trial.number] = trial
+            return trial.number, self._suggest(trial)
 
-    def _suggested(self, trial: optuna.Trial) -> dict[str, Any]:
+    def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         config: dict[str, Any] = {}
-        for name in self.space.order:
-            case, value = self.space.case(name, config)
-            if case is None:
-                continue
-            if isinstance(value, Domain):
-                parameter = self.parameters[name, case]
-                value = parameter.to_value(parameter.suggest(trial))
-            config[name] = value
+        for name in self.space.dependency_order:
+            if case := self.space.case(name, config):
+                number, domain = case
+                parameter = self.parameters.get((name, number))
+                config[name] = parameter.suggest(trial) if parameter else domain.values[0]
         return {name: config[name] for name in self.space if name in config}
 
-    def as_params(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values of Optuna's parameters for a configuration that the space admits."""
+    def _as_params(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the Optuna parameters of a configuration that is a member of the space."""
         params = {}
-        for name in self.space.order:
-            case, value = self.space.case(name, config)
-            if case is not None and isinstance(value, Domain):
-                parameter = self.parameters[name, case]
+        for name in self.space.dependency_order:
+            case = self.space.case(name, config)
+            if case and (parameter := self.parameters.get((name, case[0]))):
                 params[parameter.name] = parameter.from_value(config[name])
         return params
 
     def tell(self, number: int, outcome: ConfigurationOutcome) -> None:
-        """Say what became of the configuration that ``ask`` gave this number; the last word counts."""
-        trial = self._asked.pop(number, None)
+        """Record the outcome of the configuration of a number; a later outcome replaces an earlier one."""
+        trial = self._open.pop(number, None)
         if trial is None:
             self._replace(number, outcome)
             return
@@ -147,64 +158,69 @@ class AskTellStudy:
             trial.report(outcome.mean, outcome.step)
         self.study.tell(trial, outcome.mean if outcome.state is TrialState.COMPLETE else None, state=outcome.state)
 
-    def add(
-        self,
-        config: Mapping[str, Any],
-        outcome: ConfigurationOutcome,
-        curve: Mapping[int, float] | None = None,
-        attributes: Mapping[str, Any] | None = None,
-        took_s: float = 0.0,
+    def add(self, config: Mapping[str, Any], outcome: ConfigurationOutcome) -> int:
+        """Add a configuration with its outcome; return its number."""
+        return self._add(self._ended_trial(self._as_params(config), outcome))
+
+    def add_trials(
+        self, config: Mapping[str, Any], trials: Sequence[tuple[Mapping[str, Any], Curve]], metric: str
     ) -> int:
-        """Take in a configuration that was tried before.
+        """Add a configuration with everything that Optuna's dashboard shows of its trials; return its number.
 
         Args:
-            config: One that the space admits.
-            outcome: What became of it.
-            curve: The metric at some steps, for those who look at the study.
-            attributes: What else they are told.
-            took_s: How long it took, until now.
-
-        Returns:
-            Its number.
+            config: The configuration, a member of the space.
+            trials: Row and curve of each of its trials, one for each seed, all of which have ended.
+            metric: Metric that ranks the trials.
         """
-        trial = self._ended_trial(self.as_params(config), outcome, curve or {}, attributes or {})
-        ended = datetime.now()
-        trial.datetime_start, trial.datetime_complete = ended - timedelta(seconds=took_s), ended
+        rows = [row for row, _ in trials]
+        attributes = {"trial_ids": [row["trial_id"] for row in rows], "statuses": [row["status"] for row in rows]}
+        if errors := [row["error"] for row in rows if row.get("error")]:
+            attributes["errors"] = errors
+        steps = sorted(set.intersection(*(set(curve) for _, curve in trials)))
+        mean_curve = {step: sum(curve[step] for _, curve in trials) / len(trials) for step in steps}
+        outcome = self.aggregate([outcome_of_row(row, metric) for row in rows])
+        trial = self._ended_trial(self._as_params(config), outcome, mean_curve, attributes)
+        duration_s = max(sum(row.get(name) or 0.0 for name in ("setup_s", "train_s", "eval_s")) for row in rows)
+        trial.datetime_complete = datetime.now()
+        trial.datetime_start = trial.datetime_complete - timedelta(seconds=duration_s)
+        return self._add(trial)
+
+    def _add(self, trial: FrozenTrial) -> int:
         self.study.add_trial(trial)
-        self._num_known += 1
-        return self._num_known - 1
+        self._num_trials += 1
+        return self._num_trials - 1
 
     def _ended_trial(
         self,
         params: dict[str, Any],
         outcome: ConfigurationOutcome,
-        curve: Mapping[int, float],
-        attributes: Mapping[str, Any],
+        curve: Curve | None = None,
+        attributes: Mapping[str, Any] | None = None,
     ) -> FrozenTrial:
-        intermediate = dict(curve)
+        intermediate = dict(curve or {})
         if outcome.state is TrialState.PRUNED:
-            # Samplers go by the last of them.
-            before = {step: value for step, value in intermediate.items() if step < outcome.step}
-            intermediate = before | {outcome.step: outcome.mean}
+            # Samplers use the last intermediate value.
+            intermediate = {step: value for step, value in intermediate.items() if step < outcome.step}
+            intermediate[outcome.step] = outcome.mean
         return create_trial(
             state=outcome.state,
             value=outcome.mean if outcome.state is not TrialState.FAIL else None,
             params=params,
             distributions={one.name: one.distribution for one in self.parameters.values() if one.name in params},
             intermediate_values=intermediate,
-            user_attrs=dict(attributes),
+            user_attrs=dict(attributes or {}),
             constraints=None if outcome.violation is None else {"diverged": outcome.violation},
         )
 
     def _replace(self, number: int, outcome: ConfigurationOutcome) -> None:
-        """Tell more of a configuration than before: Optuna takes one word, so a new study takes all the others'."""
+        """Replace an outcome: Optuna accepts one per trial, so the other trials move to a new study."""
         trials = self.trials
-        trials[number] = self._ended_trial(trials[number].params, outcome, {}, {})
+        trials[number] = self._ended_trial(trials[number].params, outcome)
         study = optuna.create_study(direction=self.study.direction, sampler=self.study.sampler)
         study.add_trials(trials)
         self.study = study
-        # Those under way are replaced, too, when they end: their trials belong to the former study.
-        self._asked.clear()
+        # Open trials belong to the former study; their outcomes replace them as well.
+        self._open.clear()
 
     def aggregate(self, outcomes: Sequence[TrialOutcome]) -> ConfigurationOutcome:
         """Return the outcome of a configuration.
@@ -227,92 +243,115 @@ class AskTellStudy:
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """What Optuna knows, in the order of the numbers."""
+        """Trials of the study by number."""
         return self.study.get_trials(deepcopy=False)
+
+
+def study_of(
+    results: Results, storage: str | BaseStorage | None = None, curves: Mapping[str, Curve] | None = None
+) -> optuna.Study:
+    """Return the Optuna study of a search, without trials that have not ended.
+
+    Args:
+        results: Results of the search, finished or not.
+        storage: Storage of the study, under the name of the experiment; ``None``: in memory.
+        curves: Metric values by step, by trial identifier.
+
+    Raises:
+        UnknownNameError: The trials have no column of the metric.
+    """
+    experiment = experiment_from_json(results.experiment)
+    if results.metric not in results.trials:
+        raise UnknownNameError(f"no trial of {results.name} reported {results.metric}")
+    study = study_of_experiment(experiment, storage)
+    for config, rows in configurations(results, experiment.space):
+        if all(row["status"] in ENDED for row in rows):
+            trials = [(row, (curves or {}).get(row["trial_id"], {})) for row in rows]
+            study.add_trials(config, trials, results.metric)
+    return study.study
+
+
+def study_of_experiment(experiment: Experiment, storage: str | BaseStorage | None = None) -> AskTellStudy:
+    """Return a study of an experiment for recorded trials; it does not suggest any."""
+    name = None if storage is None else experiment.name
+    return AskTellStudy(experiment.space, "tpe", experiment.mode, experiment.search_seed, storage, name)
 
 
 class StudyParameter:
     """One domain of a space as Optuna samples it.
 
     Attributes:
-        name: Optuna's name for it.
-        distribution: What Optuna draws from: the domain itself where Optuna has its like, else the fraction of its
-            probability that lies below a value.
+        name: Name of the Optuna parameter.
+        distribution: The domain if Optuna has an equivalent, otherwise the quantile of a value.
     """
 
-    def __init__(self, name: str, domain: Domain) -> None:
+    def __init__(self, name: str, domain: Parameter) -> None:
         self.domain = domain
-        with _quiet():
-            self.distribution, self._is_fraction = _distribution(domain)
-        self.name = f"{name} (quantile)" if self._is_fraction else name
+        self._is_quantile = domain.kind == "randn" or (domain.is_log and domain.step is not None)
+        with _without_warnings():
+            self.distribution = FloatDistribution(0, 1) if self._is_quantile else _distribution(domain)
+        self.name = f"{name} (quantile)" if self._is_quantile else name
 
     def suggest(self, trial: optuna.Trial) -> Any:
-        """Return Optuna's value."""
-        own = self.distribution
-        if isinstance(own, CategoricalDistribution):
-            return trial.suggest_categorical(self.name, own.choices)
-        if isinstance(own, IntDistribution):
-            return trial.suggest_int(self.name, own.low, own.high, step=own.step, log=own.log)
-        return trial.suggest_float(self.name, own.low, own.high, step=own.step, log=own.log)
-
-    def to_value(self, suggested: Any) -> Any:
-        """Return the domain's value for one of Optuna's."""
-        if self._is_fraction:
-            return ppf(self.domain, min(suggested, math.nextafter(1, 0)))
-        if isinstance(self.domain, Categorical):
-            return suggested
-        return clip(self.domain, suggested)
+        """Return the value of the domain that Optuna suggests."""
+        distribution = self.distribution
+        if isinstance(distribution, CategoricalDistribution):
+            return trial.suggest_categorical(self.name, distribution.choices)
+        suggest: Any = trial.suggest_int if isinstance(distribution, IntDistribution) else trial.suggest_float
+        suggested = suggest(
+            self.name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+        )
+        if self._is_quantile:
+            return self.domain.ppf(min(suggested, math.nextafter(1, 0)))
+        return self.domain.clip(suggested)
 
     def from_value(self, value: Any) -> Any:
-        """Return Optuna's value for one of the domain's."""
-        if self._is_fraction:
-            return cdf(self.domain, value)
-        own = self.distribution
-        # Optuna's upper bound may be another sum of the same steps, rounded otherwise.
-        return value if isinstance(own, CategoricalDistribution) else min(max(value, own.low), own.high)
+        """Return Optuna's value for a value of the domain."""
+        if self._is_quantile:
+            return self.domain.cdf(value)
+        distribution = self.distribution
+        if isinstance(distribution, CategoricalDistribution):
+            return value
+        # Optuna rounds multiples of a step differently: the upper bound may differ in the last bit.
+        return min(max(value, distribution.low), distribution.high)
 
 
-def _parameters(space: Space) -> Iterator[tuple[tuple[str, int], StudyParameter]]:
-    """Yield a parameter of Optuna's for each domain of each case of a space: by the parameter's name and the case."""
-    taken: set[str] = set()
-    for name, value in space.items():
-        cases = [case.value for case in value.cases] if isinstance(value, Conditional) else [value]
-        for place, domain in enumerate(cases):
-            if isinstance(domain, Domain):
-                own = _parameter_name(space, name, place)
-                # Conditions may read alike: on 0 and on "0", or where one never gets its turn.
-                own = own if own not in taken else f"{own} (case {place + 1})"
-                taken.add(own)
-                yield (name, place), StudyParameter(own, domain)
+def _distribution(domain: Parameter) -> CategoricalDistribution | IntDistribution | FloatDistribution:
+    if domain.is_choice:
+        return CategoricalDistribution(domain.values)
+    low, high = domain.bounds
+    if domain.is_integer:
+        return IntDistribution(int(low), int(high), log=domain.is_log, step=domain.step or 1)
+    return FloatDistribution(low, high, log=domain.is_log, step=domain.step)
 
 
-def _parameter_name(space: Space, name: str, case: int) -> str:
-    value = space[name]
-    if not isinstance(value, Conditional) or len(value.cases) == 1:
+def _study_parameters(space: Space) -> dict[tuple[str, int], StudyParameter]:
+    """Return the Optuna parameter for each varying domain, by name of the parameter and number of the case."""
+    found: dict[tuple[str, int], StudyParameter] = {}
+    names: set[str] = set()
+    for name, parameter in space.parameters.items():
+        cases = [case.value for case in parameter.cases] if isinstance(parameter, Conditional) else [parameter]
+        for number, domain in enumerate(cases):
+            if not domain.is_constant:
+                full_name = _full_name(name, parameter, number)
+                # Conditions may look alike: on 0 and on "0".
+                full_name = full_name if full_name not in names else f"{full_name} (case {number + 1})"
+                names.add(full_name)
+                found[name, number] = StudyParameter(full_name, domain)
+    return found
+
+
+def _full_name(name: str, parameter: Parameter | Conditional, number: int) -> str:
+    """Return the name of a parameter with the conditions of one of several cases."""
+    if not isinstance(parameter, Conditional) or len(parameter.cases) == 1:
         return name
-    conditions = value.cases[case].conditions
-    if not conditions:
-        return name
-    conditions_text = (f"{other}={','.join(map(str, values))}" for other, values in conditions.items())
-    return f"{name}[{'&'.join(conditions_text)}]"
-
-
-def _distribution(domain: Domain) -> tuple[CategoricalDistribution | IntDistribution | FloatDistribution, bool]:
-    """Return what Optuna draws from, and whether these are fractions of a probability."""
-    if isinstance(domain, Categorical):
-        return CategoricalDistribution(domain.categories), False
-    kind, (low, high, *step) = next(iter(to_json("", domain).items()))
-    is_log = "log" in kind
-    if kind == "randn" or (step and is_log):
-        return FloatDistribution(0, 1), True
-    if isinstance(domain, Integer):
-        low, high = map(int, bounds(domain))
-        return IntDistribution(low, high, log=is_log, step=int(step[0]) if step else 1), False
-    return FloatDistribution(low, high, log=is_log, step=step[0] if step else None), False
+    conditions = parameter.cases[number].conditions
+    texts = [f"{other}={','.join(map(str, values))}" for other, values in conditions.items()]
+    return f"{name}[{'&'.join(texts)}]" if texts else name
 
 
 def _sampler(name: str, space: Space, seed: int) -> optuna.samplers.BaseSampler:
-    with _quiet():
+    with _without_warnings():
         if name == "gp":
             return optuna.samplers.GPSampler(seed=seed, n_startup_trials=NUM_STARTUP)
         return optuna.samplers.TPESampler(
@@ -321,8 +360,8 @@ def _sampler(name: str, space: Space, seed: int) -> optuna.samplers.BaseSampler:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Optuna's remarks on its own experimental options from our users."""
+def _without_warnings() -> Iterator[None]:
+    """Suppress Optuna's warnings about its experimental options."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

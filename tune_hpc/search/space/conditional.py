@@ -1,4 +1,4 @@
-"""Parameters that are there, or take other values, only where another parameter has certain values.
+"""Conditional parameters: absent, or with another domain, depending on the values of other parameters.
 
     Space({
         "optimizer": tune.choice(["adam", "momentum", "nesterov"]),
@@ -6,19 +6,23 @@
         "momentum": when(tune.uniform(0.8, 0.99), optimizer=["momentum", "nesterov"]),
     })
 
-Of several cases the first one that holds counts; where none does, the parameter is absent. As plain JSON:
+The first case whose conditions hold applies; without one, the parameter is absent. As plain JSON:
 
     {"momentum": {"cases": [{"when": {"optimizer": ["momentum", "nesterov"]}, "value": {"uniform": [0.8, 0.99]}}]}}
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tune_hpc.errors import InvalidSpaceError
-from tune_hpc.search.space.domains import contains, identity
+from tune_hpc.search.space.parameter import Parameter, identity
+
+#: Maximum number of values of a parameter that are listed.
+MAX_VALUES = 100_000
 
 
 @dataclass(frozen=True)
@@ -26,147 +30,184 @@ class Condition:
     """One case of a conditional parameter.
 
     Attributes:
-        conditions: The values that each of some other parameters may have, all of which must hold; empty: always.
-        value: A Ray Tune domain or a constant.
+        conditions: Allowed values of other parameters, all of which must hold; empty: the case always applies.
+        value: Ray Tune domain or constant; in a space, a ``Parameter``.
     """
 
     conditions: Mapping[str, tuple[Any, ...]]
     value: Any
 
     def holds(self, config: Mapping[str, Any]) -> bool:
-        """Whether a configuration, which has at least the parameters that this case names, is such a case."""
+        """Whether the case applies to a configuration that has the parameters of its conditions."""
         return all(
-            name in config and any(contains(value, config[name]) for value in values)
+            name in config and identity(config[name]) in map(identity, values)
             for name, values in self.conditions.items()
         )
+
+    def describe_conditions(self) -> str:
+        """Return the conditions in words: ``where optimizer is momentum or nesterov``, or ``elsewhere``."""
+        conditions = [f"{name} is {' or '.join(map(str, values))}" for name, values in self.conditions.items()]
+        return f"where {' and '.join(conditions)}" if conditions else "elsewhere"
 
 
 @dataclass(frozen=True)
 class Conditional:
-    """A parameter's cases, the first of which that holds counts."""
+    """Cases of a parameter; the first one that holds applies."""
 
     cases: tuple[Condition, ...]
 
     def __or__(self, other: Any) -> Conditional:
-        """Return these cases, then others; a domain or a constant stands for all that is left."""
-        more = other.cases if isinstance(other, Conditional) else (Condition({}, other),)
-        return Conditional(self.cases + more)
+        """Append further cases; a domain or a constant applies to everything else."""
+        return Conditional(self.cases + (other.cases if isinstance(other, Conditional) else (Condition({}, other),)))
 
     @property
     def controlled_by(self) -> list[str]:
-        """The parameters that decide which case holds."""
+        """Parameters on which the cases depend."""
         return list(dict.fromkeys(name for case in self.cases for name in case.conditions))
 
-    def restricted_to(self, possible: Callable[[str], Sequence[Any]]) -> Conditional | None:
-        """Return the cases that can still hold, or ``None`` where there is none.
+    def restricted_to(self, reachable: Callable[[str], Sequence[Any]]) -> Conditional | None:
+        """Return the cases that can still hold; ``None`` if there are none.
 
         Args:
-            possible: Returns the values that a parameter may have.
+            reachable: Returns the values that a parameter may have.
         """
         cases = []
         for case in self.cases:
-            left = {name: {identity(one) for one in possible(name)} for name in case.conditions}
-            live = {
-                name: tuple(value for value in values if identity(value) in left[name])
+            allowed = {name: {identity(value) for value in reachable(name)} for name in case.conditions}
+            conditions = {
+                name: tuple(value for value in values if identity(value) in allowed[name])
                 for name, values in case.conditions.items()
             }
-            if all(live.values()):
-                cases.append(Condition(live, case.value))
+            if all(conditions.values()):
+                cases.append(Condition(conditions, case.value))
         return Conditional(tuple(cases)) if cases else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the cases, whose values are of type ``Parameter``, as plain JSON."""
+        cases = []
+        for case in self.cases:
+            conditions = {name: list(values) for name, values in case.conditions.items()}
+            cases.append({"when": conditions, "value": case.value.to_json()})
+        return {"cases": cases}
+
+    @classmethod
+    def from_json(cls, name: str, cases: Any) -> Conditional:
+        """Return the conditional parameter that plain JSON describes.
+
+        Args:
+            name: Name of the parameter.
+            cases: A list of ``{"when": {NAME: [VALUE, ...]}, "value": VALUE}``.
+
+        Raises:
+            InvalidSpaceError: ``cases`` has another form.
+        """
+        rule = f"{name}: cases must be a list of {{'when': {{NAME: [VALUE, ...]}}, 'value': VALUE}}"
+        if not isinstance(cases, list | tuple) or not cases:
+            raise InvalidSpaceError(f"{rule}; got {cases!r}")
+        found = []
+        for case in cases:
+            if not isinstance(case, Mapping) or set(case) != {"when", "value"} or not isinstance(case["when"], Mapping):
+                raise InvalidSpaceError(f"{rule}; got {case!r}")
+            conditions = {str(other): _as_values(str(other), values) for other, values in case["when"].items()}
+            found.append(Condition(conditions, Parameter.from_json(name, case["value"])))
+        return cls(tuple(found))
+
+    def describe(self) -> str:
+        """Return the cases in words: ``uniform(0.8, 0.99) where optimizer is momentum or nesterov``."""
+        return "; ".join(f"{case.value.describe()} {case.describe_conditions()}" for case in self.cases)
 
 
 def when(value: Any, **conditions: Any) -> Conditional:
-    """Return a parameter that is there only where others have certain values.
+    """Return a parameter that exists only for certain values of other parameters.
 
     Args:
         value: A Ray Tune domain or a constant.
-        **conditions: By parameter name, the value that it must have, or a list of such values.
+        **conditions: By parameter name, the required value, or a list of allowed values.
 
     Raises:
-        InvalidSpaceError: no condition is given, or one without a value.
+        InvalidSpaceError: There is no condition, or one without a value.
     """
     if not conditions:
         raise InvalidSpaceError("when takes at least one condition, like optimizer='adam'; got none")
-    case = Condition({name: _as_values(name, given) for name, given in conditions.items()}, value)
-    return Conditional((case,))
+    return Conditional((Condition({name: _as_values(name, values) for name, values in conditions.items()}, value),))
 
 
-def conditional_from_json(name: str, cases: Any, read: Callable[[str, Any], Any]) -> Conditional:
-    """Return what ``conditional_to_json`` returned.
+def _as_values(name: str, values: Any) -> tuple[Any, ...]:
+    found = tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else (values,)
+    if not found:
+        raise InvalidSpaceError(f"{name}: a condition needs at least one value; got none")
+    return found
 
-    Args:
-        name: The parameter.
-        cases: A list of ``{"when": {NAME: [VALUE, ...]}, "value": VALUE}``.
-        read: Returns the domain or constant that plain JSON describes.
+
+@dataclass(frozen=True)
+class Branch:
+    """A space without conditions: the parameters that exist for certain values of the controlling parameters."""
+
+    parameters: Mapping[str, Parameter]
+
+    @property
+    def varying(self) -> dict[str, Parameter]:
+        """The parameters that are not constant."""
+        return {name: parameter for name, parameter in self.parameters.items() if not parameter.is_constant}
+
+    @property
+    def size(self) -> int | None:
+        """Number of configurations; ``None``: a parameter is continuous."""
+        counts = [parameter.count for parameter in self.parameters.values()]
+        return None if None in counts else math.prod(count for count in counts if count is not None)
+
+    def config(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Return the configuration with these values of the varying parameters, in their order."""
+        rest = iter(values)
+        return {
+            name: parameter.values[0] if parameter.is_constant else next(rest)
+            for name, parameter in self.parameters.items()
+        }
+
+
+def reachable_values(name: str, parameter: Parameter | Conditional) -> list[Any]:
+    """Return all values that a parameter may have in any case.
 
     Raises:
-        InvalidSpaceError: it has another form.
+        InvalidSpaceError: The parameter is continuous or has too many values.
     """
-    rule = f"{name}: cases is a list of {{'when': {{NAME: [VALUE, ...]}}, 'value': VALUE}}"
-    if not isinstance(cases, list | tuple) or not cases:
-        raise InvalidSpaceError(f"{rule}; got {cases!r}")
-    found = []
-    for case in cases:
-        if not isinstance(case, Mapping) or set(case) != {"when", "value"} or not isinstance(case["when"], Mapping):
-            raise InvalidSpaceError(f"{rule}; got {case!r}")
-        conditions = {str(other): _as_values(str(other), given) for other, given in case["when"].items()}
-        found.append(Condition(conditions, read(name, case["value"])))
-    return Conditional(tuple(found))
-
-
-def conditional_to_json(conditional: Conditional, write: Callable[[Any], Any]) -> dict[str, Any]:
-    """Return a conditional parameter as plain JSON."""
-    return {
-        "cases": [
-            {"when": {name: list(values) for name, values in case.conditions.items()}, "value": write(case.value)}
-            for case in conditional.cases
-        ]
-    }
-
-
-def describe_conditional(conditional: Conditional, describe: Callable[[Any], str]) -> str:
-    """Return a conditional parameter in words: ``uniform(0.8, 0.99) where optimizer is momentum or nesterov``."""
-    return "; ".join(f"{describe(case.value)} {describe_conditions(case)}" for case in conditional.cases)
-
-
-def describe_conditions(case: Condition) -> str:
-    """Return when a case holds, in words: ``where optimizer is momentum or nesterov``, or ``elsewhere``."""
-    conditions = [f"{name} is {' or '.join(map(str, values))}" for name, values in case.conditions.items()]
-    return f"where {' and '.join(conditions)}" if conditions else "elsewhere"
+    if isinstance(parameter, Conditional):
+        found: dict[tuple[bool, Any], Any] = {}
+        for case in parameter.cases:
+            for value in reachable_values(name, case.value):
+                found.setdefault(identity(value), value)
+        return list(found.values())
+    if parameter.count is None:
+        raise InvalidSpaceError(
+            f"{name} is {parameter.describe()}; a parameter that is compared or controls others must be finite"
+        )
+    if parameter.count > MAX_VALUES:
+        raise InvalidSpaceError(f"{name}: at most {MAX_VALUES} values can be listed; got {parameter.count}: use fewer")
+    return parameter.all_values()
 
 
 def dependency_order(parameters: Mapping[str, Any]) -> list[str]:
-    """Return the parameters' names, each after those that control it, otherwise as they stand.
+    """Return the names of the parameters, each after those that control it, otherwise in the given order.
 
     Raises:
-        InvalidSpaceError: a condition on no parameter of the space, or conditions that go round in a circle.
+        InvalidSpaceError: A condition names no parameter of the space, or the conditions form a cycle.
     """
-    waiting_for = {
-        name: value.controlled_by if isinstance(value, Conditional) else [] for name, value in parameters.items()
+    controls: dict[str, list[str]] = {
+        name: parameter.controlled_by if isinstance(parameter, Conditional) else []
+        for name, parameter in parameters.items()
     }
-    for name, others in waiting_for.items():
+    for name, others in controls.items():
         for other in others:
             if other not in parameters:
                 raise InvalidSpaceError(
-                    f"{name}: its condition is on {other}, which is no parameter of the space; there are "
+                    f"{name}: its condition is on {other}, which is no parameter of the space; parameters are "
                     f"{', '.join(parameters)}"
                 )
     ordered: list[str] = []
-    while len(ordered) < len(waiting_for):
-        ready = [
-            name
-            for name, others in waiting_for.items()
-            if name not in ordered and all(one in ordered for one in others)
-        ]
-        if not ready:
-            circle = ", ".join(name for name in waiting_for if name not in ordered)
-            raise InvalidSpaceError(f"conditions must not go round in a circle; those of {circle} do")
-        ordered.append(ready[0])
+    while len(ordered) < len(controls):
+        rest = [name for name in controls if name not in ordered]
+        ready = next((name for name in rest if all(other in ordered for other in controls[name])), None)
+        if ready is None:
+            raise InvalidSpaceError(f"conditions must not form a cycle; those of {', '.join(rest)} do")
+        ordered.append(ready)
     return ordered
-
-
-def _as_values(name: str, given: Any) -> tuple[Any, ...]:
-    values = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
-    if not values:
-        raise InvalidSpaceError(f"{name}: a condition names at least one value; got none")
-    return values

@@ -1,53 +1,92 @@
-"""Parameters as they are written on a command line, one setting each.
+"""Parser of parameters on a command line: ``--set KEY=VALUE``.
 
 learning_rate=0.1                                        a constant
 optimizer=adam,momentum                                  a choice
 learning_rate=loguniform(1e-4, 1)                        a range
-momentum[optimizer=momentum,nesterov]=uniform(0.8, 1)    only where the optimizer is one of these
-learning_rate[optimizer=adam]=1e-3                       one case of several: the settings of one key are its cases
+momentum[optimizer=momentum,nesterov]=uniform(0.8, 1)    only with one of these optimizers
+learning_rate[optimizer=adam]=1e-3                       one case; further settings of the key are further cases
+
+The parser accepts this grammar only and evaluates nothing.
 """
 
 import re
 from collections.abc import Iterable
 from typing import Any
 
-from tune_hpc.errors import InvalidExperimentError
+from tune_hpc.errors import InvalidExperimentError, InvalidSpaceError
 from tune_hpc.search.space.conditional import Conditional, when
-from tune_hpc.search.space.domains import parse_domain, parse_list
+from tune_hpc.search.space.parameter import Parameter
 
 _SETTING = re.compile(r"\s*([^=\[\]\s]+)\s*(?:\[([^\]]*)\])?\s*=(.*)\Z", re.DOTALL)
+_CALL = re.compile(r"\s*([A-Za-z_]\w*)\s*\(([^()]*)\)\s*\Z")
 
 
-def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """Return the domain, constant or cases of each key that is set.
+def parse_settings(settings: Iterable[str]) -> dict[str, Parameter | Conditional]:
+    """Return the parameter or the cases of each key that is set.
 
     Raises:
-        InvalidExperimentError: a setting of another form, or a key that is given twice.
-        InvalidSpaceError: a value that cannot be read.
+        InvalidExperimentError: A setting has another form, or sets a key twice.
+        InvalidSpaceError: A value is invalid.
     """
     values: dict[str, Any] = {}
     for setting in settings:
         match = _SETTING.match(setting)
         if not match:
             raise InvalidExperimentError(f"--set takes KEY=VALUE or KEY[OTHER=VALUES]=VALUE; got {setting!r}")
-        key, condition, text = match.groups()
-        value = parse_domain(key, text)
-        if condition is not None:
-            value = when(value, **_conditions(setting, condition))
+        key, conditions, text = match.groups()
+        value: Any = parse_parameter(key, text)
+        if conditions is not None:
+            value = when(value, **_conditions(setting, conditions))
         before = values.get(key)
         if key in values and not (isinstance(before, Conditional) and before.cases[-1].conditions):
-            raise InvalidExperimentError(f"--set gives each key once; {key} is given twice")
+            raise InvalidExperimentError(f"--set takes each key once; {key} is given twice")
         values[key] = before | value if key in values else value
     return values
 
 
+def parse_parameter(name: str, text: str) -> Parameter:
+    """Return the parameter for a text: ``0.1``, ``0.1,0.01``, ``loguniform(1e-4, 1)``, ``adam``.
+
+    Raises:
+        InvalidSpaceError: The text is empty, or names a domain that does not exist or does not accept the arguments.
+    """
+    if call := _CALL.match(text):
+        kind, arguments = call.groups()
+        return Parameter.from_json(name, {kind: _parse_list(name, arguments) if arguments.strip() else []})
+    if any(bracket in text for bracket in "()[]{}"):
+        # As words such texts would fail late or never.
+        raise InvalidSpaceError(
+            f"{name}: a value must be a number, a word, a list (1,2,3) or a range (uniform(0, 1)); got {text!r}"
+        )
+    values = _parse_list(name, text)
+    return Parameter.from_json(name, values[0] if len(values) == 1 else {"choice": values})
+
+
 def _conditions(setting: str, text: str) -> dict[str, Any]:
     conditions: dict[str, Any] = {}
-    for one in text.split("&"):
-        name, equals, values = (part.strip() for part in one.partition("="))
+    for condition in text.split("&"):
+        name, equals, values = (part.strip() for part in condition.partition("="))
         if not name or not equals or name in conditions:
             raise InvalidExperimentError(
                 f"--set takes conditions as KEY[OTHER=VALUES & ANOTHER=VALUES]=VALUE; got {setting!r}"
             )
-        conditions[name] = parse_list(name, values)
+        conditions[name] = _parse_list(name, values)
     return conditions
+
+
+def _parse_list(name: str, text: str) -> list[Any]:
+    values = [_parse_scalar(part.strip()) for part in text.split(",")]
+    if "" in values:
+        raise InvalidSpaceError(f"{name}: a value is missing in {text!r}")
+    return values
+
+
+def _parse_scalar(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,362 @@
+"""Parameter of a search space: a constant, a list of values, or a range of numbers.
+
+A Ray Tune domain is converted to a ``Parameter`` once, when a space is built, and back by ``as_ray``. As plain JSON a
+parameter is ``{KIND: ARGUMENTS}``, such as ``{"loguniform": [1e-4, 1]}``; a constant is itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, TypeGuard
+
+import numpy as np
+from ray import tune
+from ray.tune.search.sample import Categorical, Domain, Float, Integer, Quantized
+
+from tune_hpc.errors import InvalidConfigError, InvalidSpaceError
+from tune_hpc.learning.config import ConfigKey
+
+#: Ray Tune's constructors of ranges, with the number of their arguments.
+RANGES = {
+    "uniform": 2, "loguniform": 2, "quniform": 3, "qloguniform": 3,
+    "randint": 2, "lograndint": 2, "qrandint": 3, "qlograndint": 3, "randn": 2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Validated domain of one parameter.
+
+    Attributes:
+        kind: ``constant``, ``choice``, or one of ``RANGES``.
+        values: The constant, or the values of a choice.
+        low: Lower bound of a range; of ``randn`` the mean.
+        high: Upper bound of a range, as Ray Tune takes it; of ``randn`` the standard deviation.
+        step: Distance between the values of a range; ``None``: not given.
+    """
+
+    kind: str
+    values: tuple[Any, ...] = ()
+    low: Any = None
+    high: Any = None
+    step: Any = None
+
+    @classmethod
+    def from_value(cls, name: str, value: Any, key: ConfigKey | None = None) -> Parameter:
+        """Return the parameter for a Ray Tune domain, a ``grid_search``, a constant, or another parameter.
+
+        Args:
+            name: Name of the parameter.
+            value: The value.
+            key: Type and bounds that the values must have; ``None``: any.
+
+        Raises:
+            InvalidSpaceError: The value breaks a rule of ``Space``.
+        """
+        if not isinstance(name, str) or not name:
+            raise InvalidSpaceError(f"the name of a parameter must be a word; got {name!r}")
+        if isinstance(value, Mapping) and set(value) == {"grid_search"}:
+            return cls._choice(name, value["grid_search"], key)
+        if isinstance(value, Domain):
+            value = cls._from_ray(name, value)
+        if isinstance(value, Parameter) and value.is_constant:
+            value = value.values[0]
+        if not isinstance(value, Parameter):
+            return cls("constant", (check_constant(name, value, key),))
+        if value.is_choice:
+            return cls._choice(name, value.values, key)
+        return cls._range(name, value.kind, value._arguments, key)
+
+    @classmethod
+    def from_json(cls, name: str, plain: Any) -> Parameter:
+        """Return the parameter that plain JSON describes.
+
+        Raises:
+            InvalidSpaceError: There is no such domain, or it does not accept these arguments.
+        """
+        if not isinstance(plain, Mapping):
+            return cls.from_value(name, plain)
+        allowed = ", ".join(["choice", *RANGES])
+        if len(plain) != 1:
+            raise InvalidSpaceError(
+                f"{name}: give one domain, like {{'choice': [1, 2]}} (allowed are {allowed}); got {dict(plain)}"
+            )
+        kind, arguments = next(iter(plain.items()))
+        if kind != "choice" and kind not in RANGES:
+            raise InvalidSpaceError(f"{name}: there is no domain {kind!r}; allowed are {allowed}")
+        if not isinstance(arguments, list | tuple):
+            raise InvalidSpaceError(f"{name}: {kind} takes a list; got {arguments!r}")
+        return cls._choice(name, arguments) if kind == "choice" else cls._range(name, kind, arguments)
+
+    @classmethod
+    def _from_ray(cls, name: str, domain: Domain) -> Parameter:
+        """Return the parameter for a Ray Tune domain, not yet validated."""
+        if isinstance(domain, Categorical):
+            return cls("choice", tuple(domain.categories))
+        if not isinstance(domain, Float | Integer):
+            raise InvalidSpaceError(f"{name}: a {type(domain).__name__} domain has no plain form; use choice")
+        sampler, step = domain.get_sampler(), None
+        if isinstance(sampler, Quantized):
+            sampler, step = sampler.get_sampler(), sampler.q
+        shape = type(sampler).__name__
+        if shape == "_Normal":
+            if step is not None:
+                raise InvalidSpaceError(f"{name}: qrandn has no plain form; use randn")
+            return cls("randn", low=sampler.mean, high=sampler.sd)
+        kind = ("" if step is None else "q") + ("log" if shape == "_LogUniform" else "")
+        kind += "randint" if isinstance(domain, Integer) else "uniform"
+        return cls(kind, low=domain.lower, high=domain.upper, step=step)
+
+    @classmethod
+    def _choice(cls, name: str, values: Any, key: ConfigKey | None = None) -> Parameter:
+        if not isinstance(values, list | tuple):
+            raise InvalidSpaceError(f"{name}: choice takes a list; got {values!r}")
+        checked = tuple(check_constant(name, value, key) for value in values)
+        if not checked:
+            raise InvalidSpaceError(f"{name}: choice needs at least one value; got none")
+        if len({identity(value) for value in checked}) < len(checked):
+            raise InvalidSpaceError(f"{name}: choice takes each value once; got {', '.join(map(_as_word, checked))}")
+        return cls("choice", checked)
+
+    @classmethod
+    def _range(cls, name: str, kind: str, arguments: Iterable[Any], key: ConfigKey | None = None) -> Parameter:
+        """Validate the arguments of a range before Ray Tune does: its messages do not name the parameter."""
+        numbers = [number.item() if isinstance(number, np.generic) else number for number in arguments]
+        got = f"got {', '.join(map(repr, numbers)) or 'none'}"
+        if len(numbers) != RANGES[kind] or not all(_is_number(number) for number in numbers):
+            raise InvalidSpaceError(f"{name}: {kind} takes {RANGES[kind]} numbers; {got}")
+        if not all(map(_fits_64_bits, numbers)) or not math.isfinite(float(numbers[1]) - float(numbers[0])):
+            raise InvalidSpaceError(f"{name}: {kind} takes finite numbers of 64 bits; {got}")
+        if kind.endswith("randint"):
+            if not all(float(number).is_integer() for number in numbers):
+                remedy = kind.replace("randint", "uniform")
+                raise InvalidSpaceError(f"{name}: {kind} takes whole numbers; {got}: use {remedy}")
+            numbers = [int(number) for number in numbers]
+        parameter = cls(kind, (), *numbers)
+        if kind == "randn":
+            if parameter.high <= 0:
+                raise InvalidSpaceError(f"{name}: the standard deviation of randn must be above 0; {got}")
+        elif parameter.low >= parameter.high:
+            raise InvalidSpaceError(f"{name}: the lower bound of {kind} must be below the upper one; {got}")
+        if parameter.is_log and parameter.low <= 0:
+            raise InvalidSpaceError(f"{name}: the lower bound of {kind} must be above 0; {got}")
+        if parameter.step is not None and parameter.step <= 0:
+            raise InvalidSpaceError(f"{name}: the step of {kind} must be above 0; {got}")
+        try:
+            parameter.as_ray()
+        except (ValueError, OverflowError) as error:
+            raise InvalidSpaceError(f"{name}: the bounds of {kind} must be multiples of its step; {got}") from error
+        if parameter.count == 0:
+            raise InvalidSpaceError(f"{name}: no multiple of the step of {kind} lies between its bounds; {got}")
+        if key is not None:
+            parameter._check_key(name, key)
+        return parameter
+
+    def _check_key(self, name: str, key: ConfigKey) -> None:
+        """Check that a range stays within the type and bounds of a key."""
+        if self.kind == "randn":
+            raise InvalidSpaceError(f"{name} must be {key.allowed}; a normal distribution has no bounds: use uniform")
+        if key.kind is int and not self.is_integer:
+            remedy = self.kind.replace("uniform", "randint")
+            raise InvalidSpaceError(f"{name} must be {key.allowed}; {self.kind} gives fractions: use {remedy}")
+        for bound in self.bounds:
+            check_constant(name, bound, key)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the parameter has a fixed value."""
+        return self.kind == "constant"
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether the parameter has a list of values."""
+        return self.kind == "choice"
+
+    @property
+    def is_log(self) -> bool:
+        """Whether a range is uniform in the logarithm."""
+        return "log" in self.kind
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether a range has whole numbers only."""
+        return self.kind.endswith("randint")
+
+    @property
+    def _arguments(self) -> list[Any]:
+        """Arguments of Ray Tune's constructor."""
+        if self.kind not in RANGES:
+            return list(self.values)
+        return [self.low, self.high] if self.step is None else [self.low, self.high, self.step]
+
+    def as_ray(self) -> Any:
+        """Return a new Ray Tune domain; of a constant, its value."""
+        if self.is_constant:
+            return self.values[0]
+        return tune.choice(self._arguments) if self.is_choice else getattr(tune, self.kind)(*self._arguments)
+
+    def to_json(self) -> Any:
+        """Return the parameter as plain JSON."""
+        return self.values[0] if self.is_constant else {self.kind: self._arguments}
+
+    def describe(self) -> str:
+        """Return the parameter as written on a command line: ``loguniform(0.0001, 1)``."""
+        words = ", ".join(map(_as_word, self._arguments))
+        return words if self.is_constant else f"{self.kind}({words})"
+
+    @property
+    def _multiples(self) -> range | None:
+        """Factors of the step that give the values of a range; ``None``: it is continuous."""
+        if self.is_integer:
+            step = self._step
+            # Ray Tune excludes the upper bound, except with a step above 1.
+            return range(-(-self.low // step), (self.high if step > 1 else self.high - 1) // step + 1)
+        return None if self.step is None else range(round(self.low / self.step), round(self.high / self.step) + 1)
+
+    @property
+    def _step(self) -> Any:
+        return 1 if self.step is None else self.step
+
+    def _multiple(self, factor: int) -> Any:
+        """Return a multiple of the step, within the bounds after rounding."""
+        low, high = self.bounds
+        value = min(max(factor * self._step, low), high)
+        return value if self.is_integer else float(value)
+
+    @property
+    def count(self) -> int | None:
+        """Number of values; ``None``: the range is continuous."""
+        if self.kind not in RANGES:
+            return len(self.values)
+        return None if self._multiples is None else self._multiples.stop - self._multiples.start
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lowest and highest value of a range."""
+        if self.kind == "randn":
+            return -math.inf, math.inf
+        if self.is_integer and (multiples := self._multiples):
+            return multiples.start * self._step, (multiples.stop - 1) * self._step
+        return self.low, self.high
+
+    def all_values(self) -> list[Any]:
+        """Return all values of a parameter that is not continuous."""
+        if self.kind not in RANGES:
+            return list(self.values)
+        assert self._multiples is not None, self.describe()
+        return [self._multiple(factor) for factor in self._multiples]
+
+    def sample(self, generator: np.random.Generator) -> Any:
+        """Return a random value, as Ray Tune draws it."""
+        if self.is_constant:
+            return self.values[0]
+        value = self.as_ray().sample(random_state=generator)
+        value = value.item() if isinstance(value, np.generic) else value
+        if self.is_choice:
+            return value
+        # exp(log(x)) and multiples of a step are rounded: the last bit may be out of bounds.
+        low, high = self.bounds
+        return min(max(value, low), high)
+
+    def ppf(self, fraction: float) -> Any:
+        """Return the quantile of a fraction, which is at least 0 and below 1 (percent point function).
+
+        Evenly spaced fractions give values that are evenly spaced in probability.
+        """
+        if self.kind not in RANGES:
+            return self.values[int(fraction * len(self.values))]
+        if self.kind == "randn":
+            return NormalDist(self.low, self.high).inv_cdf(min(max(fraction, 1e-12), 1 - 1e-12))
+        if multiples := self._multiples:
+            if self.is_log:
+                # Each multiple represents all numbers that are rounded down to it.
+                first, last = math.log(multiples.start), math.log(multiples.stop)
+                index = int(math.exp(first + fraction * (last - first)) * (1 + 1e-12)) - multiples.start
+            else:
+                index = int(fraction * len(multiples))
+            return self._multiple(multiples[min(index, len(multiples) - 1)])
+        if self.is_log:
+            value = math.exp(math.log(self.low) + fraction * (math.log(self.high) - math.log(self.low)))
+        else:
+            value = self.low + fraction * (self.high - self.low)
+        return float(min(max(value, self.low), self.high))
+
+    def cdf(self, value: Any) -> float:
+        """Return a fraction whose quantile is the value; for ``randn`` and logarithmic ranges with a step."""
+        if self.kind == "randn":
+            return NormalDist(self.low, self.high).cdf(value)
+        multiples = self._multiples
+        assert multiples is not None, self.describe()
+        first, last = math.log(multiples.start), math.log(multiples.stop)
+        return (math.log(round(value / self._step) + 0.5) - first) / (last - first)
+
+    def clip(self, number: float) -> Any:
+        """Return the value of a range that is nearest to a number."""
+        if multiples := self._multiples:
+            return self._multiple(min(max(round(number / self._step), multiples.start), multiples.stop - 1))
+        low, high = self.bounds
+        return float(min(max(number, low), high))
+
+    def contains(self, candidate: Any) -> bool:
+        """Whether the parameter may have a value; ``True`` is not 1."""
+        if self.kind not in RANGES:
+            return identity(candidate) in map(identity, self.values)
+        if not _is_number(candidate) or not _fits_64_bits(candidate):
+            return False
+        if self.kind == "randn":
+            return True
+        low, high = self.bounds
+        if not low <= candidate <= high or (self.is_integer and candidate != int(candidate)):
+            return False
+        if multiples := self._multiples:
+            factor = round(candidate / self._step)
+            return factor in multiples and bool(candidate == self._multiple(factor))
+        return True
+
+
+def check_constant(name: str, value: Any, key: ConfigKey | None = None) -> Any:
+    """Return a constant, converted to the type of ``key``.
+
+    Raises:
+        InvalidSpaceError: It is no number, string or Boolean, or the key does not allow it.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if not isinstance(value, bool | int | float | str):
+        remedy = ": for several values use choice" if isinstance(value, list | tuple) else ""
+        raise InvalidSpaceError(
+            f"{name}: a value must be a number, a string or true/false; got {value!r} of type "
+            f"{type(value).__name__}{remedy}"
+        )
+    if _is_number(value) and not _fits_64_bits(value):
+        raise InvalidSpaceError(f"{name}: a number must be finite and fit into 64 bits; got {value!s:.30}")
+    if key is None:
+        return value
+    try:
+        return key.check(value)
+    except InvalidConfigError as error:
+        raise InvalidSpaceError(str(error)) from None
+
+
+def identity(value: Any) -> tuple[bool, Any]:
+    """Return a key that is equal for equal constants; ``True`` is not 1."""
+    return isinstance(value, bool), value
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _fits_64_bits(number: float) -> bool:
+    """Whether NumPy, Parquet and JSON can represent a number."""
+    return -(2**63) <= number < 2**63 if isinstance(number, int) else math.isfinite(number)
+
+
+def _as_word(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    # The short form, if it is exact.
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
