@@ -1,4 +1,4 @@
-"""Populations: who copies whom, what changes, and that they go on as if nothing had happened."""
+"""Population-based training: exploit, explore, and exact continuation after an interruption."""
 
 import json
 import os
@@ -14,15 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray import tune
 
-from tests.search import trainables
+from tests.search import searcher_simulation, trainables
+from tests.search.searcher_simulation import SearcherSimulation, new_folder, read_lines
 from tests.search.test_conditional import conditional_spaces
 from tune_hpc import Experiment, Space, extend, load, resume, run, when
 from tune_hpc.errors import FolderError, InvalidExperimentError
-from tune_hpc.search.reporter import MonitoredMetric
-from tune_hpc.search.schedulers.exploration import FACTORS, changeable, explore
-from tune_hpc.search.schedulers.pbt import NUM_GENERATIONS, PopulationBasedTraining
-from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.trial_file import TrialFileWriter, write_trial
+from tune_hpc.search.schedulers.pbt import FACTORS, NUM_GENERATIONS, PopulationBasedTraining, explore
 
 STEPS = 100
 SPACE = Space({"rate": tune.loguniform(1e-3, 1), "steps": STEPS}, keys={})
@@ -30,64 +27,35 @@ QUIET = {"show_progress": False}
 
 
 def climbers(num_samples=8, space=SPACE, **changes):
-    settings = {"metric": "height", "mode": "max", "seeds": (), "searcher": "random", "num_samples": num_samples}
-    return Experiment("climbers", space, trainables.climbs, scheduler="pbt", **(settings | changes))
+    return searcher_simulation.climbers("pbt", space, num_samples, **changes)
 
 
 @pytest.fixture
-def home(tmp_path):
-    home = ExperimentFolder(tmp_path / "out")
-    home.parts.mkdir(parents=True)
-    return home
+def folder(tmp_path):
+    return new_folder(tmp_path / "out")
 
 
-class Simulation:
-    """Trains members without Ray: each climbs by its rate, and its state is its height."""
+class Simulation(SearcherSimulation):
+    def __init__(self, folder, experiment, before=None):
+        super().__init__(folder, experiment, lambda *args: PopulationBasedTraining(*args, before))
 
-    def __init__(self, home, experiment, before=None):
-        self.home, self.experiment = home, experiment
-        home.write(experiment.to_json() | {"config_keys": ["rate", "steps"]})
-        self.population = PopulationBasedTraining(experiment, home, MonitoredMetric("height", False, "max"), before)
-        self.trained = []
-
-    def train(self, sample, status=None):
-        name, config, until = sample["trial_id"], sample["config"], sample["until"]
-        kept = self.home.checkpoint(name)
-        step, heights = json.loads(kept.read_text()) if kept.is_file() else (0, [])
-        end = until or config["steps"]
-        heights = heights + [sum(heights[-1:]) + config["rate"]] * (end - step)
-        kept.write_text(json.dumps([end, heights]))
-        record = TrialFileWriter({})
-        record.add(np.arange(1, end + 1), {"height": heights})
-        status = status or ("running" if until else "finished")
-        row = {"experiment": self.experiment.name, "trial_id": name, "status": status, "steps_run": end, **config}
-        write_trial(self.home.part(name), row, record.history())
-        self.trained.append((name, sample["stage"]))
-        self.population.ended(name, status, heights[-1], end)
-
-    def go_on(self, num_slots=1, order=None, most=10_000):
-        """Train members, so many at a time, of which those end first that ``order`` says."""
-        under_way = []
-        while most:
-            while len(under_way) < num_slots and (samples := self.population.propose()):
-                under_way += samples
-            if not under_way:
-                return
-            self.train(under_way.pop(order.integers(len(under_way)) if order is not None else 0))
-            most -= 1
-
+    @property
     def lines(self):
-        return [json.loads(line) for line in self.home.population.read_text().splitlines()]
+        return read_lines(self.folder.population)
+
+    @property
+    def stages(self):
+        """Identifier and generation of each run of a member."""
+        return list(dict.fromkeys((trial_id, stage) for trial_id, stage, _ in self.trained))
 
 
 class TestGenerations:
-    def test_the_worst_quarter_copies_the_best_and_changes_within_the_space(self, home):
-        simulation = Simulation(home, climbers())
-        simulation.go_on()
-        lines = simulation.lines()
+    def test_worst_quarter_copies_the_best_within_the_space(self, folder):
+        simulation = Simulation(folder, climbers()).run()
+        lines = simulation.lines
         assert [line["generation"] for line in lines] == list(range(1, NUM_GENERATIONS))
-        assert Counter(generation for _, generation in simulation.trained) == dict.fromkeys(range(NUM_GENERATIONS), 8)
-        configs = {one["trial_id"]: one["config"] for one in map(self.first, range(8))}
+        assert Counter(stage for _, stage in simulation.stages) == dict.fromkeys(range(NUM_GENERATIONS), 8)
+        configs = {f"t{number:05d}": config for number, config in enumerate(climbers().configs())}
         for line in lines:
             members = line["members"]
             ranked = sorted(members, key=lambda name: -members[name]["value"])
@@ -99,123 +67,109 @@ class TestGenerations:
                 if name not in copied:
                     assert one["config"] == before
                 elif one["config"]["rate"] / before["rate"] not in map(pytest.approx, FACTORS):
-                    assert SPACE.admits(one["config"])  # drawn anew, or at the edge
+                    assert SPACE.admits(one["config"])  # a new draw, or a value at the bound
             configs = {name: one["config"] for name, one in members.items()}
         assert sum(bool(one["copied_from"]) for line in lines for one in line["members"].values()) >= 12
 
-    def test_a_frame_tells_of_all_of_it(self, home):
-        Simulation(home, climbers()).go_on()
-        generations = load(home.path).generations()
+    def test_generations_frame_has_every_member(self, folder):
+        Simulation(folder, climbers()).run()
+        generations = load(folder.path).generations()
         assert list(generations) == ["generation", "trial_id", "copied_from", "value", "rate", "steps"]
         assert len(generations) == 8 * (NUM_GENERATIONS - 1)
         assert generations.groupby("generation")["copied_from"].count().max() == 2
 
-    def first(self, number):
-        (config,) = [config for place, config in enumerate(climbers().configs()) if place == number]
-        return {"trial_id": f"t{number:05d}", "config": config}
-
-    def test_a_member_has_the_history_of_the_states_it_descends_from(self, home):
-        simulation = Simulation(home, climbers())
-        simulation.go_on()
-        history = load(home.path).history
+    def test_history_of_a_member_is_that_of_its_states(self, folder):
+        simulation = Simulation(folder, climbers()).run()
+        history = load(folder.path).history
         assert set(history.groupby("trial_id", observed=True)["step"].agg(list).map(tuple)) == {tuple(range(1, 101))}
         last = history[history["step"] == STEPS].set_index("trial_id")["height"]
-        # Copies of the best are near it in the end; alone, the worst of the first would be far below.
-        first = {name: one["value"] for name, one in simulation.lines()[0]["members"].items()}
+        # Copies end near the best member; without copies the worst one would end far below.
+        first = {name: one["value"] for name, one in simulation.lines[0]["members"].items()}
         assert last.min() > min(first.values()) * NUM_GENERATIONS
         assert last.max() >= max(first.values()) * NUM_GENERATIONS
 
     @settings(max_examples=15)
     @given(seed=st.integers(0, 1000), num_slots=st.integers(1, 10), num_samples=st.integers(1, 9))
-    def test_it_does_not_matter_who_ends_first(self, tmp_path_factory, seed, num_slots, num_samples):
+    def test_order_of_arrival_does_not_matter(self, tmp_path_factory, seed, num_slots, num_samples):
         lines = []
-        for order, slots in ((None, 1), (np.random.default_rng(seed), num_slots)):
-            home = ExperimentFolder(tmp_path_factory.mktemp("population"))
-            home.parts.mkdir()
-            simulation = Simulation(home, climbers(num_samples, search_seed=seed))
-            simulation.go_on(slots, order)
-            lines.append(simulation.lines())
+        for generator, slots in ((None, 1), (np.random.default_rng(seed), num_slots)):
+            folder = new_folder(tmp_path_factory.mktemp("population") / "out")
+            lines.append(Simulation(folder, climbers(num_samples, search_seed=seed)).run(slots, generator).lines)
         assert lines[0] == lines[1]
         assert len(lines[0]) == NUM_GENERATIONS - 1
 
-    @pytest.mark.parametrize("most", [0, 3, 8, 13, 16, 41, 79])
-    def test_one_that_is_interrupted_goes_on_as_if_nothing_had_been(self, tmp_path, home, most):
-        whole = ExperimentFolder(tmp_path / "whole")
-        whole.parts.mkdir(parents=True)
-        undisturbed = Simulation(whole, climbers())
-        undisturbed.go_on()
-        first = Simulation(home, climbers())
-        first.go_on(2, most=most)
-        second = Simulation(home, climbers(), before=load(home.path))
-        second.go_on(2)
-        assert second.lines() == undisturbed.lines()
+    @pytest.mark.parametrize("max_runs", [0, 3, 8, 13, 16, 41, 79])
+    def test_interruption_changes_nothing(self, tmp_path, folder, max_runs):
+        undisturbed = Simulation(new_folder(tmp_path / "whole"), climbers()).run()
+        first = Simulation(folder, climbers()).run(2, max_runs=max_runs)
+        second = Simulation(folder, climbers(), before=load(folder.path)).run(2)
+        assert second.lines == undisturbed.lines
         assert Counter(first.trained + second.trained) == Counter(undisturbed.trained)
-        pd.testing.assert_frame_equal(load(home.path).trials, load(whole.path).trials)
+        pd.testing.assert_frame_equal(load(folder.path).trials, undisturbed.trials)
 
-    def test_a_line_that_was_never_finished_is_decided_anew(self, home):
-        first = Simulation(home, climbers())
-        first.go_on(most=24)
-        first.population.propose()
-        lines = first.lines()
-        home.population.write_text("".join(f"{json.dumps(one)}\n" for one in lines[:-1]) + '{"generation": 3, "mem')
-        second = Simulation(home, climbers(), before=load(home.path))
-        second.population.propose()
-        assert second.lines() == lines
+    def test_partial_line_is_dropped_and_decided_again(self, folder):
+        first = Simulation(folder, climbers()).run(max_runs=24)
+        first.searcher.suggest()
+        lines = first.lines
+        folder.population.write_text("".join(f"{json.dumps(one)}\n" for one in lines[:-1]) + '{"generation": 3, "mem')
+        second = Simulation(folder, climbers(), before=load(folder.path))
+        second.searcher.suggest()
+        assert second.lines == lines
 
-    def test_a_damaged_file_is_an_error(self, home):
-        first = Simulation(home, climbers())
-        first.go_on(most=24)
-        home.population.write_text(home.population.read_text().replace('"generation": 1', '"generation": 7'))
+    def test_damaged_file_is_an_error(self, folder):
+        Simulation(folder, climbers()).run(max_runs=24)
+        folder.population.write_text(folder.population.read_text().replace('"generation": 1', '"generation": 7'))
         with pytest.raises(FolderError, match=r"population.jsonl cannot be read: its numbers are not 1, 2, 3"):
-            Simulation(home, climbers(), before=load(home.path))
+            Simulation(folder, climbers(), before=load(folder.path))
 
     @pytest.mark.parametrize("status", ["diverged", "failed"])
-    def test_one_that_ends_badly_is_gone_and_nobody_copies_it(self, home, status):
-        simulation = Simulation(home, climbers())
-        population = simulation.population
-        (first,) = population.propose()
-        simulation.train(first, status)
-        simulation.go_on()
-        assert simulation.trained.count(("t00000", 0)) == 1
-        assert len(simulation.trained) == 1 + 7 * NUM_GENERATIONS
-        for line in simulation.lines():
+    def test_bad_member_leaves_the_population(self, folder, status):
+        simulation = Simulation(folder, climbers())
+        simulation.train(*simulation.searcher.suggest(), status)
+        simulation.run()
+        assert "t00000" not in {trial_id for trial_id, _ in simulation.stages}
+        assert len(simulation.stages) == 7 * NUM_GENERATIONS
+        for line in simulation.lines:
             assert "t00000" not in line["members"]
             assert "t00000" not in {one["copied_from"] for one in line["members"].values()}
-        counts = load(home.path).counts()
+        counts = load(folder.path).counts()
         assert counts == {"finished": 7, status: 1}
 
-    def test_when_all_are_gone_it_is_over(self, home):
-        simulation = Simulation(home, climbers(3))
+    def test_search_ends_without_members(self, folder):
+        simulation = Simulation(folder, climbers(3))
         for _ in range(3):
-            simulation.train(*simulation.population.propose(), "diverged")
-        assert simulation.population.propose() == []
-        assert not simulation.population.is_waiting
+            simulation.train(*simulation.searcher.suggest(), "diverged")
+        assert simulation.searcher.suggest() == []
+        assert not simulation.searcher.has_pending
 
-    def test_each_keeps_its_own_seed(self, home):
-        simulation = Simulation(home, climbers(4, seeds=(0, 1)))
-        simulation.go_on()
-        for line in simulation.lines():
+    def test_members_keep_their_seeds(self, folder):
+        simulation = Simulation(folder, climbers(4, seeds=(0, 1))).run()
+        for line in simulation.lines:
             seeds = [one["config"]["seed"] for _, one in sorted(line["members"].items())]
             assert seeds == [0, 1] * 4
 
-    def test_equals_copy_nobody(self, home):
+    def test_equal_members_do_not_copy(self, folder):
         simulation = Simulation(
-            home, climbers(space=Space({"rate": tune.uniform(0.5, 0.5000001), "steps": 50}, keys={}))
+            folder, climbers(space=Space({"rate": tune.uniform(0.5, 0.5000001), "steps": 50}, keys={}))
         )
-        simulation.population._values = lambda alive: dict.fromkeys(alive, 1.0)
-        simulation.go_on()
-        assert {one["copied_from"] for line in simulation.lines() for one in line["members"].values()} == {None}
+        simulation.searcher._values = lambda active: dict.fromkeys(active, 1.0)
+        simulation.run()
+        assert {one["copied_from"] for line in simulation.lines for one in line["members"].values()} == {None}
 
 
-class TestChanges:
+def user_experiment(space):
+    return Experiment("user", space, trainables.climbs, seeds=(), searcher="random", num_samples=1)
+
+
+class TestExplore:
     @given(space=conditional_spaces(), seed=st.integers(0, 100))
-    def test_a_changed_configuration_is_one_of_the_space(self, space, seed):
+    def test_changed_configuration_is_a_member_of_the_space(self, space, seed):
         generator = np.random.default_rng(seed)
         config = space.sample(generator)
-        changed = explore(config, space, changeable(space, is_ours=False), generator)
+        changed = explore(config, space, user_experiment(space).changeable_parameters, generator)
         assert space.admits(changed)
 
-    def test_our_own_trainable_keeps_its_network_and_its_optimizer(self):
+    def test_built_in_trainable_keeps_its_network_and_optimizer(self):
         space = Space(
             {
                 "model": "cnn",
@@ -226,33 +180,35 @@ class TestChanges:
                 "seed": tune.randint(0, 5),
             }
         )  # fmt: skip
-        assert changeable(space, is_ours=True) == ["learning_rate", "momentum", "dropout"]
-        assert "batch_size" in changeable(space, is_ours=False)
-        assert not {"optimizer", "seed"} & {*changeable(space, is_ours=False)}
+        built_in = Experiment("built_in", space, seeds=(), searcher="random", num_samples=1)
+        assert built_in.changeable_parameters == ["learning_rate", "momentum", "dropout"]
+        changeable = user_experiment(space).changeable_parameters
+        assert "batch_size" in changeable
+        assert not {"optimizer", "seed"} & {*changeable}
 
-    def test_a_list_of_numbers_changes_to_a_neighbour_and_words_stay(self):
+    def test_number_of_a_list_becomes_its_neighbour_and_words_stay(self):
         space = Space({"size": tune.choice([64, 16, 32]), "word": tune.choice(["a", "b"])}, keys={})
 
-        class Steady:
+        class FixedNumbers:
             def random(self, n):
                 return [0.9, 0.0, 0.2]
 
-        changed = explore({"size": 32, "word": "a"}, space, ["size", "word"], Steady())
+        changed = explore({"size": 32, "word": "a"}, space, ["size", "word"], FixedNumbers())
         assert changed == {"size": 64, "word": "a"}
-        assert explore(changed, space, ["size"], Steady()) == changed
+        assert explore(changed, space, ["size"], FixedNumbers()) == changed
 
 
-class TestRefusals:
-    def test_a_searcher_that_learns_beside_it(self):
+class TestRejections:
+    def test_adaptive_searcher(self):
         with pytest.raises(InvalidExperimentError, match="pbt learns by itself; got searcher=tpe: begin with one of"):
             climbers(searcher="tpe")
 
-    def test_nothing_that_may_change(self):
+    def test_space_without_changeable_parameters(self):
         space = Space({"batch_size": tune.choice([10, 100]), "steps": 100})
         with pytest.raises(InvalidExperimentError, match="none of these varies in the space of fixed"):
             Experiment("fixed", space, scheduler="pbt")
 
-    def test_a_trainable_that_cannot_pause(self, tmp_path):
+    def test_trainable_without_checkpoint(self, tmp_path):
         blind = climbers().replace(trainable=trainables.descend)
         with pytest.raises(InvalidExperimentError, match="the function of climbers takes no checkpoint"):
             run(blind, output_dir=tmp_path / "out", **QUIET)
@@ -262,7 +218,7 @@ class TestRefusals:
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 class TestOnRay:
-    def test_a_population_of_networks_with_a_third_that_diverges(self, tmp_path):
+    def test_population_with_diverging_third(self, tmp_path):
         space = Space(
             {
                 "model": "softmax", "batch_size": 20, "steps": 40, "num_evaluations": 10, "num_evaluation_images": 200,
@@ -282,7 +238,7 @@ class TestOnRay:
         ):
             assert own["train_loss"].notna().sum() == 40
         assert not (tmp_path / "one" / "trials").exists()
-        # Whatever the number of slots.
+        # The number of slots does not matter.
         other = run(grid, output_dir=tmp_path / "two", **QUIET)
         assert (tmp_path / "one" / "population.jsonl").read_text() == (
             tmp_path / "two" / "population.jsonl"
@@ -290,7 +246,7 @@ class TestOnRay:
         same = ["trial_id", "status", "learning_rate", "valid_accuracy", "train_loss"]
         pd.testing.assert_frame_equal(results.trials[same], other.trials[same])
 
-    def test_one_that_is_stopped_goes_on_as_if_nothing_had_been(self, tmp_path):
+    def test_interrupted_search_resumes_unchanged(self, tmp_path):
         whole = run(climbers(), output_dir=tmp_path / "whole", **QUIET)
         assert whole.counts() == {"finished": 8}
         decided = tmp_path / "out" / "population.jsonl"
@@ -311,7 +267,7 @@ class TestOnRay:
             resumed.trials[["trial_id", "rate", "height", "steps_run"]],
             whole.trials[["trial_id", "rate", "height", "steps_run"]],
         )
-        # The parts go when everything is in, and nobody joins later.
+        # The trial files are deleted at the end; a population cannot be extended.
         assert not (tmp_path / "out" / "trials").exists()
         with pytest.raises(InvalidExperimentError, match="climbers is a population, which nobody joins"):
             extend(tmp_path / "out", num_samples=4)
