@@ -1,4 +1,4 @@
-"""Who may import whom: read off the source of every module, and off what a fresh process has loaded."""
+"""Third-party imports: in the source of every module, and in fresh processes."""
 
 import ast
 import subprocess
@@ -17,7 +17,7 @@ from tune_hpc.storage.trial_file import summarise
 ROOT = Path(tune_hpc.__file__).parent.parent
 OURS = ("tune_hpc", "search_spaces", "scripts")
 
-#: The packages that may import a heavy third-party package.
+#: Packages that may import a heavy third-party package.
 HEAVY = {
     "torch": ["tune_hpc.learning", "tune_hpc.scaling", "scripts.torchrun_trial"],
     "torchvision": ["tune_hpc.learning"],
@@ -36,7 +36,7 @@ HEAVY = {
     "itsdangerous": ["tune_hpc.service.auth"],
     "prometheus_client": ["tune_hpc.service.metrics"],
 }  # fmt: skip
-#: Listing and checking spaces, and finding the data, must stay cheap.
+#: Modules for listing and checking spaces, and for finding data, must be cheap to import.
 TORCH_FREE = [
     "tune_hpc.learning.config", "tune_hpc.learning.download", "tune_hpc.learning.fusion", "tune_hpc.learning.checkpoint"
 ]  # fmt: skip
@@ -55,22 +55,27 @@ MODULES = {module_name(path): path for part in OURS for path in sorted((ROOT / p
 
 
 def imports(module):
-    """Return what a module imports, at its top and inside functions; names given to import_module count, too."""
+    """Return a module's imports at module level and inside functions, without those for type checkers.
+
+    Arguments of ``import_module`` count.
+    """
     top, inside = set(), set()
 
     def walk(node, found):
         for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                continue
             if isinstance(child, ast.Import):
                 found.update(alias.name for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
                 assert not child.level, f"{module} imports relatively"
-                # What is imported may itself be a module.
+                # An imported name may be a module.
                 found.add(child.module)
                 found.update(f"{child.module}.{alias.name}" for alias in child.names)
             elif isinstance(child, ast.Call) and getattr(child.func, "id", getattr(child.func, "attr", "")) in (
                 "import_module", "__import__",
             ):  # fmt: skip
-                found.update(one.value for one in child.args if isinstance(one, ast.Constant))
+                found.update(argument.value for argument in child.args if isinstance(argument, ast.Constant))
             is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             walk(child, inside if is_function else found)
 
@@ -79,7 +84,7 @@ def imports(module):
 
 
 @pytest.mark.parametrize("package", HEAVY)
-def test_a_heavy_package_is_imported_only_where_it_is_used(package):
+def test_heavy_package_is_imported_only_by_its_users(package):
     for module in MODULES:
         top, inside = imports(module)
         if any(is_in(name, package) for name in top | inside):
@@ -87,7 +92,7 @@ def test_a_heavy_package_is_imported_only_where_it_is_used(package):
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)
-def test_a_cheap_module_needs_no_torch(module):
+def test_cheap_module_imports_no_torch(module):
     reached, waiting = set(), [module]
     while waiting:
         name = waiting.pop()
@@ -99,7 +104,7 @@ def test_a_cheap_module_needs_no_torch(module):
 
 
 def loaded_after(code):
-    """Return which heavy packages a fresh process has loaded after some code."""
+    """Return the heavy packages that a fresh process has loaded after running code."""
     ending = f"\nimport sys; print('LOADED', *[name for name in {list(HEAVY)} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code + ending], capture_output=True, text=True, timeout=60, check=False
@@ -108,48 +113,48 @@ def loaded_after(code):
     return done.stdout.splitlines()[-1].split()[1:]
 
 
-def test_importing_the_package_costs_nothing():
+def test_package_import_loads_no_heavy_package():
     assert loaded_after("import tune_hpc; tune_hpc.TuneHpcError; dir(tune_hpc)") == []
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
-def test_help_costs_nothing(arguments):
+def test_help_loads_no_heavy_package(arguments):
     code = f"import tune_hpc.cli\ntry: tune_hpc.cli.main({arguments})\nexcept SystemExit as end: assert end.code == 0"
     assert loaded_after(code) == []
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two trials that finished, as a search leaves them."""
-    asked = {
+    """Return an experiment folder with two finished trials."""
+    description = {
         "name": "made.up", "metric": "test_loss", "mode": "min", "config_keys": ["learning_rate", "seed"],
         "space": {"learning_rate": {"choice": [0.1, 0.2]}},
     }  # fmt: skip
-    home = ExperimentFolder(tmp_path / "run")
-    home.claim("made.up")
-    home.write(asked)
+    folder = ExperimentFolder(tmp_path / "run")
+    folder.claim("made.up")
+    folder.write(description)
     history = pd.DataFrame({"step": np.arange(3), "test_loss": [3.0, 2.0, 1.0]})
     rows = [
         {"trial_id": name, "status": "finished", "learning_rate": rate, "seed": 0, **summarise(history)}
         for name, rate in (("t00000", 0.1), ("t00001", 0.2))
     ]
     histories = [history.assign(trial_id=row["trial_id"]) for row in rows]
-    write_frames(home, trials_frame(rows, asked["config_keys"]), pd.concat(histories, ignore_index=True))
-    return home.path
+    write_frames(folder, trials_frame(rows, description["config_keys"]), pd.concat(histories, ignore_index=True))
+    return folder.path
 
 
-def test_showing_needs_neither_torch_nor_ray_nor_matplotlib(folder):
+def test_show_loads_only_pandas(folder):
     code = f"import tune_hpc.cli\nassert tune_hpc.cli.main(['show', {str(folder)!r}]) == 0"
     assert loaded_after(code) == ["pandas"]
 
 
-def test_reporting_needs_neither_torch_nor_ray(folder):
+def test_report_loads_neither_torch_nor_ray(folder):
     code = f"import tune_hpc.cli\nassert tune_hpc.cli.main(['report', {str(folder)!r}]) == 0"
     assert loaded_after(code) == ["pandas", "matplotlib"]
     assert (folder / "report.html").is_file()
 
 
-def test_a_trial_without_tensors_keeps_and_finds_its_state_without_torch(tmp_path):
+def test_checkpoint_without_tensors_loads_no_torch(tmp_path):
     code = f"""
 from pathlib import Path
 from tune_hpc.search.reporter import TrialCheckpoint, TrialFileWriter
@@ -163,5 +168,5 @@ assert again.history().equals(record.history())
     assert loaded_after(code) == ["ray", "pandas"]
 
 
-def test_finding_data_needs_neither_torch_nor_ray_nor_pandas():
+def test_data_download_loads_no_heavy_package():
     assert loaded_after("import tune_hpc.learning.download, tune_hpc.learning.config") == []

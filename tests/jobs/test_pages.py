@@ -1,4 +1,4 @@
-"""The lines of docs/cluster.md, typed as they stand there."""
+"""The commands of docs/cluster.md run as written."""
 
 import os
 import re
@@ -14,14 +14,14 @@ from tests.jobs.conftest import free_ports
 ROOT = Path(__file__).parents[2]
 
 
-def lines_of(page, heading):
-    """Return the first block of shell lines below a heading."""
+def commands(page, heading):
+    """Return the first shell block below a heading."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(f"## {heading}\n")[2]
     return text.partition("```sh\n")[2].partition("```")[0]
 
 
-def end_all_of(folder):
-    """End the processes of the Ray whose files are in a folder."""
+def kill_ray(folder):
+    """Kill the processes of the Ray with its files in a folder."""
     for process in Path("/proc").iterdir():
         try:
             command = (process / "cmdline").read_bytes()
@@ -33,20 +33,20 @@ def end_all_of(folder):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_job_is_submitted_watched_and_fetched_as_the_page_says(tmp_path):
-    lines = lines_of("cluster.md", "A job on a Ray cluster")
+def test_commands_submit_follow_and_fetch_a_job(tmp_path):
+    lines = commands("cluster.md", "A job on a Ray cluster")
     port, dashboard, client_server = free_ports(3)
     sessions = Path(f"/tmp/ray-{port}")
-    # Other Rays of this machine have the usual ports.
-    own = (
+    # Other Ray instances of this machine use the default ports.
+    options = (
         f"--port={port} --dashboard-port={dashboard} --ray-client-server-port={client_server} --num-cpus=2 "
         f"--temp-dir={sessions} --dashboard-agent-listen-port=0 --dashboard-agent-grpc-port=0 --metrics-export-port=0"
     )
     assert lines.count("ray start --head\n") == lines.count("http://127.0.0.1:8265") == 1
-    lines = lines.replace("ray start --head\n", f"ray start --head {own} >/dev/null 2>&1\n")
+    lines = lines.replace("ray start --head\n", f"ray start --head {options} >/dev/null 2>&1\n")
     lines = lines.replace("127.0.0.1:8265", f"127.0.0.1:{dashboard}")
-    kept = ("PATH", "LANG", "PYTHONPATH", "CI")
-    environment = {name: os.environ[name] for name in kept if name in os.environ} | {
+    inherited = ("PATH", "LANG", "PYTHONPATH", "CI")
+    environment = {name: os.environ[name] for name in inherited if name in os.environ} | {
         "HOME": str(tmp_path), "COLUMNS": "160", "RAY_USAGE_STATS_ENABLED": "0",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"),
@@ -57,7 +57,7 @@ def test_a_job_is_submitted_watched_and_fetched_as_the_page_says(tmp_path):
             check=False,
         )  # fmt: skip
     finally:
-        end_all_of(sessions)
+        kill_ray(sessions)
     (tmp_path / "printed.txt").write_text(done.stdout, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     job = re.search(r"^(exercise2\.softmax-\d{8}-\d{6}-[0-9a-f]{4}): (pending|running)$", done.stdout, re.MULTILINE)
