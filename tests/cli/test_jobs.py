@@ -40,7 +40,7 @@ def test_jobs_are_listed_with_what_they_came_to(ended, capsys):
 
 def test_where_no_job_is_one_is_told_how_to_make_one(place, capsys):
     assert run(capsys, "jobs", "--storage", place / "new").out.startswith(
-        f"there is no job in {place / 'new'}; `tune-hpc "
+        f"there is no job in {place / 'new'}; to submit one: tune-hpc submit"
     )
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tune_hpc import __version__, cli
-from tune_hpc.analysis.results import trials_frame, write_frames
+from tune_hpc.analysis.frames import trials_frame, write_frames
 from tune_hpc.cli.main import _parser
 from tune_hpc.cli.options import find_experiments
 from tune_hpc.search.progress import SearchProgress, TrialCounts
@@ -159,7 +159,7 @@ LINE, WINNER = "exercise1_1stpart", "exercise3.winner"
          "learning_rate: the lower bound of loguniform must be above 0; got 0, 1"),
         ([LINE, "--set", "steps=randint(1, 1000000000)"], "an experiment has at most 100000 trials; exercise1_1stpart "
          "has 4999999995: narrow its space, or draw fewer with num_samples"),
-        ([LINE, "--seeds", "0"], "--seeds must be at least 1; got 0"),
+        ([LINE, "--seeds", "0"], "seeds must be at least 1; got 0"),
         ([LINE, "--seeds", "2", "--set", "seed=1"], "the seed is given twice: seed=1 in the space and seeds=[0, 1]"),
         ([LINE, "--num-samples", "0"], "num_samples must be at least 1; got 0"),
         ([LINE, "--num-samples", "-3"], "num_samples must be at least 1; got -3"),
@@ -186,12 +186,12 @@ LINE, WINNER = "exercise1_1stpart", "exercise3.winner"
         ([LINE, "--gpus-per-trial", "1.5"], "gpus_per_trial must be a fraction up to 1, or a whole number; got 1.5"),
         ([LINE, "--max-concurrent", "0"], "max_concurrent must be at least 1; got 0"),
         ([LINE, LINE], "each experiment is given once, with a folder of its own; got exercise1_1stpart, exercise1_1st"),
-        (["exercise5"], "no experiment is called 'exercise5'; there are exercise1_1stpart, exercise1_2ndpart, "),
+        (["exercise5"], "no experiment is called 'exercise5'; registered are exercise1_1stpart, exercise1_2ndpart, "),
         (["no_such_module:train"], "no module 'no_such_module', neither installed nor in "),
         (["..mine:train"], "'..mine:train' is no reference; it reads package.module:attribute"),
         (["mine:trian"], "nothing is called 'trian' in mine; there are Experiment, Space, train, experiment, number,"),
-        (["mine:number"], "mine:number is of type int; an Experiment or a function (config, report) is wanted"),
-        (["mine:nothing"], "mine:nothing is of type list; an Experiment or a function (config, report) is wanted"),
+        (["mine:number"], "mine:number is of type int; it must be an Experiment or a list of them"),
+        (["mine:nothing"], "mine:nothing is of type list; it must be an Experiment or a list of them"),
         (["mine:train"], "mine:train is a function: give its parameters with --set KEY=VALUE, or name an Experiment"),
         (["mine:train", "--set", "status=1"], "status is a column that every trial has; call the parameter otherwise"),
         (["mine:experiment", "--metric", "score"],
@@ -293,7 +293,7 @@ def test_a_corrupted_description_is_named(refused, finished, text, message):
         (["report", "run", "nowhere"], "nowhere is no experiment folder: there is no such folder"),
         (["report", "run", "-o", "foreign"], "foreign is a folder; name the file that the page is to be"),
         (["report", "run", "-o", "file/page.html"], "file is a file; choose another output folder"),
-        (["spaces", "exercise5"], "no experiment is called 'exercise5'; there are exercise1_1stpart, "),
+        (["list", "exercise5"], "no experiment is called 'exercise5'; registered are exercise1_1stpart, "),
         (["data", "emnist"], "no such image data set 'emnist'; there are mnist, fashion_mnist"),
         (["data", "mnist", "emnist"], "no such image data set 'emnist'; there are mnist, fashion_mnist"),
     ],
@@ -318,7 +318,7 @@ def test_flags_that_do_not_exist_or_do_not_parse_end_with_code_2(capsys, argumen
 
 def experiments_of(*arguments):
     flags = _parser().parse_args(["run", *arguments])
-    return [one for name in flags.names for one in find_experiments(name, flags)]
+    return find_experiments(flags.names, flags)
 
 
 def test_flags_change_the_experiments():
@@ -425,7 +425,7 @@ def test_what_is_logged_under_a_progress_bar_stands_above_it(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
 
-    def search(name, flags):
+    def search(names, flags):
         with SearchProgress([TrialCounts(3)], {}):
             logging.getLogger("tune_hpc.search").info("stopping")
         return []
@@ -493,14 +493,14 @@ def test_report_writes_a_page_and_says_where(finished, place, capsys):
 
 
 def test_spaces_are_listed_with_their_sizes(capsys):
-    assert cli.main(["spaces"]) == cli.SUCCESS
+    assert cli.main(["list"]) == cli.SUCCESS
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 14
     assert next(line for line in lines if "exercise2.softmax" in line).split()[:3] == ["exercise2.softmax", "72", "36"]
 
 
 def test_one_space_is_listed_with_its_parameters(capsys):
-    assert cli.main(["spaces", "exercise3.decay"]) == cli.SUCCESS
+    assert cli.main(["list", "exercise3.decay"]) == cli.SUCCESS
     output = capsys.readouterr().out
     assert output.startswith("exercise3.decay: A decaying learning rate (Table 4.3) (report, Table 4.3; 2 trials)\n")
     assert "\n  batch_size = choice(150, 100)\n" in output

@@ -8,7 +8,7 @@ from ray import tune
 
 from tests.search import trainables
 from tune_hpc import Experiment, Space, run_all, to_optuna
-from tune_hpc.search.experiment import ADAPTIVE
+from tune_hpc.search.options import ADAPTIVE
 from tune_hpc.search.searchers.optuna_study import AskTellStudy
 
 STEPS = 27

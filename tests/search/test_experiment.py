@@ -8,12 +8,11 @@ import pytest
 from ray import tune
 
 from search_spaces import exercise3
-from tune_hpc.analysis.results import MEASURES, METRICS
+from tune_hpc.analysis.frames import MEASURES, METRICS
 from tune_hpc.errors import FolderError, InvalidExperimentError, InvalidSpaceError, TuneHpcError
 from tune_hpc.learning.config import TRIAL_KEYS, complete
 from tune_hpc.report.plots.figures import KINDS
 from tune_hpc.search.experiment import (
-    ADAPTIVE,
     LINE_METRICS,
     MAX_TRIALS,
     TRAIN,
@@ -22,6 +21,7 @@ from tune_hpc.search.experiment import (
     experiment_from_json,
 )
 from tune_hpc.search.experiment_registry import registered_experiments
+from tune_hpc.search.options import ADAPTIVE
 from tune_hpc.search.space.space import Space
 
 GRID = Space({"optimizer": tune.choice(["adam", "momentum"]), "learning_rate": tune.choice([0.1, 0.01])})

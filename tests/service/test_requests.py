@@ -41,7 +41,11 @@ def post(service, body, **headers):
         (LINE | {"num_samples": 10_001, "searcher": "random"}, "invalid-request", "less than or equal to 10000"),
         (LINE | {"trainable": "os:system"}, "invalid-request", "body.trainable: Extra inputs are not permitted"),
         (LINE | {"data_dir": "/etc"}, "invalid-request", "body.data_dir: Extra inputs are not permitted"),
-        (LINE | {"set": {"learning_rate": {"uniform": [2, 1]}}}, "invalid-experiment", "lower bound below the upper"),
+        (
+            LINE | {"set": {"learning_rate": {"uniform": [2, 1]}}},
+            "invalid-experiment",
+            "lower bound of uniform must be below the upper",
+        ),
         (LINE | {"set": {"learning_rate": {"eval": ["1"]}}}, "invalid-experiment", "learning_rate: "),
         (LINE | {"set": {"learning_rate": -1}}, "invalid-experiment", "learning_rate must be a number above 0; got -1"),
         (b'{"space": "exercise1_1stpart", "set": {"learning_rate": NaN}}', "invalid-experiment", "must be finite"),

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tune_hpc.cli.options import PLACE_FLAGS, add_place_flags, add_what_flags, find_experiments
+from tune_hpc.cli.options import add_experiment_flags, add_resource_flags, find_experiments, run_options
 from tune_hpc.errors import ClusterError, FolderError, UnknownNameError
 from tune_hpc.storage.filesystem import here, uri
 
@@ -17,71 +17,68 @@ if TYPE_CHECKING:
     from tune_hpc.jobs.client import Job, JobClient
     from tune_hpc.jobs.status import JobStatus
 
-#: The default storage, and the variable that names another one.
+#: The default storage, and the environment variable that names another one.
 DEFAULT_STORAGE = "runs/jobs"
 STORAGE_VARIABLE = "TUNE_HPC_STORAGE"
 
 
-def add_job_verbs(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
-    """Add the commands on jobs to a parser.
+def add_job_commands(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
+    """Add the commands on jobs.
 
     Args:
-        add: Makes the parser of a command from its name, its function and its help.
+        add: Function that returns the parser of a command from its name, function and help.
     """
     submit = add("submit", _submit, "run experiments as a job, on a Ray cluster or in the background on this machine")
     submit.add_argument("names", nargs="+", metavar="NAME", help="as for run")
-    add_what_flags(submit)
-    add_place_flags(submit, "the dashboard of a Ray cluster, http://HEAD:8265 (default: a process of this machine)")
+    add_experiment_flags(submit)
+    add_resource_flags(
+        submit, address="dashboard of a Ray cluster, http://HEAD:8265; by default the job runs on this machine"
+    )
     submit.add_argument(
         "--code", metavar="DIR", help="Python files that your own trainable needs (default: its module)"
     )
     add_storage_flags(submit, writes=True)
 
     jobs = add("jobs", _jobs, "list jobs, the latest first")
-    add_storage_flags(jobs)
-
-    status = add("status", _status, "show the status of a job: trials done, best value, remaining time")
-    status.add_argument("--wait", action="store_true", help="wait until it has ended")
+    status = add("status", _status, "show job status: trials that ended, best value, remaining time")
+    status.add_argument("--wait", action="store_true", help="wait until the job ends")
     status.add_argument("--json", action="store_true", help="print JSON")
     logs = add("logs", _logs, "show the output of a job")
-    logs.add_argument("--follow", action="store_true", help="until it has ended")
+    logs.add_argument("--follow", action="store_true", help="print new output until the job ends")
     stop = add("stop", _stop, "stop a job; its trials save their state, and it can be resumed")
-    stop.add_argument("--force", action="store_true", help="kill it: trials resume from the state they saved last")
+    stop.add_argument("--force", action="store_true", help="kill it; trials resume from their last checkpoint")
     fetch = add("fetch", _fetch, "copy the folder of a job to this machine")
     fetch.add_argument("-o", "--output", metavar="DIR", help="default: runs/ID")
     delete = add("delete", _delete, "delete jobs that have ended, and all their results")
     delete.add_argument("ids", nargs="+", metavar="ID")
-    add_storage_flags(delete)
-    for command in (status, logs, stop, fetch):
-        command.add_argument("id", metavar="ID")
-        add_storage_flags(command)
     for command in (jobs, status, logs, stop, fetch, delete):
+        if command not in (jobs, delete):
+            command.add_argument("id", metavar="ID")
+        add_storage_flags(command)
         command.add_argument(
             "--address", metavar="ADDRESS",
-            help="the cluster of the jobs, if you have not used it before: its token is sent there",
+            help="cluster of the jobs, if it is new to this machine; its token is sent there",
         )  # fmt: skip
 
 
 def add_storage_flags(parser: argparse.ArgumentParser, *, writes: bool = False) -> None:
-    """Add the flags that name the storage; ``writes``: of a command that starts drivers."""
+    """Add the flags of the storage; ``writes``: the command starts drivers."""
     parser.add_argument(
         "--storage", metavar="DIR",
-        help=f"the folder of all jobs, on storage that all machines see (default: ${STORAGE_VARIABLE}, or "
-        f"{DEFAULT_STORAGE})",
+        help=f"folder of all jobs, visible to all machines (default: ${STORAGE_VARIABLE}, or {DEFAULT_STORAGE})",
     )  # fmt: skip
     if writes:
         parser.add_argument(
             "--shared-storage", action="store_true",
-            help="accept a storage that other users can write to; they can run code as you",
+            help="accept a storage that other users can write to; they can run code with your rights",
         )  # fmt: skip
 
 
 def _submit(flags: argparse.Namespace) -> int:
     from tune_hpc.jobs.storage_history import remember
 
-    experiments = [experiment for name in flags.names for experiment in find_experiments(name, flags)]
-    client = client_at(flags.address, _storage(flags), shared_storage=flags.shared_storage)
-    options = {key: getattr(flags, key) for key in PLACE_FLAGS if key != "address"}
+    experiments, options = find_experiments(flags.names, flags), run_options(flags)
+    client = client_at(options.pop("address"), storage_of(flags), shared_storage=flags.shared_storage)
     job = client.submit(experiments, code=flags.code, **options)
     remember("storages", uri(client.storage))
     print(job.id)
@@ -101,17 +98,17 @@ def _jobs(flags: argparse.Namespace) -> int:
         except FolderError as error:
             if flags.storage:
                 raise
-            # One that was used before and does not answer now hides no other.
+            # A storage of the history that does not answer hides no other storage.
             print(f"tune-hpc: {error}", file=sys.stderr)
             continue
         for job in jobs:
             try:
                 table.add_row(*_row(job_in(storage, job.id, flags.address).status()))
             except Exception as error:  # noqa: BLE001
-                # A damaged job hides no other job, whatever is wrong with it.
+                # A damaged job hides no other job.
                 table.add_row(job.id, "unreadable", "", " ".join(str(error).split()), "")
     if not table.row_count:
-        print(f"there is no job in {', '.join(map(str, storages))}; `tune-hpc submit NAME` makes one")
+        print(f"there is no job in {', '.join(storages)}; to submit one: tune-hpc submit NAME")
         return 0
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     return 0
@@ -168,16 +165,16 @@ def _fetch(flags: argparse.Namespace) -> int:
 
 
 def is_job(text: str) -> bool:
-    """Return whether a text is the id of a job and does not name a folder."""
+    """Return whether a text is the id of a job and no existing folder."""
     from tune_hpc.jobs.job_folder import is_id
 
     return is_id(text) and not Path(text).exists()
 
 
 def restart(flags: argparse.Namespace) -> int:
-    """Resume or extend the job that ``flags.folder`` names by its id."""
-    flags.id = flags.folder
-    options = {key: getattr(flags, key) for key in PLACE_FLAGS if key != "address"} | {"force": flags.force}
+    """Resume or extend the job whose id is ``flags.folder``."""
+    flags.id, options = flags.folder, run_options(flags) | {"force": flags.force}
+    del options["address"]
     job = find_job(flags)
     if flags.num_samples is not None:
         job.extend(flags.num_samples, **options)
@@ -188,34 +185,34 @@ def restart(flags: argparse.Namespace) -> int:
 
 
 def find_job(flags: argparse.Namespace) -> "Job":
-    """Return the job of an id, in the storage that the flags name or in one that was used before.
+    """Return the job of an id, from the storage of the flags or one of the history.
 
     Raises:
-        UnknownNameError: none of them holds it.
-        FolderError: the storage that the flags name does not answer.
+        UnknownNameError: No storage has the job.
+        FolderError: The storage of the flags does not answer.
     """
     from tune_hpc.jobs.job_folder import JobFolder, is_id
 
-    searched, silent = _storages(flags), ""
-    for storage in searched:
+    storages, unreachable = _storages(flags), ""
+    for storage in storages:
         try:
             exists = is_id(flags.id) and JobFolder(here(storage).absolute() / flags.id).exists
         except FolderError as error:
             if flags.storage:
                 raise
-            silent += f"; {error}"
+            unreachable += f"; {error}"
             continue
         if exists:
             shared = getattr(flags, "shared_storage", False)
             return job_in(storage, flags.id, flags.address, shared_storage=shared)
-    raise UnknownNameError(f"no job {flags.id} in {', '.join(searched)}{silent}; --storage names another storage")
+    raise UnknownNameError(f"no job {flags.id} in {', '.join(storages)}{unreachable}; --storage names another storage")
 
 
 def job_in(storage: str, job_id: str, address: str | None, *, shared_storage: bool = False) -> "Job":
-    """Return a job, with the client of the cluster that runs it or of the one that the user gives.
+    """Return a job, with the client of its cluster or of the address of the flags.
 
-    A job folder can name any address. The token of a cluster goes only to addresses that the user has given, in this
-    command, in ``RAY_ADDRESS`` or before.
+    A job folder can name any address. The token of a cluster is sent only to addresses that the user has given: in this
+    command, in an earlier one, or in ``RAY_ADDRESS``.
     """
     from tune_hpc.jobs.client import JobClient
     from tune_hpc.jobs.job_folder import JobFolder
@@ -241,7 +238,7 @@ def _is_known(address: str) -> bool:
 
 
 def client_at(address: str | None, storage: str, *, shared_storage: bool = False) -> "JobClient":
-    """Return the client of a cluster that the user has given; of this machine for ``None`` or ``local``."""
+    """Return the client of a cluster; of this machine for ``None`` or ``local``."""
     from tune_hpc.jobs.client import Client, LocalClient
     from tune_hpc.jobs.ray_jobs import as_url
     from tune_hpc.jobs.storage_history import remember
@@ -252,16 +249,16 @@ def client_at(address: str | None, storage: str, *, shared_storage: bool = False
     return Client(address, storage=storage, shared_storage=shared_storage)
 
 
-def _storage(flags: argparse.Namespace) -> str:
-    chosen: Any = flags.storage or os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE
-    return str(chosen)
+def storage_of(flags: argparse.Namespace) -> str:
+    """Return the storage of the flags, of the environment, or the default."""
+    return str(flags.storage or os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE)
 
 
 def _storages(flags: argparse.Namespace) -> list[str]:
-    """Return the storage that the flags name, or all that were used before, the latest first."""
+    """Return the storage of the flags, or all storages of the history, the latest first."""
     from tune_hpc.jobs.storage_history import recall
 
     if flags.storage:
         return [flags.storage]
-    named = uri(here(_storage(flags)).absolute())
+    named = uri(here(storage_of(flags)).absolute())
     return list(dict.fromkeys([named, *reversed(recall("storages"))]))

@@ -1,7 +1,7 @@
-"""The command line: flags to calls and results to text, and no logic of its own.
+"""Commands on experiments and results: run, scale, resume, extend, show, compare, report, export, list, data.
 
-Heavy modules are imported by the verb that needs them, so that ``--help`` answers at once and a verb that only reads
-pays neither for torch nor for Ray.
+Each command imports the heavy modules that it needs, so that ``--help`` is fast and ``show`` imports neither torch nor
+Ray.
 """
 
 import argparse
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tune_hpc import __version__
-from tune_hpc.cli import jobs as verbs
-from tune_hpc.cli.options import PLACE_FLAGS, add_place_flags, add_run_flags, add_scale_flags, find_experiments
-from tune_hpc.cli.serve import add_serve_verb
-from tune_hpc.cli.slurm import add_slurm_verb
+from tune_hpc.cli import jobs
+from tune_hpc.cli.options import add_restart_flags, add_run_flags, add_scale_flags, find_experiments, run_options
+from tune_hpc.cli.serve import add_serve_command
+from tune_hpc.cli.slurm import add_slurm_command
 from tune_hpc.errors import InvalidExperimentError, TuneHpcError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  tune-hpc spaces                                        what there is to run
+  tune-hpc list                                          experiments that can be run
   tune-hpc run exercise2.softmax                         one stage, at full size
-  tune-hpc run exercise3 --quick                         all stages of an exercise, at a size for a first look
+  tune-hpc run exercise3 --quick                         all stages of an exercise, at small size
   tune-hpc run exercise3.winner --seeds 5 --set dropout=0.4,0.5
   tune-hpc run exercise2.softmax --set 'learning_rate=loguniform(1e-4, 1)' --searcher tpe --num-samples 100
-  tune-hpc run my_search:experiment                      an experiment of your own, from my_search.py
+  tune-hpc run my_search:experiment                      your own experiment, from my_search.py
   tune-hpc run my_search:train --set x=1,2,3 --metric loss --mode min
-  tune-hpc resume runs/exercise3                         go on after an interrupt
+  tune-hpc resume runs/exercise3                         continue after an interrupt
   tune-hpc extend runs/exercise2.softmax --num-samples 50
   tune-hpc show runs/exercise2.softmax                   the best trials
-  tune-hpc compare runs/exercise2.softmax --by optimizer which is better, and how sure that is
+  tune-hpc compare runs/exercise2.softmax --by optimizer comparison with confidence intervals
   tune-hpc report runs/exercise2.softmax                 tables, figures and report.html
   tune-hpc export runs/exercise2.softmax --to tensorboard
   tune-hpc submit exercise2.softmax --address http://head:8265 --storage /nfs/jobs
@@ -43,27 +43,24 @@ examples:
   tune-hpc delete ID
 """
 
-#: Ends well, failed, wrong input, to be queued again (a batch system's warning came), interrupted, terminated.
+#: Exit codes: success; no trial has a result; invalid input; requeue after the warning of a batch system (SIGUSR1);
+#: interrupted; terminated.
 SUCCESS, FAILURE, USAGE, REQUEUE, INTERRUPTED, TERMINATED = 0, 1, 2, 75, 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command and return its exit code, one of the constants of this module.
 
     Args:
-        arguments: What follows the program's name; by default those of this process.
-
-    Returns:
-        0; 1 when no trial of an experiment came to a result; 2 on wrong input; 75 when a batch system's SIGUSR1 ended
-        a run, which is then to be resumed; 130 when one was interrupted; 143 when SIGTERM ended one.
+        arguments: Command and flags; by default those of this process.
     """
-    parsed = _parser().parse_args(arguments)
-    # What takes a while says so: fetching a data set, for instance. Ray's own loggers stay as they are.
-    log, to_terminal = logging.getLogger("tune_hpc"), _ToTerminal()
+    flags = _parser().parse_args(arguments)
+    # Long steps, like a download, log a line. Ray's loggers are unchanged.
+    log, to_terminal = logging.getLogger("tune_hpc"), _TerminalHandler()
     log.addHandler(to_terminal)
     log.setLevel(logging.INFO)
     try:
-        return int(parsed.verb(parsed))
+        return int(flags.command(flags))
     except TuneHpcError as error:
         print(f"tune-hpc: {' '.join(str(error).split())}", file=sys.stderr)
         return USAGE
@@ -71,15 +68,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("tune-hpc: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output has what it wanted; Python would complain once more when it flushes at exit.
+        # The reader of the output has closed the pipe; Python would fail once more when it flushes at exit.
         sys.stdout = None
         return SUCCESS
     finally:
         log.removeHandler(to_terminal)
 
 
-class _ToTerminal(logging.StreamHandler):
-    """Writes to standard error as it is at that moment: above the progress bar while there is one."""
+class _TerminalHandler(logging.StreamHandler):
+    """Log handler that looks up standard error for each line, so that lines appear above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -87,9 +84,9 @@ class _ToTerminal(logging.StreamHandler):
 
 
 def run_and_exit(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run one command, and end the process with its exit code."""
+    """Run one command and exit with its code."""
     code = main(arguments)
-    # Python's last collection would walk all that Ray and pandas imported, for half a second.
+    # The last garbage collection would traverse all modules of Ray and pandas for half a second.
     gc.freeze()
     sys.exit(code)
 
@@ -101,11 +98,11 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"tune-hpc {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="VERB")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, verb: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, formatter_class=raw, allow_abbrev=False)
-        sub.set_defaults(verb=verb)
+        sub.set_defaults(command=command)
         return sub
 
     run = add("run", _run, "run experiments and write their results")
@@ -113,72 +110,64 @@ def _parser() -> argparse.ArgumentParser:
     add_run_flags(run)
     run.add_argument("names", nargs="+", metavar="NAME", help="an exercise, a stage, all, or package.module:attribute")
 
-    scale = add("scale", _scale, "time a configuration on several workers, and say where the time goes")
+    scale = add("scale", _scale, "measure training time on several workers, and where the time is spent")
     add_scale_flags(scale)
 
-    going_on = {
-        "resume": "go on with searches that ended before their time; what ended is kept",
-        "extend": "add configurations to a search; its searcher knows all that was tried",
-    }
-    for name, text in going_on.items():
-        verb = add(name, _go_on, text)
-        verb.add_argument("folder", metavar="FOLDER", help="an experiment folder, or the id of a job")
-        verbs.add_storage_flags(verb, writes=True)
-        verb.add_argument(
-            "--force", action="store_true",
-            help="although nothing is known of the driver that ran it; that one stops if it still runs",
-        )  # fmt: skip
-        verb.set_defaults(num_samples=None)
+    for name, text in (
+        ("resume", "resume searches that stopped early; trials that ended are not repeated"),
+        ("extend", "add configurations to a search; its searcher knows all earlier trials"),
+    ):
+        restart = add(name, _restart, text)
+        restart.add_argument("folder", metavar="FOLDER", help="an experiment folder, or the id of a job")
+        jobs.add_storage_flags(restart, writes=True)
+        restart.set_defaults(num_samples=None)
         if name == "extend":
-            verb.add_argument("--num-samples", type=int, metavar="N", required=True, help="how many more to try")
-        add_place_flags(verb)
-        verb.add_argument("--no-report", action="store_true", help="write the data frames only")
+            restart.add_argument(
+                "--num-samples", type=int, metavar="N", required=True, help="number of additional configurations"
+            )
+        add_restart_flags(restart)
 
-    show = add("show", _show, "show the counts and the best trials of an experiment folder")
+    show = add("show", _show, "show the number of trials by status, and the best trials")
     show.add_argument("folder", metavar="FOLDER")
-    show.add_argument("-n", type=int, default=10, help="trials to show (default: 10)")
-    show.add_argument("--metric", help="rank by this column (default: the experiment's metric)")
+    show.add_argument("-n", type=int, default=10, help="number of trials (default: 10)")
+    show.add_argument("--metric", help="column that ranks trials (default: the metric of the experiment)")
 
-    compare = add(
-        "compare", _compare, "say which search, or which value of a parameter, is better, and how sure that is"
-    )
+    compare = add("compare", _compare, "compare searches or parameter values, with confidence intervals")
     compare.add_argument("folders", nargs="+", metavar="FOLDER")
-    compare.add_argument("--by", metavar="PARAMETER", help="whose values to compare (default: the searches)")
-    compare.add_argument("--metric", help="compare by this column (default: the experiment's metric)")
-    compare.add_argument("-o", "--output", metavar="FILE", help="also write a page, with the searches' own sections")
+    compare.add_argument("--by", metavar="PARAMETER", help="compare the values of this parameter (default: searches)")
+    compare.add_argument("--metric", help="column to compare (default: the metric of the experiment)")
+    compare.add_argument("-o", "--output", metavar="FILE", help="also write a page with the sections of the searches")
 
-    report = add("report", _report, "write tables, figures and report.html of experiment folders")
+    report = add("report", _report, "write tables, figures and report.html")
     report.add_argument("folders", nargs="+", metavar="FOLDER")
-    report.add_argument("-o", "--output", metavar="FILE", help="where the page goes (default: in the first folder)")
+    report.add_argument("-o", "--output", metavar="FILE", help="the page (default: report.html in the first folder)")
 
-    export = add("export", _export, "show searches, finished or not, in TensorBoard, Optuna's dashboard or MLflow")
+    export = add("export", _export, "export searches to TensorBoard, Optuna or MLflow; they may still run")
     export.add_argument("folders", nargs="+", metavar="FOLDER")
     export.add_argument(
         "--to", action="append", required=True, metavar="TOOL",
         help="tensorboard, optuna or mlflow; repeatable, or a list (a,b)",
     )  # fmt: skip
-    export.add_argument(
-        "--where", metavar="PLACE", help="a folder, a file, a storage's or a server's URL (default: in the folder)"
-    )
-    export.add_argument("--follow", action="store_true", help="go on until the searches have ended")
+    export.add_argument("--where", metavar="TARGET", help="folder, file, storage or server (default: in the folder)")
+    export.add_argument("--follow", action="store_true", help="export new trials until the searches end")
 
-    verbs.add_job_verbs(add)
-    add_serve_verb(add)
-    add_slurm_verb(add)
+    jobs.add_job_commands(add)
+    add_serve_command(add)
+    add_slurm_command(add)
 
-    spaces = add("spaces", _spaces, "list the experiments with their sizes and parameters")
-    spaces.add_argument("names", nargs="*", metavar="NAME", help="these only, with every parameter")
+    listing = add("list", _list, "list the registered experiments with their sizes and parameters")
+    listing.add_argument("names", nargs="*", metavar="NAME", help="only these, with all parameters")
 
-    data = add("data", _data, "find or fetch the image data and say where they are")
+    data = add("data", _data, "find or download image data, and print its folder")
     data.add_argument("names", nargs="*", default=["mnist"], metavar="NAME", help="mnist (default), fashion_mnist")
-    data.add_argument("--data-dir", metavar="DIR", help="where they are, or are to be put")
+    data.add_argument("--data-dir", metavar="DIR", help="folder of the data; missing files are downloaded")
     return parser
 
 
 def _run(flags: argparse.Namespace) -> int:
-    experiments = [experiment for name in flags.names for experiment in find_experiments(name, flags)]
+    experiments = find_experiments(flags.names, flags)
     first, *others = flags.names
-    # A folder's name has 255 characters at most.
+    # A folder name has at most 255 characters.
     name = "-".join(flags.names) if len(others) < 4 else f"{first}-and-{len(others)}-others"
     return run_experiments(experiments, name.replace(":", "."), flags)
 
@@ -190,78 +179,80 @@ def _scale(flags: argparse.Namespace) -> int:
 
     if flags.option == "all":
         flags.option = ",".join(OPTIONS)
-    own = {name: getattr(flags, name) for name in ("workers", "option", "mode", "repeats", "num_timed_steps")}
-    settings = [f"{name}={value}" for name, value in own.items() if value is not None]
+    keys = ("workers", "option", "mode", "repeats", "num_timed_steps")
+    settings = [f"{key}={value}" for key in keys if (value := getattr(flags, key)) is not None]
     (experiment,) = experiments_named("exercise4")
     experiment = experiment.quick_version() if flags.quick else experiment
-    chosen = experiment.with_values(parse_settings([*flags.settings, *settings]))
-    if set(chosen.space.varying) - {"workers"}:
-        # Its figures are of one configuration; of several there are standard ones, with a line for each.
-        chosen = chosen.replace(figures=())
-    return run_experiments([chosen], "scaling", flags, spread=flags.spread, max_restarts=flags.max_restarts)
+    experiment = experiment.with_values(parse_settings([*flags.settings, *settings]))
+    if set(experiment.space.varying) - {"workers"}:
+        # Figures of the experiment show one configuration; the default figures show several.
+        experiment = experiment.replace(figures=())
+    return run_experiments([experiment], "scaling", flags, spread=flags.spread, max_restarts=flags.max_restarts)
 
 
-def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.Namespace, **own: Any) -> int:
-    """Run experiments, write what comes of them, and print it in short.
+def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.Namespace, **options: Any) -> int:
+    """Run experiments, write their results, and print a summary.
 
     Args:
-        experiments: What to run.
-        name: The folder below ``runs/`` where ``--output-dir`` is not given.
-        flags: Those of ``add_run_flags``.
-        **own: What only their runner knows.
+        experiments: The experiments.
+        name: Folder below ``runs/`` without ``--output-dir``.
+        flags: Flags of ``add_run_flags``.
+        **options: Further options of the runner.
 
     Returns:
         The exit code.
+
+    Raises:
+        InvalidExperimentError: Flags contradict each other.
     """
     from tune_hpc.jobs.launch import folders_in, launch
     from tune_hpc.storage.experiment_folder import new_folder
     from tune_hpc.storage.filesystem import here
 
-    if flags.go_on and not flags.output_dir:
-        raise InvalidExperimentError("--resume needs --output-dir, the folder that holds what is to go on")
-    if flags.go_on and flags.overwrite:
-        raise InvalidExperimentError("--resume keeps what is there and --overwrite removes it; give one of them")
+    if flags.resume and not flags.output_dir:
+        raise InvalidExperimentError("--resume needs --output-dir, the folder of the searches to resume")
+    if flags.resume and flags.overwrite:
+        raise InvalidExperimentError("--resume keeps earlier results and --overwrite removes them; use one of them")
     parent = here(flags.output_dir) if flags.output_dir else new_folder(name)
-    options = {key: getattr(flags, key) for key in ("overwrite", "go_on", "force", *PLACE_FLAGS)} | own
+    options |= run_options(flags) | {"overwrite": flags.overwrite, "go_on": flags.resume, "force": flags.force}
     if flags.warm_start:
         options["warm_start"] = flags.warm_start
     results = launch(experiments, folders_in(parent, experiments), **options)
-    return _tell(results, None if flags.no_report else parent / "report.html")
+    return _print_summary(results, None if flags.no_report else parent / "report.html")
 
 
-def _go_on(flags: argparse.Namespace) -> int:
-    """Resume the searches of a folder, or extend the one that it holds; or do so with a job."""
-    if verbs.is_job(flags.folder):
-        return verbs.restart(flags)
+def _restart(flags: argparse.Namespace) -> int:
+    """Resume the searches of a folder, or extend its only search; or do so with a job."""
+    if jobs.is_job(flags.folder):
+        return jobs.restart(flags)
     from tune_hpc.analysis.results import load_all
     from tune_hpc.search.runner import extend, resume
     from tune_hpc.storage.filesystem import here
 
-    options = {key: getattr(flags, key) for key in (*PLACE_FLAGS, "force")}
+    options = run_options(flags) | {"force": flags.force}
     if flags.num_samples is not None:
         extend(flags.folder, num_samples=flags.num_samples, **options)
     else:
         resume(flags.folder, **options)
-    return _tell(load_all(flags.folder), None if flags.no_report else here(flags.folder) / "report.html")
+    return _print_summary(load_all(flags.folder), None if flags.no_report else here(flags.folder) / "report.html")
 
 
-def _tell(results: Sequence["Results"], page: Path | None) -> int:
-    """Print what came of some experiments, write the report, and return the exit code."""
+def _print_summary(results: Sequence["Results"], page: Path | None) -> int:
+    """Print a line for each experiment, write the report, and return the exit code."""
     for one in results:
-        print(_in_short(one))
+        print(_summary(one))
     if page is not None:
         from tune_hpc.report.report import write_report
 
         print(f"report: {write_report(results, page, importance=_importance)}")
-    states = {one.experiment["state"] for one in results}
     for one in results:
         if one.experiment.get("ended_by"):
-            print(f"{one.name}: {one.experiment['ended_by']}; `tune-hpc resume {one.folder}` goes on")
+            print(f"{one.name}: {one.experiment['ended_by']}; to resume: tune-hpc resume {one.folder}")
     if any(one.experiment.get("is_to_be_requeued") for one in results):
         return REQUEUE
     if any(one.experiment.get("is_terminated") for one in results):
         return TERMINATED
-    if "interrupted" in states:
+    if any(one.experiment["state"] == "interrupted" for one in results):
         return INTERRUPTED
     return FAILURE if any(not {"finished", "stopped"} & set(one.counts()) for one in results) else SUCCESS
 
@@ -274,7 +265,7 @@ def _show(flags: argparse.Namespace) -> int:
     if flags.n < 1:
         raise InvalidExperimentError(f"-n must be at least 1; got {flags.n}")
     for one in load_all(flags.folder):
-        print(_in_short(one, flags.metric))
+        print(_summary(one, flags.metric))
         print(to_markdown(best_trials(one, flags.n, flags.metric)), end="\n\n")
         for status in ("failed", "diverged", "running"):
             trials = unfinished(one, status).head(flags.n)
@@ -285,8 +276,8 @@ def _show(flags: argparse.Namespace) -> int:
     return SUCCESS
 
 
-def _in_short(results: "Results", metric: str | None = None) -> str:
-    """Return one line: how many trials of which status, and the best."""
+def _summary(results: "Results", metric: str | None = None) -> str:
+    """Return one line: the number of trials by status, and the best trial."""
     counts = ", ".join(f"{count} {status}" for status, count in results.counts().items())
     text = f"{results.name}{' (quick)' if results.experiment.get('quick') else ''}: {counts or 'no trials'}"
     try:
@@ -296,7 +287,7 @@ def _in_short(results: "Results", metric: str | None = None) -> str:
             raise
         return text
     column = metric or results.metric
-    # A parameter whose condition does not hold has no value.
+    # A parameter whose condition is false has no value.
     where = ", ".join(f"{key}={best[key]}" for key in results.varying if best[key] == best[key])
     return f"{text}; best {column} {best[column]:.4g}{f' at {where}' if where else ''}"
 
@@ -337,9 +328,9 @@ def _report(flags: argparse.Namespace) -> int:
 
 
 def _importance(results: "Results") -> Any:
-    """Say which parameters decide; Ray and Optuna, which take seconds to import, only where there are several."""
+    """Return parameter importances; import Ray and Optuna, which takes seconds, only for several parameters."""
     if len([name for name in results.varying if name != "seed"]) < 2:
-        raise UnknownNameError(f"nothing is to be told apart in {results.name}")
+        raise UnknownNameError(f"{results.name} varies fewer than two parameters; importances compare several")
     from tune_hpc.search.importance import importance
 
     return importance(results)
@@ -353,7 +344,7 @@ def _export(flags: argparse.Namespace) -> int:
     return SUCCESS
 
 
-def _spaces(flags: argparse.Namespace) -> int:
+def _list(flags: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
@@ -369,15 +360,15 @@ def _spaces(flags: argparse.Namespace) -> int:
     for experiment in registered_experiments():
         quick = experiment.quick_version()
         table.add_row(
-            experiment.name, str(experiment.num_trials), str(quick.num_trials), _some(experiment.space.varying),
+            experiment.name, str(experiment.num_trials), str(quick.num_trials), _list_some(experiment.space.varying),
             experiment.title,
         )  # fmt: skip
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     return SUCCESS
 
 
-def _some(names: Sequence[str]) -> str:
-    """Return a list of names, of which only the first are told where there are many."""
+def _list_some(names: Sequence[str]) -> str:
+    """Return the first names of a long list, and the number of the others."""
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 

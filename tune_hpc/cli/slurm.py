@@ -1,16 +1,13 @@
-"""``tune-hpc slurm NAME ...``: a batch script for a run, refused now if the run would be refused in the allocation."""
+"""Command ``tune-hpc slurm NAME ...``: a batch script of a run; invalid input is rejected before the job waits."""
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from tune_hpc.cli.options import PLACE_FLAGS, add_run_flags, find_experiments
+from tune_hpc.cli.options import add_run_flags, find_experiments, run_options
 from tune_hpc.errors import InvalidExperimentError
-
-if TYPE_CHECKING:
-    from tune_hpc.search.experiment import Experiment
 
 _EXAMPLES = """\
 examples:
@@ -19,116 +16,94 @@ examples:
   sbatch search.sbatch
 """
 
-#: Of the flags of a run, those that a script sets by itself.
-_OWN = ("output_dir", "go_on")
+#: Flags of a run that the script sets.
+_SCRIPT_FLAGS = ("output_dir", "resume")
 
 
-def add_slurm_verb(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
-    """Add the verb to a command line.
+def add_slurm_command(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
+    """Add the command.
 
     Args:
-        add: Makes a verb's parser from its name, its function and its one line of help.
+        add: Function that returns the parser of a command from its name, function and help.
     """
-    parser = add("slurm", _slurm, "write a batch script for Slurm that runs experiments and goes on by itself")
+    parser = add("slurm", _slurm, "write a Slurm batch script that runs experiments and requeues itself")
     parser.epilog = _EXAMPLES
-    parser.add_argument("names", nargs="+", metavar="NAME", help="as for run, whose flags this takes, too")
-    asked = parser.add_argument_group("what is asked of Slurm")
-    asked.add_argument("--time", required=True, metavar="TIME", help="minutes, HH:MM:SS or D-HH:MM:SS for each start")
-    asked.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes (default: 1)")
-    asked.add_argument("--gpus-per-node", type=int, default=0, metavar="N", help="GPUs of each (default: none)")
-    asked.add_argument("--cpus-per-node", type=int, metavar="N", help="cores of each (default: whole nodes)")
-    asked.add_argument("--memory", metavar="SIZE", help="of each node: 16G (default: the site's; of whole nodes all)")
-    asked.add_argument("--partition", metavar="NAME", help="where it is queued (default: the site's)")
-    asked.add_argument("--account", metavar="NAME", help="whom it is charged to")
-    asked.add_argument(
+    parser.add_argument("names", nargs="+", metavar="NAME", help="as for run; the flags of run are valid, too")
+    slurm = parser.add_argument_group("Slurm")
+    slurm.add_argument("--time", required=True, metavar="TIME", help="time limit: minutes, HH:MM:SS or D-HH:MM:SS")
+    slurm.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes (default: 1)")
+    slurm.add_argument("--gpus-per-node", type=int, default=0, metavar="N", help="GPUs per node (default: 0)")
+    slurm.add_argument("--cpus-per-node", type=int, metavar="N", help="cores per node (default: whole nodes)")
+    slurm.add_argument(
+        "--memory", metavar="SIZE", help="per node: 16G (default: that of the site; all memory of whole nodes)"
+    )
+    slurm.add_argument("--partition", metavar="NAME", help="partition (default: that of the site)")
+    slurm.add_argument("--account", metavar="NAME", help="Slurm account")
+    slurm.add_argument(
         "--warning", type=int, default=120, metavar="SECONDS", dest="warning_s",
-        help="before the end, to save all states and to be queued again (default: 120, at least 60)",
+        help="time before the limit to save checkpoints and requeue (default: 120, at least 60)",
     )  # fmt: skip
-    asked.add_argument(
-        "--max-requeues", type=int, default=100, metavar="N", help="times it is queued again, at most (default: 100)"
+    slurm.add_argument(
+        "--max-requeues", type=int, default=100, metavar="N", help="maximum number of requeues (default: 100)"
     )
-    asked.add_argument("--job-name", metavar="NAME", help="default: the experiment's")
-    asked.add_argument(
+    slurm.add_argument("--job-name", metavar="NAME", help="default: the name of the experiment")
+    slurm.add_argument(
         "--sbatch", action="append", default=[], metavar="OPTION", dest="options",
-        help="one more option of sbatch's, written --sbatch=--constraint=a100; repeatable",
+        help="another option of sbatch, as --sbatch=--constraint=a100; repeatable",
     )  # fmt: skip
-    asked.add_argument(
-        "--setup", action="append", default=[], metavar="LINE", help="a line of shell first: 'module load cuda'"
+    slurm.add_argument(
+        "--setup", action="append", default=[], metavar="LINE",
+        help="a line of shell before the run: 'module load cuda'; repeatable",
+    )  # fmt: skip
+    slurm.add_argument(
+        "--environment", default=sys.prefix, metavar="DIR", help="Python environment of the job (default: this one)"
     )
-    asked.add_argument(
-        "--environment", metavar="DIR", help="the Python environment in the job (default: the one that runs this)"
-    )
-    asked.add_argument(
+    slurm.add_argument(
         "--symmetric-run", action="store_true", default=None,
-        help="ray symmetric-run on one node, too (it needs the whole node; default: from two nodes on)",
+        help="use ray symmetric-run on one node, which must be whole (default: from two nodes)",
     )  # fmt: skip
-    asked.add_argument("-o", "--output", metavar="FILE", help="where the script goes (default: standard output)")
+    slurm.add_argument("-o", "--output", metavar="FILE", help="the script (default: standard output)")
     add_run_flags(parser)
 
 
 def _slurm(flags: argparse.Namespace) -> int:
-    from tune_hpc.jobs.launch import folders_in
+    from tune_hpc.jobs.launch import folders_in, launch
     from tune_hpc.jobs.sbatch import Allocation, batch_script
     from tune_hpc.storage.experiment_folder import new_folder, write_atomic
     from tune_hpc.storage.filesystem import here
 
-    for given, why in (
-        (flags.address, "--address names a cluster; in an allocation Ray is started there"),
-        (flags.overwrite, "--overwrite would remove at every start what the last one did; name a new --output-dir"),
-    ):
-        if given:
-            raise InvalidExperimentError(f"{why}; leave it out")
+    if flags.address:
+        raise InvalidExperimentError("--address names a cluster, but the job starts its own Ray; leave it out")
+    if flags.overwrite:
+        raise InvalidExperimentError(
+            "--overwrite would remove the results at each requeue; leave it out, or name a new --output-dir"
+        )
     name = "-".join(flags.names).replace(":", ".")
-    allocation = Allocation(
-        time=flags.time,
-        nodes=flags.nodes,
-        gpus_per_node=flags.gpus_per_node,
-        cpus_per_node=flags.cpus_per_node,
-        memory=flags.memory,
-        partition=flags.partition,
-        account=flags.account,
-        warning_s=flags.warning_s,
-        max_requeues=flags.max_requeues,
-        job_name=flags.job_name or name[:64],
-        options=tuple(flags.options),
-        setup=tuple(flags.setup),
-        environment=flags.environment or sys.prefix,
-        symmetric_run=flags.symmetric_run,
-    )
-    experiments = [experiment for one in flags.names for experiment in find_experiments(one, flags)]
-    place = flags.output_dir or str(new_folder(name[:100]))
-    options = {key: getattr(flags, key) for key in PLACE_FLAGS if key != "address"}
-    if flags.warm_start:
-        options["warm_start"] = flags.warm_start
-    _check(experiments, folders_in(here(place), experiments), options)
-    command = ["tune-hpc", "run", *flags.names, *_run_flags(flags), f"--output-dir={place}", "--resume"]
+    values = {one.name: getattr(flags, one.name) for one in fields(Allocation)}
+    values |= {key: tuple(values[key]) for key in ("options", "setup")}
+    allocation = Allocation(**values | {"job_name": flags.job_name or name[:64]})
+    experiments, output_dir = find_experiments(flags.names, flags), flags.output_dir or str(new_folder(name[:100]))
+    warm_start = {"warm_start": flags.warm_start} if flags.warm_start else {}
+    folders = folders_in(here(output_dir), experiments)
+    launch(experiments, folders, check_only=True, go_on=True, **run_options(flags), **warm_start)
+    command = ["tune-hpc", "run", *flags.names, *_run_flags(flags), f"--output-dir={output_dir}", "--resume"]
     text = batch_script(allocation, command)
     if not flags.output:
         print(text, end="")
         return 0
     write_atomic(Path(flags.output), lambda path: path.write_text(text, encoding="utf-8"))
-    print(f"{flags.output}: results go to {place}; submit with: sbatch {flags.output}")
+    print(f"{flags.output}: results go to {output_dir}; submit with: sbatch {flags.output}")
     return 0
 
 
-def _check(experiments: Sequence["Experiment"], folders: Sequence[Path], options: Mapping[str, Any]) -> None:
-    """Refuse now what a run would refuse after the job has waited in a queue."""
-    from tune_hpc.search.object_reference import load_reference
-
-    for runner in dict.fromkeys(experiment.runner for experiment in experiments):
-        chosen = [(one, folder) for one, folder in zip(experiments, folders, strict=True) if one.runner == runner]
-        those, homes = [one for one, _ in chosen], [folder for _, folder in chosen]
-        load_reference(runner)(those, folders=homes, go_on=True, check_only=True, **options)
-
-
 def _run_flags(flags: argparse.Namespace) -> list[str]:
-    """Return those flags of a run that were given, as they would be written."""
+    """Return the flags of a run that the user gave, as words of a command line."""
     parser = argparse.ArgumentParser(add_help=False)
     add_run_flags(parser)
     words = []
-    for action in parser._actions:  # argparse has no public list of them.
+    for action in parser._actions:  # argparse has no public list of its flags.
         value = getattr(flags, action.dest)
-        if action.dest in _OWN or value == action.default:
+        if action.dest in _SCRIPT_FLAGS or value == action.default:
             continue
         flag = action.option_strings[-1]
         if action.nargs == 0:

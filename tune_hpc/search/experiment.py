@@ -12,23 +12,16 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
 from typing import Any
 
-from tune_hpc.analysis.results import IDENTITY, MEASURES, METRICS
+from tune_hpc.analysis.frames import IDENTITY, MEASURES, METRICS
 from tune_hpc.errors import FolderError, InvalidConfigError, InvalidExperimentError, InvalidSpaceError
 from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, check_key, owned_keys
 from tune_hpc.search.object_reference import reference_to
+from tune_hpc.search.options import ADAPTIVE, DESIGNS, SCHEDULERS, SEARCHERS
 from tune_hpc.search.report_spec import Claim, Figure, Published, Table
 from tune_hpc.search.searchers.samplers import quasi_random_configs, random_configs
 from tune_hpc.search.space.space import Space
 
 TRAIN = "tune_hpc.learning.training:train"
-#: Those whose configurations are known beforehand, and those that learn from the trials that ended.
-DESIGNS = ("grid", "random", "quasi_random")
-ADAPTIVE = ("tpe", "gp")
-SEARCHERS = DESIGNS + ADAPTIVE
-#: Those whose trials pause and go on, and those that look at trials while these run.
-PAUSING = ("asha", "pbt")
-STOPPING = ("asha_stopping", "hyperband", "median")
-SCHEDULERS = ("none", *PAUSING, *STOPPING)
 #: How a trial may have ended.
 ENDED = ("finished", "stopped", "diverged", "failed")
 #: What the line reports; images report all of ``METRICS``.
@@ -259,7 +252,7 @@ class Experiment:
             InvalidExperimentError: the space does not say.
         """
         default = [TRIAL_KEYS["steps"].default] if self.trainable == TRAIN else []
-        values = self.space.possible("steps") if "steps" in self.space else default
+        values = self.space.reachable_values("steps") if "steps" in self.space else default
         if not values or not all(isinstance(one, int) and one >= 1 for one in values):
             raise InvalidExperimentError(
                 f"a scheduler counts in steps; give the space of {self.name} a parameter steps, the last step that a "
@@ -369,4 +362,4 @@ def _as_tuple(value: Any) -> Any:
 
 def _possible(space: Space, name: str) -> list[Any]:
     """Return the values that a parameter of a few values may take."""
-    return space.possible(name) if name in space else [TRIAL_KEYS[name].default]
+    return space.reachable_values(name) if name in space else [TRIAL_KEYS[name].default]

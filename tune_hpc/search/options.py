@@ -1,47 +1,264 @@
-"""Options of a run: one definition from which flags, request fields and documentation are derived."""
+"""Options of a search: one definition each, from which flags, request fields, form fields and documentation follow.
 
-from dataclasses import dataclass
+A new option is one field of ``RunOptions`` or ``ExperimentOverrides``. To update the table of the documentation:
+
+    python -m tune_hpc.search.options docs/reference/options.md
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO, get_args, get_origin, get_type_hints
+
+from tune_hpc.errors import InvalidExperimentError
+
+if TYPE_CHECKING:
+    from tune_hpc.search.experiment import Experiment
+
+#: Searchers whose configurations are known in advance, and searchers that learn from trials.
+DESIGNS, ADAPTIVE = ("grid", "random", "quasi_random"), ("tpe", "gp")
+SEARCHERS = DESIGNS + ADAPTIVE
+#: Schedulers that pause and resume trials, and schedulers that stop trials.
+PAUSING, STOPPING = ("asha", "pbt"), ("asha_stopping", "hyperband", "median")
+SCHEDULERS = ("none", *PAUSING, *STOPPING)
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """How searches are run.
+class Option:
+    """Definition of an option.
 
     Attributes:
-        address: A Ray cluster; by default the one already connected to, else Ray is started on this machine.
-        cpus_per_trial: CPU cores a trial; by default 1.
-        gpus_per_trial: GPUs a trial, a fraction to share one; by default a fair share of what the cluster has.
-        max_concurrent: Upper bound on the trials, or programs of several, that run at once.
-        fuse: How many trials train as one program at most: ``auto`` where it pays, ``off``, or a number. A fused trial
-            agrees with a separate one within rounding. Of a searcher that learns the seeds of one configuration train
-            together; with a number it is asked for so many trials at a time, which do, too.
-        data_dir: Where the image data are, or are to be put.
-        checkpoint_interval_s: Seconds between two kept states of a trial; one that is interrupted goes on from there.
-        time_budget_s: After so many seconds the search ends, to be resumed or not.
-        target: It ends when a trial ends with such a value of the metric that ranks trials, or a better one.
-        export: Other tools that are shown the search while it runs: ``tensorboard``, ``optuna``, ``mlflow``.
-        show_progress: Whether to show a progress bar, or a line a minute where there is no terminal.
-        stream: Where it is shown; standard error by default.
-        stop_file: The search ends, to be resumed, when there is such a file.
-        attempt: The number of this start, resume or extension; by default the next one of each experiment folder.
-        force: Resume a search whose driver may still run, because nothing is known of it. That driver and its trials
-            stop when they next look at the folder, and write nothing more.
+        help: Meaning and default, in one line.
+        group: Heading of its flags; empty for an option of the Python functions only.
+        label: Label in the form; empty for an option that requests to the service cannot set.
+        metavar: Name of a value that is no number, in the help text.
+        minimum: Smallest value.
+        above: Bound that the value must exceed.
+        request_maximum: Largest value in a request to the service.
+        choices: Words that are valid values.
+        is_open: Whether other code checks the choices, or other values are valid, too.
+        name: Name of the field.
+        default: Default of the field.
+        hint: Type hint of the field.
     """
 
-    address: str | None = None
-    cpus_per_trial: float | None = None
-    gpus_per_trial: float | None = None
-    max_concurrent: int | None = None
-    fuse: str | int = "auto"
-    data_dir: str | Path | None = None
-    checkpoint_interval_s: float = 60.0
-    time_budget_s: float | None = None
-    target: float | None = None
-    export: tuple[str, ...] = ()
-    show_progress: bool = True
-    stream: TextIO | None = None
-    stop_file: Path | None = None
-    attempt: int | None = None
-    force: bool = False
+    help: str
+    group: str = ""
+    label: str = ""
+    metavar: str | None = None
+    minimum: float | None = None
+    above: float | None = None
+    request_maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    is_open: bool = False
+    name: str = ""
+    default: Any = None
+    hint: Any = None
+
+    @property
+    def flag(self) -> str:
+        """Return the flag of the command line; empty if there is none."""
+        return f"--{self.name.removesuffix('_s').replace('_', '-')}" if self.group else ""
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Return whether the option has several values."""
+        return get_origin(self.hint) is tuple
+
+    @property
+    def is_duration(self) -> bool:
+        """Return whether the value is a time in seconds."""
+        return self.name.endswith("_s")
+
+    @property
+    def number(self) -> type | None:
+        """Return the type of numbers that the option accepts: int, float, or None for words."""
+        return next((kind for kind in (int, float) if kind in (self.hint, *get_args(self.hint))), None)
+
+    def check_bounds(self, value: Any) -> None:
+        """Check the bounds of a number.
+
+        Raises:
+            InvalidExperimentError: The value is out of bounds.
+        """
+        if not isinstance(value, int | float):
+            return
+        if self.minimum is not None and not value >= self.minimum:
+            raise InvalidExperimentError(f"{self.name} must be at least {self.minimum:g}; got {value}")
+        if self.above is not None and not value > self.above:
+            raise InvalidExperimentError(f"{self.name} must be above {self.above:g}; got {value}")
+
+
+class OptionSet:
+    """Base of dataclasses whose fields are options."""
+
+    def __post_init__(self) -> None:
+        """Check all bounds."""
+        for option in options_of(type(self)):
+            option.check_bounds(getattr(self, option.name))
+
+
+def options_of(option_set: type[OptionSet]) -> Iterator[Option]:
+    """Yield the options of a class, in order."""
+    hints = get_type_hints(option_set)
+    for one in fields(option_set):  # type: ignore[arg-type]
+        yield replace(one.metadata["option"], name=one.name, default=one.default, hint=hints[one.name])
+
+
+def _option(help: str, group: str = "", label: str = "", **definition: Any) -> dict[str, Option]:
+    """Return the metadata of a field."""
+    return {"option": Option(help, group, label, **definition)}
+
+
+# fmt: off
+@dataclass(frozen=True)
+class RunOptions(OptionSet):
+    """How searches run. ``options_of`` lists the options with their meaning."""
+
+    address: str | None = field(default=None, metadata=_option(
+        "Ray cluster, HOST:PORT; by default Ray is started on this machine", "resources", metavar="ADDRESS"
+    ))
+    cpus_per_trial: float | None = field(default=None, metadata=_option(
+        "CPU cores per trial, or per worker of a trial; default: 1",
+        "resources", "CPU cores per trial", above=0, request_maximum=1e9,
+    ))
+    gpus_per_trial: float | None = field(default=None, metadata=_option(
+        "GPUs per trial, or per worker; a fraction shares a GPU; default: a fair share of the cluster",
+        "resources", "GPUs per trial", minimum=0, request_maximum=1e4,
+    ))
+    max_concurrent: int | None = field(default=None, metadata=_option(
+        "maximum number of concurrent trials or fused groups; default: as many as fit",
+        "resources", "Concurrent trials", minimum=1, request_maximum=100_000,
+    ))
+    fuse: str | int = field(default="auto", metadata=_option(
+        "maximum number of trials that train as one program, or auto, or off; default: auto",
+        "resources", "Fused trials", minimum=1, request_maximum=100_000, choices=("auto", "off"), is_open=True,
+    ))
+    data_dir: str | Path | None = field(default=None, metadata=_option(
+        "folder of the image data; missing files are downloaded", "resources", metavar="DIR"
+    ))
+    export: tuple[str, ...] = field(default=(), metadata=_option(
+        "export to tensorboard, optuna or mlflow while the search runs; repeatable, or a list (a,b)",
+        "resources", metavar="TOOL",
+    ))
+    time_budget_s: float | None = field(default=None, metadata=_option(
+        "seconds after which the search stops; it can be resumed",
+        "stop criteria", "Time budget", above=0, request_maximum=1e9,
+    ))
+    target: float | None = field(default=None, metadata=_option(
+        "stop the search when a trial reaches this value of the metric", "stop criteria", "Target"
+    ))
+    checkpoint_interval_s: float = field(default=60.0, metadata=_option("seconds between two checkpoints of a trial"))
+    show_progress: bool = field(default=True, metadata=_option(
+        "show a progress bar, or a line a minute without a terminal"
+    ))
+    stream: TextIO | None = field(default=None, metadata=_option("stream of the progress bar; default: standard error"))
+    stop_file: Path | None = field(default=None, metadata=_option(
+        "file whose existence stops the search; it can be resumed"
+    ))
+    attempt: int | None = field(default=None, metadata=_option(
+        "number of this start, resume or extension; default: the next one"
+    ))
+    force: bool = field(default=False, metadata=_option(
+        "resume a search whose driver may still run; that driver stops and writes nothing more"
+    ))
+
+
+@dataclass(frozen=True)
+class ExperimentOverrides(OptionSet):
+    """Changes to an experiment. ``options_of`` lists the options with their meaning."""
+
+    quick: bool = field(default=False, metadata=_option(
+        "fewer steps and values, for a first look", "experiment", "Quick"
+    ))
+    seeds: int | None = field(default=None, metadata=_option(
+        "number of seeds: each configuration runs with the seeds 0 to N-1", "experiment", "Seeds",
+        minimum=1, request_maximum=1000,
+    ))
+    searcher: str | None = field(default=None, metadata=_option(
+        f"{', '.join(DESIGNS)}, or a searcher that learns: {', '.join(ADAPTIVE)}; default: that of the experiment",
+        "experiment", "Searcher", metavar="NAME", choices=SEARCHERS, is_open=True,
+    ))
+    num_samples: int | None = field(default=None, metadata=_option(
+        "number of configurations; not for a grid; the default searcher with it is random",
+        "experiment", "Configurations", minimum=1, request_maximum=10_000,
+    ))
+    scheduler: str | None = field(default=None, metadata=_option(
+        f"early-stopping scheduler: {', '.join(SCHEDULERS)}; default: that of the experiment",
+        "experiment", "Scheduler", metavar="NAME", choices=SCHEDULERS, is_open=True,
+    ))
+    search_seed: int = field(default=0, metadata=_option(
+        "seed of the searcher; default: 0", "experiment", "Search seed", minimum=0, request_maximum=2**31 - 1
+    ))
+    metric: str | None = field(default=None, metadata=_option(
+        "column that ranks trials; default: that of the experiment, loss for a function",
+        "experiment", "Metric", metavar="NAME",
+    ))
+    mode: str | None = field(default=None, metadata=_option(
+        "whether a small or a large value of the metric is better; default for a function: min",
+        "experiment", "Mode", choices=("min", "max"),
+    ))
+# fmt: on
+
+    def apply(
+        self, experiment: "Experiment", values: Mapping[str, Any] | None = None, *, has_metric: bool = True
+    ) -> "Experiment":
+        """Return an experiment with these changes.
+
+        Args:
+            experiment: The experiment to change.
+            values: Parameters of its space to change or add.
+            has_metric: Whether the experiment defines its metric, so that another metric needs a mode.
+
+        Raises:
+            InvalidSpaceError: A parameter does not allow a value.
+            InvalidExperimentError: The changes contradict each other.
+        """
+        if self.metric not in (None, experiment.metric) and not self.mode and has_metric:
+            raise InvalidExperimentError(
+                f"metric {self.metric} needs a mode, min or max; {experiment.name} is ranked by the "
+                f"{experiment.mode} of {experiment.metric}"
+            )
+        changes: dict[str, Any] = {"search_seed": self.search_seed}
+        if self.searcher is not None or self.num_samples is not None:
+            changes |= {"searcher": self.searcher or "random", "num_samples": self.num_samples}
+        if self.seeds is not None:
+            changes["seeds"] = tuple(range(self.seeds))
+        changes |= {name: value for name in ("scheduler", "metric", "mode") if (value := getattr(self, name))}
+        base = experiment.quick_version() if self.quick else experiment
+        return base.replace(**base.changed_by(values or {}), **changes)
+
+
+def markdown_table() -> str:
+    """Return the table of all options in Markdown."""
+    rows = ["| flag | Python, request | value | meaning |", "|:--|:--|:--|:--|"]
+    for option in (*options_of(ExperimentOverrides), *options_of(RunOptions)):
+        name = f"`{option.name}`" if option.label or not option.flag else f"`{option.name}` (not in requests)"
+        flag = f"`{option.flag}`" if option.flag else "–"
+        rows.append(f"| {flag} | {name} | {_describe_value(option)} | {option.help} |")
+    return "\n".join(rows) + "\n"
+
+
+def _describe_value(option: Option) -> str:
+    if option.is_repeatable:
+        return "words"
+    if option.number is None:
+        return ", ".join(option.choices) or ("yes or no" if option.hint is bool else "text")
+    kind = "whole number" if option.number is int else "number"
+    bounds = [f"at least {option.minimum:g}"] if option.minimum is not None else []
+    bounds += [f"above {option.above:g}"] if option.above is not None else []
+    unit = " of seconds, or 90s, 30m, 12h" if option.is_duration and option.flag else ""
+    return ", ".join([*option.choices, f"{kind}{unit}", *bounds])
+
+
+def update_page(page: str) -> str:
+    """Return a Markdown page with the current table between its two markers."""
+    before, begin, rest = page.partition("<!-- options: begin -->\n")
+    _, end, after = rest.partition("<!-- options: end -->")
+    return f"{before}{begin}\n{markdown_table()}\n{end}{after}"
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    path.write_text(update_page(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -20,11 +20,11 @@ import ray
 from tune_hpc.analysis.results import Results, load, load_all, load_folder
 from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError
 from tune_hpc.export.export import check_tools
-from tune_hpc.search.experiment import ADAPTIVE, ENDED, PAUSING, TRAIN, Experiment, experiment_from_json
+from tune_hpc.search.experiment import ENDED, TRAIN, Experiment, experiment_from_json
 from tune_hpc.search.fused_trials import check_fuse
 from tune_hpc.search.limits import check_limits
 from tune_hpc.search.object_reference import load_reference
-from tune_hpc.search.options import RunOptions
+from tune_hpc.search.options import ADAPTIVE, PAUSING, RunOptions
 from tune_hpc.search.resources import check_request
 from tune_hpc.search.running import run_searches
 from tune_hpc.search.schedulers.asha import AsyncSuccessiveHalving

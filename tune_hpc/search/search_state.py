@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tune_hpc.analysis.results import Results, load, write_frames
+from tune_hpc.analysis.frames import write_frames
+from tune_hpc.analysis.results import Results, load
 from tune_hpc.search.callback import SearchCallback
-from tune_hpc.search.experiment import ENDED, PAUSING, TRAIN, Experiment
+from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
 from tune_hpc.search.limits import StopCriteria
+from tune_hpc.search.options import PAUSING
 from tune_hpc.search.provenance import now
 from tune_hpc.search.reporter import MonitoredMetric
 from tune_hpc.search.schedulers.ray_schedulers import monitored_metric
@@ -72,7 +74,7 @@ class Search:
         space = self.experiment.space
         if self.trainable != TRAIN or "workers" not in space:
             return 0
-        return int(max(space.possible("workers")))
+        return int(max(space.reachable_values("workers")))
 
     @property
     def attempt(self) -> int:

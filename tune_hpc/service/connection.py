@@ -1,14 +1,22 @@
-"""uvicorn protocol (h11) with limits on request heads and idle connections."""
+"""uvicorn server, and its HTTP protocol (h11) with limits on request heads and idle connections."""
 
 import asyncio
 import http
 import json
+import logging
 import re
+import resource
+import signal
+import socket
 import time
 from collections import OrderedDict
 from typing import Any, ClassVar
 
+import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tune_hpc.errors import InvalidExperimentError
 
 #: The key of the state of a connection in the state of each of its requests.
 CONNECTION = "tune_hpc.connection"
@@ -155,3 +163,47 @@ class BoundedH11Protocol(H11Protocol):
     def _start_head_timer(self) -> None:
         if self._head_timer is None and not self.transport.is_closing():
             self._head_timer = self.loop.call_later(self.head_timeout_s, self.transport.close)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address.
+
+    Raises:
+        InvalidExperimentError: The address cannot be used.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise InvalidExperimentError(
+            f"the service cannot listen at {host} port {port}: {error}; use another --host or --port"
+        ) from error
+    # asyncio does this for sockets with an explicit protocol only; without it each response waits 40 ms for an ACK.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def run_server(app: ASGIApp, listener: socket.socket, proxy: str | None) -> None:
+    """Serve an application until SIGINT or SIGTERM.
+
+    Args:
+        app: Application.
+        listener: Socket that listens.
+        proxy: Address of a proxy whose X-Forwarded headers are trusted.
+    """
+    # Each connection is an open file.
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
+    # A log line for each invalid request would let anyone fill the log.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "Invalid HTTP" not in record.getMessage())
+    config = uvicorn.Config(
+        app, http=BoundedH11Protocol, ws="none", loop="asyncio", lifespan="off", access_log=False, log_config=None,
+        log_level="warning", server_header=False, limit_concurrency=1000, timeout_keep_alive=30,
+        timeout_graceful_shutdown=10, h11_max_incomplete_event_size=MAX_HEAD_BYTES, proxy_headers=proxy is not None,
+        forwarded_allow_ips=proxy or "",
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn raises the signal again after the shutdown.
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    server.run(sockets=[listener])

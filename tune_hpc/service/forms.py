@@ -10,19 +10,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from tune_hpc.errors import InvalidExperimentError, RequestError
-from tune_hpc.search.experiment import SCHEDULERS, SEARCHERS, Experiment
+from tune_hpc.search.experiment import Experiment
+from tune_hpc.search.options import ExperimentOverrides, Option, RunOptions, options_of
 from tune_hpc.search.space.parsing import parse_parameter
 from tune_hpc.service.schemas import SearchRequest
 
 #: A choice of this many words or fewer has a checkbox for each.
 MAX_BOXES = 20
 MAX_FIELDS = 500
-#: Options of the lists in the form.
-CHOICES = {"searcher": SEARCHERS, "scheduler": SCHEDULERS, "fuse": ("auto", "off")}
-_NUMBERS = {
-    "num_samples": int, "seeds": int, "search_seed": int, "max_concurrent": int, "cpus_per_trial": float,
-    "gpus_per_trial": float, "time_budget_s": float, "target": float,
-}  # fmt: skip
+#: Options in the form, in two sections. The switch ``quick`` has a place of its own.
+OVERRIDES = [option for option in options_of(ExperimentOverrides) if option.label and option.hint is not bool]
+RUN_OPTIONS = [option for option in options_of(RunOptions) if option.label]
 #: Prefixes of the names of inputs: values of a parameter, checkboxes of words, values under a condition.
 _PARAMETER, _BOX, _CASE = "p.", "c.", "k."
 
@@ -83,12 +81,9 @@ def read_form(experiment: Experiment, form: Form) -> SearchRequest:
         InvalidSpaceError: the values of a parameter cannot be parsed.
     """
     request: dict[str, Any] = {"space": experiment.name, "quick": "quick" in form}
-    for name, kind in _NUMBERS.items():
-        if text := _text(form, name):
-            request[name] = _number(name, text, kind)
-    for name in CHOICES:
-        if text := _text(form, name):
-            request[name] = int(text) if name == "fuse" and text.isdigit() else text
+    for option in (*OVERRIDES, *RUN_OPTIONS):
+        if text := _text(form, option.name):
+            request[option.name] = text if text in option.choices or option.number is None else _number(option, text)
     request["set"] = _changes(experiment, form)
     try:
         return SearchRequest(**request)
@@ -138,12 +133,14 @@ def _text(form: Form, name: str) -> str:
     return next(iter(form.get(name, ())), "").strip()
 
 
-def _number(name: str, text: str, kind: type) -> Any:
+def _number(option: Option, text: str) -> Any:
     try:
-        return kind(text)
+        return (option.number or float)(text)
     except ValueError:
-        expected = "a whole number" if kind is int else "a number"
-        raise RequestError(f"{name} must be {expected}; got {text[:100]!r}: correct it, or leave it empty") from None
+        expected = "a whole number" if option.number is int else "a number"
+        raise RequestError(
+            f"{option.name} must be {expected}; got {text[:100]!r}: correct it, or leave it empty"
+        ) from None
 
 
 def summary(experiment: Experiment) -> str:

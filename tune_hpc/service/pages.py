@@ -176,7 +176,8 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
         values = {key: texts[0] for key, texts in form.items()}
         return templates.page(
             "form.html", status, described=registry.describe(space), fields=forms.fields(experiment, form),
-            form=values, problem=problem, choices=forms.CHOICES, key=secrets.token_urlsafe(16),
+            form=values, problem=problem, overrides=forms.OVERRIDES, run_options=forms.RUN_OPTIONS,
+            key=secrets.token_urlsafe(16),
         )  # fmt: skip
 
     @router.get("/new/{space}")

@@ -1,12 +1,12 @@
 """Registered experiments: what a request may start."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from tune_hpc.errors import InvalidExperimentError, InvalidSpaceError, RequestError, UnknownNameError
 from tune_hpc.search.experiment import Experiment
-from tune_hpc.search.overrides import apply_overrides
 from tune_hpc.search.space.space import Space
 from tune_hpc.service.schemas import MAX_SAMPLES, SearchRequest
 
@@ -69,9 +69,8 @@ class Registry:
                 f"{roles[0]}: set takes no role; give the whole space in parameters to change roles"
             )
         _check_size(request.set)
-        options = ("searcher", "num_samples", "scheduler", "seeds", "search_seed", "metric", "mode")
-        values = dict(_parse_parameters(request.set, experiment.space))
-        built = apply_overrides(experiment, values, **{name: getattr(request, name) for name in options})
+        values = _parse_parameters(request.set, experiment.space)
+        built = replace(request.overrides(), quick=False).apply(experiment, values)
         num_configurations = built.num_trials / max(1, len(built.seeds))
         if num_configurations > MAX_SAMPLES:
             raise RequestError(

@@ -1,17 +1,25 @@
 """Request and response models of the API.
 
-Types are checked here; meanings are checked by the space, the experiment and the options of a run. Unknown fields and
-parameters are rejected, for they are typing errors.
+Options of a search become fields of requests. Types and bounds are checked here; the space and the experiment check the
+rest. Unknown fields and parameters are rejected, because they are typing errors.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from tune_hpc.analysis.frame_query import FrameQuery, split_names
 from tune_hpc.jobs.job_folder import JobState
 from tune_hpc.report.chart_data import MAX_CURVES, MAX_POINTS
-from tune_hpc.search.experiment import SCHEDULERS, SEARCHERS
+from tune_hpc.search.options import (
+    SCHEDULERS,
+    SEARCHERS,
+    ExperimentOverrides,
+    Option,
+    OptionSet,
+    RunOptions,
+    options_of,
+)
 
 MAX_PARAMETERS = 100
 MAX_SAMPLES = 10_000
@@ -19,18 +27,9 @@ MAX_SAMPLES = 10_000
 STATES = (*(str(state) for state in JobState), "unreadable")
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
-Count = Annotated[int, Field(ge=1, le=100_000)]
-NumSeeds = Annotated[int, Field(ge=1, le=1000)]
-NumSamples = Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
 Parameters = Annotated[dict[Name, Any], Field(max_length=MAX_PARAMETERS)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-NumGpus = Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 Offset = Annotated[int, Field(ge=0, le=10_000_000_000)]
 State = Annotated[str, Field(json_schema_extra={"enum": list(STATES)})]
-Searcher = Annotated[Name, Field(json_schema_extra={"enum": list(SEARCHERS)})]
-Scheduler = Annotated[Name, Field(json_schema_extra={"enum": list(SCHEDULERS)})]
-Mode = Literal["min", "max"]
 Text = Annotated[str, Field(max_length=200)]
 _Texts = Annotated[list[Annotated[str, Field(max_length=500)]], Field(max_length=30)]
 
@@ -39,24 +38,39 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class RunOptions(_Body):
-    """Options of the trials."""
+def _option_type(option: Option) -> Any:
+    """Return the type of an option in a request, with its bounds."""
+    if option.hint is bool:
+        return bool
+    if option.number is None:
+        words = Annotated[Name, Field(json_schema_extra={"enum": list(option.choices)})] if option.choices else Name
+        return words if option.is_open or not option.choices else Literal[option.choices]
+    limits: dict[str, Any] = {"ge": option.minimum, "gt": option.above, "le": option.request_maximum}
+    if option.number is float:
+        limits["allow_inf_nan"] = False
+    number = Annotated[option.number, Field(**limits)]  # type: ignore[name-defined]
+    return number | Literal[option.choices] if option.choices else number
 
-    cpus_per_trial: Positive | None = Field(default=None, description="CPU cores per trial, or per worker of a trial")
-    gpus_per_trial: NumGpus | None = Field(default=None, description="GPUs per trial, or per worker of a trial")
-    max_concurrent: Count | None = Field(default=None, description="maximum number of concurrent trials")
-    fuse: Count | Literal["auto", "off"] | None = Field(default=None, description="trials that train as one program")
-    time_budget_s: Positive | None = Field(default=None, description="seconds after which the search stops")
-    target: Number | None = Field(
-        default=None, description="the search stops when a trial reaches this value of the metric"
-    )
 
-    def options(self) -> dict[str, Any]:
+def _options_model(option_set: type[OptionSet], **defaults: Any) -> Any:
+    """Return a model with a field for each option that requests can set; the default is None unless given."""
+    model_fields: dict[str, Any] = {}
+    for option in options_of(option_set):
+        if option.label:
+            kind, default = _option_type(option), defaults.get(option.name)
+            field = Field(default=default, description=option.help)
+            model_fields[option.name] = (kind | None if default is None else kind, field)
+    return create_model(option_set.__name__, __base__=_Body, **model_fields)
+
+
+class _RunRequest(_options_model(RunOptions)):  # type: ignore[misc]
+    def run_options(self) -> dict[str, Any]:
         """Return the options that were given."""
-        return {name: getattr(self, name) for name in RunOptions.model_fields if getattr(self, name) is not None}
+        values = {option.name: getattr(self, option.name) for option in options_of(RunOptions) if option.label}
+        return {name: value for name, value in values.items() if value is not None}
 
 
-class SearchRequest(RunOptions):
+class SearchRequest(_RunRequest, _options_model(ExperimentOverrides, quick=False, search_seed=0)):  # type: ignore[misc]
     """A search to start: a registered experiment, with changes."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [
@@ -64,7 +78,6 @@ class SearchRequest(RunOptions):
     ]})  # fmt: skip
 
     space: Name = Field(description="the name of a registered experiment; GET /api/v1/spaces lists them")
-    quick: bool = Field(default=False, description="fewer steps and values, for a first look")
     parameters: Parameters | None = Field(
         default=None,
         description="the whole space, instead of that of the experiment; in the form of GET /api/v1/spaces",
@@ -73,13 +86,10 @@ class SearchRequest(RunOptions):
         default_factory=dict,
         description="parameters to change: a constant, or a domain like {'choice': [1, 2]} or {'uniform': [0, 1]}",
     )
-    searcher: Searcher | None = Field(default=None, description="replaces that of the experiment")
-    num_samples: NumSamples | None = Field(default=None, description="configurations to try; not for a grid")
-    scheduler: Scheduler | None = Field(default=None, description="early-stopping scheduler")
-    seeds: NumSeeds | None = Field(default=None, description="run each configuration with the seeds 0 to seeds - 1")
-    search_seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(default=0, description="seed of the searcher")
-    metric: Name | None = Field(default=None, description="ranks trials; one that replaces another needs mode")
-    mode: Mode | None = Field(default=None, description="whether less or more of the metric is better")
+
+    def overrides(self) -> ExperimentOverrides:
+        """Return the changes to the experiment."""
+        return ExperimentOverrides(**{one.name: getattr(self, one.name) for one in options_of(ExperimentOverrides)})
 
 
 class StopRequest(_Body):
@@ -90,12 +100,14 @@ class StopRequest(_Body):
     force: bool = Field(default=False, description="kill the driver; trials resume from the state that they saved last")
 
 
-class ResumeRequest(RunOptions):
+class ResumeRequest(_RunRequest):
     """Options of a resume."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"attempt": 1, "max_concurrent": 4}]})
 
-    attempt: Count | None = Field(default=None, description="latest attempt that was seen; 409 if there is a newer one")
+    attempt: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+        default=None, description="latest attempt that was seen; 409 if there is a newer one"
+    )
     force: bool = Field(default=False, description="resume a search of state unknown; its driver, if it runs, stops")
 
 
@@ -104,7 +116,7 @@ class ExtendRequest(ResumeRequest):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"num_samples": 10}]})
 
-    num_samples: NumSamples = Field(description="how many more configurations")
+    num_samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = Field(description="number of additional configurations")
     experiment: Name | None = Field(default=None, description="the experiment, if the search has several")
 
 
@@ -314,10 +326,10 @@ class SpaceDetail(BaseModel):
     description: str
     source: str
     metric: str
-    mode: Mode
-    searcher: Searcher
+    mode: Literal["min", "max"]
+    searcher: Annotated[str, Field(json_schema_extra={"enum": list(SEARCHERS)})]
     num_samples: int | None
-    scheduler: Scheduler
+    scheduler: Annotated[str, Field(json_schema_extra={"enum": list(SCHEDULERS)})]
     seeds: list[int]
     num_trials: int
     quick_num_trials: int

@@ -13,9 +13,8 @@ import pandas as pd
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from tune_hpc.analysis.lazy_history import LazyHistory
+from tune_hpc.analysis.frames import LazyHistory, trials_frame
 from tune_hpc.analysis.reader import ResultsSnapshot
-from tune_hpc.analysis.results import trials_frame
 from tune_hpc.errors import FolderError, RequestError, UnknownNameError
 from tune_hpc.jobs.client import Job, JobClient
 from tune_hpc.jobs.job_folder import JobFolder, JobState, is_id

@@ -8,7 +8,8 @@ from urllib.parse import urlencode
 
 from tune_hpc.analysis.formatting import MISSING, display_name, duration, format_value, heading, number
 from tune_hpc.analysis.frame_query import records, select
-from tune_hpc.analysis.results import METRICS, Results
+from tune_hpc.analysis.frames import METRICS
+from tune_hpc.analysis.results import Results
 from tune_hpc.report.plots.curves import is_numeric
 from tune_hpc.service.schemas import TrialsQuery
 

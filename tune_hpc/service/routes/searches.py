@@ -136,10 +136,10 @@ def start(services: Services, body: SearchRequest, key: str | None) -> tuple[Job
     """Start a search, once for each key; return its job, and whether that is new."""
     experiment = services.registry.build_experiment(body)
     if key is None:
-        job, is_new = services.client.submit(experiment, **body.options()), True
+        job, is_new = services.client.submit(experiment, **body.run_options()), True
     else:
         digest = hashlib.sha256(to_json(body.model_dump(mode="json"))).hexdigest()
-        job, is_new = services.client.submit_once(experiment, key, digest, **body.options())
+        job, is_new = services.client.submit_once(experiment, key, digest, **body.run_options())
     services.forget(job.id)
     return job, is_new
 
@@ -151,13 +151,13 @@ def stop(services: Services, search_id: str, force: bool) -> Mapping[str, Any]:
 
 def resume(services: Services, search_id: str, body: ResumeRequest, key: str | None) -> Mapping[str, Any]:
     """Resume a search; return its status."""
-    options = {"attempt": body.attempt, "force": body.force, "key": key or "", **body.options()}
+    options = {"attempt": body.attempt, "force": body.force, "key": key or "", **body.run_options()}
     return services.change(search_id, lambda job: job.resume(**options))
 
 
 def extend(services: Services, search_id: str, body: ExtendRequest, key: str | None) -> Mapping[str, Any]:
     """Extend a search; return its status."""
-    options = {"attempt": body.attempt, "force": body.force, "key": key or "", **body.options()}
+    options = {"attempt": body.attempt, "force": body.force, "key": key or "", **body.run_options()}
     options["experiment"] = body.experiment
     return services.change(search_id, lambda job: job.extend(body.num_samples, **options))
 
