@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tune_hpc.analysis.claims import check_claims
-from tune_hpc.analysis.formatting import display_name, duration, slug
-from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, NOT_COMPARABLE, compare_to_published
+from tune_hpc.analysis.formatting import display_name, format_duration, slug
+from tune_hpc.analysis.published import AGREES, DIFFERS, INCONCLUSIVE, NOT_COMPARABLE, compare_to_published
 from tune_hpc.analysis.results import Results, load
 from tune_hpc.report import tables
 from tune_hpc.report.findings import findings
@@ -103,7 +103,7 @@ def _glance(runs: Mapping[str, Results]) -> pd.DataFrame:
         held = check_claims(results)["holds"].dropna()
         seeds = results.trials["seed"].nunique() if "seed" in results.trials else 1
         row: dict[str, Any] = {"run": name, "num_trials": len(results.trials), "num_seeds": seeds}
-        row |= {verdict: int(verdicts.get(verdict, 0)) for verdict in (AGREES, DIFFERS, CANNOT_TELL, NOT_COMPARABLE)}
+        row |= {verdict: int(verdicts.get(verdict, 0)) for verdict in (AGREES, DIFFERS, INCONCLUSIVE, NOT_COMPARABLE)}
         row["sentences that hold"] = f"{int(held.sum())} of {len(held)}" if len(held) else ""
         rows.append(row)
     return pd.DataFrame(rows)
@@ -117,7 +117,7 @@ def _section(name: str, results: Results) -> str:
         f"## {name}\n",
         f"**{asked['title']}.**\n",
         f"{asked['description']} {NOTES.get(name, '')}".rstrip() + "\n",
-        f"```sh\n{own['command']}      # {duration(own['wall_s'])}\n```\n",
+        f"```sh\n{own['command']}      # {format_duration(own['wall_s'])}\n```\n",
         f"{machine}; [results/{name}](results/{name}).\n",
         f"{said}\n",
     ]
@@ -128,7 +128,7 @@ def _section(name: str, results: Results) -> str:
     for parameter, metric in COMPARED.get(name, ()):
         ranking = results.compare(parameter, metric)
         told = "\n".join(f"- {sentence}" for sentence in ranking.sentences())
-        values = tables.to_markdown(tables.ranking_table(ranking))
+        values = tables.to_markdown(tables.values_table(ranking))
         parts.append(f"### Which {display_name(parameter)}, by {display_name(metric)}\n\n{told}\n\n{values}\n")
     return "\n".join(parts)
 
@@ -143,10 +143,10 @@ def draw_run(name: str, results: Results, folder: Path) -> dict[str, str]:
     """
     wanted = []
     verdicts = compare_to_published(results)["verdict"]
-    if verdicts.isin([AGREES, DIFFERS, CANNOT_TELL]).sum() >= LEAST_DRAWN:
+    if verdicts.isin([AGREES, DIFFERS, INCONCLUSIVE]).sum() >= LEAST_DRAWN:
         metrics = list(dict.fromkeys(one["metric"] for one in results.experiment["published"]))
         wanted.append({"kind": "published", "metrics": metrics, "title": "Published and measured"})
-    if {"optimizer", "learning_rate"} <= set(results.varying):
+    if {"optimizer", "learning_rate"} <= set(results.varied_parameters):
         over = {"parameter": "learning_rate", "line": "optimizer"}
         wanted.append({"kind": "heatmap", "metrics": ["test_accuracy"], "title": "Test accuracy", **over})
     if not wanted:

@@ -30,7 +30,7 @@ def main() -> None:
 
     from search_spaces.exercise4 import experiment
     from tune_hpc import scaling
-    from tune_hpc.report.scaling_tables import HERE, predictions
+    from tune_hpc.report.scaling_tables import MEASURED_LINK, predictions
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
@@ -50,7 +50,7 @@ def main() -> None:
         trials = results.trials[results.trials["workers"] == workers]
         columns = ["step_s", "compute_s", "communicate_s", "data_s", "num_nodes"]
         measured[name] = [{column: row[column] for column in columns} for row in trials.to_dict("records")]
-        here = predicted[(predicted["link"] == HERE) & (predicted["workers"] == workers)].iloc[0]
+        here = predicted[(predicted["link"] == MEASURED_LINK) & (predicted["workers"] == workers)].iloc[0]
         median = trials["step_s"].median()
         table.append(
             {

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tune_hpc.analysis.results import Results, trials_frame
+from tune_hpc.analysis.frames import trials_frame
+from tune_hpc.analysis.results import Results
 from tune_hpc.storage.trial_file import summarise
 
 KEYS = ["optimizer", "learning_rate", "batch_size", "seed"]

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import tune_hpc
-from tune_hpc.analysis.results import trials_frame, write_frames
+from tune_hpc.analysis.frames import trials_frame, write_frames
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import summarise
 

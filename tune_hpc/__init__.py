@@ -26,11 +26,11 @@ if TYPE_CHECKING:  # for type checkers and the reference pages
     from tune_hpc.analysis.boundary_check import check_boundaries
     from tune_hpc.analysis.budget import budget_curve, time_to_target
     from tune_hpc.analysis.claims import check_claims
-    from tune_hpc.analysis.concat import join
+    from tune_hpc.analysis.concat import concat
     from tune_hpc.analysis.interactions import interactions
     from tune_hpc.analysis.published import compare_to_published
     from tune_hpc.analysis.results import Results, load, load_all
-    from tune_hpc.analysis.selection_bias import protocols, special_cases
+    from tune_hpc.analysis.selection_bias import selection_bias, special_cases
     from tune_hpc.errors import TuneHpcError
     from tune_hpc.export.export import export_search
     from tune_hpc.export.optuna import to_optuna
@@ -64,10 +64,10 @@ _MODULES = {
     "extend": "tune_hpc.search.runner",
     "importance": "tune_hpc.search.importance",
     "interactions": "tune_hpc.analysis.interactions",
-    "join": "tune_hpc.analysis.concat",
+    "concat": "tune_hpc.analysis.concat",
     "load": "tune_hpc.analysis.results",
     "load_all": "tune_hpc.analysis.results",
-    "protocols": "tune_hpc.analysis.selection_bias",
+    "selection_bias": "tune_hpc.analysis.selection_bias",
     "resume": "tune_hpc.search.runner",
     "run": "tune_hpc.search.runner",
     "run_all": "tune_hpc.search.runner",

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.results import Results, trials_frame
+from tune_hpc.analysis.frames import trials_frame
+from tune_hpc.analysis.results import Results
 
 EMPTY = pd.DataFrame({"trial_id": pd.Series(dtype="str"), "step": []})
 

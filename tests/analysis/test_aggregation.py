@@ -8,7 +8,7 @@ from tests.analysis.synthetic_results import searched
 from tune_hpc.analysis.boundary_check import check_boundaries
 from tune_hpc.analysis.budget import budget_curve, time_to_target
 from tune_hpc.analysis.interactions import interactions
-from tune_hpc.analysis.selection_bias import protocols, special_cases
+from tune_hpc.analysis.selection_bias import selection_bias, special_cases
 from tune_hpc.errors import UnknownNameError
 
 SPACE = {"optimizer": {"choice": ["adam", "momentum"]}, "rate": {"choice": [0.1, 0.01]}}
@@ -17,7 +17,7 @@ ANALYSES = {
     "check_boundaries": check_boundaries,
     "budget_curve": budget_curve,
     "time_to_target": lambda results: time_to_target(results, 1.5),
-    "protocols": protocols,
+    "protocols": selection_bias,
     "special_cases": special_cases,
     "interactions": interactions,
 }

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tune_hpc.analysis.claims import MEASURES, RELATIONS, check_claims, claim_numbers, in_words
+from tune_hpc.analysis.claims import MEASURES, RELATIONS, check_claims, claim_numbers, describe_measure
 from tune_hpc.report import findings, tables
 
 STEPS = np.arange(9)
@@ -108,4 +108,4 @@ def test_what_diverged_is_not_measured_and_repeats_count_by_their_median(curves,
 
 
 def test_every_measure_has_words():
-    assert all(in_words(claim(measure)) for measure in MEASURES)
+    assert all(describe_measure(claim(measure)) for measure in MEASURES)

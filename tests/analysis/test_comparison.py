@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tune_hpc.analysis.comparison import BETTER, TIE, UNKNOWN
-from tune_hpc.analysis.results import Results, trials_frame
+from tune_hpc.analysis.comparison import BETTER, INCONCLUSIVE, TIE
+from tune_hpc.analysis.frames import trials_frame
+from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
 SPACE = {"optimizer": {"choice": []}, "learning_rate": {"choice": []}}
@@ -152,13 +153,13 @@ class TestLittle:
         assert list(ranking.values["optimizer"]) == ["a", "b", "c"]
         assert ranking.values["rank"].isna().all()
         assert not ranking.values["is_tied_for_best"].any()
-        assert set(ranking.pairs["verdict"]) == {UNKNOWN}
+        assert set(ranking.pairs["verdict"]) == {INCONCLUSIVE}
         assert "one seed each cannot tell more" in str(ranking)
 
     def test_seeds_that_change_nothing_cannot_tell(self):
         ranking = made({"a": 0.9, "b": 0.8, "c": 0.8}, deviation=0).compare("optimizer")
         assert ranking.values["low"].isna().all()
-        assert dict(zip(ranking.pairs["second"], ranking.pairs["verdict"], strict=True))["b"] == UNKNOWN
+        assert dict(zip(ranking.pairs["second"], ranking.pairs["verdict"], strict=True))["b"] == INCONCLUSIVE
         assert ranking.pairs.loc[ranking.pairs["first"] != "a", "verdict"].tolist() == [TIE]
         assert "has the best test accuracy" in str(ranking)
 

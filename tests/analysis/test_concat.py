@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.analysis.test_comparison import made
-from tune_hpc.analysis.concat import join
+from tune_hpc.analysis.concat import concat
 from tune_hpc.errors import UnknownNameError
 
 
@@ -17,7 +17,7 @@ def named(name, folder=None, **truth):
 
 
 def test_the_better_search_is_found_at_its_best_configuration():
-    both = join([named("one", a=0.9, b=0.95), named("other", a=0.8, b=0.85)])
+    both = concat([named("one", a=0.9, b=0.95), named("other", a=0.8, b=0.85)])
     assert len(both.trials) == 20
     assert both.trials["trial_id"].is_unique
     values = both.compare("search").values
@@ -28,9 +28,9 @@ def test_the_better_search_is_found_at_its_best_configuration():
 
 
 def test_searches_of_one_name_are_told_apart_by_their_folders_or_numbers():
-    apart = join([named("one", "runs/one", a=0.9), named("one", "runs/one-2", a=0.8)])
+    apart = concat([named("one", "runs/one", a=0.9), named("one", "runs/one-2", a=0.8)])
     assert set(apart.trials["search"]) == {"one", "one-2"}
-    alike = join([named("one", a=0.9), named("one", a=0.8)])
+    alike = concat([named("one", a=0.9), named("one", a=0.8)])
     assert set(alike.trials["search"]) == {"one (1)", "one (2)"}
 
 
@@ -38,6 +38,6 @@ def test_searches_that_are_judged_otherwise_cannot_be_compared():
     lossy = made({"a": 0.1}, metric="loss")
     other = replace(lossy, experiment={**lossy.experiment, "name": "two"})
     with pytest.raises(UnknownNameError, match="one by the max of test_accuracy, two by the max of loss; compare"):
-        join([named("one", a=0.9), other])
+        concat([named("one", a=0.9), other])
     with pytest.raises(UnknownNameError, match="nothing to compare"):
-        join([])
+        concat([])

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tune_hpc.analysis.intervals import (
-    LEAST_FOR_BOOTSTRAP,
+    MIN_BOOTSTRAP_VALUES,
     accuracy_error,
-    difference,
     holm,
     mean_interval,
     paired_difference,
+    welch_difference,
 )
 
 NUM_STUDIES = 2000
@@ -46,7 +46,7 @@ def test_a_bootstrap_does_so_too_and_says_when_it_cannot():
     drawn = np.random.default_rng(2).normal(3, 1, (300, 30))
     assert 0.9 <= covered([mean_interval(own, method="bootstrap") for own in drawn], 3) <= 0.99
     assert mean_interval(drawn[0], method="bootstrap") == mean_interval(drawn[0], method="bootstrap")
-    with pytest.raises(ValueError, match=f"a bootstrap needs at least {LEAST_FOR_BOOTSTRAP} values; got 5"):
+    with pytest.raises(ValueError, match=f"a bootstrap needs at least {MIN_BOOTSTRAP_VALUES} values; got 5"):
         mean_interval(drawn[0, :5], method="bootstrap")
     with pytest.raises(ValueError, match="method must be student or bootstrap; got 'magic'"):
         mean_interval(drawn[0], method="magic")
@@ -73,7 +73,7 @@ def test_differences_hold_the_truth_and_find_one_where_there_is_none_as_seldom_a
             one, other = (shared + generator.normal(0, deviation, sizes[0]) for deviation in deviations)
             told.append(paired_difference(one, other))
         else:
-            told.append(difference(*map(lambda n, d: generator.normal(0, d, n), sizes, deviations)))
+            told.append(welch_difference(*map(lambda n, d: generator.normal(0, d, n), sizes, deviations)))
     assert 0.93 <= covered([one.interval for one in told], 0) <= 0.97
     assert np.mean([one.p < 0.05 for one in told]) == pytest.approx(0.05, abs=0.02)
 
@@ -81,8 +81,8 @@ def test_differences_hold_the_truth_and_find_one_where_there_is_none_as_seldom_a
 def test_the_smallest_difference_is_seen_four_times_in_five():
     generator = np.random.default_rng(5)
     pairs = [(generator.normal(0, 1, 6), generator.normal(0, 1, 6)) for _ in range(NUM_STUDIES)]
-    smallest = np.mean([difference(*one).smallest for one in pairs])
-    seen = np.mean([difference(one + smallest, other).p < 0.05 for one, other in pairs])
+    smallest = np.mean([welch_difference(*one).min_detectable for one in pairs])
+    seen = np.mean([welch_difference(one + smallest, other).p < 0.05 for one, other in pairs])
     assert seen == pytest.approx(0.8, abs=0.06)
 
 
@@ -90,7 +90,7 @@ def test_the_smallest_difference_is_seen_four_times_in_five():
 def test_differences_are_those_of_scipy(first, second):
     if np.std(first) < 1e-3 or np.std(second) < 1e-3:
         return
-    told, expected = difference(first, second), stats.ttest_ind(first, second, equal_var=False)
+    told, expected = welch_difference(first, second), stats.ttest_ind(first, second, equal_var=False)
     interval = expected.confidence_interval()
     assert (told.p, told.interval.low, told.interval.high) == pytest.approx(
         (expected.pvalue, interval.low, interval.high), rel=1e-6, abs=1e-9
@@ -109,8 +109,8 @@ def test_differences_are_those_of_scipy(first, second):
 def test_repeats_that_never_differ_are_none():
     same = mean_interval([0.9, 0.9, 0.9 + 1e-9])
     assert np.isnan([same.low, same.high]).all()
-    for told in (difference([1, 1], [2, 2]), paired_difference([1, 2, 3], [0, 1, 2])):
-        assert np.isnan([told.p, told.interval.low, told.smallest]).all()
+    for told in (welch_difference([1, 1], [2, 2]), paired_difference([1, 2, 3], [0, 1, 2])):
+        assert np.isnan([told.p, told.interval.low, told.min_detectable]).all()
     # But that they are equal is known.
     assert paired_difference([1, 2, 3], [1, 2, 3 + 1e-7]).p == 1
 
@@ -119,9 +119,9 @@ def test_one_value_alone_tells_its_mean_and_no_more():
     interval = mean_interval([0.5])
     assert interval.mean == 0.5
     assert np.isnan([interval.low, interval.high, interval.half]).all()
-    for told in (difference([0.5], [0.25, 0.5]), paired_difference([0.75], [0.5])):
+    for told in (welch_difference([0.5], [0.25, 0.5]), paired_difference([0.75], [0.5])):
         assert told.interval.mean in (0.125, 0.25)
-        assert np.isnan([told.p, told.smallest, told.interval.low]).all()
+        assert np.isnan([told.p, told.min_detectable, told.interval.low]).all()
 
 
 def test_no_values_and_no_pairs_are_refused():

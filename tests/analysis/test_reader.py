@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_hpc.analysis import reader, results
-from tune_hpc.analysis.lazy_history import LazyHistory
+from tune_hpc.analysis.frames import LazyHistory, trials_frame, write_frames
 from tune_hpc.analysis.reader import ResultsReader
-from tune_hpc.analysis.results import trials_frame, write_frames
 from tune_hpc.errors import FolderError
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import write_trial

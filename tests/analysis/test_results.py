@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_hpc.analysis import results
-from tune_hpc.analysis.results import trials_frame, write_frames
+from tune_hpc.analysis.frames import trials_frame, write_frames
 from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import TrialFileWriter, summarise, write_trial
@@ -61,7 +61,7 @@ def test_a_search_without_trials_yet_loads(folder):
     loaded = results.load(folder.path)
     assert loaded.trials.empty
     assert loaded.counts() == {}
-    assert loaded.varying == []
+    assert loaded.varied_parameters == []
     assert loaded.trials["status"].dtype == pd.CategoricalDtype(results.STATUSES)
     with pytest.raises(UnknownNameError, match="no metric 'test_loss' in the history"):
         loaded.curve("test_loss")
@@ -195,10 +195,14 @@ def test_what_varies_is_what_was_searched_not_what_came_along(trial, results_of)
         trial("00001", optimizer="momentum", momentum=0.9, steps=5, seed=0),
     ]
     space = {"optimizer": {"choice": ["adam", "momentum"]}, "learning_rate": {"choice": [0.1]}, "steps": 5}
-    assert results_of(*trials, config_keys=keys, space=space).varying == ["optimizer", "learning_rate"]
-    assert results_of(*trials, config_keys=keys).varying == ["optimizer", "momentum"]
+    assert results_of(*trials, config_keys=keys, space=space).varied_parameters == ["optimizer", "learning_rate"]
+    assert results_of(*trials, config_keys=keys).varied_parameters == ["optimizer", "momentum"]
     again = trial("00002", optimizer="adam", steps=5, seed=1)
-    assert results_of(*trials, again, config_keys=keys, space=space).varying == ["optimizer", "learning_rate", "seed"]
+    assert results_of(*trials, again, config_keys=keys, space=space).varied_parameters == [
+        "optimizer",
+        "learning_rate",
+        "seed",
+    ]
 
 
 def test_a_column_of_words_ranks_nothing(trial, results_of):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.analysis.synthetic_results import repeated, searched
 from tune_hpc.analysis.intervals import mean_interval
-from tune_hpc.analysis.selection_bias import protocols, special_cases
+from tune_hpc.analysis.selection_bias import selection_bias, special_cases
 from tune_hpc.errors import UnknownNameError
 
 RATES = {"rate": {"choice": [0.1, 0.01]}}
@@ -25,7 +25,7 @@ class TestProtocols:
         return searched(RATES, rows, **asked)
 
     def test_means_with_students_intervals_and_the_flattery_by_seed(self):
-        df = protocols(self.results())
+        df = selection_bias(self.results())
         assert df["rate"].tolist() == [0.1, 0.01, 0.1]
         assert df["is_chosen"].tolist() == [False, False, True]
         assert df["num_seeds"].tolist() == [3, 3, 3]
@@ -39,19 +39,19 @@ class TestProtocols:
         pd.testing.assert_series_equal(df.loc[2].drop("is_chosen"), df.loc[0].drop("is_chosen"), check_names=False)
 
     def test_chosen_is_the_best_by_the_experiments_metric(self):
-        assert protocols(self.results(mode="max")).iloc[-1]["rate"] == 0.01
+        assert selection_bias(self.results(mode="max")).iloc[-1]["rate"] == 0.01
 
     def test_one_seed_has_no_interval(self):
         results = self.results()
         own = results.trials[results.trials["seed"] == 0]
-        df = protocols(type(results)(results.experiment, own, results.history))
+        df = selection_bias(type(results)(results.experiment, own, results.history))
         assert df["selection_bias"].tolist() == pytest.approx([0.01] * 3)
         assert df["selection_bias_half"].isna().all()
 
     def test_a_divergence_leaves_a_gap_and_is_not_chosen(self):
         results = self.results()
         results.trials.loc[results.trials["rate"] == 0.1, ["status", "best_test_accuracy"]] = ["diverged", np.nan]
-        df = protocols(results)
+        df = selection_bias(results)
         assert df["num_seeds"].tolist() == [0, 3, 3]
         assert np.isnan(df["selection_bias"].iloc[0])
         assert df["rate"].iloc[-1] == 0.01
@@ -60,7 +60,7 @@ class TestProtocols:
         results = self.results()
         without = results.trials.drop(columns="selected_test_accuracy")
         with pytest.raises(UnknownNameError, match=r"no selected_test_accuracy in the trials of made.up") as error:
-            protocols(type(results)(results.experiment, without, results.history))
+            selection_bias(type(results)(results.experiment, without, results.history))
         assert "\n" not in str(error.value)
 
 

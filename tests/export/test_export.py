@@ -8,7 +8,8 @@ import time
 import pandas as pd
 import pytest
 
-from tune_hpc.analysis.results import load, trials_frame, write_frames
+from tune_hpc.analysis.frames import trials_frame, write_frames
+from tune_hpc.analysis.results import load
 from tune_hpc.analysis.trial_updates import TrialUpdates
 from tune_hpc.errors import ExportError, FolderError, InvalidExperimentError, MissingPackageError, UnknownNameError
 from tune_hpc.export import export

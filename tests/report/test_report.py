@@ -4,7 +4,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from tune_hpc.analysis.concat import join
+from tune_hpc.analysis.concat import concat
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report import report
 
@@ -115,7 +115,7 @@ def test_which_parameters_decide_is_a_table_and_a_figure_where_one_can_say(grid,
 
 def test_searches_of_one_name_are_told_apart_and_a_comparison_leads(grid, tmp_path):
     searches = [replace(grid(title="Made up"), folder=tmp_path / name) for name in ("first", "second")]
-    ranking = join(searches).compare("search")
+    ranking = concat(searches).compare("search")
     page = report.write_report(searches, tmp_path / "both.html", in_folders=False, comparison=ranking)
     html = page.read_text(encoding="utf-8")
     assert re.findall('<section id="([^"]+)"', html) == ["comparison", "first", "second"]

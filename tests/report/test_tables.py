@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tune_hpc.analysis.formatting import format_number, number
+from tune_hpc.analysis.formatting import format_metric, format_number
 from tune_hpc.analysis.intervals import Interval, mean_interval
-from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, compare_to_published, verdict
+from tune_hpc.analysis.published import AGREES, DIFFERS, INCONCLUSIVE, compare_to_published, verdict
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report import findings, tables
 from tune_hpc.report.plots.heatmap_data import heat_table
@@ -86,14 +86,14 @@ class TestVerdicts:
 
     def test_seeds_that_change_nothing_tell_nothing(self):
         same = mean_interval([0.3055, 0.3055, 0.3055])
-        assert verdict(0.32, same, 3, resolution=0.01) == CANNOT_TELL
+        assert verdict(0.32, same, 3, resolution=0.01) == INCONCLUSIVE
         assert verdict(0.31, same, 3, resolution=0.01) == AGREES
 
-    @pytest.mark.parametrize(("published", "expected"), [(0.991, AGREES), (0.989, AGREES), (0.9, CANNOT_TELL)])
+    @pytest.mark.parametrize(("published", "expected"), [(0.991, AGREES), (0.989, AGREES), (0.9, INCONCLUSIVE)])
     def test_one_seed_tells_no_more_than_the_images_do(self, published, expected):
         alone = mean_interval([0.9904])
         assert verdict(published, alone, 1, resolution=0.001, num_images=10_000) == expected
-        assert verdict(0.95, Interval(0.99, 0.94, 1.04), 2, resolution=0.001, num_images=10_000) == CANNOT_TELL
+        assert verdict(0.95, Interval(0.99, 0.94, 1.04), 2, resolution=0.001, num_images=10_000) == INCONCLUSIVE
 
     def test_a_table_has_them(self, trial, results_of):
         trials = [trial(f"0000{seed}", loss=1 + seed / 1000, seed=seed) for seed in range(3)]
@@ -194,7 +194,7 @@ def test_a_pivot_has_the_means_of_the_healthy(grid):
 def test_at_steps_reads_that_step_or_the_last_before(trial, results_of):
     row, history = trial("00000", num_steps=20)
     made = results_of((row, history[history["step"] % 8 == 0]))
-    df = tables.at_steps(made, [7, 16, 1000], ["train_loss", "W"])
+    df = tables.metrics_at_steps(made, [7, 16, 1000], ["train_loss", "W"])
     assert list(df["step"]) == [7, 16, 1000]
     assert list(df["taken_at"]) == [0, 16, 16]
     assert df["train_loss"].iloc[1] == history["train_loss"].iloc[16]
@@ -202,7 +202,7 @@ def test_at_steps_reads_that_step_or_the_last_before(trial, results_of):
 
 
 def test_at_steps_says_nothing_of_steps_after_a_divergence(trial, results_of):
-    df = tables.at_steps(results_of(trial("00000", status="diverged", num_steps=5)), [5, 6], ["train_loss"])
+    df = tables.metrics_at_steps(results_of(trial("00000", status="diverged", num_steps=5)), [5, 6], ["train_loss"])
     assert list(df["train_loss"].isna()) == [False, True]
 
 
@@ -215,7 +215,7 @@ def test_every_table_answers_without_trials(results_of, tmp_path):
     made = tables.report_tables(results_of(tables=declared, published=[EXACT, *PUBLISHED]))
     assert [slug for _, slug, _ in made][:4] == ["published-against-measured", "a", "a-2", "a-3"]
     assert all(df.empty for title, _, df in made if title == "a")
-    assert tables.write(results_of(tables=declared), tmp_path)
+    assert tables.write_tables(results_of(tables=declared), tmp_path)
     assert findings.findings(results_of()) == ["No trial has ended yet."]
 
 
@@ -232,7 +232,7 @@ def test_every_table_answers_when_no_metric_was_taken(trial, results_of):
 
 def test_csv_keeps_what_markdown_rounds(grid, tmp_path):
     made = grid(published=PUBLISHED)
-    files = tables.write(made, tmp_path)
+    files = tables.write_tables(made, tmp_path)
     assert tmp_path / "tables" / "best-trials.md" in files
     best = pd.read_csv(tmp_path / "tables" / "best-trials.csv")
     assert best["test_loss"].iloc[0] == made.best()["test_loss"]
@@ -243,7 +243,7 @@ def test_csv_keeps_what_markdown_rounds(grid, tmp_path):
 
 
 def test_errors_cannot_break_a_markdown_table(trial, results_of):
-    text = tables.to_markdown(tables.unfinished(results_of(trial("00000", status="failed")), "failed"))
+    text = tables.to_markdown(tables.trials_with_status(results_of(trial("00000", status="failed")), "failed"))
     assert "&lt;script&gt;alert(1)&lt;/script&gt; \\| out of memory" in text
 
 
@@ -262,7 +262,7 @@ def test_columns_without_information_are_left_out_of_markdown(trial, results_of)
     ],
 )  # fmt: skip
 def test_numbers_have_the_digits_that_mean_something(value, column, text):
-    assert number(value, column) == text
+    assert format_metric(value, column) == text
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_a_quick_runs_and_another_machines_distance_is_not_told(grid):
 
 def test_every_trial_is_listed_with_the_columns_asked_for(trial, results_of):
     results = results_of(trial("t0", optimizer="adam"), trial("t1", optimizer="ftrl", status="failed"))
-    df = tables.each_trial(results, ["train_s", "no_such_column"])
+    df = tables.trials_table(results, ["train_s", "no_such_column"])
     assert list(df) == ["optimizer", "train_s"]
-    assert " 1.235 |" in tables.to_markdown(tables.each_trial(results_of(trial("t0", speedup=1.23456)), ["speedup"]))
+    assert " 1.235 |" in tables.to_markdown(tables.trials_table(results_of(trial("t0", speedup=1.23456)), ["speedup"]))
     assert list(df["optimizer"]) == ["adam", "ftrl"]

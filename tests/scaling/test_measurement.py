@@ -24,7 +24,7 @@ def test_a_row_for_each_case_and_repeat_whose_parts_add_up(ray_session, mnist, t
         num_timed_steps=8, options=("none", "larger_steps"), output_dir=tmp_path / "out", **QUIET,
     )  # fmt: skip
     assert made.trials.equals(load(tmp_path / "out").trials)
-    assert set(made.varying) == {"workers", "option", "seed"}
+    assert set(made.varied_parameters) == {"workers", "option", "seed"}
     larger = made.trials[made.trials["option"] == "larger_steps"]
     # Ten steps of four batches: all of them run, so there is a model to be judged.
     assert set(larger["global_batch_size"]) == {240, 480}

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from ray import tune
 
 from search_spaces import exercise1_1stpart, exercise2
-from tune_hpc.analysis.results import trials_frame, write_frames
+from tune_hpc.analysis.frames import trials_frame, write_frames
 from tune_hpc.jobs.client import JobClient
 from tune_hpc.jobs.job_folder import timestamp
 from tune_hpc.jobs.launchers import DriverState

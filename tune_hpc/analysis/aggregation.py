@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from tune_hpc.analysis.results import Results
+from tune_hpc.errors import UnknownNameError
 
-HEALTHY = ("finished", "stopped")
+COMPLETED = ("finished", "stopped")
 
 
 def aggregate_seeds(results: Results, metrics: Sequence[str]) -> pd.DataFrame:
@@ -28,8 +29,8 @@ def aggregate_seeds(results: Results, metrics: Sequence[str]) -> pd.DataFrame:
         for each metric its mean and ``METRIC_deviation``.
     """
     trials = results.trials
-    keys = [name for name in results.varying if name != "seed"]
-    healthy = trials["status"].isin(HEALTHY)
+    keys = [name for name in results.varied_parameters if name != "seed"]
+    healthy = trials["status"].isin(COMPLETED)
     df = trials[keys].copy()
     group = df.groupby(keys, dropna=False, sort=False).ngroup() if keys else pd.Series(0, index=df.index)
     seeds = trials["seed"] if "seed" in trials else pd.Series(range(len(trials)), index=trials.index)
@@ -39,7 +40,7 @@ def aggregate_seeds(results: Results, metrics: Sequence[str]) -> pd.DataFrame:
         "num_failed": (trials["status"] == "failed").groupby(group).sum(),
     }
     for metric in dict.fromkeys(metrics):
-        values = numeric(trials, metric).where(healthy).groupby(group)
+        values = numeric_column(trials, metric).where(healthy).groupby(group)
         columns |= {metric: values.mean(), f"{metric}_deviation": values.std()}
     configurations = df.groupby(group)[keys].first() if keys else pd.DataFrame(index=columns["num_seeds"].index)
     for name in keys:  # groupby.first() skips missing values; here a missing one is the key's own
@@ -64,7 +65,7 @@ def is_crossed_design(configurations: pd.DataFrame, one: str, other: str) -> boo
     return 2 * len(pairs) >= pairs[one].nunique() * pairs[other].nunique()
 
 
-def numeric(df: pd.DataFrame, column: str) -> pd.Series:
+def numeric_column(df: pd.DataFrame, column: str) -> pd.Series:
     """Return a column as floats; absent, infinite and wordy values are missing."""
     if column not in df:
         return pd.Series(np.nan, index=df.index, dtype=float)
@@ -88,3 +89,81 @@ def sort_configurations(results: Results, configurations: pd.DataFrame) -> pd.Da
     """Return the configurations of which no seed diverged and that have a metric, best first."""
     sound = configurations[(configurations["num_diverged"] == 0) & configurations[results.metric].notna()]
     return sound.sort_values(results.metric, ascending=results.experiment["mode"] == "min", kind="stable")
+
+
+def measured_configurations(results: Results, metrics: Sequence[str]) -> pd.DataFrame:
+    """Return ``aggregate_seeds``; its index counts configurations in the order in which they first appear.
+
+    Args:
+        results: Any results.
+        metrics: Columns that there must be, beside the experiment's metric.
+
+    Raises:
+        UnknownNameError: no trials, or no such column of numbers.
+    """
+    wanted = list(dict.fromkeys([*metrics, results.metric]))
+    check_columns(results, wanted)
+    return aggregate_seeds(results, wanted)
+
+
+def check_columns(results: Results, columns: Sequence[str]) -> None:
+    """Say in one line what is missing.
+
+    Raises:
+        UnknownNameError: no trials, or no such column of numbers.
+    """
+    if results.trials.empty:
+        raise UnknownNameError(f"{results.name} has no trials")
+    for name in columns:
+        if name not in results.trials or not pd.api.types.is_numeric_dtype(results.trials[name]):
+            numbers = ", ".join(map(str, results.trials.select_dtypes("number").columns))
+            raise UnknownNameError(
+                f"no column of numbers {name!r} in the trials of {results.name} ({describe_statuses(results)}): {numbers}"
+            )
+
+
+def sort_by_metric(results: Results, configurations: pd.DataFrame) -> pd.DataFrame:
+    """Return ``ranked`` of these configurations, the index kept.
+
+    Raises:
+        UnknownNameError: none has a value, or none without a seed that diverged.
+    """
+    best = sort_configurations(results, configurations)
+    if best.empty:
+        raise UnknownNameError(
+            f"no configuration of {results.name} has a value of {results.metric} and no seed that diverged "
+            f"({describe_statuses(results)})"
+        )
+    return best
+
+
+def filter_trials(results: Results, where: Mapping[str, Any] | None) -> Results:
+    """Return the results of the trials that have certain configuration values.
+
+    Raises:
+        UnknownNameError: no trial has them.
+    """
+    if not where or results.trials.empty:
+        return results
+    inside = results.trials[row_mask(results.trials, where)]
+    if inside.empty:
+        raise UnknownNameError(f"no trial of {results.name} has {', '.join(f'{k}={v}' for k, v in where.items())}")
+    return with_trials(results, inside)
+
+
+def with_trials(results: Results, trials: pd.DataFrame) -> Results:
+    """Return the results of some of the trials."""
+    return Results(results.experiment, trials.reset_index(drop=True), results.history, results.folder)
+
+
+def configuration_numbers(results: Results) -> pd.Series:
+    """Return, for each trial, which row of ``aggregate_seeds`` its configuration is."""
+    keys = [name for name in results.varied_parameters if name != "seed"]
+    if not keys:
+        return pd.Series(0, index=results.trials.index)
+    return results.trials.groupby(keys, dropna=False, sort=False).ngroup()
+
+
+def describe_statuses(results: Results) -> str:
+    """Return what became of the trials: 3 diverged, 1 failed."""
+    return ", ".join(f"{count} {status}" for status, count in results.counts().items())

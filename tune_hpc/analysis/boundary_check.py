@@ -12,16 +12,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from tune_hpc.analysis.aggregation import numeric, row_mask
-from tune_hpc.analysis.comparison import BETTER, TIE
-from tune_hpc.analysis.formatting import format_number
-from tune_hpc.analysis.judged import (
+from tune_hpc.analysis.aggregation import (
     configuration_numbers,
     filter_trials,
     measured_configurations,
+    numeric_column,
+    row_mask,
     sort_by_metric,
     with_trials,
 )
+from tune_hpc.analysis.comparison import BETTER, TIE
+from tune_hpc.analysis.formatting import format_number
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
@@ -70,7 +71,7 @@ def check_boundaries(results: Results, where: Mapping[str, Any] | None = None) -
         holding = _case_numbers(cases, ranked)
         case = holding.iloc[0]
         axis = _axis(cases[case][1], name in FRACTIONS) if case >= 0 else None
-        value = numeric(ranked, name).iloc[0]
+        value = numeric_column(ranked, name).iloc[0]
         if axis is None or np.isnan(value):
             continue
         edge = axis.edges([value])[0]
@@ -234,7 +235,7 @@ def _for_sure(
     results: Results, inside: pd.Index, ranked: pd.DataFrame, parameter: str, axis: _Axis
 ) -> bool | None:  # fmt: skip
     """Return whether the best value, which is at an edge, is better than the others for sure; None: nobody can tell."""
-    values = numeric(ranked, parameter)
+    values = numeric_column(ranked, parameter)
     if axis.kind != "choice" or len(axis.values) > MOST_COMPARED:
         # Of a range each value runs once, and all pairs are too many: the best one against the best one inside.
         edges = axis.edges(values)

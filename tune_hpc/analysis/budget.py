@@ -5,9 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import HEALTHY, numeric
+from tune_hpc.analysis.aggregation import (
+    COMPLETED,
+    check_columns,
+    configuration_numbers,
+    measured_configurations,
+    numeric_column,
+    sort_by_metric,
+)
 from tune_hpc.analysis.intervals import student_interval
-from tune_hpc.analysis.judged import check_columns, configuration_numbers, measured_configurations, sort_by_metric
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
@@ -15,7 +21,7 @@ BUDGETS = (1, 2, 5, 10, 20, 50)
 #: What fewer configurations would have found is told of a search of so many.
 MIN_CONFIGURATIONS = 20
 #: Searchers that learn from the trials that ended: what they try next depends on what they tried before.
-LEARNING = ("tpe", "gp")
+ADAPTIVE_SEARCHERS = ("tpe", "gp")
 #: Of what is found, the lowest and the highest in twenty.
 TAILS = (0.05, 0.95)
 
@@ -58,7 +64,7 @@ def budget_curve(results: Results, budgets: Sequence[int] = BUDGETS, metric: str
     own = sorted({budget for budget in budgets if 1 <= budget <= num_tried})
     is_best = _is_within_best(results, best)
     # Row by row: how likely it is that each of the ranked configurations is kept.
-    if results.experiment.get("searcher") in LEARNING:
+    if results.experiment.get("searcher") in ADAPTIVE_SEARCHERS:
         weights = [_running_best(best.index.to_numpy(), tried[:budget].to_numpy()) for budget in own]
     else:
         weights = [_chances(num_tried, len(best), budget) for budget in own]
@@ -72,7 +78,7 @@ def budget_curve(results: Results, budgets: Sequence[int] = BUDGETS, metric: str
     ]  # fmt: skip
     columns = ["num_configurations", "mean", "low", "high", "prob_best", "prob_all_diverged"]
     df = pd.DataFrame(rows, columns=columns).astype({name: float for name in columns[1:]})
-    if results.experiment.get("searcher") in LEARNING:
+    if results.experiment.get("searcher") in ADAPTIVE_SEARCHERS:
         df[["low", "high"]] = np.nan
     df.attrs["metric_of"] = {name: metric for name in ("mean", "low", "high")}
     return df.astype({"num_configurations": "int64"})
@@ -154,10 +160,10 @@ def time_to_target(results: Results, target: float, metric: str | None = None) -
     trials = results.trials
     step = trials["trial_id"].map(first).astype(float)
     has_missed = (trials["status"] == "diverged") | (
-        trials["status"].isin(HEALTHY) & trials["trial_id"].isin(taken["trial_id"].unique())
+        trials["status"].isin(COMPLETED) & trials["trial_id"].isin(taken["trial_id"].unique())
     )
-    part = step / numeric(trials, "steps_run").replace(0, np.nan)
-    seconds = (numeric(trials, "train_s") * part).where(step != 0, 0.0).where(step.notna(), np.inf)
+    part = step / numeric_column(trials, "steps_run").replace(0, np.nan)
+    seconds = (numeric_column(trials, "train_s") * part).where(step != 0, 0.0).where(step.notna(), np.inf)
     df = pd.DataFrame(
         {
             "configuration": configuration_numbers(results),
@@ -166,7 +172,7 @@ def time_to_target(results: Results, target: float, metric: str | None = None) -
             "seconds": seconds,
         }
     )
-    keys = [name for name in results.varying if name != "seed"]
+    keys = [name for name in results.varied_parameters if name != "seed"]
     by_seed = df[step.notna() | has_missed].groupby(["configuration", "seed"], sort=False, dropna=False)
     repeats = by_seed[["step", "seconds"]].median().reset_index()
     repeats = repeats.assign(is_reached=np.isfinite(repeats["step"]), is_untimed=repeats["seconds"].isna())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import HEALTHY, row_mask
+from tune_hpc.analysis.aggregation import COMPLETED, row_mask
 from tune_hpc.analysis.formatting import display_name, format_number, format_value
 from tune_hpc.analysis.results import Results
 
@@ -29,7 +29,7 @@ def check_claims(results: Results) -> pd.DataFrame:
         known = not numbers.isna().any()
         rows.append(
             {
-                "claim": one["text"], "measure": in_words(one), "numbers": told,
+                "claim": one["text"], "measure": describe_measure(one), "numbers": told,
                 "holds": RELATIONS[one["relation"]](numbers.to_numpy(float), one["bound"]) if known else None,
                 "source": one["source"],
             }
@@ -43,7 +43,7 @@ def claim_numbers(results: Results, claim: Mapping[str, Any]) -> pd.Series:
     numbers = {}
     trials = results.trials
     for value in claim["values"]:
-        own = trials[row_mask(trials, {claim["parameter"]: value}) & trials["status"].isin(HEALTHY)]
+        own = trials[row_mask(trials, {claim["parameter"]: value}) & trials["status"].isin(COMPLETED)]
         measured = [_measured(results, trial_id, claim) for trial_id in own["trial_id"]]
         numbers[value] = float(np.median(measured)) if measured else np.nan
     return pd.Series(numbers, dtype=float)
@@ -116,7 +116,7 @@ RELATIONS: dict[str, Callable[[np.ndarray, float], bool]] = {
 }
 
 
-def in_words(claim: Mapping[str, Any]) -> str:
+def describe_measure(claim: Mapping[str, Any]) -> str:
     """Return what a claim is measured by: step from which W stays within 0.01 of -1, in 1000 steps."""
     metric = display_name(claim["metric"])
     target, tolerance = format_number(claim["target"]), format_number(claim["tolerance"])

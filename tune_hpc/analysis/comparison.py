@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import HEALTHY, numeric, row_mask
-from tune_hpc.analysis.formatting import display_name, format_number, format_value, number
-from tune_hpc.analysis.intervals import Difference, difference, holm, mean_interval, paired_difference
+from tune_hpc.analysis.aggregation import COMPLETED, numeric_column, row_mask
+from tune_hpc.analysis.formatting import display_name, format_metric, format_number, format_value
+from tune_hpc.analysis.intervals import Difference, holm, mean_interval, paired_difference, welch_difference
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
-BETTER, TIE, UNKNOWN = "better", "tie", "cannot tell"
+BETTER, TIE, INCONCLUSIVE = "better", "tie", "cannot tell"
 #: More values than this have too many pairs to tell any of them apart: those of a range that was sampled.
-MOST_VALUES = 100
+MAX_VALUES = 100
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,14 @@ class Comparison:
     def _best(self) -> str:
         best = self.values.iloc[0]
         first, label = format_value(best[self.parameter]), display_name(self.parameter)
-        told = f"{display_name(self.metric)} {number(best['mean'], self.metric)}"
+        told = f"{display_name(self.metric)} {format_metric(best['mean'], self.metric)}"
         if not np.isnan(best["low"]):
-            told += f" ({format_number(100 * self.confidence)} % interval {number(best['low'], self.metric)} to "
-            told += f"{number(best['high'], self.metric)}, {best['num_seeds']} seeds)"
+            told += f" ({format_number(100 * self.confidence)} % interval {format_metric(best['low'], self.metric)} to "
+            told += f"{format_metric(best['high'], self.metric)}, {best['num_seeds']} seeds)"
         if len(self.values) == 1:
             return f"Only {label} {first} has a value: {told}."
         against = self.pairs.loc[_is(self.pairs["first"], best[self.parameter]), "verdict"]
-        if (against == UNKNOWN).all():
+        if (against == INCONCLUSIVE).all():
             has_several = self.values["num_seeds"] > 1
             why = "one seed each cannot tell more"
             if has_several.all():
@@ -95,7 +95,7 @@ class Comparison:
             elif has_several.any():
                 why = "where there is one seed, or seeds change nothing, nobody can tell more"
             return f"{label} {first} has the best {told}; {why}."
-        if (against == UNKNOWN).any():
+        if (against == INCONCLUSIVE).any():
             return f"{label} {first} has the best {told}; not all others can be held against it."
         tied = self.values.loc[self.values["is_tied_for_best"].fillna(False).astype(bool), self.parameter]
         if len(tied) > 1:
@@ -116,8 +116,8 @@ class Comparison:
             return f"{text}."
         nearest = own.iloc[int(np.argmin(own["difference"].abs()))]
         low, high = sorted((abs(nearest["low"]), abs(nearest["high"])))
-        away = f"{number(abs(nearest['difference']), self.metric)} away from {format_value(nearest['first'])}"
-        between = f"{number(low, self.metric)} to {number(high, self.metric)}"
+        away = f"{format_metric(abs(nearest['difference']), self.metric)} away from {format_value(nearest['first'])}"
+        between = f"{format_metric(low, self.metric)} to {format_metric(high, self.metric)}"
         return f"{text}: {format_value(nearest['second'])} is {away} ({between})."
 
     def _power(self) -> str:
@@ -125,7 +125,7 @@ class Comparison:
         seen = ties["min_detectable_difference"].median()
         if ties.empty or np.isnan(seen) or seen == 0:
             return ""
-        return f"Differences below about {number(seen, self.metric)} are too small for these seeds to tell."
+        return f"Differences below about {format_metric(seen, self.metric)} are too small for these seeds to tell."
 
     def _chosen(self) -> str:
         most = int(self.values["num_configurations"].max())
@@ -137,7 +137,7 @@ class Comparison:
         )
 
 
-def rank_values(
+def compare_values(
     results: Results, parameter: str, metric: str | None = None, *, confidence: float = 0.95,
     where: Mapping[str, Any] | None = None,
 ) -> Comparison:  # fmt: skip
@@ -153,9 +153,9 @@ def rank_values(
     inside = trials[row_mask(trials, where or {})]
     if inside.empty:
         raise UnknownNameError(f"no trial of {results.name} has {', '.join(f'{k}={v}' for k, v in where.items())}")  # type: ignore[union-attr]
-    if (num_values := inside[parameter].nunique(dropna=False)) > MOST_VALUES:
+    if (num_values := inside[parameter].nunique(dropna=False)) > MAX_VALUES:
         raise UnknownNameError(
-            f"{parameter} has {num_values} values in {results.name}, too many to tell apart (at most {MOST_VALUES}): "
+            f"{parameter} has {num_values} values in {results.name}, too many to tell apart (at most {MAX_VALUES}): "
             "draw them instead, or compare a parameter of a few values"
         )
     standing = _standing(results, inside, parameter, metric)
@@ -185,15 +185,15 @@ class _Standing:
 
 
 def _standing(results: Results, trials: pd.DataFrame, parameter: str, metric: str) -> list[_Standing]:
-    others = [name for name in results.varying if name not in (parameter, "seed")]
-    healthy = trials["status"].isin(HEALTHY)
+    others = [name for name in results.varied_parameters if name not in (parameter, "seed")]
+    healthy = trials["status"].isin(COMPLETED)
     df = pd.DataFrame(
         {
             "value": trials[parameter],
             "configuration": trials.groupby([parameter, *others], dropna=False, sort=False).ngroup(),
             "seed": trials["seed"] if "seed" in trials else np.arange(len(trials)),
-            "metric": numeric(trials, metric).where(healthy),
-            "chosen_by": numeric(trials, results.metric).where(healthy),
+            "metric": numeric_column(trials, metric).where(healthy),
+            "chosen_by": numeric_column(trials, results.metric).where(healthy),
             "has_diverged": trials["status"] == "diverged",
         }
     )
@@ -226,14 +226,14 @@ def _pairs(order: list[_Standing], confidence: float) -> pd.DataFrame:
             {
                 "first": one.value, "second": other.value, "difference": told.interval.mean,
                 "low": told.interval.low, "high": told.interval.high, "p": told.p, "num_pairs": told.num_pairs,
-                "min_detectable_difference": told.smallest,
+                "min_detectable_difference": told.min_detectable,
             }
         )  # fmt: skip
     columns = ["first", "second", "difference", "low", "high", "p", "num_pairs", "min_detectable_difference"]
     df = pd.DataFrame(rows, columns=columns)
     df.insert(6, "p_corrected", holm(df["p"]))
     verdict = np.where(df["p_corrected"] < 1 - confidence, BETTER, TIE)
-    return df.assign(verdict=np.where(df["p_corrected"].isna(), UNKNOWN, verdict))
+    return df.assign(verdict=np.where(df["p_corrected"].isna(), INCONCLUSIVE, verdict))
 
 
 def compare_samples(one: pd.Series, other: pd.Series, confidence: float) -> Difference:
@@ -250,7 +250,7 @@ def compare_samples(one: pd.Series, other: pd.Series, confidence: float) -> Diff
         if not np.isnan(told.p):
             return told
         # All differences are the same, as those of accuracies on few images may be by chance.
-    return difference(one, other, confidence)
+    return welch_difference(one, other, confidence)
 
 
 def _values(order: list[_Standing], pairs: pd.DataFrame, parameter: str, confidence: float) -> pd.DataFrame:
@@ -259,7 +259,7 @@ def _values(order: list[_Standing], pairs: pd.DataFrame, parameter: str, confide
         interval = mean_interval(one.values, confidence)
         beaten_by = int(((pairs["verdict"] == BETTER) & _is(pairs["second"], one.value)).sum())
         involved = pairs[_is(pairs["first"], one.value) | _is(pairs["second"], one.value)]
-        is_known = len(involved) > 0 and not (involved["verdict"] == UNKNOWN).any()
+        is_known = len(involved) > 0 and not (involved["verdict"] == INCONCLUSIVE).any()
         rows.append(
             {
                 parameter: one.value, **one.others, "num_seeds": len(one.values), "mean": interval.mean,

@@ -15,7 +15,7 @@ from tune_hpc.errors import UnknownNameError
 SEARCH = "search"
 
 
-def join(searches: Sequence[Results]) -> Results:
+def concat(searches: Sequence[Results]) -> Results:
     """Return the trials of several searches as those of one, with a parameter more: ``search``.
 
     Args:
@@ -33,7 +33,7 @@ def join(searches: Sequence[Results]) -> Results:
     if len(judged) > 1:
         told = ", ".join(f"{one.name} by the {one.experiment['mode']} of {one.metric}" for one in searches)
         raise UnknownNameError(f"these searches rank their trials by different metrics: {told}; compare others")
-    names = names_of(searches)
+    names = unique_names(searches)
     trials = [
         one.trials.assign(search=name, trial_id=name + "/" + one.trials["trial_id"].astype(str))
         for name, one in zip(names, searches, strict=True)
@@ -47,12 +47,14 @@ def join(searches: Sequence[Results]) -> Results:
     experiment = {"name": " and ".join(names), "metric": first["metric"], "mode": first["mode"], "config_keys": keys}
     experiment["quick"] = any(one.experiment.get("quick") for one in searches)
     # What each of them searched; that they differ in other values is what their names stand for.
-    searched: dict[str, dict[str, Any]] = {name: {} for one in searches for name in one.varying if name != "seed"}
+    searched: dict[str, dict[str, Any]] = {
+        name: {} for one in searches for name in one.varied_parameters if name != "seed"
+    }
     experiment["space"] = {SEARCH: {}, **searched}
     return Results(experiment, pd.concat(trials, ignore_index=True), pd.concat(histories, ignore_index=True))
 
 
-def names_of(searches: Sequence[Results]) -> list[str]:
+def unique_names(searches: Sequence[Results]) -> list[str]:
     """Return a name for each search: its own, its folder's where names are alike, or else its number, too."""
     names = [one.name for one in searches]
     if len(set(names)) < len(names):

@@ -10,8 +10,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 MISSING = "–"
-QUICK = "quick run: not comparable"
+QUICK_NOTE = "quick run: not comparable"
 
 _WORDS = {
     "train_loss": "training loss",
@@ -51,10 +54,10 @@ def display_name(name: str) -> str:
 
 def axis_label(name: str) -> str:
     """Return a column's name with its unit, for an axis."""
-    return _UNITS.get(name) or heading(name)
+    return _UNITS.get(name) or column_heading(name)
 
 
-def heading(name: str) -> str:
+def column_heading(name: str) -> str:
     """Return a column's name as the head of a table's column: words, durations with their unit."""
     return f"{display_name(name)} (s)" if name.endswith("_s") and not name.endswith("_per_s") else display_name(name)
 
@@ -69,7 +72,7 @@ def format_number(value: float, digits: int = 6) -> str:
     return f"{value:.{digits}g}"
 
 
-def number(value: float, column: str = "") -> str:
+def format_metric(value: float, column: str = "") -> str:
     """Return a measured number with the digits that mean something in its column.
 
     Args:
@@ -96,10 +99,10 @@ def number(value: float, column: str = "") -> str:
     return f"{value:.4g}"
 
 
-def measurement(value: float, column: str) -> str:
+def describe_metric(value: float, column: str) -> str:
     """Return a measured number in a sentence: with its column's words, and the unit of a duration."""
-    unit = " s" if heading(column).endswith(" (s)") and not math.isnan(value) else ""
-    return f"{display_name(column)} {number(value, column)}{unit}"
+    unit = " s" if column_heading(column).endswith(" (s)") and not math.isnan(value) else ""
+    return f"{display_name(column)} {format_metric(value, column)}{unit}"
 
 
 def format_value(value: Any, digits: int = 6) -> str:
@@ -124,7 +127,7 @@ def format_config(where: Mapping[str, Any]) -> str:
     return ", ".join(f"{display_name(name)} {format_value(value, 4)}" for name, value in where.items())
 
 
-def duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """Return a duration as one reads it on a clock: 42 s, 3 min 20 s, 2 h 05 min."""
     if seconds is None or math.isnan(seconds):
         return MISSING
@@ -151,3 +154,120 @@ def unique_slug(text: str, taken: set[str]) -> str:
         name = f"{base}-{count}"
     taken.add(name)
     return name
+
+
+_OPTIONAL = (
+    "low",
+    "high",
+    "deviation",
+    "verdict",
+    "best_over",
+    "measured_best",
+    "published_best",
+    "best_agrees",
+    "note",
+    "source",
+    "stop_reason",
+)
+_JUDGED = ("measured", "low", "high", "deviation", "difference")
+
+
+def format_table(df: pd.DataFrame) -> pd.DataFrame:
+    """Return the table as strings.
+
+    Returns:
+        Strings only; ``attrs["wordy"]`` says for each column whether it holds words (flush left) or numbers,
+        ``attrs["source"]`` where every published number stands, or nothing.
+    """
+    metric_of = df.attrs.get("metric_of", {})
+    quick = "quick" in df and bool(df["quick"].any())
+    df = df.drop(columns=[name for name in df if _is_uninformative(df, str(name))])
+    metrics = df.get("metric")
+    df, source = _one_source(df)
+    df = _one_parameter(df)
+    columns: dict[str, list[str]] = {}
+    wordy: list[bool] = []
+    for position, name in enumerate(map(str, df.columns)):
+        column = df.iloc[:, position]
+        if name == "metric":
+            texts = [column_heading(str(value)) for value in column]
+        elif name == "published":
+            texts = _alike(column)
+        elif metrics is not None and name in _JUDGED:
+            texts = [_judged(value, name, metric) for value, metric in zip(column, metrics, strict=True)]
+        else:
+            texts = [_cell(value, metric_of.get(name, name), name in metric_of) for value in column]
+        columns[f"{name} (quick)" if quick and name in {"measured", "difference"} else name] = texts
+        wordy.append(not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column))
+    text = pd.DataFrame(columns, index=range(len(df)), dtype=object)
+    text.attrs |= {"wordy": wordy, "source": source}
+    return text
+
+
+def _one_source(df: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Take a source that all rows share out of the table."""
+    if "source" not in df or len(df["source"].drop_duplicates()) != 1:
+        return df, ""
+    return df.drop(columns="source"), str(df["source"].iloc[0])
+
+
+def _one_parameter(df: pd.DataFrame) -> pd.DataFrame:
+    """Name the one parameter of all best values in the headings."""
+    if "best_over" not in df or len(df["best_over"].drop_duplicates()) != 1 or df["best_over"].isna().any():
+        return df
+    over = df["best_over"].iloc[0]
+    names = {"measured_best": f"measured best {over}", "published_best": "published best", "best_agrees": "agrees"}
+    # A condition of many rates counts those that diverged far from the best one: no word on this measurement.
+    return df.drop(columns=["best_over", "num_diverged"], errors="ignore").rename(columns=names)
+
+
+def _is_uninformative(df: pd.DataFrame, name: str) -> bool:
+    column = df[name]
+    if name == "quick":
+        return True
+    if name == "num_diverged":
+        return not column.any()
+    if name == "deviation" and "low" in df and df["low"].notna().any():
+        return True  # The interval says as much.
+    if name == "taken_at":
+        return bool((column.isna() | (column == df["step"])).all())
+    if name in _OPTIONAL or name.endswith("_deviation"):
+        return bool((column.isna() | (column.astype(str) == "")).all())
+    return False
+
+
+def _judged(value: float, name: str, metric: str) -> str:
+    if np.isnan(value):
+        return MISSING
+    if name == "difference":
+        # As many digits as the measurement beside it, and no more significance than it has.
+        digits = ".4f" if "accuracy" in metric else ".1f" if metric.endswith("_s") else ".2g"
+        return f"{value:+{digits}}"
+    return format_metric(value, f"{metric}_deviation" if name == "deviation" else metric)
+
+
+def _alike(column: pd.Series) -> list[str]:
+    """Return published numbers with the decimals of the most exact of them: 0.99 beside 0.991 is 0.990."""
+    texts = [format_value(value) for value in column]
+    if any("e" in text for text in texts):
+        return texts
+    decimals = max((len(text.partition(".")[2]) for text in texts), default=0)
+    return [f"{value:.{decimals}f}" for value in column]
+
+
+def _cell(value: Any, column: str, measured: bool) -> str:
+    if isinstance(value, bool | np.bool_) or value is None or value is pd.NA:
+        return format_value(value)
+    if isinstance(value, int | float | np.number):
+        return format_metric(float(value), column) if measured or _is_measured(column) else format_value(float(value))
+    return str(value)
+
+
+def _is_measured(column: str) -> bool:
+    return (
+        any(word in column for word in ("accuracy", "loss", "deviation"))
+        or column.endswith("_s")
+        or column.endswith("_share")
+        or column.startswith(("num_", "chance_"))
+        or column == "importance"
+    )

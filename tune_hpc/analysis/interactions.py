@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.judged import measured_configurations
+from tune_hpc.analysis.aggregation import measured_configurations
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
@@ -32,7 +32,9 @@ def interactions(results: Results, metric: str | None = None) -> pd.DataFrame:
     """
     metric = metric or results.metric
     configurations = measured_configurations(results, [metric])
-    names = [name for name in results.varying if name != "seed" and len(configurations[name].drop_duplicates()) > 1]
+    names = [
+        name for name in results.varied_parameters if name != "seed" and len(configurations[name].drop_duplicates()) > 1
+    ]
     if len(names) < 2:
         raise UnknownNameError(
             f"an interaction takes two parameters that vary; of {results.name} {', '.join(names) or 'none'} does"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 #: Fewer values than this say nothing of their own distribution: a bootstrap of five covers 83 % for a nominal 95 %.
-LEAST_FOR_BOOTSTRAP = 20
+MIN_BOOTSTRAP_VALUES = 20
 NUM_RESAMPLES = 4000
 #: A difference is one that the repeats can tell if they would have shown it in this part of all cases.
 POWER = 0.8
@@ -55,13 +55,13 @@ class Difference:
     Attributes:
         interval: The first one's mean less the second one's.
         p: How often chance alone would make such a difference, or a larger one; NaN where nobody can tell.
-        smallest: The smallest difference that such repeats would show, four times in five.
+        min_detectable: The smallest difference that such repeats would show, four times in five.
         num_pairs: How many pairs it stands on; 0: they were not paired.
     """
 
     interval: Interval
     p: float
-    smallest: float
+    min_detectable: float
     num_pairs: int
 
 
@@ -82,9 +82,9 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95, method: str = "st
         raise ValueError("no mean of no values; at least one is needed")
     mean = float(own.mean())
     if method == "bootstrap":
-        if own.size < LEAST_FOR_BOOTSTRAP:
+        if own.size < MIN_BOOTSTRAP_VALUES:
             raise ValueError(
-                f"a bootstrap needs at least {LEAST_FOR_BOOTSTRAP} values; got {own.size}: use method='student'"
+                f"a bootstrap needs at least {MIN_BOOTSTRAP_VALUES} values; got {own.size}: use method='student'"
             )
         drawn = np.random.default_rng(seed).integers(own.size, size=(NUM_RESAMPLES, own.size))
         tail = 50 * (1 - confidence)
@@ -117,7 +117,7 @@ def paired_difference(first: ArrayLike, second: ArrayLike, confidence: float = 0
     return _told(mean, error, one.size - 1, _scale(one, other), confidence, one.size)
 
 
-def difference(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> Difference:
+def welch_difference(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> Difference:
     """Return how two sets of repeats differ that have nothing in common (Welch).
 
     Raises:

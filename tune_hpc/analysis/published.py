@@ -17,9 +17,9 @@ from tune_hpc.analysis.formatting import format_config, format_value
 from tune_hpc.analysis.intervals import Interval, accuracy_error, student_interval
 from tune_hpc.analysis.results import Results
 
-AGREES, DIFFERS, CANNOT_TELL, NOT_COMPARABLE = "agrees", "differs", "cannot tell", "not comparable"
+AGREES, DIFFERS, INCONCLUSIVE, NOT_COMPARABLE = "agrees", "differs", "cannot tell", "not comparable"
 #: With fewer seeds than this the spread of runs is anybody's guess.
-LEAST_SEEDS = 3
+MIN_SEEDS = 3
 CONFIDENCE = 0.95
 #: Images of MNIST's test set.
 _NUM_TEST_IMAGES = 10_000
@@ -69,7 +69,11 @@ def _compare_one(
     }  # fmt: skip
     found = configurations[row_mask(configurations, where)]
     row["num_diverged"] = int(found["num_diverged"].sum())
-    free = [name for name in results.varying if name not in {over, "seed"} and len(found[name].drop_duplicates()) > 1]
+    free = [
+        name
+        for name in results.varied_parameters
+        if name not in {over, "seed"} and len(found[name].drop_duplicates()) > 1
+    ]
     if found.empty:
         return row | {"note": "no such trial"}
     if free:
@@ -115,8 +119,8 @@ def verdict(
     distance = abs(published - measured.mean) - resolution / 2
     if distance <= 1e-9:
         return AGREES
-    if num_seeds >= LEAST_SEEDS and not np.isnan(measured.half):
+    if num_seeds >= MIN_SEEDS and not np.isnan(measured.half):
         return AGREES if distance <= measured.prediction_interval(num_seeds).half else DIFFERS
     if num_images and distance <= 1.96 * accuracy_error(measured.mean, num_images):
         return AGREES
-    return CANNOT_TELL
+    return INCONCLUSIVE

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from tune_hpc.analysis.lazy_history import LazyHistory
-from tune_hpc.analysis.results import Results, read_folder, read_trial_table
+from tune_hpc.analysis.frames import LazyHistory, read_folder, read_trial_table
+from tune_hpc.analysis.results import Results
 from tune_hpc.errors import FolderError
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.filesystem import pull_tree

@@ -29,31 +29,20 @@ seeds are integers, or floats where one is missing; all else is float or bool.
 Fractions are 0..1, durations end in ``_s``, rates in ``_per_s``, counts begin with ``num_``.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import pyarrow as pa
 
-from tune_hpc.analysis.frames import generations_frame, rungs_frame
-from tune_hpc.analysis.lazy_history import LazyHistory
+from tune_hpc.analysis.frames import STATUSES, generations_frame, read_folder, rungs_frame
 from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiments, find_one, write_atomic
-from tune_hpc.storage.trial_file import read_table, to_row
 
 if TYPE_CHECKING:
     from tune_hpc.analysis.comparison import Comparison
-
-STATUSES = ("finished", "stopped", "diverged", "failed", "running")
-IDENTITY = ("experiment", "trial_id", "status", "stop_reason", "error")
-MEASURES = ("steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "num_fused", "attempt", "host", "device")
-METRICS = (
-    "train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy",
-    "best_test_accuracy", "best_step", "best_valid_accuracy", "selected_step", "selected_test_accuracy",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,7 +77,7 @@ class Results:
         return [name for name in self.experiment["config_keys"] if name in self.trials]
 
     @property
-    def varying(self) -> list[str]:
+    def varied_parameters(self) -> list[str]:
         """The configuration columns that were searched, and the seed where several ran.
 
         A column may differ without having been searched: another optimizer brings other defaults along.
@@ -182,9 +171,9 @@ class Results:
             UnknownNameError: no such parameter, or one of more than 100 values; no such column of numbers, or no such
                 trial.
         """
-        from tune_hpc.analysis.comparison import rank_values
+        from tune_hpc.analysis.comparison import compare_values
 
-        return rank_values(self, parameter, metric, confidence=confidence, where=where)
+        return compare_values(self, parameter, metric, confidence=confidence, where=where)
 
     def __repr__(self) -> str:
         from tune_hpc.report.findings import findings
@@ -247,31 +236,6 @@ class Results:
         return file
 
 
-def write_frames(folder: ExperimentFolder, trials: pd.DataFrame, history: pd.DataFrame) -> None:
-    """Write trials.parquet and history.parquet."""
-    write_atomic(folder.trials_file, lambda path: trials.to_parquet(path, index=False))
-    write_atomic(folder.history_file, lambda path: history.to_parquet(path, index=False))
-
-
-def trials_frame(rows: Iterable[Mapping[str, Any]], config_keys: Sequence[str]) -> pd.DataFrame:
-    """Return rows as the trials frame: columns in the documented order, ordered by trial."""
-    df = pd.DataFrame(list(rows))
-    first = [*IDENTITY, *config_keys]
-    extra = [name for name in df if name not in {*first, *METRICS, *MEASURES}]
-    ordered = [*first, *(name for name in METRICS if name in df), *extra, *MEASURES]
-    df = df.reindex(columns=[*dict.fromkeys(ordered)])
-    # A column without a value has no type of its own; the documented one must not depend on luck.
-    empty = df.columns[df.isna().all()]
-    df = df.astype({name: "str" if name in {*IDENTITY, "host", "device"} else "float64" for name in empty})
-    for name in [str(name) for name in df if pd.api.types.is_object_dtype(df[name])]:
-        # Parquet holds one type a column, and a grouping needs values that hash: a user's list, or 3 beside "auto",
-        # is kept as its text.
-        if pd.api.types.infer_dtype(df[name], skipna=True).startswith("mixed"):
-            df[name] = df[name].map(str, na_action="ignore").astype("str")
-    df["status"] = df["status"].astype(pd.CategoricalDtype(list(STATUSES)))
-    return df.sort_values("trial_id", kind="stable", ignore_index=True)
-
-
 def load(folder: str | Path) -> Results:
     """Load one experiment's results, finished or not.
 
@@ -298,16 +262,6 @@ def _in_order(results: Results) -> tuple[str, int]:
     return results.experiment.get("provenance", {}).get("started", ""), results.experiment.get("position", 0)
 
 
-def read_trial_table(part: Path) -> tuple[dict[str, Any], pa.Table]:
-    """Return the row and the history of the trial that a part tells of.
-
-    Raises:
-        FolderError: the file is gone, or cannot be read.
-    """
-    table = read_table(part)
-    return to_row(part, table), table
-
-
 def load_folder(folder: ExperimentFolder) -> Results:
     """Load one experiment's results, finished or not.
 
@@ -319,69 +273,3 @@ def load_folder(folder: ExperimentFolder) -> Results:
     """
     experiment, trials, histories = read_folder(folder)
     return Results(experiment, trials, histories.of(), folder.path)
-
-
-def read_folder(
-    folder: ExperimentFolder, read_trial: Callable[[str], tuple[dict[str, Any], pa.Table]] | None = None
-) -> tuple[dict[str, Any], pd.DataFrame, LazyHistory]:
-    """Read what ``Results`` are made of: the experiment, its trials, what these reported.
-
-    Args:
-        folder: Of the experiment.
-        read_trial: Returns the row and the history of a trial that has a file of its own; by default read from that.
-            Whoever reads a folder again and again remembers those it has read.
-
-    Raises:
-        FolderError: no experiment there, or a file that cannot be read.
-    """
-    experiment = folder.read()
-    if missing := {"metric", "mode", "config_keys"}.difference(experiment):
-        raise FolderError(
-            f"{folder.experiment_file} describes no experiment: it has no {', '.join(sorted(missing))}; "
-            "restore it from a copy"
-        )
-    keys = experiment["config_keys"]
-    read_trial = read_trial or (lambda trial_id: read_trial_table(folder.part(trial_id)))
-    while True:
-        with_parts = folder.trial_ids()
-        trials, history = read_frames(folder)
-        # A trial that still ran when the frames were written is told by its part, written when it ended.
-        done = set(trials.loc[trials["status"] != "running", "trial_id"])
-        try:
-            parts = {trial_id: read_trial(trial_id) for trial_id in with_parts if trial_id not in done}
-            break
-        except FolderError:
-            # What has gone since it was listed has gone into the frames, for the search has ended: look there.
-            if all(folder.part(trial_id).exists() for trial_id in with_parts):
-                raise
-    if not parts:
-        return experiment, trials if len(trials) else trials_frame([], keys), LazyHistory(history, {})
-    kept = _without(trials, parts).to_dict("records")
-    rows = [{str(name): value for name, value in row.items()} for row in kept]
-    rows += [row for row, _ in parts.values()]
-    tables = {trial_id: table for trial_id, (_, table) in parts.items()}
-    return experiment, trials_frame(rows, keys), LazyHistory(_without(history, parts), tables)
-
-
-def _without(df: pd.DataFrame, trials: Collection[str]) -> pd.DataFrame:
-    return df[~df["trial_id"].isin(trials)] if len(df) else df
-
-
-def read_frames(folder: ExperimentFolder) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return what trials.parquet and history.parquet hold; empty frames where they are missing.
-
-    Raises:
-        FolderError: one cannot be read.
-    """
-    history = pd.DataFrame({"trial_id": pd.Series(dtype="str"), "step": []})
-    if not folder.trials_file.is_file():
-        return pd.DataFrame({name: pd.Series(dtype="str") for name in ("trial_id", "status")}), history
-    trials = _frame(folder.trials_file, {"trial_id", "status"}).astype({"status": pd.CategoricalDtype(list(STATUSES))})
-    return trials, _frame(folder.history_file, {"trial_id", "step"}) if folder.history_file.is_file() else history
-
-
-def _frame(path: Path, needed: set[str]) -> pd.DataFrame:
-    df = read_table(path).to_pandas()
-    if missing := needed.difference(df):
-        raise FolderError(f"{path} has no column {', '.join(sorted(missing))}; restore it from a copy")
-    return df

@@ -6,10 +6,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import HEALTHY, numeric, row_mask, sort_configurations
-from tune_hpc.analysis.comparison import BETTER, UNKNOWN, Comparison
+from tune_hpc.analysis.aggregation import (
+    COMPLETED,
+    check_columns,
+    configuration_numbers,
+    describe_statuses,
+    measured_configurations,
+    numeric_column,
+    row_mask,
+    sort_configurations,
+)
+from tune_hpc.analysis.comparison import BETTER, INCONCLUSIVE, Comparison
 from tune_hpc.analysis.intervals import student_interval
-from tune_hpc.analysis.judged import check_columns, configuration_numbers, final_status, measured_configurations
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
@@ -33,7 +41,7 @@ AS_EXPECTED, LOSES, DIFFERS = (
 )  # fmt: skip
 
 
-def protocols(results: Results) -> pd.DataFrame:
+def selection_bias(results: Results) -> pd.DataFrame:
     """Return the report's measure beside the honest one.
 
     Returns:
@@ -52,21 +60,23 @@ def protocols(results: Results) -> pd.DataFrame:
     for name in (BEST, SELECTED, LAST):
         if len(results.trials) and name not in results.trials:
             raise UnknownNameError(
-                f"no {name} in the trials of {results.name} ({final_status(results)}): both protocols take a test "
+                f"no {name} in the trials of {results.name} ({describe_statuses(results)}): both protocols take a test "
                 "accuracy and a validation accuracy at the same steps"
             )
     configurations = measured_configurations(results, [BEST, SELECTED, LAST])
-    trials, healthy = results.trials, results.trials["status"].isin(HEALTHY)
-    df = pd.DataFrame({name: numeric(trials, name).where(healthy) for name in (BEST, SELECTED, LAST)})
+    trials, healthy = results.trials, results.trials["status"].isin(COMPLETED)
+    df = pd.DataFrame({name: numeric_column(trials, name).where(healthy) for name in (BEST, SELECTED, LAST)})
     if df[[BEST, SELECTED]].isna().any(axis="columns").all():
-        raise UnknownNameError(f"no trial of {results.name} has both {BEST} and {SELECTED} ({final_status(results)})")
+        raise UnknownNameError(
+            f"no trial of {results.name} has both {BEST} and {SELECTED} ({describe_statuses(results)})"
+        )
     df["selection_bias"] = df[BEST] - df[SELECTED]
     seeds = trials["seed"] if "seed" in trials else pd.Series(range(len(trials)), index=trials.index)
     # A configuration that ran twice with one seed has one repeat there: their mean.
     by_seed = df.groupby([configuration_numbers(results).rename("configuration"), seeds.rename("seed")], dropna=False)
     over = by_seed.mean().groupby("configuration")
     means, deviations, counts = over.mean(), over.std(), over.count()
-    keys = [name for name in results.varying if name != "seed"]
+    keys = [name for name in results.varied_parameters if name != "seed"]
     table = configurations[[*keys, "num_seeds"]].copy()
     for name in map(str, df):
         factors = {number: student_interval(0.0, 1.0, number).half for number in counts[name].unique()}
@@ -122,15 +132,15 @@ def _held(
     is_first = row_mask(pairs, {"first": general, "second": special})
     own = pairs[is_first | row_mask(pairs, {"first": special, "second": general})]
     if own.empty:
-        return row | {"difference": np.nan, "low": np.nan, "high": np.nan, "verdict": UNKNOWN}
+        return row | {"difference": np.nan, "low": np.nan, "high": np.nan, "verdict": INCONCLUSIVE}
     told = own.iloc[0]
     leads = bool(is_first.any())
     low, high = (told["low"], told["high"]) if leads else (-told["high"], -told["low"])
     difference = told["difference"] if leads else -told["difference"]
     verdict = AS_EXPECTED
-    if told["verdict"] == UNKNOWN:
+    if told["verdict"] == INCONCLUSIVE:
         # Without repeats, only what is the very same can be told.
-        verdict = AS_EXPECTED if expected == EQUAL and difference == 0 else UNKNOWN
+        verdict = AS_EXPECTED if expected == EQUAL and difference == 0 else INCONCLUSIVE
     elif told["verdict"] == BETTER and expected == EQUAL:
         verdict = DIFFERS
     elif told["verdict"] == BETTER and not leads:
@@ -140,4 +150,4 @@ def _held(
 
 def _has_penalty(results: Results, where: Mapping[str, Any]) -> bool:
     own = results.trials[row_mask(results.trials, where)]
-    return any((numeric(own, name) > 0).any() for name in PENALTIES)
+    return any((numeric_column(own, name) > 0).any() for name in PENALTIES)

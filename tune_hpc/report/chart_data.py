@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.formatting import axis_label, format_config, format_value, number
+from tune_hpc.analysis.formatting import axis_label, format_config, format_metric, format_value
 from tune_hpc.analysis.frame_query import apply_filters, records
 from tune_hpc.analysis.reader import ResultsSnapshot
 from tune_hpc.analysis.results import Results
@@ -32,7 +32,7 @@ def group_parameter(results: Results, *excluded: str) -> str | None:
     """Return the parameter whose values get a color each: the first with few words, or else with few numbers."""
     candidates = [
         name
-        for name in results.varying
+        for name in results.varied_parameters
         if name not in excluded and name != "seed" and 1 < len(values_of(results, name)) <= MAX_GROUPS
     ]
     return next((name for name in candidates if not is_numeric(results, name)), next(iter(candidates), None))
@@ -66,7 +66,7 @@ def learning_curves(
     trials = trials[trials["trial_id"].isin(results.histories.taken(metric))]
     drawn = _running_and_best(results, trials, max_curves)
     points = _history_points(results, drawn, metric)
-    names, group = [name for name in results.varying if name in drawn], group_parameter(results)
+    names, group = [name for name in results.varied_parameters if name in drawn], group_parameter(results)
     curves = [
         {
             "trial_id": row["trial_id"],
@@ -127,7 +127,7 @@ def response_parameters(results: Results) -> list[str]:
     """Return the numeric parameters that vary, a learning rate first."""
     names = [
         name
-        for name in results.varying
+        for name in results.varied_parameters
         if name != "seed" and is_numeric(results, name) and len(values_of(results, name)) > 1
     ]
     return sorted(names, key=lambda name: name != "learning_rate")
@@ -227,7 +227,7 @@ def parallel_coordinates(results: Results) -> dict[str, Any] | None:
     lines = []
     for row in range(len(table)):
         config = {scale.name: table[scale.name].iloc[row] for scale in scales[:-1]}
-        value = number(float(table[results.metric].iloc[row]), results.metric)
+        value = format_metric(float(table[results.metric].iloc[row]), results.metric)
         lines.append(
             {
                 "points": _svg_path([(axis.x, height[row]) for axis, height in zip(axes, heights, strict=True)]),

@@ -17,16 +17,17 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from tune_hpc.analysis.comparison import Comparison
-from tune_hpc.analysis.concat import names_of
+from tune_hpc.analysis.concat import unique_names
 from tune_hpc.analysis.formatting import (
     MISSING,
-    QUICK,
+    QUICK_NOTE,
+    column_heading,
+    describe_metric,
     display_name,
-    duration,
     format_config,
+    format_duration,
+    format_table,
     format_value,
-    heading,
-    measurement,
     unique_slug,
 )
 from tune_hpc.analysis.results import Results
@@ -34,7 +35,6 @@ from tune_hpc.errors import FolderError, TuneHpcError
 from tune_hpc.report import tables
 from tune_hpc.report.findings import best_configuration, findings
 from tune_hpc.report.plots import figures
-from tune_hpc.report.presentation import format_table
 from tune_hpc.storage.experiment_folder import ExperimentFolder, check_writable, write_atomic
 
 _MOST_ROWS = 60
@@ -106,7 +106,7 @@ def _section(results: Results, importance: Callable[[Results], pd.DataFrame] | N
 
 
 def _write_in(section: Section, folder: Path, *, page: bool) -> None:
-    tables.write(section.results, folder, section.made)
+    tables.write_tables(section.results, folder, section.made)
     figures.write(section.results, folder, section.drawings)
     if page:
         _write_page([section], ExperimentFolder(folder).report, None)
@@ -115,7 +115,7 @@ def _write_in(section: Section, folder: Path, *, page: bool) -> None:
 def _write_page(
     sections: Sequence[Section], path: Path, title: str | None, comparison: Comparison | None = None
 ) -> None:  # fmt: skip
-    names = names_of([section.results for section in sections])
+    names = unique_names([section.results for section in sections])
     taken: set[str] = set()
     experiments = [
         {**section.shown, "name": name, "anchor": unique_slug(name, taken)}
@@ -127,7 +127,7 @@ def _write_page(
         title = experiments[0]["title"] if len(experiments) == 1 else f"{len(experiments)} experiments"
     any_quick = any(experiment["quick"] for experiment in experiments)
     page = _template().render(
-        title=title, experiments=experiments, any_quick=any_quick, quick_words=QUICK,
+        title=title, experiments=experiments, any_quick=any_quick, quick_words=QUICK_NOTE,
         comparison=None if comparison is None else _comparison(comparison),
     )  # fmt: skip
     write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
@@ -159,9 +159,9 @@ def _experiment(section: Section) -> dict[str, Any]:
             results, *(frames.get(title) for title in (tables.PUBLISHED, tables.CLAIMS, tables.SPECIAL_CASES))
         ),
         "became": ", ".join(f"{count} {status}" for status, count in counted.items()),
-        "best": measurement(best[0], results.metric) if best else MISSING,
+        "best": describe_metric(best[0], results.metric) if best else MISSING,
         "best_at": format_config(best[2]) if best else "",
-        "wall": duration((asked.get("provenance") or {}).get("wall_s")),
+        "wall": format_duration((asked.get("provenance") or {}).get("wall_s")),
         "varied": _table("What varied", tables.search_space_table(results)),
         "tables": [_table(title, df) for title, _, df in section.made if len(df) and title != _SAID],
         "figures": [_figure(drawing) for drawing in section.drawings],
@@ -177,7 +177,7 @@ def _comparison(ranking: Comparison) -> dict[str, Any]:
     )
     return {
         "sentences": ranking.sentences(),
-        "tables": [_table("Values", tables.ranking_table(ranking)), _table("Pairs", tables.pairs_table(ranking))],
+        "tables": [_table("Values", tables.values_table(ranking)), _table("Pairs", tables.pairs_table(ranking))],
         "figure": _figure(drawing),
     }
 
@@ -188,7 +188,7 @@ def _table(title: str, df: pd.DataFrame) -> dict[str, Any]:
         "title": title,
         "columns": [
             {
-                "name": heading(str(name).removesuffix(" (quick)")),
+                "name": column_heading(str(name).removesuffix(" (quick)")),
                 "wordy": wordy,
                 "quick": str(name).endswith(" (quick)"),
             }
@@ -226,11 +226,11 @@ def _provenance(asked: Mapping[str, Any]) -> list[tuple[str, str]]:
         "machine": ", ".join(str(part) for part in parts if part),
         "started": known.get("started"),
         "finished": known.get("finished"),
-        "wall time": duration(known["wall_s"]) if known.get("wall_s") is not None else None,
+        "wall time": format_duration(known["wall_s"]) if known.get("wall_s") is not None else None,
         "command": known.get("command"),
     }
     return [(label, str(text)) for label, text in rows.items() if text]
 
 
 def _marked_name(asked: Mapping[str, Any]) -> str:
-    return f"{asked['name']} ({QUICK})" if asked.get("quick") else str(asked["name"])
+    return f"{asked['name']} ({QUICK_NOTE})" if asked.get("quick") else str(asked["name"])

@@ -12,7 +12,7 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
 #: The link of the predictions that are of the measured workers themselves.
-HERE = "this machine"
+MEASURED_LINK = "this machine"
 #: What tells measured cases apart, as the predictions do.
 CASE = ("mode", "width", "batch_size")
 #: How gradients are exchanged where nothing else was asked for; the model is of that.
@@ -48,10 +48,10 @@ def predicted_against_measured(results: Results) -> pd.DataFrame:
         UnknownNameError: as for ``predictions``.
     """
     said = predictions(results)
-    said = said[said["link"] == HERE]
+    said = said[said["link"] == MEASURED_LINK]
     trials = baseline_rows(results)
     keys = ["workers", *CASE]
-    trials = trials.assign(width=widths(trials))
+    trials = trials.assign(width=network_widths(trials))
     measured = trials[trials["workers"] > 1].groupby(keys, sort=False)["step_s"].median().rename("measured_s")
     table = measured.reset_index().merge(said[[*keys, "step_s"]].rename(columns={"step_s": "predicted_s"}), on=keys)
     return table.assign(error=table["predicted_s"] / table["measured_s"] - 1)
@@ -66,7 +66,7 @@ def baseline_rows(results: Results) -> pd.DataFrame:
     return trials
 
 
-def widths(trials: pd.DataFrame) -> pd.Series:
+def network_widths(trials: pd.DataFrame) -> pd.Series:
     """Return the width of each trial's network, as the predictions call it; 1 for a model that has none."""
     known = trials["width"] if "width" in trials else pd.Series(1.0, index=trials.index)
     return known.astype(float).fillna(1.0)
@@ -100,7 +100,7 @@ def cost_pareto_front(results: Results) -> pd.DataFrame:
     """
     if "worker_s" not in results.trials:
         raise UnknownNameError(f"{results.name} has no column worker_s; tune-hpc scale measures it")
-    names = [name for name in results.varying if name != "seed"]
+    names = [name for name in results.varied_parameters if name != "seed"]
     table = aggregate_seeds(results, ["train_s", "worker_s"]).dropna(subset=["train_s", "worker_s"])
     table = table[[*(name for name in names if name in table), "train_s", "worker_s"]]
     table = table.reset_index(drop=True)

@@ -13,14 +13,14 @@ import pandas as pd
 from tune_hpc.analysis.aggregation import aggregate_seeds, is_crossed_design, is_scaling, sort_configurations
 from tune_hpc.analysis.budget import MIN_CONFIGURATIONS, budget_curve
 from tune_hpc.analysis.claims import check_claims
-from tune_hpc.analysis.comparison import UNKNOWN, Comparison
-from tune_hpc.analysis.formatting import format_value, unique_slug
+from tune_hpc.analysis.comparison import INCONCLUSIVE, Comparison
+from tune_hpc.analysis.formatting import format_table, format_value, unique_slug
+from tune_hpc.analysis.frames import METRICS
 from tune_hpc.analysis.interactions import interactions
 from tune_hpc.analysis.published import compare_to_published
-from tune_hpc.analysis.results import METRICS, Results
+from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.selection_bias import special_cases
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.report.presentation import format_table
 from tune_hpc.report.scaling_tables import cost_pareto_front, min_efficient_width, predicted_against_measured
 from tune_hpc.storage.experiment_folder import write_atomic
 
@@ -47,7 +47,7 @@ def best_per(results: Results, parameter: str, metrics: Sequence[str]) -> pd.Dat
     """
     shown = list(dict.fromkeys(metrics)) or [results.metric]
     configurations = aggregate_seeds(results, [*shown, results.metric])
-    others = [name for name in results.varying if name not in {parameter, "seed"}]
+    others = [name for name in results.varied_parameters if name not in {parameter, "seed"}]
     measured = [column for metric in shown for column in (metric, f"{metric}_deviation")]
     columns = [parameter, *others, *measured, "num_seeds", "num_diverged"]
     if parameter not in configurations:
@@ -82,7 +82,7 @@ def pivot(results: Results, rows: str, columns: str | None, metric: str) -> pd.D
     return _measuring(_in_order(wide.reset_index(), rows), {name: metric for name in wide})
 
 
-def at_steps(results: Results, steps: Sequence[int], metrics: Sequence[str]) -> pd.DataFrame:
+def metrics_at_steps(results: Results, steps: Sequence[int], metrics: Sequence[str]) -> pd.DataFrame:
     """Return metrics of each trial at some steps.
 
     Returns:
@@ -91,7 +91,7 @@ def at_steps(results: Results, steps: Sequence[int], metrics: Sequence[str]) -> 
         the end of a trial that diverged: its last value says nothing about later steps.
     """
     trials, history = results.trials, results.history
-    shown = results.varying or ["trial_id"]
+    shown = results.varied_parameters or ["trial_id"]
     wanted = trials[[*dict.fromkeys(["trial_id", "status", *shown])]].merge(
         pd.DataFrame({"step": np.asarray(sorted(set(steps)), dtype=np.int64)}), how="cross"
     )
@@ -128,25 +128,25 @@ def best_trials(results: Results, n: int = 10, metric: str | None = None) -> pd.
     top = results.top(n, metric)
     taken = [name for name in METRICS if name in top and top[name].notna().any()]
     extra = [name for name in taken if not name.endswith("_step")]
-    columns = ["trial_id", *results.varying, metric, *extra, "steps_run", "train_s"]
+    columns = ["trial_id", *results.varied_parameters, metric, *extra, "steps_run", "train_s"]
     return top[[name for name in dict.fromkeys(columns) if name in top]].reset_index(drop=True)
 
 
-def each_trial(results: Results, columns: Sequence[str]) -> pd.DataFrame:
+def trials_table(results: Results, columns: Sequence[str]) -> pd.DataFrame:
     """Return every trial: what varies (``trial_id`` where nothing does) and those of ``columns`` that there are."""
-    shown = [*(results.varying or ["trial_id"]), *columns]
+    shown = [*(results.varied_parameters or ["trial_id"]), *columns]
     df = results.trials[[name for name in dict.fromkeys(shown) if name in results.trials]].copy()
     return _measuring(df, {name: name for name in columns})
 
 
-def unfinished(results: Results, status: str) -> pd.DataFrame:
+def trials_with_status(results: Results, status: str) -> pd.DataFrame:
     """Return the trials of one status with what varies and why: ``error`` of failed ones, else ``stop_reason``."""
     reason = "error" if status == "failed" else "stop_reason"
-    columns = [name for name in ("trial_id", *results.varying, "steps_run", reason) if name in results.trials]
+    columns = [name for name in ("trial_id", *results.varied_parameters, "steps_run", reason) if name in results.trials]
     return results.trials.loc[results.trials["status"] == status, columns].reset_index(drop=True)
 
 
-def counts(results: Results) -> pd.DataFrame:
+def status_table(results: Results) -> pd.DataFrame:
     """Return how many trials have each ``status``, as ``num_trials``."""
     counted = results.counts()
     return pd.DataFrame({"status": list(counted), "num_trials": list(counted.values())})
@@ -155,7 +155,7 @@ def counts(results: Results) -> pd.DataFrame:
 def search_space_table(results: Results) -> pd.DataFrame:
     """Return what varied: ``parameter``, ``num_values``, ``values`` (all, or the range of many numbers)."""
     rows = []
-    for name in results.varying:
+    for name in results.varied_parameters:
         values = results.trials[name].drop_duplicates().dropna()
         is_number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
         ordered = values.sort_values() if is_number else values
@@ -186,8 +186,8 @@ def report_tables(results: Results, importance: pd.DataFrame | None = None) -> l
     made += _scaled(results) if is_scaling(results) else _searched(results)
     for status in ("failed", "diverged"):
         if status in results.counts():
-            made.append((f"{status.capitalize()} trials", unfinished(results, status)))
-    made.append(("Trials by status", counts(results)))
+            made.append((f"{status.capitalize()} trials", trials_with_status(results, status)))
+    made.append(("Trials by status", status_table(results)))
     taken: set[str] = set()
     return [(title, unique_slug(title, taken), df) for title, df in made]
 
@@ -201,7 +201,7 @@ def _searched(results: Results) -> list[tuple[str, pd.DataFrame]]:
             budget_curve,
             lambda df: df["num_configurations"] >= MIN_CONFIGURATIONS,
         ),
-        (SPECIAL_CASES, special_cases, lambda df: df["verdict"] != UNKNOWN),
+        (SPECIAL_CASES, special_cases, lambda df: df["verdict"] != INCONCLUSIVE),
         ("What two parameters do together", interactions, lambda df: df["note"] == ""),
     ):
         try:
@@ -238,8 +238,8 @@ def _declared(results: Results, table: Mapping[str, Any]) -> pd.DataFrame:
     if table["kind"] == "pivot":
         return pivot(results, table["rows"], table.get("columns"), metrics[0])
     if table["kind"] == "trials":
-        return each_trial(results, metrics)
-    return at_steps(results, table.get("steps") or (), metrics)
+        return trials_table(results, metrics)
+    return metrics_at_steps(results, table.get("steps") or (), metrics)
 
 
 def _measuring(df: pd.DataFrame, metric_of: Mapping[Any, str]) -> pd.DataFrame:
@@ -263,7 +263,7 @@ def to_markdown(df: pd.DataFrame) -> str:
     return str(escaped.to_markdown(index=False, disable_numparse=True, colalign=aligned or None))
 
 
-def ranking_table(ranking: Comparison) -> pd.DataFrame:
+def values_table(ranking: Comparison) -> pd.DataFrame:
     """Return the values of a ranking, without what says nothing."""
     df = ranking.values.drop(columns=["is_tied_for_best"])
     for name in ("num_configurations", "num_diverged"):
@@ -284,7 +284,7 @@ def _markdown_text(text: str) -> str:
     return " ".join(text.split())
 
 
-def write(results: Results, folder: Path, made: Sequence[TitledTable] | None = None) -> list[Path]:
+def write_tables(results: Results, folder: Path, made: Sequence[TitledTable] | None = None) -> list[Path]:
     """Write every declared table as ``tables/SLUG.md`` and ``tables/SLUG.csv``.
 
     Args:

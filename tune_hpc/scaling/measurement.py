@@ -29,7 +29,8 @@ import pandas as pd
 import ray
 from ray import tune
 
-from tune_hpc.analysis.results import METRICS, Results, load, trials_frame, write_frames
+from tune_hpc.analysis.frames import METRICS, trials_frame, write_frames
+from tune_hpc.analysis.results import Results, load
 from tune_hpc.errors import InvalidConfigError, TrialError
 from tune_hpc.learning.mnist_files import read_arrays
 from tune_hpc.scaling.plan import EXCHANGE_KEYS, Plan, make_plan

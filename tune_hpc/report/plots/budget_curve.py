@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from tune_hpc.analysis.budget import LEARNING, budget_curve, time_to_target
-from tune_hpc.analysis.formatting import axis_label, display_name, format_number, measurement
-from tune_hpc.analysis.judged import filter_trials
+from tune_hpc.analysis.aggregation import filter_trials
+from tune_hpc.analysis.budget import ADAPTIVE_SEARCHERS, budget_curve, time_to_target
+from tune_hpc.analysis.formatting import axis_label, describe_metric, display_name, format_number
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.plots import curves
@@ -37,7 +37,7 @@ def draw_budget(results: Results, specification: Mapping[str, Any], where: Mappi
             tables[metric] = table
     if not tables:
         return []
-    is_learning = results.experiment.get("searcher") in LEARNING
+    is_learning = results.experiment.get("searcher") in ADAPTIVE_SEARCHERS
     sheet = new_grid(figure_title(results, specification, where), len(tables), [], [], None, 0.0)
     for ax, (metric, table) in zip(sheet.axes, tables.items(), strict=True):
         x, mean = table["num_configurations"].to_numpy(float), table["mean"].to_numpy(float)
@@ -118,7 +118,7 @@ def draw_target(results: Results, specification: Mapping[str, Any], where: Mappi
         ax.set_ylim(-0.03, 1.03)
         ax.set_xlabel(label)
         label_y(ax, "fraction reached")
-    aim = measurement(float(target), metric)
+    aim = describe_metric(float(target), metric)
     sheet.notes[f"Target: {aim}. A configuration counts from when the median of its seeds has reached it."] = None
     missed = int((~np.isfinite(table["reached_step"])).sum())
     if missed:

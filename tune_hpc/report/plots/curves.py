@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import HEALTHY, is_scaling, numeric, row_mask
+from tune_hpc.analysis.aggregation import COMPLETED, configuration_numbers, is_scaling, numeric_column, row_mask
 from tune_hpc.analysis.budget import MIN_CONFIGURATIONS
 from tune_hpc.analysis.formatting import display_name, format_config
 from tune_hpc.analysis.intervals import ROUNDING, student_interval
-from tune_hpc.analysis.judged import configuration_numbers
 from tune_hpc.analysis.results import Results
 
 #: What a step of a scaling measurement is made of.
@@ -58,7 +57,7 @@ def _standard(results: Results) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
     if curves:
         made.append({"kind": "curve", "metrics": curves[:2], "title": "Learning curves"})
-    for name in [name for name in results.varying if name != "seed"][:4]:
+    for name in [name for name in results.varied_parameters if name != "seed"][:4]:
         log_x = is_geometric(values_of(results, name))
         title = f"{display_name(results.metric).capitalize()} against {display_name(name)}"
         made.append(
@@ -69,7 +68,7 @@ def _standard(results: Results) -> list[dict[str, Any]]:
 
 def _scaling_figures(results: Results) -> list[dict[str, Any]]:
     """Return the standard figures of a scaling measurement; what else varies has a line, or a page, for each value."""
-    others = [name for name in results.varying if name not in ("workers", "seed")]
+    others = [name for name in results.varied_parameters if name not in ("workers", "seed")]
     shared: dict[str, Any] = {"parameter": "workers"}
     gains = {"kind": "speedup", "metrics": ["speedup", "efficiency"], "title": "Speed-up and efficiency by workers"}
     parts = {"kind": "stack", "metrics": list(PARTS), "title": "Where a step's time goes"}
@@ -85,7 +84,7 @@ def _scaling_figures(results: Results) -> list[dict[str, Any]]:
 
 def _of_all(results: Results) -> list[dict[str, Any]]:
     """Return the standard figure of all parameters together: a heat map of two on a full grid, lines of all others."""
-    names = [name for name in results.varying if name != "seed" and len(values_of(results, name)) > 1]
+    names = [name for name in results.varied_parameters if name != "seed" and len(values_of(results, name)) > 1]
     one: dict[str, Any] = {"metrics": [results.metric]}
     metric = display_name(results.metric).capitalize()
     if len(names) < 2:
@@ -139,7 +138,7 @@ def values_of(results: Results, parameter: str | None) -> list[Any]:
 
 
 def _free(results: Results, taken: Sequence[str | None]) -> list[str]:
-    return [name for name in results.varying if name not in {*taken, "seed"}]
+    return [name for name in results.varied_parameters if name not in {*taken, "seed"}]
 
 
 def curve_lines(results: Results, line: str | None, where: Mapping[str, Any], shown: Sequence[Any]) -> pd.DataFrame:
@@ -156,7 +155,7 @@ def curve_lines(results: Results, line: str | None, where: Mapping[str, Any], sh
     """
     trials = results.trials[row_mask(results.trials, where)]
     free = _free(results, [line, *where])
-    score = numeric(trials, results.metric).where(trials["status"].isin(HEALTHY))
+    score = numeric_column(trials, results.metric).where(trials["status"].isin(COMPLETED))
     lower_is_better = results.experiment["mode"] == "min"
     df = trials[["trial_id"]].assign(score=score)
     df["line"] = (
@@ -189,7 +188,7 @@ def shown_lines(results: Results, line: str | None, most: int = MAX_LINES) -> li
     values = values_of(results, line)
     if len(values) <= most or line is None:
         return values
-    score = numeric(results.trials, results.metric).where(results.trials["status"].isin(HEALTHY))
+    score = numeric_column(results.trials, results.metric).where(results.trials["status"].isin(COMPLETED))
     best = score.groupby(results.trials[line]).agg("min" if results.experiment["mode"] == "min" else "max")
     kept = set(best.sort_values(ascending=results.experiment["mode"] == "min").index[:most])
     return [value for value in values if value in kept]
@@ -213,7 +212,7 @@ def curve_table(results: Results, metric: str, lines: pd.DataFrame, last_step: i
     history = history[history["trial_id"].isin(lines["trial_id"])]
     if last_step is not None:
         history = history[history["step"] <= last_step]
-    df = pd.DataFrame({"trial_id": history["trial_id"], "x": history["step"], "value": numeric(history, metric)})
+    df = pd.DataFrame({"trial_id": history["trial_id"], "x": history["step"], "value": numeric_column(history, metric)})
     df = df.dropna(subset=["value"]).merge(lines, on="trial_id")
     return mean_and_ci(df)
 
@@ -230,9 +229,9 @@ def response_table(
     trials = results.trials
     if metric not in trials or parameter not in trials:
         return pd.DataFrame(columns=[*_COLUMNS, "is_joined"])
-    trials = trials[row_mask(trials, where) & trials["status"].isin(HEALTHY)]
+    trials = trials[row_mask(trials, where) & trials["status"].isin(COMPLETED)]
     free = _free(results, [parameter, line, *where])
-    df = pd.DataFrame({"x": trials[parameter], "value": numeric(trials, metric)})
+    df = pd.DataFrame({"x": trials[parameter], "value": numeric_column(trials, metric)})
     df["line"] = trials[line] if line else "measured"
     df["configuration"] = trials.groupby(free, dropna=False).ngroup() if free else 0
     df = df.dropna(subset=["x", "value", "line"])

@@ -6,9 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import HEALTHY, aggregate_seeds, is_crossed_design, numeric, row_mask
+from tune_hpc.analysis.aggregation import (
+    COMPLETED,
+    aggregate_seeds,
+    configuration_numbers,
+    is_crossed_design,
+    numeric_column,
+    row_mask,
+)
 from tune_hpc.analysis.comparison import compare_samples
-from tune_hpc.analysis.judged import configuration_numbers
 from tune_hpc.analysis.results import Results
 
 CONFIDENCE = 0.95
@@ -86,7 +92,7 @@ def tied_with_best(results: Results, metric: str, table: pd.DataFrame) -> pd.Ser
     if not table["is_best"].any() or others.empty:
         return tied
     trials = results.trials
-    values = numeric(trials, metric).where(trials["status"].isin(HEALTHY))
+    values = numeric_column(trials, metric).where(trials["status"].isin(COMPLETED))
     seeds = trials["seed"] if "seed" in trials else pd.Series(range(len(trials)), index=trials.index)
     by_seed = values.groupby([configuration_numbers(results), seeds]).mean().dropna()
     best = by_seed[table.loc[table["is_best"], "configuration"].item()]

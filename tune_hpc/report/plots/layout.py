@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
-from tune_hpc.analysis.formatting import QUICK, axis_label, display_name, format_number
+from tune_hpc.analysis.formatting import QUICK_NOTE, axis_label, display_name, format_number
 from tune_hpc.analysis.results import Results
 from tune_hpc.report.plots.axes import CHARACTER, WIDTH, label_text
 
@@ -134,7 +134,7 @@ def figure_title(
         f": {display_name(name)} {label_text(value)}" for name, value in where.items()
     )
     if results.experiment.get("quick"):
-        title += f" ({QUICK})" if compared else " (quick run)"
+        title += f" ({QUICK_NOTE})" if compared else " (quick run)"
     return str(title)
 
 

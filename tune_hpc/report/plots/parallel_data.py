@@ -66,7 +66,9 @@ def parallel_table(results: Results, metric: str, where: Mapping[str, Any]) -> t
         found = sort_configurations(results, found)
     found = found.sort_values(metric, ascending=results.is_lower_better(metric), kind="stable").reset_index(drop=True)
     names = [
-        name for name in results.varying if name not in ("seed", metric) and len(found[name].dropna().unique()) > 1
+        name
+        for name in results.varied_parameters
+        if name not in ("seed", metric) and len(found[name].dropna().unique()) > 1
     ]
     if len(found) < 2 or not names:
         return found.iloc[:0], [], 0

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from tune_hpc.analysis.formatting import axis_label, format_number
-from tune_hpc.analysis.published import AGREES, CANNOT_TELL, DIFFERS, NOT_COMPARABLE, compare_to_published
+from tune_hpc.analysis.published import AGREES, DIFFERS, INCONCLUSIVE, NOT_COMPARABLE, compare_to_published
 from tune_hpc.analysis.results import Results
 from tune_hpc.report.plots.axes import CHARACTER, WIDTH, published_style
 from tune_hpc.report.plots.layout import EDGE, FigureLayout, figure_title, legend_height, new_figure, wrap_text
@@ -32,7 +32,7 @@ _MEASURED: dict[str, Any] = {
 _LOOKS: dict[str, dict[str, Any]] = {
     AGREES: {"markerfacecolor": _COLOUR},
     DIFFERS: {"markerfacecolor": "white"},
-    CANNOT_TELL: {"fillstyle": "left", "markerfacecoloralt": "white"},
+    INCONCLUSIVE: {"fillstyle": "left", "markerfacecoloralt": "white"},
     NOT_COMPARABLE: {"color": _GREY, "markerfacecolor": _GREY, "marker": "s", "markersize": 4.5},
 }
 

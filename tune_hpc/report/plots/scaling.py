@@ -17,7 +17,7 @@ from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.plots import curves
 from tune_hpc.report.plots.axes import clip_error_bars, label_text, line_style
 from tune_hpc.report.plots.layout import FigureLayout, figure_title, label_y, new_grid
-from tune_hpc.report.scaling_tables import HERE, predictions
+from tune_hpc.report.scaling_tables import MEASURED_LINK, predictions
 
 #: Dark to bright, so that parts are told apart in grey, too.
 _PARTS = ("#0072B2", "#E69F00", "#BBBBBB", "#009E73", "#CC79A7")
@@ -124,7 +124,7 @@ def _predicted(
     except UnknownNameError:
         return pd.DataFrame()
     own = {name: value for name, value in where.items() if name in said}
-    said = said[(said["link"] == HERE) & (said["workers"] > 1) & row_mask(said, own)]
+    said = said[(said["link"] == MEASURED_LINK) & (said["workers"] > 1) & row_mask(said, own)]
     is_told = len(own) == len(where) and set(metrics) <= set(said) and (line is None or line in said)
     most = said.groupby("workers").size().max() if len(said) else 0
     return said if is_told and most <= num_lines else pd.DataFrame()

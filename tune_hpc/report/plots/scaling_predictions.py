@@ -14,7 +14,7 @@ from tune_hpc.report.plots.axes import label_text, line_style
 from tune_hpc.report.plots.curves import row_mask, shown_lines
 from tune_hpc.report.plots.layout import FigureLayout, figure_title, label_y, new_grid
 from tune_hpc.report.plots.scaling import IDEAL, number_workers
-from tune_hpc.report.scaling_tables import HERE, baseline_rows, cost_pareto_front, predictions, widths
+from tune_hpc.report.scaling_tables import MEASURED_LINK, baseline_rows, cost_pareto_front, network_widths, predictions
 
 _MEASURED: dict[str, Any] = {"color": "black", "marker": "*", "markersize": 9, "linestyle": "none"}
 #: What is worth having more workers for.
@@ -30,11 +30,11 @@ def draw_links(results: Results, specification: Mapping[str, Any], where: Mappin
     except UnknownNameError:
         return []
     own = {name: value for name, value in where.items() if name in said}
-    said = said[(said["link"] != HERE) & row_mask(said, own)]
+    said = said[(said["link"] != MEASURED_LINK) & row_mask(said, own)]
     if len(own) < len(where) or said.empty or said[["mode", "width", "batch_size"]].drop_duplicates().shape[0] > 1:
         return []
     measured = baseline_rows(results)
-    measured = measured.assign(width=widths(measured))
+    measured = measured.assign(width=network_widths(measured))
     measured = measured[row_mask(measured, own)].groupby("workers")[list(_METRICS)].mean()
     links = list(dict.fromkeys(said["link"]))
     handles = [Line2D([], [], **_style(number)) for number in range(len(links))]
@@ -71,7 +71,9 @@ def draw_widths(results: Results, specification: Mapping[str, Any], where: Mappi
         return []
     links, numbers = list(dict.fromkeys(curves["link"])), sorted(curves["workers"].unique())
     measured = baseline_rows(results)
-    measured = measured.assign(width=widths(measured)).groupby(["workers", "width"])["efficiency"].mean().reset_index()
+    measured = (
+        measured.assign(width=network_widths(measured)).groupby(["workers", "width"])["efficiency"].mean().reset_index()
+    )
     handles = [Line2D([], [], **_style(number) | {"marker": ""}) for number in range(len(links))]
     handles += [Line2D([], [], **_MEASURED), Line2D([], [], **IDEAL)]
     labels = [*links, "measured", f"{AIM:.0%}"]
