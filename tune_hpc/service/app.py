@@ -20,11 +20,16 @@ from tune_hpc.jobs.client import JobClient
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.service.auth import AccessRules, AuthMiddleware, login_routes
 from tune_hpc.service.metrics import Metrics
-from tune_hpc.service.middleware import BodyLimitMiddleware, ETagMiddleware, RequestMiddleware
+from tune_hpc.service.middleware import (
+    BodyLimitMiddleware,
+    ETagMiddleware,
+    ProblemRenderer,
+    RequestMiddleware,
+    route_path,
+)
 from tune_hpc.service.pages import page_routes
-from tune_hpc.service.problems import PROBLEM_TYPES, Problem, ProblemRenderer
+from tune_hpc.service.problems import PROBLEM_TYPES, URN, Problem
 from tune_hpc.service.registry import Registry
-from tune_hpc.service.request_context import route_path
 from tune_hpc.service.routes.results import result_routes
 from tune_hpc.service.routes.searches import search_routes
 from tune_hpc.service.routes.system import health_routes, system_routes
@@ -104,7 +109,7 @@ def _describe_problems(app: FastAPI) -> None:
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     schemas["Problem"] = Problem.model_json_schema()
-    kinds = [f"urn:tune-hpc:problem:{kind}" for kind in PROBLEM_TYPES]
+    kinds = [URN + kind for kind in PROBLEM_TYPES]
     schemas["Problem"]["properties"]["type"]["enum"] = kinds
 
 

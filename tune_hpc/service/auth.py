@@ -24,9 +24,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tune_hpc.errors import FolderError, RequestError, TuneHpcError
 from tune_hpc.service.connection import CONNECTION
-from tune_hpc.service.problems import ProblemRenderer
+from tune_hpc.service.middleware import ProblemRenderer, client_address, context_of, has_body, route_path
 from tune_hpc.service.rate_limit import RateLimits
-from tune_hpc.service.request_context import client_address, context_of, has_body, route_path
 from tune_hpc.service.templates import Templates
 
 SESSION_S = 12 * 3600

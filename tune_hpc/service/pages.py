@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse
 from tune_hpc.analysis.reader import ResultsSnapshot
 from tune_hpc.errors import RequestError, TuneHpcError, UnknownNameError
 from tune_hpc.report import chart_data
-from tune_hpc.service import forms, view_models
+from tune_hpc.service import forms
 from tune_hpc.service.cache import CachedResponse
 from tune_hpc.service.problems import problem_type, status_of
 from tune_hpc.service.routes import searches
@@ -26,7 +26,7 @@ from tune_hpc.service.schemas import (
     TrialsQuery,
 )
 from tune_hpc.service.services import Look, Services
-from tune_hpc.service.templates import Templates
+from tune_hpc.service.templates import Templates, experiment_context, search_row, table_context, trial_context
 
 #: Searches on a page of the list.
 NUM_SEARCHES = 50
@@ -62,7 +62,7 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
 
         def make() -> CachedResponse:
             found = [one for one in statuses if state in ("", one["state"])]
-            rows = [view_models.search_row(one) for one in found[offset : offset + NUM_SEARCHES]]
+            rows = [search_row(one) for one in found[offset : offset + NUM_SEARCHES]]
             values = {"searches": rows, "total": len(found), "offset": offset, "state": state, "size": NUM_SEARCHES}
             return CachedResponse(templates.render(template, **values), "text/html", _NO_STORE if is_page else fragment)
 
@@ -73,8 +73,8 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
         results = services.results(look.folder, experiment or names[0])
         named = results.name if len(names) > 1 else None
         return {
-            "search": view_models.search_row(look.status),
-            "experiment": view_models.experiment_view(look.status, results),
+            "search": search_row(look.status),
+            "experiment": experiment_context(look.status, results),
             "query": f"?{urlencode({'experiment': named})}" if named else "",
             "named": named,
             "key": look.version,
@@ -88,11 +88,11 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
         values, results = search_values(look, query.experiment)
         address, problem, named = f"{root}/view/{look.folder.id}/table", "", values["named"]
         try:
-            table = view_models.table(results, query, address, named)
+            table = table_context(results, query, address, named)
         except RequestError as error:
             # The table is shown without a filter that cannot be parsed, and the problem above it.
             problem = str(error)
-            table = view_models.table(results, TrialsQuery(experiment=query.experiment), address, named)
+            table = table_context(results, TrialsQuery(experiment=query.experiment), address, named)
             table["address"] = f"{address}?{urlencode(query.model_dump(exclude_defaults=True), doseq=True)}"
         table |= {"search_id": look.folder.id, "named": named, "problem": problem,
                   "is_active": look.status["is_active"]}  # fmt: skip
@@ -126,7 +126,7 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
         def make(look: Look) -> dict[str, Any]:
             values, results = search_values(look, query.experiment)
             log = trial_log(services, look, trial_id, results.name, LOG_BYTES)
-            return {**values, "trial": view_models.trial_view(results, trial_id), "log": log, "trial_id": trial_id}
+            return {**values, "trial": trial_context(results, trial_id), "log": log, "trial_id": trial_id}
 
         return await respond(search_id, "trial.html", _TrialPage(experiment=query.experiment, trial=trial_id), make)
 

@@ -1,15 +1,10 @@
 """Problem responses (RFC 9457): the form of every error, with a stable type for programs and one line for people."""
 
 import json
-import logging
-import math
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
-from starlette.datastructures import Headers
-from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.types import Scope
+from starlette.responses import JSONResponse
 
 from tune_hpc.errors import (
     ClusterError,
@@ -24,15 +19,10 @@ from tune_hpc.errors import (
     TuneHpcError,
     UnknownNameError,
 )
-from tune_hpc.service.rate_limit import TooManyRequestsError
-from tune_hpc.service.request_context import context_of, has_body, route_path
-from tune_hpc.service.templates import Templates
 from tune_hpc.storage.experiment_folder import DISK_FULL_ERRNOS
 
-_log = logging.getLogger(__name__)
-#: Characters of the detail of a problem.
-MAX_DETAIL = 2000
-_URN = "urn:tune-hpc:problem:"
+#: Prefix of the types of problems.
+URN = "urn:tune-hpc:problem:"
 #: Status and title of each problem type.
 PROBLEM_TYPES = {
     "invalid-json": (400, "The body is not valid JSON"),
@@ -114,37 +104,3 @@ class AsciiJsonResponse(JSONResponse):
     def render(self, content: Any) -> bytes:
         """Return the body."""
         return to_json(content)
-
-
-class ProblemRenderer:
-    """Makes the response to a request that failed: a problem, or a page for a browser.
-
-    Args:
-        templates: Of the pages.
-    """
-
-    def __init__(self, templates: Templates) -> None:
-        self._templates = templates
-
-    def __call__(self, scope: Scope, error: TuneHpcError, headers: Mapping[str, str] | None = None) -> Response:
-        """Return the response."""
-        kind, context = problem_type(error), context_of(scope)
-        status, title = PROBLEM_TYPES[kind]
-        detail = " ".join(str(error).split())[:MAX_DETAIL]
-        if status >= 500:
-            _log.warning("%d: %s request_id=%s", status, detail, context.request_id)
-        own_headers = {"Cache-Control": "no-store"}
-        if status == 401:
-            own_headers["WWW-Authenticate"] = 'Bearer realm="tune_hpc"'
-        if has_body(scope) and not context.is_body_read:
-            # The rest of the body is of no use: the connection ends with the response.
-            own_headers["Connection"] = "close"
-        if isinstance(error, TooManyRequestsError):
-            own_headers["Retry-After"] = str(math.ceil(error.retry_after_s))
-        own_headers |= headers or {}
-        is_page = scope["method"] == "GET" or not route_path(scope).startswith("/api/")
-        if is_page and "text/html" in Headers(scope=scope).get("accept", ""):
-            page = self._templates.render("error.html", status=status, message=detail)
-            return HTMLResponse(page, status, own_headers)
-        problem = Problem(type=_URN + kind, title=title, status=status, detail=detail, request_id=context.request_id)
-        return AsciiJsonResponse(problem.model_dump(), status, own_headers, "application/problem+json")

@@ -4,6 +4,7 @@ import asyncio
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -16,9 +17,9 @@ from starlette.types import Receive, Scope, Send
 from tune_hpc.analysis.frame_query import MEDIA_TYPES, csv_chunks, records, select, split_names
 from tune_hpc.analysis.reader import ResultsSnapshot
 from tune_hpc.errors import RequestError
+from tune_hpc.jobs.job_folder import JobFolder
 from tune_hpc.report.chart_data import learning_curves, response_curve
 from tune_hpc.service.cache import CachedResponse
-from tune_hpc.service.log_tail import read_tail
 from tune_hpc.service.middleware import REPORT_POLICY
 from tune_hpc.service.problems import problem_docs, to_json
 from tune_hpc.service.rate_limit import TooManyRequestsError
@@ -193,6 +194,24 @@ def report_hint(look: Look) -> str:
     if look.status["is_active"]:
         return "it is written when the search ends; wait for that, or stop the search"
     return f"the search ended without one; tune-hpc report {look.folder.place} writes it"
+
+
+def read_tail(job: JobFolder, path: Path, max_bytes: int) -> str:
+    """Return the end of a text file of a job from the beginning of a line; empty if there is no such file.
+
+    Raises:
+        FolderError: the file cannot be read, or lies behind a symbolic link.
+    """
+    try:
+        with job.open(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - max_bytes))
+            data = file.read(max_bytes)
+    except FileNotFoundError:
+        return ""
+    if size > max_bytes and b"\n" in data:
+        data = data.partition(b"\n")[2]
+    return data.decode("utf-8", errors="replace")
 
 
 def trial_log(services: Services, look: Look, trial_id: str, experiment: str | None, max_bytes: int) -> str:
