@@ -1,9 +1,10 @@
-"""MkDocs hooks: README and changelog as pages of the site, and links to files outside the site as plain text."""
+"""MkDocs hooks: README and changelog as pages, links to files outside the site as text, examples in docstrings."""
 
 import re
 from pathlib import Path
 from typing import Any
 
+import griffe
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
@@ -29,3 +30,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return match[0] if is_page else match[1]
 
     return _LINK.sub(replaced, markdown)
+
+
+class Examples(griffe.Extension):
+    """Griffe extension: ``Example:`` in a docstring begins a section of examples."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Use the section name of Griffe."""
+        if obj.docstring:
+            obj.docstring.value = obj.docstring.value.replace("Example:\n", "Examples:\n")
