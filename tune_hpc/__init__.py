@@ -6,12 +6,12 @@ Public names, each imported on first use, so that ``import tune_hpc`` takes mill
     Published, Claim, Figure, Table           published numbers and the contents of the report
     run, run_all, resume, extend              run, resume and extend searches on Ray Tune
     compare                                   tune each value of the scientific parameters, and compare the winners
-    load, load_all, Results, join             results as data frames; several searches as one
+    load, load_all, Results, concat           results as data frames; several searches as one
     compare_to_published, check_claims        agreement with published numbers and statements
     check_boundaries                          is the best configuration on the boundary of the space?
     importance, interactions                  importance of parameters, and interactions of pairs
     budget_curve, time_to_target              results with fewer configurations, and time to a target
-    protocols, special_cases                  selection bias, and consistency of related optimizers
+    selection_bias, special_cases             selection bias, and consistency of related optimizers
     write_report                              tables, figures and one HTML page
     export_search, to_optuna                  export to TensorBoard, MLflow and Optuna
     Client, LocalClient, InProcessClient      jobs on a Ray cluster, on this machine, in this process
