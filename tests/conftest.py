@@ -79,16 +79,16 @@ def store_server():
 
 @pytest.fixture
 def bucket(store_server, tmp_path, monkeypatch):
-    """A place of this test's own in an object store, and a machine that has no copies of anything."""
-    from tune_hpc.storage import filesystem
+    """URI of an empty folder in a bucket; this machine has no working copies."""
+    from tune_hpc.storage import s3
 
     (tmp_path / "machine").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "machine"))
-    filesystem.cache_dir.cache_clear()
-    filesystem._store.cache_clear()
+    s3.working_copies.cache_clear()
+    s3.filesystem.cache_clear()
     yield f"s3://tests/{tmp_path.name}"
-    filesystem.cache_dir.cache_clear()
-    filesystem._store.cache_clear()
+    s3.working_copies.cache_clear()
+    s3.filesystem.cache_clear()
 
 
 @pytest.fixture(scope="session")

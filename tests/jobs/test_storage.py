@@ -12,7 +12,7 @@ from tune_hpc.errors import FolderError
 from tune_hpc.jobs.client import JobClient, LocalClient
 from tune_hpc.jobs.job_folder import JobFolder
 from tune_hpc.search.experiment import Experiment, Space
-from tune_hpc.storage import filesystem
+from tune_hpc.storage import s3
 from tune_hpc.storage.access import check_storage
 
 
@@ -99,7 +99,7 @@ def test_version_of_a_job_in_an_object_store_is_one_request(bucket, monkeypatch)
     job = JobFolder(f"{bucket}/line-20260101-000000-0000")
     plain = {"name": "line", "num_trials": 1, "metric": "loss", "searcher": "grid", "scheduler": "none"}
     job.make({"id": job.id, "submitted": "2026-01-01T00:00:00+00:00", "experiments": [plain], "options": {}})
-    store, requests = filesystem._store(), []
+    store, requests = s3.filesystem(), []
 
     class Counting:
         def __getattr__(self, name):
@@ -107,7 +107,7 @@ def test_version_of_a_job_in_an_object_store_is_one_request(bucket, monkeypatch)
             return getattr(store, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(filesystem, "_store", Counting)
+        patch.setattr(s3, "filesystem", Counting)
         before = job.version()
     assert requests == ["get_file_info"]
     job.add_attempt("start", {}, {})

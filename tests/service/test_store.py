@@ -1,7 +1,7 @@
 """A service whose storage is in an object store, and another one on another machine."""
 
 from tests.service.conftest import serve
-from tune_hpc.storage import filesystem
+from tune_hpc.storage import s3
 
 
 def test_search_of_one_machine_is_served_by_another(bucket, tmp_path, monkeypatch):
@@ -13,7 +13,7 @@ def test_search_of_one_machine_is_served_by_another(bucket, tmp_path, monkeypatc
 
     (tmp_path / "other").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "other"))
-    filesystem.cache_dir.cache_clear()
+    s3.working_copies.cache_clear()
     second = serve(bucket, revoked_file=tmp_path / "revoked")
     assert [search["id"] for search in second.get("/searches").json()["searches"]] == [search_id]
     trials = second.get(f"/searches/{search_id}/trials").json()["trials"]

@@ -105,7 +105,7 @@ def test_experiments_are_found_below_but_not_in_what_ray_keeps(tmp_path):
 
 
 def test_no_experiment_is_an_error_that_says_why(tmp_path):
-    with pytest.raises(FolderError, match="there is no such folder"):
+    with pytest.raises(FolderError, match="the folder does not exist"):
         find_experiments(tmp_path / "none")
     with pytest.raises(FolderError, match=r"no experiment\.json in it or below it"):
         find_experiments(tmp_path)

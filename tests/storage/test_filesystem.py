@@ -149,6 +149,6 @@ def test_copies_in_another_user_s_folder_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("os.getuid", lambda: 12345)
     (tmp_path / "tune_hpc-12345").mkdir()
     filesystem.cache_dir.cache_clear()
-    with pytest.raises(FolderError, match="belongs to somebody else; set TMPDIR to a folder of your own"):
+    with pytest.raises(FolderError, match="belongs to another user; set TMPDIR to a folder that you own"):
         filesystem.cache_dir()
     filesystem.cache_dir.cache_clear()

@@ -1,155 +1,63 @@
-"""The experiment folder: every file name in one place, and how files get there whole.
+"""Layout and atomic writes of an experiment folder.
 
-    experiment.json    what was asked, by whom, where and with what; its state
-    progress.json      while the search runs: how many trials ended, and how long it will take (progress_file.py)
+    experiment.json    the experiment, its state, and the provenance of the run
+    progress.json      during the search: number of ended trials and estimated time (progress_file.py)
     trials.parquet     one row per trial (columns: results.py)
     history.parquet    long form: trial_id, step, one column per metric
-    proposals.jsonl    the configurations that a searcher which learns has proposed, one a line
-    rungs.jsonl        who came to which rung of a successive halving, and who goes on, one a line
-    population.jsonl   who copied whom at the end of each generation of a population, one a line
+    proposals.jsonl    configurations that a model-based searcher suggested, one per line
+    rungs.jsonl        arrivals and promotions at the rungs of ASHA, one per line
+    population.jsonl   exploits at the end of each generation of PBT, one per line
     attempts/N         one file for each start, resume and extension: the process that claimed it
-    trials/            while the search runs: ID.parquet for each trial that ended or has reported for some seconds,
-                       ID.checkpoint for one under way, bundles.json: which trials train as one program, control: the
-                       number of the attempt that may write, and whether its trials are to stop
+    trials/            during the search: ID.parquet for each trial that ended or has reported for some seconds,
+                       ID.checkpoint for a running trial, groups.json with the trials of each fused group, control with
+                       the number of the attempt that may write and its stop flag
     logs/              ID.log for each trial that wrote to its output or raised an exception
-    tables/ figures/   what was made from the frames
-    report.html        the same on one page
-    tensorboard/       the search as other tools read it, where it is exported: event files in a folder for each trial,
+    tables/ figures/   tables and figures made from the frames
+    report.html        both on one page
+    tensorboard/       exports, if requested: event files in one folder per trial,
     optuna.journal     an Optuna study,
-    mlflow.db          and runs of MLflow
-    ray/               Ray's own
+    mlflow.db          and MLflow runs
+    ray/               Ray's files
 
 A file appears under a temporary name and is then renamed, so that a reader never sees half of it. A folder is enough
 to analyse a search on any machine.
 """
 
-import errno
 import json
 import os
-import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tune_hpc.errors import ConflictError, FolderError
-from tune_hpc.storage.filesystem import (
-    delete,
-    delete_tree,
-    here,
-    is_remote,
-    list_names,
-    pull,
-    pull_tree,
-    push,
-    uri,
-)
+from tune_hpc.storage.filesystem import DISK_FULL_ERRNOS, Storage, write_error  # noqa: F401
 from tune_hpc.storage.process import this_process
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: The version of this layout.
 FORMAT = 1
-#: What the system says where there is no room for a file any more.
-DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_PART = ".parquet"
-
-
-def write_atomic(path: Path, write: Callable[[Path], object], *, make_folder: bool = True) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it.
-
-    Args:
-        path: The file.
-        write: Writes the content to a path.
-        make_folder: Make the folder of the file if it is missing; otherwise one that was deleted stays deleted.
-
-    Raises:
-        FolderError: the folder cannot be written, or the disk is full.
-    """
-    temporary = _temporary(path)
-    try:
-        if make_folder or is_remote(uri(path)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        push(path, temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        _remove(temporary)
-
-
-def create_exclusive(path: Path, text: str) -> bool:
-    """Create a file with its whole content, unless it exists; the compare-and-swap of this package.
-
-    An object store has no such operation: there it holds among the processes of one machine.
-
-    Returns:
-        Whether this call created it.
-
-    Raises:
-        FolderError: the folder is missing or cannot be written.
-    """
-    temporary = _temporary(path)
-    try:
-        if is_remote(uri(path)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if pull(path):
-                return False
-        temporary.write_text(text, encoding="utf-8")
-        # A link appears with the whole content, and only one process can make it.
-        os.link(temporary, path)
-        push(path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        _remove(temporary)
-    return True
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-
-
-def _remove(temporary: Path) -> None:
-    try:
-        temporary.unlink(missing_ok=True)
-    except OSError:
-        # The error that prevented the write is the one to report.
-        return
-
-
-def write_error(path: Path, error: OSError) -> FolderError:
-    """Return the error of a file or folder that cannot be written."""
-    remedy = "make room there" if error.errno in DISK_FULL_ERRNOS else "choose another folder"
-    return FolderError(f"{uri(path)} cannot be written: {error.strerror or error}; {remedy}")
-
-
-def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be made, or not written to; change nothing.
-
-    Raises:
-        FolderError: it, or a part of its path, is a file or not writable.
-    """
-    existing = next(one for one in (folder, *folder.absolute().parents) if one.exists())
-    if not existing.is_dir():
-        raise FolderError(f"{folder} cannot be made: {existing} is a file; choose another output folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise FolderError(f"{folder} cannot be made: {existing} is not writable; choose another output folder")
+_TRIAL = ".parquet"
 
 
 class ExperimentFolder:
     """Names and states of the files of one experiment.
 
+    Every method raises ``FolderError`` if the folder cannot be read or written.
+
     Args:
-        path: The folder, or its place in an object store.
+        path: The folder, or its URI.
+        attempt: The attempt that this process writes for; ``None``: the process only reads.
 
     Attributes:
-        path: The folder, or the working copy of it on this machine.
-        attempt: The number of the attempt that this process works for; ``None``: it only reads.
+        storage: The files of the folder.
+        path: The folder, or its working copy on this machine.
     """
 
     def __init__(self, path: str | os.PathLike[str], attempt: int | None = None) -> None:
-        self.path = here(path)
+        self.storage = Storage(path)
+        self.path = self.storage.root
         self.attempt = attempt
         self.attempts = self.path / "attempts"
         self.experiment_file = self.path / "experiment.json"
@@ -159,9 +67,9 @@ class ExperimentFolder:
         self.proposals = self.path / "proposals.jsonl"
         self.rungs = self.path / "rungs.jsonl"
         self.population = self.path / "population.jsonl"
-        self.parts = self.path / "trials"
-        self.bundles = self.parts / "bundles.json"
-        self.control = self.parts / "control"
+        self.trials = self.path / "trials"
+        self.groups = self.trials / "groups.json"
+        self.control = self.trials / "control"
         self.logs = self.path / "logs"
         self.tables = self.path / "tables"
         self.figures = self.path / "figures"
@@ -171,40 +79,96 @@ class ExperimentFolder:
         self.mlflow = self.path / "mlflow.db"
         self.ray = self.path / "ray"
 
+    @property
+    def uri(self) -> str:
+        """Name of the folder on every machine."""
+        return self.storage.uri
+
+    # TEMPORARY ALIASES: begin
+    @property
+    def place(self) -> str:
+        return self.uri
+
+    @property
+    def parts(self) -> Path:
+        return self.trials
+
+    @property
+    def bundles(self) -> Path:
+        return self.trials / "bundles.json"
+
     def part(self, trial_id: str) -> Path:
-        """Return the file of one trial, as far as it came."""
-        return self.parts / f"{trial_id}{_PART}"
+        return self.trial_file(trial_id)
 
-    def trial_ids(self) -> list[str]:
-        """Return the trials that have a file of their own, in order.
+    # TEMPORARY ALIASES: end
+    def absolute(self) -> "ExperimentFolder":
+        """Return the same folder with an absolute path."""
+        return ExperimentFolder(self.path.absolute(), self.attempt)
 
-        Raises:
-            FolderError: nobody may look there.
-        """
-        names = [child.name for child in _children(self.parts)] if self.parts.exists() else []
-        return [name.removesuffix(_PART) for name in names if name.endswith(_PART)]
+    def trial_file(self, trial_id: str) -> Path:
+        """Return the file with the row and the history of one trial."""
+        return self.trials / f"{trial_id}{_TRIAL}"
 
     def checkpoint(self, trial_id: str) -> Path:
-        """Return the file that holds the state of one trial under way."""
-        return self.parts / f"{trial_id}.checkpoint"
+        """Return the checkpoint of one running trial."""
+        return self.trials / f"{trial_id}.checkpoint"
 
     def log(self, trial_id: str) -> Path:
-        """Return the file of what one trial wrote to its output, and of its traceback."""
+        """Return the file with the output and the traceback of one trial."""
         return self.logs / f"{trial_id}.log"
 
-    def last_attempt(self) -> int:
-        """Return the number of the latest attempt; 0 if there is none.
+    def trial_ids(self) -> list[str]:
+        """Return the trials that have a trial file in the working copy, in order."""
+        names = [path.name for path in _children(self.trials)] if self.trials.exists() else []
+        return [name.removesuffix(_TRIAL) for name in names if name.endswith(_TRIAL)]
+
+    def write_trial(self, trial_id: str, row: Mapping[str, Any], history: "pd.DataFrame") -> None:
+        """Write the row and the history of one trial."""
+        from tune_hpc.storage.trial_file import write_table
+
+        self.storage.write_atomic(self.trial_file(trial_id), lambda path: write_table(path, row, history))
+
+    def read_trial(self, trial_id: str) -> tuple[dict[str, Any], "pd.DataFrame"]:
+        """Return the row and the history of one trial from the working copy.
 
         Raises:
-            FolderError: the folder cannot be read.
+            FolderError: the file is missing or damaged.
         """
-        names = list_names(self.attempts)
+        from tune_hpc.storage.trial_file import read_table, to_row
+
+        path = self.trial_file(trial_id)
+        table = read_table(path)
+        return to_row(path, table), table.to_pandas()
+
+    def read_row(self, trial_id: str) -> dict[str, Any] | None:
+        """Return the row of one trial; ``None`` if it has no trial file."""
+        from tune_hpc.storage.trial_file import read_table, to_row
+
+        path = self.trial_file(trial_id)
+        return to_row(path, read_table(path)) if self.storage.download(path) else None
+
+    def update_status(self, trial_id: str, changes: Mapping[str, Any]) -> None:
+        """Change columns in the row of one trial."""
+        row, history = self.read_trial(trial_id)
+        self.write_trial(trial_id, row | dict(changes), history)
+
+    def delete_checkpoint(self, trial_id: str) -> None:
+        """Delete the checkpoint of one trial, if it exists."""
+        self.storage.delete(self.checkpoint(trial_id))
+
+    def refresh(self) -> None:
+        """Refresh the working copy of the whole folder."""
+        self.storage.download_tree()
+
+    def last_attempt(self) -> int:
+        """Return the number of the latest attempt; 0 if there is none."""
+        names = self.storage.list_names(self.attempts)
         return max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
 
     def claim_attempt(self, last: int, number: int | None = None) -> None:
         """Become the only driver of the folder: a compare-and-swap on the number of the attempt.
 
-        The number is a fencing token: earlier drivers and their trials stop, and write nothing from now on.
+        The number is a fencing token: earlier drivers and their trials stop, and write nothing from then on.
 
         Args:
             last: The latest attempt that the caller saw.
@@ -212,58 +176,35 @@ class ExperimentFolder:
 
         Raises:
             ConflictError: another process has claimed the folder since.
-            FolderError: the folder cannot be written.
         """
         number = last + 1 if number is None else number
-        try:
-            self.attempts.mkdir(parents=is_remote(uri(self.path)), exist_ok=True)
-        except OSError as error:
-            raise write_error(self.attempts, error) from error
+        self.storage.make_folder(self.attempts)
         is_first = self.last_attempt() == last and number > last
-        if not is_first or not create_exclusive(self.attempts / str(number), json.dumps(this_process()) + "\n"):
+        text = json.dumps(this_process()) + "\n"
+        if not is_first or not self.storage.create_exclusive(self.attempts / str(number), text):
             raise ConflictError(f"another process resumed {self.path} (attempt {self.last_attempt()}); see its status")
         self.attempt = number
         self.write_control()
 
     def write_control(self, *, stop: bool = False) -> None:
-        """Publish the attempt that may write, and whether its trials are to save their state and stop.
-
-        Raises:
-            FolderError: the folder cannot be written, or the disk is full.
-        """
-        # The file is rewritten in place: NFS shows the new content of a file that is opened again at once, but may
-        # deny a new file for half a minute.
-        try:
-            self.parts.mkdir(exist_ok=True)
-            self.control.write_text(f"{self.attempt} {'stop' if stop else 'run'}\n", encoding="utf-8")
-            push(self.control)
-        except OSError as error:
-            raise write_error(self.control, error) from error
+        """Publish the attempt that may write, and whether its trials must save their state and stop."""
+        self.storage.make_folder(self.trials)
+        self.storage.rewrite(self.control, f"{self.attempt} {'stop' if stop else 'run'}\n")
 
     def read_control(self) -> tuple[int | None, bool]:
-        """Return the attempt that may write, and whether its trials are to stop.
+        """Return the attempt that may write, and whether its trials must stop.
 
-        The number is ``None`` if there is no such file: the search has ended, or its folder was deleted.
-
-        Raises:
-            FolderError: the storage does not answer.
+        The number is ``None`` if the file is missing: the search has ended, or its folder was deleted.
         """
         try:
-            pull(self.control)
-            number, _, order = self.control.read_text(encoding="utf-8").partition(" ")
+            number, _, order = self.storage.read_text(self.control).partition(" ")
         except FileNotFoundError:
             return None, False
-        except OSError as error:
-            raise FolderError(f"{self.control} cannot be read: {error.strerror or error}; check the storage") from error
-        # A reader may open the file while it is rewritten: an empty file orders nothing.
+        # The file may be read while it is rewritten; an empty file has no effect.
         return (int(number), order.strip() == "stop") if number.isdigit() else (self.attempt, False)
 
     def is_superseded(self) -> bool:
-        """Return whether another attempt may write now, and this one must not.
-
-        Raises:
-            FolderError: the storage does not answer.
-        """
+        """Return whether another attempt may write instead of this one."""
         return self.attempt is not None and self.read_control()[0] != self.attempt
 
     def check_attempt(self) -> None:
@@ -271,7 +212,6 @@ class ExperimentFolder:
 
         Raises:
             ConflictError: another process has resumed the search, or the folder was deleted.
-            FolderError: the storage does not answer.
         """
         if self.is_superseded():
             raise ConflictError(
@@ -280,54 +220,37 @@ class ExperimentFolder:
             )
 
     @property
-    def place(self) -> str:
-        """What the folder is called on whatever machine."""
-        return uri(self.path)
-
-    @property
     def holds_experiment(self) -> bool:
-        """Whether an experiment was begun here.
-
-        Raises:
-            FolderError: the folder cannot be read, or no file can have that name.
-        """
-        return pull(self.experiment_file)
+        """Whether the folder has an experiment.json."""
+        return self.storage.download(self.experiment_file)
 
     def check_free(self, name: str, *, overwrite: bool = False) -> None:
-        """Refuse a folder that a new experiment must not use; change nothing.
+        """Raise if a new experiment cannot use the folder; change nothing.
 
         Args:
             name: The experiment's name.
-            overwrite: What an experiment of the same name left here may go.
+            overwrite: Accept the files of an earlier experiment of this name.
 
         Raises:
-            FolderError: the folder holds an experiment, holds anything else, or lies where no folder can be made.
+            FolderError: the folder holds an experiment or other files, or cannot be made.
         """
         if self.holds_experiment:
-            held = self.read()["name"]
-            if not overwrite or held != name:
-                raise FolderError(f"{self.path} already holds the experiment {held}; choose another output folder")
-        elif list_names(self.path):
+            present = self.read()["name"]
+            if not overwrite or present != name:
+                raise FolderError(f"{self.path} already holds the experiment {present}; choose another output folder")
+        elif self.storage.list_names():
             raise FolderError(f"{self.path} is not empty and holds no experiment; choose an empty or new output folder")
-        check_writable(self.path)
+        self.storage.check_writable()
 
     def claim(self, name: str, *, overwrite: bool = False) -> None:
-        """Make the folder, empty, for a new experiment.
-
-        Args:
-            name: The experiment's name.
-            overwrite: Remove what an experiment of the same name left here.
-
-        Raises:
-            FolderError: as ``check_free``, or the folder cannot be written.
-        """
+        """Make the folder, empty, for a new experiment; arguments and errors as for ``check_free``."""
         self.check_free(name, overwrite=overwrite)
-        for leftover in (self.parts, self.logs, self.tables, self.figures, self.tensorboard, self.ray):
-            delete_tree(leftover)
+        for folder in (self.trials, self.logs, self.tables, self.figures, self.tensorboard, self.ray):
+            self.storage.delete_tree(folder)
         frames, journals = (self.trials_file, self.history_file), (self.proposals, self.rungs, self.population)
         others = (self.progress, self.report, self.optuna_journal, self.mlflow)
         for file in (*frames, *journals, *others, self.experiment_file):
-            delete(file)
+            self.storage.delete(file)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -339,13 +262,13 @@ class ExperimentFolder:
         """Return the contents of experiment.json.
 
         Raises:
-            FolderError: there is none, or it is not readable.
+            FolderError: the file is missing or damaged.
         """
-        if not self.holds_experiment:
-            raise FolderError(f"{self.path} is no experiment folder: it has no experiment.json")
         try:
-            experiment = json.loads(self.experiment_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            experiment = json.loads(self.storage.read_text(self.experiment_file))
+        except FileNotFoundError:
+            raise FolderError(f"{self.path} is no experiment folder: it has no experiment.json") from None
+        except (FolderError, ValueError, RecursionError) as error:
             raise FolderError(f"{self.experiment_file} cannot be read: {error}; restore it from a copy") from error
         if not isinstance(experiment, dict) or "name" not in experiment:
             raise FolderError(f"{self.experiment_file} describes no experiment: it has no name; restore it from a copy")
@@ -359,20 +282,16 @@ class ExperimentFolder:
 
         Raises:
             ConflictError: another attempt may write now.
-            FolderError: the folder cannot be written.
         """
         self.check_attempt()
-        text = json.dumps(experiment, indent=1, allow_nan=False) + "\n"
-        write_atomic(self.experiment_file, lambda path: path.write_text(text, encoding="utf-8"))
+        self.storage.write_atomic(self.experiment_file, json.dumps(experiment, indent=1, allow_nan=False) + "\n")
 
 
 def _children(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
-        raise FolderError(
-            f"{folder} cannot be looked into: {error.strerror or error}; choose another folder"
-        ) from error
+        raise FolderError(f"{folder} cannot be read: {error.strerror or error}; choose another folder") from error
 
 
 def find_experiments(path: str | os.PathLike[str]) -> list[ExperimentFolder]:
@@ -381,42 +300,59 @@ def find_experiments(path: str | os.PathLike[str]) -> list[ExperimentFolder]:
     Raises:
         FolderError: there is none.
     """
-    root = here(path)
-    pull_tree(root)
+    storage = Storage(path)
+    storage.download_tree()
 
-    def walk(folder: Path) -> Iterator[ExperimentFolder]:
-        if ExperimentFolder(folder).holds_experiment:
-            yield ExperimentFolder(folder)
-        elif folder.is_dir():
-            for child in _children(folder):
+    def walk(path: Path) -> Iterator[ExperimentFolder]:
+        folder = ExperimentFolder(path)
+        if folder.holds_experiment:
+            yield folder
+        elif path.is_dir():
+            for child in _children(path):
                 if child.is_dir() and child.name != "ray":
                     yield from walk(child)
 
-    found = list(walk(root))
+    found = list(walk(storage.root))
     if not found:
-        reason = "there is no such folder" if not root.exists() else "no experiment.json in it or below it"
-        raise FolderError(f"{uri(root)} is no experiment folder: {reason}")
+        reason = "no experiment.json in it or below it" if storage.root.exists() else "the folder does not exist"
+        raise FolderError(f"{storage.uri} is no experiment folder: {reason}")
     return found
 
 
-def find_one(path: str | os.PathLike[str]) -> ExperimentFolder:
+def find_experiment(path: str | os.PathLike[str]) -> ExperimentFolder:
     """Return the experiment folder at ``path``.
 
     Raises:
         FolderError: there is none, or ``path`` holds several.
     """
-    found = find_experiments(path)
-    if found[0].path != here(path):
-        names = ", ".join(str(one.path.relative_to(here(path))) for one in found)
+    found, root = find_experiments(path), Storage(path).root
+    if found[0].path != root:
+        names = ", ".join(str(folder.path.relative_to(root)) for folder in found)
         raise FolderError(f"{path} is no experiment folder, but holds some ({names}); name one, or use load_all")
     return found[0]
 
 
 def new_folder(name: str, parent: str | Path = "runs") -> Path:
-    """Return ``runs/NAME``, or ``runs/NAME-2`` and so on where that is taken."""
+    """Return the first of ``runs/NAME``, ``runs/NAME-2`` and so on that does not exist."""
     number = 1
     while True:
         folder = Path(parent) / (name if number == 1 else f"{name}-{number}")
         if not folder.exists():
             return folder
         number += 1
+
+
+# TEMPORARY SHIMS
+find_one = find_experiment
+
+
+def write_atomic(path: Path, write: Any, *, make_folder: bool = True) -> None:
+    Storage(path.parent).write_atomic(path, write, make_folder=make_folder)
+
+
+def create_exclusive(path: Path, text: str) -> bool:
+    return Storage(path.parent).create_exclusive(path, text)
+
+
+def check_writable(folder: Path) -> None:
+    Storage(folder).check_writable()

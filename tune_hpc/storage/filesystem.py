@@ -1,253 +1,431 @@
-"""Experiment folders in an object store (``s3://bucket/folder``), each with a working copy on every machine.
+"""Files of a local folder or of an S3 bucket, behind one class.
 
-The store is the truth, and what is here is a copy of what is there: a file is put there before it appears here, and is
-asked for again before it is read, so that whoever works on a search sees what the others wrote. Code that knows paths
-need know no more than that: a path below ``copies()`` is a copy, and every other path is just a file, for which all of
-this does nothing.
-
-The store is reached by pyarrow, with the credentials, the region and the endpoint that the environment gives
-(``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL`` and so on) on every machine that works on the search.
+A remote root has a working copy on every machine. The bucket is authoritative: a file is uploaded before it appears in
+the working copy, and refreshed before it is read. pyarrow.fs has no conditional PUT, so ``create_exclusive`` on S3 is
+atomic only among the processes of one machine.
 """
 
+import errno
+import math
 import os
+import secrets
 import shutil
-import tempfile
-import threading
+import stat
 import time
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import datetime
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import BinaryIO, NamedTuple
 
 from tune_hpc.errors import FolderError
+from tune_hpc.storage import s3
 
-SCHEME = "s3"
-#: What was written so many seconds ago is not written again in the same second, whatever clocks say.
-_SETTLED_S = 1000.0
-#: Files that only grow: the longer one is the newer one.
-_GROWING = (".log", ".jsonl")
+#: Errors of a file system that is full.
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Seconds for which the clock of a storage is cached.
+CLOCK_TTL_S = 10.0
+_clocks: dict[Path, tuple[float, float]] = {}
 
-
-@cache
-def cache_dir() -> Path:
-    """Return the folder of all working copies of this user on this machine.
-
-    Raises:
-        FolderError: it is another user's.
-    """
-    folder = Path(tempfile.gettempdir()) / f"tune_hpc-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise FolderError(f"{folder} belongs to somebody else; set TMPDIR to a folder of your own")
-    return folder / "copies"
+#: A name relative to the root, or the path that ``local_path`` returned for one.
+Name = str | Path
 
 
-def is_remote(place: str | os.PathLike[str]) -> bool:
-    """Whether a place is in an object store."""
-    return str(place).startswith(f"{SCHEME}://")
+class FileInfo(NamedTuple):
+    """A file in a listing: name relative to the root, size in bytes, modification time in nanoseconds."""
+
+    name: str
+    size: int
+    mtime_ns: int
 
 
-def here(place: str | os.PathLike[str]) -> Path:
-    """Return the path of a place: itself, or that of its working copy.
-
-    Raises:
-        FolderError: a place in a store without a bucket, or one that leads out of it.
-    """
-    if not is_remote(place):
-        if "://" in str(place):
-            raise FolderError(f"a storage is a folder or {SCHEME}://bucket/folder; got {place}")
-        return Path(place)
-    parts = PurePosixPath(str(place).removeprefix(f"{SCHEME}://")).parts
-    if not parts or ".." in parts or parts[0] == "/":
-        raise FolderError(f"a place in an object store reads {SCHEME}://bucket/folder; got {place}")
-    return cache_dir().joinpath(SCHEME, *parts)
-
-
-def uri(path: Path) -> str:
-    """Return the place of a path: what everybody calls it, on whatever machine."""
-    key = _key(path)
-    return str(path) if key is None else f"{SCHEME}://{key}"
-
-
-def push(path: Path, source: Path | None = None) -> None:
-    """Put a file into the store.
+class Storage:
+    """Files below one root, a local folder or ``s3://bucket/folder``.
 
     Args:
-        path: Whose copy it is.
-        source: Where the contents are; by default there.
+        root: The folder, its URI, or the working copy of a remote folder.
+
+    Attributes:
+        root: The folder, or its working copy on this machine.
 
     Raises:
-        OSError: the store does not take it.
+        FolderError: the URI is malformed; in every method: the storage does not answer, cannot be read or written.
     """
-    key = _key(path)
-    if key is None:
-        return
-    with (source or path).open("rb") as file, _store().open_output_stream(key) as there:
-        shutil.copyfileobj(file, there, 1 << 20)
 
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        text = str(root)
+        parts = PurePosixPath(text.removeprefix(f"{s3.SCHEME}://")).parts
+        is_uri = text.startswith(f"{s3.SCHEME}://")
+        if "://" in text and (not is_uri or not parts or ".." in parts or parts[0] == "/"):
+            raise FolderError(f"a storage is a folder or {s3.SCHEME}://bucket/folder; got {text}")
+        self.root = s3.working_copies().joinpath(s3.SCHEME, *parts) if is_uri else Path(root)
 
-def pull(path: Path) -> bool:
-    """Make a copy what the store holds, and say whether it holds the file.
+    @property
+    def uri(self) -> str:
+        """Name of the root on every machine."""
+        return s3.uri_of(self.root)
 
-    Raises:
-        FolderError: the storage does not answer.
-    """
-    key = _key(path)
-    with _told(path):
-        return path.is_file() if key is None else _fetch(path, key)
+    @property
+    def is_remote(self) -> bool:
+        """Whether the root is in a bucket."""
+        return s3.key_of(self.root) is not None
 
+    def absolute(self) -> "Storage":
+        """Return the same storage with an absolute root."""
+        return Storage(self.root.absolute())
 
-def pull_tree(folder: Path) -> None:
-    """Make the copies of all files below a folder what the store holds.
+    def local_path(self, name: Name) -> Path:
+        """Return the path of a file on this machine, for libraries that read and write files themselves."""
+        return name if isinstance(name, Path) else self.root / name
 
-    Raises:
-        FolderError: the store does not answer.
-    """
-    key = _key(folder)
-    if key is None:
-        return
-    from pyarrow.fs import FileSelector
+    def exists(self, name: Name) -> bool:
+        """Return whether the storage has a file."""
+        path = self.local_path(name)
+        with _access(path):
+            key = s3.key_of(path)
+            return path.is_file() if key is None else bool(s3.filesystem().get_file_info(key).is_file)
 
-    with _told(folder):
-        for info in _store().get_file_info(FileSelector(key, recursive=True, allow_not_found=True)):
-            path = cache_dir() / SCHEME / info.path
-            if info.is_file and not _is_surely_same(path, info):
-                _fetch(path, info.path)
+    def read_bytes(self, name: Name) -> bytes:
+        """Return the contents of a file.
 
+        Raises:
+            FileNotFoundError: the file is missing.
+        """
+        path = self.local_path(name)
+        if self.is_remote and not self.download(path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), s3.uri_of(path))
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _read_error(path, error) from error
 
-def list_names(folder: Path) -> list[str]:
-    """Return the names of all that is in a folder.
+    def read_text(self, name: Name) -> str:
+        """Return the contents of a UTF-8 file; raises as ``read_bytes``."""
+        return self.read_bytes(name).decode("utf-8")
 
-    Raises:
-        FolderError: the store does not answer, or the folder cannot be looked into.
-    """
-    key = _key(folder)
-    with _told(folder):
-        if key is None:
-            return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        from pyarrow.fs import FileSelector
+    def write_atomic(
+        self, name: Name, data: bytes | str | Callable[[Path], object], *, make_folder: bool = True
+    ) -> None:
+        """Write a temporary file and rename it, so that a reader never sees half of it.
 
-        return sorted(info.base_name for info in _store().get_file_info(FileSelector(key, allow_not_found=True)))
+        Args:
+            name: The file.
+            data: Its contents, or a function that writes them to a path.
+            make_folder: Make the folder of the file if it is missing; otherwise a deleted folder stays deleted.
+        """
+        path = self.local_path(name)
+        temporary = _temporary(path)
+        try:
+            if make_folder or self.is_remote:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            if callable(data):
+                data(temporary)
+            else:
+                temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+            s3.upload_file(path, temporary)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise write_error(path, error) from error
+        finally:
+            _remove(temporary)
 
+    def create_exclusive(self, name: Name, text: str) -> bool:
+        """Create a file with its whole content unless it exists: compare-and-swap.
 
-def list_versions(folder: Path) -> list[tuple[str, int, int]]:
-    """Return name, size and modification time (ns) of every file below a folder of an object store, in one request.
-
-    Raises:
-        FolderError: the store does not answer.
-    """
-    from pyarrow.fs import FileSelector
-
-    with _told(folder):
-        found = _store().get_file_info(FileSelector(_key(folder), recursive=True, allow_not_found=True))
-        return sorted((info.path, info.size, info.mtime_ns) for info in found if info.is_file)
-
-
-def delete(path: Path) -> None:
-    """Remove a file, if it is there.
-
-    Raises:
-        FolderError: the store does not answer.
-    """
-    key = _key(path)
-    if key is not None:
-        with _told(path):
-            if _store().get_file_info(key).is_file:
-                _store().delete_file(key)
-    path.unlink(missing_ok=True)
-
-
-def delete_tree(folder: Path) -> None:
-    """Remove a folder with all that is in it, if it is there.
-
-    Raises:
-        FolderError: the store does not answer.
-    """
-    key = _key(folder)
-    if key is not None:
-        from pyarrow.fs import FileType
-
-        with _told(folder):
-            if _store().get_file_info(key).type is FileType.Directory:
-                _store().delete_dir(key)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _fetch(path: Path, key: str) -> bool:
-    """Make a copy what the store holds, if it is not; whether the store holds it."""
-    try:
-        with _store().open_input_file(key) as there:
-            size, version = there.size(), _version(there.metadata())
-            if path.is_file() and _is_same(path, size, version):
-                return True
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-            try:
-                with temporary.open("wb") as file:
-                    shutil.copyfileobj(there, file, 1 << 20)
-                os.utime(temporary, ns=(version, version))
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _is_same(path: Path, size: int, version: int) -> bool:
-    mine = path.stat()
-    if path.suffix in _GROWING and mine.st_size >= size:
+        Returns:
+            Whether this call created the file.
+        """
+        path = self.local_path(name)
+        temporary = _temporary(path)
+        try:
+            if self.is_remote:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if self.download(path):
+                    return False
+            temporary.write_text(text, encoding="utf-8")
+            # A link appears with the whole content, and only one process can make it.
+            os.link(temporary, path)
+            s3.upload_file(path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise write_error(path, error) from error
+        finally:
+            _remove(temporary)
         return True
-    return (mine.st_size, mine.st_mtime_ns) == (size, version)
+
+    def append(self, name: Name, text: str) -> None:
+        """Append text to a file."""
+        self._write_in_place(name, text, "a")
+
+    def rewrite(self, name: Name, text: str) -> None:
+        """Rewrite a small file in place, for readers on other nodes that poll it.
+
+        NFS shows the new content of an existing file at once, but may hide a renamed file for half a minute.
+        """
+        self._write_in_place(name, text, "w")
+
+    def _write_in_place(self, name: Name, text: str, mode: str) -> None:
+        path = self.local_path(name)
+        try:
+            with path.open(mode, encoding="utf-8") as file:
+                file.write(text)
+            s3.upload_file(path)
+        except OSError as error:
+            raise write_error(path, error) from error
+
+    def make_folder(self, name: Name = "") -> None:
+        """Make a folder in an existing one."""
+        path = self.local_path(name)
+        try:
+            path.mkdir(parents=self.is_remote, exist_ok=True)
+        except OSError as error:
+            raise write_error(path, error) from error
+
+    def list_names(self, prefix: Name = "") -> list[str]:
+        """Return the sorted names of all files and folders directly in a folder."""
+        folder = self.local_path(prefix)
+        key = s3.key_of(folder)
+        with _access(folder):
+            if key is None:
+                return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+            return sorted(info.base_name for info in s3.list_infos(key, recursive=False))
+
+    def list_files(self, prefix: Name = "") -> list[FileInfo]:
+        """Return all files below a folder, in the order of their names; one request on S3."""
+        folder = self.local_path(prefix)
+        key = s3.key_of(folder)
+        with _access(folder):
+            if key is not None:
+                found = [(s3.working_copy(info.path), info.size, info.mtime_ns) for info in s3.list_infos(key)]
+            else:
+                paths = [path for path in folder.rglob("*") if path.is_file()]
+                found = [(path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        return sorted(FileInfo(path.relative_to(self.root).as_posix(), *details) for path, *details in found)
+
+    def delete(self, name: Name) -> None:
+        """Delete a file if it exists."""
+        path = self.local_path(name)
+        with _access(path):
+            s3.delete_file(path)
+        path.unlink(missing_ok=True)
+
+    def delete_tree(self, prefix: Name = "") -> None:
+        """Delete a folder and everything below it, if it exists."""
+        folder = self.local_path(prefix)
+        with _access(folder):
+            s3.delete_folder(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def upload(self, name: Name) -> None:
+        """Publish a file that was written to its local path; no effect on a local root.
+
+        Raises:
+            OSError: the bucket rejects the file.
+        """
+        s3.upload_file(self.local_path(name))
+
+    def download(self, name: Name) -> bool:
+        """Refresh the working copy of a file, and return whether the storage has the file."""
+        path = self.local_path(name)
+        with _access(path):
+            key = s3.key_of(path)
+            return path.is_file() if key is None else s3.download_file(path, key)
+
+    def download_tree(self, prefix: Name = "") -> None:
+        """Refresh the working copies of all files below a folder; no effect on a local root."""
+        folder = self.local_path(prefix)
+        with _access(folder):
+            s3.download_folder(folder)
+
+    def check_writable(self) -> None:
+        """Raise unless the root can be made and written; change nothing.
+
+        Raises:
+            FolderError: the root or a part of its path is a file or not writable.
+        """
+        existing = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise FolderError(f"{self.root} cannot be made: {existing} is a file; choose another output folder")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise FolderError(f"{self.root} cannot be made: {existing} is not writable; choose another output folder")
+
+    def check_private(self, *, shared: bool = False) -> None:
+        """Make the root if it is missing, and raise if other users can write to it.
+
+        A user who can write to a storage can run code as those who resume jobs in it. The rules of a bucket are not
+        checked.
+
+        Args:
+            shared: Accept a folder that other users can write to.
+
+        Raises:
+            FolderError: other users can write to the root, or it cannot be made.
+        """
+        path = self.root.absolute()
+        if self.is_remote:
+            return
+        try:
+            path.mkdir(mode=0o777 if shared else 0o700, parents=True, exist_ok=True)
+            status = path.stat()
+        except OSError as error:
+            raise FolderError(f"{path} cannot be made: {error.strerror}; choose another storage") from error
+        if not shared and status.st_mode & 0o022:
+            raise FolderError(
+                f"other users can write to {path} (mode {status.st_mode & 0o777:o}) and run code as you; "
+                f"chmod go-w {path}, or use --shared-storage if you trust them"
+            )
+        if not shared and status.st_uid not in (0, os.geteuid()):
+            raise FolderError(
+                f"{path} belongs to another user (uid {status.st_uid}), who can run code as you; "
+                "choose a storage that you own, or use --shared-storage if you trust them"
+            )
+
+    def open_no_follow(self, name: Name) -> BinaryIO:
+        """Open a file for reading, through no symbolic link, the root included.
+
+        Raises:
+            FileNotFoundError: the file is missing.
+            FolderError: a part of the path is a symbolic link, or the file cannot be read.
+        """
+        path = self.local_path(name)
+        self.download(path)
+        *folders, base = path.relative_to(self.root).parts
+        folder = -1
+        try:
+            folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            for part in folders:
+                outer, folder = folder, os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+                os.close(outer)
+            file = os.fdopen(os.open(base, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder), "rb")
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise FolderError(f"{path} is or lies behind a symbolic link; remove the link") from None
+            raise FolderError(f"{path} cannot be read: {error.strerror}; check the storage") from error
+        finally:
+            if folder >= 0:
+                os.close(folder)
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise FolderError(f"{path} is not a regular file; remove it")
+        return file
+
+    def age_s(self, name: Name) -> float:
+        """Return the seconds since a file was written, by the clock of the storage alone.
+
+        The result is infinite for a file of the future, written before the clock was set back.
+        """
+        path = self.local_path(name)
+        try:
+            self.download(path)
+            written = _mtime(path)
+        except OSError as error:
+            raise FolderError(f"{path} cannot be read: {error.strerror or error}; check the storage") from error
+        age = self._time() - written
+        return max(0.0, age) if age > -CLOCK_TTL_S else math.inf
+
+    def _time(self) -> float:
+        """Return the time of the storage: the modification time of a file that is written now.
+
+        Clocks of two machines may differ by hours, but one clock stamps all heartbeats of a storage. This machine's
+        clock is the fallback for a storage that this process cannot write.
+        """
+        read_at, now = _clocks.get(self.root, (-CLOCK_TTL_S, 0.0))
+        if time.monotonic() - read_at >= CLOCK_TTL_S:
+            try:
+                self.write_atomic(".clock", "\n", make_folder=False)
+                self.download(".clock")
+                now = _mtime(self.root / ".clock")
+            except OSError:
+                now = time.time()
+            read_at = time.monotonic()
+            _clocks[self.root] = read_at, now
+        return now + time.monotonic() - read_at
 
 
-def _is_surely_same(path: Path, info: Any) -> bool:
-    """Whether a copy is what a list tells of: a list knows the second, so what is new has to be asked for by itself."""
+def write_error(path: Path, error: OSError) -> FolderError:
+    """Return the error of a file or folder that cannot be written."""
+    remedy = "make room there" if error.errno in DISK_FULL_ERRNOS else "choose another folder"
+    return FolderError(f"{s3.uri_of(path)} cannot be written: {error.strerror or error}; {remedy}")
+
+
+def _mtime(path: Path) -> float:
+    """Return the modification time of a file; NFS reports the current one only for an open file."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        mine = path.stat()
-    except FileNotFoundError:
-        return False
-    is_settled = abs(time.time() - info.mtime.timestamp()) > _SETTLED_S
-    return is_settled and (mine.st_size, int(mine.st_mtime)) == (info.size, int(info.mtime.timestamp()))
+        return os.fstat(file).st_mtime
+    finally:
+        os.close(file)
 
 
-def _version(metadata: Mapping[str, bytes]) -> int:
-    """Return the time that a copy is given: the second when the file was written, and nanoseconds that tell which one.
-
-    A store tells the second only, and within one second a file may be written several times.
-    """
-    written = datetime.fromisoformat(metadata["Last-Modified"].decode())
-    return int(written.timestamp()) * 10**9 + zlib.crc32(metadata["ETag"]) % 10**9
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
 
-def _key(path: Path) -> str | None:
-    """Return what the store calls a path; ``None`` where it is just a file."""
-    root = f"{cache_dir()}/{SCHEME}/"
-    text = str(path)
-    return text.removeprefix(root) if text.startswith(root) else None
+def _remove(temporary: Path) -> None:
+    # The error that prevented the write is the one to report.
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
 
 
-@cache
-def _store() -> Any:
-    from pyarrow.fs import S3FileSystem
-
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    scheme, _, host = (endpoint or "").rpartition("://")
-    return S3FileSystem(
-        endpoint_override=host or None, scheme=scheme or None, region=os.environ.get("AWS_REGION"),
-        connect_timeout=10, request_timeout=60, allow_delayed_open=True,
-    )  # fmt: skip
+def _read_error(path: Path, error: OSError) -> FolderError:
+    if s3.key_of(path) is None:
+        return FolderError(f"{path} cannot be read: {error.strerror or error}; choose another folder")
+    reason = " ".join(str(error).split())[:200]
+    return FolderError(f"{s3.uri_of(path)} does not answer ({reason}); check the bucket and the credentials")
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _access(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if _key(path) is None:
-            raise FolderError(f"{path} cannot be read: {error.strerror or error}; choose another folder") from error
-        reason = " ".join(str(error).split())[:200]
-        raise FolderError(f"{uri(path)} does not answer ({reason}); check the bucket and the credentials") from error
+        raise _read_error(path, error) from error
+
+
+# TEMPORARY SHIMS
+cache_dir = s3.working_copies
+_store = s3.filesystem
+
+
+def here(place: str | os.PathLike[str]) -> Path:
+    return Storage(place).root
+
+
+def uri(path: Path) -> str:
+    return s3.uri_of(path)
+
+
+def is_remote(place: str | os.PathLike[str]) -> bool:
+    return Storage(place).is_remote
+
+
+def push(path: Path, source: Path | None = None) -> None:
+    s3.upload_file(path, source)
+
+
+def pull(path: Path) -> bool:
+    return Storage(path.parent).download(path)
+
+
+def pull_tree(folder: Path) -> None:
+    Storage(folder).download_tree()
+
+
+def list_names(folder: Path) -> list[str]:
+    return Storage(folder).list_names()
+
+
+def delete(path: Path) -> None:
+    Storage(path.parent).delete(path)
+
+
+def delete_tree(folder: Path) -> None:
+    Storage(folder).delete_tree()
+
+
+def list_versions(folder: Path) -> list[FileInfo]:
+    return Storage(folder).list_files()

@@ -1,4 +1,4 @@
-"""Files of JSON lines that grow while a search runs, and tell it what it had decided when it goes on."""
+"""Append to and read JSON-lines files."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 from tune_hpc.errors import FolderError
 from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.filesystem import pull, push
+from tune_hpc.storage.filesystem import Storage
 
 
 def append_line(folder: ExperimentFolder, path: Path, line: Mapping[str, Any]) -> None:
@@ -15,26 +15,26 @@ def append_line(folder: ExperimentFolder, path: Path, line: Mapping[str, Any]) -
 
     Raises:
         ConflictError: another attempt may write now.
+        FolderError: the file cannot be written.
     """
     folder.check_attempt()
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
-    push(path)
+    folder.storage.append(path, json.dumps(line, allow_nan=False) + "\n")
 
 
 def read_lines(path: Path, counter: str, first: int = 0, may_be_absent: bool = False) -> list[dict[str, Any]]:
-    """Return all lines; what is left of one that was never finished is cut off.
+    """Return all lines; remove an unfinished last line from the file.
 
     Args:
         path: The file.
-        counter: The entry that numbers the lines.
-        first: The first line's number.
-        may_be_absent: Whether there may be no such file: then there are no lines.
+        counter: The key that numbers the lines.
+        first: The number of the first line.
+        may_be_absent: Whether a missing file counts as an empty one.
 
     Raises:
-        FolderError: the file is missing, or damaged elsewhere than in a last line that was never finished.
+        FolderError: the file is missing, or damaged before its last line.
     """
-    if not pull(path) and may_be_absent:
+    storage = Storage(path.parent)
+    if not storage.download(path) and may_be_absent:
         return []
     try:
         *texts, rest = path.read_text(encoding="utf-8").split("\n")
@@ -42,10 +42,10 @@ def read_lines(path: Path, counter: str, first: int = 0, may_be_absent: bool = F
         if [line[counter] for line in lines] != list(range(first, first + len(lines))):
             raise ValueError(f"its numbers are not {first}, {first + 1}, {first + 2}, ...")
         if rest:
-            # The process died while it wrote; nothing that this line tells of had begun.
+            # The process died during the write, before it acted on this line.
             with path.open("r+", encoding="utf-8") as file:
                 file.truncate(sum(len(text.encode()) + 1 for text in texts))
-            push(path)
+            storage.upload(path)
         return lines
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FolderError(f"{path} cannot be read: {error}; restore it from a copy") from error
