@@ -253,7 +253,7 @@ def test_what_the_last_experiment_would_be_refused_for_is_known_before_the_first
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere is no experiment folder: there is no such folder"),
+        (["nowhere"], "nowhere is no experiment folder: the folder does not exist"),
         (["foreign"], "foreign is no experiment folder: no experiment.json in it or below it"),
         (["file"], "file is no experiment folder: no experiment.json in it or below it"),
         (["a" * 300], "cannot be read: File name too long"),
@@ -290,7 +290,7 @@ def test_a_corrupted_description_is_named(refused, finished, text, message):
     ("arguments", "message"),
     [
         (["report", "foreign"], "foreign is no experiment folder: no experiment.json in it or below it"),
-        (["report", "run", "nowhere"], "nowhere is no experiment folder: there is no such folder"),
+        (["report", "run", "nowhere"], "nowhere is no experiment folder: the folder does not exist"),
         (["report", "run", "-o", "foreign"], "foreign is a folder; name the file that the page is to be"),
         (["report", "run", "-o", "file/page.html"], "file is a file; choose another output folder"),
         (["list", "exercise5"], "no experiment is called 'exercise5'; registered are exercise1_1stpart, "),
@@ -380,13 +380,13 @@ def test_searchers_and_schedulers_are_chosen_by_flags():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["resume", "nowhere"], "nowhere is no experiment folder: there is no such folder"),
-        (["extend", "nowhere", "--num-samples", "3"], "nowhere is no experiment folder: there is no such folder"),
+        (["resume", "nowhere"], "nowhere is no experiment folder: the folder does not exist"),
+        (["extend", "nowhere", "--num-samples", "3"], "nowhere is no experiment folder: the folder does not exist"),
         (["extend", "nowhere", "--num-samples", "0"], "num_samples must be at least 1; got 0"),
         (["resume", "nowhere", "--time-budget", "0"], "time_budget_s must be above 0; got 0.0"),
         (["resume", "nowhere", "--export", "paper"], "an export goes to tensorboard, optuna, mlflow; got 'paper'"),
         (["run", LINE, "--export", "optuna,paper"], "an export goes to tensorboard, optuna, mlflow; got 'paper'"),
-        (["export", "nowhere", "--to", "optuna"], "nowhere is no experiment folder: there is no such folder"),
+        (["export", "nowhere", "--to", "optuna"], "nowhere is no experiment folder: the folder does not exist"),
         (["export", "foreign", "--to", "optuna"], "foreign is no experiment folder: no experiment.json in it or below"),
         (["export", "nowhere", "--to", "optuna,mlfow"], "an export goes to tensorboard, optuna, mlflow; got 'mlfow'"),
     ],
@@ -480,7 +480,7 @@ def test_an_export_says_how_many_trials_are_new_and_what_shows_them(finished, ca
 
 
 def test_an_extra_that_is_not_installed_is_named_before_anything_starts(refused, monkeypatch):
-    monkeypatch.setattr("tune_hpc.export.export.find_spec", lambda name: None if name == "mlflow" else name)
+    monkeypatch.setattr("tune_hpc.search.exporter_registry.find_spec", lambda name: None if name == "mlflow" else name)
     assert refused("run", LINE, "--export", "mlflow") == (
         "an export to mlflow needs the package mlflow, which is not installed; pip install 'tune-hpc[mlflow]'"
     )

@@ -1,31 +1,17 @@
-"""What MLflow finds, where it is installed."""
+"""MLflow runs of an export."""
 
 import pytest
 
 from tune_hpc.export.export import export_search
-from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.trial_file import write_trial
 
 mlflow = pytest.importorskip("mlflow")
-pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's own, about MLflow's own.
-
-KEYS = ["optimizer", "learning_rate", "batch_size", "seed"]
-ASKED = {"name": "made.up", "metric": "test_loss", "mode": "min", "config_keys": KEYS, "state": "finished"}
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's warnings about itself.
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def default_uri(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    home = ExperimentFolder(tmp_path / "run")
-    home.claim("made.up")
-    home.write(ASKED)
-    return home
-
-
-def write(home, made):
-    row, history = made
-    write_trial(home.part(row["trial_id"]), row, history)
 
 
 def runs(client):
@@ -34,15 +20,15 @@ def runs(client):
     return {run.data.tags["tune_hpc.trial_id"]: run for run in found}
 
 
-def test_a_trial_that_ended_is_a_run(home, trial):
-    write(home, trial("t00000", num_steps=2500))
-    write(home, trial("t00001", status="stopped", batch_size=50.0))
-    write(home, trial("t00002", status="failed"))
-    write(home, trial("t00003", status="running"))
-    (done,) = export_search(home.path, "mlflow")
+def test_ended_trial_is_a_run(folder, write, trial):
+    write(trial("t00000", num_steps=2500))
+    write(trial("t00001", status="stopped", batch_size=50.0))
+    write(trial("t00002", status="failed"))
+    write(trial("t00003", status="running"))
+    (done,) = export_search(folder.path, "mlflow")
     assert done.num_trials == 3
-    assert done.viewer == f"mlflow ui --backend-store-uri sqlite:///{home.mlflow}"
-    client = mlflow.MlflowClient(tracking_uri=done.place)
+    assert done.viewer == f"mlflow ui --backend-store-uri sqlite:///{folder.mlflow}"
+    client = mlflow.MlflowClient(tracking_uri=done.uri)
     found = runs(client)
     assert {name: run.info.status for name, run in found.items()} == {
         "t00000": "FINISHED", "t00001": "KILLED", "t00002": "FAILED",
@@ -59,23 +45,23 @@ def test_a_trial_that_ended_is_a_run(home, trial):
     assert run.info.end_time - run.info.start_time == 1500
 
 
-def test_only_what_is_new_is_added_and_what_was_cut_off_is_done_again(home, trial):
-    write(home, trial("t00000"))
-    write(home, trial("t00001"))
-    place = export_search(home.path, "mlflow")[0].place
-    client = mlflow.MlflowClient(tracking_uri=place)
+def test_later_export_adds_new_trials_and_repeats_unfinished_runs(folder, write, trial):
+    write(trial("t00000"))
+    write(trial("t00001"))
+    uri = export_search(folder.path, "mlflow")[0].uri
+    client = mlflow.MlflowClient(tracking_uri=uri)
     first = runs(client)
     client.update_run(first["t00001"].info.run_id, status="RUNNING")
-    write(home, trial("t00002"))
-    assert export_search(home.path, "mlflow")[0].num_trials == 2
+    write(trial("t00002"))
+    assert export_search(folder.path, "mlflow")[0].num_trials == 2
     second = runs(client)
     assert sorted(second) == ["t00000", "t00001", "t00002"]
     assert second["t00000"].info.run_id == first["t00000"].info.run_id
     assert {run.info.status for run in second.values()} == {"FINISHED"}
 
 
-def test_the_environments_server_is_the_place(home, trial, monkeypatch, tmp_path):
+def test_tracking_uri_of_the_environment_is_the_default(folder, write, trial, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'all.db'}")
-    write(home, trial("t00000"))
-    assert export_search(home.path, "mlflow")[0].place == f"sqlite:///{tmp_path / 'all.db'}"
-    assert not home.mlflow.exists()
+    write(trial("t00000"))
+    assert export_search(folder.path, "mlflow")[0].uri == f"sqlite:///{tmp_path / 'all.db'}"
+    assert not folder.mlflow.exists()

@@ -1,4 +1,4 @@
-"""Searches as studies of Optuna that are kept: the trials they hold, their curves, and that none is added twice."""
+"""Optuna studies of searches: trials, curves, and no repetition."""
 
 import dataclasses
 import math
@@ -10,6 +10,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from ray import tune
 
+from tests.export.conftest import make_folder
 from tests.search.test_optuna_study import OPTIMIZERS
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
@@ -17,8 +18,7 @@ from tune_hpc.export.export import export_search
 from tune_hpc.export.optuna import curve, to_optuna
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.space.space import Space
-from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.trial_file import summarise, write_trial
+from tune_hpc.storage.trial_file import summarise
 
 
 class TestToOptuna:
@@ -36,12 +36,12 @@ class TestToOptuna:
         rows = [
             {"trial_id": f"t{number}{seed}", "optimizer": optimizer, "learning_rate": rate, "momentum": momentum,
              "steps": 100, "seed": seed, "status": status, "valid_loss": loss, "steps_run": steps}
-            for number, ((optimizer, rate, momentum), own) in enumerate(outcomes.items())
-            for seed, (status, loss, steps) in enumerate(own)
+            for number, ((optimizer, rate, momentum), seeds) in enumerate(outcomes.items())
+            for seed, (status, loss, steps) in enumerate(seeds)
         ]  # fmt: skip
         return Results(experiment.to_json(), pd.DataFrame(rows), pd.DataFrame())
 
-    def test_a_configuration_is_a_trial_and_its_value_the_mean_over_seeds(self, results):
+    def test_configuration_is_a_trial_with_the_mean_over_seeds(self, results):
         study = to_optuna(results)
         assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
         assert [trial.value for trial in study.trials] == [pytest.approx(0.6), pytest.approx(0.5), math.inf]
@@ -50,18 +50,18 @@ class TestToOptuna:
         assert study.trials[1].intermediate_values == {30: pytest.approx(0.5)}
         assert study.best_trial.number == 0
 
-    def test_a_storage_keeps_it_under_the_experiments_name(self, results, tmp_path):
+    def test_storage_has_the_study_under_the_name_of_the_experiment(self, results, tmp_path):
         storage = f"sqlite:///{tmp_path / 'studies.db'}"
         to_optuna(results, storage)
-        again = optuna.load_study(study_name="optimizers", storage=storage)
-        assert [trial.state.name for trial in again.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
-        assert again.best_value == pytest.approx(0.6)
+        stored = optuna.load_study(study_name="optimizers", storage=storage)
+        assert [trial.state.name for trial in stored.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
+        assert stored.best_value == pytest.approx(0.6)
 
-    def test_results_without_the_metric_are_refused(self, results):
+    def test_results_without_the_metric_are_rejected(self, results):
         with pytest.raises(UnknownNameError, match="no trial of optimizers reported valid_loss"):
             to_optuna(dataclasses.replace(results, trials=results.trials.drop(columns="valid_loss")))
 
-    def test_it_tells_the_trials_and_their_mean_curve(self, results):
+    def test_trial_has_names_and_mean_curve_of_its_seeds(self, results):
         history = pd.DataFrame(
             {
                 "trial_id": ["t00"] * 3 + ["t01"] * 2 + ["t10"] * 2 + ["t11"] * 2,
@@ -71,42 +71,42 @@ class TestToOptuna:
         )
         study = to_optuna(dataclasses.replace(results, history=history))
         assert study.trials[0].intermediate_values == {50: 3.0, 100: 2.0}
-        # The last is what a sampler would go by.
+        # The last value is the one that samplers use.
         assert study.trials[1].intermediate_values == {10: 6.0, 30: pytest.approx(0.5)}
         assert study.trials[0].user_attrs == {"trial_ids": ["t00", "t01"], "statuses": ["finished", "finished"]}
 
 
-class TestOptunaSink:
+class TestOptunaExporter:
     EXPERIMENT = Experiment(
         "shape", Space({"x": tune.choice([1, 2]), "y": tune.uniform(0, 1)}, keys={}), "somewhere:train",
         metric="loss", mode="min", seeds=(0, 1), searcher="random", num_samples=4,
     )  # fmt: skip
 
     @pytest.fixture
-    def home(self, tmp_path):
-        home = ExperimentFolder(tmp_path / "run")
-        home.claim("shape")
-        home.write(self.EXPERIMENT.to_json() | {"config_keys": ["x", "y", "seed"], "state": "stopped"})
-        return home
+    def folder(self, tmp_path):
+        experiment = self.EXPERIMENT.to_json() | {"config_keys": ["x", "y", "seed"], "state": "stopped"}
+        return make_folder(tmp_path / "run", experiment)
 
-    def write(self, home, number, loss, status="finished", x=1, y=0.5):
+    def write(self, folder, number, loss, status="finished", x=1, y=0.5):
         history = pd.DataFrame({"step": range(1, 1001), "loss": [loss + 1000 - step for step in range(1, 1001)]})
         row = {"trial_id": f"t{number:05d}", "status": status, "x": x, "y": y, "seed": number % 2, "steps_run": 1000}
         row |= {"train_s": 60.0, "error": "no" if status == "failed" else None}
-        write_trial(home.part(row["trial_id"]), row | summarise(history), history)
+        folder.write_trial(row["trial_id"], row | summarise(history), history)
 
-    def study(self, home, name="shape"):
-        return optuna.load_study(study_name=name, storage=JournalStorage(JournalFileBackend(str(home.optuna_journal))))
+    def study(self, folder, name="shape"):
+        return optuna.load_study(
+            study_name=name, storage=JournalStorage(JournalFileBackend(str(folder.optuna_journal)))
+        )
 
-    def test_a_configuration_is_added_once_when_all_its_seeds_have_ended(self, home):
-        self.write(home, 0, 1.0)
-        self.write(home, 1, 3.0, status="running")
-        assert export_search(home.path, "optuna")[0].num_trials == 0
-        self.write(home, 1, 3.0)
-        self.write(home, 2, 5.0, status="failed")
-        self.write(home, 3, 5.0)
-        assert [export_search(home.path, "optuna")[0].num_trials for _ in range(2)] == [4, 0]
-        done, failed = self.study(home).trials
+    def test_configuration_is_added_once_when_all_seeds_have_ended(self, folder):
+        self.write(folder, 0, 1.0)
+        self.write(folder, 1, 3.0, status="running")
+        assert export_search(folder.path, "optuna")[0].num_trials == 0
+        self.write(folder, 1, 3.0)
+        self.write(folder, 2, 5.0, status="failed")
+        self.write(folder, 3, 5.0)
+        assert [export_search(folder.path, "optuna")[0].num_trials for _ in range(2)] == [4, 0]
+        done, failed = self.study(folder).trials
         assert (done.value, done.state.name, done.params) == (2.0, "COMPLETE", {"x": 1, "y": 0.5})
         assert done.user_attrs["trial_ids"] == ["t00000", "t00001"]
         assert done.duration.total_seconds() == pytest.approx(60)
@@ -115,34 +115,34 @@ class TestOptunaSink:
         assert len(steps) == 101
         assert done.intermediate_values[1000] == 2.0
 
-    def test_configurations_that_are_alike_stay_two(self, home):
+    def test_equal_configurations_stay_two(self, folder):
         for number in (0, 2, 1, 3):
-            self.write(home, number, float(number))
-        export_search(home.path, "optuna")
-        assert [trial.user_attrs["trial_ids"] for trial in self.study(home).trials] == [
+            self.write(folder, number, float(number))
+        export_search(folder.path, "optuna")
+        assert [trial.user_attrs["trial_ids"] for trial in self.study(folder).trials] == [
             ["t00000", "t00001"], ["t00002", "t00003"],
         ]  # fmt: skip
-        assert [trial.value for trial in self.study(home).trials] == [0.5, 2.5]
+        assert [trial.value for trial in self.study(folder).trials] == [0.5, 2.5]
 
-    def test_divergences_are_infeasible_and_their_value_can_be_read_back(self, home):
-        self.write(home, 0, 1.0, status="diverged")
-        self.write(home, 1, 1.0)
-        export_search(home.path, "optuna")
-        (trial,) = self.study(home).trials
+    def test_diverged_configuration_is_infeasible(self, folder):
+        self.write(folder, 0, 1.0, status="diverged")
+        self.write(folder, 1, 1.0)
+        export_search(folder.path, "optuna")
+        (trial,) = self.study(folder).trials
         assert trial.value == math.inf
         assert trial.constraints == {"diverged": 1.0}
 
-    def test_searches_of_one_name_are_two_studies_of_one_storage(self, home):
-        self.write(home, 0, 1.0)
-        self.write(home, 1, 1.0)
-        place = home.optuna_journal
+    def test_searches_of_one_name_are_separate_studies(self, folder):
+        self.write(folder, 0, 1.0)
+        self.write(folder, 1, 1.0)
+        uri = folder.optuna_journal
         for started in ("2020", "2021", "2021"):
-            home.write(home.read() | {"provenance": {"started": started}})
-            export_search(home.path, "optuna", where=place)
-        assert [len(self.study(home, name).trials) for name in ("shape", "shape-2")] == [1, 1]
+            folder.write(folder.read() | {"provenance": {"started": started}})
+            export_search(folder.path, "optuna", where=uri)
+        assert [len(self.study(folder, name).trials) for name in ("shape", "shape-2")] == [1, 1]
 
 
-def test_a_metric_that_is_the_best_of_another_has_a_curve():
+def test_best_metric_has_the_curve_of_its_running_best():
     history = pd.DataFrame({"step": [1, 2, 3, 4], "valid_accuracy": [0.5, 0.7, 0.6, float("inf")]})
     assert curve(history, "best_valid_accuracy", "max") == {1: 0.5, 2: 0.7, 3: 0.7}
     assert curve(history, "valid_accuracy", "max") == {1: 0.5, 2: 0.7, 3: 0.6}

@@ -1,7 +1,8 @@
-"""What TensorBoard finds in its logs, read record by record."""
+"""TensorBoard event files of an export, read as TensorBoard reads them."""
 
 import json
 import struct
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -10,33 +11,31 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from tensorboardX.record_writer import masked_crc32c
 
+from tests.export import conftest
 from tune_hpc.errors import ExportError
+from tune_hpc.export import tensorboard
 from tune_hpc.export.export import export_search
-from tune_hpc.export.tensorboard import MAX_POINTS
-from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.trial_file import write_trial
+from tune_hpc.export.tensorboard import MAX_POINTS, TensorBoardExporter
 
-KEYS = ["optimizer", "learning_rate", "batch_size", "seed", "nesterov"]
-ASKED = {"name": "made.up", "metric": "best_test_accuracy", "mode": "max", "config_keys": KEYS, "state": "finished"}
+EXPERIMENT = conftest.EXPERIMENT | {
+    "metric": "best_test_accuracy", "mode": "max", "config_keys": [*conftest.KEYS, "nesterov"],
+}  # fmt: skip
 
 
 @pytest.fixture
-def home(tmp_path):
-    home = ExperimentFolder(tmp_path / "run")
-    home.claim("made.up")
-    home.write(ASKED)
-    return home
+def folder(tmp_path):
+    return conftest.make_folder(tmp_path / "run", EXPERIMENT)
 
 
-def write(home, made):
-    row, history = made
-    write_trial(home.part(row["trial_id"]), row, history)
+@pytest.fixture
+def exporter(folder):
+    with closing(TensorBoardExporter(folder, EXPERIMENT, None)) as exporter:
+        yield exporter
 
 
-def events(folder, trial_id):
-    """Return the events of a trial's one file, every check sum verified."""
-    (path,) = (folder / trial_id).iterdir()
-    data, found = path.read_bytes(), []
+def records(file):
+    """Return the events of a file, after a check of every check sum."""
+    data, found = file.read_bytes(), []
     while data:
         (length,) = struct.unpack("<Q", data[:8])
         assert struct.unpack("<I", data[8:12])[0] == masked_crc32c(data[:8])
@@ -47,8 +46,15 @@ def events(folder, trial_id):
     return found
 
 
-def starts(found):
-    return [place for place, event in enumerate(found) if event.session_log.status == SessionLog.START]
+def events(folder, trial_id):
+    """Return the events that TensorBoard shows: a session start drops earlier events from its step on."""
+    found = []
+    for file in sorted((folder / trial_id).iterdir()):
+        for event in records(file):
+            if event.session_log.status == SessionLog.START:
+                found = [earlier for earlier in found if earlier.step < event.step]
+            found.append(event)
+    return found
 
 
 def scalars(found, tag):
@@ -65,12 +71,12 @@ def hparams(found, tag):
     return getattr(HParamsPluginData.FromString(content), tag)
 
 
-def test_a_trial_is_a_run_with_its_curves_and_its_configuration(home, trial):
+def test_trial_is_a_run_with_curves_and_configuration(folder, write, trial):
     made = trial("t00000", nesterov=True)
-    write(home, made)
-    (done,) = export_search(home.path, "tensorboard")
-    assert done.viewer == f"tensorboard --logdir {home.path / 'tensorboard'}"
-    found = events(home.tensorboard, "t00000")
+    write(made)
+    (done,) = export_search(folder.path, "tensorboard")
+    assert done.viewer == f"tensorboard --logdir {folder.path / 'tensorboard'}"
+    found = events(folder.tensorboard, "t00000")
     row, history = made
     for column in ("train_loss", "test_accuracy"):
         steps, values = zip(*scalars(found, column), strict=True)
@@ -87,88 +93,104 @@ def test_a_trial_is_a_run_with_its_curves_and_its_configuration(home, trial):
     assert hparams(found, "session_end_info").status == Status.STATUS_SUCCESS
 
 
-def test_a_trial_without_a_history_is_a_failed_run(home, trial):
-    write(home, trial("t00000", status="failed"))
-    export_search(home.path, "tensorboard")
-    assert hparams(events(home.tensorboard, "t00000"), "session_end_info").status == Status.STATUS_FAILURE
+def test_failed_trial_is_a_failed_run(folder, write, trial):
+    write(trial("t00000", status="failed"))
+    export_search(folder.path, "tensorboard")
+    assert hparams(events(folder.tensorboard, "t00000"), "session_end_info").status == Status.STATUS_FAILURE
 
 
-def test_long_curves_are_thinned(home, trial):
-    write(home, trial("t00000", num_steps=25_000))
-    export_search(home.path, "tensorboard")
-    steps = [step for step, _ in scalars(events(home.tensorboard, "t00000"), "train_loss")]
+def test_long_curves_are_thinned(folder, write, trial):
+    write(trial("t00000", num_steps=25_000))
+    export_search(folder.path, "tensorboard")
+    steps = [step for step, _ in scalars(events(folder.tensorboard, "t00000"), "train_loss")]
     assert MAX_POINTS / 2 < len(steps) <= MAX_POINTS + 1
     assert set(np.diff(steps[:-1])) == {26}
     assert steps[-1] == 25_000
 
 
-def test_a_trial_under_way_grows_and_nothing_comes_twice(home, trial):
+def test_running_trial_grows_without_repetition(folder, write, trial):
     row, history = trial("t00000")
     for num_steps in (5, 12, 12):
-        write(home, (row | {"status": "running"}, history.iloc[:num_steps]))
-        assert export_search(home.path, "tensorboard")[0].num_trials == 0
-        assert [step for step, _ in scalars(events(home.tensorboard, "t00000"), "train_loss")] == [*range(num_steps)]
-    write(home, (row, history))
-    assert [export_search(home.path, "tensorboard")[0].num_trials for _ in range(2)] == [1, 0]
-    found = events(home.tensorboard, "t00000")
+        write((row | {"status": "running"}, history.iloc[:num_steps]))
+        assert export_search(folder.path, "tensorboard")[0].num_trials == 0
+        assert [step for step, _ in scalars(events(folder.tensorboard, "t00000"), "train_loss")] == [*range(num_steps)]
+    write((row, history))
+    assert [export_search(folder.path, "tensorboard")[0].num_trials for _ in range(2)] == [1, 0]
+    found = events(folder.tensorboard, "t00000")
     assert [step for step, _ in scalars(found, "train_loss")] == [*range(21)]
     assert hparams(found, "session_start_info").group_name == "t00000"
-    assert starts(found) == [1]
+
+
+def test_one_export_appends_to_one_file(folder, exporter, trial):
+    row, history = trial("t00000")
+    for num_steps in (5, 12):
+        exporter.add(row | {"status": "running"}, {}, history.iloc[:num_steps])
+        exporter.flush()
+        assert [step for step, _ in scalars(events(folder.tensorboard, "t00000"), "train_loss")] == [*range(num_steps)]
+    exporter.add(row, {}, history)
+    (file,) = (folder.tensorboard / "t00000").iterdir()
+    assert [step for step, _ in scalars(records(file), "train_loss")] == [*range(21)]
 
 
 @pytest.mark.parametrize("kind", ["shorter", "other values"])
-def test_a_trial_that_begins_anew_is_marked_so_and_exported_from_its_beginning(home, trial, kind):
+def test_restarted_trial_replaces_its_points(folder, exporter, trial, kind):
     row, history = trial("t00000", status="running")
-    write(home, (row, history.iloc[:10]))
-    export_search(home.path, "tensorboard")
     again = history.iloc[:6] if kind == "shorter" else history.assign(train_loss=7.0)
-    write(home, (row, again))
-    export_search(home.path, "tensorboard")
-    found = events(home.tensorboard, "t00000")
-    first, mark = starts(found)
-    assert first == 1
-    assert found[mark].step == 0
-    assert [step for step, _ in scalars(found[mark:], "train_loss")] == again["step"].tolist()
+    for current in (history.iloc[:10], again):
+        exporter.add(row, {}, current)
+        exporter.flush()
+    found = scalars(events(folder.tensorboard, "t00000"), "train_loss")
+    assert [step for step, _ in found] == again["step"].tolist()
+    assert [value for _, value in found] == pytest.approx(again["train_loss"].tolist(), rel=1e-6)
 
 
-def test_what_was_written_when_an_export_was_cut_off_is_cut_back(home, trial):
-    row, history = trial("t00000", status="running", num_steps=5)
-    write(home, (row, history))
-    export_search(home.path, "tensorboard")
-    (path,) = (home.tensorboard / "t00000").iterdir()
-    with path.open("ab") as file:
-        file.write(b"half a record")
-    write(home, trial("t00000"))
-    export_search(home.path, "tensorboard")
-    assert len(scalars(events(home.tensorboard, "t00000"), "train_loss")) == 21
+def test_number_of_open_files_is_bounded(folder, exporter, trial, monkeypatch):
+    monkeypatch.setattr(tensorboard, "MAX_OPEN", 2)
+    for num_steps in (3, 6):
+        for number in range(4):
+            row, history = trial(f"t{number:05d}", status="running", num_steps=num_steps)
+            exporter.add(row, {}, history)
+    exporter.flush()
+    for number in range(4):
+        found = events(folder.tensorboard, f"t{number:05d}")
+        assert [step for step, _ in scalars(found, "train_loss")] == [*range(7)]
 
 
-def test_searches_of_one_name_have_folders_of_their_own_in_one_place(home, trial, tmp_path):
-    write(home, trial("t00000"))
+def test_points_of_a_killed_export_are_replaced(folder, exporter, write, trial):
+    row, history = trial("t00000")
+    exporter.add(row, {}, history)  # The process ends before flush.
+    write(trial("t00000"))
+    (done,) = export_search(folder.path, "tensorboard")
+    assert done.num_trials == 1
+    assert len(scalars(events(folder.tensorboard, "t00000"), "train_loss")) == 21
+
+
+def test_searches_of_one_name_have_separate_folders(folder, write, trial, tmp_path):
+    write(trial("t00000"))
     for started in ("2020", "2021", "2020"):
-        home.write(ASKED | {"provenance": {"started": started}})
-        export_search(home.path, "tensorboard", where=tmp_path / "logs")
+        folder.write(EXPERIMENT | {"provenance": {"started": started}})
+        export_search(folder.path, "tensorboard", where=tmp_path / "logs")
     assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["made.up", "made.up-2"]
 
 
-def test_another_searchs_logs_in_the_folder_are_refused(home):
-    home.tensorboard.mkdir()
-    (home.tensorboard / "exported.json").write_text(json.dumps({"search": "made.up 2020", "trials": {}}))
-    with pytest.raises(ExportError, match=r"holds the logs of another search, made\.up 2020; remove them"):
-        export_search(home.path, "tensorboard")
+def test_folder_of_another_search_is_rejected(folder):
+    folder.tensorboard.mkdir()
+    (folder.tensorboard / "exported.json").write_text(json.dumps({"search": "made.up 2020", "trials": {}}))
+    with pytest.raises(ExportError, match=r"contains another search, made\.up 2020; remove the folder"):
+        export_search(folder.path, "tensorboard")
 
 
-def test_a_damaged_note_of_what_was_exported_is_named(home):
-    home.tensorboard.mkdir()
-    (home.tensorboard / "exported.json").write_text("{")
-    with pytest.raises(ExportError, match=r"exported\.json cannot be read: .*; remove .* and export anew"):
-        export_search(home.path, "tensorboard")
+def test_damaged_state_file_is_named(folder):
+    folder.tensorboard.mkdir()
+    (folder.tensorboard / "exported.json").write_text("{")
+    with pytest.raises(ExportError, match=r"exported\.json cannot be read: .*; remove .* and export again"):
+        export_search(folder.path, "tensorboard")
 
 
-def test_overwriting_a_search_removes_its_exports(home, trial):
-    write(home, trial("t00000"))
-    export_search(home.path, "tensorboard")
-    home.optuna_journal.touch()
-    home.mlflow.touch()
-    home.claim("made.up", overwrite=True)
-    assert list(home.path.iterdir()) == []
+def test_overwriting_a_search_removes_its_exports(folder, write, trial):
+    write(trial("t00000"))
+    export_search(folder.path, "tensorboard")
+    folder.optuna_journal.touch()
+    folder.mlflow.touch()
+    folder.claim("made.up", overwrite=True)
+    assert list(folder.path.iterdir()) == []

@@ -1,9 +1,8 @@
-"""What every sink has in common: a sink takes trials in for one tool (exports.py)."""
+"""Exporter interface, and what all exporters share."""
 
 import math
-import os
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pandas as pd
@@ -12,68 +11,77 @@ from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 
 class Exporter(Protocol):
-    """What knows one tool; made with an experiment's folder, its experiment.json, and a place or ``None``.
+    """Export of one search to one tool; the base class of exporters.
 
     Attributes:
-        FOREIGN: What it raises where its place cannot be written to.
-        place: Where it writes, in the tool's own terms.
-        num_exported: How many trials have ended and were not there before.
+        package: Package that the exporter imports when it is created.
+        remedy: How to install the package.
+        viewer: Command that shows a URI.
+        uri: Where the exporter writes, in the terms of the tool.
+        num_exported: Number of trials that have ended and are newly exported.
     """
 
-    FOREIGN: tuple[type[Exception], ...]
-    place: str
+    package: ClassVar[str]
+    remedy: ClassVar[str]
+    viewer: ClassVar[str]
+    uri: str
     num_exported: int
 
-    def take(self, row: Mapping[str, Any], config: Mapping[str, Any], history: pd.DataFrame) -> None:
-        """Take in a trial: once when it has ended, and before that whenever it has reported more.
+    def __init__(self, folder: ExperimentFolder, experiment: Mapping[str, Any], uri: str | None) -> None:
+        """Open the destination.
+
+        Args:
+            folder: Experiment folder.
+            experiment: Contents of its experiment.json.
+            uri: Destination; ``None``: the default of the tool.
+        """
+
+    @classmethod
+    def expected_errors(cls) -> tuple[type[Exception], ...]:
+        """Return the exceptions that an unusable destination raises."""
+
+    def add(self, row: Mapping[str, Any], config: Mapping[str, Any], history: pd.DataFrame) -> None:
+        """Export a trial: once when it has ended, and before whenever it has reported more.
 
         Args:
             row: Its columns of the trials frame that have a value.
-            config: Those that are its configuration.
-            history: ``step``, and a column for each metric.
+            config: Its configuration.
+            history: ``step`` and a column for each metric.
         """
 
     def flush(self) -> None:
-        """Let the tool see all that was taken in."""
+        """Make everything visible to the tool; by default it is at once."""
+
+    def close(self) -> None:
+        """Release files and connections; by default there are none."""
 
 
 def search_id(experiment: Mapping[str, Any]) -> str:
-    """Return what tells a search from others of the same name: where and when it began."""
-    origin = experiment.get("provenance") or {}
-    host = (origin.get("machine") or {}).get("host", "")
-    return f"{experiment['name']} {host} {origin.get('started', '')}".strip()
-
-
-def default_place(tool: str, home: ExperimentFolder) -> str:
-    """Return where a tool finds a search unless told otherwise."""
-    if tool == "mlflow":
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.mlflow.absolute()}"
-    return str(home.tensorboard if tool == "tensorboard" else home.optuna_journal)
+    """Return an identifier of a search among those of the same name: its host and start."""
+    provenance = experiment.get("provenance") or {}
+    host = (provenance.get("machine") or {}).get("host", "")
+    return f"{experiment['name']} {host} {provenance.get('started', '')}".strip()
 
 
 def points(
-    history: pd.DataFrame, column: str, most: int, num_steps: int | None = None
+    history: pd.DataFrame, column: str, max_points: int, num_steps: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return where and with which values a metric was taken, thinned evenly.
+    """Return the steps and values of a metric, evenly thinned and without missing values.
 
     Args:
-        history: One trial's.
+        history: History of one trial.
         column: The metric.
-        most: How many points there are to be at most, or one more.
-        num_steps: The last step of a trial that goes on. It has as many points as the same part of a whole one will,
-            and its latest is left out where it falls between two of these.
-
-    Returns:
-        Steps and values; missing values are left out.
+        max_points: Maximum number of points, plus the last one.
+        num_steps: Last step of a running trial. It gets the points that it will have as a finished trial; its latest
+            value is one of them only by chance.
     """
     values = history[column].to_numpy(float)
     steps = history["step"].to_numpy()
-    taken = np.flatnonzero(~np.isnan(values))
-    num_expected = len(taken)
-    if isinstance(num_steps, int) and len(taken) and 0 < steps[taken[-1]] < num_steps:
-        num_expected = round(len(taken) * num_steps / steps[taken[-1]])
-    stride = max(1, math.ceil(num_expected / most))
-    chosen = taken[::stride]
-    if num_steps is None and len(taken) and chosen[-1] != taken[-1]:
-        chosen = np.append(chosen, taken[-1])
-    return steps[chosen].astype(int), values[chosen]
+    valid = np.flatnonzero(~np.isnan(values))
+    num_expected = len(valid)
+    if isinstance(num_steps, int) and len(valid) and 0 < steps[valid[-1]] < num_steps:
+        num_expected = round(len(valid) * num_steps / steps[valid[-1]])
+    indices = valid[:: max(1, math.ceil(num_expected / max_points))]
+    if num_steps is None and len(valid) and indices[-1] != valid[-1]:
+        indices = np.append(indices, valid[-1])
+    return steps[indices].astype(int), values[indices]

@@ -1,68 +1,76 @@
-"""A search as an experiment of MLflow's: a run for each trial that has ended.
+"""Export of trials as MLflow runs, one for each trial that has ended.
 
-Parameters are the configuration, metrics the history, thinned, and the numbers of the trial's row. A trial that a
-scheduler stopped is ``KILLED``, one that diverged or failed ``FAILED``; the tag ``tune_hpc.status`` has our own word.
-The tags ``tune_hpc.search`` and ``tune_hpc.trial_id`` tell which trials are there. A run that was being written when
-an export was cut off is deleted and written anew.
+Parameters of a run are the configuration; metrics are the thinned history and the numbers of the trial's row. A trial
+that a scheduler stopped is ``KILLED``, one that diverged or failed ``FAILED``; the tag ``tune_hpc.status`` is exact.
+The tags ``tune_hpc.search`` and ``tune_hpc.trial_id`` identify exported trials. A run that an interrupted export left
+unfinished is deleted and written again.
 """
 
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-import mlflow
 import numpy as np
 import pandas as pd
-from mlflow.entities import Metric, Param
-from mlflow.exceptions import MlflowException
 
-from tune_hpc.analysis.results import IDENTITY
-from tune_hpc.export.exporter import default_place, points, search_id
+from tune_hpc.analysis.frames import IDENTITY
+from tune_hpc.export.exporter import Exporter, points, search_id
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
-#: Points of a metric that a run has at most.
+#: Maximum number of points of a metric.
 MAX_POINTS = 1000
-#: MLflow's own limits on one call.
-MAX_METRICS, MAX_PARAMS = 1000, 100
-#: Runs that are asked for at a time, to find those that are there.
-PAGE = 1000
+#: MLflow's limits of one call.
+MAX_METRICS, MAX_PARAMS, MAX_RUNS = 1000, 100, 1000
 
 STATUSES = {"finished": "FINISHED", "stopped": "KILLED", "diverged": "FAILED", "failed": "FAILED"}
 
 T = TypeVar("T")
 
 
-class MlflowExporter:
-    """Logs runs to a tracking server, or to a file.
+class MlflowExporter(Exporter):
+    """Exporter to an MLflow tracking server or database file; see ``Exporter``.
 
     Args:
-        home: The experiment's folder.
-        experiment: Its experiment.json.
-        place: A tracking URI; by default the environment's, else a file of SQLite in the folder.
+        folder: Experiment folder.
+        experiment: Contents of its experiment.json.
+        uri: Tracking URI; ``None``: that of the environment, or an SQLite file in the folder.
     """
 
-    FOREIGN = (OSError, MlflowException)
+    package: ClassVar[str] = "mlflow"
+    remedy: ClassVar[str] = "pip install 'tune-hpc[mlflow]'"
+    viewer: ClassVar[str] = "mlflow ui --backend-store-uri"
 
-    def __init__(self, home: ExperimentFolder, experiment: Mapping[str, Any], place: str | None) -> None:
-        # It tells of every table of a new file.
+    def __init__(self, folder: ExperimentFolder, experiment: Mapping[str, Any], uri: str | None) -> None:
+        # MLflow is an optional package.
+        import mlflow
+
+        # Alembic logs every table of a new file.
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
-        self.place = place or default_place("mlflow", home)
+        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.mlflow.absolute()}"
         self.num_exported = 0
         self._search = search_id(experiment)
-        self._client = mlflow.MlflowClient(tracking_uri=self.place)
+        self._client = mlflow.MlflowClient(tracking_uri=self.uri)
         name = str(experiment["name"])
         known = self._client.get_experiment_by_name(name)
         self._experiment = known.experiment_id if known else self._client.create_experiment(name)
-        self._known = set(self._find_whole())
+        self._exported = set(self._find_exported())
 
-    def _find_whole(self) -> Iterator[str]:
-        """Yield the ids of the trials that are there; delete what is there of others."""
+    @classmethod
+    def expected_errors(cls) -> tuple[type[Exception], ...]:
+        """Return the exceptions that an unusable destination raises."""
+        from mlflow.exceptions import MlflowException
+
+        return OSError, MlflowException
+
+    def _find_exported(self) -> Iterator[str]:
+        """Yield the identifiers of exported trials; delete unfinished runs."""
         token = None
         while True:
             page = self._client.search_runs(
-                [self._experiment], f"tags.`tune_hpc.search` = '{self._search}'", max_results=PAGE, page_token=token
+                [self._experiment], f"tags.`tune_hpc.search` = '{self._search}'", max_results=MAX_RUNS, page_token=token
             )
             for run in page:
                 if run.info.status == "RUNNING":
@@ -73,51 +81,50 @@ class MlflowExporter:
             if not token:
                 return
 
-    def take(self, row: Mapping[str, Any], config: Mapping[str, Any], history: pd.DataFrame) -> None:
+    def add(self, row: Mapping[str, Any], config: Mapping[str, Any], history: pd.DataFrame) -> None:
         """Log a trial that has ended."""
+        from mlflow.entities import Metric, Param
+
         trial_id, status = str(row["trial_id"]), str(row["status"])
-        if status not in STATUSES or trial_id in self._known:
+        if status not in STATUSES or trial_id in self._exported:
             return
-        took_s = sum(float(row.get(name, 0)) for name in ("setup_s", "train_s", "eval_s"))
-        ended = int(time.time() * 1000)
-        tags = {"tune_hpc.search": self._search, "tune_hpc.trial_id": trial_id, "tune_hpc.status": status}
-        tags |= {
-            f"tune_hpc.{name}": str(row[name]) for name in ("stop_reason", "error", "host", "device") if name in row
-        }
+        duration_s = sum(float(row.get(name, 0)) for name in ("setup_s", "train_s", "eval_s"))
+        end_ms = int(time.time() * 1000)
+        tags = {"search": self._search, "trial_id": trial_id, "status": status}
+        tags |= {name: str(row[name]) for name in ("stop_reason", "error", "host", "device") if name in row}
         run = self._client.create_run(
-            self._experiment, start_time=ended - int(took_s * 1000), tags=tags, run_name=trial_id
+            self._experiment,
+            start_time=end_ms - int(duration_s * 1000),
+            tags={f"tune_hpc.{name}": value for name, value in tags.items()},
+            run_name=trial_id,
         ).info.run_id
-        params = [Param(name, _text(value)) for name, value in config.items()]
-        for some in _batches(params, MAX_PARAMS):
-            self._client.log_batch(run, params=some)
-        for batch in _batches(_metrics(row, config, history, ended), MAX_METRICS):
+        params = [Param(name, _as_text(value)) for name, value in config.items()]
+        for batch in _batches(params, MAX_PARAMS):
+            self._client.log_batch(run, params=batch)
+        metrics = [Metric(name, value, end_ms, step) for name, value, step in _metrics(row, config, history)]
+        for batch in _batches(metrics, MAX_METRICS):
             self._client.log_batch(run, metrics=batch)
-        self._client.set_terminated(run, STATUSES[status], end_time=ended)
-        self._known.add(trial_id)
+        self._client.set_terminated(run, STATUSES[status], end_time=end_ms)
+        self._exported.add(trial_id)
         self.num_exported += 1
 
-    def flush(self) -> None:
-        """Do nothing: MLflow keeps a run when it is logged."""
 
-
-def _metrics(row: Mapping[str, Any], config: Mapping[str, Any], history: pd.DataFrame, moment_ms: int) -> list[Metric]:
-    metrics = []
+def _metrics(
+    row: Mapping[str, Any], config: Mapping[str, Any], history: pd.DataFrame
+) -> Iterator[tuple[str, float, int]]:
+    """Yield name, value and step of each metric."""
     for column in history.columns.drop("step"):
         steps, values = points(history, column, MAX_POINTS)
         is_finite = np.isfinite(values)
-        metrics += [
-            Metric(column, value, moment_ms, step)
-            for step, value in zip(steps[is_finite].tolist(), values[is_finite].tolist(), strict=True)
-        ]
-    last_step = int(row.get("steps_run", 0))
+        for step, value in zip(steps[is_finite].tolist(), values[is_finite].tolist(), strict=True):
+            yield column, value, step
     for name, value in row.items():
         if name not in {*config, *IDENTITY, *history} and isinstance(value, int | float) and np.isfinite(value):
-            metrics.append(Metric(name, float(value), moment_ms, last_step))
-    return metrics
+            yield name, float(value), int(row.get("steps_run", 0))
 
 
-def _text(value: Any) -> str:
-    """Return a parameter as text: alike whether or not a missing value elsewhere has made its column one of floats."""
+def _as_text(value: Any) -> str:
+    """Return a parameter as text; a column with missing values stores whole numbers as floats."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 

@@ -1,14 +1,14 @@
-"""Searches as Optuna studies, for Optuna's own analysis and its dashboard: from frames at once, or as trials end.
+"""Export of a search as an Optuna study, for Optuna's own analysis and its dashboard.
 
-One trial of Optuna's is a configuration, its value the mean over the seeds; divergences are infeasible, what a
-scheduler stopped is pruned. It tells the ids of its trials, and the metric's mean at some steps. A search that learns
-has a study of its own (study.py), in memory: nothing here has a say in what it proposes.
+One Optuna trial is one configuration; its value is the mean over the seeds. Diverged configurations are infeasible,
+those that a scheduler stopped are pruned. User attributes name the trials; intermediate values are the mean curve. The
+study of an adaptive searcher is another one, in memory: an exported study has no influence on suggestions.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import optuna
@@ -18,12 +18,12 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import SQLAlchemyError
 
 from tune_hpc.analysis.results import Results
-from tune_hpc.export.exporter import default_place, points, search_id
+from tune_hpc.export.exporter import Exporter, points, search_id
 from tune_hpc.search.experiment import ENDED, experiment_from_json
-from tune_hpc.search.searchers.optuna_study import study_of, study_of_experiment
+from tune_hpc.search.searchers.optuna_study import Curve, study_of, study_of_experiment
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
-#: Points of a curve that Optuna is told at most.
+#: Maximum number of points of a curve.
 MAX_POINTS = 100
 
 
@@ -47,10 +47,9 @@ def to_optuna(results: Results, storage: str | BaseStorage | None = None) -> opt
 
 
 def curve(history: pd.DataFrame, metric: str, mode: str) -> dict[int, float]:
-    """Return the metric of one trial at some of its steps, for one that is the best of others as it grows.
+    """Return the finite values of a metric of one trial by step; of a ``best_`` metric, its running best.
 
-    Returns:
-        Finite values by step; nothing where the metric is not taken step by step.
+    A metric that is known only at the end has no curve.
     """
     column, is_best = metric, False
     if metric not in history and metric.startswith(("best_", "selected_")):
@@ -65,58 +64,61 @@ def curve(history: pd.DataFrame, metric: str, mode: str) -> dict[int, float]:
     return dict(zip(steps[is_finite].tolist(), values[is_finite].tolist(), strict=True))
 
 
-class OptunaExporter:
-    """Adds each configuration to a study that is kept, when all its seeds have ended.
+class OptunaExporter(Exporter):
+    """Exporter to a stored Optuna study: adds a configuration when all its trials have ended; see ``Exporter``.
 
     Args:
-        home: The experiment's folder.
-        experiment: Its experiment.json.
-        place: A file, or the URL of one of Optuna's storages; by default ``optuna.journal`` in the folder.
+        folder: Experiment folder.
+        experiment: Contents of its experiment.json.
+        uri: Journal file, or URL of an Optuna storage; ``None``: ``optuna.journal`` in the folder.
     """
 
-    FOREIGN = (OSError, ImportError, ValueError, optuna.exceptions.OptunaError, SQLAlchemyError)
+    package: ClassVar[str] = "optuna"
+    remedy: ClassVar[str] = "pip install optuna"
+    viewer: ClassVar[str] = "optuna-dashboard"
 
-    def __init__(self, home: ExperimentFolder, experiment: Mapping[str, Any], place: str | None) -> None:
+    def __init__(self, folder: ExperimentFolder, experiment: Mapping[str, Any], uri: str | None) -> None:
         self._experiment = experiment_from_json(experiment)
         self._num_seeds = max(1, len(self._experiment.seeds))
-        self.place = place or default_place("optuna", home)
+        self.uri = uri or str(folder.optuna_journal)
         self.num_exported = 0
         self._study = study_of_experiment(self._experiment)
-        self._study.study = _study_of(
-            _storage(self.place), self._experiment.name, self._experiment.mode, search_id(experiment)
+        self._study.study = _stored_study(
+            _storage(self.uri), self._experiment.name, self._experiment.mode, search_id(experiment)
         )
-        self._known = {name for trial in self._study.trials for name in trial.user_attrs.get("trial_ids", ())}
-        self._waiting: dict[int, list[tuple[Mapping[str, Any], dict[int, float]]]] = defaultdict(list)
+        self._exported = {name for trial in self._study.trials for name in trial.user_attrs.get("trial_ids", ())}
+        self._incomplete: dict[int, list[tuple[Mapping[str, Any], Curve]]] = defaultdict(list)
 
-    def take(self, row: Mapping[str, Any], config: Mapping[str, Any], history: pd.DataFrame) -> None:
-        """Keep a trial that has ended until the other seeds have, too."""
+    @classmethod
+    def expected_errors(cls) -> tuple[type[Exception], ...]:
+        """Return the exceptions that an unusable destination raises."""
+        return OSError, ImportError, ValueError, optuna.exceptions.OptunaError, SQLAlchemyError
+
+    def add(self, row: Mapping[str, Any], config: Mapping[str, Any], history: pd.DataFrame) -> None:
+        """Add the configuration of a trial, once all its trials have ended."""
         trial_id = str(row["trial_id"])
-        if row["status"] not in ENDED or trial_id in self._known:
+        if row["status"] not in ENDED or trial_id in self._exported:
             return
-        # Trials are numbered with the seeds of a configuration one after another, so that two configurations that
-        # happen to be alike stay two.
-        own = self._waiting[int(trial_id[1:]) // self._num_seeds]
-        own.append((row, curve(history, self._experiment.metric, self._experiment.mode)))
-        admitted = self._experiment.space.config_in(row)
-        if len(own) == self._num_seeds and admitted is not None:
-            own.sort(key=lambda one: str(one[0]["trial_id"]))
-            self._study.add_trials(admitted, own, self._experiment.metric)
-            self._known.update(str(one["trial_id"]) for one, _ in own)
-            self.num_exported += len(own)
-
-    def flush(self) -> None:
-        """Do nothing: Optuna keeps a trial when it is added."""
+        # The trials of a configuration have consecutive numbers; two equal configurations stay two.
+        trials = self._incomplete[int(trial_id[1:]) // self._num_seeds]
+        trials.append((row, curve(history, self._experiment.metric, self._experiment.mode)))
+        member = self._experiment.space.config_in(row)
+        if len(trials) == self._num_seeds and member is not None:
+            trials.sort(key=lambda trial: str(trial[0]["trial_id"]))
+            self._study.add_trials(member, trials, self._experiment.metric)
+            self._exported.update(str(trial["trial_id"]) for trial, _ in trials)
+            self.num_exported += len(trials)
 
 
-def _storage(place: str) -> BaseStorage:
-    if "://" in place:
-        return optuna.storages.get_storage(place)
-    Path(place).absolute().parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(place))
+def _storage(uri: str) -> BaseStorage:
+    if "://" in uri:
+        return optuna.storages.get_storage(uri)
+    Path(uri).absolute().parent.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(uri))
 
 
-def _study_of(storage: BaseStorage, name: str, mode: str, search: str) -> optuna.Study:
-    """Return the study of a search among others that are kept, some of which may have the same name."""
+def _stored_study(storage: BaseStorage, name: str, mode: str, search: str) -> optuna.Study:
+    """Return the study of a search in a storage, which may contain other searches of the same name."""
     number = 1
     while True:
         study = optuna.create_study(
