@@ -259,7 +259,7 @@ def _print_summary(results: Sequence["Results"], page: Path | None) -> int:
 
 def _show(flags: argparse.Namespace) -> int:
     from tune_hpc.analysis.results import load_all
-    from tune_hpc.report.tables import best_trials, to_markdown, unfinished
+    from tune_hpc.report.tables import best_trials, to_markdown, trials_with_status
     from tune_hpc.storage.experiment_folder import ExperimentFolder
 
     if flags.n < 1:
@@ -268,7 +268,7 @@ def _show(flags: argparse.Namespace) -> int:
         print(_summary(one, flags.metric))
         print(to_markdown(best_trials(one, flags.n, flags.metric)), end="\n\n")
         for status in ("failed", "diverged", "running"):
-            trials = unfinished(one, status).head(flags.n)
+            trials = trials_with_status(one, status).head(flags.n)
             if len(trials):
                 print(f"{status}:\n{to_markdown(trials)}", end="\n\n")
                 if status == "failed" and one.folder:
@@ -288,28 +288,28 @@ def _summary(results: "Results", metric: str | None = None) -> str:
         return text
     column = metric or results.metric
     # A parameter whose condition is false has no value.
-    where = ", ".join(f"{key}={best[key]}" for key in results.varying if best[key] == best[key])
+    where = ", ".join(f"{key}={best[key]}" for key in results.varied_parameters if best[key] == best[key])
     return f"{text}; best {column} {best[column]:.4g}{f' at {where}' if where else ''}"
 
 
 def _compare(flags: argparse.Namespace) -> int:
-    from tune_hpc.analysis.concat import SEARCH, join, names_of
+    from tune_hpc.analysis.concat import SEARCH, concat, unique_names
     from tune_hpc.analysis.results import load_all
-    from tune_hpc.report.tables import ranking_table, to_markdown
+    from tune_hpc.report.tables import to_markdown, values_table
 
     searches = [one for folder in flags.folders for one in load_all(folder)]
     if len(searches) == 1 and not flags.by:
-        varying = ", ".join(name for name in searches[0].varying if name != "seed")
+        varying = ", ".join(name for name in searches[0].varied_parameters if name != "seed")
         raise InvalidExperimentError(
             f"{searches[0].name} is one search; name another folder, or a parameter: --by {varying}"
         )
-    results = join(searches) if len(searches) > 1 else searches[0]
+    results = concat(searches) if len(searches) > 1 else searches[0]
     ranking = results.compare(flags.by or SEARCH, flags.metric)
-    print(f"{ranking}\n\n{to_markdown(ranking_table(ranking))}")
+    print(f"{ranking}\n\n{to_markdown(values_table(ranking))}")
     if flags.output:
         from tune_hpc.report.report import write_report
 
-        names = " and ".join(names_of(searches))
+        names = " and ".join(unique_names(searches))
         title = f"{names} by {ranking.parameter}" if len(searches) == 1 else f"{names} compared"
         page = write_report(searches, flags.output, title, in_folders=False, importance=_importance, comparison=ranking)
         print(f"\nreport: {page}")
@@ -329,7 +329,7 @@ def _report(flags: argparse.Namespace) -> int:
 
 def _importance(results: "Results") -> Any:
     """Return parameter importances; import Ray and Optuna, which takes seconds, only for several parameters."""
-    if len([name for name in results.varying if name != "seed"]) < 2:
+    if len([name for name in results.varied_parameters if name != "seed"]) < 2:
         raise UnknownNameError(f"{results.name} varies fewer than two parameters; importances compare several")
     from tune_hpc.search.importance import importance
 

@@ -80,7 +80,7 @@ def _serve(flags: argparse.Namespace) -> int:
 
     try:
         # Imported here, because otherwise the first chart would wait for it.
-        import scipy.special  # noqa: F401
+        import scipy.stats  # noqa: F401
 
         from tune_hpc.service.app import create_app
         from tune_hpc.service.auth import AccessRules, Credentials

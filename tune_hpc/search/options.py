@@ -22,6 +22,8 @@ SEARCHERS = DESIGNS + ADAPTIVE
 #: Schedulers that pause and resume trials, and schedulers that stop trials.
 PAUSING, STOPPING = ("asha", "pbt"), ("asha_stopping", "hyperband", "median")
 SCHEDULERS = ("none", *PAUSING, *STOPPING)
+#: Largest number of configurations of a search that a request to the service starts.
+MAX_REQUEST_SAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ class OptionSet:
 def options_of(option_set: type[OptionSet]) -> Iterator[Option]:
     """Yield the options of a class, in order."""
     hints = get_type_hints(option_set)
-    for one in fields(option_set):  # type: ignore[arg-type]
-        yield replace(one.metadata["option"], name=one.name, default=one.default, hint=hints[one.name])
+    for entry in fields(option_set):  # type: ignore[arg-type]
+        yield replace(entry.metadata["option"], name=entry.name, default=entry.default, hint=hints[entry.name])
 
 
 def _option(help: str, group: str = "", label: str = "", **definition: Any) -> dict[str, Option]:
@@ -114,7 +116,7 @@ def _option(help: str, group: str = "", label: str = "", **definition: Any) -> d
 # fmt: off
 @dataclass(frozen=True)
 class RunOptions(OptionSet):
-    """How searches run. ``options_of`` lists the options with their meaning."""
+    """Options of a run; ``options_of`` lists them with their meaning."""
 
     address: str | None = field(default=None, metadata=_option(
         "Ray cluster, HOST:PORT; by default Ray is started on this machine", "resources", metavar="ADDRESS"
@@ -167,7 +169,7 @@ class RunOptions(OptionSet):
 
 @dataclass(frozen=True)
 class ExperimentOverrides(OptionSet):
-    """Changes to an experiment. ``options_of`` lists the options with their meaning."""
+    """Changes to an experiment; ``options_of`` lists them with their meaning."""
 
     quick: bool = field(default=False, metadata=_option(
         "fewer steps and values, for a first look", "experiment", "Quick"
@@ -182,7 +184,7 @@ class ExperimentOverrides(OptionSet):
     ))
     num_samples: int | None = field(default=None, metadata=_option(
         "number of configurations; not for a grid; the default searcher with it is random",
-        "experiment", "Configurations", minimum=1, request_maximum=10_000,
+        "experiment", "Configurations", minimum=1, request_maximum=MAX_REQUEST_SAMPLES,
     ))
     scheduler: str | None = field(default=None, metadata=_option(
         f"early-stopping scheduler: {', '.join(SCHEDULERS)}; default: that of the experiment",

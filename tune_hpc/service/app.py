@@ -52,14 +52,14 @@ def create_app(
     """Return the service of a storage.
 
     Args:
-        client: Starts jobs in the storage.
-        rules: Who may use the service.
-        experiments: The experiments that requests may start.
-        root_path: The path below which a proxy serves it; empty, or with a leading slash.
-        version: The version of the package.
+        client: Client of the jobs of the storage.
+        rules: Access rules.
+        experiments: Experiments that requests may start.
+        root_path: Path below which a proxy serves the service; empty, or with a leading slash.
+        version: Version of the package.
 
     Raises:
-        InvalidExperimentError: two experiments have the same name.
+        InvalidExperimentError: Two experiments have the same name.
     """
     services, metrics = Services(client, Registry(experiments)), Metrics()
     templates = Templates(has_token=rules.credentials is not None, root_path=root_path)
@@ -103,7 +103,7 @@ def create_app(
 
 
 def _describe_problems(app: FastAPI) -> None:
-    """Complete the OpenAPI description: errors are problems, in place of FastAPI's own form."""
+    """Replace the errors of FastAPI by problems in the OpenAPI description."""
     schema = app.openapi()
     schemas: dict[str, Any] = schema["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
@@ -114,7 +114,7 @@ def _describe_problems(app: FastAPI) -> None:
 
 
 def _handle(routes: Sequence[BaseRoute], respond: ProblemRenderer, request: Request, error: Exception) -> Response:
-    """Return the response to a request that a route or a parser refused."""
+    """Return the response to a request that a route or parser rejected."""
     path, method = route_path(request.scope)[:200], request.method
     if isinstance(error, RequestValidationError):
         return respond(request.scope, _invalid(error))
@@ -143,7 +143,7 @@ def _methods(routes: Sequence[BaseRoute], request: Request) -> set[str]:
 
 
 def _invalid(error: RequestValidationError) -> RequestError:
-    """Return what is wrong with a request in one line, without its content, which may be large."""
+    """Return the error of an invalid request in one line, without the request, which may be large."""
     errors = error.errors()
     if any(one["type"] == "json_invalid" for one in errors):
         return RequestError(f"the body is not JSON: an error at character {errors[0]['loc'][-1]}; correct it", 400)

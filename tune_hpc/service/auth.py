@@ -1,7 +1,7 @@
-"""Authentication: the token and its file, sessions of browsers, checks of origin and host, login and logout.
+"""Bearer-token and session authentication, checks of origin and host, login routes.
 
-A client sends the token with each request (``Authorization: Bearer``), or a browser presents it once for a session.
-A request with neither draws from a rate limit before anything is compared, so that guesses are slow.
+A client sends the token with each request (``Authorization: Bearer``). A browser sends it once and gets a session
+cookie. A request without valid credentials draws from a rate limit before the comparison, so that guesses are slow.
 """
 
 import hashlib
@@ -37,10 +37,10 @@ _METRICS = frozenset({"/ready", "/metrics"})
 
 
 def read_or_create_secret(path: Path) -> str:
-    """Return the secret in a file that only this user can read; create both if there is no such file.
+    """Return the secret of a file that only this user can read; create the file if it does not exist.
 
     Raises:
-        FolderError: the file cannot be used, another user owns it or can read it, or its content is too short.
+        FolderError: The file is unusable, another user owns it or can read it, or the secret is too short.
     """
     try:
         if not os.path.lexists(path):
@@ -64,7 +64,7 @@ def read_or_create_secret(path: Path) -> str:
 
 
 def _create(path: Path, text: str) -> None:
-    """Create a file with its whole content, unless another process does so first."""
+    """Create a file with its whole content, unless another process has created it."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="ascii") as file:
@@ -78,14 +78,14 @@ def _create(path: Path, text: str) -> None:
 
 
 class Credentials:
-    """The token of a service, and the sessions of its pages.
+    """Token of a service, and sessions of browsers.
 
-    A session is a random id with a time stamp and a signature; services that share the token file share sessions.
+    A session cookie is a random id with a time stamp and a signature. Services with the same token file share sessions.
 
     Args:
-        token: The token.
-        key: The key of the signatures.
-        revoked_file: The sessions that were ended by a logout: an id and the end of its validity a line.
+        token: Token.
+        key: Key of the signatures.
+        revoked_file: File of revoked sessions: one id and the end of its validity per line.
     """
 
     def __init__(self, token: str, key: str, revoked_file: Path) -> None:
@@ -94,22 +94,22 @@ class Credentials:
         self._revoked_file = revoked_file
         self._revoked: dict[str, float] = {}
         self._revoked_stamp: tuple[int, int] | None = None
-        #: Services of one host share cookies, whatever their port.
+        #: A browser sends cookies to all ports of a host, so the name depends on the key.
         self.cookie_name = f"tune_hpc_{hashlib.sha256(b'cookie' + key.encode()).hexdigest()[:8]}"
 
     @classmethod
     def load(cls, token_file: Path) -> "Credentials":
-        """Return the credentials of a token file; create the file if there is none.
+        """Return the credentials of a token file; create the file if it does not exist.
 
         Raises:
-            FolderError: it, or a file beside it, cannot be used.
+            FolderError: The token file, or the key file beside it, is unusable.
         """
         revoked_file = token_file.with_name(f"{token_file.name}.revoked")
         token, key = (read_or_create_secret(path) for path in (token_file, Path(f"{token_file}.key")))
         return cls(token, key, revoked_file)
 
     def is_token(self, text: str) -> bool:
-        """Return whether a text is the token; the duration depends on neither."""
+        """Return whether a text is the token, in constant time."""
         return hmac.compare_digest(hashlib.sha256(text.encode("utf-8", "replace")).digest(), self._digest)
 
     def new_session(self) -> str:
@@ -117,7 +117,7 @@ class Credentials:
         return self._signer.sign(secrets.token_hex(16)).decode("ascii")
 
     def session_id(self, cookie: str) -> str:
-        """Return the id of the session of a cookie; empty if it is forged, too old or revoked."""
+        """Return the session id of a cookie; empty if the cookie is forged, expired or revoked."""
         try:
             session = self._signer.unsign(cookie, max_age=SESSION_S).decode("ascii")
         except (BadSignature, UnicodeError):
@@ -125,24 +125,24 @@ class Credentials:
         return "" if session in self._read_revoked() else session
 
     def revoke(self, session: str) -> None:
-        """End a session, also for other services of this token file and after a restart.
+        """Revoke a session for all services of this token file.
 
         Raises:
-            FolderError: the file cannot be written.
+            FolderError: The file of revoked sessions cannot be written.
         """
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
         try:
             with os.fdopen(os.open(self._revoked_file, flags, 0o600), "a", encoding="ascii") as file:
-                # A line that a full disk has cut off must not swallow this one.
+                # The first line break ends a line that a full disk has truncated.
                 file.write(f"\n{session} {time.time() + SESSION_S:.0f}\n")
         except OSError as error:
             raise FolderError(f"{self._revoked_file} cannot be written: {error}; the session stays valid") from error
 
     def _read_revoked(self) -> dict[str, float]:
-        """Return the sessions that were ended by a logout; damaged lines of the file are skipped.
+        """Return the revoked sessions; damaged lines of the file are skipped.
 
         Raises:
-            FolderError: the file cannot be read.
+            FolderError: The file of revoked sessions cannot be read.
         """
         try:
             status = os.stat(self._revoked_file)
@@ -163,11 +163,11 @@ class AccessRules:
     """Access rules of a service.
 
     Attributes:
-        credentials: The token and sessions; ``None``: all processes of this machine may.
-        hosts: The names under which a service without a token answers.
+        credentials: Token and sessions; None: all processes of this machine have access.
+        hosts: Host names of a service without a token.
+        limits: Rate limits.
         has_public_metrics: Whether /metrics and /ready need no token.
         is_behind_proxy: Whether one connection may carry requests of several clients.
-        limits: The rate limits.
     """
 
     credentials: Credentials | None
@@ -178,7 +178,7 @@ class AccessRules:
 
 
 class AuthMiddleware:
-    """Authenticates requests, limits their rate, and refuses changes that another site makes a browser send."""
+    """Authentication, rate limits, and protection from cross-site request forgery."""
 
     def __init__(self, app: ASGIApp, *, rules: AccessRules, respond: ProblemRenderer) -> None:
         self.app = app
@@ -193,7 +193,7 @@ class AuthMiddleware:
             except TuneHpcError as error:
                 await self._refusal(scope, error)(scope, receive, send)
                 return
-            # Parsers behind this layer take quadratic time for cookies, and have errors of their own for ranges.
+            # Parsers behind this layer need quadratic time for cookies, and have other error responses for ranges.
             dropped = (b"cookie", b"range") if _is_public(route_path(scope)) else (b"cookie",)
             scope["headers"] = [(name, value) for name, value in scope["headers"] if name not in dropped]
         await self.app(scope, receive, send)
@@ -230,10 +230,10 @@ class AuthMiddleware:
                 scope["state"][CONNECTION].setdefault("user", context.user)
 
     def _check_token(self, scope: Scope, authorization: str) -> bool:
-        """Return whether a request without a session has the token; pass those that need none.
+        """Return whether a request without a session has the token; public routes need none.
 
         Raises:
-            RequestError: it has none or a wrong one, or there were too many of these.
+            RequestError: The token is missing or wrong, or there were too many such requests.
         """
         credentials, limits = self._rules.credentials, self._rules.limits
         assert credentials is not None
@@ -250,7 +250,7 @@ class AuthMiddleware:
             if has_body(scope):
                 raise RequestError(f"a {scope['method']} of {path[:100]!r} has no body; send none", 413)
             return False
-        # Before the comparison: while the bucket is empty the right token is refused, too. So guesses find nothing.
+        # Before the comparison: while the bucket is empty, even the right token is rejected, so guesses find nothing.
         limits.unauthenticated.draw(address, "requests without valid credentials")
         if is_login:
             return False
@@ -277,7 +277,7 @@ class AuthMiddleware:
         return self._respond(scope, error, {"HX-Redirect": f"{root}/login"} if headers.get("hx-request") else {})
 
     def _is_same_origin(self, headers: Headers) -> bool:
-        """Return whether a request comes from the page of this service, or from no browser if there is no token."""
+        """Return whether a request has the origin of this service; without a token, no browser is also valid."""
         if site := headers.get("sec-fetch-site"):
             return site in ("same-origin", "none")
         if origin := headers.get("origin"):
@@ -290,7 +290,7 @@ def _is_public(path: str) -> bool:
 
 
 def _cookie(header: str, name: str) -> str:
-    """Return the value of a cookie; empty if there is none. Takes linear time."""
+    """Return the value of a cookie in linear time; empty if there is no such cookie."""
     pairs = (pair.strip().partition("=") for pair in header.split(";"))
     return next((value for key, _, value in pairs if key == name), "")
 
@@ -323,7 +323,7 @@ def login_routes(rules: AccessRules, templates: Templates) -> APIRouter:
 
     @router.post("/login")
     async def log_in(request: Request) -> Response:
-        """Start a session for a browser that presents the token."""
+        """Start a session for a browser that sends the token."""
         root = request.scope["root_path"]
         try:
             form = parse_qs((await request.body()).decode("utf-8"), max_num_fields=10)
@@ -359,7 +359,7 @@ def login_routes(rules: AccessRules, templates: Templates) -> APIRouter:
 
 
 def _local_target(target: str, root: str) -> str:
-    """Return the path of this service to which a login leads; the list of searches for anything else."""
+    """Return the target of a login if it is a path of this service, else the list of searches."""
     try:
         url = urlsplit(target)
     except ValueError:

@@ -14,12 +14,10 @@ from starlette.responses import Response
 from tune_hpc.analysis.reader import ResultsReader, ResultsSnapshot
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
-#: Bytes of all responses in the cache.
-MAX_RESPONSE_BYTES = 64_000_000
-#: Bytes of all results in the cache.
-MAX_RESULT_BYTES = 1_000_000_000
+#: Sizes of the caches of responses and results.
+MAX_RESPONSE_BYTES, MAX_RESULT_BYTES = 64_000_000, 1_000_000_000
 NUM_THREADS = 8
-#: Seconds for which a response about a running search is used again.
+#: Lifetime of a response about a running search.
 MAX_AGE_S = 1.0
 T = TypeVar("T")
 
@@ -38,7 +36,7 @@ class CachedResponse:
 
 
 class ResponseCache:
-    """Least recently used responses, each computed once for all concurrent requests, in a pool of threads."""
+    """LRU cache of responses; a thread pool computes each response once for all concurrent requests."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[str, tuple[str, float, CachedResponse]] = OrderedDict()
@@ -51,12 +49,12 @@ class ResponseCache:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     async def once(self, key: Hashable, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function in a thread of the pool, once for all concurrent calls with this key."""
+        """Call a function in a thread, once for all concurrent calls with this key."""
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = asyncio.ensure_future(self.run(function, *arguments))
             flight.add_done_callback(lambda done: (self._flights.pop(key, None), done.cancelled() or done.exception()))
-        # The disconnect of one client does not cancel the response to the others.
+        # A client that disconnects does not cancel the response to other clients.
         result: T = await asyncio.shield(flight)
         return result
 
@@ -65,9 +63,9 @@ class ResponseCache:
 
         Args:
             key: Route and parameters.
-            version: The version of the data, read before this call; a response of another version is not used.
-            is_final: Whether the data changes only with its version; otherwise a response is used for a moment.
-            make: Computes the response.
+            version: Version of the data, read before this call; a response of another version is not used.
+            is_final: Whether the data changes only with its version; otherwise responses expire after ``MAX_AGE_S``.
+            make: Function that computes the response.
         """
         entry = self._entries.get(key)
         if entry and entry[0] == version and (is_final or time.monotonic() - entry[1] < MAX_AGE_S):
@@ -89,7 +87,7 @@ class ResponseCache:
 
 
 def _weight(key: str, response: CachedResponse) -> int:
-    """Return the bytes of a cache entry, about."""
+    """Return the approximate size of a cache entry in bytes."""
     return len(key) + len(response.body) + 500
 
 
@@ -102,17 +100,17 @@ class _Entry:
 
 
 class ResultsCache:
-    """Incremental readers of experiment folders; the least recently used are dropped."""
+    """LRU cache of incremental readers of experiment folders."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, folder: ExperimentFolder) -> ResultsSnapshot:
-        """Return the results of an experiment so far.
+        """Return the current results of an experiment.
 
         Raises:
-            FolderError: a file cannot be read.
+            FolderError: A file cannot be read.
         """
         key = str(folder.path)
         with self._lock:

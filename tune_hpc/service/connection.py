@@ -27,15 +27,14 @@ _TRANSFER_ENCODING = re.compile(rb"\ntransfer-encoding[ \t]*:", re.IGNORECASE)
 
 
 class BoundedH11Protocol(H11Protocol):
-    """HTTP/1.1 for clients that need not be trusted.
+    """HTTP/1.1 for clients that are not trusted.
 
-    A request head arrives within ``head_timeout_s`` of the connection or of its first byte. A client that reads nothing
-    of a response for ``write_timeout_s`` is disconnected. Of the connections that have no request in progress
-    ``max_idle`` are open; beyond that the oldest is closed, those without authentication first. So half-open
-    connections do not take the place of others.
+    A request head must arrive within ``head_timeout_s`` of the connection or of its first byte. A client that does not
+    read a response for ``write_timeout_s`` is disconnected. At most ``max_idle`` connections without a request stay
+    open; beyond that the oldest is closed, unauthenticated ones first.
 
-    h11 takes a few microseconds for each header and each chunk, before a request can be refused. So it is given one
-    complete request at a time, with few headers, and a body of known length.
+    h11 spends a few microseconds on each header and chunk before the application can reject a request. Therefore h11
+    gets one complete request at a time, with few headers and a body of known length.
     """
 
     head_timeout_s = 10.0
@@ -46,10 +45,10 @@ class BoundedH11Protocol(H11Protocol):
     _warned_at: ClassVar[float] = -60.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the timer of the first head."""
+        """Start the timer of the first request head."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
-        # Requests of this connection share this dictionary; it is empty before authentication.
+        # All requests of a connection share this dictionary; it is empty before authentication.
         self.authentication: dict[str, Any] = {}
         self._received = bytearray()
         self._num_body_bytes = 0
@@ -59,13 +58,13 @@ class BoundedH11Protocol(H11Protocol):
         self._set_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Stop the timers and remove the connection."""
         self._set_busy()
         self.resume_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Pass on what belongs to the present request; keep what follows until it is answered."""
+        """Pass the data of the current request to h11, and buffer the following requests."""
         self._received += data
         while self._received and not self.transport.is_closing():
             if self._num_body_bytes:
@@ -86,24 +85,24 @@ class BoundedH11Protocol(H11Protocol):
                 self._set_busy()
 
     def _next_head(self) -> bytes | None:
-        """Return the head of the next request once it is complete; refuse one that is too large or has no length."""
+        """Return the head of the next request if it is complete; reject one that is too large or has no length."""
         end = _HEAD_END.search(self._received)
         head = bytes(self._received[: end.end() if end else None])
         if len(head) > MAX_HEAD_BYTES or head.count(b"\n") > MAX_HEAD_LINES:
-            self._refuse(431, f"a request head has at most {MAX_HEAD_BYTES} bytes and {MAX_HEAD_LINES} lines")
+            self._reject(431, f"a request head has at most {MAX_HEAD_BYTES} bytes and {MAX_HEAD_LINES} lines")
         elif len(head.partition(b"\n")[0]) > MAX_REQUEST_LINE_BYTES:
-            self._refuse(414, f"a request line has at most {MAX_REQUEST_LINE_BYTES} bytes; send a shorter address")
+            self._reject(414, f"a request line has at most {MAX_REQUEST_LINE_BYTES} bytes; send a shorter address")
         elif end and _TRANSFER_ENCODING.search(head):
-            self._refuse(411, "a body must be sent with Content-Length; chunks are not accepted")
+            self._reject(411, "a body must be sent with Content-Length; chunks are not accepted")
         elif end and (b"\n " in head or b"\n\t" in head):
-            self._refuse(400, "a header must be one line")
+            self._reject(400, "a header must be one line")
         elif end:
             length = _CONTENT_LENGTH.search(head)
             self._num_body_bytes = int(length[1]) if length else 0
             return head
         return None
 
-    def _refuse(self, status: int, detail: str) -> None:
+    def _reject(self, status: int, detail: str) -> None:
         title = http.HTTPStatus(status).phrase
         problem = {"type": "about:blank", "title": title, "status": status, "detail": detail}
         body = json.dumps(problem).encode("ascii", "replace")
@@ -115,24 +114,24 @@ class BoundedH11Protocol(H11Protocol):
         self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse a request that h11 cannot parse."""
-        self._refuse(400, msg)
+        """Reject a request that h11 cannot parse."""
+        self._reject(400, msg)
 
     def on_response_complete(self) -> None:
         """Count the connection as idle unless it has another request."""
         super().on_response_complete()
         if not self._is_busy and not self.transport.is_closing():
             self._set_idle()
-            # A request that was sent before the response to the last one.
+            # The client may have sent the next request before this response.
             self.loop.call_soon(self.data_received, b"")
 
     def pause_writing(self) -> None:
-        """Start the timer of a client that does not read."""
+        """Start the timer of a client that does not read its response."""
         super().pause_writing()
         self._write_timer = self.loop.call_later(self.write_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Stop the timer of a client that does not read."""
+        """Stop the timer of a client that reads again."""
         super().resume_writing()
         if self._write_timer:
             self._write_timer.cancel()

@@ -1,6 +1,6 @@
-"""Form that starts a search: fields from a search space, and the request from its fields.
+"""Form that starts a search: fields from a search space and options, and the request from the fields.
 
-Values are written as on the command line (``0.1``, ``0.1,0.01``, ``loguniform(1e-4, 1)``) and parsed alike.
+Values have the syntax of the command line: ``0.1``, ``0.1,0.01``, ``loguniform(1e-4, 1)``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ from tune_hpc.search.options import ExperimentOverrides, Option, RunOptions, opt
 from tune_hpc.search.space.parsing import parse_parameter
 from tune_hpc.service.schemas import SearchRequest
 
-#: A choice of this many words or fewer has a checkbox for each.
+#: Maximum number of words of a choice that has checkboxes.
 MAX_BOXES = 20
 MAX_FIELDS = 500
-#: Options in the form, in two sections. The switch ``quick`` has a place of its own.
+#: Options of the two sections of the form. The switch ``quick`` is above them.
 OVERRIDES = [option for option in options_of(ExperimentOverrides) if option.label and option.hint is not bool]
 RUN_OPTIONS = [option for option in options_of(RunOptions) if option.label]
 #: Prefixes of the names of inputs: values of a parameter, checkboxes of words, values under a condition.
@@ -29,16 +29,16 @@ Form = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Field:
-    """A parameter in the form.
+    """Parameter in the form.
 
     Attributes:
-        name: Of the parameter.
-        kind: ``boxes`` (words with checkboxes), ``text``, or ``cases`` (conditions, with a text for each).
-        text: Its values.
-        boxes: Each word, and whether it is checked.
-        help: What may be entered.
-        varies: Whether it has several values.
-        cases: For each condition: the name of the input, the condition, and the values.
+        name: Name of the parameter.
+        kind: ``boxes`` (words with checkboxes), ``text``, or ``cases`` (a text for each condition).
+        text: Values.
+        boxes: Words, and whether they are checked.
+        help: Valid values.
+        varies: Whether the parameter has several values.
+        cases: Name of the input, condition, and values of each case.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Field:
 
 
 def fields(experiment: Experiment, form: Form) -> list[Field]:
-    """Return the fields of an experiment, with the values of a form, or its own if the form is empty."""
+    """Return the fields of an experiment, with the values of a form, or of the experiment for an empty form."""
     return [_field(experiment, name, form) for name in experiment.space]
 
 
@@ -77,8 +77,8 @@ def read_form(experiment: Experiment, form: Form) -> SearchRequest:
     """Return the request of a form; it contains only changes to the experiment.
 
     Raises:
-        RequestError: a field has an invalid value.
-        InvalidSpaceError: the values of a parameter cannot be parsed.
+        RequestError: A field has an invalid value.
+        InvalidSpaceError: The values of a parameter cannot be parsed.
     """
     request: dict[str, Any] = {"space": experiment.name, "quick": "quick" in form}
     for option in (*OVERRIDES, *RUN_OPTIONS):
@@ -94,7 +94,7 @@ def read_form(experiment: Experiment, form: Form) -> SearchRequest:
 
 
 def _changes(experiment: Experiment, form: Form) -> dict[str, Any]:
-    """Return the parameters whose values differ from those of the experiment."""
+    """Return the parameters that the form changes."""
     space = experiment.space.to_json()
     changes: dict[str, Any] = {}
     for field in fields(experiment, {}):
@@ -125,7 +125,7 @@ def _changes(experiment: Experiment, form: Form) -> dict[str, Any]:
 
 
 def _without_choice(text: str) -> str:
-    """Return values as they are entered: several are separated by commas."""
+    """Return values in the syntax of the form, without ``choice(...)``."""
     return text.removeprefix("choice(").removesuffix(")") if text.startswith("choice(") else text
 
 

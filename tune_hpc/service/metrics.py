@@ -1,4 +1,4 @@
-"""Prometheus metrics: searches by state, trials that ended by status, durations of requests."""
+"""Prometheus metrics: number of searches by state, of ended trials by status, and durations of requests."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ __all__ = ["CONTENT_TYPE", "Metrics"]
 
 
 class Metrics:
-    """The metrics of one service, in a registry of their own."""
+    """Metrics of one service, in a separate registry."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -29,11 +29,7 @@ class Metrics:
         self._requests.labels(route, method, str(status)).observe(seconds)
 
     def render(self, searches: Iterable[Mapping[str, Any]]) -> bytes:
-        """Return all metrics in the text format of Prometheus.
-
-        Args:
-            searches: The status of each search.
-        """
+        """Return all metrics in the text format of Prometheus; ``searches`` is the status of each search."""
         states, trials = Counter(dict.fromkeys(STATES, 0)), Counter[str]()
         for search in searches:
             states[search["state"]] += 1

@@ -1,4 +1,4 @@
-"""Middleware: request id, audit log, metrics and security headers; ETags; the size and duration of bodies."""
+"""Middleware (request id, audit log, metrics, security headers, ETags, limits of bodies) and error responses."""
 
 import asyncio
 import hashlib
@@ -69,10 +69,10 @@ class RequestContext:
     """State of one request, shared by all layers.
 
     Attributes:
-        request_id: In the response, in problems and in the audit log.
+        request_id: Id in the response, in problems and in the audit log.
         user: ``session:ID`` or ``token``; empty before authentication, and for a service without a token.
-        session_id: The session of the request; empty if it has none.
-        is_login_rejected: Whether the request presented wrong credentials.
+        session_id: Session of the request; empty without a session.
+        is_login_rejected: Whether the request has wrong credentials.
         is_body_read: Whether the whole body has arrived.
     """
 
@@ -84,7 +84,7 @@ class RequestContext:
 
 
 def context_of(scope: Scope) -> RequestContext:
-    """Return the context of a request; the first call makes it."""
+    """Return the context of a request, and create it if necessary."""
     context: RequestContext = scope.setdefault(_CONTEXT_KEY, RequestContext())
     return context
 
@@ -108,11 +108,7 @@ def has_body(scope: Scope) -> bool:
 
 
 class ProblemRenderer:
-    """Makes the response to a request that failed: a problem, or a page for a browser.
-
-    Args:
-        templates: Of the pages.
-    """
+    """Response to a failed request: a problem (RFC 9457), or a page for a browser."""
 
     def __init__(self, templates: Templates) -> None:
         self._templates = templates
@@ -124,31 +120,31 @@ class ProblemRenderer:
         detail = " ".join(str(error).split())[:MAX_DETAIL]
         if status >= 500:
             _log.warning("%d: %s request_id=%s", status, detail, context.request_id)
-        own_headers = {"Cache-Control": "no-store"}
+        base_headers = {"Cache-Control": "no-store"}
         if status == 401:
-            own_headers["WWW-Authenticate"] = 'Bearer realm="tune_hpc"'
+            base_headers["WWW-Authenticate"] = 'Bearer realm="tune_hpc"'
         if has_body(scope) and not context.is_body_read:
-            # The rest of the body is of no use: the connection ends with the response.
-            own_headers["Connection"] = "close"
+            # Closing the connection is cheaper than reading the rest of the body.
+            base_headers["Connection"] = "close"
         if isinstance(error, TooManyRequestsError):
-            own_headers["Retry-After"] = str(math.ceil(error.retry_after_s))
-        own_headers |= headers or {}
+            base_headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+        base_headers |= headers or {}
         is_page = scope["method"] == "GET" or not route_path(scope).startswith("/api/")
         if is_page and "text/html" in Headers(scope=scope).get("accept", ""):
             page = self._templates.render("error.html", status=status, message=detail)
-            return HTMLResponse(page, status, own_headers)
+            return HTMLResponse(page, status, base_headers)
         problem = Problem(type=URN + kind, title=title, status=status, detail=detail, request_id=context.request_id)
-        return AsciiJsonResponse(problem.model_dump(), status, own_headers, "application/problem+json")
+        return AsciiJsonResponse(problem.model_dump(), status, base_headers, "application/problem+json")
 
 
 class RequestMiddleware:
-    """Outermost layer: names, observes and audits each request, and turns unexpected failures into problems.
+    """Outermost layer: request id, headers, metrics and audit log; unexpected exceptions become problems.
 
     Args:
-        app: The next layer.
-        respond: Makes the response to a failure.
-        metrics: Where requests are counted.
-        root_path: The path below which a proxy serves the service, whether or not it removes that from requests.
+        app: Next layer.
+        respond: Renderer of error responses.
+        metrics: Metrics of requests.
+        root_path: Path below which a proxy serves the service, whether or not the proxy removes it from requests.
     """
 
     def __init__(self, app: ASGIApp, *, respond: ProblemRenderer, metrics: Metrics, root_path: str = "") -> None:
@@ -165,7 +161,7 @@ class RequestMiddleware:
         start, method, status = time.perf_counter(), scope["method"], 0
         root, path = self._root_path, scope["path"]
         is_below_root = path == root or path.startswith(f"{root}/")
-        # A GET for the routes; the server sends no body in response to HEAD.
+        # Routes see HEAD as GET; the server sends no body in response to HEAD.
         scope = {**scope, "root_path": root, "path": path if is_below_root else root + path}
         scope["method"] = "GET" if method == "HEAD" else method
         context, path = context_of(scope), route_path(scope)
@@ -202,14 +198,14 @@ class RequestMiddleware:
         finally:
             unrouted = "/static" if path.startswith("/static/") else "other"
             route = getattr(scope.get("route"), "path", unrouted)
-            # A client can send any word as a method, and each label of a metric is stored.
+            # A client can send any word as a method, and each label of a metric takes memory.
             known_method = method if method in _METHODS else "other"
             self._metrics.observe(route, known_method, status, time.perf_counter() - start)
             _audit(scope, path, context, status, search)
 
 
 def _audit(scope: Scope, path: str, context: RequestContext, status: int, search: str) -> None:
-    """Write a line to the audit log if a request changed something, or tried to log in."""
+    """Write a line to the audit log for a change, a login or a logout."""
     action, is_guess = "", context.is_login_rejected and status != 429
     for method, pattern, name in _AUDITED:
         if scope["method"] == method and (match := pattern.fullmatch(path)):
@@ -219,7 +215,7 @@ def _audit(scope: Scope, path: str, context: RequestContext, status: int, search
     if is_guess:
         action, search = "failed-login", ""
     elif not action or (status in (401, 429) and not context.user):
-        # What is refused before authentication would fill the log.
+        # Requests that authentication rejects would fill the log.
         return
     _audit_log.info(
         "action=%s search=%r status=%d user=%s client=%r request_id=%s",
@@ -228,7 +224,7 @@ def _audit(scope: Scope, path: str, context: RequestContext, status: int, search
 
 
 class ETagMiddleware:
-    """Adds a weak ETag to each complete response to a read, and answers 304 if the client has the same."""
+    """Weak ETags of complete responses to GET, and 304 Not Modified (RFC 9110)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -273,7 +269,7 @@ def matches(known: str, tag: str) -> bool:
 
 
 class BodyLimitMiddleware:
-    """Reads the body of a request before the routes do; refuses one that is too large or arrives too slowly."""
+    """Limits of the size and duration of bodies; a body is read before the routes are called."""
 
     def __init__(self, app: ASGIApp, respond: ProblemRenderer) -> None:
         self.app = app
@@ -317,7 +313,7 @@ def _too_large(size: str) -> RequestError:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a ``receive`` that yields a body that was read, and then what follows it."""
+    """Return a ``receive`` that yields a body that was read, and then the following messages."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

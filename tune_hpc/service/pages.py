@@ -12,20 +12,20 @@ from starlette.responses import RedirectResponse
 from tune_hpc.analysis.reader import ResultsSnapshot
 from tune_hpc.errors import RequestError, TuneHpcError, UnknownNameError
 from tune_hpc.report import chart_data
+from tune_hpc.search.options import MAX_REQUEST_SAMPLES
 from tune_hpc.service import forms
 from tune_hpc.service.cache import CachedResponse
 from tune_hpc.service.problems import problem_type, status_of
 from tune_hpc.service.routes import searches
 from tune_hpc.service.routes.results import report_hint, trial_log
 from tune_hpc.service.schemas import (
-    MAX_SAMPLES,
     ExperimentQuery,
     ExtendRequest,
     Offset,
     ResumeRequest,
     TrialsQuery,
 )
-from tune_hpc.service.services import Look, Services
+from tune_hpc.service.services import SearchSnapshot, Services
 from tune_hpc.service.templates import Templates, experiment_context, search_row, table_context, trial_context
 
 #: Searches on a page of the list.
@@ -41,12 +41,16 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
     registry = services.registry
 
     async def respond(
-        search_id: str, template: str, query: ExperimentQuery, make: Callable[[Look], dict[str, Any]], **headers: str
+        search_id: str,
+        template: str,
+        query: ExperimentQuery,
+        make: Callable[[SearchSnapshot], dict[str, Any]],
+        **headers: str,
     ) -> Response:
-        """Return a page or fragment about a search, rendered once for all readers."""
+        """Return a page or fragment about a search, rendered once for all clients."""
 
-        def render(look: Look) -> CachedResponse:
-            body = templates.render(template, **make(look))
+        def render(snapshot: SearchSnapshot) -> CachedResponse:
+            body = templates.render(template, **make(snapshot))
             return CachedResponse(body, "text/html", headers or _NO_STORE)
 
         return await services.respond(search_id, f"{template} {query.model_dump_json()}", render)
@@ -68,71 +72,73 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
 
         return (await services.cache.get(f"{template} {offset} {state}", str(version), False, make)).response()
 
-    def search_values(look: Look, experiment: str | None) -> tuple[dict[str, Any], ResultsSnapshot]:
-        names = [one["name"] for one in look.status["experiments"]]
-        results = services.results(look.folder, experiment or names[0])
+    def search_values(snapshot: SearchSnapshot, experiment: str | None) -> tuple[dict[str, Any], ResultsSnapshot]:
+        names = [one["name"] for one in snapshot.status["experiments"]]
+        results = services.results(snapshot.folder, experiment or names[0])
         named = results.name if len(names) > 1 else None
         return {
-            "search": search_row(look.status),
-            "experiment": experiment_context(look.status, results),
+            "search": search_row(snapshot.status),
+            "experiment": experiment_context(snapshot.status, results),
             "query": f"?{urlencode({'experiment': named})}" if named else "",
             "named": named,
-            "key": look.version,
-            "max_samples": MAX_SAMPLES,
-            "report_hint": "" if look.folder.report.is_file() else report_hint(look),
-            "has_response": look.status["is_active"] or bool(chart_data.response_parameters(results)),
+            "key": snapshot.version,
+            "max_samples": MAX_REQUEST_SAMPLES,
+            "report_hint": "" if snapshot.folder.report.is_file() else report_hint(snapshot),
+            "has_response": snapshot.status["is_active"] or bool(chart_data.response_parameters(results)),
             "problem": "",
         }, results
 
-    def table_values(look: Look, query: TrialsQuery, root: str) -> dict[str, Any]:
-        values, results = search_values(look, query.experiment)
-        address, problem, named = f"{root}/view/{look.folder.id}/table", "", values["named"]
+    def table_values(snapshot: SearchSnapshot, query: TrialsQuery, root: str) -> dict[str, Any]:
+        values, results = search_values(snapshot, query.experiment)
+        address, problem, named = f"{root}/view/{snapshot.folder.id}/table", "", values["named"]
         try:
             table = table_context(results, query, address, named)
         except RequestError as error:
-            # The table is shown without a filter that cannot be parsed, and the problem above it.
+            # Show the table without the invalid filter, and the problem above it.
             problem = str(error)
             table = table_context(results, TrialsQuery(experiment=query.experiment), address, named)
             table["address"] = f"{address}?{urlencode(query.model_dump(exclude_defaults=True), doseq=True)}"
-        table |= {"search_id": look.folder.id, "named": named, "problem": problem,
-                  "is_active": look.status["is_active"]}  # fmt: skip
+        table |= {"search_id": snapshot.folder.id, "named": named, "problem": problem,
+                  "is_active": snapshot.status["is_active"]}  # fmt: skip
         return {**values, "table": table}
 
     @router.get("/view/{search_id}")
     async def read_view(request: Request, search_id: str, query: Annotated[TrialsQuery, Query()]) -> Response:
         root = request.scope["root_path"]
-        return await respond(search_id, "view.html", query, lambda look: table_values(look, query, root))
+        return await respond(search_id, "view.html", query, lambda snapshot: table_values(snapshot, query, root))
 
     @router.get("/view/{search_id}/table")
     async def read_table(request: Request, search_id: str, query: Annotated[TrialsQuery, Query()]) -> Response:
         root = request.scope["root_path"]
-        return await respond(search_id, "table.html", query, lambda look: table_values(look, query, root), **fragment)
+        return await respond(
+            search_id, "table.html", query, lambda snapshot: table_values(snapshot, query, root), **fragment
+        )
 
     @router.get("/view/{search_id}/summary")
     async def read_summary(search_id: str, query: Annotated[ExperimentQuery, Query()]) -> Response:
         return await respond(
-            search_id, "summary.html", query, lambda look: search_values(look, query.experiment)[0], **fragment
+            search_id, "summary.html", query, lambda snapshot: search_values(snapshot, query.experiment)[0], **fragment
         )
 
     @router.get("/view/{search_id}/parallel")
     async def read_parallel(search_id: str, query: Annotated[ExperimentQuery, Query()]) -> Response:
-        def make(look: Look) -> dict[str, Any]:
-            return {"chart": chart_data.parallel_coordinates(search_values(look, query.experiment)[1])}
+        def make(snapshot: SearchSnapshot) -> dict[str, Any]:
+            return {"chart": chart_data.parallel_coordinates(search_values(snapshot, query.experiment)[1])}
 
         return await respond(search_id, "parallel.html", query, make, **fragment)
 
     @router.get("/view/{search_id}/trial/{trial_id}")
     async def read_trial(search_id: str, trial_id: str, query: Annotated[ExperimentQuery, Query()]) -> Response:
-        def make(look: Look) -> dict[str, Any]:
-            values, results = search_values(look, query.experiment)
-            log = trial_log(services, look, trial_id, results.name, LOG_BYTES)
+        def make(snapshot: SearchSnapshot) -> dict[str, Any]:
+            values, results = search_values(snapshot, query.experiment)
+            log = trial_log(services, snapshot, trial_id, results.name, LOG_BYTES)
             return {**values, "trial": trial_context(results, trial_id), "log": log, "trial_id": trial_id}
 
         return await respond(search_id, "trial.html", _TrialPage(experiment=query.experiment, trial=trial_id), make)
 
     @router.post("/view/{search_id}/{action}")
     async def change(request: Request, search_id: str, action: str) -> Response:
-        """Stop, resume, extend or delete a search, and redirect to its page; or show there why that failed."""
+        """Stop, resume, extend or delete a search; redirect to its page, or show the problem there."""
         form = await _read_form(request)
         field = {name: values[0] for name, values in form.items()}
         experiment, key, root = field.get("experiment"), field.get("key"), request.scope["root_path"]
@@ -146,9 +152,8 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
                 searches.resume(services, search_id, ResumeRequest(**restart), key)
             elif action == "extend":
                 text = field.get("num_samples", "")
-                if not text.isdigit() or not 1 <= int(text[:10]) <= MAX_SAMPLES:
-                    text = text[:50]
-                    raise RequestError(f"the number of configurations must be from 1 to {MAX_SAMPLES}; got {text!r}")
+                if not text.isdigit() or not 1 <= int(text[:10]) <= MAX_REQUEST_SAMPLES:
+                    raise RequestError(f"num_samples must be from 1 to {MAX_REQUEST_SAMPLES}; got {text[:50]!r}")
                 body = ExtendRequest(num_samples=int(text), experiment=experiment, **restart)
                 searches.extend(services, search_id, body, key)
             elif action == "delete":
@@ -161,8 +166,8 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
         except TuneHpcError as error:
             if status_of(error) == 404:
                 raise
-            look = await services.look(search_id)
-            values = await run_in_threadpool(table_values, look, TrialsQuery(experiment=experiment), root)
+            snapshot = await services.snapshot(search_id)
+            values = await run_in_threadpool(table_values, snapshot, TrialsQuery(experiment=experiment), root)
             return templates.page("view.html", status_of(error), **{**values, "problem": str(error)})
         query = f"?{urlencode({'experiment': experiment})}" if experiment else ""
         return RedirectResponse(f"{root}/" if action == "delete" else f"{root}/view/{search_id}{query}", 303)
@@ -186,7 +191,7 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
 
     @router.get("/new/{space}/preview")
     def preview(request: Request, space: str) -> Response:
-        """Return the size of the search that a form describes, while a user fills it in."""
+        """Return the size of the search of a form, or its problem."""
         form = parse_qs(request.url.query, keep_blank_values=False, max_num_fields=forms.MAX_FIELDS)
         text = problem = ""
         try:
@@ -208,7 +213,7 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
                 raise
             except TuneHpcError as error:
                 if problem_type(error) == "idempotency-key-reused":
-                    # A user went back and changed the form: another submission starts another search.
+                    # The user went back and changed the form, so the next submission starts another search.
                     del form["key"]
                 return form_page(space, form, str(error), status_of(error))
             return RedirectResponse(f"{request.scope['root_path']}/view/{job.id}", 303)
@@ -226,7 +231,7 @@ async def _read_form(request: Request) -> dict[str, list[str]]:
     """Return the fields of a form.
 
     Raises:
-        RequestError: it is malformed, or has too many fields.
+        RequestError: The form is malformed, or has too many fields.
     """
     try:
         text = (await request.body()).decode("utf-8")

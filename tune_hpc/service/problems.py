@@ -1,4 +1,4 @@
-"""Problem responses (RFC 9457): the form of every error, with a stable type for programs and one line for people."""
+"""Problem responses (RFC 9457): type, status and title of each error."""
 
 import json
 from typing import Any
@@ -94,7 +94,7 @@ def problem_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def to_json(content: Any) -> bytes:
-    """Return plain data as JSON in ASCII, so that any text of a request can be repeated in a response."""
+    """Return JSON in ASCII, so that a response can contain any text of a request."""
     return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 

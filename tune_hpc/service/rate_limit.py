@@ -7,17 +7,12 @@ from dataclasses import dataclass, field
 
 from tune_hpc.errors import RequestError
 
-#: Buckets that are remembered; the least recently used is dropped.
+#: Maximum number of buckets; the least recently used one is dropped.
 MAX_KEYS = 10_000
 
 
 class TooManyRequestsError(RequestError):
-    """A client sends too many requests.
-
-    Args:
-        message: What there was too much of.
-        retry_after_s: Seconds after which a request may succeed.
-    """
+    """A client sends too many requests; a request may succeed after ``retry_after_s`` seconds."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message, 429, "too-many-requests")
@@ -28,9 +23,9 @@ class TokenBuckets:
     """Token buckets, one for each key.
 
     Args:
-        per_s: Tokens that flow into each bucket a second.
-        burst: Tokens that a bucket holds.
-        clock: Returns seconds.
+        per_s: Refill rate in tokens per second.
+        burst: Capacity in tokens.
+        clock: Function that returns seconds.
     """
 
     def __init__(self, per_s: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,7 +35,7 @@ class TokenBuckets:
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, key: str) -> float:
-        """Take a token; return 0, or the seconds until there is one."""
+        """Take a token; return 0, or the seconds until a token is available."""
         level = self._level(key)
         self._store(key, level - 1 if level >= 1 else level)
         return 0.0 if level >= 1 else (1 - level) / self.per_s
@@ -49,7 +44,7 @@ class TokenBuckets:
         """Take a token.
 
         Raises:
-            TooManyRequestsError: there is none.
+            TooManyRequestsError: The bucket is empty.
         """
         if wait_s := self.take(key):
             text = f"at most {self.per_s:g} {what} a second are allowed; wait {wait_s:.1f} s"
@@ -72,13 +67,13 @@ class TokenBuckets:
 
 @dataclass
 class RateLimits:
-    """The buckets of the service.
+    """Rate limits of the service.
 
     Attributes:
         unauthenticated: Requests without valid credentials, by address.
-        public: Requests for what needs no credentials, by address.
-        reads: Requests of a session or token that read.
-        changes: Requests of a session or token that change something.
+        public: Requests of public routes, by address.
+        reads: Read requests, by session or token.
+        changes: Requests that change something, by session or token.
     """
 
     unauthenticated: TokenBuckets = field(default_factory=lambda: TokenBuckets(5, 20))

@@ -1,4 +1,4 @@
-"""Registered experiments: what a request may start."""
+"""Registered experiments, and the experiment of a request."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -7,8 +7,9 @@ from typing import Any
 
 from tune_hpc.errors import InvalidExperimentError, InvalidSpaceError, RequestError, UnknownNameError
 from tune_hpc.search.experiment import Experiment
+from tune_hpc.search.options import MAX_REQUEST_SAMPLES
 from tune_hpc.search.space.space import Space
-from tune_hpc.service.schemas import MAX_SAMPLES, SearchRequest
+from tune_hpc.service.schemas import SearchRequest
 
 #: Values of a parameter or a condition.
 MAX_VALUES = 1000
@@ -19,13 +20,13 @@ _DESCRIBED = (
 
 
 class Registry:
-    """The experiments of the operator, by name.
+    """Experiments that requests may start, by name.
 
     Args:
-        experiments: All of them.
+        experiments: Experiments of the operator.
 
     Raises:
-        InvalidExperimentError: two have the same name.
+        InvalidExperimentError: Two experiments have the same name.
     """
 
     def __init__(self, experiments: Iterable[Experiment]) -> None:
@@ -42,7 +43,7 @@ class Registry:
         """Return an experiment.
 
         Raises:
-            UnknownNameError: none has this name.
+            UnknownNameError: No experiment has this name.
         """
         if name not in self._by_name:
             raise UnknownNameError(f"no space has the name {name[:200]!r}; there are {', '.join(self._by_name)}")
@@ -52,10 +53,10 @@ class Registry:
         """Return the experiment of a request.
 
         Raises:
-            UnknownNameError: no registered experiment has the name.
-            InvalidSpaceError: a parameter does not allow a value.
-            InvalidExperimentError: fields of the request contradict each other.
-            RequestError: it has too many configurations for a request.
+            UnknownNameError: No registered experiment has the name.
+            InvalidSpaceError: A parameter does not allow a value.
+            InvalidExperimentError: Fields of the request contradict each other.
+            RequestError: The search has too many configurations for a request.
         """
         experiment = self[request.space]
         keys = experiment.space.value_keys
@@ -72,9 +73,9 @@ class Registry:
         values = _parse_parameters(request.set, experiment.space)
         built = replace(request.overrides(), quick=False).apply(experiment, values)
         num_configurations = built.num_trials / max(1, len(built.seeds))
-        if num_configurations > MAX_SAMPLES:
+        if num_configurations > MAX_REQUEST_SAMPLES:
             raise RequestError(
-                f"a search that is started over HTTP has at most {MAX_SAMPLES} configurations; got "
+                f"a search that is started over HTTP has at most {MAX_REQUEST_SAMPLES} configurations; got "
                 f"{num_configurations:.0f}: use fewer values, or tune-hpc submit"
             )
         return built
@@ -92,16 +93,16 @@ class Registry:
 
 
 def _parse_parameters(plain: Mapping[str, Any], space: Space) -> dict[str, Any]:
-    """Return parameters in the form of a space; conditions may depend on the other parameters of the space."""
+    """Return parameters from JSON; conditions may refer to other parameters of the space."""
     whole = Space.from_json({**space.to_json(), **plain}, keys=space.value_keys) if plain else {}
     return {name: whole[name] for name in plain}
 
 
 def _check_size(plain: Mapping[str, Any]) -> None:
-    """Refuse a space with a list that would take long to evaluate; the space itself bounds its conditions.
+    """Reject lists that would take long to evaluate; the space bounds its conditions.
 
     Raises:
-        InvalidSpaceError: a list is too long.
+        InvalidSpaceError: A list is too long.
     """
     for name, value in plain.items():
         if (size := _longest_list(value)) > MAX_VALUES:

@@ -12,6 +12,7 @@ from tune_hpc.analysis.frame_query import FrameQuery, split_names
 from tune_hpc.jobs.job_folder import JobState
 from tune_hpc.report.chart_data import MAX_CURVES, MAX_POINTS
 from tune_hpc.search.options import (
+    MAX_REQUEST_SAMPLES,
     SCHEDULERS,
     SEARCHERS,
     ExperimentOverrides,
@@ -22,7 +23,6 @@ from tune_hpc.search.options import (
 )
 
 MAX_PARAMETERS = 100
-MAX_SAMPLES = 10_000
 #: States of a search. ``unreadable``: its files cannot be read.
 STATES = (*(str(state) for state in JobState), "unreadable")
 
@@ -97,7 +97,7 @@ class StopRequest(_Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"force": False}]})
 
-    force: bool = Field(default=False, description="kill the driver; trials resume from the state that they saved last")
+    force: bool = Field(default=False, description="kill the driver; trials resume from their last checkpoint")
 
 
 class ResumeRequest(_RunRequest):
@@ -105,18 +105,18 @@ class ResumeRequest(_RunRequest):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"attempt": 1, "max_concurrent": 4}]})
 
-    attempt: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
-        default=None, description="latest attempt that was seen; 409 if there is a newer one"
+    attempt: int | None = Field(
+        default=None, ge=1, le=100_000, description="latest attempt that the client knows; 409 if there is a newer one"
     )
     force: bool = Field(default=False, description="resume a search of state unknown; its driver, if it runs, stops")
 
 
 class ExtendRequest(ResumeRequest):
-    """More configurations to try."""
+    """Options of an extension."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"num_samples": 10}]})
 
-    num_samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = Field(description="number of additional configurations")
+    num_samples: int = Field(ge=1, le=MAX_REQUEST_SAMPLES, description="number of additional configurations")
     experiment: Name | None = Field(default=None, description="the experiment, if the search has several")
 
 
@@ -140,9 +140,10 @@ class TrialsQuery(ExperimentQuery):
     )
     sort: _Texts = Field(default_factory=list, description="columns to sort by; a hyphen before one: largest first")
     columns: _Texts = Field(default_factory=list, description="columns of the response; default: all")
-    limit: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
-        default=None, description="maximum number of rows: 100 by default and at most 10,000 in JSON, all in files"
-    )
+    limit: int | None = Field(
+        default=None, ge=1, le=10_000_000,
+        description="maximum number of rows: 100 by default and at most 10,000 in JSON, all in files",
+    )  # fmt: skip
     offset: Offset = Field(default=0, description="number of rows to skip")
     format: Literal["json", "csv", "parquet"] = Field(default="json", description="format of the response")
 
@@ -163,38 +164,34 @@ class CurvesQuery(ExperimentQuery):
 
     metric: Text | None = Field(default=None, description="default: the one that ranks trials")
     filter: _Texts = Field(default_factory=list, description="selects trials, as for /trials")
-    max_curves: Annotated[int, Field(ge=1, le=MAX_CURVES)] = Field(default=MAX_CURVES, description="number of curves")
-    max_points: Annotated[int, Field(ge=2, le=MAX_POINTS)] = Field(default=MAX_POINTS, description="points of each")
+    max_curves: int = Field(default=MAX_CURVES, ge=1, le=MAX_CURVES, description="maximum number of curves")
+    max_points: int = Field(default=MAX_POINTS, ge=2, le=MAX_POINTS, description="maximum number of points per curve")
 
 
 class ResponseQuery(ExperimentQuery):
     """Selects a metric and a parameter."""
 
-    metric: Text | None = Field(
-        default=None, description="a column of the trials; default: an accuracy, or what ranks trials"
-    )
+    metric: Text | None = Field(default=None, description="column of the trials; default: an accuracy, or the metric")
     parameter: Text | None = Field(
-        default=None, description="numeric and varying; default: the learning rate, or the first"
+        default=None, description="a varied number; default: the learning rate, or the first"
     )
 
 
 class SearchesQuery(_Query):
     """Selects searches."""
 
-    state: Annotated[list[State], Field(max_length=30)] = Field(
-        default_factory=list, description="states of the searches; repeatable"
-    )
+    state: list[State] = Field(default_factory=list, max_length=30, description="states of the searches; repeatable")
     name: Text | None = Field(default=None, description="a part of the id")
-    limit: Annotated[int, Field(ge=1, le=1000)] = Field(default=100, description="maximum number of searches")
-    after: Annotated[str, Field(max_length=300)] | None = Field(
-        default=None, description="the last id of the page before; the Link header of that page has the whole address"
+    limit: int = Field(default=100, ge=1, le=1000, description="maximum number of searches")
+    after: str | None = Field(
+        default=None, max_length=300, description="last id of the previous page, as in the Link header of that page"
     )
 
 
 class LogQuery(_Query):
     """Selects the tail of a log."""
 
-    bytes: Annotated[int, Field(ge=1, le=1_000_000)] = Field(default=100_000, description="size of the tail")
+    bytes: int = Field(default=100_000, ge=1, le=1_000_000, description="size of the tail")
 
 
 class TrialLogQuery(LogQuery, ExperimentQuery):

@@ -1,4 +1,4 @@
-"""Parts that the routes share: the client of the jobs, the registered experiments, and the caches."""
+"""Shared services of the routes: job client, registered experiments, caches."""
 
 import hashlib
 import math
@@ -24,22 +24,22 @@ from tune_hpc.service.registry import Registry
 from tune_hpc.service.schemas import SearchStatus
 from tune_hpc.storage.filesystem import is_remote
 
-#: Seconds that a cluster may take to say whether a driver lives, before its state is unknown.
+#: Seconds in which a cluster must report whether a driver is alive; after that its state is unknown.
 CLUSTER_TIMEOUT_S = 2.0
-_MAX_LOOKS = 20_000
+_MAX_SNAPSHOTS = 20_000
 _FINAL = (JobState.FINISHED, JobState.STOPPED, JobState.FAILED)
 
 
 @dataclass(frozen=True)
-class Look:
-    """The state of a search at a moment.
+class SearchSnapshot:
+    """State of a search at one time.
 
     Attributes:
-        folder: Its job folder.
-        version: Read before the status: what is read after this is not older. That of all its files if it is final,
-            else that of its attempts.
-        status: Its status, as in responses.
-        moment: When it was read, by the monotonic clock.
+        folder: Job folder.
+        version: Version of all files if the state is final, else of the attempts. It is read before the status, so the
+            status is never older than the version.
+        status: Status, as in responses.
+        moment: Time of the read, by the monotonic clock.
     """
 
     folder: JobFolder
@@ -49,21 +49,21 @@ class Look:
 
     @property
     def is_final(self) -> bool:
-        """Return whether it changes only with the version."""
+        """Return whether the search changes only with the version."""
         return self.status["state"] in _FINAL
 
     @property
     def is_expired(self) -> bool:
-        """Return whether it must be read again, although its version is the same."""
+        """Return whether the search must be read again although its version is the same."""
         return not self.is_final and monotonic() - self.moment > MAX_AGE_S
 
 
 class Services:
-    """The parts of the service that routes share.
+    """Shared services of the routes.
 
     Args:
-        client: Of the jobs of a storage.
-        registry: The registered experiments.
+        client: Client of the jobs of a storage.
+        registry: Registered experiments.
     """
 
     def __init__(self, client: JobClient, registry: Registry) -> None:
@@ -71,56 +71,58 @@ class Services:
         self.registry = registry
         self.cache = ResponseCache()
         self._results = ResultsCache()
-        self._looks: OrderedDict[str, Look] = OrderedDict()
+        self._snapshots: OrderedDict[str, SearchSnapshot] = OrderedDict()
         self._lock = threading.Lock()
         self._changes: Counter[str] = Counter()
         self._list: tuple[float, int, Sequence[Mapping[str, Any]]] = (0.0, 0, [])
 
-    async def look(self, search_id: str) -> Look:
+    async def snapshot(self, search_id: str) -> SearchSnapshot:
         """Return the state of a search.
 
         Raises:
-            RequestError: the storage has no such search.
-            FolderError: a file of it cannot be read.
+            RequestError: The storage has no such search.
+            FolderError: A file of the search cannot be read.
         """
-        look, version = await self.cache.run(self._cached_look, search_id)
-        if look is None:
-            look = await self.cache.once(("look", search_id, version), self._read, search_id)
-        return look
+        snapshot, version = await self.cache.run(self._cached_snapshot, search_id)
+        if snapshot is None:
+            snapshot = await self.cache.once(("snapshot", search_id, version), self._read, search_id)
+        return snapshot
 
     async def list(self) -> tuple[int, Sequence[Mapping[str, Any]]]:
-        """Return the status of each search, the latest first, and a number that changes with them."""
+        """Return a version and the status of each search, the latest first."""
         until, number, statuses = self._list
         if monotonic() >= until:
             key = "list", sum(self._changes.values())
             number, statuses = await self.cache.once(key, self._read_all)
         return number, statuses
 
-    async def respond(self, search_id: str, key: str, make: Callable[[Look], CachedResponse]) -> Response:
-        """Return a response about a search, from the cache if nothing has changed since.
+    async def respond(self, search_id: str, key: str, make: Callable[[SearchSnapshot], CachedResponse]) -> Response:
+        """Return a response about a search, from the cache if the search has not changed.
 
         Args:
-            search_id: The search.
+            search_id: Id of the search.
             key: Route and parameters.
-            make: Computes the response.
+            make: Function that computes the response.
 
         Raises:
-            TuneHpcError: as ``make``; or the storage has no such search.
+            RequestError: The storage has no such search, or ``make`` rejects the request.
         """
-        look = await self.look(search_id)
-        response = await self.cache.get(f"{key} {search_id}", look.version, look.is_final, lambda: make(look))
+        snapshot = await self.snapshot(search_id)
+        response = await self.cache.get(
+            f"{key} {search_id}", snapshot.version, snapshot.is_final, lambda: make(snapshot)
+        )
         return response.response()
 
     def results(self, folder: JobFolder, experiment: str | None) -> ResultsSnapshot:
-        """Return the results of an experiment of a search so far.
+        """Return the current results of an experiment.
 
         Args:
-            folder: Of the job.
-            experiment: The experiment; may be omitted if there is only one.
+            folder: Job folder.
+            experiment: Name of the experiment; optional if the search has only one.
 
         Raises:
-            RequestError: there is no such experiment, or there are several and none is named.
-            FolderError: a file cannot be read.
+            RequestError: There is no such experiment, or the name of one of several is missing.
+            FolderError: A file cannot be read.
         """
         by_name = {plain["name"]: plain for plain in folder.read()["experiments"]}
         if experiment is None and len(by_name) > 1:
@@ -140,7 +142,7 @@ class Services:
             raise FolderError(f"a file of {folder.id} is damaged ({reason}); restore it from a copy") from error
 
     def change(self, search_id: str, change: Callable[[Job], object]) -> Mapping[str, Any]:
-        """Change a search; return its status after that."""
+        """Change a search and return its new status."""
         job = Job(self.client, self.find(search_id).id)
         try:
             change(job)
@@ -152,8 +154,8 @@ class Services:
         """Return the job folder of a search.
 
         Raises:
-            RequestError: the storage has no such search.
-            FolderError: its file cannot be read.
+            RequestError: The storage has no such search.
+            FolderError: The file of the job cannot be read.
         """
         try:
             return self.client.folder(search_id)
@@ -161,33 +163,33 @@ class Services:
             raise _unknown(search_id) from None
 
     def forget(self, search_id: str) -> None:
-        """Drop what is cached of a search, because a request has changed it."""
+        """Invalidate the cache of a search that a request has changed."""
         with self._lock:
             self._changes[search_id] += 1
             self._list = (0.0, *self._list[1:])
 
     def _version(self, search_id: str, is_final: bool) -> str:
-        """Return the version of a search.
+        """Return the version of a search: of its files if it is final, else of its attempts.
 
-        That of the attempts changes when a driver starts or ends, and costs two calls of ``stat``. The results of a
-        running search change all the time: a response is used for a moment without a look at them.
+        The version of the attempts changes when a driver starts or ends, and takes two calls of ``stat``. Results of a
+        running search change all the time, so their responses expire after ``MAX_AGE_S`` instead.
         """
         if not is_id(search_id):
             raise _unknown(search_id)
         folder = JobFolder(self.client.storage / search_id)
-        if is_final or is_remote(folder.place):
+        if is_final or is_remote(folder.uri):
             version = folder.version()
         else:
             version = str([path.stat().st_mtime_ns for path in (folder.job_file, folder.attempts) if path.exists()])
         return hashlib.sha256(f"{is_final} {version} {self._changes[search_id]}".encode()).hexdigest()[:32]
 
-    def _cached_look(self, search_id: str) -> tuple[Look | None, str]:
-        """Return the state of a search if it was read already, and the version of its files."""
-        look = self._looks.get(search_id)
-        version = self._version(search_id, look is not None and look.is_final)
-        return (look if look and look.version == version and not look.is_expired else None), version
+    def _cached_snapshot(self, search_id: str) -> tuple[SearchSnapshot | None, str]:
+        """Return the state of a search if the cached one is current, and the version of its files."""
+        snapshot = self._snapshots.get(search_id)
+        version = self._version(search_id, snapshot is not None and snapshot.is_final)
+        return (snapshot if snapshot and snapshot.version == version and not snapshot.is_expired else None), version
 
-    def _read(self, search_id: str) -> Look:
+    def _read(self, search_id: str) -> SearchSnapshot:
         moment, versions = monotonic(), {is_final: self._version(search_id, is_final) for is_final in (True, False)}
         folder = self.find(search_id)
         status = Job(self.client, search_id).status(timeout_s=CLUSTER_TIMEOUT_S)
@@ -198,13 +200,13 @@ class Services:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
             raise FolderError(f"a file of {search_id} is malformed ({field}: {first['msg']}); restore it") from error
-        look = Look(folder, versions[status.state in _FINAL], description, moment)
+        snapshot = SearchSnapshot(folder, versions[status.state in _FINAL], description, moment)
         with self._lock:
-            self._looks[search_id] = look
-            self._looks.move_to_end(search_id)
-            if len(self._looks) > _MAX_LOOKS:
-                self._looks.popitem(last=False)
-        return look
+            self._snapshots[search_id] = snapshot
+            self._snapshots.move_to_end(search_id)
+            if len(self._snapshots) > _MAX_SNAPSHOTS:
+                self._snapshots.popitem(last=False)
+        return snapshot
 
     def _read_all(self) -> tuple[int, Sequence[Mapping[str, Any]]]:
         start, num_changes = monotonic(), sum(self._changes.values())
@@ -218,10 +220,10 @@ class Services:
         return number, statuses
 
     def _read_one(self, search_id: str) -> Mapping[str, Any] | None:
-        """Return the status of a search; ``None`` if it was deleted; no error hides other searches."""
+        """Return the status of a search, or None if it was deleted; an error hides no other search."""
         try:
-            look, _ = self._cached_look(search_id)
-            return (look or self._read(search_id)).status
+            snapshot, _ = self._cached_snapshot(search_id)
+            return (snapshot or self._read(search_id)).status
         except Exception as error:  # noqa: BLE001
             if isinstance(error, RequestError):
                 return None

@@ -26,7 +26,7 @@ from tune_hpc.service.schemas import TrialsQuery
 
 #: Rows of a page of the table of trials, and metrics in it.
 NUM_ROWS, MAX_METRICS = 50, 6
-#: Columns of the table that are neither parameters nor metrics.
+#: Columns that are neither parameters nor metrics.
 _OTHER_COLUMNS = frozenset({
     "attempt", "experiment", "trial_id", "status", "stop_reason", "error", "host", "device", "steps_run", "setup_s",
     "train_s", "eval_s", "samples_per_s", "num_fused",
@@ -34,11 +34,11 @@ _OTHER_COLUMNS = frozenset({
 
 
 class Templates:
-    """The templates.
+    """Jinja templates; all values are escaped.
 
     Args:
-        has_token: Whether users log in, and so may log out.
-        root_path: The path below which a proxy serves the service; empty, or with a leading slash.
+        has_token: Whether users can log out.
+        root_path: Path below which a proxy serves the service; empty, or with a leading slash.
     """
 
     def __init__(self, *, has_token: bool, root_path: str = "") -> None:
@@ -49,11 +49,11 @@ class Templates:
         self._environment.globals.update(has_token=has_token, root=root_path, api=f"{root_path}/api/v1")
 
     def render(self, template: str, **values: Any) -> bytes:
-        """Return a page, or a fragment of one."""
+        """Return a page or fragment."""
         return self._environment.get_template(template).render(**values).encode("utf-8", "replace")
 
     def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-        """Return a page as a response that no browser stores."""
+        """Return a page as a response that browsers do not store."""
         return HTMLResponse(self.render(template, **values), status, {"Cache-Control": "no-store"})
 
 
@@ -85,7 +85,7 @@ def remaining_time(status: Mapping[str, Any]) -> str:
 
 
 def age_text(text: str | None, now: datetime | None = None) -> str:
-    """Return how long ago a moment was, or its date."""
+    """Return the age of a time stamp, or its date."""
     try:
         moment = datetime.fromisoformat(text or "")
         seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
@@ -118,7 +118,7 @@ def experiment_context(status: Mapping[str, Any], results: Results) -> dict[str,
 
 
 def _table_columns(results: Results) -> list[str]:
-    """Return the columns of the table: the trial, the parameters that vary, and its results."""
+    """Return the columns of the table: id, status, varied parameters, results."""
     filled = [str(name) for name in results.trials if results.trials[name].notna().any()]
     excluded = _OTHER_COLUMNS.union(results.config_columns)
     ordered = dict.fromkeys([results.metric, *METRICS, *sorted(filled)])
@@ -131,18 +131,18 @@ def table_context(results: Results, query: TrialsQuery, address: str, experiment
     """Return a page of the table of trials.
 
     Args:
-        results: Of one experiment.
-        query: Selects rows.
-        address: Of the table.
-        experiment: The experiment, if the address must name it.
+        results: Results of one experiment.
+        query: Query that selects rows.
+        address: Address of the table.
+        experiment: Name of the experiment if the address must contain it.
 
     Raises:
-        RequestError: as ``frame_query.select``.
+        RequestError: The query is invalid.
     """
     columns, size, offset = _table_columns(results), query.limit or NUM_ROWS, query.offset
     selection = replace(query.frame_query(), columns=tuple(columns), limit=size, format="json")
     if not selection.sort and results.metric in columns:
-        # The best are first by default.
+        # The default order is from the best to the worst.
         selection = replace(selection, sort=(("-" if results.experiment["mode"] == "max" else "") + results.metric,))
     page, total = select(results.trials, selection)
     sorted_by = selection.sort[0] if selection.sort else ""

@@ -36,7 +36,7 @@ from tune_hpc.service.schemas import (
     TrialLogQuery,
     TrialsQuery,
 )
-from tune_hpc.service.services import Look, Services
+from tune_hpc.service.services import SearchSnapshot, Services
 
 #: Downloads of whole frames at a time, and seconds that another one waits.
 MAX_DOWNLOADS, DOWNLOAD_WAIT_S = 4, 10.0
@@ -58,19 +58,19 @@ def result_routes(services: Services) -> APIRouter:
     ) -> Response:
         frame_query = query.frame_query()
 
-        def read_page(look: Look) -> tuple[pd.DataFrame, int]:
-            return select(read(services.results(look.folder, query.experiment)), frame_query)
+        def read_page(snapshot: SearchSnapshot) -> tuple[pd.DataFrame, int]:
+            return select(read(services.results(snapshot.folder, query.experiment)), frame_query)
 
-        def make(look: Look) -> CachedResponse:
-            page, total = read_page(look)
+        def make(snapshot: SearchSnapshot) -> CachedResponse:
+            page, total = read_page(snapshot)
             columns = [str(column) for column in page.columns]
             rows = {"total": total, "offset": query.offset, "columns": columns, name: records(page)}
             return CachedResponse(to_json(rows), headers=_next_link(request, query, len(page), total))
 
         if query.format == "json":
             return await services.respond(search_id, f"{name} {request.url.path} {query.model_dump_json()}", make)
-        look = await services.look(search_id)
-        return _Download(slots, lambda: read_page(look), query.format, f"{search_id}-{name}.{query.format}")
+        snapshot = await services.snapshot(search_id)
+        return _Download(slots, lambda: read_page(snapshot), query.format, f"{search_id}-{name}.{query.format}")
 
     @router.get("/trials", operation_id="listTrials", response_model=TrialList, responses=_frame_docs())
     async def list_trials(request: Request, search_id: str, query: Annotated[TrialsQuery, Query()]) -> Response:
@@ -79,7 +79,7 @@ def result_routes(services: Services) -> APIRouter:
 
     @router.get("/history", operation_id="listHistory", response_model=HistoryList, responses=_frame_docs())
     async def list_history(request: Request, search_id: str, query: Annotated[HistoryQuery, Query()]) -> Response:
-        """Return what trials reported, one row per trial and step, as JSON, CSV or Parquet."""
+        """Return the metrics of trials, one row per trial and step, as JSON, CSV or Parquet."""
         trials = split_names(query.trial)
 
         def read(results: ResultsSnapshot) -> pd.DataFrame:
@@ -90,10 +90,10 @@ def result_routes(services: Services) -> APIRouter:
 
     @router.get("/curves", operation_id="readCurves", response_model=CurveList, responses=_ERRORS)
     async def read_curves(search_id: str, query: Annotated[CurvesQuery, Query()]) -> Response:
-        """Return learning curves of running trials and of the best ones, thinned for a chart."""
+        """Return learning curves of running trials and of the best ones, downsampled for a chart."""
 
-        def make(look: Look) -> CachedResponse:
-            results = services.results(look.folder, query.experiment)
+        def make(snapshot: SearchSnapshot) -> CachedResponse:
+            results = services.results(snapshot.folder, query.experiment)
             limits = query.max_curves, query.max_points
             return CachedResponse(to_json(learning_curves(results, query.metric, query.filter, *limits)))
 
@@ -101,10 +101,10 @@ def result_routes(services: Services) -> APIRouter:
 
     @router.get("/response", operation_id="readResponseCurve", response_model=ResponseCurve, responses=_ERRORS)
     async def read_response(search_id: str, query: Annotated[ResponseQuery, Query()]) -> Response:
-        """Return a metric of the trials that ended as a function of a parameter, averaged over seeds."""
+        """Return a metric of ended trials as a function of a parameter, averaged over seeds."""
 
-        def make(look: Look) -> CachedResponse:
-            results = services.results(look.folder, query.experiment)
+        def make(snapshot: SearchSnapshot) -> CachedResponse:
+            results = services.results(snapshot.folder, query.experiment)
             return CachedResponse(to_json(response_curve(results, query.metric, query.parameter)))
 
         return await services.respond(search_id, f"response {query.model_dump_json()}", make)
@@ -113,8 +113,8 @@ def result_routes(services: Services) -> APIRouter:
     async def read_trial_log(search_id: str, trial_id: str, query: Annotated[TrialLogQuery, Query()]) -> Response:
         """Return the tail of the output of a trial, with its traceback."""
 
-        def make(look: Look) -> CachedResponse:
-            return _text(trial_log(services, look, trial_id, query.experiment, query.bytes))
+        def make(snapshot: SearchSnapshot) -> CachedResponse:
+            return _text(trial_log(services, snapshot, trial_id, query.experiment, query.bytes))
 
         return await services.respond(search_id, f"log {trial_id} {query.model_dump_json()}", make)
 
@@ -122,8 +122,8 @@ def result_routes(services: Services) -> APIRouter:
     async def read_log(search_id: str, query: Annotated[LogQuery, Query()]) -> Response:
         """Return the tail of the output of the drivers."""
 
-        def make(look: Look) -> CachedResponse:
-            return _text(read_tail(look.folder, look.folder.output, query.bytes))
+        def make(snapshot: SearchSnapshot) -> CachedResponse:
+            return _text(read_tail(snapshot.folder, snapshot.folder.output, query.bytes))
 
         return await services.respond(search_id, f"log {query.bytes}", make)
 
@@ -131,16 +131,16 @@ def result_routes(services: Services) -> APIRouter:
 
     @router.get("/report", operation_id="readReport", response_class=Response, responses={**html, **_ERRORS})
     async def read_report(search_id: str) -> Response:
-        """Return the report: conclusions, tables and figures on one page. It is written when a search ends."""
-        look = await services.look(search_id)
+        """Return the report: findings, tables and figures on one page. A search writes it when it ends."""
+        snapshot = await services.snapshot(search_id)
         try:
-            with await services.cache.run(look.folder.open, look.folder.report) as file:
+            with await services.cache.run(snapshot.folder.open, snapshot.folder.report) as file:
                 status = os.fstat(file.fileno())
         except FileNotFoundError:
-            raise RequestError(f"{search_id} has no report yet: {report_hint(look)}", 404) from None
+            raise RequestError(f"{search_id} has no report yet: {report_hint(snapshot)}", 404) from None
 
         def chunks() -> Iterator[bytes]:
-            with look.folder.open(look.folder.report) as file:
+            with snapshot.folder.open(snapshot.folder.report) as file:
                 while chunk := file.read(_CHUNK_BYTES):
                     yield chunk
 
@@ -189,18 +189,18 @@ class _Download(Response):
             await FileResponse(file.name, **options)(scope, receive, send)
 
 
-def report_hint(look: Look) -> str:
-    """Return why a search has no report, and how to get one."""
-    if look.status["is_active"]:
+def report_hint(snapshot: SearchSnapshot) -> str:
+    """Return the reason why a search has no report, and the remedy."""
+    if snapshot.status["is_active"]:
         return "it is written when the search ends; wait for that, or stop the search"
-    return f"the search ended without one; tune-hpc report {look.folder.place} writes it"
+    return f"the search ended without one; tune-hpc report {snapshot.folder.uri} writes it"
 
 
 def read_tail(job: JobFolder, path: Path, max_bytes: int) -> str:
-    """Return the end of a text file of a job from the beginning of a line; empty if there is no such file.
+    """Return the tail of a text file of a job from the beginning of a line; empty if there is no such file.
 
     Raises:
-        FolderError: the file cannot be read, or lies behind a symbolic link.
+        FolderError: The file cannot be read, or its path contains a symbolic link.
     """
     try:
         with job.open(path) as file:
@@ -214,20 +214,22 @@ def read_tail(job: JobFolder, path: Path, max_bytes: int) -> str:
     return data.decode("utf-8", errors="replace")
 
 
-def trial_log(services: Services, look: Look, trial_id: str, experiment: str | None, max_bytes: int) -> str:
-    """Return the tail of the output of a trial; empty if it wrote nothing.
+def trial_log(
+    services: Services, snapshot: SearchSnapshot, trial_id: str, experiment: str | None, max_bytes: int
+) -> str:
+    """Return the tail of the output of a trial; empty if there is no output.
 
     Raises:
-        RequestError: there is no such experiment or trial.
+        RequestError: There is no such experiment or trial.
     """
-    results = services.results(look.folder, experiment)
-    # Only a name in the frame becomes a part of a path.
+    results = services.results(snapshot.folder, experiment)
+    # Only an id in the frame becomes part of a path.
     _check_trials(results, (trial_id,))
-    folder = look.folder.experiment(results.name)
+    folder = snapshot.folder.experiment(results.name)
     path = folder.log(trial_id)
     if path.parent != folder.logs:
         raise RequestError(f"{trial_id[:200]!r} is not the id of a trial", 404)
-    return read_tail(look.folder, path, max_bytes)
+    return read_tail(snapshot.folder, path, max_bytes)
 
 
 def _check_trials(results: ResultsSnapshot, trials: tuple[str, ...]) -> None:

@@ -24,7 +24,7 @@ from tune_hpc.service.schemas import (
     SearchStatus,
     StopRequest,
 )
-from tune_hpc.service.services import Look, Services
+from tune_hpc.service.services import SearchSnapshot, Services
 
 Key = Annotated[
     str | None,
@@ -74,7 +74,7 @@ def search_routes(services: Services) -> APIRouter:
     async def start_search(request: Request, body: SearchRequest, key: Key = None) -> Response:
         """Start a search."""
         job, is_new = await run_in_threadpool(start, services, body, key)
-        status = (await services.look(job.id)).status
+        status = (await services.snapshot(job.id)).status
         return AsciiJsonResponse(status, 201 if is_new else 200, {"Location": f"{request.url.path}/{job.id}"})
 
     @router.get(
@@ -83,14 +83,14 @@ def search_routes(services: Services) -> APIRouter:
     async def read_search(search_id: str) -> Response:
         """Return the status of a search, and its request."""
 
-        def make(look: Look) -> CachedResponse:
-            request = look.folder.read()
+        def make(snapshot: SearchSnapshot) -> CachedResponse:
+            request = snapshot.folder.read()
             detail = {
                 "submitted": request.get("submitted"),
                 "options": request.get("options", {}),
                 "parameters": {one["name"]: one.get("space") for one in request["experiments"]},
             }
-            return CachedResponse(to_json({**look.status, **detail}))
+            return CachedResponse(to_json({**snapshot.status, **detail}))
 
         return await services.respond(search_id, "search", make)
 
@@ -98,7 +98,7 @@ def search_routes(services: Services) -> APIRouter:
         "/{search_id}", operation_id="deleteSearch", status_code=204, responses=problem_docs(*_CHANGE_ERRORS)
     )
     async def delete_search(search_id: str) -> Response:
-        """Delete a search and all its results. It must be at rest."""
+        """Delete a search that has ended, and all its results."""
         await run_in_threadpool(delete, services, search_id)
         return Response(status_code=204)
 
@@ -110,7 +110,7 @@ def search_routes(services: Services) -> APIRouter:
     async def stop_search(
         search_id: str, body: Annotated[StopRequest | None, Body()] = None, key: Key = None
     ) -> Response:
-        """Stop a search: its trials save their state, and it can be resumed. Has no effect on one that has ended."""
+        """Stop a search: trials save their state, and the search can be resumed. No effect on an ended search."""
         force = body is not None and body.force
         status = await run_in_threadpool(stop, services, search_id, force)
         return AsciiJsonResponse(status, 202)
@@ -119,21 +119,21 @@ def search_routes(services: Services) -> APIRouter:
     async def resume_search(
         search_id: str, body: Annotated[ResumeRequest | None, Body()] = None, key: Key = None
     ) -> Response:
-        """Resume a search that ended before all its trials had."""
+        """Resume a search with trials that have not ended."""
         return AsciiJsonResponse(
             await run_in_threadpool(resume, services, search_id, body or ResumeRequest(), key), 202
         )
 
     @router.post("/{search_id}/extend", operation_id="extendSearch", **changes)
     async def extend_search(search_id: str, body: ExtendRequest, key: Key = None) -> Response:
-        """Try more configurations in a search; its searcher knows all its trials."""
+        """Add configurations to a search; its searcher knows all earlier trials."""
         return AsciiJsonResponse(await run_in_threadpool(extend, services, search_id, body, key), 202)
 
     return router
 
 
 def start(services: Services, body: SearchRequest, key: str | None) -> tuple[Job, bool]:
-    """Start a search, once for each key; return its job, and whether that is new."""
+    """Start a search, once per key; return its job, and whether the job is new."""
     experiment = services.registry.build_experiment(body)
     if key is None:
         job, is_new = services.client.submit(experiment, **body.run_options()), True
@@ -172,5 +172,5 @@ def delete(services: Services, search_id: str) -> None:
 
 
 def _order(search_id: str) -> tuple[str, str]:
-    """Return the key by which searches are sorted: the time of submission in the id, then the id."""
+    """Return the sort key of a search: the time of submission in the id, then the id."""
     return search_id[-20:-5], search_id

@@ -23,7 +23,7 @@ def system_routes(services: Services, metrics: Metrics, version: str) -> APIRout
 
     @router.get("/ready", operation_id="readReadiness", response_model=Health, responses=problem_docs(401, 429, 503))
     async def read_readiness() -> Response:
-        """Check that the storage can be read and written, and that the cluster answers."""
+        """Check that the storage can be read and written, and that the cluster responds."""
         await run_in_threadpool(_check_ready, services)
         return AsciiJsonResponse(ok, headers={"Cache-Control": "no-store"})
 
@@ -52,23 +52,23 @@ def system_routes(services: Services, metrics: Metrics, version: str) -> APIRout
 
 
 def health_routes(version: str) -> APIRouter:
-    """Return the route that needs no token."""
+    """Return the health route, which needs no token."""
     router = APIRouter(tags=["service"])
 
     @router.get("/health", operation_id="readHealth", response_model=Health, responses=problem_docs(429))
     async def read_health() -> Response:
-        """Return whether the process answers."""
+        """Return the health of the process."""
         return AsciiJsonResponse({"status": "ok", "version": version}, headers={"Cache-Control": "no-store"})
 
     return router
 
 
 def _check_ready(services: Services) -> None:
-    """Raise unless searches can be read and started.
+    """Check that searches can be read and started.
 
     Raises:
-        FolderError: the storage cannot be listed or written.
-        ClusterError: the cluster does not answer.
+        FolderError: The storage cannot be listed or written.
+        ClusterError: The cluster does not respond.
     """
     storage = services.client.storage
     list_names(storage)
