@@ -26,11 +26,11 @@ CHUNK_ROWS = 20_000
 
 @dataclass(frozen=True)
 class FrameQuery:
-    """Selects a part of a frame.
+    """Selection of rows and columns.
 
     Attributes:
-        filters: A row must pass all of them.
-        sort: Columns to sort by; with a hyphen before it, a column is sorted in descending order.
+        filters: Filters that a row must pass.
+        sort: Columns to sort by; a hyphen before a column means descending order.
         columns: Columns of the result; empty: all.
         limit: Maximum number of rows; ``None``: a page of JSON, all of a file.
         offset: Number of rows to skip.
@@ -49,7 +49,7 @@ def select(df: pd.DataFrame, query: FrameQuery) -> tuple[pd.DataFrame, int]:
     """Return a page of the rows that pass the filters, and the number of all these rows.
 
     Raises:
-        RequestError: there is no such column, a filter is malformed, or the page is too large.
+        RequestError: There is no such column, a filter is malformed, or the page is too large.
     """
     df = apply_filters(df, query.filters)
     if query.sort:
@@ -77,7 +77,7 @@ def apply_filters(df: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
     """Return the rows that pass all filters.
 
     Raises:
-        RequestError: there is no such column, or a filter is malformed.
+        RequestError: There is no such column, or a filter is malformed.
     """
     for text in filters:
         df = df[_passes(df, text)]
@@ -85,20 +85,20 @@ def apply_filters(df: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
 
 
 def records(df: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return rows as plain data; missing and non-finite values are ``None``."""
+    """Return rows as dictionaries for JSON; missing and non-finite values are ``None``."""
     columns = {str(name): [_plain(value) for value in df[name].tolist()] for name in df.columns}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def csv_chunks(df: pd.DataFrame) -> Iterator[bytes]:
-    """Yield a CSV file in pieces of some thousand rows."""
+    """Yield a CSV file in chunks of ``CHUNK_ROWS`` rows."""
     for start in range(0, max(1, len(df)), CHUNK_ROWS):
         chunk = df.iloc[start : start + CHUNK_ROWS]
         yield chunk.to_csv(index=False, header=start == 0).encode("utf-8", "replace")
 
 
 def split_names(values: Sequence[str] | None) -> tuple[str, ...]:
-    """Return names that were given as several values, or separated by commas."""
+    """Return names from repeated parameters, or from lists with commas."""
     return tuple(name for one in values or () for name in (part.strip() for part in one.split(",")) if name)
 
 
@@ -115,7 +115,7 @@ def _check_column(df: pd.DataFrame, name: str) -> None:
 
 def _parse_filter(text: str) -> tuple[str, str, str]:
     """Return column, operator and values."""
-    start = next((place for place, character in enumerate(text) if character in "=!<>~"), len(text))
+    start = next((index for index, character in enumerate(text) if character in "=!<>~"), len(text))
     operator = next((one for one in _OPERATORS if text.startswith(one, start)), "")
     name = text[:start].strip()
     if not operator or not name:
@@ -134,8 +134,8 @@ def _passes(df: pd.DataFrame, text: str) -> Any:
     if operator in _BOUNDS:
         return _compare(column, operator, value)
     matches = np.zeros(len(column), bool)
-    for one in value.split(","):
-        matches |= _equals(column, one.strip())
+    for word in value.split(","):
+        matches |= _equals(column, word.strip())
     return ~matches if operator == "!=" else matches
 
 
@@ -171,7 +171,7 @@ def _number(text: str) -> float | None:
 
 
 def _comparable(column: pd.Series) -> pd.Series:
-    """Return values that can be sorted: those of a category in its order."""
+    """Return sortable values: the codes of categories, text of other objects."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         return column.cat.codes
     return column.astype("str") if pd.api.types.is_object_dtype(column) else column

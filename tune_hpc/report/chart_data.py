@@ -1,4 +1,4 @@
-"""Data of the charts: learning curves, a metric as a function of a parameter, and parallel coordinates."""
+"""Chart data for the service: learning curves, a metric as a function of a parameter, parallel coordinates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ NUM_SHADES = 5
 
 
 def group_parameter(results: Results, *excluded: str) -> str | None:
-    """Return the parameter whose values get a color each: the first with few words, or else with few numbers."""
+    """Return the parameter that colors distinguish: the first with few words, or else with few numbers."""
     candidates = [
         name
         for name in results.varied_parameters
@@ -41,20 +41,20 @@ def group_parameter(results: Results, *excluded: str) -> str | None:
 def learning_curves(
     results: ResultsSnapshot, metric: str | None, filters: Sequence[str], max_curves: int, max_points: int
 ) -> dict[str, Any]:
-    """Return the learning curves of running trials and of the best ones, thinned.
+    """Return downsampled learning curves of running trials and of the best ones.
 
     Args:
-        results: Of one experiment.
-        metric: A metric of the history; by default the one that ranks trials, or the first.
-        filters: Select trials.
+        results: Results of one experiment.
+        metric: Metric of the history; by default the one that ranks trials, or the first.
+        filters: Filters of trials.
         max_curves: Maximum number of curves.
-        max_points: Maximum number of points of each; the first and the last are always included.
+        max_points: Maximum number of points per curve; the first and the last are always included.
 
     Returns:
         The fields of ``schemas.CurveList``.
 
     Raises:
-        RequestError: there is no such metric, or a filter is malformed.
+        RequestError: There is no such metric, or a filter is malformed.
     """
     ranking_metric = results.metric.removeprefix("best_").removeprefix("selected_")
     metrics = [name for name in results.histories.columns if name not in ("trial_id", "step")]
@@ -73,7 +73,7 @@ def learning_curves(
             "status": row["status"],
             "label": format_config({name: row[name] for name in names if row[name] is not None}),
             "group": format_value(row[group]) if group else "",
-            **_thin(*points[row["trial_id"]], max_points),
+            **_downsample(*points[row["trial_id"]], max_points),
         }
         for row in records(drawn[["trial_id", "status", *names]])
     ]
@@ -112,14 +112,14 @@ def _history_points(
     history = results.histories.of(trials["trial_id"]).dropna(subset=[metric]).sort_values("step", kind="stable")
     steps, values = history["step"].to_numpy().astype(int), history[metric].to_numpy(float)
     rows = history.groupby("trial_id", observed=True).indices
-    return {str(trial_id): (steps[places], values[places]) for trial_id, places in rows.items()}
+    return {str(trial_id): (steps[indices], values[indices]) for trial_id, indices in rows.items()}
 
 
-def _thin(steps: np.ndarray, values: np.ndarray, limit: int) -> dict[str, list[Any]]:
-    places = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), limit)).round().astype(int))
+def _downsample(steps: np.ndarray, values: np.ndarray, limit: int) -> dict[str, list[Any]]:
+    indices = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), limit)).round().astype(int))
     return {
-        "steps": steps[places].tolist(),
-        "values": [value if np.isfinite(value) else None for value in values[places].tolist()],
+        "steps": steps[indices].tolist(),
+        "values": [value if np.isfinite(value) else None for value in values[indices].tolist()],
     }
 
 
@@ -145,18 +145,18 @@ def _response_metrics(results: Results) -> list[str]:
 
 
 def response_curve(results: Results, metric: str | None, parameter: str | None) -> dict[str, Any]:
-    """Return a metric of the trials that ended as a function of a parameter, averaged over seeds.
+    """Return a metric of ended trials as a function of a parameter, averaged over seeds.
 
     Args:
-        results: Of one experiment.
-        metric: A numeric column of the trials; by default an accuracy, or the one that ranks trials.
-        parameter: A numeric parameter that varies; by default the learning rate, or the first.
+        results: Results of one experiment.
+        metric: Numeric column of the trials; by default an accuracy, or the metric that ranks trials.
+        parameter: Varied numeric parameter; by default the learning rate, or the first.
 
     Returns:
         The fields of ``schemas.ResponseCurve``; points of a line are joined if they differ in ``x`` only.
 
     Raises:
-        RequestError: there is no such parameter or metric.
+        RequestError: There is no such parameter or metric.
     """
     parameters, metrics = response_parameters(results), _response_metrics(results)
     for name, known, kind in ((parameter, parameters, "numeric parameter that varies"), (metric, metrics, "metric")):
@@ -197,9 +197,9 @@ class Axis:
     """An axis of parallel coordinates.
 
     Attributes:
-        label: Its title.
-        x: Its position.
-        ticks: Heights and texts along it.
+        label: Title.
+        x: Horizontal position.
+        ticks: Heights and texts.
     """
 
     label: str
@@ -220,7 +220,7 @@ def parallel_coordinates(results: Results) -> dict[str, Any] | None:
     if table.empty:
         return None
     distance = min(MAX_AXIS_DISTANCE, max(MIN_AXIS_DISTANCE, (WIDTH - 2 * SIDE - 60) // (len(scales) - 1)))
-    axes = [_axis(scale, SIDE + place * distance) for place, scale in enumerate(scales)]
+    axes = [_axis(scale, SIDE + index * distance) for index, scale in enumerate(scales)]
     sample = np.unique(np.linspace(0, len(table) - 1, min(len(table), MAX_LINES)).round().astype(int))
     table = table.iloc[sample].reset_index(drop=True)
     heights = [TOP + HEIGHT - scale.positions(table[scale.name]) * HEIGHT for scale in scales]

@@ -108,8 +108,8 @@ def options_of(option_set: type[OptionSet]) -> Iterator[Option]:
         yield replace(entry.metadata["option"], name=entry.name, default=entry.default, hint=hints[entry.name])
 
 
-def _option(help: str, group: str = "", label: str = "", **definition: Any) -> dict[str, Option]:
-    """Return the metadata of a field."""
+def metadata(help: str, group: str = "", label: str = "", **definition: Any) -> dict[str, Option]:
+    """Return the metadata of a field that is an option; arguments are the attributes of ``Option``."""
     return {"option": Option(help, group, label, **definition)}
 
 
@@ -118,51 +118,51 @@ def _option(help: str, group: str = "", label: str = "", **definition: Any) -> d
 class RunOptions(OptionSet):
     """Options of a run; ``options_of`` lists them with their meaning."""
 
-    address: str | None = field(default=None, metadata=_option(
+    address: str | None = field(default=None, metadata=metadata(
         "Ray cluster, HOST:PORT; by default Ray is started on this machine", "resources", metavar="ADDRESS"
     ))
-    cpus_per_trial: float | None = field(default=None, metadata=_option(
+    cpus_per_trial: float | None = field(default=None, metadata=metadata(
         "CPU cores per trial, or per worker of a trial; default: 1",
         "resources", "CPU cores per trial", above=0, request_maximum=1e9,
     ))
-    gpus_per_trial: float | None = field(default=None, metadata=_option(
+    gpus_per_trial: float | None = field(default=None, metadata=metadata(
         "GPUs per trial, or per worker; a fraction shares a GPU; default: a fair share of the cluster",
         "resources", "GPUs per trial", minimum=0, request_maximum=1e4,
     ))
-    max_concurrent: int | None = field(default=None, metadata=_option(
+    max_concurrent: int | None = field(default=None, metadata=metadata(
         "maximum number of concurrent trials or fused groups; default: as many as fit",
         "resources", "Concurrent trials", minimum=1, request_maximum=100_000,
     ))
-    fuse: str | int = field(default="auto", metadata=_option(
+    fuse: str | int = field(default="auto", metadata=metadata(
         "maximum number of trials that train as one program, or auto, or off; default: auto",
         "resources", "Fused trials", minimum=1, request_maximum=100_000, choices=("auto", "off"), is_open=True,
     ))
-    data_dir: str | Path | None = field(default=None, metadata=_option(
+    data_dir: str | Path | None = field(default=None, metadata=metadata(
         "folder of the image data; missing files are downloaded", "resources", metavar="DIR"
     ))
-    export: tuple[str, ...] = field(default=(), metadata=_option(
+    export: tuple[str, ...] = field(default=(), metadata=metadata(
         "export to tensorboard, optuna or mlflow while the search runs; repeatable, or a list (a,b)",
         "resources", metavar="TOOL",
     ))
-    time_budget_s: float | None = field(default=None, metadata=_option(
+    time_budget_s: float | None = field(default=None, metadata=metadata(
         "seconds after which the search stops; it can be resumed",
         "stop criteria", "Time budget", above=0, request_maximum=1e9,
     ))
-    target: float | None = field(default=None, metadata=_option(
+    target: float | None = field(default=None, metadata=metadata(
         "stop the search when a trial reaches this value of the metric", "stop criteria", "Target"
     ))
-    checkpoint_interval_s: float = field(default=60.0, metadata=_option("seconds between two checkpoints of a trial"))
-    show_progress: bool = field(default=True, metadata=_option(
+    checkpoint_interval_s: float = field(default=60.0, metadata=metadata("seconds between two checkpoints of a trial"))
+    show_progress: bool = field(default=True, metadata=metadata(
         "show a progress bar, or a line a minute without a terminal"
     ))
-    stream: TextIO | None = field(default=None, metadata=_option("stream of the progress bar; default: standard error"))
-    stop_file: Path | None = field(default=None, metadata=_option(
+    stream: TextIO | None = field(default=None, metadata=metadata("stream of progress; default: standard error"))
+    stop_file: Path | None = field(default=None, metadata=metadata(
         "file whose existence stops the search; it can be resumed"
     ))
-    attempt: int | None = field(default=None, metadata=_option(
+    attempt: int | None = field(default=None, metadata=metadata(
         "number of this start, resume or extension; default: the next one"
     ))
-    force: bool = field(default=False, metadata=_option(
+    force: bool = field(default=False, metadata=metadata(
         "resume a search whose driver may still run; that driver stops and writes nothing more"
     ))
 
@@ -171,33 +171,33 @@ class RunOptions(OptionSet):
 class ExperimentOverrides(OptionSet):
     """Changes to an experiment; ``options_of`` lists them with their meaning."""
 
-    quick: bool = field(default=False, metadata=_option(
+    quick: bool = field(default=False, metadata=metadata(
         "fewer steps and values, for a first look", "experiment", "Quick"
     ))
-    seeds: int | None = field(default=None, metadata=_option(
+    seeds: int | None = field(default=None, metadata=metadata(
         "number of seeds: each configuration runs with the seeds 0 to N-1", "experiment", "Seeds",
         minimum=1, request_maximum=1000,
     ))
-    searcher: str | None = field(default=None, metadata=_option(
+    searcher: str | None = field(default=None, metadata=metadata(
         f"{', '.join(DESIGNS)}, or a searcher that learns: {', '.join(ADAPTIVE)}; default: that of the experiment",
         "experiment", "Searcher", metavar="NAME", choices=SEARCHERS, is_open=True,
     ))
-    num_samples: int | None = field(default=None, metadata=_option(
+    num_samples: int | None = field(default=None, metadata=metadata(
         "number of configurations; not for a grid; the default searcher with it is random",
         "experiment", "Configurations", minimum=1, request_maximum=MAX_REQUEST_SAMPLES,
     ))
-    scheduler: str | None = field(default=None, metadata=_option(
+    scheduler: str | None = field(default=None, metadata=metadata(
         f"early-stopping scheduler: {', '.join(SCHEDULERS)}; default: that of the experiment",
         "experiment", "Scheduler", metavar="NAME", choices=SCHEDULERS, is_open=True,
     ))
-    search_seed: int = field(default=0, metadata=_option(
+    search_seed: int = field(default=0, metadata=metadata(
         "seed of the searcher; default: 0", "experiment", "Search seed", minimum=0, request_maximum=2**31 - 1
     ))
-    metric: str | None = field(default=None, metadata=_option(
+    metric: str | None = field(default=None, metadata=metadata(
         "column that ranks trials; default: that of the experiment, loss for a function",
         "experiment", "Metric", metavar="NAME",
     ))
-    mode: str | None = field(default=None, metadata=_option(
+    mode: str | None = field(default=None, metadata=metadata(
         "whether a small or a large value of the metric is better; default for a function: min",
         "experiment", "Mode", choices=("min", "max"),
     ))
@@ -232,10 +232,10 @@ class ExperimentOverrides(OptionSet):
         return base.replace(**base.changed_by(values or {}), **changes)
 
 
-def markdown_table() -> str:
-    """Return the table of all options in Markdown."""
+def markdown_table(*option_sets: type[OptionSet]) -> str:
+    """Return the table of options in Markdown."""
     rows = ["| flag | Python, request | value | meaning |", "|:--|:--|:--|:--|"]
-    for option in (*options_of(ExperimentOverrides), *options_of(RunOptions)):
+    for option in (option for option_set in option_sets for option in options_of(option_set)):
         name = f"`{option.name}`" if option.label or not option.flag else f"`{option.name}` (not in requests)"
         flag = f"`{option.flag}`" if option.flag else "–"
         rows.append(f"| {flag} | {name} | {_describe_value(option)} | {option.help} |")
@@ -258,7 +258,7 @@ def update_page(page: str) -> str:
     """Return a Markdown page with the current table between its two markers."""
     before, begin, rest = page.partition("<!-- options: begin -->\n")
     _, end, after = rest.partition("<!-- options: end -->")
-    return f"{before}{begin}\n{markdown_table()}\n{end}{after}"
+    return f"{before}{begin}\n{markdown_table(ExperimentOverrides, RunOptions)}\n{end}{after}"
 
 
 if __name__ == "__main__":
