@@ -9,7 +9,7 @@ from tune_hpc import Experiment, load
 from tune_hpc.search.reporter import MonitoredMetric
 from tune_hpc.search.trial_spec import TrialOutcome
 from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.trial_file import TrialFileWriter, read_row, update_status, write_trial
+from tune_hpc.storage.trial_file import TrialFileWriter
 
 
 def climbers(scheduler, space, num_samples, **changes):
@@ -19,7 +19,7 @@ def climbers(scheduler, space, num_samples, **changes):
 
 def new_folder(path):
     folder = ExperimentFolder(path)
-    folder.parts.mkdir(parents=True)
+    folder.trials.mkdir(parents=True)
     return folder
 
 
@@ -41,8 +41,8 @@ class SearcherSimulation:
         self.trained = []
 
     def record_stopped(self, trial, steps):
-        assert read_row(self.folder.part(trial.trial_id))["steps_run"] == steps
-        update_status(self.folder.part(trial.trial_id), {"status": "stopped"})
+        assert self.folder.read_row(trial.trial_id)["steps_run"] == steps
+        self.folder.update_status(trial.trial_id, {"status": "stopped"})
         self.folder.checkpoint(trial.trial_id).unlink()
 
     def train(self, trial, status=None):
@@ -60,7 +60,7 @@ class SearcherSimulation:
             record.add(np.arange(1, end + 1), {"height": heights})
         value = heights[-1] if heights else None
         row = {"experiment": "climbers", "trial_id": trial.trial_id, "status": status, "steps_run": end}
-        write_trial(self.folder.part(trial.trial_id), {**row, **trial.config, "height": value}, record.history())
+        self.folder.write_trial(trial.trial_id, {**row, **trial.config, "height": value}, record.history())
         checkpoint.write_text(json.dumps(heights))
         if status != "running":
             checkpoint.unlink()

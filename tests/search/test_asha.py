@@ -102,7 +102,7 @@ class TestRungs:
         assert set(trials.loc[trials["status"] == "stopped", "steps_run"]) <= set(RUNGS)
         assert max(Counter(search.trained).values(), default=1) == 1
         assert len(search.trained) == trials["steps_run"].sum() <= num_samples * STEPS / 9 + 3 * STEPS
-        assert not list(folder.parts.glob("*.checkpoint"))
+        assert not list(folder.trials.glob("*.checkpoint"))
         check_promotions(search.lines, num_samples, {int(name[1:]) for name in finished["trial_id"]})
 
     def test_most_configurations_train_for_few_steps(self, folder):

@@ -99,11 +99,11 @@ class MlflowExporter(Exporter):
             run_name=trial_id,
         ).info.run_id
         params = [Param(name, _as_text(value)) for name, value in config.items()]
-        for batch in _batches(params, MAX_PARAMS):
-            self._client.log_batch(run, params=batch)
+        for some_params in _batches(params, MAX_PARAMS):
+            self._client.log_batch(run, params=some_params)
         metrics = [Metric(name, value, end_ms, step) for name, value, step in _metrics(row, config, history)]
-        for batch in _batches(metrics, MAX_METRICS):
-            self._client.log_batch(run, metrics=batch)
+        for some_metrics in _batches(metrics, MAX_METRICS):
+            self._client.log_batch(run, metrics=some_metrics)
         self._client.set_terminated(run, STATUSES[status], end_time=end_ms)
         self._exported.add(trial_id)
         self.num_exported += 1

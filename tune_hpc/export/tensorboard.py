@@ -30,12 +30,15 @@ from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
 from tune_hpc.analysis.frames import IDENTITY, MEASURES
 from tune_hpc.errors import ExportError
 from tune_hpc.export.exporter import Exporter, points, search_id
-from tune_hpc.storage.experiment_folder import ExperimentFolder, write_atomic
+from tune_hpc.storage.experiment_folder import ExperimentFolder
+from tune_hpc.storage.filesystem import Storage
 
 #: Maximum number of points of a metric of a finished trial; TensorBoard draws a thousand.
 MAX_POINTS = 1000
 #: Maximum number of running trials with an open event file.
 MAX_OPEN = 256
+
+_EXPORTED = "exported.json"
 
 
 class TensorBoardExporter(Exporter):
@@ -115,7 +118,7 @@ class TensorBoardExporter(Exporter):
         for log in self._logs.values():
             log.flush()
         text = json.dumps({"search": self._search, "trials": self._ended}) + "\n"
-        write_atomic(_exported_file(self.folder), lambda path: path.write_text(text, encoding="utf-8"))
+        Storage(self.folder).write_atomic(_EXPORTED, text)
 
     def close(self) -> None:
         """Close the event files."""
@@ -197,19 +200,13 @@ class _TrialLog:
         self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
-def _exported_file(folder: Path) -> Path:
-    return folder / "exported.json"
-
-
 def _read_exported(folder: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(_exported_file(folder).read_text(encoding="utf-8")))
+        return dict(json.loads((folder / _EXPORTED).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ExportError(
-            f"{_exported_file(folder)} cannot be read: {error}; remove {folder} and export again"
-        ) from error
+        raise ExportError(f"{folder / _EXPORTED} cannot be read: {error}; remove {folder} and export again") from error
 
 
 def _free_folder(parent: Path, name: str, search: str) -> Path:

@@ -14,7 +14,6 @@ from tune_hpc.analysis.frames import read_frames
 from tune_hpc.errors import FolderError
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.process import may_be_running
-from tune_hpc.storage.trial_file import read_trial
 
 #: Row of a trial without missing values, and its history.
 Update = tuple[dict[str, Any], pd.DataFrame]
@@ -40,10 +39,11 @@ class TrialUpdates:
     def trials(self) -> Iterator[Update]:
         """Yield each trial that has ended or reported more since the last call."""
         current = set()
-        for file in sorted(self.folder.trials.glob("*.parquet")):
-            if file.stem not in self._ended and self._has_changed(file):
+        for trial_id in self.folder.trial_ids():
+            file = self.folder.trial_file(trial_id)
+            if trial_id not in self._ended and self._has_changed(file):
                 try:
-                    row, history = read_trial(file)
+                    row, history = self.folder.read_trial(trial_id)
                 except FolderError:
                     if file.exists():
                         raise
@@ -51,7 +51,7 @@ class TrialUpdates:
                 yield self._update(row, history)
             # A file that is missing by now has been merged into the frames.
             if self._versions.get(file):
-                current.add(file.stem)
+                current.add(trial_id)
         # The history is the last file of a search: once it is new, both frames are.
         if self._has_changed(self.folder.history_file):
             trials, history = read_frames(self.folder)

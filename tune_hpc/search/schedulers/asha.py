@@ -30,7 +30,6 @@ from tune_hpc.search.searchers.searcher import Searcher, merged_config_keys, rem
 from tune_hpc.search.trial_spec import TrialOutcome, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.jsonl import append_line, read_lines
-from tune_hpc.storage.trial_file import read_trial
 
 #: Number of rungs: after 1/27, 1/9 and 1/3 of the steps.
 NUM_RUNGS = round(math.log(GRACE, REDUCTION_FACTOR))
@@ -244,7 +243,7 @@ class AsyncSuccessiveHalving(Searcher):
 
     def _metric_value(self, trial_id: str) -> float | None:
         """Return the current value of a trial's metric; ``None``: no finite value."""
-        _, history = read_trial(self.folder.part(trial_id))
+        _, history = self.folder.read_trial(trial_id)
         current = math.nan
         for value in history[self.metric.column].dropna() if self.metric.column in history else ():
             current = self.metric.shown(float(value), current)

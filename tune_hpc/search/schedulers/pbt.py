@@ -26,8 +26,7 @@ from tune_hpc.search.reporter import MonitoredMetric
 from tune_hpc.search.searchers.searcher import Searcher, merged_config_keys, trial_specs
 from tune_hpc.search.space.space import Space
 from tune_hpc.search.trial_spec import TrialOutcome, TrialSpec
-from tune_hpc.storage.experiment_folder import ExperimentFolder, write_atomic
-from tune_hpc.storage.filesystem import pull
+from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.jsonl import append_line, read_lines
 
 NUM_GENERATIONS = 10
@@ -148,7 +147,7 @@ class PopulationBasedTraining(Searcher):
         return {
             name: values[name]
             for name in active
-            if math.isfinite(values.get(name, math.nan)) and pull(self.folder.checkpoint(name))
+            if math.isfinite(values.get(name, math.nan)) and self.folder.storage.download(self.folder.checkpoint(name))
         }
 
     def _pairs(self, values: Mapping[str, float], generator: np.random.Generator) -> list[tuple[str, str]]:
@@ -161,8 +160,9 @@ class PopulationBasedTraining(Searcher):
 
     def _copy_state(self, source: str, target: str) -> None:
         self.folder.check_attempt()
-        pull(self.folder.checkpoint(source))
-        write_atomic(self.folder.checkpoint(target), lambda path: shutil.copyfile(self.folder.checkpoint(source), path))
+        file = self.folder.checkpoint(source)
+        self.folder.storage.download(file)
+        self.folder.storage.write_atomic(self.folder.checkpoint(target), lambda path: shutil.copyfile(file, path))
 
 
 def explore(
