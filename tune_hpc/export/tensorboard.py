@@ -138,7 +138,7 @@ class _TrialLog:
         self.has_config = False
 
     def is_continued_by(self, history: pd.DataFrame) -> bool:
-        """Whether a history contains the last points that were written."""
+        """Return whether a history contains the last points that were written."""
         return all(
             column in history and value in history.loc[history["step"] == step, column].to_numpy()
             for column, (step, value) in self._last.items()

@@ -32,7 +32,7 @@ class TrialUpdates:
         self._versions: dict[Path, tuple[int, int] | None] = {}
 
     def is_search_running(self) -> bool:
-        """Whether a process still runs the search."""
+        """Return whether a process still runs the search."""
         description = self.folder.read()
         return description.get("state") == "running" and may_be_running(description.get("process"))
 

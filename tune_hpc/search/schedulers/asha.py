@@ -33,10 +33,9 @@ from tune_hpc.storage.jsonl import append_line, read_lines
 
 #: Number of rungs: after 1/27, 1/9 and 1/3 of the steps.
 NUM_RUNGS = round(math.log(GRACE, REDUCTION_FACTOR))
-#: Events of ``rungs.jsonl``: a configuration reached a rung, or was promoted to the next one.
+#: Events of ``rungs.jsonl``: a configuration reached a rung, or was promoted to the next one. Older folders have other
+#: names: ``came`` for an arrival.
 REACHED, PROMOTED = "reached", "promoted"
-#: Names of these events in older folders.
-_OLD_EVENTS = {"came": REACHED, "goes on": PROMOTED}
 
 
 @dataclass
@@ -109,7 +108,7 @@ class AsyncSuccessiveHalving(Searcher):
 
     @property
     def has_pending(self) -> bool:
-        """Whether trials are on their way to a rung."""
+        """Return whether trials are on their way to a rung."""
         return bool(self._running)
 
     def suggest(self) -> list[TrialSpec]:
@@ -182,13 +181,13 @@ class AsyncSuccessiveHalving(Searcher):
         return None
 
     def _is_promotable(self, rung: int, best: Candidate) -> bool:
-        """Whether a configuration is among the best third of a rung, of which fewer have been promoted."""
+        """Return whether a configuration is among the best third of a rung, of which fewer have been promoted."""
         ranked = sorted(self._reached[rung].values())
         third = len(ranked) // REDUCTION_FACTOR
         return len(self._promoted[rung]) < third and self._reached[rung][best.number] <= ranked[third - 1]
 
     def _is_promotable_at_end(self, rung: int, best: Candidate) -> bool:
-        """Whether a configuration is promoted beyond the best third when nothing else is left to train."""
+        """Return whether a configuration is promoted beyond the best third when nothing else is left to train."""
         promoted = self._promoted[rung].values()
         return not self._any_finished or self._reached[rung][best.number] < min(promoted, default=math.inf)
 
@@ -218,7 +217,7 @@ class AsyncSuccessiveHalving(Searcher):
         """Return the configurations that wait at a rung, the best first."""
         scores = self._reached[rung]
         waiting = [one for one in self._candidates.values() if one.is_waiting and one.rung == rung]
-        return sorted(waiting, key=lambda one: (scores[one.number], one.number))
+        return sorted(waiting, key=lambda candidate: (scores[candidate.number], candidate.number))
 
     def _stop_unpromotable(self) -> None:
         """Stop configurations at the first rung that future arrivals cannot make promotable."""
@@ -262,7 +261,7 @@ class AsyncSuccessiveHalving(Searcher):
         last: dict[int, dict[str, Any]] = {}
         any_stopped = bool((before.trials["status"] == "stopped").any())
         for line in read_lines(self.folder.rungs, "entry", may_be_absent=not any_stopped):
-            line["event"] = _OLD_EVENTS.get(line["event"], line["event"])
+            line["event"] = REACHED if line["event"] in (REACHED, "came") else PROMOTED
             number, rung = line["configuration"], line["rung"]
             last[number] = line
             if line["event"] == REACHED:

@@ -84,7 +84,7 @@ class PopulationBasedTraining(Searcher):
 
     @property
     def has_pending(self) -> bool:
-        """Whether members train for the current generation."""
+        """Return whether members train for the current generation."""
         return bool(self._running)
 
     def suggest(self) -> list[TrialSpec]:

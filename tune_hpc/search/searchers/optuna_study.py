@@ -119,7 +119,7 @@ class AskTellStudy:
         return self._ask(config)[0]
 
     def _ask(self, config: Mapping[str, Any] | None) -> tuple[int, dict[str, Any]]:
-        """Ask for a given configuration, or for a suggestion of the sampler."""
+        """Start a trial of a given configuration, or of a suggestion of the sampler."""
         with _without_warnings():
             if config is not None:
                 self.study.enqueue_trial(self._as_params(config))

@@ -74,7 +74,7 @@ class Searcher(ABC):
 
     @property
     def has_pending(self) -> bool:
-        """Whether running trials must end or pause before there may be another suggestion."""
+        """Return whether running trials must end or pause before there may be another suggestion."""
         return False
 
     @abstractmethod

@@ -38,7 +38,7 @@ class Condition:
     value: Any
 
     def holds(self, config: Mapping[str, Any]) -> bool:
-        """Whether the case applies to a configuration that has the parameters of its conditions."""
+        """Return whether the case applies to a configuration that has the parameters of its conditions."""
         return all(
             name in config and identity(config[name]) in map(identity, values)
             for name, values in self.conditions.items()

@@ -167,22 +167,22 @@ class Parameter:
 
     @property
     def is_constant(self) -> bool:
-        """Whether the parameter has a fixed value."""
+        """Return whether the parameter has a fixed value."""
         return self.kind == "constant"
 
     @property
     def is_choice(self) -> bool:
-        """Whether the parameter has a list of values."""
+        """Return whether the parameter has a list of values."""
         return self.kind == "choice"
 
     @property
     def is_log(self) -> bool:
-        """Whether a range is uniform in the logarithm."""
+        """Return whether a range is uniform in the logarithm."""
         return "log" in self.kind
 
     @property
     def is_integer(self) -> bool:
-        """Whether a range has whole numbers only."""
+        """Return whether a range has whole numbers only."""
         return self.kind.endswith("randint")
 
     @property
@@ -301,7 +301,7 @@ class Parameter:
         return float(min(max(number, low), high))
 
     def contains(self, candidate: Any) -> bool:
-        """Whether the parameter may have a value; ``True`` is not 1."""
+        """Return whether the parameter may have a value; ``True`` is not 1."""
         if self.kind not in RANGES:
             return identity(candidate) in map(identity, self.values)
         if not _is_number(candidate) or not _fits_64_bits(candidate):
@@ -351,7 +351,7 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def _fits_64_bits(number: float) -> bool:
-    """Whether NumPy, Parquet and JSON can represent a number."""
+    """Return whether NumPy, Parquet and JSON can represent a number."""
     return -(2**63) <= number < 2**63 if isinstance(number, int) else math.isfinite(number)
 
 

@@ -214,7 +214,7 @@ class Space(Mapping[str, Any]):
 
     @property
     def is_conditional(self) -> bool:
-        """Whether any parameter has conditions."""
+        """Return whether any parameter has conditions."""
         return any(isinstance(parameter, Conditional) for parameter in self._parameters.values())
 
     @property
@@ -321,7 +321,7 @@ class Space(Mapping[str, Any]):
         return {name: config[name] for name in self if name in config}
 
     def admits(self, config: Mapping[str, Any]) -> bool:
-        """Whether a configuration is a member: exactly the parameters that exist, each within its domain."""
+        """Return whether a configuration is a member: exactly the parameters that exist, each within its domain."""
         return self.config_in(config) == config
 
     def config_in(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
