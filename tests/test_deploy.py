@@ -84,7 +84,7 @@ def test_image_is_pinned_and_its_last_user_is_not_root():
     assert ":" in image
     assert "latest" not in text
     assert [step[1] for step in steps if step[0] == "USER"][-1] not in ("root", "0")
-    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    included = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     sources = {name for step in steps if step[0] == "COPY" for name in step[1:-1] if not name.startswith("--")}
-    assert sources == kept
+    assert sources == included
     assert [name for name in sources if not (ROOT / name).exists()] == []

@@ -1,3 +1,5 @@
+"""Commands on jobs: list, status, logs, stop, fetch, submit, resume and extend by id."""
+
 import json
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from tune_hpc.errors import FolderError
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -19,12 +21,12 @@ def place(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def ended(place):
-    """A job that was stopped, in a storage that is named nowhere."""
-    job = job_in(place / "elsewhere")
+def ended(folder):
+    """A stopped job in a storage that is not in the history."""
+    job = job_in(folder / "elsewhere")
     job.output.write_text("3/5 trials\n", encoding="utf-8")
     write_progress(job, ended={"finished": 3}, best={"value": 0.5, "trial_id": "t00002"})
-    beat(job, state="stopped", reason="it was asked to stop", ended_at="2026-01-01T00:00:09+00:00")
+    beat(job, state="stopped", reason="it was stopped by a test", ended_at="2026-01-01T00:00:09+00:00")
     return job
 
 
@@ -33,18 +35,18 @@ def run(capsys, *arguments, code=0):
     return capsys.readouterr()
 
 
-def test_jobs_are_listed_with_what_they_came_to(ended, capsys):
+def test_jobs_are_listed_with_state_and_best_value(ended, capsys):
     lines = run(capsys, "jobs", "--storage", ended.path.parent).out.splitlines()
     assert lines[1].split()[:5] == [ended.id, "stopped", "3/5", "loss", "0.5"]
 
 
-def test_where_no_job_is_one_is_told_how_to_make_one(place, capsys):
-    assert run(capsys, "jobs", "--storage", place / "new").out.startswith(
-        f"there is no job in {place / 'new'}; to submit one: tune-hpc submit"
+def test_empty_storage_prints_the_command_that_submits(folder, capsys):
+    assert run(capsys, "jobs", "--storage", folder / "new").out.startswith(
+        f"there is no job in {folder / 'new'}; to submit one: tune-hpc submit"
     )
 
 
-def test_a_damaged_job_hides_no_other(ended, capsys):
+def test_damaged_job_hides_no_other(ended, capsys):
     other = job_in(ended.path.parent)
     other.job_file.write_text("[", encoding="utf-8")
     lines = run(capsys, "jobs", "--storage", ended.path.parent).out
@@ -52,7 +54,7 @@ def test_a_damaged_job_hides_no_other(ended, capsys):
     assert f"{other.id}  unreadable" in lines
 
 
-def test_a_storage_of_before_that_does_not_answer_hides_no_other(ended, capsys, monkeypatch):
+def test_unreachable_storage_of_the_history_hides_no_other(ended, capsys, monkeypatch):
     from tune_hpc.jobs import client, job_folder, storage_history
 
     def pull(path):
@@ -75,35 +77,35 @@ def test_a_storage_of_before_that_does_not_answer_hides_no_other(ended, capsys, 
     assert "does not answer" in run(capsys, "status", ended.id, "--storage", "/away", code=USAGE).err
 
 
-def test_a_storage_is_found_again_where_jobs_have_been(ended, capsys, monkeypatch):
+def test_storage_of_the_history_is_searched(ended, capsys, monkeypatch):
     from tune_hpc.jobs.storage_history import remember
 
     assert f"no job {ended.id} in " in run(capsys, "status", ended.id, code=USAGE).err
     remember("storages", str(ended.path.parent))
-    assert run(capsys, "status", ended.id).out.startswith(f"{ended.id}: stopped (it was asked to stop)\n")
+    assert run(capsys, "status", ended.id).out.startswith(f"{ended.id}: stopped (it was stopped by a test)\n")
 
 
-def test_the_storage_of_the_environment_is_looked_into(ended, capsys, monkeypatch):
+def test_storage_of_the_environment_is_searched(ended, capsys, monkeypatch):
     monkeypatch.setenv("TUNE_HPC_STORAGE", str(ended.path.parent))
     assert run(capsys, "logs", ended.id).out == "3/5 trials\n"
 
 
-def test_a_status_can_be_read_by_programs_and_waited_for(ended, capsys):
+def test_status_prints_json_and_waits(ended, capsys):
     shown = json.loads(run(capsys, "status", ended.id, "--storage", ended.path.parent, "--json", "--wait").out)
     assert (shown["state"], shown["experiments"][0]["best_trial"]) == ("stopped", "t00002")
     beat(ended, state="failed", error="no room", ended_at="2026-01-01T00:00:09+00:00")
     assert "failed (no room)" in run(capsys, "status", ended.id, "--storage", ended.path.parent, "--wait", code=1).out
 
 
-def test_what_has_ended_is_not_stopped_again(ended, capsys):
-    assert "stopped (it was asked to stop)" in run(capsys, "stop", ended.id, "--storage", ended.path.parent).out
+def test_ended_job_is_not_stopped_again(ended, capsys):
+    assert "stopped (it was stopped by a test)" in run(capsys, "stop", ended.id, "--storage", ended.path.parent).out
     assert not list(ended.attempts.glob("*.stop"))
 
 
-def test_a_job_is_fetched_and_brought_up_to_date(ended, capsys, place):
+def test_fetch_updates_a_copy(ended, capsys, folder):
     where = ("fetch", ended.id, "--storage", ended.path.parent)
     assert run(capsys, *where).out.endswith(f"files in runs/{ended.id}\n")
-    copy, progress = place / "runs" / ended.id, Path("experiments") / "synthetic" / "progress.json"
+    copy, progress = folder / "runs" / ended.id, Path("experiments") / "synthetic" / "progress.json"
     assert (copy / progress).read_bytes() == (ended.path / progress).read_bytes()
     (ended.path / "experiments" / "synthetic" / "ray").mkdir()
     (ended.path / "experiments" / "synthetic" / "ray" / "big").touch()
@@ -115,21 +117,18 @@ def test_a_job_is_fetched_and_brought_up_to_date(ended, capsys, place):
     assert (copy / "new.log").read_text(encoding="utf-8") == "new"
     assert not (copy / "output.log").exists()
     assert not (copy / "experiments" / "synthetic" / "ray").exists()
-    (place / "mine").mkdir()
-    (place / "mine" / "thesis.tex").touch()
-    refused = run(capsys, *where, "--output", place / "mine", code=USAGE).err
+    (folder / "mine").mkdir()
+    (folder / "mine" / "thesis.tex").touch()
+    refused = run(capsys, *where, "--output", folder / "mine", code=USAGE).err
     assert f"mine is not empty and holds no copy of {ended.id}; choose another folder with --output" in refused
-    assert (place / "mine" / "thesis.tex").exists()
+    assert (folder / "mine" / "thesis.tex").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("submit", "exercise9"), "no experiment is called 'exercise9'"),
-        (
-            ("submit", "exercise2.softmax", "--address", "ray://head:10001"),
-            "is that of its dashboard, like http://head",
-        ),
+        (("submit", "exercise2.softmax", "--address", "ray://head:10001"), "of its dashboard, like http://head"),
         (("submit", "exercise2.softmax", "--address", ""), "is that of its dashboard, like http://head:8265; got ''"),
         (("submit", "exercise2.softmax", "--address", "127.0.0.1:9"), "no Ray cluster answers at http://127.0.0.1:9"),
         (("submit", "exercise2.softmax", "--num-samples", "0"), "num_samples must be at least 1; got 0"),
@@ -138,22 +137,21 @@ def test_a_job_is_fetched_and_brought_up_to_date(ended, capsys, place):
         (("status", "../etc/passwd"), "no job ../etc/passwd in"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(place, capsys, arguments, message):
+def test_invalid_input_is_rejected_in_one_line_and_nothing_is_written(folder, capsys, arguments, message):
     shown = run(capsys, *arguments, code=USAGE)
     assert shown.out == ""
     assert shown.err.count("\n") == 1
     assert message in shown.err
-    assert not (place / "runs").exists()
+    assert not (folder / "runs").exists()
 
 
-def test_an_id_that_is_a_folder_here_is_a_folder(ended, capsys, monkeypatch):
+def test_id_of_an_existing_folder_is_a_folder(ended, capsys, monkeypatch):
     monkeypatch.chdir(ended.path.parent)
-    line = run(capsys, "resume", ended.id, code=USAGE).err
-    assert "holds no search that could go on" in line
+    assert "holds no search" in run(capsys, "resume", ended.id, code=USAGE).err
 
 
-def test_extending_what_cannot_be_is_refused(place, capsys):
-    job = job_in(place / "jobs", searcher="grid")
+def test_grid_cannot_be_extended(folder, capsys):
+    job = job_in(folder / "jobs", searcher="grid")
     beat(job, state="finished", ended_at="2026-01-01T00:00:09+00:00")
-    line = run(capsys, "extend", job.id, "--num-samples", "3", "--storage", place / "jobs", code=USAGE).err
+    line = run(capsys, "extend", job.id, "--num-samples", "3", "--storage", folder / "jobs", code=USAGE).err
     assert line == "tune-hpc: synthetic uses a grid, which cannot be extended; submit another search\n"

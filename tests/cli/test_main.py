@@ -1,4 +1,4 @@
-"""The command line: what it refuses, what it answers, and that it says so in one line. No test here starts Ray."""
+"""Command line: rejected input, output, exit codes. No test starts Ray."""
 
 import io
 import logging
@@ -17,7 +17,7 @@ from tune_hpc.search.progress import SearchProgress, TrialCounts
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import summarise
 
-#: The module; the package has a function of this name.
+#: The module, because the package has a function of this name.
 COMMANDS = sys.modules["tune_hpc.cli.main"]
 
 MINE = """
@@ -37,7 +37,7 @@ calls = []
 def refuse(experiments, **options):
     from tune_hpc.errors import InvalidExperimentError
     calls.append(options)
-    raise InvalidExperimentError("picky takes nothing")
+    raise InvalidExperimentError("picky rejects everything")
 
 def pretend(experiments, *, folders, **options):
     import pandas as pd
@@ -56,11 +56,11 @@ pretended = experiment.replace(name="pretended", runner="mine:pretend")
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
-    """Work in an empty folder, beside a module of the user's own; starting Ray or fetching data is a failure."""
+def folder(tmp_path, monkeypatch):
+    """Working folder with a module of a user; a start of Ray or a download is a failure."""
 
     def refuse(*arguments, **options):
-        raise AssertionError("the input should have been refused before")
+        raise AssertionError("the input was not rejected in time")
 
     monkeypatch.setattr("ray.init", refuse)
     monkeypatch.setattr("tune_hpc.learning.mnist_files.read_files", refuse)
@@ -78,51 +78,43 @@ def place(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def finished(place):
-    """An experiment folder with three trials: two rates, one failure."""
+def finished(folder):
+    """Experiment folder with two finished trials and a failed one."""
     keys = ["optimizer", "learning_rate", "momentum", "seed"]
-    asked = {
+    description = {
         "name": "made.up", "metric": "test_loss", "mode": "min", "config_keys": keys, "state": "finished",
         "space": {"optimizer": "adam", "learning_rate": {"choice": [0.1, 0.2, 0.3]}},
     }  # fmt: skip
-    home = ExperimentFolder(place / "run")
-    home.claim("made.up")
-    home.write(asked)
+    run = ExperimentFolder(folder / "run")
+    run.claim("made.up")
+    run.write(description)
     history = pd.DataFrame({"step": np.arange(3), "test_loss": [3.0, 2.0, 1.0], "test_accuracy": [0.1, 0.5, 0.9]})
     rows = []
     for number, rate in enumerate((0.1, 0.2, 0.3)):
-        one = {
-            "trial_id": f"t{number:05d}",
-            "status": "finished",
-            "optimizer": "adam",
-            "learning_rate": rate,
-            "seed": 0,
-        }
-        rows.append(one | summarise(history.assign(test_loss=history["test_loss"] * rate)))
+        config = {"optimizer": "adam", "learning_rate": rate, "seed": 0}
+        row = {"trial_id": f"t{number:05d}", "status": "finished"} | config
+        rows.append(row | summarise(history.assign(test_loss=history["test_loss"] * rate)))
     rows[2] = {name: rows[2][name] for name in ("trial_id", "optimizer", "learning_rate", "seed")}
     rows[2] |= {"status": "failed", "error": "ValueError: no"}
     histories = [history.assign(trial_id=row["trial_id"]) for row in rows[:2]]
-    write_frames(home, trials_frame(rows, keys), pd.concat(histories, ignore_index=True))
-    return home.path
+    write_frames(run, trials_frame(rows, keys), pd.concat(histories, ignore_index=True))
+    return run.path
 
 
 @pytest.fixture
-def refused(place, capsys):
-    """Return a function that runs a command which must be refused, and returns its one line."""
+def reject(folder, capsys):
+    """Function that runs a command with invalid input, and returns the line of the error."""
 
     def call(*arguments):
-        before = sorted(place.rglob("*"))
-        code = cli.main([str(one) for one in arguments])
+        before = sorted(folder.rglob("*"))
+        code = cli.main([str(argument) for argument in arguments])
         output = capsys.readouterr()
         assert code == cli.USAGE == 2
         assert output.out == ""
-        lines = output.err.splitlines()
-        assert len(lines) == 1, output.err
-        assert lines[0].startswith("tune-hpc: ")
+        assert re.fullmatch(r"tune-hpc: [^\n]*\n", output.err)
         assert "Traceback" not in output.err
-        ignored = "__pycache__"
-        assert [path for path in sorted(place.rglob("*")) if ignored not in path.parts] == before
-        return lines[0].removeprefix("tune-hpc: ")
+        assert [path for path in sorted(folder.rglob("*")) if "__pycache__" not in path.parts] == before
+        return output.err.removeprefix("tune-hpc: ").removesuffix("\n")
 
     return call
 
@@ -200,8 +192,8 @@ LINE, WINNER = "exercise1_1stpart", "exercise3.winner"
         (["broken:train", "--set", "x=1"], "broken cannot be imported: "),
     ],
 )  # fmt: skip
-def test_a_run_that_cannot_be_is_refused(refused, arguments, message):
-    assert message in refused("run", *arguments)
+def test_invalid_run_is_rejected(reject, arguments, message):
+    assert message in reject("run", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -214,17 +206,17 @@ def test_a_run_that_cannot_be_is_refused(refused, arguments, message):
         ("a" * 300, "cannot be read: File name too long; choose another folder"),
     ],
 )
-def test_an_output_folder_that_cannot_be_used_is_refused(refused, finished, output_dir, message):
-    assert re.search(message, refused("run", LINE, "--output-dir", output_dir))
+def test_unusable_output_folder_is_rejected(reject, finished, output_dir, message):
+    assert re.search(message, reject("run", LINE, "--output-dir", output_dir))
 
 
-def test_overwrite_replaces_an_earlier_run_of_the_same_experiment_only(refused, finished):
-    line = refused("run", LINE, "--output-dir", finished, "--overwrite")
+def test_overwrite_replaces_only_the_same_experiment(reject, finished):
+    line = reject("run", LINE, "--output-dir", finished, "--overwrite")
     assert line.endswith("already holds the experiment made.up; choose another output folder")
 
 
-def test_several_experiments_do_not_go_into_the_folder_of_one(refused, finished):
-    line = refused("run", LINE, "exercise1_2ndpart", "--output-dir", finished)
+def test_folder_of_one_experiment_rejects_several(reject, finished):
+    line = reject("run", LINE, "exercise1_2ndpart", "--output-dir", finished)
     assert line.endswith("holds one experiment, and 2 are to run; choose another folder")
 
 
@@ -241,36 +233,20 @@ def test_several_experiments_do_not_go_into_the_folder_of_one(refused, finished)
         (["--set", "stepz=5"], "no such key 'stepz'; a trial's keys are "),
     ],
 )
-def test_a_scaling_measurement_that_cannot_be_is_refused(refused, settings, message):
-    assert message in refused("run", "exercise4", *settings)
+def test_invalid_scaling_measurement_is_rejected(reject, settings, message):
+    assert message in reject("run", "exercise4", *settings)
 
 
-def test_what_the_last_experiment_would_be_refused_for_is_known_before_the_first_one_runs(refused):
-    assert refused("run", "mine:pretended", "mine:picky", "--no-report") == "picky takes nothing"
+def test_last_experiment_is_checked_before_the_first_one_runs(reject):
+    assert reject("run", "mine:pretended", "mine:picky", "--no-report") == "picky rejects everything"
     assert [options.get("check_only") for options in sys.modules["mine"].calls] == [True, True]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["nowhere"], "nowhere is no experiment folder: the folder does not exist"),
-        (["foreign"], "foreign is no experiment folder: no experiment.json in it or below it"),
-        (["file"], "file is no experiment folder: no experiment.json in it or below it"),
-        (["a" * 300], "cannot be read: File name too long"),
-        (["run", "-n", "0"], "-n must be at least 1; got 0"),
-        (["run", "--metric", "accuracy"], "no column 'accuracy' in the trials of made.up: experiment, trial_id, "),
-        (["run", "--metric", "optimizer"], "the column optimizer of made.up holds no numbers; learning_rate, mom"),
-    ],
-)
-def test_what_cannot_be_shown_is_refused(refused, finished, arguments, message):
-    assert message in refused("show", *arguments)
 
 
 @pytest.mark.parametrize("verb", ["show", "report"])
 @pytest.mark.parametrize("name", ["trials.parquet", "history.parquet"])
-def test_a_corrupted_parquet_file_is_named(refused, finished, verb, name):
+def test_corrupted_parquet_file_is_named(reject, finished, verb, name):
     (finished / name).write_bytes(b"PAR1 garbage PAR1")
-    assert re.search(rf"run/{name} is not readable as Parquet \(.*\); restore it from a copy", refused(verb, finished))
+    assert re.search(rf"run/{name} is not readable as Parquet \(.*\); restore it from a copy", reject(verb, finished))
 
 
 @pytest.mark.parametrize(
@@ -281,14 +257,36 @@ def test_a_corrupted_parquet_file_is_named(refused, finished, verb, name):
         ('{"name": "x"}', "describes no experiment: it has no config_keys, metric, mode; restore it from a copy"),
     ],
 )
-def test_a_corrupted_description_is_named(refused, finished, text, message):
+def test_corrupted_description_is_named(reject, finished, text, message):
     (finished / "experiment.json").write_text(text)
-    assert re.search(message, refused("show", finished))
+    assert re.search(message, reject("show", finished))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["show", "nowhere"], "nowhere is no experiment folder: the folder does not exist"),
+        (["show", "foreign"], "foreign is no experiment folder: no experiment.json in it or below it"),
+        (["show", "file"], "file is no experiment folder: no experiment.json in it or below it"),
+        (["show", "a" * 300], "cannot be read: File name too long"),
+        (["show", "run", "-n", "0"], "-n must be at least 1; got 0"),
+        (
+            ["show", "run", "--metric", "accuracy"],
+            "no column 'accuracy' in the trials of made.up: experiment, trial_id, ",
+        ),
+        (
+            ["show", "run", "--metric", "optimizer"],
+            "the column optimizer of made.up holds no numbers; learning_rate, mom",
+        ),
+        (["resume", "nowhere"], "nowhere is no experiment folder: the folder does not exist"),
+        (["extend", "nowhere", "--num-samples", "3"], "nowhere is no experiment folder: the folder does not exist"),
+        (["extend", "nowhere", "--num-samples", "0"], "num_samples must be at least 1; got 0"),
+        (["resume", "nowhere", "--time-budget", "0"], "time_budget_s must be above 0; got 0.0"),
+        (["resume", "nowhere", "--export", "paper"], "an export goes to tensorboard, optuna, mlflow; got 'paper'"),
+        (["run", LINE, "--export", "optuna,paper"], "an export goes to tensorboard, optuna, mlflow; got 'paper'"),
+        (["export", "nowhere", "--to", "optuna"], "nowhere is no experiment folder: the folder does not exist"),
+        (["export", "foreign", "--to", "optuna"], "foreign is no experiment folder: no experiment.json in it or below"),
+        (["export", "nowhere", "--to", "optuna,mlfow"], "an export goes to tensorboard, optuna, mlflow; got 'mlfow'"),
         (["report", "foreign"], "foreign is no experiment folder: no experiment.json in it or below it"),
         (["report", "run", "nowhere"], "nowhere is no experiment folder: the folder does not exist"),
         (["report", "run", "-o", "foreign"], "foreign is a folder; name the file that the page is to be"),
@@ -298,8 +296,8 @@ def test_a_corrupted_description_is_named(refused, finished, text, message):
         (["data", "mnist", "emnist"], "no such image data set 'emnist'; there are mnist, fashion_mnist"),
     ],
 )
-def test_other_verbs_refuse_before_they_work(refused, finished, arguments, message):
-    assert message in refused(*arguments)
+def test_other_commands_reject_invalid_input(reject, finished, arguments, message):
+    assert message in reject(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +307,7 @@ def test_other_verbs_refuse_before_they_work(refused, finished, arguments, messa
         ["run", LINE, "--mode", "best"], ["run", LINE, "--qui"], ["show", "run", "-n", "x"],
     ],
 )  # fmt: skip
-def test_flags_that_do_not_exist_or_do_not_parse_end_with_code_2(capsys, arguments):
+def test_unknown_or_malformed_flags_exit_with_code_2(capsys, arguments):
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)
     assert end.value.code == cli.USAGE
@@ -322,31 +320,36 @@ def experiments_of(*arguments):
 
 
 def test_flags_change_the_experiments():
-    (one,) = experiments_of(WINNER, "--seeds", "3", "--set", "dropout=0.4,0.5", "--quick", "--set", "steps=7")
-    assert (one.seeds, one.quick, one.num_trials) == ((0, 1, 2), True, 6)
-    assert one.space.to_json()["dropout"] == {"choice": [0.4, 0.5]}
-    assert one.space["steps"] == 7
-    (one,) = experiments_of(
+    (experiment,) = experiments_of(WINNER, "--seeds", "3", "--set", "dropout=0.4,0.5", "--quick", "--set", "steps=7")
+    assert (experiment.seeds, experiment.quick, experiment.num_trials) == ((0, 1, 2), True, 6)
+    assert experiment.space.to_json()["dropout"] == {"choice": [0.4, 0.5]}
+    assert experiment.space["steps"] == 7
+    (experiment,) = experiments_of(
         LINE, "--set", "learning_rate=loguniform(1e-4, 1e-2)", "--num-samples", "5", "--search-seed", "3",
         "--metric", "W", "--mode", "min",
     )  # fmt: skip
-    assert (one.searcher, one.num_samples, one.search_seed, one.num_trials) == ("random", 5, 3, 5)
-    assert (one.metric, one.mode) == ("W", "min")
+    assert (experiment.searcher, experiment.num_samples, experiment.search_seed, experiment.num_trials) == (
+        "random",
+        5,
+        3,
+        5,
+    )
+    assert (experiment.metric, experiment.mode) == ("W", "min")
 
 
-def test_a_name_stands_for_one_stage_or_all_or_an_object():
+def test_name_selects_a_stage_an_exercise_all_or_an_object():
     assert [one.name for one in experiments_of(WINNER)] == [WINNER]
     assert len(experiments_of("exercise3")) == 9
     assert len(experiments_of("all")) == 14
     assert [one.name for one in experiments_of("mine:experiment", WINNER)] == ["mine", WINNER]
 
 
-def test_a_function_runs_over_what_is_set():
-    (one,) = experiments_of("mine:train", "--set", "x=1,2,3", "--set", "optimizer=mine")
-    assert (one.name, one.metric, one.mode, one.seeds) == ("mine.train", "loss", "min", ())
-    assert [config["x"] for config in one.configs()] == [1, 2, 3]
-    (one,) = experiments_of("mine:train", "--set", "x=1", "--metric", "score", "--mode", "max", "--seeds", "2")
-    assert (one.metric, one.mode, one.seeds) == ("score", "max", (0, 1))
+def test_function_is_searched_over_the_parameters_of_set():
+    (experiment,) = experiments_of("mine:train", "--set", "x=1,2,3", "--set", "optimizer=mine")
+    assert (experiment.name, experiment.metric, experiment.mode, experiment.seeds) == ("mine.train", "loss", "min", ())
+    assert [config["x"] for config in experiment.configs()] == [1, 2, 3]
+    (experiment,) = experiments_of("mine:train", "--set", "x=1", "--metric", "score", "--mode", "max", "--seeds", "2")
+    assert (experiment.metric, experiment.mode, experiment.seeds) == ("score", "max", (0, 1))
 
 
 def run_pretended(*arguments):
@@ -354,7 +357,7 @@ def run_pretended(*arguments):
     return code, sys.modules["mine"].calls[-1]
 
 
-def test_flags_reach_the_runner(place, capsys):
+def test_flags_reach_the_runner(folder, capsys):
     code, options = run_pretended(
         "--output-dir", "there", "--cpus-per-trial", "2", "--max-concurrent", "3", "--data-dir", "images",
         "--overwrite", "--fuse", "16", "--time-budget", "1.5h", "--target", "0.99", "--export", "optuna,tensorboard",
@@ -370,45 +373,32 @@ def test_flags_reach_the_runner(place, capsys):
 
 
 def test_searchers_and_schedulers_are_chosen_by_flags():
-    (one,) = experiments_of(WINNER, "--set", "dropout=uniform(0, 0.5)", "--searcher", "tpe", "--num-samples", "7",
-                            "--scheduler", "asha", "--search-seed", "5")  # fmt: skip
-    assert (one.searcher, one.num_samples, one.scheduler, one.search_seed) == ("tpe", 7, "asha", 5)
+    (experiment,) = experiments_of(WINNER, "--set", "dropout=uniform(0, 0.5)", "--searcher", "tpe", "--num-samples",
+                                   "7", "--scheduler", "asha", "--search-seed", "5")  # fmt: skip
+    assert (experiment.searcher, experiment.num_samples, experiment.scheduler, experiment.search_seed) == (
+        "tpe",
+        7,
+        "asha",
+        5,
+    )
     (other,) = experiments_of(WINNER, "--set", "dropout=uniform(0, 0.5)", "--num-samples", "7")
     assert (other.searcher, other.scheduler) == ("random", "none")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["resume", "nowhere"], "nowhere is no experiment folder: the folder does not exist"),
-        (["extend", "nowhere", "--num-samples", "3"], "nowhere is no experiment folder: the folder does not exist"),
-        (["extend", "nowhere", "--num-samples", "0"], "num_samples must be at least 1; got 0"),
-        (["resume", "nowhere", "--time-budget", "0"], "time_budget_s must be above 0; got 0.0"),
-        (["resume", "nowhere", "--export", "paper"], "an export goes to tensorboard, optuna, mlflow; got 'paper'"),
-        (["run", LINE, "--export", "optuna,paper"], "an export goes to tensorboard, optuna, mlflow; got 'paper'"),
-        (["export", "nowhere", "--to", "optuna"], "nowhere is no experiment folder: the folder does not exist"),
-        (["export", "foreign", "--to", "optuna"], "foreign is no experiment folder: no experiment.json in it or below"),
-        (["export", "nowhere", "--to", "optuna,mlfow"], "an export goes to tensorboard, optuna, mlflow; got 'mlfow'"),
-    ],
-)
-def test_what_cannot_go_on_is_refused(refused, arguments, message):
-    assert message in refused(*arguments)
-
-
-def test_results_go_below_runs_unless_told_otherwise(place):
+def test_default_output_folder_is_below_runs(folder):
     assert str(run_pretended()[1]["folders"][0]) == "runs/mine.pretended"
-    (place / "runs" / "mine.pretended").mkdir(parents=True)
+    (folder / "runs" / "mine.pretended").mkdir(parents=True)
     assert str(run_pretended()[1]["folders"][0]) == "runs/mine.pretended-2"
 
 
 @pytest.mark.parametrize(
     ("status", "code"), [("finished", cli.SUCCESS), ("failed", cli.FAILURE), ("running", cli.INTERRUPTED)]
 )
-def test_the_exit_code_tells_how_a_run_ended(status, code):
+def test_exit_code_depends_on_the_outcome(status, code):
     assert run_pretended("--address", status)[0] == code
 
 
-def test_an_interrupt_is_told_in_one_line(monkeypatch, capsys):
+def test_interrupt_is_reported_in_one_line(monkeypatch, capsys):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
@@ -417,7 +407,7 @@ def test_an_interrupt_is_told_in_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "tune-hpc: interrupted\n"
 
 
-def test_what_is_logged_under_a_progress_bar_stands_above_it(monkeypatch):
+def test_log_lines_appear_above_the_progress_bar(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -437,7 +427,7 @@ def test_what_is_logged_under_a_progress_bar_stands_above_it(monkeypatch):
     assert re.search(r"\x1b\[2Kstopping\s*\n.*0/3 trials", terminal.getvalue())
 
 
-def test_show_tells_counts_best_trials_and_errors(finished, capsys):
+def test_show_prints_counts_best_trials_and_errors(finished, capsys):
     assert cli.main(["show", str(finished)]) == cli.SUCCESS
     output = capsys.readouterr().out
     assert output.startswith("made.up: 2 finished, 1 failed; best test_loss 0.1 at learning_rate=0.1\n")
@@ -446,22 +436,19 @@ def test_show_tells_counts_best_trials_and_errors(finished, capsys):
     assert "ValueError: no" in failed
 
 
-def test_show_ranks_by_the_metric_and_as_many_as_asked(finished, capsys):
+def test_show_ranks_by_metric_and_limits_rows(finished, capsys):
     assert cli.main(["show", str(finished), "--metric", "learning_rate", "-n", "1"]) == cli.SUCCESS
     output = capsys.readouterr().out.partition("failed:")[0]
     assert "best learning_rate 0.2 at learning_rate=0.2" in output
     assert [line.split()[1] for line in output.splitlines() if line.startswith("| t0")] == ["t00001"]
 
 
-def test_compare_ranks_and_says_what_it_cannot(finished, capsys):
+def test_compare_ranks_values_and_searches(finished, capsys):
     assert cli.main(["compare", str(finished), "--by", "learning_rate"]) == cli.SUCCESS
     output = capsys.readouterr().out
     assert output.startswith("learning rate 0.1 has the best test loss 0.1; one seed each cannot tell more.\n")
-    assert [line.split()[1] for line in output.splitlines() if line.startswith("|  ")] == [
-        "learning_rate",
-        "0.1",
-        "0.2",
-    ]
+    first_column = [line.split()[1] for line in output.splitlines() if line.startswith("|  ")]
+    assert first_column == ["learning_rate", "0.1", "0.2"]
     page = finished.parent / "compared.html"
     assert cli.main(["compare", str(finished), str(finished), "--output", str(page)]) == cli.SUCCESS
     output, html = capsys.readouterr().out, page.read_text(encoding="utf-8")
@@ -472,34 +459,34 @@ def test_compare_ranks_and_says_what_it_cannot(finished, capsys):
     assert "is one search; name another folder, or a parameter: --by" in capsys.readouterr().err
 
 
-def test_an_export_says_how_many_trials_are_new_and_what_shows_them(finished, capsys):
+def test_export_prints_new_trials_and_the_viewer(finished, capsys):
     for num_new in (3, 0):
         assert cli.main(["export", str(finished), "--to", "tensorboard"]) == cli.SUCCESS
         shown_by = f"tensorboard --logdir {finished / 'tensorboard'}"
         assert capsys.readouterr().out == f"made.up: {num_new} new trials in tensorboard; {shown_by}\n"
 
 
-def test_an_extra_that_is_not_installed_is_named_before_anything_starts(refused, monkeypatch):
+def test_missing_extra_is_reported_before_the_run(reject, monkeypatch):
     monkeypatch.setattr("tune_hpc.search.exporter_registry.find_spec", lambda name: None if name == "mlflow" else name)
-    assert refused("run", LINE, "--export", "mlflow") == (
+    assert reject("run", LINE, "--export", "mlflow") == (
         "an export to mlflow needs the package mlflow, which is not installed; pip install 'tune-hpc[mlflow]'"
     )
 
 
-def test_report_writes_a_page_and_says_where(finished, place, capsys):
-    assert cli.main(["report", str(finished), "-o", str(place / "page.html")]) == cli.SUCCESS
-    assert capsys.readouterr().out == f"{place / 'page.html'}\n"
-    assert "made.up" in (place / "page.html").read_text()
+def test_report_prints_the_path_of_the_page(finished, folder, capsys):
+    assert cli.main(["report", str(finished), "-o", str(folder / "page.html")]) == cli.SUCCESS
+    assert capsys.readouterr().out == f"{folder / 'page.html'}\n"
+    assert "made.up" in (folder / "page.html").read_text()
 
 
-def test_spaces_are_listed_with_their_sizes(capsys):
+def test_list_prints_sizes(capsys):
     assert cli.main(["list"]) == cli.SUCCESS
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 14
     assert next(line for line in lines if "exercise2.softmax" in line).split()[:3] == ["exercise2.softmax", "72", "36"]
 
 
-def test_one_space_is_listed_with_its_parameters(capsys):
+def test_list_of_one_experiment_prints_its_parameters(capsys):
     assert cli.main(["list", "exercise3.decay"]) == cli.SUCCESS
     output = capsys.readouterr().out
     assert output.startswith("exercise3.decay: A decaying learning rate (Table 4.3) (report, Table 4.3; 2 trials)\n")
@@ -507,13 +494,13 @@ def test_one_space_is_listed_with_its_parameters(capsys):
     assert "\n  decay_rate = 0.95\n" in output
 
 
-def test_data_are_found_and_told_where(monkeypatch, capsys, place):
+def test_data_prints_folders(monkeypatch, capsys, folder):
     monkeypatch.setattr("tune_hpc.learning.download.find_or_fetch", lambda name, folder: folder / name)
-    assert cli.main(["data", "mnist", "fashion_mnist", "--data-dir", str(place)]) == cli.SUCCESS
-    assert capsys.readouterr().out == f"mnist: {place / 'mnist'}\nfashion_mnist: {place / 'fashion_mnist'}\n"
+    assert cli.main(["data", "mnist", "fashion_mnist", "--data-dir", str(folder)]) == cli.SUCCESS
+    assert capsys.readouterr().out == f"mnist: {folder / 'mnist'}\nfashion_mnist: {folder / 'fashion_mnist'}\n"
 
 
-def test_help_has_examples_and_the_version_is_told(capsys):
+def test_help_has_examples_and_version_is_printed(capsys):
     for arguments, expected in ((["--help"], "tune-hpc run exercise2.softmax"), (["--version"], __version__)):
         with pytest.raises(SystemExit) as end:
             cli.main(arguments)

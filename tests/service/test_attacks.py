@@ -45,12 +45,12 @@ def log_in(service):
 
 def send(service, method, path, headers=(), body=None, connection=None):
     """Send a request; return the response and its content."""
-    own = connection or http.client.HTTPConnection(*service.address, timeout=30)
-    own.request(method, path, body, dict(headers))
-    response = own.getresponse()
+    used = connection or http.client.HTTPConnection(*service.address, timeout=30)
+    used.request(method, path, body, dict(headers))
+    response = used.getresponse()
     content = response.read()
     if not connection:
-        own.close()
+        used.close()
     return response, content
 
 
@@ -103,7 +103,7 @@ def operator_is_served(service):
     assert service.rss_bytes() - before < MAX_GROWTH_BYTES
 
 
-def test_huge_cookies_delay_nobody(service):
+def test_huge_cookies_do_not_delay_others(service):
     """Cookies are parsed in linear time."""
     cookie = {"Cookie": 'a="' + "\\\\" * 30_000}
     with operator_is_served(service) as check, attack(lambda: send(service, "GET", "/health", cookie)):

@@ -39,7 +39,7 @@ slow = Experiment(
 """
 
 
-#: A folder for screenshots, for people to look at.
+#: A folder for screenshots.
 SCREENSHOTS = os.environ.get("TUNE_HPC_SCREENSHOTS")
 
 
@@ -132,7 +132,7 @@ def test_search_is_started_watched_stopped_resumed_and_downloaded(service, page,
     page.fill('[id="p.rate"]', "0.1,0.5,3")
     until(page, "document.querySelector('#preview').innerText.includes('6 trials')")
     page.fill('[id="p.rate"]', "uniform(2, 1)")
-    until(page, "document.querySelector('#preview').innerText.includes('lower bound below')")
+    until(page, "document.querySelector('#preview').innerText.includes('lower bound of uniform must be below')")
     page.fill('[id="p.rate"]', "0.1,0.5,3")
     screenshot(page, "form")
     page.click("button:has-text('Start')")

@@ -82,7 +82,7 @@ def test_table_sorts_filters_and_pages(service):
     search_id = service.start()
     service.write_results(search_id, num_trials=120)
     page = service.http.get(f"/view/{search_id}/table", headers=PAGE).text
-    # The best come first.
+    # The default order is from the best to the worst.
     assert re.findall(r'<tr id="trial-(t\d+)"', page)[:2] == ["t00000", "t00001"]
     assert 'aria-sort="ascending"><button class="sort" hx-get="/view' in page
     assert "1 to 50 of 120 trials" in text_of(page)
@@ -93,7 +93,7 @@ def test_table_sorts_filters_and_pages(service):
     assert "1 to 1 of 1 trials that pass the filter, 120 in all" in text_of(failed)
     none = service.http.get(f"/view/{search_id}/table?filter=status%3Drunning", headers=PAGE).text
     assert "None of the 120 trials passes this filter." in text_of(none)
-    # As a browser without scripts asks for it.
+    # The request of a browser without scripts.
     whole = service.http.get(f"/view/{search_id}?filter=status%3Dfailed", headers=PAGE).text
     assert 'name="filter" value="status=failed"' in whole
     assert "1 to 1 of 1 trials that pass the filter" in text_of(whole)
@@ -137,9 +137,9 @@ def test_unchanged_form_requests_the_registered_experiment(service, experiment):
     for name, value in re.findall(r'<input [^>]*name="([^"]+)"[^>]*?value="([^"]*)"', page):
         form.setdefault(name.replace("&amp;", "&"), []).append(value.replace("&#39;", "'"))
     form.pop("quick")
-    asked = forms.read_form(experiment, form)
-    assert asked.set == {}
-    assert Registry(REGISTERED).build_experiment(asked) == experiment
+    request = forms.read_form(experiment, form)
+    assert request.set == {}
+    assert Registry(REGISTERED).build_experiment(request) == experiment
 
 
 def test_form_starts_its_search_once(service):
@@ -198,12 +198,12 @@ def test_each_case_of_a_condition_can_be_changed():
     ticked = {f"c.{one.name}": [word for word, _ in one.boxes] for one in forms.fields(exercise3.open, {})}
     assert forms.read_form(exercise3.open, {**ticked, **unchanged}).set == {}
     changed = {**ticked, **unchanged, field.cases[1][0]: ["0.001, 0.002"], field.cases[2][0]: [""]}
-    asked = forms.read_form(exercise3.open, changed)
+    request = forms.read_form(exercise3.open, changed)
     before = space.to_json()["learning_rate"]["cases"]
-    assert asked.set == {
+    assert request.set == {
         "learning_rate": {"cases": [before[0], {**before[1], "value": {"choice": [0.001, 0.002]}}, before[2]]}
     }
-    new = Registry([exercise3.open]).build_experiment(asked).space
+    new = Registry([exercise3.open]).build_experiment(request).space
     assert new.describe("learning_rate") == (
         "loguniform(0.0003, 0.005) where optimizer is adam; choice(0.001, 0.002) where optimizer is rmsprop; "
         "loguniform(0.01, 0.2) elsewhere"

@@ -41,7 +41,7 @@ def service(tmp_path):
 
 
 @pytest.mark.slow
-def test_searches_go_on_when_the_service_is_killed(service):
+def test_searches_continue_after_a_kill_of_the_service(service):
     search_id = service.api("/searches", {"space": "slow"})["id"]
     other = service.api("/searches", {"space": "exercise1_1stpart", "quick": True})["id"]
     wait_until(lambda: service.api(f"/searches/{search_id}/curves")["num_trials"] > 0, 90)
