@@ -4,12 +4,11 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tune_hpc.cli.options import add_experiment_flags, add_resource_flags, find_experiments, run_options
+from tune_hpc.cli.options import AddCommand, add_experiment_flags, add_resource_flags, find_experiments, run_options
 from tune_hpc.errors import ClusterError, FolderError, UnknownNameError
 from tune_hpc.storage.filesystem import here, uri
 
@@ -22,12 +21,8 @@ DEFAULT_STORAGE = "runs/jobs"
 STORAGE_VARIABLE = "TUNE_HPC_STORAGE"
 
 
-def add_job_commands(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
-    """Add the commands on jobs.
-
-    Args:
-        add: Function that returns the parser of a command from its name, function and help.
-    """
+def add_job_commands(add: AddCommand) -> None:
+    """Add the commands on jobs."""
     submit = add("submit", _submit, "run experiments as a job, on a Ray cluster or in the background on this machine")
     submit.add_argument("names", nargs="+", metavar="NAME", help="as for run")
     add_experiment_flags(submit)

@@ -4,7 +4,7 @@ Heavy modules are imported inside functions, as in main.py.
 """
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tune_hpc.errors import InvalidExperimentError
@@ -13,6 +13,8 @@ from tune_hpc.search.options import ExperimentOverrides, Option, RunOptions, opt
 if TYPE_CHECKING:
     from tune_hpc.search.experiment import Experiment
 
+#: Function that adds a command and returns its parser, from name, function and help.
+AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 _RUN_OPTIONS = {option.name: option for option in options_of(RunOptions) if option.flag}
 _OVERRIDES = {option.name: option for option in options_of(ExperimentOverrides)}
 _FORCE = next(option.help for option in options_of(RunOptions) if option.name == "force")

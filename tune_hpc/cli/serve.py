@@ -4,13 +4,13 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_hpc import __version__
 from tune_hpc.cli.jobs import add_storage_flags, client_at, storage_of
+from tune_hpc.cli.options import AddCommand
 from tune_hpc.errors import ClusterError, InvalidExperimentError, MissingPackageError
 from tune_hpc.storage.access import check_storage
 from tune_hpc.storage.filesystem import is_remote, uri
@@ -26,12 +26,8 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-def add_serve_command(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
-    """Add the command.
-
-    Args:
-        add: Function that returns the parser of a command from its name, function and help.
-    """
+def add_serve_command(add: AddCommand) -> None:
+    """Add the command."""
     serve = add("serve", _serve, "serve searches over HTTP: an API, and a page to start, watch and control them")
     add_storage_flags(serve, writes=True)
     serve.add_argument(

@@ -2,11 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-from tune_hpc.cli.options import add_run_flags, find_experiments, run_options
+from tune_hpc.cli.options import AddCommand, add_run_flags, find_experiments, run_options
 from tune_hpc.errors import InvalidExperimentError
 
 _EXAMPLES = """\
@@ -20,12 +19,8 @@ examples:
 _SCRIPT_FLAGS = ("output_dir", "resume")
 
 
-def add_slurm_command(add: Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]) -> None:
-    """Add the command.
-
-    Args:
-        add: Function that returns the parser of a command from its name, function and help.
-    """
+def add_slurm_command(add: AddCommand) -> None:
+    """Add the command."""
     parser = add("slurm", _slurm, "write a Slurm batch script that runs experiments and requeues itself")
     parser.epilog = _EXAMPLES
     parser.add_argument("names", nargs="+", metavar="NAME", help="as for run; the flags of run are valid, too")
