@@ -30,7 +30,7 @@ def load(tool: str, stored: Path, num_stored: int, num_trials: int, folder: Path
     Raises:
         RuntimeError: A trial was not loaded.
     """
-    measured = run_process(f"benchmarks.peers.load_{tool}", stored, folder=folder)
+    measured = run_process("benchmarks.peers.load", tool, stored, folder=folder)
     if measured["trials"] != num_stored:
         raise RuntimeError(f"{tool} stored {num_stored} trials and loaded {measured['trials']}")
     seconds = measured["load_s"] * num_trials / num_stored

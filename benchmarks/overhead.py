@@ -14,26 +14,25 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.harness import Measurement, benchmark_parser, measure, publish, run_process, summarise
-from benchmarks.peers.noop import add_trials_flag
 
 PEERS = {
-    "tune_hpc": ["benchmarks.peers.noop_tune_hpc"],
-    "plain loop": ["benchmarks.peers.noop_loop"],
-    "Optuna, a thread a core": ["benchmarks.peers.noop_optuna"],
-    "Ray Tune, reused actors": ["benchmarks.peers.noop_ray", "--mode", "reused"],
-    "Ray Tune, defaults": ["benchmarks.peers.noop_ray", "--mode", "defaults"],
+    "tune_hpc": "tune_hpc",
+    "plain loop": "loop",
+    "Optuna, a thread a core": "optuna",
+    "Ray Tune, reused actors": "ray_reused",
+    "Ray Tune, defaults": "ray_defaults",
 }
 
 
-def search(command: list[str], trials: int, folder: Path) -> Measurement:
+def search(tool: str, trials: int, folder: Path) -> Measurement:
     """Run one search in a separate process."""
-    return run_process(*command, "--trials", trials, folder=folder)
+    return run_process("benchmarks.peers.noop", tool, "--trials", trials, folder=folder)
 
 
 def main() -> None:
     """Measure all contenders in turn and print the table."""
     parser = benchmark_parser(__file__, __doc__, list(PEERS))
-    add_trials_flag(parser)
+    parser.add_argument("--trials", type=int, default=96, metavar="N", help="trials of a search (default: 96)")
     flags = parser.parse_args()
     contenders = {name: partial(search, PEERS[name], flags.trials) for name in PEERS if name in flags.only}
     measured = measure(contenders, flags.repeats)

@@ -19,17 +19,17 @@ from benchmarks.harness import Measurement, benchmark_parser, measure, publish, 
 MAX_SQLITE_POINTS = 1000
 SQLITE = "Optuna, SQLite"
 PEERS = {
-    "tune_hpc, one by one": ["benchmarks.peers.record_tune_hpc"],
-    "tune_hpc, blocks of 1000": ["benchmarks.peers.record_tune_hpc", "--block", "1000"],
-    "Ray Tune, default loggers": ["benchmarks.peers.record_ray"],
-    "Optuna, in memory": ["benchmarks.peers.record_optuna"],
-    SQLITE: ["benchmarks.peers.record_optuna", "--storage", "sqlite"],
+    "tune_hpc, one by one": "tune_hpc",
+    "tune_hpc, blocks of 1000": "tune_hpc_blocks",
+    "Ray Tune, default loggers": "ray",
+    "Optuna, in memory": "optuna",
+    SQLITE: "optuna_sqlite",
 }
 
 
-def record(command: list[str], points: int, folder: Path) -> Measurement:
+def record(tool: str, points: int, folder: Path) -> Measurement:
     """Record a curve in a separate process."""
-    return run_process(*command, "--points", points, folder=folder)
+    return run_process("benchmarks.peers.record", tool, "--points", points, folder=folder)
 
 
 def main() -> None:

@@ -91,8 +91,8 @@ def test_table_is_printed_with_three_digits_and_written_with_all(tmp_path, capsy
 
 
 def test_failed_process_raises_with_its_output(tmp_path):
-    with pytest.raises(RuntimeError, match=r"noop_loop --trials many ended with 2:\n(.|\n)*invalid int value: 'many'"):
-        run_process("benchmarks.peers.noop_loop", "--trials", "many", folder=tmp_path)
+    with pytest.raises(RuntimeError, match=r"noop loop --trials many ended with 2:\n(.|\n)*invalid int value: 'many'"):
+        run_process("benchmarks.peers.noop", "loop", "--trials", "many", folder=tmp_path)
 
 
 def test_contenders_may_differ_in_one_optimizer_of_nine():

@@ -14,7 +14,7 @@ import numpy as np
 import optuna
 import pandas as pd
 
-from benchmarks.peers.loading import GROUPS, METRIC, STUDY, optuna_storage
+from benchmarks.peers.load import GROUPS, METRIC, STUDY, optuna_storage
 from search_spaces.exercise2 import LEARNING_RATES, OPTIMIZERS
 from tune_hpc.analysis.frames import trials_frame, write_frames
 from tune_hpc.storage.experiment_folder import ExperimentFolder
