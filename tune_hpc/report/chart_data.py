@@ -1,7 +1,7 @@
 """Chart data for the service: learning curves, a metric as a function of a parameter, parallel coordinates."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ from tune_hpc.analysis.frame_query import apply_filters, records
 from tune_hpc.analysis.reader import ResultsSnapshot
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import RequestError
-from tune_hpc.report.plots.curves import is_geometric, is_numeric, response_table, values_of
-from tune_hpc.report.plots.parallel_data import Scale, parallel_table
+from tune_hpc.report.plots.parallel_coordinates import ParallelAxis, parallel_table
+from tune_hpc.report.plots.response import response_table
+from tune_hpc.report.plots.series import is_geometric, is_numeric, values_of
 
 #: Learning curves, and points of each.
 MAX_CURVES, MAX_POINTS = 100, 200
@@ -28,6 +29,57 @@ MIN_AXIS_DISTANCE, MAX_AXIS_DISTANCE = 150, 320
 NUM_SHADES = 5
 
 
+@dataclass(frozen=True)
+class Curve:
+    """Learning curve of a trial."""
+
+    trial_id: str
+    status: str
+    label: str
+    group: str
+    steps: list[int]
+    values: list[float | None]
+
+
+@dataclass(frozen=True)
+class CurveList:
+    """Learning curves of a metric; ``num_trials`` trials have one."""
+
+    experiment: str
+    metric: str
+    metrics: list[str]
+    group: str | None
+    num_trials: int
+    is_thinned: bool
+    curves: list[Curve]
+
+
+@dataclass(frozen=True)
+class ResponseLine:
+    """Points of a response curve, which are joined if they differ in ``x`` only."""
+
+    label: str
+    is_joined: bool
+    x: list[float]
+    mean: list[float]
+    num_trials: list[int]
+
+
+@dataclass(frozen=True)
+class ResponseCurve:
+    """A metric as a function of a parameter."""
+
+    experiment: str
+    metric: str
+    metrics: list[str]
+    parameter: str | None
+    parameters: list[str]
+    group: str | None = None
+    is_log: bool = False
+    num_points: int = 0
+    lines: list[ResponseLine] = field(default_factory=list)
+
+
 def group_parameter(results: Results, *excluded: str) -> str | None:
     """Return the parameter that colors distinguish: the first with few words, or else with few numbers."""
     candidates = [
@@ -40,7 +92,7 @@ def group_parameter(results: Results, *excluded: str) -> str | None:
 
 def learning_curves(
     results: ResultsSnapshot, metric: str | None, filters: Sequence[str], max_curves: int, max_points: int
-) -> dict[str, Any]:
+) -> CurveList:
     """Return downsampled learning curves of running trials and of the best ones.
 
     Args:
@@ -49,9 +101,6 @@ def learning_curves(
         filters: Filters of trials.
         max_curves: Maximum number of curves.
         max_points: Maximum number of points per curve; the first and the last are always included.
-
-    Returns:
-        The fields of ``schemas.CurveList``.
 
     Raises:
         RequestError: There is no such metric, or a filter is malformed.
@@ -63,29 +112,22 @@ def learning_curves(
         _check_known(results, metric, metrics, "metric")
     metric = metric or next(iter(metrics), results.metric)
     trials = apply_filters(results.trials, filters)
-    trials = trials[trials["trial_id"].isin(results.histories.taken(metric))]
+    trials = trials[trials["trial_id"].isin(results.histories.trials_with(metric))]
     drawn = _running_and_best(results, trials, max_curves)
     points = _history_points(results, drawn, metric)
     names, group = [name for name in results.varied_parameters if name in drawn], group_parameter(results)
     curves = [
-        {
-            "trial_id": row["trial_id"],
-            "status": row["status"],
-            "label": format_config({name: row[name] for name in names if row[name] is not None}),
-            "group": format_value(row[group]) if group else "",
-            **_downsample(*points[row["trial_id"]], max_points),
-        }
+        Curve(
+            row["trial_id"],
+            row["status"],
+            format_config({name: row[name] for name in names if row[name] is not None}),
+            format_value(row[group]) if group else "",
+            *_downsample(*points[row["trial_id"]], max_points),
+        )
         for row in records(drawn[["trial_id", "status", *names]])
     ]
-    return {
-        "experiment": results.name,
-        "metric": metric,
-        "metrics": metrics,
-        "group": group,
-        "num_trials": len(trials),
-        "is_thinned": any(len(points[curve["trial_id"]][0]) > len(curve["steps"]) for curve in curves),
-        "curves": curves,
-    }
+    is_thinned = any(len(points[curve.trial_id][0]) > len(curve.steps) for curve in curves)
+    return CurveList(results.name, metric, metrics, group, len(trials), is_thinned, curves)
 
 
 def _running_and_best(results: Results, trials: pd.DataFrame, limit: int) -> pd.DataFrame:
@@ -109,18 +151,15 @@ def _history_points(
     """Return steps and values of a metric by trial."""
     if trials.empty:
         return {}
-    history = results.histories.of(trials["trial_id"]).dropna(subset=[metric]).sort_values("step", kind="stable")
+    history = results.histories.frame(trials["trial_id"]).dropna(subset=[metric]).sort_values("step", kind="stable")
     steps, values = history["step"].to_numpy().astype(int), history[metric].to_numpy(float)
     rows = history.groupby("trial_id", observed=True).indices
     return {str(trial_id): (steps[indices], values[indices]) for trial_id, indices in rows.items()}
 
 
-def _downsample(steps: np.ndarray, values: np.ndarray, limit: int) -> dict[str, list[Any]]:
+def _downsample(steps: np.ndarray, values: np.ndarray, limit: int) -> tuple[list[int], list[float | None]]:
     indices = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), limit)).round().astype(int))
-    return {
-        "steps": steps[indices].tolist(),
-        "values": [value if np.isfinite(value) else None for value in values[indices].tolist()],
-    }
+    return steps[indices].tolist(), [value if np.isfinite(value) else None for value in values[indices].tolist()]
 
 
 def response_parameters(results: Results) -> list[str]:
@@ -144,16 +183,13 @@ def _response_metrics(results: Results) -> list[str]:
     )
 
 
-def response_curve(results: Results, metric: str | None, parameter: str | None) -> dict[str, Any]:
+def response_curve(results: Results, metric: str | None, parameter: str | None) -> ResponseCurve:
     """Return a metric of ended trials as a function of a parameter, averaged over seeds.
 
     Args:
         results: Results of one experiment.
         metric: Numeric column of the trials; by default an accuracy, or the metric that ranks trials.
         parameter: Varied numeric parameter; by default the learning rate, or the first.
-
-    Returns:
-        The fields of ``schemas.ResponseCurve``; points of a line are joined if they differ in ``x`` only.
 
     Raises:
         RequestError: There is no such parameter or metric.
@@ -163,27 +199,24 @@ def response_curve(results: Results, metric: str | None, parameter: str | None) 
         if name is not None:
             _check_known(results, name, known, kind)
     metric, parameter = metric or next(iter(metrics), results.metric), parameter or next(iter(parameters), None)
-    curve = {
-        "experiment": results.name, "metric": metric, "metrics": metrics, "parameter": parameter,
-        "parameters": parameters, "group": None, "is_log": False, "num_points": 0, "lines": [],
-    }  # fmt: skip
+    curve = ResponseCurve(results.name, metric, metrics, parameter, parameters)
     if parameter is None or metric not in metrics:
         return curve
     group = group_parameter(results, parameter)
     table = response_table(results, metric, parameter, group, {})
-    lines: list[dict[str, Any]] = [
-        {
-            "label": format_value(label) if group else "",
-            "is_joined": bool(line["is_joined"].all()),
-            "x": line["x"].astype(float).tolist(),
-            "mean": line["mean"].tolist(),
-            "num_trials": line["num_trials"].astype(int).tolist(),
-        }
+    lines = [
+        ResponseLine(
+            format_value(label) if group else "",
+            bool(line["is_joined"].all()),
+            line["x"].astype(float).tolist(),
+            line["mean"].tolist(),
+            line["num_trials"].astype(int).tolist(),
+        )
         for label, line in table.head(MAX_RESPONSE_POINTS).groupby("line", sort=False, observed=True)
     ]
     is_log = is_geometric(values_of(results, parameter))
-    lines.sort(key=lambda line: line["label"])
-    return curve | {"group": group, "is_log": is_log, "num_points": len(table), "lines": lines}
+    lines.sort(key=lambda line: line.label)
+    return replace(curve, group=group, is_log=is_log, num_points=len(table), lines=lines)
 
 
 def _check_known(results: Results, name: str, known: Sequence[str], kind: str) -> None:
@@ -241,7 +274,7 @@ def parallel_coordinates(results: Results) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _axis(scale: Scale, x: int) -> Axis:
+def _axis(scale: ParallelAxis, x: int) -> Axis:
     has_all_values = scale.is_categorical or len(scale.values) <= 8
     if has_all_values:
         values = list(dict.fromkeys(scale.values))

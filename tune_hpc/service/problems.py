@@ -19,7 +19,7 @@ from tune_hpc.errors import (
     TuneHpcError,
     UnknownNameError,
 )
-from tune_hpc.storage.experiment_folder import DISK_FULL_ERRNOS
+from tune_hpc.storage.filesystem import DISK_FULL_ERRNOS
 
 #: Prefix of the types of problems.
 URN = "urn:tune-hpc:problem:"

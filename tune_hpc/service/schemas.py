@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from tune_hpc.analysis.frame_query import FrameQuery, split_names
-from tune_hpc.jobs.job_folder import JobState
+from tune_hpc.jobs.status import JobState
 from tune_hpc.report.chart_data import MAX_CURVES, MAX_POINTS
 from tune_hpc.search.options import (
     MAX_REQUEST_SAMPLES,
@@ -266,53 +266,6 @@ class HistoryList(_FramePage):
     """A page of the history."""
 
     history: list[dict[str, Any]]
-
-
-class Curve(BaseModel):
-    """Learning curve of a trial."""
-
-    trial_id: str
-    status: str
-    label: str
-    group: str
-    steps: list[int]
-    values: list[float | None]
-
-
-class CurveList(BaseModel):
-    """Learning curves of a metric."""
-
-    experiment: str
-    metric: str
-    metrics: list[str]
-    group: str | None
-    num_trials: int
-    is_thinned: bool
-    curves: list[Curve]
-
-
-class ResponseLine(BaseModel):
-    """Points of a response curve."""
-
-    label: str
-    is_joined: bool
-    x: list[float]
-    mean: list[float]
-    num_trials: list[int]
-
-
-class ResponseCurve(BaseModel):
-    """A metric as a function of a parameter."""
-
-    experiment: str
-    metric: str
-    metrics: list[str]
-    parameter: str | None
-    parameters: list[str]
-    group: str | None
-    is_log: bool
-    num_points: int
-    lines: list[ResponseLine]
 
 
 class SpaceDetail(BaseModel):

@@ -17,12 +17,11 @@ from tune_hpc.analysis.frames import LazyHistory, trials_frame
 from tune_hpc.analysis.reader import ResultsSnapshot
 from tune_hpc.errors import FolderError, RequestError, UnknownNameError
 from tune_hpc.jobs.client import Job, JobClient
-from tune_hpc.jobs.job_folder import JobFolder, JobState, is_id
-from tune_hpc.jobs.status import JobStatus
+from tune_hpc.jobs.job_folder import JobFolder, is_id
+from tune_hpc.jobs.status import JobState, JobStatus
 from tune_hpc.service.cache import MAX_AGE_S, CachedResponse, ResponseCache, ResultsCache
 from tune_hpc.service.registry import Registry
 from tune_hpc.service.schemas import SearchStatus
-from tune_hpc.storage.filesystem import is_remote
 
 #: Seconds in which a cluster must report whether a driver is alive; after that its state is unknown.
 CLUSTER_TIMEOUT_S = 2.0
@@ -176,8 +175,8 @@ class Services:
         """
         if not is_id(search_id):
             raise _unknown(search_id)
-        folder = JobFolder(self.client.storage / search_id)
-        if is_final or is_remote(folder.uri):
+        folder = JobFolder(self.client.storage.root / search_id)
+        if is_final or folder.storage.is_remote:
             version = folder.version()
         else:
             version = str([path.stat().st_mtime_ns for path in (folder.job_file, folder.attempts) if path.exists()])

@@ -21,8 +21,8 @@ from tune_hpc.analysis.formatting import (
 from tune_hpc.analysis.frame_query import records, select
 from tune_hpc.analysis.frames import METRICS
 from tune_hpc.analysis.results import Results
-from tune_hpc.report.plots.curves import is_numeric
-from tune_hpc.service.schemas import TrialsQuery
+from tune_hpc.report.plots.series import is_numeric
+from tune_hpc.service.schemas import STATES, TrialsQuery
 
 #: Rows of a page of the table of trials, and metrics in it.
 NUM_ROWS, MAX_METRICS = 50, 6
@@ -46,7 +46,7 @@ class Templates:
             loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
-        self._environment.globals.update(has_token=has_token, root=root_path, api=f"{root_path}/api/v1")
+        self._environment.globals.update(has_token=has_token, root=root_path, api=f"{root_path}/api/v1", states=STATES)
 
     def render(self, template: str, **values: Any) -> bytes:
         """Return a page or fragment."""

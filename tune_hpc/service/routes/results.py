@@ -4,6 +4,7 @@ import asyncio
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -18,19 +19,17 @@ from tune_hpc.analysis.frame_query import MEDIA_TYPES, csv_chunks, records, sele
 from tune_hpc.analysis.reader import ResultsSnapshot
 from tune_hpc.errors import RequestError
 from tune_hpc.jobs.job_folder import JobFolder
-from tune_hpc.report.chart_data import learning_curves, response_curve
+from tune_hpc.report.chart_data import CurveList, ResponseCurve, learning_curves, response_curve
 from tune_hpc.service.cache import CachedResponse
 from tune_hpc.service.middleware import REPORT_POLICY
 from tune_hpc.service.problems import problem_docs, to_json
 from tune_hpc.service.rate_limit import TooManyRequestsError
 from tune_hpc.service.routes.searches import READ_ERRORS
 from tune_hpc.service.schemas import (
-    CurveList,
     CurvesQuery,
     HistoryList,
     HistoryQuery,
     LogQuery,
-    ResponseCurve,
     ResponseQuery,
     TrialList,
     TrialLogQuery,
@@ -84,7 +83,7 @@ def result_routes(services: Services) -> APIRouter:
 
         def read(results: ResultsSnapshot) -> pd.DataFrame:
             _check_trials(results, trials)
-            return results.histories.of(trials or None)
+            return results.histories.frame(trials or None)
 
         return await respond_with_rows(request, search_id, query, "history", read)
 
@@ -95,7 +94,7 @@ def result_routes(services: Services) -> APIRouter:
         def make(snapshot: SearchSnapshot) -> CachedResponse:
             results = services.results(snapshot.folder, query.experiment)
             limits = query.max_curves, query.max_points
-            return CachedResponse(to_json(learning_curves(results, query.metric, query.filter, *limits)))
+            return CachedResponse(to_json(asdict(learning_curves(results, query.metric, query.filter, *limits))))
 
         return await services.respond(search_id, f"curves {query.model_dump_json()}", make)
 
@@ -105,7 +104,7 @@ def result_routes(services: Services) -> APIRouter:
 
         def make(snapshot: SearchSnapshot) -> CachedResponse:
             results = services.results(snapshot.folder, query.experiment)
-            return CachedResponse(to_json(response_curve(results, query.metric, query.parameter)))
+            return CachedResponse(to_json(asdict(response_curve(results, query.metric, query.parameter))))
 
         return await services.respond(search_id, f"response {query.model_dump_json()}", make)
 
@@ -134,13 +133,13 @@ def result_routes(services: Services) -> APIRouter:
         """Return the report: findings, tables and figures on one page. A search writes it when it ends."""
         snapshot = await services.snapshot(search_id)
         try:
-            with await services.cache.run(snapshot.folder.open, snapshot.folder.report) as file:
+            with await services.cache.run(snapshot.folder.storage.open_no_follow, snapshot.folder.report) as file:
                 status = os.fstat(file.fileno())
         except FileNotFoundError:
             raise RequestError(f"{search_id} has no report yet: {report_hint(snapshot)}", 404) from None
 
         def chunks() -> Iterator[bytes]:
-            with snapshot.folder.open(snapshot.folder.report) as file:
+            with snapshot.folder.storage.open_no_follow(snapshot.folder.report) as file:
                 while chunk := file.read(_CHUNK_BYTES):
                     yield chunk
 
@@ -203,7 +202,7 @@ def read_tail(job: JobFolder, path: Path, max_bytes: int) -> str:
         FolderError: The file cannot be read, or its path contains a symbolic link.
     """
     try:
-        with job.open(path) as file:
+        with job.storage.open_no_follow(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - max_bytes))
             data = file.read(max_bytes)

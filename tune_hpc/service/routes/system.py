@@ -13,7 +13,6 @@ from tune_hpc.service.problems import AsciiJsonResponse, problem_docs
 from tune_hpc.service.routes.searches import READ_ERRORS
 from tune_hpc.service.schemas import Health, SpaceDetail, SpaceList
 from tune_hpc.service.services import CLUSTER_TIMEOUT_S, Services
-from tune_hpc.storage.filesystem import is_remote, list_names, uri
 
 
 def system_routes(services: Services, metrics: Metrics, version: str) -> APIRouter:
@@ -71,12 +70,12 @@ def _check_ready(services: Services) -> None:
         ClusterError: The cluster does not respond.
     """
     storage = services.client.storage
-    list_names(storage)
-    if not is_remote(uri(storage)):
+    storage.list_names()
+    if not storage.is_remote:
         try:
-            file, name = tempfile.mkstemp(prefix=".ready-", dir=storage)
+            file, name = tempfile.mkstemp(prefix=".ready-", dir=storage.root)
             os.close(file)
             os.unlink(name)
         except OSError as error:
-            raise FolderError(f"{storage} cannot be written: {error.strerror}; check the storage") from error
+            raise FolderError(f"{storage.uri} cannot be written: {error.strerror}; check the storage") from error
     services.client.launcher.check(CLUSTER_TIMEOUT_S)
