@@ -22,7 +22,7 @@ def job_in(storage, name="synthetic", **changes):
 def beat(job, number=1, seconds_since_heartbeat=0.0, **state):
     """Write the state of a driver on another machine, as it did some seconds ago."""
     process = {"host": "elsewhere", "pid": 1, "began": "then"}
-    job.write_run(number, {"process": process, "started_at": timestamp(), **state})
+    job.write_driver_status(number, {"process": process, "started_at": timestamp(), **state})
     let_pass(job.attempts / f"{number}.run.json", seconds_since_heartbeat)
 
 

@@ -11,7 +11,8 @@ import pytest
 from tests.jobs.user_trainable import WALK, until, walk
 from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError, UnknownNameError
 from tune_hpc.jobs.client import Client, InProcessClient, LocalClient
-from tune_hpc.jobs.job_folder import JobFolder, JobState
+from tune_hpc.jobs.job_folder import JobFolder
+from tune_hpc.jobs.status import JobState
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
@@ -41,7 +42,7 @@ def client(request, ray_session, tmp_path_factory):
 @pytest.fixture(scope="module")
 def story(client):
     """A job that is submitted, stopped half-way, resumed and extended, with what was seen on the way."""
-    place = client.storage.parent
+    place = client.storage.root.parent
     seen = {"place": place}
     job = seen["job"] = client.submit(walk(place), **QUIET)
     seen["at first"] = job.status()
@@ -130,7 +131,7 @@ def test_what_has_finished_does_not_go_on(client, story):
 
 
 def test_a_job_that_nothing_fits_on_fails_with_one_line(client):
-    job = client.submit(walk(client.storage.parent), cpus_per_trial=99)
+    job = client.submit(walk(client.storage.root.parent), cpus_per_trial=99)
     status = job.wait(90)
     assert status.state is JobState.FAILED
     assert "a trial asks for 99 CPU" in status.reason
@@ -139,9 +140,9 @@ def test_a_job_that_nothing_fits_on_fails_with_one_line(client):
 
 
 def test_a_job_that_is_stopped_before_it_began_can_go_on(client):
-    hurried = client.storage.parent / "hurry"
+    hurried = client.storage.root.parent / "hurry"
     hurried.touch()
-    job = client.submit(walk(client.storage.parent, num_samples=1), **QUIET)
+    job = client.submit(walk(client.storage.root.parent, num_samples=1), **QUIET)
     assert job.stop().state in (JobState.STOPPED, JobState.STOPPING)
     assert job.wait(90).state is JobState.STOPPED
     assert job.resume().wait(90).state is JobState.FINISHED
@@ -155,21 +156,21 @@ def test_what_is_no_job_of_the_storage_is_refused(client, name):
 
 
 def test_what_cannot_run_is_refused_before_anything_is_written(client):
-    before = sorted(client.storage.iterdir())
+    before = sorted(client.storage.root.iterdir())
     with pytest.raises(InvalidExperimentError, match="at least one experiment"):
         client.submit([])
     with pytest.raises(InvalidExperimentError, match="time_budget_s must be above 0"):
-        client.submit(walk(client.storage.parent), time_budget_s=-1)
+        client.submit(walk(client.storage.root.parent), time_budget_s=-1)
     with pytest.raises(FolderError, match="holds no Python file"):
-        client.submit(walk(client.storage.parent), code=client.storage / before[0].name / "attempts")
-    assert sorted(client.storage.iterdir()) == before
+        client.submit(walk(client.storage.root.parent), code=client.storage.root / before[0].name / "attempts")
+    assert sorted(client.storage.root.iterdir()) == before
 
 
 def test_a_job_of_another_client_is_seen_by_its_folder(client, story):
-    other = LocalClient(client.storage)
+    other = LocalClient(client.storage.root)
     assert other.job(story["job"].id).status().state is JobState.FINISHED
     assert [job.id for job in other.list()] == [job.id for job in client.list()]
-    assert JobFolder(client.storage / story["job"].id).read()["experiments"][0]["name"] == "walk"
+    assert JobFolder(client.storage.root / story["job"].id).read()["experiments"][0]["name"] == "walk"
 
 
 def test_a_driver_that_is_killed_or_ended_by_force_loses_nothing(tmp_path, monkeypatch):

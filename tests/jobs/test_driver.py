@@ -11,7 +11,8 @@ import pytest
 from tests.jobs.job_factories import job_in
 from tune_hpc.errors import FolderError
 from tune_hpc.jobs import driver
-from tune_hpc.jobs.job_folder import JobFolder, JobState
+from tune_hpc.jobs.job_folder import JobFolder
+from tune_hpc.jobs.status import JobState
 
 HEARTBEAT_S = 0.02
 
@@ -50,7 +51,7 @@ def test_heartbeat_rewrites_the_state_and_stops_a_superseded_driver(job):
      RuntimeError("odd"), KeyError("odd")],
     ids=lambda error: type(error).__name__ + str(getattr(error, "errno", "")),
 )  # fmt: skip
-@pytest.mark.parametrize("method", ["write_run", "attempt_numbers"])
+@pytest.mark.parametrize("method", ["write_driver_status", "attempt_numbers"])
 def test_heartbeat_survives_every_error(job, monkeypatch, caplog, method, error):
     real, num_failed = getattr(JobFolder, method), 0
 
@@ -109,4 +110,4 @@ def test_driver_that_is_terminated_before_a_trial_began_is_stopped(job, monkeypa
 
     monkeypatch.setattr(driver, "_run", run)
     assert driver.drive(job, 1, StringIO())["state"] is JobState.STOPPED
-    assert job.read_run(1)["state"] == "stopped"
+    assert job.read_driver_status(1)["state"] == "stopped"

@@ -11,7 +11,8 @@ from tests.jobs.user_trainable import WALK, until, walk
 from tune_hpc.errors import FolderError
 from tune_hpc.jobs.client import LocalClient
 from tune_hpc.jobs.fetch import fetch
-from tune_hpc.jobs.job_folder import NUM_ROOM_BYTES, JobFolder, JobState, make_id
+from tune_hpc.jobs.job_folder import RESERVED_BYTES, JobFolder, make_id
+from tune_hpc.jobs.status import JobState
 
 
 @pytest.fixture
@@ -80,10 +81,10 @@ def test_a_job_that_cannot_be_written_down_leaves_no_folder(small_disk):
 
 def test_room_is_held_once_given_back_and_never_copied(tmp_path):
     job = job_in(tmp_path / "jobs")
-    job.reserve_space(1)
-    job.reserve_space(2)
-    assert [(one.name, one.stat().st_size) for one in job.attempts.glob("*.room")] == [("2.room", NUM_ROOM_BYTES)]
+    job.reserve_disk_space(1)
+    job.reserve_disk_space(2)
+    assert [(one.name, one.stat().st_size) for one in job.attempts.glob("*.room")] == [("2.room", RESERVED_BYTES)]
     fetch(job, tmp_path / "copy")
     assert "2.room" not in os.listdir(tmp_path / "copy" / "attempts")
-    job.release_space()
+    job.release_disk_space()
     assert not list(job.attempts.glob("*.room"))

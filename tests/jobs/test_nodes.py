@@ -18,7 +18,7 @@ from tests.jobs.conftest import block, node_command, wait_for_nodes
 from tests.jobs.user_trainable import WALK, walk
 from tune_hpc import load, run
 from tune_hpc.jobs.client import Client
-from tune_hpc.jobs.job_folder import JobState
+from tune_hpc.jobs.status import JobState
 from tune_hpc.search.storage_check import ProbeResult, _problem
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]

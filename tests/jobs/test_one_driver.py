@@ -12,11 +12,12 @@ from tests.jobs.job_factories import StandInLauncher, beat, job_in
 from tune_hpc import extend, resume
 from tune_hpc.errors import ClusterError, ConflictError, RequestError, TuneHpcError, UnknownNameError
 from tune_hpc.jobs.client import JobClient
-from tune_hpc.jobs.job_folder import JobFolder, JobState
+from tune_hpc.jobs.job_folder import JobFolder
 from tune_hpc.jobs.launchers import DriverState
-from tune_hpc.jobs.status import SILENT_S
+from tune_hpc.jobs.status import HEARTBEAT_TIMEOUT_S, JobState
 from tune_hpc.search import runner
-from tune_hpc.storage.experiment_folder import ExperimentFolder, create_exclusive
+from tune_hpc.storage.experiment_folder import ExperimentFolder
+from tune_hpc.storage.filesystem import Storage
 from tune_hpc.storage.process import process_of
 
 
@@ -42,7 +43,7 @@ def stopped(tmp_path):
 
 
 def test_exclusive_creation_has_one_winner_and_whole_content(tmp_path):
-    outcomes = in_threads(*[lambda: create_exclusive(tmp_path / "file", "x" * 10_000)] * 20)
+    outcomes = in_threads(*[lambda: Storage(tmp_path).create_exclusive("file", "x" * 10_000)] * 20)
     assert outcomes.count(True) == 1
     assert (tmp_path / "file").read_text(encoding="utf-8") == "x" * 10_000
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -59,7 +60,7 @@ def test_of_many_who_claim_an_attempt_one_wins(tmp_path):
 
 def test_withdrawn_attempt_is_forgotten_and_its_number_not_used_again(tmp_path):
     job = job_in(tmp_path)
-    job.withdraw(job.add_attempt("resume", {}, {}, last=1))
+    job.delete_attempt(job.add_attempt("resume", {}, {}, last=1))
     assert job.last_attempt().number == 1
     assert job.add_attempt("resume", {}, {}, last=1).number == 3
 
@@ -110,7 +111,7 @@ def test_repeated_request_with_an_idempotency_key_does_nothing(stopped):
 def test_job_of_which_nothing_is_known_is_resumed_only_by_force(tmp_path, driver):
     job = job_in(tmp_path / "jobs")
     client = JobClient(tmp_path / "jobs", StandInLauncher(driver))
-    beat(job, seconds_since_heartbeat=2 * SILENT_S)
+    beat(job, seconds_since_heartbeat=2 * HEARTBEAT_TIMEOUT_S)
     assert client.job(job.id).status().state is JobState.UNKNOWN
     found = client.job(job.id)
     for change in (found.resume, lambda: found.extend(3), found.delete):
@@ -124,7 +125,7 @@ def test_job_of_which_nothing_is_known_is_resumed_only_by_force(tmp_path, driver
 def test_driver_that_a_slow_cluster_knows_to_run_is_not_started_again(tmp_path):
     job = job_in(tmp_path / "jobs")
     client = JobClient(tmp_path / "jobs", StandInLauncher(DriverState.ALIVE, delay_s=0.6))
-    beat(job, seconds_since_heartbeat=0.75 * SILENT_S)
+    beat(job, seconds_since_heartbeat=0.75 * HEARTBEAT_TIMEOUT_S)
     with pytest.raises(ConflictError, match="is running; stop it first"):
         client.job(job.id).resume()
 
@@ -304,6 +305,6 @@ def test_status_of_a_job_that_is_deleted_meanwhile_names_the_job(tmp_path, monke
     job = job_in(tmp_path / "jobs")
     beat(job)
     found = JobClient(tmp_path / "jobs", StandInLauncher()).job(job.id)
-    monkeypatch.setattr(JobFolder, "silence_s", lambda self, name: (self.delete(), 1 / 0))
+    monkeypatch.setattr(JobFolder, "seconds_since_heartbeat", lambda self, number: (self.delete(), 1 / 0))
     with pytest.raises(UnknownNameError, match=f"{job.id} was deleted"):
         found.status()

@@ -13,7 +13,7 @@ from tests.jobs.user_trainable import WALK, walk
 from tune_hpc import load
 from tune_hpc.jobs.client import Client, LocalClient
 from tune_hpc.jobs.fetch import fetch
-from tune_hpc.jobs.job_folder import JobState
+from tune_hpc.jobs.status import JobState
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

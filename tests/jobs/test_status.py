@@ -12,10 +12,10 @@ import pytest
 
 from tests.jobs.job_factories import beat, job_in, let_pass, write_progress
 from tune_hpc.errors import FolderError, UnknownNameError
-from tune_hpc.jobs.job_folder import JobFolder, JobState, is_id, make_id
+from tune_hpc.jobs.job_folder import JobFolder, is_id, make_id
 from tune_hpc.jobs.launchers import DriverState
-from tune_hpc.jobs.status import LAUNCH_S, SILENT_S, job_status
-from tune_hpc.storage import access
+from tune_hpc.jobs.status import HEARTBEAT_TIMEOUT_S, LAUNCH_TIMEOUT_S, JobState, job_status
+from tune_hpc.storage import filesystem
 from tune_hpc.storage.process import is_running, may_be_running, process_of, this_process
 
 
@@ -67,7 +67,7 @@ def test_driver_that_ended_before_it_began_has_failed_with_its_output(job):
 def test_attempt_is_pending_while_its_launcher_starts_it_and_fails_if_that_never_ends(job):
     job.add_attempt("resume", {}, {}, last=1)
     assert job_status(job, DriverState.GONE).state is JobState.PENDING
-    let_pass(job.attempts / "2.json", 2 * LAUNCH_S)
+    let_pass(job.attempts / "2.json", 2 * LAUNCH_TIMEOUT_S)
     status = job_status(job, DriverState.GONE)
     assert (status.state, status.reason) == (JobState.FAILED, "its driver was never started")
 
@@ -78,9 +78,9 @@ def test_attempt_is_pending_while_its_launcher_starts_it_and_fails_if_that_never
         (DriverState.UNKNOWN, 0, JobState.RUNNING),
         (DriverState.ALIVE, 0, JobState.RUNNING),
         (DriverState.GONE, 0, JobState.LOST),
-        (DriverState.GONE, 2 * SILENT_S, JobState.LOST),
-        (DriverState.UNKNOWN, 2 * SILENT_S, JobState.UNKNOWN),
-        (DriverState.ALIVE, 2 * SILENT_S, JobState.UNKNOWN),
+        (DriverState.GONE, 2 * HEARTBEAT_TIMEOUT_S, JobState.LOST),
+        (DriverState.UNKNOWN, 2 * HEARTBEAT_TIMEOUT_S, JobState.UNKNOWN),
+        (DriverState.ALIVE, 2 * HEARTBEAT_TIMEOUT_S, JobState.UNKNOWN),
     ],
 )
 def test_driver_is_lost_if_it_is_known_to_be_gone_and_unknown_if_it_is_only_silent(
@@ -98,13 +98,13 @@ def test_clock_of_the_driver_does_not_matter(job, skew_s):
     moment = datetime.fromtimestamp(time.time() + skew_s, UTC).isoformat()
     beat(job, started_at=moment, heartbeat_at=moment, beat=moment)
     assert job_status(job).state is JobState.RUNNING
-    beat(job, seconds_since_heartbeat=2 * SILENT_S, started_at=moment, heartbeat_at=moment, beat=moment)
+    beat(job, seconds_since_heartbeat=2 * HEARTBEAT_TIMEOUT_S, started_at=moment, heartbeat_at=moment, beat=moment)
     assert job_status(job).state is JobState.UNKNOWN
 
 
 def test_clock_of_the_reader_does_not_matter(job, monkeypatch):
     beat(job)
-    monkeypatch.setattr(access.time, "time", lambda: 0.0)
+    monkeypatch.setattr(filesystem.time, "time", lambda: 0.0)
     assert job_status(job).state is JobState.RUNNING
 
 
@@ -228,7 +228,7 @@ def test_symbolic_links_in_a_job_are_not_followed(job, tmp_path):
     for path in (job.output, job.report):
         path.symlink_to(secret)
         with pytest.raises(FolderError, match="is or lies behind a symbolic link"):
-            job.open(path)
+            job.storage.open_no_follow(path)
     with pytest.raises(FolderError, match=r"output\.log cannot be written"):
         job.open_output()
     (job.path / "experiments").symlink_to(tmp_path)
@@ -236,7 +236,7 @@ def test_symbolic_links_in_a_job_are_not_followed(job, tmp_path):
         job.experiment("synthetic")
     os.mkfifo(job.path / "pipe")
     with pytest.raises(FolderError, match="is not a regular file"):
-        job.open(job.path / "pipe")
+        job.storage.open_no_follow(job.path / "pipe")
 
 
 def test_version_changes_with_every_file_that_a_reader_sees(job):
@@ -245,7 +245,7 @@ def test_version_changes_with_every_file_that_a_reader_sees(job):
     folder.logs.mkdir()
     seen = {job.version()}
     assert job.version() in seen
-    for path in (job.output, job.report, folder.progress, folder.trials_file, folder.part("t1"), folder.log("t1"),
+    for path in (job.output, job.report, folder.progress, folder.trials_file, folder.trial_file("t1"), folder.log("t1"),
                  job.attempts / "1.run.json", job.stop_file(1)):  # fmt: skip
         path.parent.mkdir(exist_ok=True)
         path.write_text("changed", encoding="utf-8")

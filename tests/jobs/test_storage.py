@@ -13,7 +13,7 @@ from tune_hpc.jobs.client import JobClient, LocalClient
 from tune_hpc.jobs.job_folder import JobFolder
 from tune_hpc.search.experiment import Experiment, Space
 from tune_hpc.storage import s3
-from tune_hpc.storage.access import check_storage
+from tune_hpc.storage.filesystem import Storage
 
 
 def experiment(name):
@@ -26,7 +26,7 @@ def test_storage_that_others_can_write_to_is_refused_unless_it_is_shared(tmp_pat
     storage.mkdir()
     storage.chmod(mode)
     with pytest.raises(FolderError, match=r"other users can write to .*chmod go-w .*or use --shared-storage"):
-        check_storage(storage)
+        Storage(storage).check_private()
     launcher = StandInLauncher()
     with pytest.raises(FolderError, match="other users can write to"):
         JobClient(storage, launcher).submit(experiment("line"))
@@ -41,8 +41,8 @@ def test_storage_of_another_user_is_refused_unless_it_is_shared(tmp_path):
     (tmp_path / "jobs").mkdir(mode=0o700)
     os.chown(tmp_path / "jobs", 65534, 65534)
     with pytest.raises(FolderError, match=r"belongs to another user \(uid 65534\)"):
-        check_storage(tmp_path / "jobs")
-    assert check_storage(tmp_path / "jobs", shared=True) == tmp_path / "jobs"
+        Storage(tmp_path / "jobs").check_private()
+    Storage(tmp_path / "jobs").check_private(shared=True)
 
 
 def test_storage_and_jobs_are_entered_by_their_owner_only(tmp_path):
@@ -52,8 +52,8 @@ def test_storage_and_jobs_are_entered_by_their_owner_only(tmp_path):
         shared = JobClient(tmp_path / "shared", StandInLauncher(), shared_storage=True).submit(experiment("line"))
     finally:
         os.umask(old)
-    assert [path.stat().st_mode & 0o777 for path in (job.client.storage, job.folder.path)] == [0o700, 0o700]
-    assert [path.stat().st_mode & 0o777 for path in (shared.client.storage, shared.folder.path)] == [0o777, 0o777]
+    assert [path.stat().st_mode & 0o777 for path in (job.client.storage.root, job.folder.path)] == [0o700, 0o700]
+    assert [path.stat().st_mode & 0o777 for path in (shared.client.storage.root, shared.folder.path)] == [0o777, 0o777]
 
 
 @pytest.mark.parametrize("name", ["code", "attempts", "report.html", "output.log", "job.json", "experiments"])

@@ -15,7 +15,8 @@ from tune_hpc import run
 from tune_hpc.errors import FolderError
 from tune_hpc.jobs import driver
 from tune_hpc.jobs.client import InProcessClient, LocalClient
-from tune_hpc.jobs.job_folder import JobFolder, JobState
+from tune_hpc.jobs.job_folder import JobFolder
+from tune_hpc.jobs.status import JobState
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -31,7 +32,7 @@ def folder(tmp_path, monkeypatch):
 def submit(folder, **changes):
     job = LocalClient(folder / "jobs").submit(walk(folder, **changes), checkpoint_interval_s=0.2, max_concurrent=2)
     until(job, lambda status: status.experiments[0].num_running == 2)
-    until(job, lambda status: len(list(job.folder.experiment("walk").parts.glob("*.checkpoint"))) == 2)
+    until(job, lambda status: len(list(job.folder.experiment("walk").trials.glob("*.checkpoint"))) == 2)
     return job
 
 
@@ -57,7 +58,7 @@ def test_suspended_driver_that_was_replaced_stops_and_writes_nothing(folder):
     until(job, lambda status: status.state is JobState.RUNNING and status.experiments[0].num_running == 2)
     os.kill(first, signal.SIGCONT)
     end = time.monotonic() + 60
-    while not (run_state := job.folder.read_run(1)).get("ended_at"):
+    while not (run_state := job.folder.read_driver_status(1)).get("ended_at"):
         assert time.monotonic() < end
         time.sleep(0.2)
     assert run_state["state"] == "stopped"
@@ -81,14 +82,14 @@ def until_state(job, state):
 @pytest.mark.parametrize("kill", [os.kill, os.killpg], ids=["process", "group"])
 def test_sigterm_stops_a_driver_with_the_states_of_its_trials_saved(folder, kill):
     job = submit(folder)
-    steps = {path.stem: path.stat().st_mtime_ns for path in job.folder.experiment("walk").parts.glob("*.checkpoint")}
+    steps = {path.stem: path.stat().st_mtime_ns for path in job.folder.experiment("walk").trials.glob("*.checkpoint")}
     kill(job.folder.read_process(1)["pid"], signal.SIGTERM)
     status = job.wait(60)
     assert (status.state, status.reason) == (JobState.STOPPED, "terminated (SIGTERM)"), "".join(job.logs())
-    assert job.folder.read_run(1)["is_terminated"]
+    assert job.folder.read_driver_status(1)["is_terminated"]
     half = job.results()[0].trials
     assert list(half["status"]) == ["running"] * 2
-    saved = {path.stem: path.stat().st_mtime_ns for path in job.folder.experiment("walk").parts.glob("*.checkpoint")}
+    saved = {path.stem: path.stat().st_mtime_ns for path in job.folder.experiment("walk").trials.glob("*.checkpoint")}
     assert all(saved[trial] > steps[trial] for trial in steps)
     (folder / "hurry").touch()
     assert job.resume().wait(90).state is JobState.FINISHED
@@ -116,10 +117,10 @@ def descendants(pid):
 
 
 def test_search_with_failing_heartbeats_equals_an_undisturbed_one(ray_session, folder, monkeypatch):
-    generator, real = random.Random(7), JobFolder.write_run
+    generator, real = random.Random(7), JobFolder.write_driver_status
     num_failed = 0
 
-    def write_run(self, number, state):
+    def write_driver_status(self, number, state):
         nonlocal num_failed
         if "ended_at" not in state and generator.random() < 0.5:
             num_failed += 1
@@ -129,7 +130,7 @@ def test_search_with_failing_heartbeats_equals_an_undisturbed_one(ray_session, f
         real(self, number, state)
 
     monkeypatch.setattr(driver, "HEARTBEAT_S", 0.02)
-    monkeypatch.setattr(JobFolder, "write_run", write_run)
+    monkeypatch.setattr(JobFolder, "write_driver_status", write_driver_status)
     (folder / "hurry").touch()
     job = InProcessClient(folder / "jobs").submit(walk(folder, num_samples=8), max_concurrent=2)
     assert job.wait(90).state is JobState.FINISHED

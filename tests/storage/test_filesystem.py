@@ -121,7 +121,7 @@ def test_experiments_are_found_and_claimed_in_a_store(elsewhere, bucket):
     home.claim("made.up")
     home.write({"name": "made.up"})
     write(f"{bucket}/search/logs/t00000.log", "text")
-    assert home.place == f"{bucket}/search"
+    assert home.uri == f"{bucket}/search"
     elsewhere("other")
     assert [one.read()["name"] for one in find_experiments(bucket)] == ["made.up"]
     with pytest.raises(FolderError, match="already holds the experiment made"):

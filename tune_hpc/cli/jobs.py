@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tune_hpc.cli.options import AddCommand, add_experiment_flags, add_resource_flags, find_experiments, run_options
 from tune_hpc.errors import ClusterError, FolderError, UnknownNameError
-from tune_hpc.storage.filesystem import here, uri
+from tune_hpc.storage.filesystem import Storage
 
 if TYPE_CHECKING:
     from tune_hpc.jobs.client import Job, JobClient
@@ -75,7 +75,7 @@ def _submit(flags: argparse.Namespace) -> int:
     experiments, options = find_experiments(flags.names, flags), run_options(flags)
     client = client_at(options.pop("address"), storage_of(flags), shared_storage=flags.shared_storage)
     job = client.submit(experiments, code=flags.code, **options)
-    remember("storages", uri(client.storage))
+    remember("storages", client.storage.uri)
     print(job.id)
     print(f"tune-hpc status {job.id}\ntune-hpc logs {job.id} --follow", file=sys.stderr)
     return 0
@@ -191,7 +191,7 @@ def find_job(flags: argparse.Namespace) -> "Job":
     storages, unreachable = _storages(flags), ""
     for storage in storages:
         try:
-            exists = is_id(flags.id) and JobFolder(here(storage).absolute() / flags.id).exists
+            exists = is_id(flags.id) and JobFolder(Storage(storage).absolute().root / flags.id).exists
         except FolderError as error:
             if flags.storage:
                 raise
@@ -213,7 +213,7 @@ def job_in(storage: str, job_id: str, address: str | None, *, shared_storage: bo
     from tune_hpc.jobs.job_folder import JobFolder
     from tune_hpc.jobs.ray_jobs import RayJobsLauncher
 
-    attempt = JobFolder(here(storage).absolute() / job_id).last_attempt()
+    attempt = JobFolder(Storage(storage).absolute().root / job_id).last_attempt()
     named = str(attempt.location.get("address") or "") if attempt else ""
     if named and not address and not _is_known(named):
         launcher = RayJobsLauncher(named, is_trusted=False)
@@ -255,5 +255,5 @@ def _storages(flags: argparse.Namespace) -> list[str]:
 
     if flags.storage:
         return [flags.storage]
-    named = uri(here(storage_of(flags)).absolute())
+    named = Storage(storage_of(flags)).absolute().uri
     return list(dict.fromkeys([named, *reversed(recall("storages"))]))

@@ -12,8 +12,7 @@ from tune_hpc import __version__
 from tune_hpc.cli.jobs import add_storage_flags, client_at, storage_of
 from tune_hpc.cli.options import AddCommand
 from tune_hpc.errors import ClusterError, InvalidExperimentError, MissingPackageError
-from tune_hpc.storage.access import check_storage
-from tune_hpc.storage.filesystem import is_remote, uri
+from tune_hpc.storage.filesystem import Storage
 
 if TYPE_CHECKING:
     from tune_hpc.jobs.client import JobClient
@@ -89,13 +88,14 @@ def _serve(flags: argparse.Namespace) -> int:
             f"tune-hpc serve needs {error.name}, which is not installed: pip install 'tune-hpc[serve]'"
         ) from error
     _check_flags(flags)
-    storage = check_storage(storage_of(flags), shared=flags.shared_storage)
-    if is_remote(uri(storage)) and not (flags.token_file or flags.no_token):
+    storage = Storage(storage_of(flags)).absolute()
+    storage.check_private(shared=flags.shared_storage)
+    if storage.is_remote and not (flags.token_file or flags.no_token):
         raise InvalidExperimentError(
-            f"the token must be on this machine, not in {uri(storage)}; name its file with --token-file"
+            f"the token must be on this machine, not in {storage.uri}; name its file with --token-file"
         )
-    client = client_at(flags.address, uri(storage), shared_storage=flags.shared_storage)
-    token_file = Path(flags.token_file) if flags.token_file else storage / TOKEN_FILE
+    client = client_at(flags.address, storage.uri, shared_storage=flags.shared_storage)
+    token_file = Path(flags.token_file) if flags.token_file else storage.root / TOKEN_FILE
     limits = RateLimits(
         reads=TokenBuckets(flags.reads_per_s, max(20, 2 * flags.reads_per_s)),
         changes=TokenBuckets(flags.changes_per_s, max(20, 2 * flags.changes_per_s)),
@@ -115,7 +115,7 @@ def _serve(flags: argparse.Namespace) -> int:
     listener = listen(flags.host, flags.port)
     host, port = listener.getsockname()[:2]
     address = f"{f'[{host}]' if ':' in host else host}:{port}{root_path}"
-    _print_address(address, uri(storage), None if flags.no_token else token_file)
+    _print_address(address, storage.uri, None if flags.no_token else token_file)
     warn_of_cluster(client)
     run_server(app, listener, flags.behind_proxy)
     logging.shutdown()

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 from tune_hpc.cli.options import AddCommand, add_run_flags, find_experiments, run_options
 from tune_hpc.errors import InvalidExperimentError
@@ -64,8 +63,8 @@ def add_slurm_command(add: AddCommand) -> None:
 def _slurm(flags: argparse.Namespace) -> int:
     from tune_hpc.jobs.launch import folders_in, launch
     from tune_hpc.jobs.sbatch import Allocation, batch_script
-    from tune_hpc.storage.experiment_folder import new_folder, write_atomic
-    from tune_hpc.storage.filesystem import here
+    from tune_hpc.storage.experiment_folder import new_folder
+    from tune_hpc.storage.filesystem import Storage
 
     if flags.address:
         raise InvalidExperimentError("--address names a cluster, but the job starts its own Ray; leave it out")
@@ -79,14 +78,14 @@ def _slurm(flags: argparse.Namespace) -> int:
     allocation = Allocation(**values | {"job_name": flags.job_name or name[:64]})
     experiments, output_dir = find_experiments(flags.names, flags), flags.output_dir or str(new_folder(name[:100]))
     warm_start = {"warm_start": flags.warm_start} if flags.warm_start else {}
-    folders = folders_in(here(output_dir), experiments)
+    folders = folders_in(Storage(output_dir).root, experiments)
     launch(experiments, folders, check_only=True, go_on=True, **run_options(flags), **warm_start)
     command = ["tune-hpc", "run", *flags.names, *_run_flags(flags), f"--output-dir={output_dir}", "--resume"]
     text = batch_script(allocation, command)
     if not flags.output:
         print(text, end="")
         return 0
-    write_atomic(Path(flags.output), lambda path: path.write_text(text, encoding="utf-8"))
+    Storage(".").write_atomic(flags.output, text)
     print(f"{flags.output}: results go to {output_dir}; submit with: sbatch {flags.output}")
     return 0
 

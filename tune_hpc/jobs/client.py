@@ -1,4 +1,4 @@
-"""Submit and control jobs, on a Ray cluster, on this machine or in this process.
+"""Submit and find jobs on a Ray cluster, on this machine or in this process.
 
     client = Client("http://head:8265", storage="/nfs/runs")    # a Ray cluster
     client = LocalClient("runs/jobs")                           # processes of this machine
@@ -9,11 +9,13 @@
     job.wait()
     job.results()[0].best()
 
-A job is found in the storage by its id, whatever has become of the cluster that ran it.
+The storage has all data of a job under its id, so a job stays readable after its cluster is gone.
 """
 
 import hashlib
 import json
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,29 +27,30 @@ from tune_hpc.errors import (
     TuneHpcError,
     UnknownNameError,
 )
-from tune_hpc.jobs.job import KEYS, Job, as_json, key_is_reused
+from tune_hpc.jobs.job import KEYS, Job, as_json, reused_key_error
 from tune_hpc.jobs.job_folder import JobFolder, is_id, make_id, timestamp
 from tune_hpc.jobs.launch import launch
 from tune_hpc.jobs.launchers import InProcessLauncher, Launcher, LocalLauncher
 from tune_hpc.jobs.ray_jobs import RayJobsLauncher
 from tune_hpc.search.experiment import TRAIN, Experiment
-from tune_hpc.storage.access import check_storage
-from tune_hpc.storage.experiment_folder import create_exclusive, write_error
-from tune_hpc.storage.filesystem import here, list_names, pull
+from tune_hpc.search.object_reference import load_reference
+from tune_hpc.storage.filesystem import Storage
+
+#: Limit in bytes on the code of a job; more is probably the wrong folder.
+MAX_CODE_BYTES = 20_000_000
 
 
 class JobClient:
     """Jobs of one storage.
 
     Args:
-        storage: The folder of all jobs, under the same name on every machine that works on them, or
-            ``s3://bucket/folder``.
-        launcher: Starts their drivers.
-        shared_storage: Whether other users may write to the storage; see ``check_storage``.
+        storage: The folder of all jobs, with the same path on every machine, or ``s3://bucket/folder``.
+        launcher: Starts the drivers.
+        shared_storage: Whether other users may write to the storage; see ``Storage.check_private``.
     """
 
     def __init__(self, storage: str | Path, launcher: Launcher, *, shared_storage: bool = False) -> None:
-        self.storage = here(storage).absolute()
+        self.storage = Storage(storage).absolute()
         self.launcher = launcher
         self.shared_storage = shared_storage
 
@@ -59,7 +62,7 @@ class JobClient:
         """
         if not is_id(job_id):
             raise UnknownNameError(f"{job_id!r} is not a job id; one looks like exercise2.softmax-20261123-124533-4f1c")
-        folder = JobFolder(self.storage / job_id)
+        folder = JobFolder(self.storage.root / job_id)
         folder.read()
         return folder
 
@@ -73,10 +76,10 @@ class JobClient:
 
     def list(self) -> Sequence[Job]:
         """Return all jobs of this storage, the latest first."""
-        names = [name for name in list_names(self.storage) if is_id(name)]
-        # The time of submission is in the id, before four random digits.
+        names = [name for name in self.storage.list_names() if is_id(name)]
+        # The id ends with the time of submission and four random digits.
         latest_first = sorted(names, key=lambda name: (name[-20:-5], name), reverse=True)
-        return [Job(self, name) for name in latest_first if JobFolder(self.storage / name).exists]
+        return [Job(self, name) for name in latest_first if JobFolder(self.storage.root / name).exists]
 
     def submit(
         self,
@@ -89,31 +92,31 @@ class JobClient:
         """Start experiments as a job, and return at once.
 
         Args:
-            experiments: One, or several that run as one stream of trials.
-            code: A folder whose Python files travel with the job, for a user's trainable; by default the trainable's
-                own module.
+            experiments: One experiment, or several that run as one stream of trials.
+            code: A folder whose Python files are copied into the job, for a user's trainable; by default the module
+                of the trainable.
             job_id: An id made by ``make_id``; by default a new one.
-            **options: Those of ``tuner.run_all`` that have a meaning outside this process.
+            **options: Options of ``search.runner.run_all``.
 
         Raises:
-            InvalidExperimentError: a rule is broken; nothing was submitted.
-            ClusterError: the cluster does not answer or refuses; nothing was submitted.
+            InvalidExperimentError: an experiment or option is invalid; nothing was submitted.
+            ClusterError: the cluster does not answer or rejects the job; nothing was submitted.
             FolderError: the storage cannot be used.
             ConflictError: the job exists.
         """
-        chosen = [experiments] if isinstance(experiments, Experiment) else list(experiments)
-        if not chosen:
+        experiments = [experiments] if isinstance(experiments, Experiment) else list(experiments)
+        if not experiments:
             raise InvalidExperimentError("a job has at least one experiment; got none")
-        self._check(chosen, options)
-        return self._submit(chosen, code, job_id or make_id(chosen[0].name), "", options)
+        self._check(experiments, options)
+        return self._submit(experiments, code, job_id or make_id(experiments[0].name), "", options)
 
     def submit_once(self, experiment: Experiment, key: str, digest: str, **options: Any) -> tuple[Job, bool]:
-        """Start an experiment as a job, unless a request with the same idempotency key has done so.
+        """Start an experiment as a job, once per idempotency key.
 
         Args:
             experiment: The experiment.
-            key: The idempotency key, chosen by the client.
-            digest: A digest of the request.
+            key: The idempotency key of the request.
+            digest: Digest of the content of the request.
             **options: As for ``submit``.
 
         Returns:
@@ -121,24 +124,19 @@ class JobClient:
 
         Raises:
             RequestError: the key was used for another request.
-            ConflictError: another process starts the job at this moment.
+            ConflictError: another process is starting the job.
             TuneHpcError: as for ``submit``.
         """
         name = hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
-        file = self.storage / KEYS / name
+        file = f"{KEYS}/{name}"
         if (job := self._job_of_key(file, digest)) is not None:
             return job, False
-        # What would fail is refused before the key is used.
+        # The key must stay unused if the experiment is invalid.
         self._check([experiment], options)
-        check_storage(self.storage, shared=self.shared_storage)
-        try:
-            file.parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise write_error(file.parent, error) from error
-        create_exclusive(file, json.dumps({"id": make_id(experiment.name), "digest": digest}))
-        job_id, known_digest = _read_key(file)
-        if known_digest != digest:
-            raise key_is_reused(job_id)
+        self.storage.check_private(shared=self.shared_storage)
+        self.storage.make_folder(KEYS)
+        self.storage.create_exclusive(file, json.dumps({"id": make_id(experiment.name), "digest": digest}))
+        job_id = self._read_key(file, digest)
         try:
             return self._submit([experiment], None, job_id, name, options), True
         except ConflictError:
@@ -146,23 +144,35 @@ class JobClient:
                 raise
             return job, False
 
-    def _job_of_key(self, file: Path, digest: str) -> Job | None:
-        """Return the job that a request with an idempotency key has started; ``None`` if there is none.
+    def _job_of_key(self, file: str, digest: str) -> Job | None:
+        """Return the job of an idempotency key; ``None`` if there is none. Errors as for ``_read_key``."""
+        if not self.storage.exists(file):
+            return None
+        job_id = self._read_key(file, digest)
+        return Job(self, job_id) if JobFolder(self.storage.root / job_id).exists else None
+
+    def _read_key(self, file: str, digest: str) -> str:
+        """Return the job id of an idempotency key.
 
         Raises:
             RequestError: the key was used for another request.
+            FolderError: the file is damaged.
         """
-        if not pull(file):
-            return None
-        job_id, known_digest = _read_key(file)
+        try:
+            record = json.loads(self.storage.read_text(file))
+            job_id, known_digest = str(record["id"]), record["digest"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FolderError(f"{self.storage.local_path(file)} cannot be read: {error}; remove it") from error
+        if not is_id(job_id):
+            raise FolderError(f"{self.storage.local_path(file)} names no job; remove it")
         if known_digest != digest:
-            raise key_is_reused(job_id)
-        return Job(self, job_id) if JobFolder(self.storage / job_id).exists else None
+            raise reused_key_error(job_id)
+        return job_id
 
     def _check(self, experiments: Sequence[Experiment], options: Mapping[str, Any]) -> None:
         """Raise if experiments cannot be run."""
         self.launcher.check()
-        folders = [self.storage / "new" / one.name for one in experiments]
+        folders = [self.storage.root / "new" / experiment.name for experiment in experiments]
         launch(experiments, folders, check_only=True, **options)
 
     def _submit(
@@ -173,12 +183,12 @@ class JobClient:
         key: str,
         options: Mapping[str, Any],
     ) -> Job:
-        check_storage(self.storage, shared=self.shared_storage)
-        job = JobFolder(self.storage / job_id)
+        self.storage.check_private(shared=self.shared_storage)
+        job = JobFolder(self.storage.root / job_id)
         request = {
             "id": job.id,
             "submitted": timestamp(),
-            "experiments": [one.to_json() for one in experiments],
+            "experiments": [experiment.to_json() for experiment in experiments],
             "options": as_json(options),
             "key": key,
         }
@@ -196,8 +206,8 @@ class Client(JobClient):
     """Jobs on a Ray cluster.
 
     Args:
-        address: Of the cluster's dashboard: ``http://HOST:PORT``, or ``HOST`` or ``HOST:PORT``.
-        token: The cluster's; by default the one that Ray would use.
+        address: Address of the cluster's dashboard: ``http://HOST:PORT``, or ``HOST`` or ``HOST:PORT``.
+        token: Token of the cluster; by default the token that Ray would use.
         storage: The folder of all jobs.
         shared_storage: Whether other users may write to the storage.
 
@@ -212,7 +222,7 @@ class Client(JobClient):
 
 
 class LocalClient(JobClient):
-    """Jobs as processes of this machine, which outlive the process that submitted them.
+    """Jobs as processes of this machine that outlive the process that submitted them.
 
     Args:
         storage: The folder of all jobs.
@@ -224,7 +234,7 @@ class LocalClient(JobClient):
 
 
 class InProcessClient(JobClient):
-    """Jobs in a thread of this process, one after the other: for tests and for debugging.
+    """Jobs in a thread of this process, one after the other, for tests and debugging.
 
     Args:
         storage: The folder of all jobs.
@@ -234,32 +244,57 @@ class InProcessClient(JobClient):
         super().__init__(storage, InProcessLauncher())
 
 
-def _read_key(file: Path) -> tuple[str, str]:
-    """Return the job and the digest of the request with an idempotency key.
-
-    Raises:
-        FolderError: the file is damaged.
-    """
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        job_id, digest = record["id"], record["digest"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FolderError(f"{file} cannot be read: {error}; remove it") from error
-    if not is_id(str(job_id)):
-        raise FolderError(f"{file} names no job; remove it")
-    return job_id, digest
-
-
 def _copy_code(job: JobFolder, experiments: Sequence[Experiment], code: str | Path | None) -> None:
-    """Copy the modules of users' trainables into the job folder.
+    """Copy the modules of users' trainables into the job folder; those of installed packages are not copied.
+
+    Args:
+        job: The job.
+        experiments: The experiments with the trainables.
+        code: A folder whose Python files are all copied; by default each trainable's module, or its whole package.
 
     Raises:
-        FolderError: they cannot be copied.
+        FolderError: ``code`` holds no Python file, the code is too large, or it cannot be copied.
     """
-    from tune_hpc.jobs.code_snapshot import copy_modules
-
-    references = [one.to_json()["trainable"] for one in experiments if one.trainable != TRAIN]
+    references = [experiment.to_json()["trainable"] for experiment in experiments if experiment.trainable != TRAIN]
+    files = _python_files(Path(code)) if code else {}
+    for reference in references if not code else ():
+        files |= _module_files(reference)
+    if (size := sum(file.stat().st_size for file in files)) > MAX_CODE_BYTES:
+        raise FolderError(
+            f"the code has {size / 1e6:.0f} MB, but at most {MAX_CODE_BYTES / 1e6:.0f} are copied; "
+            "name the folder of the trainable's modules"
+        )
     try:
-        copy_modules(references, Path(code) if code else None, job.code)
+        for file, name in files.items():
+            target = job.code / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, target)
+            job.storage.upload(target)
     except OSError as error:
         raise FolderError(f"the code of {job.id} cannot be copied: {error}; name its folder with code") from error
+
+
+def _python_files(folder: Path) -> dict[Path, Path]:
+    """Return the Python files of a folder that are not hidden, with their names below it."""
+    files = {path: path.relative_to(folder) for path in sorted(folder.rglob("*.py"))}
+    files = {path: name for path, name in files.items() if not any(map(_is_hidden, name.parts))}
+    if not files:
+        raise FolderError(f"{folder} holds no Python file; name the folder of the trainable's modules")
+    return files
+
+
+def _is_hidden(part: str) -> bool:
+    return part.startswith((".", "__pycache__")) or part in ("venv", "node_modules")
+
+
+def _module_files(reference: str) -> dict[Path, Path]:
+    """Return the files of the module ``package.module`` of a reference, or of its whole package."""
+    load_reference(reference)
+    name = reference.partition(":")[0].partition(".")[0]
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None or "site-packages" in file or name in ("tune_hpc", "search_spaces"):
+        return {}
+    root = Path(file)
+    if root.name != "__init__.py":
+        return {root: Path(root.name)}
+    return {path: path.relative_to(root.parent.parent) for path in root.parent.rglob("*.py")}

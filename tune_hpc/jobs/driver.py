@@ -1,7 +1,7 @@
 """Job driver: ``python -m tune_hpc.jobs.driver FOLDER ATTEMPT``.
 
-It runs the experiments of a job, resumes those that have begun, and writes the report. While it runs, it rewrites its
-state in the job folder as a heartbeat, and stops when that is requested there or another attempt supersedes it.
+The driver runs the experiments of a job, resumes those that have started, and writes the report. As a heartbeat it
+rewrites its state in the job folder. It stops on request, or when another attempt supersedes it.
 """
 
 import argparse
@@ -17,17 +17,17 @@ from typing import Any, TextIO
 
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import ConflictError, InvalidExperimentError, TuneHpcError
-from tune_hpc.jobs.job_folder import JobFolder, JobState, timestamp
+from tune_hpc.jobs.job_folder import JobFolder, timestamp
 from tune_hpc.jobs.launch import launch
+from tune_hpc.jobs.status import JobState
 from tune_hpc.report.report import write_report
 from tune_hpc.search.experiment import Experiment, experiment_from_json
 from tune_hpc.search.runner import extend
-from tune_hpc.storage.filesystem import is_remote, pull, pull_tree, push
 from tune_hpc.storage.process import this_process
 
 #: Seconds between two heartbeats.
 HEARTBEAT_S = 5.0
-#: Exit codes: as those of the command line.
+#: Exit codes, the same as those of the command line.
 SUCCESS, FAILURE, TERMINATED = 0, 1, 143
 
 _log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def drive(job: JobFolder, number: int, output: TextIO) -> dict[str, Any]:
     Args:
         job: The job.
         number: The attempt.
-        output: Where progress is shown.
+        output: Stream for the progress.
 
     Returns:
         The final state: ``state`` (finished, stopped or failed), and ``reason`` or ``error``.
@@ -61,9 +61,9 @@ def drive(job: JobFolder, number: int, output: TextIO) -> dict[str, Any]:
         final["error"] = " ".join(str(error).split())
         print(final["error"], file=output)
     except (KeyboardInterrupt, SystemExit):
-        final = {"state": JobState.STOPPED, "reason": "terminated before a trial had begun", "is_terminated": True}
+        final = {"state": JobState.STOPPED, "reason": "terminated before the first trial", "is_terminated": True}
     except BaseException as error:
-        # Only the job folder tells users on other machines.
+        # Users on other machines see only the job folder.
         final["error"] = " ".join("".join(traceback.format_exception_only(error)).split())
         raise
     finally:
@@ -74,10 +74,10 @@ def drive(job: JobFolder, number: int, output: TextIO) -> dict[str, Any]:
 
 def _run(job: JobFolder, number: int, output: TextIO) -> list[Results]:
     request, attempt = job.read(), job.read_attempt(number)
-    pull_tree(job.code)
+    job.storage.download_tree(job.code)
     if job.code.is_dir():
         sys.path.insert(0, str(job.code))
-    # The client has made sure that no other driver runs, or its user has forced the resume.
+    # The client has checked that no other driver runs, or its user has forced the resume.
     options = {
         **request["options"], **attempt.options, "stream": output, "stop_file": job.stop_file(number),
         "attempt": number, "force": True,
@@ -103,15 +103,16 @@ def _run(job: JobFolder, number: int, output: TextIO) -> list[Results]:
 
 
 def _current(job: JobFolder, plain: Mapping[str, Any]) -> Experiment:
-    """Return an experiment as its folder describes it, for it may have been extended; else as it was requested."""
+    """Return an experiment from its folder, where it may have been extended; otherwise as it was requested."""
     folder = job.experiment(plain["name"])
     return experiment_from_json(folder.read() if folder.holds_experiment else plain)
 
 
 def _find(experiments: list[Experiment], name: str | None) -> Experiment:
-    found = [one for one in experiments if name in (None, one.name)]
+    found = [experiment for experiment in experiments if name in (None, experiment.name)]
     if len(found) != 1:
-        raise InvalidExperimentError(f"extend one experiment of {', '.join(one.name for one in experiments)}; name it")
+        names = ", ".join(experiment.name for experiment in experiments)
+        raise InvalidExperimentError(f"extend one of the experiments {names}; got {name}")
     return found[0]
 
 
@@ -122,17 +123,18 @@ def _importance(results: Results) -> Any:
 
 
 def _final_state(results: list[Results]) -> dict[str, Any]:
-    unfinished = [one.experiment for one in results if one.experiment["state"] != "finished"]
+    experiments = [result.experiment for result in results]
+    unfinished = [experiment for experiment in experiments if experiment["state"] != "finished"]
     if not unfinished:
         return {"state": JobState.FINISHED}
-    final = {"state": JobState.STOPPED, "reason": unfinished[0].get("ended_by") or "it was interrupted"}
-    return final | {"is_terminated": any(one.get("is_terminated") for one in unfinished)}
+    final = {"state": JobState.STOPPED, "reason": unfinished[0].get("ended_by") or "interrupted"}
+    return final | {"is_terminated": any(experiment.get("is_terminated") for experiment in unfinished)}
 
 
 class Heartbeat:
     """Thread that rewrites the driver's state every few seconds; no error ends it.
 
-    Readers take the age of the file, by the clock of the storage, for the age of the heartbeat.
+    The age of the file, by the clock of the storage, is the age of the heartbeat.
 
     Args:
         job: The job.
@@ -147,21 +149,21 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._loop, name="heartbeat", daemon=True)
 
     def __enter__(self) -> None:
-        self._job.reserve_space(self._number)
+        self._job.reserve_disk_space(self._number)
         self._thread.start()
 
     def __exit__(self, *arguments: object) -> None:
         self._ended.set()
         self._thread.join()
-        self._job.release_space()
+        self._job.release_disk_space()
 
     def finish(self, final: Mapping[str, Any]) -> None:
         """Write the final state."""
         self._push_output()
         try:
-            self._job.write_run(self._number, {**self._state, **final, "ended_at": timestamp()})
+            self._job.write_driver_status(self._number, {**self._state, **final, "ended_at": timestamp()})
         except Exception as error:  # noqa: BLE001
-            # Readers see the last heartbeat, or that the job was deleted.
+            # Readers see the last heartbeat, or a deleted job.
             _log.warning("the final state of %s cannot be written: %s", self._job.id, error)
 
     def _loop(self) -> None:
@@ -171,45 +173,45 @@ class Heartbeat:
                 self._beat()
                 last_warning = ""
             except Exception as error:  # noqa: BLE001
-                # A storage may fail in any way for a while; the next heartbeat follows.
+                # A storage may fail temporarily with any error; the next heartbeat retries.
                 if (warning := f"{type(error).__name__}: {error}") != last_warning:
                     _log.warning("a heartbeat of %s was not written: %s", self._job.id, warning)
                 last_warning = warning
 
     def _beat(self) -> None:
         self._push_output()
-        self._job.write_run(self._number, {**self._state, "heartbeat_at": timestamp()})
+        self._job.write_driver_status(self._number, {**self._state, "heartbeat_at": timestamp()})
         if any(number > self._number for number in self._job.attempt_numbers()):
             _log.warning("attempt %d of %s was superseded; it stops", self._number, self._job.id)
             self._job.request_stop(self._number)
 
     def _push_output(self) -> None:
-        """Show what was printed to readers of an object store."""
+        """Publish the log to readers of a remote storage."""
         with suppress(OSError):
-            push(self._job.output)
+            self._job.storage.upload(self._job.output)
 
 
 def main() -> int:
     """Run the driver as a process.
 
     Returns:
-        0; 1 when the job failed; 143 when SIGTERM stopped it, with the states of its trials saved.
+        0; 1 if the job failed; 143 if SIGTERM stopped it after its trials had saved their states.
     """
     parser = argparse.ArgumentParser(description="Run a job; see tune-hpc submit.")
     parser.add_argument("folder")
     parser.add_argument("attempt", type=int)
     arguments = parser.parse_args()
     job = JobFolder(arguments.folder)
-    pull(job.output)
+    job.storage.download(job.output)
     _redirect_output(job)
-    # The working folder that Ray or a terminal gave may be deleted; this one stays.
+    # The initial working folder belongs to Ray or a terminal and may be deleted.
     os.chdir(job.path)
 
     def stop(*signal_arguments: object) -> None:
         with suppress(OSError):
             job.request_stop(arguments.attempt)
 
-    # A search takes the signal over while it runs; this is for the time before and after.
+    # A running search replaces this handler.
     signal.signal(signal.SIGTERM, stop)
     final = drive(job, arguments.attempt, sys.stderr)
     if final.get("is_terminated"):
@@ -219,7 +221,7 @@ def main() -> int:
 
 def _redirect_output(job: JobFolder) -> None:
     """Append all output of this process and its children to the log of the job."""
-    if is_remote(job.place):
+    if job.storage.is_remote:
         job.path.mkdir(parents=True, exist_ok=True)
     log = job.open_output()
     for stream in (sys.stdout, sys.stderr):

@@ -15,20 +15,18 @@ from tune_hpc.errors import (
     TuneHpcError,
     UnknownNameError,
 )
-from tune_hpc.jobs.job_folder import JobFolder, JobState
+from tune_hpc.jobs.job_folder import JobFolder
 from tune_hpc.jobs.launchers import TIMEOUT_S, DriverState
-from tune_hpc.jobs.status import SILENT_S, JobStatus, job_status
-from tune_hpc.storage.access import check_storage
-from tune_hpc.storage.filesystem import delete, pull
+from tune_hpc.jobs.status import HEARTBEAT_TIMEOUT_S, JobState, JobStatus, job_status
 
 if TYPE_CHECKING:
     from tune_hpc.jobs.client import JobClient
 
-#: Seconds between two reads of the status of a job that is waited for.
+#: Seconds between two reads of the status in ``Job.wait`` and ``Job.logs``.
 POLL_INTERVAL_S = 1.0
-#: Seconds since the last heartbeat within which the launcher is not asked about a driver.
-FRESH_S = SILENT_S / 4
-#: The folder of idempotency keys in a storage; no job's id begins with a dot.
+#: Age of a heartbeat in seconds up to which the driver counts as alive without a request to the launcher.
+FRESH_S = HEARTBEAT_TIMEOUT_S / 4
+#: Folder of idempotency keys in a storage; no job's id starts with a dot.
 KEYS = ".requests"
 
 
@@ -37,8 +35,8 @@ class Job:
     """A job.
 
     Attributes:
-        client: The client that found or submitted it.
-        id: Its name in the storage.
+        client: The client that found or submitted the job.
+        id: Name of its folder in the storage.
     """
 
     client: "JobClient"
@@ -46,29 +44,29 @@ class Job:
 
     @property
     def folder(self) -> JobFolder:
-        """Its folder in the storage."""
+        """Folder of the job in the storage."""
         return self.client.folder(self.id)
 
     def status(self, *, timeout_s: float = TIMEOUT_S) -> JobStatus:
-        """Return its status.
+        """Return the status of the job.
 
         Args:
-            timeout_s: Seconds within which a cluster must answer; after that nothing is known of the driver.
+            timeout_s: Limit in seconds on a request to the cluster; after that the state of the driver is unknown.
 
         Raises:
-            UnknownNameError: it was deleted.
-            FolderError: a file of it cannot be read, or is damaged.
+            UnknownNameError: the job was deleted.
+            FolderError: a file of the job cannot be read, or is damaged.
         """
         try:
             return self._status(timeout_s)
         except UnknownNameError:
             raise
         except Exception as error:
-            if not JobFolder(self.client.storage / self.id).exists:
+            if not JobFolder(self.client.storage.root / self.id).exists:
                 raise UnknownNameError(f"{self.id} was deleted; `tune-hpc jobs` lists the jobs") from error
             if isinstance(error, TuneHpcError):
                 raise
-            # Whatever stands in its files.
+            # Malformed files raise errors of any class.
             reason = f"{type(error).__name__}: {error}"
             raise FolderError(f"a file of {self.id} is damaged ({reason}); restore it from a copy") from error
 
@@ -77,9 +75,9 @@ class Job:
         attempt = folder.last_attempt()
         if attempt is None:
             return job_status(folder)
-        run = folder.read_run(attempt.number)
+        run = folder.read_driver_status(attempt.number)
         is_starting = not run and folder.read_process(attempt.number) is None
-        if is_starting or run.get("ended_at") or (run and folder.silence_s(f"{attempt.number}.run.json") < FRESH_S):
+        if is_starting or run.get("ended_at") or (run and folder.seconds_since_heartbeat(attempt.number) < FRESH_S):
             return job_status(folder)
         launcher = self.client.launcher
         driver = launcher.state(folder, attempt, timeout_s)
@@ -87,15 +85,15 @@ class Job:
         return job_status(folder, driver, " ".join(output.split())[-500:])
 
     def logs(self, *, follow: bool = False) -> Iterator[str]:
-        """Yield the output of its drivers in pieces; with ``follow`` until it is not active any more."""
+        """Yield the output of the drivers in pieces; with ``follow`` until the job is not active any more."""
         folder = self.folder
         position = 0
-        if not pull(folder.output) and (attempt := folder.last_attempt()):
+        if not folder.storage.download(folder.output) and (attempt := folder.last_attempt()):
             yield self.client.launcher.output(folder, attempt)
         while True:
             is_active = follow and self.status().state.is_active
-            if pull(folder.output):
-                with folder.open(folder.output) as file:
+            if folder.storage.download(folder.output):
+                with folder.storage.open_no_follow(folder.output) as file:
                     file.seek(position)
                     if text := file.read():
                         position += len(text)
@@ -105,10 +103,10 @@ class Job:
             time.sleep(POLL_INTERVAL_S)
 
     def wait(self, timeout_s: float | None = None) -> JobStatus:
-        """Wait until it is not active any more.
+        """Wait until the job is not active any more.
 
         Raises:
-            TimeoutError: it is still active after this many seconds.
+            TimeoutError: the job is still active after ``timeout_s`` seconds.
         """
         start = time.monotonic()
         while (status := self.status()).state.is_active:
@@ -118,21 +116,21 @@ class Job:
         return status
 
     def results(self) -> list[Results]:
-        """Return the results so far, one for each experiment that has begun.
+        """Return the results so far, one for each experiment that has started.
 
         Raises:
-            FolderError: none has begun, or a file cannot be read.
+            FolderError: none has started, or a file cannot be read.
         """
-        return load_all(self.folder.place)
+        return load_all(self.folder.uri)
 
     def stop(self, *, force: bool = False) -> JobStatus:
-        """Stop it: its trials save their state, and it can be resumed.
+        """Stop the job: its trials save their state, so that it can be resumed.
 
         Args:
-            force: Kill its driver. Its trials resume from the state that they saved last.
+            force: Kill the driver. The trials resume from their last checkpoints.
 
         Returns:
-            Its status; it may take half a minute until it has stopped.
+            The status; the job may take half a minute to stop.
 
         Raises:
             FolderError: the storage cannot be written.
@@ -142,31 +140,30 @@ class Job:
         if attempt is None or not (status.state.is_active or status.state is JobState.UNKNOWN):
             return status
         folder.request_stop(attempt.number)
-        is_cancelled = status.state is JobState.PENDING and folder.cancel(
-            attempt.number, "it was stopped before it began"
-        )
+        is_cancelled = status.state is JobState.PENDING and folder.cancel(attempt.number, "stopped before the start")
         if force or is_cancelled:
             self.client.launcher.end(folder, attempt)
         return self.status()
 
     def resume(self, *, attempt: int | None = None, force: bool = False, key: str = "", **options: Any) -> "Job":
-        """Resume it, if it ended before all its trials had.
+        """Resume the job, if it ended before all its trials did.
 
         Args:
             attempt: The latest attempt that the caller saw; by default the latest one.
-            force: Resume it although nothing is known of its driver. If that runs, it stops, and writes nothing more.
+            force: Resume although the state of the driver is unknown. A driver that still runs stops and writes
+                nothing more.
             key: An idempotency key: a second call with it does nothing.
-            **options: Changes to the options of its submission.
+            **options: Changes to the options of the submission.
 
         Raises:
-            ConflictError: it is active or has finished, another process was first, or nothing is known of its driver.
-            ClusterError: the cluster does not answer or refuses.
+            ConflictError: the job is active or finished, another process was first, or the driver's state is unknown.
+            ClusterError: the cluster does not answer or rejects the request.
         """
         status = self.status()
         if self._is_repeated("resume", key, options):
             return self
         if status.state is JobState.FINISHED:
-            raise ConflictError(f"{self.id} has finished; extend it, or submit another search")
+            raise ConflictError(f"{self.id} has finished; extend it, or submit a new job")
         return self._restart(status, "resume", options, attempt, force, key)
 
     def extend(
@@ -179,10 +176,10 @@ class Job:
         key: str = "",
         **options: Any,
     ) -> "Job":
-        """Try more configurations; its searcher knows the trials that it has.
+        """Run more configurations; the searcher learns from the existing trials.
 
         Args:
-            num_samples: How many more.
+            num_samples: Number of configurations to add.
             experiment: The experiment, if the job has several.
             attempt: As for ``resume``.
             force: As for ``resume``.
@@ -191,9 +188,9 @@ class Job:
 
         Raises:
             InvalidExperimentError: a number below 1.
-            ConflictError: as for ``resume``, or its searcher has no more configurations.
+            ConflictError: as for ``resume``, or the searcher has no more configurations.
             UnknownNameError: the job has no such experiment.
-            ClusterError: the cluster does not answer or refuses.
+            ClusterError: the cluster does not answer or rejects the request.
         """
         by_name = {plain["name"]: plain for plain in self.folder.read()["experiments"]}
         name = experiment or (next(iter(by_name)) if len(by_name) == 1 else None)
@@ -207,38 +204,38 @@ class Job:
             return self
         if by_name[name]["searcher"] == "grid" or by_name[name]["scheduler"] == "pbt":
             kind = "a grid" if by_name[name]["searcher"] == "grid" else "population-based training"
-            raise ConflictError(f"{name} uses {kind}, which cannot be extended; submit another search")
+            raise ConflictError(f"{name} uses {kind}, which cannot be extended; submit a new job")
         return self._restart(status, "extend", options, attempt, force, key)
 
     def delete(self) -> None:
-        """Delete it and all its results.
+        """Delete the job and all its results.
 
         Raises:
-            ConflictError: it is active, or nothing is known of its driver.
+            ConflictError: the job is active, or the state of its driver is unknown.
             FolderError: the folder cannot be deleted.
         """
         folder, status = self.folder, self.status()
         _check_at_rest(status, "delete", force=False)
-        # No other process can resume it from now on.
+        # From here on, no other process can resume the job.
         folder.add_attempt("delete", {}, {}, last=status.attempt)
         key = folder.read().get("key")
         folder.delete()
         if key:
-            delete(self.client.storage / KEYS / str(key))
+            self.client.storage.delete(f"{KEYS}/{key}")
 
     def _is_repeated(self, action: str, key: str, options: Mapping[str, Any]) -> bool:
-        """Return whether an attempt carries the idempotency key of a request.
+        """Return whether an attempt has the idempotency key and the content of a request.
 
         Raises:
-            RequestError: it does, and was another request.
+            RequestError: the key belongs to another request.
         """
         folder = self.folder
         attempts = [folder.read_attempt(number) for number in folder.attempt_numbers()] if key else []
-        for one in attempts:
-            if one.key == key and (one.action, one.options) == (action, as_json(options)):
+        for attempt in attempts:
+            if attempt.key == key and (attempt.action, attempt.options) == (action, as_json(options)):
                 return True
-            if one.key == key:
-                raise key_is_reused(f"attempt {one.number} of {self.id}")
+            if attempt.key == key:
+                raise reused_key_error(f"attempt {attempt.number} of {self.id}")
         return False
 
     def _restart(
@@ -254,7 +251,7 @@ class Job:
         if last != status.attempt:
             raise ConflictError(f"another process changed {self.id} first (attempt {status.attempt}); see its status")
         _check_at_rest(status, action, force=force)
-        check_storage(self.client.storage, shared=self.client.shared_storage)
+        self.client.storage.check_private(shared=self.client.shared_storage)
         self.client.launcher.check()
         try:
             self.start(action, as_json(options), last=last, key=key)
@@ -269,42 +266,38 @@ class Job:
 
         Raises:
             ConflictError: another process was first.
-            ClusterError: the cluster does not answer or refuses.
+            ClusterError: the cluster does not answer or rejects the request.
         """
         folder, launcher = self.folder, self.client.launcher
         attempt = folder.add_attempt(action, launcher.location(folder), options, last=last, key=key)
         try:
             folder.write_process(attempt.number, launcher.start(folder, attempt))
         except TuneHpcError:
-            folder.withdraw(attempt)
+            folder.delete_attempt(attempt)
             raise
 
 
 def _check_at_rest(status: JobStatus, action: str, *, force: bool) -> None:
-    """Raise if a job is active, or if nothing is known of its driver and that is not forced.
-
-    Raises:
-        ConflictError: as said.
-    """
+    """Raise ``ConflictError`` if a job is active, or if the state of its driver is unknown, unless forced."""
     if status.state.is_active:
-        raise ConflictError(f"{status.id} is {status.state}; stop it first, or wait for its end, to {action} it")
+        raise ConflictError(f"{status.id} is {status.state}; stop it or wait for its end, then {action} it")
     if status.state is JobState.UNKNOWN and not force:
         hint = "stop it with --force" if action == "delete" else "use --force"
         raise ConflictError(
-            f"nothing is known of the driver of {status.id} ({status.reason}); make sure that it has ended, then {hint}"
+            f"the driver of {status.id} may be running ({status.reason}); make sure that it has ended, then {hint}"
         )
 
 
-def key_is_reused(what: str) -> RequestError:
-    """Return the error of a request whose idempotency key belongs to another one."""
+def reused_key_error(owner: str) -> RequestError:
+    """Return the error of a request whose idempotency key belongs to another request."""
     return RequestError(
-        f"the Idempotency-Key of this request was used for another one ({what}); choose a new key",
+        f"the Idempotency-Key of this request was used for another request ({owner}); choose a new key",
         kind="idempotency-key-reused",
     )
 
 
 def as_json(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options as JSON holds them, without those that were not given."""
+    """Return options as JSON values, without those that are ``None``."""
     plain = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in options.items()}
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in plain.items() if value is not None

@@ -1,11 +1,11 @@
-"""Layout of a job folder: all that is known of a job, readable when whatever ran it is gone.
+"""Layout of a job folder, readable when the cluster that ran the job is gone.
 
     STORAGE/ID/
       job.json                 the request: experiments, options, time of submission
       attempts/1.json          one file for each start, resume and extension: request, time, location
-      attempts/1.process.json  what the launcher started, written after the start
-      attempts/1.run.json      state of the driver: process, start, and how it ended; rewritten as its heartbeat
-      attempts/1.stop          exists once the attempt is to stop
+      attempts/1.process.json  process of the driver, written by the launcher after the start
+      attempts/1.run.json      state of the driver: process, start, end, outcome; rewritten as its heartbeat
+      attempts/1.stop          exists once a stop of the attempt is requested
       attempts/1.room          disk space reserved for the final state, while the driver runs
       code/                    the modules of a user's trainable, as they were at submission
       output.log               output of the drivers
@@ -28,51 +28,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tune_hpc.errors import ConflictError, FolderError, UnknownNameError
-from tune_hpc.storage.access import age_s, open_inside
-from tune_hpc.storage.experiment_folder import ExperimentFolder, create_exclusive, write_atomic, write_error
-from tune_hpc.storage.filesystem import (
-    delete,
-    delete_tree,
-    here,
-    is_remote,
-    list_names,
-    list_versions,
-    pull,
-    push,
-    uri,
-)
+from tune_hpc.storage.experiment_folder import ExperimentFolder
+from tune_hpc.storage.filesystem import Storage, write_error
 from tune_hpc.storage.process import this_process
 
 #: Version of this layout. In format 1 experiment folders were beside ``code`` and ``attempts``.
 FORMAT = 2
-#: Suffix and size of the reserved disk space: enough for the final state on file systems with large blocks, too.
-ROOM, NUM_ROOM_BYTES = ".room", 256 * 1024
+#: Suffix and size of the reserved disk space, enough for the final state on file systems with large blocks.
+RESERVED_SUFFIX, RESERVED_BYTES = ".room", 256 * 1024
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*-\d{8}-\d{6}-[0-9a-f]{4}")
 _EXPERIMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _NUMBER = re.compile(r"[0-9]{1,9}")
-
-
-class JobState(StrEnum):
-    """State of a job."""
-
-    PENDING = "pending"  #: submitted; its driver has not started
-    RUNNING = "running"
-    STOPPING = "stopping"  #: to stop; its trials save their state
-    STOPPED = "stopped"  #: ended before all its trials had, on request or by a limit of its own
-    FINISHED = "finished"  #: all its trials ended
-    FAILED = "failed"  #: its driver ended with an error
-    LOST = "lost"  #: its driver is known to be gone, and left no final state
-    UNKNOWN = "unknown"  #: no heartbeat for a while, and nothing is known of its driver
-
-    @property
-    def is_active(self) -> bool:
-        """Return whether a driver works on it, or is about to."""
-        return self in (JobState.PENDING, JobState.RUNNING, JobState.STOPPING)
 
 
 def utc_now() -> datetime:
@@ -86,13 +56,13 @@ def timestamp() -> str:
 
 
 def make_id(name: str, moment: datetime | None = None) -> str:
-    """Return a new id for a job whose first experiment has this name."""
+    """Return a new id for a job with this first experiment; ``moment`` is now by default."""
     at = (moment or utc_now()).astimezone(UTC)
     return f"{name}-{at:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def is_id(text: str) -> bool:
-    """Return whether a text has the form of an id; such a text names no folder outside the storage."""
+    """Return whether a text is a valid id, and so names no folder outside the storage."""
     return _ID.fullmatch(text) is not None
 
 
@@ -104,7 +74,7 @@ class Attempt:
         number: From 1.
         action: ``start``, ``resume``, ``extend`` or ``delete``.
         requested_at: When (UTC, ISO 8601).
-        location: Where it runs, as the launcher describes it: ``kind`` and what it needs to find the driver.
+        location: ``kind`` of the launcher, and what it needs to find the driver.
         options: Options of this attempt.
         key: The idempotency key of the request; empty if it had none.
     """
@@ -120,15 +90,19 @@ class Attempt:
 class JobFolder:
     """Names and contents of the files of one job.
 
+    Every method raises ``FolderError`` if a file cannot be read or written.
+
     Args:
-        path: The folder, or its URI in an object store.
+        path: The folder, or its URI.
 
     Attributes:
-        path: The folder, or the working copy of it on this machine.
+        storage: The files of the folder.
+        path: The folder, or its working copy on this machine.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        path = self.path = here(path)
+        self.storage = Storage(path)
+        path = self.path = self.storage.root
         self.job_file = path / "job.json"
         self.attempts = path / "attempts"
         self.code = path / "code"
@@ -136,9 +110,9 @@ class JobFolder:
         self.report = path / "report.html"
 
     @property
-    def place(self) -> str:
-        """The URI of the folder: its name on every machine."""
-        return uri(self.path)
+    def uri(self) -> str:
+        """Name of the folder on every machine."""
+        return self.storage.uri
 
     @property
     def id(self) -> str:
@@ -147,32 +121,22 @@ class JobFolder:
 
     @property
     def exists(self) -> bool:
-        """Return whether it holds a job."""
-        return pull(self.job_file)
-
-    def open(self, path: Path) -> BinaryIO:
-        """Open a file of the job for reading.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            FolderError: the file or a folder above it is a symbolic link, or it cannot be read.
-        """
-        return open_inside(self.path, path)
+        """Return whether the folder holds a job."""
+        return self.storage.download(self.job_file)
 
     def read_id(self) -> str | None:
-        """Return the id of the job in the folder, whatever the folder is called; ``None`` if it holds no job."""
+        """Return the id in job.json, for a copy with another name; ``None`` if the folder holds no job."""
         return self._read_json(self.job_file).get("id")
 
     def make(self, request: Mapping[str, Any], *, shared: bool = False) -> None:
-        """Make the folder of a new job; it appears complete.
+        """Make the folder of a new job; it appears with all its contents.
 
         Args:
             request: The contents of job.json.
             shared: Whether other users may enter it, as far as the umask allows.
 
         Raises:
-            ConflictError: it exists.
-            FolderError: it cannot be made.
+            ConflictError: the folder exists.
         """
         new = self.path.with_name(f".new-{secrets.token_hex(6)}")
         try:
@@ -182,7 +146,7 @@ class JobFolder:
             text = json.dumps({"format": FORMAT, **request}, indent=1, allow_nan=False) + "\n"
             (new / self.job_file.name).write_text(text, encoding="utf-8")
             os.rename(new, self.path)
-            push(self.job_file)
+            self.storage.upload(self.job_file)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise ConflictError(f"{self.id} was submitted by another process; see its status") from error
@@ -218,23 +182,22 @@ class JobFolder:
         parent = self.path if request.get("format", 1) == 1 else self.path / "experiments"
         folder = ExperimentFolder(parent / name)
         files = (folder.experiment_file, folder.progress, folder.trials_file, folder.history_file)
-        for path in (self.path, parent, folder.path, folder.parts, folder.logs, *files):
+        for path in (self.path, parent, folder.path, folder.trials, folder.logs, *files):
             if path.is_symlink() or (path in files and path.exists() and not path.is_file()):
                 raise FolderError(f"{path} is a symbolic link or no regular file; a job has none: remove it")
         return folder
 
     def version(self) -> str:
-        """Return a text that changes when a file changes that says how the job stands or what its trials reported."""
-        stamps = list_versions(self.path) if is_remote(self.place) else list(self._stamps())
+        """Return a digest that changes when the status of the job or a result of its trials changes."""
+        stamps = self.storage.list_files() if self.storage.is_remote else list(self._stamps())
         return hashlib.sha256(repr(stamps).encode()).hexdigest()[:32]
 
     def _stamps(self) -> Iterator[tuple[Any, ...]]:
         parents = [self.path / "experiments", self.path]
-        folders = [
-            Path(one.path) for parent in parents for one in _entries(parent) if one.is_dir(follow_symlinks=False)
-        ]
+        entries = [entry for parent in parents for entry in _entries(parent)]
+        folders = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
         names = ("", "experiment.json", "progress.json", "trials.parquet", "history.parquet", "trials", "logs")
-        attempts = [Path(one.path) for one in _entries(self.attempts)]
+        attempts = [Path(entry.path) for entry in _entries(self.attempts)]
         files = [self.job_file, self.output, self.report, *sorted(attempts)]
         for path in [*files, *(folder / name for folder in sorted(folders) for name in names)]:
             with suppress(OSError):
@@ -255,48 +218,41 @@ class JobFolder:
 
         Raises:
             ConflictError: there is a newer attempt.
-            FolderError: the folder cannot be written.
         """
-        heads = (name.partition(".")[0] for name in list_names(self.attempts))
+        heads = (name.partition(".")[0] for name in self.storage.list_names(self.attempts))
         numbers = [int(head) for head in heads if _NUMBER.fullmatch(head)]
-        # An experiment may have been resumed by itself, in its own folder.
+        # An experiment may have been resumed in its folder, without the job.
         numbers += [self.experiment(plain["name"]).last_attempt() for plain in self.read()["experiments"]]
         number = max(numbers, default=0) + 1
         attempt = Attempt(number, action, timestamp(), dict(location), dict(options), key)
         text = json.dumps(asdict(attempt), indent=1, allow_nan=False) + "\n"
         current = self.last_attempt()
-        if (current.number if current else 0) != last or not create_exclusive(self.attempts / f"{number}.json", text):
+        is_latest = (current.number if current else 0) == last
+        if not is_latest or not self.storage.create_exclusive(self.attempts / f"{number}.json", text):
             raise ConflictError(f"another process changed {self.id} first; see its status")
         return attempt
 
-    def withdraw(self, attempt: Attempt) -> None:
-        """Forget an attempt that no launcher accepted; its number is not used again."""
+    def delete_attempt(self, attempt: Attempt) -> None:
+        """Delete an attempt that no launcher accepted; its number is not used again."""
         path = self.attempts / f"{attempt.number}.json"
-        withdrawn = path.with_suffix(".withdrawn")
-        path.replace(withdrawn)
-        push(withdrawn)
-        delete(path)
+        path.replace(path.with_suffix(".withdrawn"))
+        self.storage.upload(path.with_suffix(".withdrawn"))
+        self.storage.delete(path)
 
     def last_attempt(self) -> Attempt | None:
-        """Return the latest attempt.
-
-        Raises:
-            FolderError: it cannot be read.
-        """
-        made = self.attempt_numbers()
-        return self.read_attempt(made[-1]) if made else None
+        """Return the latest attempt; ``None`` if there is none."""
+        numbers = self.attempt_numbers()
+        return self.read_attempt(numbers[-1]) if numbers else None
 
     def attempt_numbers(self) -> list[int]:
         """Return the numbers of all attempts, in order."""
-        stems = (name.removesuffix(".json") for name in list_names(self.attempts) if name.endswith(".json"))
+        stems = (
+            name.removesuffix(".json") for name in self.storage.list_names(self.attempts) if name.endswith(".json")
+        )
         return sorted(int(stem) for stem in stems if _NUMBER.fullmatch(stem))
 
     def read_attempt(self, number: int) -> Attempt:
-        """Return an attempt.
-
-        Raises:
-            FolderError: it cannot be read.
-        """
+        """Return an attempt."""
         data = self._read_json(self.attempts / f"{number}.json")
         for name in ("location", "place", "options"):
             if not isinstance(data.get(name) or {}, Mapping):
@@ -312,26 +268,24 @@ class JobFolder:
         )
 
     def claim(self, number: int) -> bool:
-        """Become the driver of an attempt, unless it has one or a newer attempt exists."""
+        """Become the driver of an attempt; return ``False`` if it has a driver or a newer attempt exists."""
         if self.attempt_numbers()[-1:] != [number]:
             return False
-        state = {"process": this_process(), "started_at": timestamp()}
-        return create_exclusive(self.attempts / f"{number}.run.json", json.dumps(state) + "\n")
+        return self._create_driver_status(number, {"process": this_process(), "started_at": timestamp()})
 
     def cancel(self, number: int, reason: str) -> bool:
         """End an attempt before its driver starts; return whether that was possible."""
-        state = {"state": JobState.STOPPED, "reason": reason, "ended_at": timestamp()}
-        return create_exclusive(self.attempts / f"{number}.run.json", json.dumps(state) + "\n")
+        state = {"state": "stopped", "reason": reason, "ended_at": timestamp()}
+        return self._create_driver_status(number, state)
 
-    def write_run(self, number: int, state: Mapping[str, Any]) -> None:
-        """Write the state of the driver of an attempt.
+    def _create_driver_status(self, number: int, state: Mapping[str, Any]) -> bool:
+        return self.storage.create_exclusive(self.attempts / f"{number}.run.json", json.dumps(state) + "\n")
 
-        Raises:
-            FolderError: the storage does not take it, or the job was deleted.
-        """
+    def write_driver_status(self, number: int, state: Mapping[str, Any]) -> None:
+        """Write the state of the driver of an attempt."""
         self._write_json(self.attempts / f"{number}.run.json", state)
 
-    def read_run(self, number: int) -> dict[str, Any]:
+    def read_driver_status(self, number: int) -> dict[str, Any]:
         """Return the state of the driver of an attempt; empty if it has not started."""
         run = self._read_json(self.attempts / f"{number}.run.json")
         # Format 1 had other keys.
@@ -340,56 +294,51 @@ class JobFolder:
                 run.setdefault(new, run[old])
         return run
 
-    def silence_s(self, name: str) -> float:
-        """Return the seconds since a file of ``attempts/`` was written, by the clock of the storage alone.
+    def seconds_since_heartbeat(self, number: int) -> float:
+        """Return the seconds since the driver of an attempt wrote its state, by the clock of the storage."""
+        return self._age_s(f"{number}.run.json")
 
-        Raises:
-            FolderError: the storage does not answer.
-        """
-        return age_s(self.attempts / name, self.path.parent)
+    def seconds_since_request(self, number: int) -> float:
+        """Return the seconds since an attempt was requested, by the clock of the storage."""
+        return self._age_s(f"{number}.json")
 
-    def reserve_space(self, number: int) -> None:
+    def _age_s(self, name: str) -> float:
+        return Storage(self.path.parent).age_s(self.attempts / name)
+
+    def reserve_disk_space(self, number: int) -> None:
         """Reserve disk space, so that the final state can be written when the disk is full."""
-        if is_remote(uri(self.path)):
+        if self.storage.is_remote:
             return
-        # A driver that was killed has not released its own.
-        self.release_space()
+        # A killed driver did not release its reservation.
+        self.release_disk_space()
         with suppress(OSError):
-            (self.attempts / f"{number}{ROOM}").write_bytes(bytes(NUM_ROOM_BYTES))
+            (self.attempts / f"{number}{RESERVED_SUFFIX}").write_bytes(bytes(RESERVED_BYTES))
 
-    def release_space(self) -> None:
+    def release_disk_space(self) -> None:
         """Release the reserved disk space."""
         with suppress(OSError):
-            for path in self.attempts.glob(f"*{ROOM}"):
+            for path in self.attempts.glob(f"*{RESERVED_SUFFIX}"):
                 path.unlink(missing_ok=True)
 
     def write_process(self, number: int, process: Mapping[str, Any]) -> None:
-        """Note that a launcher has started the driver of an attempt, and as which process if it knows."""
+        """Record that a launcher has started the driver of an attempt, and its process if known."""
         self._write_json(self.attempts / f"{number}.process.json", process)
 
     def read_process(self, number: int) -> dict[str, Any] | None:
-        """Return what the launcher of an attempt noted; ``None`` if it has not started the driver."""
+        """Return the process of the driver of an attempt; ``None`` if the launcher has not started it."""
         path = self.attempts / f"{number}.process.json"
-        return self._read_json(path) if pull(path) else None
+        return self._read_json(path) if self.storage.download(path) else None
 
     def stop_file(self, number: int) -> Path:
-        """Return the file that orders an attempt to stop."""
+        """Return the file that requests the stop of an attempt."""
         return self.attempts / f"{number}.stop"
 
     def request_stop(self, number: int) -> None:
-        """Order the driver of an attempt to stop.
-
-        Raises:
-            FolderError: the folder cannot be written.
-        """
-        create_exclusive(self.stop_file(number), "")
+        """Request that the driver of an attempt stops."""
+        self.storage.create_exclusive(self.stop_file(number), "")
 
     def open_output(self) -> int:
-        """Open the log of the drivers for appending; return its file descriptor.
-
-        Raises:
-            FolderError: it is a symbolic link, or cannot be written.
-        """
+        """Open the log of the drivers for appending; return its file descriptor."""
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
         try:
             return os.open(self.output, flags, 0o666)
@@ -397,15 +346,11 @@ class JobFolder:
             raise FolderError(f"{self.output} cannot be written: {error.strerror}; remove it") from error
 
     def delete(self) -> None:
-        """Delete the folder; it disappears at once.
-
-        Raises:
-            FolderError: it cannot be deleted.
-        """
+        """Delete the folder; it disappears at once."""
         trash = self.path.with_name(f".deleted-{secrets.token_hex(6)}")
         try:
-            if is_remote(self.place):
-                delete_tree(self.path)
+            if self.storage.is_remote:
+                self.storage.delete_tree()
             else:
                 os.rename(self.path, trash)
                 shutil.rmtree(trash)
@@ -414,12 +359,12 @@ class JobFolder:
 
     def _write_json(self, path: Path, data: Mapping[str, Any]) -> None:
         text = json.dumps(data, indent=1, allow_nan=False) + "\n"
-        write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), make_folder=False)
+        self.storage.write_atomic(path, text, make_folder=False)
 
     def _read_json(self, path: Path) -> dict[str, Any]:
-        """Return the object in a file; empty if there is no such file."""
+        """Return the JSON object in a file; empty if the file is missing."""
         try:
-            with self.open(path) as file:
+            with self.storage.open_no_follow(path) as file:
                 data = json.load(file)
         except FileNotFoundError:
             return {}
@@ -431,7 +376,7 @@ class JobFolder:
 
 
 def _is_experiment(plain: Any) -> bool:
-    """Return whether an entry of job.json describes an experiment, and its name stays below the job."""
+    """Return whether an entry of job.json describes an experiment with a name that is safe as a folder."""
     if not isinstance(plain, Mapping):
         return False
     texts = all(isinstance(plain.get(key), str) for key in ("name", "metric", "searcher", "scheduler"))

@@ -1,28 +1,27 @@
-"""Brings experiments to their ends, whoever runs them: each by its runner, and all over one connection to Ray."""
+"""Run experiments, each with its runner, over one connection to Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from tune_hpc.analysis.results import Results
-from tune_hpc.errors import FolderError
+from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.search.experiment import Experiment
-from tune_hpc.search.object_reference import load_reference
 from tune_hpc.search.ray_session import ray_session
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 
 def folders_in(parent: Path, experiments: Sequence[Experiment]) -> list[Path]:
-    """Return the experiment folders of some experiments: ``parent`` itself for one, folders in it for several.
+    """Return the experiment folders of some experiments: ``parent`` for one, folders in it for several.
 
     Raises:
-        FolderError: several are to run, and ``parent`` is the folder of one.
+        FolderError: ``parent`` is the folder of one experiment, but there are several.
     """
     if len(experiments) == 1:
         return [parent]
     if ExperimentFolder(parent).holds_experiment:
-        raise FolderError(f"{parent} holds one experiment, and {len(experiments)} are to run; choose another folder")
+        raise FolderError(f"{parent} holds one experiment, not {len(experiments)}; choose another folder")
     return [parent / experiment.name for experiment in experiments]
 
 
@@ -37,36 +36,55 @@ def launch(
     """Run experiments, one runner after the other.
 
     Args:
-        experiments: What to run.
+        experiments: The experiments.
         folders: One experiment folder each.
-        address: A Ray cluster; ``None``: one that runs already, or one of our own.
+        address: Address of a Ray cluster; ``None``: a running cluster of this machine, or a new local one.
         check_only: Check the input without a cluster, and start nothing.
-        **options: Those of the runners; ``go_on=True``: what a folder holds goes on, and the rest begins.
+        **options: Options of the runners. With ``go_on=True`` experiments that have started are resumed.
 
     Returns:
-        One for each experiment that came to its turn: where one ended before its time, those of the next runner do not.
+        The results of each experiment that ran. If one stops early, the next runner does not start.
 
     Raises:
-        TuneHpcError: as the runners say.
+        TuneHpcError: as the runners.
     """
     runners = dict.fromkeys(experiment.runner for experiment in experiments)
 
-    def run_by(runner: str, **more: Any) -> list[Results]:
-        chosen = [(one, folder) for one, folder in zip(experiments, folders, strict=True) if one.runner == runner]
-        those, homes = [one for one, _ in chosen], [folder for _, folder in chosen]
-        ran: list[Results] = load_reference(runner)(those, folders=homes, address=address, **options, **more)
-        return ran
+    def run_all_of(runner: str, **more: Any) -> list[Results]:
+        pairs = [(one, folder) for one, folder in zip(experiments, folders, strict=True) if one.runner == runner]
+        run = _runner(runner)
+        return run(
+            [experiment for experiment, _ in pairs], folders=[folder for _, folder in pairs], address=address,
+            **options, **more,
+        )  # fmt: skip
 
-    # What the last runner would refuse is to be known before the first one has worked for hours.
+    # The last runner must not reject its input after the first one has worked for hours.
     for runner in runners if check_only or len(runners) > 1 else ():
-        run_by(runner, check_only=True)
+        run_all_of(runner, check_only=True)
     if check_only:
         return []
-    # Several runners share one connection, for a Ray that is started here takes seconds to come up.
     results: dict[str, Results] = {}
+    # Several runners share one connection: the start of a local Ray takes seconds.
     with ray_session(address) if len(runners) > 1 else nullcontext():
         for runner in runners:
-            results |= {one.name: one for one in run_by(runner)}
-            if any(one.experiment["state"] != "finished" for one in results.values()):
+            results |= {result.name: result for result in run_all_of(runner)}
+            if any(result.experiment["state"] != "finished" for result in results.values()):
                 break
     return [results[experiment.name] for experiment in experiments if experiment.name in results]
+
+
+def _runner(name: str) -> Callable[..., list[Results]]:
+    """Return the function of a runner.
+
+    Raises:
+        UnknownNameError: there is no such runner.
+    """
+    if name in ("search", "tune_hpc.search.runner:run_all"):
+        from tune_hpc.search.runner import run_all
+
+        return run_all
+    if name in ("scaling", "tune_hpc.scaling.measurement:run_all"):
+        from tune_hpc.scaling.measurement import run_all as run_scaling
+
+        return run_scaling
+    raise UnknownNameError(f"no runner {name!r}; the runners are search and scaling")

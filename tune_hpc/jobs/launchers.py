@@ -1,4 +1,4 @@
-"""Launchers: start the drivers of jobs as processes of this machine or in this process. Ray's is in ray_jobs.py."""
+"""Launchers that start the drivers of jobs as processes of this machine or in this process; see also ray_jobs.py."""
 
 import os
 import subprocess
@@ -15,12 +15,12 @@ from tune_hpc.errors import ClusterError
 from tune_hpc.jobs.job_folder import Attempt, JobFolder
 from tune_hpc.storage.process import is_running, kill_session, process_of, this_process
 
-#: Seconds within which a cluster must answer, unless the caller has less time.
+#: Default limit in seconds on a request to a cluster.
 TIMEOUT_S = 15.0
 
 
 class DriverState(StrEnum):
-    """What a launcher knows of a driver."""
+    """State of a driver as its launcher sees it."""
 
     WAITING = "waiting"
     ALIVE = "alive"
@@ -29,22 +29,22 @@ class DriverState(StrEnum):
 
 
 class Launcher(ABC):
-    """Starts drivers, and knows whether they live."""
+    """Starts drivers and reports whether they are alive."""
 
     def check(self, timeout_s: float = TIMEOUT_S) -> None:  # noqa: B027
-        """Raise now if a start would fail; by default there is nothing to check.
+        """Raise if a start would fail; by default there is nothing to check.
 
         Raises:
-            ClusterError: no cluster answers, or it refuses the request.
+            ClusterError: no cluster answers, or it rejects the request.
         """
 
     @abstractmethod
     def location(self, job: JobFolder) -> Mapping[str, Any]:
-        """Return ``kind`` and what is needed to find a driver that is started now."""
+        """Return ``kind`` and the address or host at which a new driver can be found."""
 
     @abstractmethod
     def start(self, job: JobFolder, attempt: Attempt) -> Mapping[str, Any]:
-        """Start the driver of an attempt, and do not wait for it; return its process if it is known.
+        """Start the driver of an attempt without waiting for it; return its process if known.
 
         Raises:
             ClusterError: the driver cannot be started.
@@ -52,24 +52,24 @@ class Launcher(ABC):
 
     @abstractmethod
     def state(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> DriverState:
-        """Return what is known of the driver of an attempt."""
+        """Return the state of the driver of an attempt."""
 
     @abstractmethod
     def end(self, job: JobFolder, attempt: Attempt) -> None:
         """Kill the driver of an attempt."""
 
     def output(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> str:
-        """Return output from before the driver could write to the log of the job: mostly why it did not start."""
+        """Return output from before the driver opened the log of the job, usually why it did not start."""
         return ""
 
 
 def driver_command(python: str, job: JobFolder, attempt: Attempt) -> list[str]:
     """Return the command of a driver."""
-    return [python, "-m", "tune_hpc.jobs.driver", job.place, str(attempt.number)]
+    return [python, "-m", "tune_hpc.jobs.driver", job.uri, str(attempt.number)]
 
 
 class LocalLauncher(Launcher):
-    """Drivers as processes of this machine that outlive the process that started them. Each starts a Ray."""
+    """Drivers as processes of this machine, each with its Ray; they outlive the process that started them."""
 
     def location(self, job: JobFolder) -> Mapping[str, Any]:
         """See ``Launcher``."""
@@ -79,7 +79,7 @@ class LocalLauncher(Launcher):
         """See ``Launcher``."""
         output = job.open_output()
         try:
-            # A session of its own: a signal to the group of the service or terminal does not reach the driver.
+            # In a new session, a signal to the process group of the service or terminal does not reach the driver.
             child = subprocess.Popen(
                 driver_command(sys.executable, job, attempt),
                 stdin=subprocess.DEVNULL,
@@ -105,15 +105,15 @@ class LocalLauncher(Launcher):
     def end(self, job: JobFolder, attempt: Attempt) -> None:
         """See ``Launcher``."""
         process = job.read_process(attempt.number) or {}
-        # A driver that a signal has stopped is not running, but must go, too. Its Ray is of the same session.
+        # This includes a driver that a signal has stopped, and its Ray, which is in the same session.
         if process.get("began") and process == process_of(process["pid"]):
             kill_session(process["pid"])
 
 
 class InProcessLauncher(Launcher):
-    """Drivers in a thread of this process, one after the other: for tests and for debugging.
+    """Drivers in a thread of this process, one after the other, for tests and debugging.
 
-    They use the Ray that this process is connected to, or start one.
+    They use the Ray session of this process, or start one.
     """
 
     def __init__(self) -> None:
@@ -139,7 +139,7 @@ class InProcessLauncher(Launcher):
         return DriverState.ALIVE if driver.running() else DriverState.WAITING
 
     def end(self, job: JobFolder, attempt: Attempt) -> None:
-        """Take a driver out of the queue; one that runs ends when its search has stopped."""
+        """Remove a driver from the queue; a running driver ends when its search has stopped."""
         if driver := self._drivers.get((job.id, attempt.number)):
             driver.cancel()
 

@@ -1,8 +1,7 @@
-"""Drivers as jobs of a Ray cluster, through the REST API of Ray Jobs, with the token of the cluster.
+"""Launcher that starts drivers on a Ray cluster through the REST API of Ray Jobs.
 
-A cluster with authentication is sent the token that Ray would use: ``RAY_AUTH_TOKEN``, the file that
-``RAY_AUTH_TOKEN_PATH`` names, or ``~/.ray/auth_token``. Ray's own client is not used: it has no timeouts, and follows
-``RAY_ADDRESS`` to another cluster than the one it was given.
+Requests carry the same token as Ray's: ``RAY_AUTH_TOKEN``, the file that ``RAY_AUTH_TOKEN_PATH`` names, or
+``~/.ray/auth_token``. Ray's client is not used: it has no timeouts, and ``RAY_ADDRESS`` overrides its address.
 """
 
 import shlex
@@ -16,12 +15,11 @@ from tune_hpc.errors import ClusterError
 from tune_hpc.jobs.job_folder import Attempt, JobFolder
 from tune_hpc.jobs.launchers import TIMEOUT_S, DriverState, Launcher, driver_command
 from tune_hpc.search.ray_token import find_token
-from tune_hpc.storage.filesystem import is_remote
 
 #: The default port of a cluster's dashboard.
 DASHBOARD_PORT = 8265
-#: Seconds for which a cluster that did not answer is not asked about drivers again.
-SILENT_FOR_S = 10.0
+#: Seconds without requests for the state of drivers after a cluster did not answer.
+RETRY_DELAY_S = 10.0
 #: States of a Ray job that has ended.
 _ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
 
@@ -30,10 +28,10 @@ class RayJobsLauncher(Launcher):
     """Drivers as jobs of a Ray cluster.
 
     Args:
-        address: Of the cluster's dashboard: ``http://HOST:PORT``, or ``HOST`` or ``HOST:PORT``.
-        token: The cluster's; by default the one that Ray would use.
-        is_trusted: Whether the user has given the address. A job folder may name any address; it is sent no request,
-            for that would carry the token.
+        address: Address of the cluster's dashboard: ``http://HOST:PORT``, or ``HOST`` or ``HOST:PORT``.
+        token: Token of the cluster; by default the token that Ray would use.
+        is_trusted: Whether the user named the address. An address from a job folder gets no request, because requests
+            carry the token.
 
     Raises:
         ClusterError: the address is malformed.
@@ -43,7 +41,7 @@ class RayJobsLauncher(Launcher):
         self.address = as_url(address)
         self.token = token
         self.is_trusted = is_trusted
-        self._silent_until = 0.0
+        self._retry_at = 0.0
 
     def check(self, timeout_s: float = TIMEOUT_S) -> None:
         """See ``Launcher``."""
@@ -63,10 +61,10 @@ class RayJobsLauncher(Launcher):
     def start(self, job: JobFolder, attempt: Attempt) -> Mapping[str, Any]:
         """See ``Launcher``."""
         variables = {"RAY_USAGE_STATS_ENABLED": "0"}
-        if job.code.is_dir() and not is_remote(job.place):
-            # Not as the job's working_dir: a node may remove that when another one is lost.
+        if job.code.is_dir() and not job.storage.is_remote:
+            # PYTHONPATH instead of working_dir, which a node may delete when another node is lost.
             variables["PYTHONPATH"] = f"${{PYTHONPATH}}:{job.code}"
-        # The same Python as here if the head has it, for it has the packages; else the cluster's own.
+        # This Python has the packages, if the head has it, too; otherwise the Python of the cluster.
         arguments = shlex.join(driver_command("PYTHON", job, attempt)).removeprefix("PYTHON ")
         local = shlex.quote(sys.executable)
         body = {
@@ -80,12 +78,12 @@ class RayJobsLauncher(Launcher):
 
     def state(self, job: JobFolder, attempt: Attempt, timeout_s: float = TIMEOUT_S) -> DriverState:
         """See ``Launcher``."""
-        if attempt.location.get("kind") != "ray" or time.monotonic() < self._silent_until:
+        if attempt.location.get("kind") != "ray" or time.monotonic() < self._retry_at:
             return DriverState.UNKNOWN
         try:
             status = self._request("GET", _path(job, attempt), timeout_s).get("status")
         except ClusterError:
-            # No cluster answers at this address, or another one: nothing is known of the driver.
+            # No cluster or another cluster answers at this address.
             return DriverState.UNKNOWN
         if status in _ENDED:
             return DriverState.GONE
@@ -107,45 +105,45 @@ class RayJobsLauncher(Launcher):
         """Send a request to the cluster's dashboard; return the JSON object of its response.
 
         Raises:
-            ClusterError: no dashboard answers, or it refuses the request.
+            ClusterError: no dashboard answers, or it rejects the request.
         """
         if not self.is_trusted:
             raise ClusterError(
-                f"the job names the cluster {self.address}, which you have not used; give it with --address"
+                f"the job names the cluster {self.address}, which you have not used before; pass it with --address"
             )
         import requests
 
         token = self.token or find_token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            # The token is not sent to where a redirect leads.
+            # A redirect must not receive the token.
             response = requests.request(
                 method, self.address + path, headers=headers, timeout=timeout_s, allow_redirects=False, **body
             )
         except requests.RequestException as error:
-            self._silent_until = time.monotonic() + SILENT_FOR_S
+            self._retry_at = time.monotonic() + RETRY_DELAY_S
             if "BadStatusLine" in str(error):
                 raise self._no_dashboard("no HTTP") from error
             raise ClusterError(
-                f"no Ray cluster answers at {self.address} ({_cause(error)}); the address is that of its dashboard, "
-                f"mostly http://HEAD:{DASHBOARD_PORT}: `ray status` on its head tells whether it is up"
+                f"no Ray cluster answers at {self.address} ({_cause(error)}); pass the address of its dashboard, "
+                f"usually http://HEAD:{DASHBOARD_PORT}, and check with `ray status` on its head that it runs"
             ) from error
-        self._silent_until = 0.0
+        self._retry_at = 0.0
         if response.status_code in (401, 403):
-            problem = "wants a token and there is none here"
-            if token:
-                problem = "refuses the token that is used here, it is another cluster's"
+            problem = "rejects the token of this machine" if token else "requires a token, and this machine has none"
             raise ClusterError(
                 f"the cluster at {self.address} {problem}; copy ~/.ray/auth_token from its head, or set RAY_AUTH_TOKEN"
             )
         text = " ".join(response.text.split())
         if "No available agent" in text:
             raise ClusterError(
-                f"the cluster at {self.address} takes no jobs: the agent of its head does not run; where another "
-                "Ray holds its port, start the head with --dashboard-agent-listen-port=0"
+                f"the cluster at {self.address} accepts no jobs: the agent of its head does not run; if another Ray "
+                "uses its port, start the head with --dashboard-agent-listen-port=0"
             )
         if not response.ok and path != "/api/version":
-            raise ClusterError(f"the cluster at {self.address} refuses (status {response.status_code}): {text[-300:]}")
+            raise ClusterError(
+                f"the cluster at {self.address} rejects the request (status {response.status_code}): {text[-300:]}"
+            )
         try:
             response.raise_for_status()
             return dict(response.json())
@@ -154,7 +152,7 @@ class RayJobsLauncher(Launcher):
 
     def _no_dashboard(self, reason: str) -> ClusterError:
         return ClusterError(
-            f"what answers at {self.address} is no Ray dashboard ({reason}); its address is mostly "
+            f"the server at {self.address} is not a Ray dashboard ({reason}); its address is usually "
             f"http://HEAD:{DASHBOARD_PORT}"
         )
 
@@ -172,7 +170,7 @@ def as_url(address: str) -> str:
     """Return the address of a dashboard as ``SCHEME://HOST:PORT``.
 
     Raises:
-        ClusterError: it is malformed.
+        ClusterError: the address is malformed.
     """
     text = address if "://" in address else f"http://{address}"
     try:
@@ -181,13 +179,13 @@ def as_url(address: str) -> str:
     except ValueError:
         url, port = urlsplit(""), None
     if url.scheme not in ("http", "https") or not url.hostname or url.path.strip("/"):
-        raise ClusterError(f"a cluster's address is that of its dashboard, like http://head:8265; got {address!r}")
+        raise ClusterError(f"the address of a cluster is that of its dashboard, like http://head:8265; got {address!r}")
     host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
     return f"{url.scheme}://{host}:{port or (443 if url.scheme == 'https' else DASHBOARD_PORT)}"
 
 
 def _cause(error: Exception) -> str:
-    """Return why a connection failed, without the layers around it."""
+    """Return the cause of a connection error in one line."""
     text = str(error).strip() or type(error).__name__
     for known in ("Connection refused", "timed out", "Name or service not known", "No route to host", "unreachable"):
         if known.lower() in text.lower():

@@ -4,17 +4,35 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
-from tune_hpc.jobs.job_folder import Attempt, JobFolder, JobState
+from tune_hpc.jobs.job_folder import Attempt, JobFolder
 from tune_hpc.jobs.launchers import DriverState
-from tune_hpc.storage.filesystem import pull
 from tune_hpc.storage.process import is_running, this_process
 
-#: Seconds without a heartbeat after which nothing is known of a driver that its launcher does not know to be gone.
-SILENT_S = 60.0
-#: Seconds within which a launcher has started a driver, or has failed.
-LAUNCH_S = 120.0
+#: Seconds without a heartbeat after which the state of a driver is unknown, unless its launcher knows that it is gone.
+HEARTBEAT_TIMEOUT_S = 60.0
+#: Seconds within which a launcher starts a driver or fails.
+LAUNCH_TIMEOUT_S = 120.0
+
+
+class JobState(StrEnum):
+    """State of a job."""
+
+    PENDING = "pending"  #: submitted; the driver has not started
+    RUNNING = "running"
+    STOPPING = "stopping"  #: stop requested; the trials save their state
+    STOPPED = "stopped"  #: ended before all trials did, on request or by a limit
+    FINISHED = "finished"  #: all trials ended
+    FAILED = "failed"  #: the driver ended with an error
+    LOST = "lost"  #: the driver is gone and left no final state
+    UNKNOWN = "unknown"  #: no heartbeat for a while, and the state of the driver is unknown
+
+    @property
+    def is_active(self) -> bool:
+        """Return whether a driver runs or will start."""
+        return self in (JobState.PENDING, JobState.RUNNING, JobState.STOPPING)
 
 
 @dataclass(frozen=True)
@@ -23,13 +41,13 @@ class ExperimentStatus:
 
     Attributes:
         name: The experiment's name.
-        state: That of its experiment.json; ``waiting`` if it has not begun.
-        num_trials: Number of trials in all.
+        state: The state in its experiment.json; ``waiting`` if it has not started.
+        num_trials: Total number of trials.
         metric: The column that ranks trials.
         counts: Number of trials that ended, by status.
-        num_running: Number of trials that run.
+        num_running: Number of running trials.
         best_value: The best value of the metric so far; ``None`` if there is none.
-        best_trial: The trial that has it.
+        best_trial: The trial with the best value.
         remaining_s: Estimated seconds until it ends; ``None`` if there is no estimate.
     """
 
@@ -45,17 +63,17 @@ class ExperimentStatus:
 
     @property
     def num_ended(self) -> int:
-        """Number of trials that ended, whatever their status."""
+        """Number of trials that ended, of any status."""
         return sum(self.counts.values())
 
     def __str__(self) -> str:
-        words = [f"{self.num_running} running"] if self.num_running else []
-        words += [f"{count} {status}" for status, count in self.counts.items() if status != "finished"]
+        details = [f"{self.num_running} running"] if self.num_running else []
+        details += [f"{count} {status}" for status, count in self.counts.items() if status != "finished"]
         if self.best_value is not None:
-            words.append(f"best {self.metric} {self.best_value:.4g} ({self.best_trial})")
+            details.append(f"best {self.metric} {self.best_value:.4g} ({self.best_trial})")
         if self.remaining_s is not None and self.num_ended < self.num_trials and self.state == "running":
-            words.append(f"about {_duration(self.remaining_s)} left")
-        return "; ".join([f"{self.name}: {self.num_ended}/{self.num_trials} trials", *words])
+            details.append(f"about {_format_duration(self.remaining_s)} left")
+        return "; ".join([f"{self.name}: {self.num_ended}/{self.num_trials} trials", *details])
 
 
 @dataclass(frozen=True)
@@ -65,13 +83,13 @@ class JobStatus:
     Attributes:
         id: The job.
         state: Its state.
-        reason: Why it stopped, failed or was lost; empty if there is nothing to say.
-        experiments: Progress of each of its experiments.
-        attempt: The number of its latest attempt; 0: none was started.
-        location: Where that runs, or ran.
-        requested_at: When that was requested (UTC, ISO 8601).
-        started_at: When its driver started; ``None``: it has not.
-        ended_at: When its driver ended; ``None``: it has not, as far as is known.
+        reason: Why it stopped, failed or was lost; empty if there is no reason.
+        experiments: Progress of each experiment.
+        attempt: Number of the latest attempt; 0 if none was started.
+        location: Location of the attempt's driver; see ``Launcher.location``.
+        requested_at: Time of the attempt's request (UTC, ISO 8601).
+        started_at: Start of its driver; ``None`` before.
+        ended_at: End of its driver; ``None`` before, or if unknown.
     """
 
     id: str
@@ -86,17 +104,17 @@ class JobStatus:
 
     @property
     def num_trials(self) -> int:
-        """Number of trials in all."""
-        return sum(one.num_trials for one in self.experiments)
+        """Total number of trials."""
+        return sum(experiment.num_trials for experiment in self.experiments)
 
     @property
     def num_ended(self) -> int:
-        """Number of trials that ended, whatever their status."""
-        return sum(one.num_ended for one in self.experiments)
+        """Number of trials that ended, of any status."""
+        return sum(experiment.num_ended for experiment in self.experiments)
 
     def __str__(self) -> str:
         head = f"{self.id}: {self.state}{f' ({self.reason})' if self.reason else ''}"
-        return "\n".join([head, *(f"  {one}" for one in self.experiments)])
+        return "\n".join([head, *(f"  {experiment}" for experiment in self.experiments)])
 
 
 def job_status(job: JobFolder, driver: DriverState = DriverState.UNKNOWN, output: str = "") -> JobStatus:
@@ -104,16 +122,16 @@ def job_status(job: JobFolder, driver: DriverState = DriverState.UNKNOWN, output
 
     Args:
         job: The job.
-        driver: What its launcher knows of its driver.
-        output: Output from before the driver could write to the log of the job.
+        driver: State of its driver, from its launcher.
+        output: Output of the driver from before it opened the log of the job.
 
     Raises:
         UnknownNameError: there is no such job.
-        FolderError: a file of it cannot be read.
+        FolderError: one of its files cannot be read.
     """
     request = job.read()
     attempt = job.last_attempt() or Attempt(0, "start", str(request.get("submitted")))
-    run = job.read_run(attempt.number)
+    run = job.read_driver_status(attempt.number)
     state, reason = _state(job, attempt, run, driver, output)
     return JobStatus(
         job.id,
@@ -140,26 +158,28 @@ def _state(
     process = run.get("process") or {}
     if process.get("host") == this_process()["host"] and process != this_process():
         driver = DriverState.ALIVE if is_running(process) else DriverState.GONE
-    is_stopping = pull(job.stop_file(attempt.number))
-    silence_s = job.silence_s(f"{attempt.number}.run.json")
+    is_stopping = job.storage.exists(job.stop_file(attempt.number))
+    elapsed_s = job.seconds_since_heartbeat(attempt.number)
     if driver is DriverState.GONE:
         if is_stopping:
-            return JobState.STOPPED, "its driver was killed after a stop was requested"
-        return JobState.LOST, f"its driver is gone; its last heartbeat was {_duration(silence_s)} ago"
-    if silence_s > SILENT_S:
-        known = "though its process is there" if driver is DriverState.ALIVE else "and where it runs does not answer"
-        return JobState.UNKNOWN, f"no heartbeat for {_duration(silence_s)}, {known}"
+            return JobState.STOPPED, "the driver was killed after a stop request"
+        return JobState.LOST, f"the driver is gone; its last heartbeat was {_format_duration(elapsed_s)} ago"
+    if elapsed_s > HEARTBEAT_TIMEOUT_S:
+        detail = (
+            "though its process exists" if driver is DriverState.ALIVE else "and its cluster or host is unreachable"
+        )
+        return JobState.UNKNOWN, f"no heartbeat for {_format_duration(elapsed_s)}, {detail}"
     return (JobState.STOPPING if is_stopping else JobState.RUNNING), ""
 
 
 def _state_before_start(job: JobFolder, attempt: Attempt, driver: DriverState, output: str) -> tuple[JobState, str]:
     if job.read_process(attempt.number) is None:
-        if job.silence_s(f"{attempt.number}.json") < LAUNCH_S:
+        if job.seconds_since_request(attempt.number) < LAUNCH_TIMEOUT_S:
             return JobState.PENDING, ""
-        return JobState.FAILED, "its driver was never started"
+        return JobState.FAILED, "the driver was never started"
     if driver is DriverState.GONE:
-        return JobState.FAILED, f"its driver ended before it began{f': {output}' if output else ''}"
-    return JobState.PENDING, "the cluster does not answer" if driver is DriverState.UNKNOWN else ""
+        return JobState.FAILED, f"the driver ended before it started the job{f': {output}' if output else ''}"
+    return JobState.PENDING, "the cluster is unreachable" if driver is DriverState.UNKNOWN else ""
 
 
 def _experiment_status(job: JobFolder, plain: Mapping[str, Any], attempt: int, state: JobState) -> ExperimentStatus:
@@ -176,13 +196,13 @@ def _experiment_status(job: JobFolder, plain: Mapping[str, Any], attempt: int, s
         return ExperimentStatus(plain["name"], "waiting", plain["num_trials"], plain["metric"])
     description = folder.read()
     try:
-        with job.open(folder.progress) as file:
+        with job.storage.open_no_follow(folder.progress) as file:
             progress = json.load(file)
     except (FileNotFoundError, ValueError):
         progress = {}
     best = progress.get("best") or {}
     experiment_state = str(description.get("state"))
-    # What an earlier attempt counted as running does not run any more.
+    # Trials that an earlier attempt counted as running do not run any more.
     is_current = state.is_active and experiment_state == "running" and description.get("attempt", attempt) == attempt
     return ExperimentStatus(
         description["name"],
@@ -197,8 +217,8 @@ def _experiment_status(job: JobFolder, plain: Mapping[str, Any], attempt: int, s
     )
 
 
-def _duration(seconds: float) -> str:
-    """Return a duration in words: 40 s, 12 min, 3.5 h."""
+def _format_duration(seconds: float) -> str:
+    """Return a duration as 40 s, 12 min or 3.5 h."""
     if math.isinf(seconds):
         return "an unknown time"
     if seconds < 100:

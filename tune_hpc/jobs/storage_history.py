@@ -1,30 +1,31 @@
-"""Storages and clusters that this user has used: jobs are found by id alone, and tokens go to known clusters only.
+"""Storages and clusters that this user has used before.
 
-One line each in ``$XDG_STATE_HOME/tune_hpc/storages`` and ``clusters``, the latest last.
+They make jobs findable by id alone, and limit tokens to known clusters. ``$XDG_STATE_HOME/tune_hpc/storages`` and
+``clusters`` have one per line, the latest last.
 """
 
 import os
 from pathlib import Path
 from typing import Literal
 
-#: More lines than these are dropped, the oldest first.
+#: Limit on the lines of a file; the oldest are dropped.
 MAX_LINES = 100
 
 Kind = Literal["storages", "clusters"]
 
 
 def remember(kind: Kind, value: str) -> None:
-    """Note a value as the latest one; if it cannot be noted, it must be given again next time."""
-    lines = [*(one for one in recall(kind) if one != value), value]
+    """Add a value as the latest one; an unwritable file is ignored."""
+    lines = [*(line for line in recall(kind) if line != value), value]
     try:
         _file(kind).parent.mkdir(parents=True, exist_ok=True)
-        _file(kind).write_text("".join(f"{one}\n" for one in lines[-MAX_LINES:]), encoding="utf-8")
+        _file(kind).write_text("".join(f"{line}\n" for line in lines[-MAX_LINES:]), encoding="utf-8")
     except OSError:
         return
 
 
 def recall(kind: Kind) -> list[str]:
-    """Return the noted values, the latest last."""
+    """Return the values, the latest last."""
     try:
         return _file(kind).read_text(encoding="utf-8").splitlines()
     except OSError:
