@@ -1,73 +1,73 @@
-"""Every error that tune_hpc raises on purpose, in one tree.
+"""Exception hierarchy.
 
     TuneHpcError
-    ├── InvalidConfigError (ValueError)       a trial's configuration: unknown key, value out of bounds
-    ├── InvalidSpaceError (ValueError)        a search space: empty choice, low >= high, log of a non-positive bound
-    ├── InvalidExperimentError (ValueError)   an experiment that contradicts itself, or flags that do
-    ├── UnknownNameError (LookupError)        no such experiment, module, attribute or column
-    ├── DataUnavailableError (OSError)        a data set that cannot be found, fetched or verified
-    ├── FolderError (OSError)                 an experiment folder that cannot be read, written or taken over
-    ├── ExportError (OSError)                 a place of another tool that cannot be written to, or is another search's
-    ├── MissingPackageError (ImportError)     a package that is needed for what was asked, and is not installed
-    ├── ConflictError (RuntimeError)          another process was first, or the state of a search forbids the request
-    ├── RequestError (ValueError)             a request that the HTTP service refuses; it has an HTTP status
-    ├── ClusterError (ConnectionError)        a Ray cluster that cannot be reached, or cannot hold what was asked
-    └── TrialError (RuntimeError)             work on the cluster that ended before it gave its result
+    ├── InvalidConfigError (ValueError)       configuration: unknown key, value out of bounds
+    ├── InvalidSpaceError (ValueError)        search space: empty choice, low >= high, non-positive bound of a log scale
+    ├── InvalidExperimentError (ValueError)   experiment or flags that contradict one another
+    ├── UnknownNameError (LookupError)        unknown experiment, module, attribute or column
+    ├── DataUnavailableError (OSError)        data set that cannot be found, downloaded or verified
+    ├── FolderError (OSError)                 experiment folder that cannot be read, written or resumed
+    ├── ExportError (OSError)                 export destination that is not writable or belongs to another search
+    ├── MissingPackageError (ImportError)     optional package that is not installed
+    ├── ConflictError (RuntimeError)          another process is active, or the state of a search forbids the request
+    ├── RequestError (ValueError)             request that the HTTP service rejects, with an HTTP status
+    ├── ClusterError (ConnectionError)        Ray cluster that is unreachable or too small
+    └── TrialError (RuntimeError)             work on the cluster that ended without a result
 
-Each message is one line: the rule, the value that broke it, and the remedy. The command line prints it without a
-stack trace and exits with code 2. Each class is also the nearest builtin, so that ``except ValueError`` works.
+A message is one line: the wrong value, the rule and the remedy. The command line prints it without a stack trace and
+exits with code 2. Each class derives from the closest built-in exception, so that ``except ValueError`` works.
 """
 
 
 class TuneHpcError(Exception):
-    """Base of all errors that tune_hpc raises on purpose."""
+    """Base class of all errors of tune_hpc."""
 
     def __str__(self) -> str:
-        """Return the message alone (``OSError`` and ``LookupError`` would decorate it)."""
+        """Return the message without the decorations of ``OSError`` and ``LookupError``."""
         return " ".join(str(argument) for argument in self.args)
 
 
 class InvalidConfigError(TuneHpcError, ValueError):
-    """A trial's configuration breaks a rule."""
+    """Invalid configuration of a trial."""
 
 
 class InvalidSpaceError(TuneHpcError, ValueError):
-    """A search space breaks a rule."""
+    """Invalid search space."""
 
 
 class InvalidExperimentError(TuneHpcError, ValueError):
-    """An experiment, or the way it is asked to run, contradicts itself."""
+    """Invalid experiment, or invalid options of a run."""
 
 
 class UnknownNameError(TuneHpcError, LookupError):
-    """A name that leads nowhere: experiment, module, attribute, column."""
+    """Unknown experiment, module, attribute or column."""
 
 
 class DataUnavailableError(TuneHpcError, OSError):
-    """A data set that cannot be found, fetched or verified."""
+    """Data set that cannot be found, downloaded or verified."""
 
 
 class FolderError(TuneHpcError, OSError):
-    """An experiment folder that cannot be read, written or taken over."""
+    """Experiment folder that cannot be read, written or resumed."""
 
 
 class ExportError(TuneHpcError, OSError):
-    """A place of another tool that cannot be written to."""
+    """Export destination that cannot be written to."""
 
 
 class MissingPackageError(TuneHpcError, ImportError):
-    """A package that is needed for what was asked is not installed."""
+    """Optional package that is not installed."""
 
 
 class ConflictError(TuneHpcError, RuntimeError):
-    """Another process was first, or the state of a search forbids the request."""
+    """Another process is active, or the state of a search forbids the request."""
 
 
 class RequestError(TuneHpcError, ValueError):
-    """A request that the HTTP service refuses.
+    """Request that the HTTP service rejects.
 
     Args:
-        message: The rule, the value and the remedy.
+        message: The wrong value, the rule and the remedy.
         status: The HTTP status of the response.
         kind: The problem type of the response (RFC 9457), the last part of its URN.
     """
@@ -79,8 +79,8 @@ class RequestError(TuneHpcError, ValueError):
 
 
 class ClusterError(TuneHpcError, ConnectionError):
-    """A Ray cluster that cannot be reached, or that cannot hold what was asked of it."""
+    """Ray cluster that is unreachable, or too small for the request."""
 
 
 class TrialError(TuneHpcError, RuntimeError):
-    """Work on the cluster that ended before it gave its result."""
+    """Work on the cluster that ended without a result."""
