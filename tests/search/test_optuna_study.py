@@ -1,4 +1,4 @@
-"""Optuna behind our spaces: what it is asked, what it is told."""
+"""Optuna study over a space: suggestions and outcomes."""
 
 import math
 
@@ -33,7 +33,7 @@ def distance(config):
     return (config["x"] - 1) ** 2 + (config["y"] + 2) ** 2
 
 
-def test_cases_that_read_alike_are_parameters_of_their_own():
+def test_cases_of_equal_description_are_separate_parameters():
     cases = when(tune.uniform(0, 1), a=0) | when(tune.uniform(5, 6), a="0") | when(tune.choice(["x"]), a=0)
     space = Space({"a": tune.choice([0, "0"]), "b": cases}, keys={})
     study = AskTellStudy(space, "tpe", "min", 0)
@@ -45,7 +45,7 @@ def test_cases_that_read_alike_are_parameters_of_their_own():
 
 @given(conditional_spaces(), st.integers(0, 1000))
 @settings(max_examples=40)
-def test_what_is_asked_for_is_admitted_and_comes_back_from_what_optuna_keeps(space, seed):
+def test_suggestions_are_members_and_survive_the_study(space, seed):
     if not space.varying:
         return
     study = AskTellStudy(space, "tpe", "min", seed)
@@ -60,7 +60,7 @@ def test_what_is_asked_for_is_admitted_and_comes_back_from_what_optuna_keeps(spa
 
 @pytest.mark.parametrize(("sampler", "num_trials"), [("tpe", 60), ("gp", 25)])
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_a_sampler_finds_the_optimum_that_chance_does_not(sampler, num_trials, mode):
+def test_sampler_finds_the_optimum(sampler, num_trials, mode):
     sign = 1 if mode == "min" else -1
     study = AskTellStudy(PLANE, sampler, mode, 0)
     found = []
@@ -68,29 +68,28 @@ def test_a_sampler_finds_the_optimum_that_chance_does_not(sampler, num_trials, m
         number, config = study.ask()
         found.append(distance(config))
         study.tell(number, study.aggregate([finished(sign * distance(config))]))
-    # One of `num_trials` random points comes as near as this in 3 of 100 searches (a circle of radius r has the
-    # share pi r^2 / 100 of the square).
+    # Random search comes this close in 3 of 100 runs: a circle of radius r has the fraction pi r^2 / 100 of the square.
     assert min(found[NUM_STARTUP:]) < 0.05
 
 
-def test_the_first_configurations_are_spread_evenly_and_the_same_for_the_same_seed():
+def test_startup_is_evenly_spread_and_reproducible():
     first = [AskTellStudy(PLANE, "tpe", "min", 3).ask()[1] for _ in range(2)]
     assert first[0] == first[1]
     study = AskTellStudy(PLANE, "tpe", "min", 3)
-    asked = [study.ask()[1] for _ in range(8)]
-    assert len({int((one["x"] + 5) / 10 * 8) for one in asked}) == 8
+    configs = [study.ask()[1] for _ in range(8)]
+    assert len({int((one["x"] + 5) / 10 * 8) for one in configs}) == 8
 
 
-def test_many_may_be_pending():
+def test_many_trials_may_be_open():
     study = AskTellStudy(OPTIMIZERS, "tpe", "max", 0)
-    asked = [study.ask() for _ in range(30)]
-    assert [number for number, _ in asked] == list(range(30))
-    for number, _ in asked:
+    numbers = [study.ask()[0] for _ in range(30)]
+    assert numbers == list(range(30))
+    for number in numbers:
         study.tell(number, study.aggregate([finished(0.5)]))
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 
 
-def test_each_way_to_end_is_told_as_what_it_is():
+def test_each_status_has_its_optuna_state():
     study = AskTellStudy(PLANE, "tpe", "min", 0)
     outcomes = [
         (["finished", "finished"], [1.0, 3.0]),
@@ -111,8 +110,8 @@ def test_each_way_to_end_is_told_as_what_it_is():
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
-def test_a_sampler_learns_where_trials_diverge(sampler):
-    """A third of the range diverges: after the start it is met less often than by chance."""
+def test_sampler_avoids_diverging_values(sampler):
+    """Check that a sampler suggests the diverging third of the range less often than random search."""
     study = AskTellStudy(PLANE, sampler, "min", 1)
     diverged = []
     for _ in range(40):
@@ -124,7 +123,7 @@ def test_a_sampler_learns_where_trials_diverge(sampler):
     assert all(trial.state.is_finished() for trial in study.trials)
 
 
-def test_a_study_goes_on_with_what_was_tried_before_and_proposes_none_of_it_again():
+def test_study_continues_from_earlier_trials_without_repetition():
     first = AskTellStudy(PLANE, "tpe", "min", 0)
     tried = []
     for _ in range(20):
@@ -135,12 +134,12 @@ def test_a_study_goes_on_with_what_was_tried_before_and_proposes_none_of_it_agai
     for number, config in enumerate(tried):
         assert second.add(config, second.aggregate([finished(distance(config))])) == number
     assert [trial.params for trial in second.trials] == [trial.params for trial in first.trials]
-    asked = [second.ask() for _ in range(20)]
-    assert [number for number, _ in asked] == list(range(20, 40))
-    assert not [config for _, config in asked if config in tried]
+    suggested = [second.ask() for _ in range(20)]
+    assert [number for number, _ in suggested] == list(range(20, 40))
+    assert not [config for _, config in suggested if config in tried]
 
 
-def test_each_case_of_a_parameter_is_one_of_its_own():
+def test_each_case_is_an_optuna_parameter():
     study = AskTellStudy(OPTIMIZERS, "tpe", "max", 0)
     numbers = [study.ask()[0] for _ in range(2)]
     assert [set(study.trials[number].params) for number in numbers] == [

@@ -1,4 +1,4 @@
-"""Trials that a scheduler ends, and short ones that run several at a time; on a real Ray."""
+"""Ray Tune's stopping schedulers, and sequential groups of short trials."""
 
 import json
 import math
@@ -17,6 +17,7 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.search.reporter import MonitoredMetric, SchedulerReporter
 from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, make_scheduler, monitored_metric, replay_results
 from tune_hpc.search.searchers.optuna_study import AskTellStudy
+from tune_hpc.search.trial_spec import TrialGroup
 
 STEPS = 27
 SPACE = Space({"x": tune.uniform(0, 1), "steps": STEPS}, keys={})
@@ -32,7 +33,7 @@ def descent(scheduler: str, searcher: str = "random", num_samples: int = 18) -> 
 
 @pytest.fixture(scope="module")
 def studies():
-    """Every Optuna study that is made."""
+    """Record every Optuna study."""
     made = []
 
     class Seen(AskTellStudy):
@@ -47,13 +48,13 @@ def studies():
 
 @pytest.fixture(scope="module")
 def schedulers():
-    """Every scheduler that is given to Ray Tune."""
+    """Record every scheduler that Ray Tune gets."""
     given = []
 
     class Seen(tune.TuneConfig):
-        def __init__(self, **own):
-            given.append(own["scheduler"])
-            super().__init__(**own)
+        def __init__(self, **options):
+            given.append(options["scheduler"])
+            super().__init__(**options)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(tune, "TuneConfig", Seen)
@@ -62,13 +63,13 @@ def schedulers():
 
 @pytest.fixture(scope="module")
 def searches(ray_session, studies, schedulers, tmp_path_factory):
-    """Each scheduler once, in one run with a search that has none."""
+    """Run each scheduler once, together with a search without one."""
     parent = tmp_path_factory.mktemp("schedulers")
     experiments = [
         descent("asha_stopping"), descent("none"), descent("median"), descent("asha_stopping", "tpe"),
         descent("hyperband"), descent("hyperband", "tpe"),
     ]  # fmt: skip
-    # One slot, and so one process to start for each; test_combinations.py has more.
+    # One slot, and therefore one actor for each experiment; test_combinations.py has more.
     results = run_all(experiments, folders=[parent / one.name for one in experiments], max_concurrent=1, **QUIET)
     return {one.name.removeprefix("descent."): one for one in results}
 
@@ -78,12 +79,12 @@ def searches(ray_session, studies, schedulers, tmp_path_factory):
     "name", ["asha_stopping.random", "median.random", "asha_stopping.tpe", "hyperband.random", "hyperband.tpe"]
 )
 class TestEveryScheduler:
-    def test_every_trial_is_listed_as_what_it_came_to(self, searches, name):
+    def test_trials_have_their_status_and_steps(self, searches, name):
         trials = searches[name].trials
         assert searches[name].experiment["state"] == "finished"
         assert len(trials) == 18
         assert set(trials.loc[trials["x"] > 0.67, "status"]) == {"diverged"}
-        # What tpe tries depends on the order in which trials end, so there may be nothing to stop.
+        # The suggestions of tpe depend on the order in which trials end; there may be no bad trial.
         expected = {"finished", "stopped"} if name.endswith("random") else {"finished"}
         assert expected <= set(trials.loc[trials["x"] <= 0.67, "status"]) <= {"finished", "stopped"}
         assert set(trials.loc[trials["status"] == "finished", "steps_run"]) == {STEPS}
@@ -95,22 +96,22 @@ class TestEveryScheduler:
             assert row["loss"] == pytest.approx(row["x"] + 1 / row["steps_run"])
         assert set(trials.loc[trials["status"] == "diverged", "steps_run"]) == {0}
 
-    def test_the_best_trial_was_not_stopped(self, searches, name):
+    def test_best_trial_is_not_stopped(self, searches, name):
         trials = searches[name].trials
         healthy = trials[trials["x"] <= 0.67]
         assert healthy.loc[healthy["x"].idxmin(), "status"] == "finished"
         assert searches[name].best()["x"] == healthy["x"].min()
 
-    def test_what_a_stopped_trial_reported_is_kept(self, searches, name):
+    def test_history_of_a_stopped_trial_is_complete(self, searches, name):
         results = searches[name]
         for row in results.trials.to_dict("records"):
-            own = results.history[results.history["trial_id"] == row["trial_id"]]
-            assert list(own["step"]) == list(range(1, row["steps_run"] + 1))
+            history = results.history[results.history["trial_id"] == row["trial_id"]]
+            assert list(history["step"]) == list(range(1, row["steps_run"] + 1))
         assert not (results.folder / "trials").exists()
 
 
 @pytest.mark.ray
-def test_asha_that_stops_does_so_at_its_rungs_and_saves_most_of_the_steps(searches):
+def test_asha_stopping_stops_at_rungs_and_saves_steps(searches):
     trials = searches["asha_stopping.random"].trials
     assert set(trials.loc[trials["status"] == "stopped", "steps_run"]) <= {1, 3, 9}
     # The same configurations without a scheduler.
@@ -120,7 +121,7 @@ def test_asha_that_stops_does_so_at_its_rungs_and_saves_most_of_the_steps(search
 
 
 @pytest.mark.ray
-def test_a_stop_is_told_as_pruned_and_no_trial_is_left_running(searches, studies):
+def test_stopped_trial_is_pruned_in_the_study(searches, studies):
     study = studies[0]
     trials = searches["asha_stopping.tpe"].trials
     expected = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "diverged": TrialState.COMPLETE}
@@ -135,7 +136,7 @@ def test_a_stop_is_told_as_pruned_and_no_trial_is_left_running(searches, studies
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("searches")
-def test_no_search_moves_a_trial_from_a_process_that_is_starting_to_another(schedulers):
+def test_no_scheduler_names_a_waiting_trial(schedulers):
     class Waiting:
         status = Trial.PENDING
 
@@ -144,7 +145,7 @@ def test_no_search_moves_a_trial_from_a_process_that_is_starting_to_another(sche
         def get_trials():
             return [Waiting]
 
-    assert FIFOScheduler().choose_trial_to_run(Search) is Waiting  # What it must not do.
+    assert FIFOScheduler().choose_trial_to_run(Search) is Waiting  # Ray Tune's default, which the mixin prevents.
     assert len(schedulers) >= 6
     assert [one for one in schedulers if one.choose_trial_to_run(Search) is not None] == []
     assert sum(type(one) is FifoMixin for one in schedulers) == 1
@@ -152,10 +153,10 @@ def test_no_search_moves_a_trial_from_a_process_that_is_starting_to_another(sche
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_an_extended_search_is_held_against_the_first_part_of_it(tmp_path):
+def test_extension_competes_with_the_first_part(tmp_path):
     alone = {"max_concurrent": 1, **QUIET}
     first = run(descent("asha_stopping", num_samples=9), output_dir=tmp_path / "out", **alone)
-    # A space of bad values only: beside the earlier trials none of them is worth a second rung.
+    # A space of bad values: none is promoted beside the earlier trials.
     file = tmp_path / "out" / "experiment.json"
     described = json.loads(file.read_text(encoding="utf-8"))
     described["space"]["x"] = {"uniform": [0.64, 0.67]}
@@ -170,19 +171,19 @@ def test_an_extended_search_is_held_against_the_first_part_of_it(tmp_path):
 def history(losses: dict[str, list[float]]) -> Results:
     rows = [
         {"trial_id": name, "step": step, "loss": loss}
-        for name, own in losses.items()
-        for step, loss in enumerate(own, start=1)
+        for name, values in losses.items()
+        for step, loss in enumerate(values, start=1)
     ]
     return Results({"name": "past"}, pd.DataFrame(), pd.DataFrame(rows))
 
 
 def trial(name: str):
-    """What a scheduler sees of a trial of ours."""
-    return type("Trial", (), {"trial_id": name, "config": {"bundle_id": name}})
+    """Return a Ray trial with the attributes that schedulers use."""
+    return type("Trial", (), {"trial_id": name, "config": {"group": TrialGroup(name, ())}})
 
 
 @pytest.mark.parametrize(("name", "rung"), [("asha_stopping", 3), ("hyperband", 9), ("median", 2)])
-def test_a_scheduler_that_knows_the_past_stops_what_is_worse(name, rung):
+def test_replayed_results_stop_worse_trials(name, rung):
     scheduler = make_scheduler(name, "min", 27, 0)
     seen = monitored_metric("loss", "min", reports_images=False)
     replay_results(
@@ -196,7 +197,7 @@ def test_a_scheduler_that_knows_the_past_stops_what_is_worse(name, rung):
 
 
 @pytest.mark.parametrize("name", ["asha_stopping", "hyperband", "median"])
-def test_no_value_stops_nobody(name):
+def test_missing_values_do_not_stop_trials(name):
     scheduler = make_scheduler(name, "min", 27, 0)
 
     seen = monitored_metric("loss", "min", reports_images=False)
@@ -208,7 +209,7 @@ def test_no_value_stops_nobody(name):
 
 
 @pytest.mark.parametrize("name", ["asha_stopping", "hyperband", "median"])
-def test_who_cannot_be_judged_yet_goes_on_though_others_wait(name):
+def test_trial_without_rivals_continues_while_others_wait(name):
     waiting = type("Search", (), {"get_live_trials": lambda: [type("Trial", (), {"status": Trial.PENDING})]})
     scheduler = make_scheduler(name, "min", 27, 0)
     first = trial("first")
@@ -219,16 +220,16 @@ def test_who_cannot_be_judged_yet_goes_on_though_others_wait(name):
 
 
 def first_decision(scheduler, name: str) -> int:
-    """The progress at which a bad trial is ended."""
+    """Return the progress at which a bad trial is stopped."""
     bad = trial(name)
     scheduler.on_trial_add(None, bad)
     for progress in range(1, 28):
         if scheduler.on_trial_result(None, bad, {"progress": progress, "value": 99.0}) == TrialScheduler.STOP:
             return progress
-    raise AssertionError("nobody ended it")
+    raise AssertionError("the scheduler did not stop the trial")
 
 
-def test_hyperband_s_brackets_begin_at_different_rungs_and_a_trial_s_is_its_own():
+def test_hyperband_bracket_depends_on_seed_and_trial_only():
     def decisions(seed):
         scheduler = make_scheduler("hyperband", "min", 27, seed)
         for number in range(200):
@@ -246,12 +247,12 @@ def test_hyperband_s_brackets_begin_at_different_rungs_and_a_trial_s_is_its_own(
     assert np.random.get_state()[1].tolist() == state  # noqa: NPY002
 
 
-def test_trials_of_fewer_steps_are_judged_at_the_same_part_of_them(monkeypatch):
-    told = []
-    monkeypatch.setattr("tune_hpc.search.reporter.tune.report", told.append)
+def test_trials_are_compared_at_equal_fractions_of_their_steps(monkeypatch):
+    reports = []
+    monkeypatch.setattr("tune_hpc.search.reporter.tune.report", reports.append)
     decision = SchedulerReporter("t00000", MonitoredMetric("loss", False, "min"), lambda: None, pace=15_000 / 1500)
     decision(500, 0.25)
-    assert (told[0]["step"], told[0]["progress"], told[0]["value"]) == (500, 5000, 0.25)
+    assert (reports[0]["step"], reports[0]["progress"], reports[0]["value"]) == (500, 5000, 0.25)
     scheduler = make_scheduler("asha_stopping", "min", 15_000, 0)
     trials = pd.DataFrame({"trial_id": ["long", "short"], "steps": [15_000, 1500]})
     rows = [("long", 554, 1.0), ("long", 555, 1.0), ("short", 56, 1.0)]
@@ -264,26 +265,26 @@ def test_trials_of_fewer_steps_are_judged_at_the_same_part_of_them(monkeypatch):
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 9, 26, 27, 28, 80, 81, 1000, 5000, 15_000])
-def test_there_is_no_rung_at_the_end_and_each_is_where_an_evaluation_can_be(num_steps):
+def test_rungs_are_before_the_end_and_near_evaluations(num_steps):
     scheduler = make_scheduler("hyperband", "min", num_steps, 0)
     evaluations = {round(num_steps * (point + 1) / 27) for point in range(27)}
     rungs = sorted({milestone for bracket in scheduler._brackets for milestone, _ in bracket._rungs})
     assert rungs[-1] < num_steps or num_steps == 1
     if num_steps >= 27:
         assert len(rungs) == 3
-        # The first evaluation that reaches a rung is hardly later: nobody trains much longer than the rung says.
+        # The first evaluation at or after a rung is at most one step late.
         for rung, part in zip(rungs, (27, 9, 3), strict=True):
             assert rung <= min(one for one in evaluations if one >= rung) <= num_steps / part + 1
 
 
-def test_what_is_chosen_on_test_images_is_never_shown():
+def test_test_metrics_are_replaced_by_validation_metrics():
     for metric in ("test_accuracy", "best_test_accuracy", "selected_test_accuracy", "best_valid_accuracy"):
         assert monitored_metric(metric, "max", reports_images=True).column == "valid_accuracy"
     assert monitored_metric("test_loss", "min", reports_images=True).column == "valid_loss"
     assert monitored_metric("test_loss", "min", reports_images=False).column == "test_loss"
 
 
-def test_the_best_so_far_is_shown_of_a_metric_that_is_a_best():
+def test_best_metric_is_monitored_by_its_running_best():
     best = monitored_metric("best_valid_accuracy", "max", reports_images=True)
     assert best.shown(0.5, math.nan) == 0.5
     assert best.shown(0.4, 0.5) == 0.5
@@ -295,17 +296,17 @@ def test_the_best_so_far_is_shown_of_a_metric_that_is_a_best():
 class TestShortTrials:
     def run_many(self, folder, num_trials, **more):
         space = Space({"x": tune.choice(list(range(num_trials))), **more}, keys={})
-        one = Experiment("short", space, trainables.returns_at_once, metric="loss", mode="min", seeds=())
-        return run(one, output_dir=folder, **QUIET)
+        experiment = Experiment("short", space, trainables.returns_at_once, metric="loss", mode="min", seeds=())
+        return run(experiment, output_dir=folder, **QUIET)
 
-    def test_they_are_handed_out_several_at_a_time(self, tmp_path):
+    def test_short_trials_run_in_sequential_groups(self, tmp_path):
         results = self.run_many(tmp_path / "out", 60)
         assert results.counts() == {"finished": 60}
         assert list(results.trials["loss"]) == list(range(60))
         assert results.experiment["state"] == "finished"
         assert len([one for one in (tmp_path / "out" / "ray").iterdir() if one.is_dir()]) < 20
 
-    def test_one_whose_process_dies_takes_no_other_with_it(self, tmp_path):
+    def test_dead_process_fails_one_trial_only(self, tmp_path):
         results = self.run_many(tmp_path / "out", 40, deadly=25)
         trials = results.trials.set_index("x")
         assert results.counts() == {"finished": 39, "failed": 1}

@@ -1,4 +1,4 @@
-"""What the report did and published, pinned as data; a change here is a change of the report's facts."""
+"""Settings and published numbers of the report; a change here changes facts of the report."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ NUM_TRIALS = {
     "exercise3.winner": 1,
     "exercise4": 3,
 }
-#: What goes beyond the report.
+#: Experiments beyond the report.
 BEYOND = {"exercise3.open": 64, "exercise3.open_winner": 1}
 
 #: Optimizer: best learning rates, loss, accuracy.
@@ -62,7 +62,7 @@ def categories(experiment, name):
 
 
 def published(experiment, *names, metric="best_test_accuracy"):
-    """Return the published numbers by the values that they hold for."""
+    """Return the published numbers by parameter values."""
     assert {one.metric for one in experiment.published} == {metric}
     return {tuple(one.where[name] for name in names): one.value for one in experiment.published}
 
@@ -71,19 +71,19 @@ def flat(table):
     return {(first, second): value for first, row in table.items() for second, value in row.items()}
 
 
-def by_one(table):
+def by_value(table):
     return {(key,): value for key, value in table.items()}
 
 
 def test_every_experiment_has_the_reports_number_of_trials():
-    everything = registered_experiments()
-    reports = [one for one in everything if one.source.startswith("report")]
+    experiments = registered_experiments()
+    reports = [one for one in experiments if one.source.startswith("report")]
     assert {one.name: one.num_trials for one in reports} == NUM_TRIALS
     assert all(one.seeds == (0,) and one.searcher == "grid" for one in reports)
-    assert {one.name: one.num_trials for one in everything if one not in reports} == BEYOND
+    assert {one.name: one.num_trials for one in experiments if one not in reports} == BEYOND
 
 
-def test_names_find_a_stage_or_all_stages_of_an_exercise():
+def test_name_is_a_stage_or_an_exercise():
     assert experiments_named("exercise3.decay") == [exercise3.decay]
     assert experiments_named("exercise2") == [exercise2.softmax, exercise2.cnn]
     assert [one.name for one in experiments_named("exercise3")] == [
@@ -128,15 +128,15 @@ def test_exercise_2_has_all_18_published_numbers_and_the_best_rates():
     assert len(found) == len(exercise2.softmax.published) == 18
     for optimizer, (rates, loss, accuracy) in EXERCISE_2.items():
         for metric, value in (("test_loss", loss), ("test_accuracy", accuracy)):
-            one = found[optimizer, metric]
-            assert one.value == value
-            assert set(one.best_values) == rates
-            assert one.best_over == "learning_rate"
-            assert one.where == {"optimizer": optimizer}
+            number = found[optimizer, metric]
+            assert number.value == value
+            assert set(number.best_values) == rates
+            assert number.best_over == "learning_rate"
+            assert number.where == {"optimizer": optimizer}
     assert exercise2.cnn.published == ()
 
 
-def test_exercise_3_varies_what_each_table_varies_and_nothing_else():
+def test_exercise_3_varies_the_parameters_of_each_table_only():
     varying = {
         one.name.partition(".")[2]: one.space.varying for one in exercise3.experiments if one is not exercise3.open
     }
@@ -180,9 +180,9 @@ def test_exercise_3_has_the_reports_constants(stage):
 
 
 def test_exercise_3_has_every_published_number():
-    assert published(exercise3.batch_size_single_pass, "batch_size") == by_one(TABLE_4_1)
-    assert published(exercise3.batch_size_shuffled, "batch_size") == by_one(TABLE_4_2)
-    assert published(exercise3.decay, "batch_size") == by_one(TABLE_4_3)
+    assert published(exercise3.batch_size_single_pass, "batch_size") == by_value(TABLE_4_1)
+    assert published(exercise3.batch_size_shuffled, "batch_size") == by_value(TABLE_4_2)
+    assert published(exercise3.decay, "batch_size") == by_value(TABLE_4_3)
     assert published(exercise3.learning_rate, "batch_size", "learning_rate") == flat(TABLE_4_4)
     assert published(exercise3.dropout, "batch_size", "dropout") == flat(TABLE_4_5)
     assert published(exercise3.winner) == {(): 0.993}
@@ -191,7 +191,7 @@ def test_exercise_3_has_every_published_number():
     assert [len(one.published) for one in exercise3.experiments] == [1, 8, 8, 2, 18, 20, 1, 0, 0]
 
 
-def test_every_configuration_of_the_open_space_sees_as_many_images_as_the_report_s_winner():
+def test_open_space_has_the_image_budget_of_the_winner():
     winner = exercise3.winner.space
     budget = winner["steps"] * winner["batch_size"]
     space = exercise3.open.space
@@ -203,7 +203,7 @@ def test_every_configuration_of_the_open_space_sees_as_many_images_as_the_report
     generator = np.random.default_rng(0)
     for config in (space.sample(generator) for _ in range(100)):
         complete(config)
-    # What was found is in the space, and everything is chosen on validation images.
+    # The winner is a member of the space; both are selected on validation images.
     assert space.admits(dict(best))
     assert exercise3.open.metric == exercise3.open_winner.metric == "best_valid_accuracy"
 
@@ -221,12 +221,12 @@ def test_exercise_3_names_the_table_of_each_number(stage, table):
 def test_exercise_4_times_the_winner_on_1_2_and_4_workers():
     assert exercise4.experiment.space == exercise3.winner.space | {"workers": exercise4.experiment.space["workers"]}
     assert categories(exercise4.experiment, "workers") == [1, 2, 4]
-    assert published(exercise4.experiment, "workers", metric="train_s") == by_one(EXERCISE_4)
+    assert published(exercise4.experiment, "workers", metric="train_s") == by_value(EXERCISE_4)
     assert (exercise4.experiment.metric, exercise4.experiment.mode) == ("train_s", "min")
 
 
-@pytest.mark.parametrize("experiment", registered_experiments(), ids=lambda one: one.name)
-def test_a_quick_version_only_shrinks(experiment):
+@pytest.mark.parametrize("experiment", registered_experiments(), ids=lambda experiment: experiment.name)
+def test_quick_version_only_shrinks(experiment):
     quick = experiment.quick_version()
     assert quick.quick
     assert quick.num_trials <= experiment.num_trials

@@ -23,7 +23,7 @@ whole = st.integers(-1000, 1000)
 
 
 def identity(value):
-    """Tell True from 1, which Python holds to be equal; 1 and 1.0 are one value."""
+    """Return a key that differs for True and 1, which are equal in Python, and is equal for 1 and 1.0."""
     return isinstance(value, bool), value
 
 
@@ -32,7 +32,7 @@ choices = st.lists(scalars, min_size=1, max_size=5, unique_by=identity).map(tune
 
 @st.composite
 def ranges(draw, kinds=tuple(RANGES)):
-    """Any range that Ray Tune accepts."""
+    """Draw a range that Ray Tune accepts."""
     kind = draw(st.sampled_from(kinds))
     if kind == "randn":
         return tune.randn(draw(numbers), draw(positive))
@@ -51,12 +51,14 @@ def ranges(draw, kinds=tuple(RANGES)):
     return getattr(tune, kind)(low, high)
 
 
+def free_space(parameters):
+    return Space(parameters, keys=FREE)
+
+
 names = st.text("abcdefgh_", min_size=1, max_size=8)
-spaces = st.dictionaries(names, choices | ranges() | scalars, max_size=4).map(lambda one: Space(one, keys=FREE))
+spaces = st.dictionaries(names, choices | ranges() | scalars, max_size=4).map(free_space)
 finite_ranges = ranges(("quniform", "qloguniform", "randint", "lograndint", "qrandint", "qlograndint"))
-finite_spaces = st.dictionaries(names, choices | finite_ranges | scalars, max_size=3).map(
-    lambda one: Space(one, keys=FREE)
-)
+finite_spaces = st.dictionaries(names, choices | finite_ranges | scalars, max_size=3).map(free_space)
 
 
 @given(spaces)
@@ -76,7 +78,7 @@ def test_every_space_survives_pickling(space):
 
 
 @given(spaces, st.integers(0, 2**32))
-def test_samples_lie_inside_their_bounds(space, seed):
+def test_samples_are_within_bounds(space, seed):
     generator = np.random.default_rng(seed)
     for config in (space.sample(generator) for _ in range(5)):
         assert list(config) == list(space)
@@ -98,7 +100,7 @@ def test_samples_lie_inside_their_bounds(space, seed):
 
 @given(finite_spaces, st.integers(0, 2**32))
 @settings(max_examples=50)
-def test_a_grid_has_every_configuration_once_and_samples_are_among_them(space, seed):
+def test_grid_has_every_configuration_once_and_all_samples(space, seed):
     assume(space.size <= 2000)
     found = {tuple(map(identity, config.values())) for config in space.grid()}
     assert len(found) == len(list(space.grid())) == space.size
@@ -107,7 +109,7 @@ def test_a_grid_has_every_configuration_once_and_samples_are_among_them(space, s
 
 @given(finite_spaces)
 @settings(max_examples=25)
-def test_as_grid_is_what_ray_tune_expands_to_the_same_grid(space):
+def test_ray_tune_expands_as_grid_to_the_same_grid(space):
     assume(space.size <= 200)
     expanded = [config for _, config in generate_variants(space.as_grid())]
     ours = list(space.grid())
@@ -118,14 +120,14 @@ def test_as_grid_is_what_ray_tune_expands_to_the_same_grid(space):
 
 
 @given(spaces)
-def test_a_dictionary_of_a_space_is_a_ray_tune_param_space(space):
+def test_dictionary_of_a_space_is_a_param_space(space):
     ((_, config),) = generate_variants(dict(space), random_state=0)
     assert set(config) == set(space)
     assert not any(isinstance(value, tune.search.sample.Domain) for value in config.values())
 
 
 @given(ranges())
-def test_a_range_is_read_as_it_is_described(domain):
+def test_description_of_a_range_is_parsed_to_the_same_range(domain):
     space = Space({"x": domain}, keys=FREE)
     read = Space({"x": parse_parameter("x", space.describe("x"))}, keys=FREE)
     ((kind, arguments),) = space.to_json()["x"].items()
@@ -135,7 +137,7 @@ def test_a_range_is_read_as_it_is_described(domain):
 SPACE = Space({"optimizer": tune.choice(["adam", "momentum"]), "learning_rate": tune.loguniform(1e-4, 1), "steps": 500})
 
 
-def test_a_space_is_a_mapping_in_its_own_order():
+def test_space_is_a_mapping_in_the_given_order():
     assert list(SPACE) == ["optimizer", "learning_rate", "steps"]
     assert len(SPACE) == 3
     assert SPACE["steps"] == 500
@@ -144,7 +146,7 @@ def test_a_space_is_a_mapping_in_its_own_order():
     assert repr(SPACE) == "Space(optimizer=choice(adam, momentum), learning_rate=loguniform(0.0001, 1), steps=500)"
 
 
-def test_a_space_cannot_be_changed():
+def test_space_is_immutable():
     with pytest.raises(TypeError):
         SPACE["steps"] = 1
     with pytest.raises(AttributeError):
@@ -158,7 +160,7 @@ def test_a_space_cannot_be_changed():
     assert space.to_json() == {"learning_rate": {"choice": [0.1, 0.01]}}
 
 
-def test_two_spaces_compose_and_the_right_one_wins():
+def test_right_operand_of_a_union_wins():
     wider = SPACE | {"dropout": tune.uniform(0, 0.5), "steps": 100}
     assert wider.to_json() == SPACE.to_json() | {"dropout": {"uniform": [0, 0.5]}, "steps": 100}
     assert isinstance(wider, Space)
@@ -170,19 +172,19 @@ def test_two_spaces_compose_and_the_right_one_wins():
     )
 
 
-def test_a_space_goes_without_some_parameters():
+def test_without_removes_parameters():
     assert list(SPACE.without("steps", "optimizer", "absent")) == ["learning_rate"]
 
 
-def test_spaces_that_differ_are_unequal():
+def test_different_spaces_are_unequal():
     assert SPACE != SPACE | {"steps": 501}
     assert SPACE.to_json() != SPACE
-    one, float_one, true = (Space({"x": value}, keys=FREE) for value in (1, 1.0, True))
-    assert len({one, float_one, true}) == 3
-    assert one != true
+    integer, number, boolean = (Space({"x": value}, keys=FREE) for value in (1, 1.0, True))
+    assert len({integer, number, boolean}) == 3
+    assert integer != boolean
 
 
-def test_the_size_is_the_product_of_the_parameters_and_none_when_one_is_continuous():
+def test_size_is_the_product_of_counts_and_none_if_continuous():
     assert Space({}).size == 1
     assert Space({"seed": tune.randint(0, 10), "optimizer": tune.choice(["adam", "ftrl"]), "steps": 5}).size == 20
     assert SPACE.size is None
@@ -197,7 +199,7 @@ def test_the_size_is_the_product_of_the_parameters_and_none_when_one_is_continuo
         (tune.lograndint(1, 4), [1, 2, 3]),
         (tune.qrandint(2, 10, 3), [3, 6, 9]),
         (tune.qrandint(0, 9, 3), [0, 3, 6, 9]),
-        (tune.qrandint(0, 3, 1), [0, 1, 2]),  # Ray leaves the upper bound out at a step of 1
+        (tune.qrandint(0, 3, 1), [0, 1, 2]),  # Ray excludes the upper bound at a step of 1
         (tune.qlograndint(1, 20, 7), [7, 14]),
         (tune.quniform(-0.5, 0.5, 0.25), [-0.5, -0.25, 0.0, 0.25, 0.5]),
         (tune.quniform(0, 0.3, 0.1), [0, 0.1, 0.2, 0.3]),
@@ -205,7 +207,7 @@ def test_the_size_is_the_product_of_the_parameters_and_none_when_one_is_continuo
         (tune.grid_search([3, 1]), [3, 1]),
     ],
 )
-def test_a_grid_has_the_values_that_ray_draws(domain, values):
+def test_grid_has_the_values_that_ray_draws(domain, values):
     space = Space({"x": domain}, keys=FREE)
     assert [config["x"] for config in space.grid()] == values
     assert space.size == len(values)
@@ -213,7 +215,7 @@ def test_a_grid_has_the_values_that_ray_draws(domain, values):
     assert {space.sample(generator)["x"] for _ in range(300)} == set(values)
 
 
-def test_the_last_parameter_of_a_grid_varies_fastest():
+def test_last_parameter_of_a_grid_varies_fastest():
     space = Space({"batch_size": tune.choice([150, 100]), "steps": 5, "dropout": tune.choice([0, 0.5])})
     assert [(config["batch_size"], config["dropout"]) for config in space.grid()] == [
         (150, 0.0), (150, 0.5), (100, 0.0), (100, 0.5),
@@ -221,27 +223,27 @@ def test_the_last_parameter_of_a_grid_varies_fastest():
 
 
 @pytest.mark.parametrize("method", ["grid", "as_grid"])
-def test_a_grid_over_a_continuous_parameter_names_it_and_the_way_out(method):
+def test_grid_over_a_continuous_parameter_is_rejected(method):
     with pytest.raises(
         InvalidSpaceError, match=r"learning_rate is loguniform\(0.0001, 1\): list its values, or search at random"
     ):
         list(getattr(SPACE, method)())
 
 
-def test_a_grid_search_is_taken_as_a_choice():
+def test_grid_search_is_a_choice():
     assert Space({"steps": tune.grid_search([1, 2])}) == Space({"steps": tune.choice([1, 2])})
     with pytest.raises(InvalidSpaceError, match="steps: choice takes a list; got 3"):
         Space({"steps": {"grid_search": 3}})
 
 
-def test_numbers_take_the_kind_of_their_key():
+def test_numbers_have_the_type_of_their_key():
     space = Space({"learning_rate": tune.choice([1, 0.5]), "steps": 500.0, "batch_size": tune.choice([8.0, 4])})
     assert json.dumps(space.to_json()) == (
         '{"learning_rate": {"choice": [1.0, 0.5]}, "steps": 500, "batch_size": {"choice": [8, 4]}}'
     )
 
 
-def test_numpy_numbers_become_plain_ones():
+def test_numpy_numbers_become_python_numbers():
     space = Space(
         {
             "learning_rate": np.float64(0.1),
@@ -258,7 +260,7 @@ def test_numpy_numbers_become_plain_ones():
     }  # fmt: skip
 
 
-def test_a_key_of_ours_may_be_given_another_meaning():
+def test_space_without_keys_allows_any_value():
     assert Space({"optimizer": "anything", "steps": -1}, keys={})["steps"] == -1
     assert Space.from_json({"optimizer": "anything"}, keys={})["optimizer"] == "anything"
 
@@ -278,7 +280,7 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 @pytest.mark.parametrize("form", ["constant", "choice"])
-def test_a_value_that_its_key_does_not_allow_is_refused_with_what_is_allowed(name, form):
+def test_value_outside_its_key_is_rejected_with_the_rule(name, form):
     value = WRONG[name]
     with pytest.raises(InvalidSpaceError, match=MUST_BE[name]):
         Space({name: value if form == "constant" else tune.choice([value])})
@@ -299,12 +301,12 @@ def test_a_value_that_its_key_does_not_allow_is_refused_with_what_is_allowed(nam
         ({"steps": tune.choice([1, 1.0])}, "steps: choice takes each value once; got 1, 1"),
     ],
 )
-def test_a_range_that_leaves_its_keys_bounds_is_refused(parameters, message):
+def test_range_outside_its_key_is_rejected(parameters, message):
     with pytest.raises(InvalidSpaceError, match=message):
         Space(parameters)
 
 
-def test_a_range_up_to_its_keys_bound_is_accepted():
+def test_range_up_to_the_bound_of_its_key_is_accepted():
     assert Space({"batch_size": tune.randint(1, 50_001), "decay_rate": tune.quniform(0.5, 1, 0.5)}).size == 100_000
 
 
@@ -336,13 +338,13 @@ def test_a_range_up_to_its_keys_bound_is_accepted():
         (np.zeros(2), "of type ndarray"),
     ],
 )
-def test_a_domain_that_breaks_a_rule_is_refused(value, message):
+def test_invalid_domain_is_rejected(value, message):
     with pytest.raises(InvalidSpaceError, match=message) as caught:
         Space({"x": value}, keys=FREE)
     assert "\n" not in str(caught.value)
 
 
-def test_a_name_is_a_word():
+def test_name_must_be_a_word():
     with pytest.raises(InvalidSpaceError, match="the name of a parameter must be a word; got 1"):
         Space({1: 2})
     with pytest.raises(InvalidSpaceError, match="the name of a parameter must be a word; got ''"):
@@ -371,12 +373,12 @@ def test_a_name_is_a_word():
         (None, "got None of type NoneType"),
     ],
 )
-def test_json_that_describes_no_domain_is_refused(plain, message):
+def test_invalid_json_of_a_domain_is_rejected(plain, message):
     with pytest.raises(InvalidSpaceError, match=message):
         Space.from_json({"x": plain}, keys=FREE)
 
 
-def test_json_that_is_no_mapping_is_refused():
+def test_json_must_be_a_mapping():
     with pytest.raises(InvalidSpaceError, match=r"a space maps names to values, like \{'steps': 500\}; got \[1\]"):
         Space.from_json([1])
 
@@ -398,7 +400,7 @@ def test_json_that_is_no_mapping_is_refused():
         ("import os", "import os"),
     ],
 )
-def test_text_is_read_as_a_value(text, plain):
+def test_text_is_parsed(text, plain):
     assert Space({"x": parse_parameter("x", text)}, keys=FREE).to_json() == {"x": plain}
 
 
@@ -422,7 +424,7 @@ def test_text_is_read_as_a_value(text, plain):
         ("9" * 5000, "x: a number must be finite"),
     ],
 )
-def test_text_that_is_no_value_is_refused(text, message):
+def test_invalid_text_is_rejected(text, message):
     with pytest.raises(InvalidSpaceError, match=message):
         Space({"x": parse_parameter("x", text)}, keys=FREE)
 
@@ -433,8 +435,9 @@ def test_text_is_never_evaluated(text):
         parse_parameter("x", text)
 
 
-def test_values_are_described_as_they_are_typed():
-    assert [Parameter.from_value("x", value).describe() for value in (0.1, 500, "adam", True, 30_000.0, 0.123456789)] == [
+def test_description_is_the_text_of_a_command_line():
+    values = (0.1, 500, "adam", True, 30_000.0, 0.123456789)
+    assert [Parameter.from_value("x", value).describe() for value in values] == [
         "0.1", "500", "adam", "true", "30000", "0.123456789",
     ]  # fmt: skip
     assert Parameter.from_value("x", tune.choice([1, True, "a"])).describe() == "choice(1, true, a)"
