@@ -1,4 +1,4 @@
-"""One real Ray session for all tests that need one, and the real images."""
+"""Shared fixtures: a Ray session, an object store, MNIST."""
 
 import os
 import warnings
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Machines differ in speed, and a test that imports something for the first time is slow once.
+# No deadline: the first import in a test is slow.
 settings.register_profile("tune_hpc", settings.get_profile("ci" if os.environ.get("CI") else "default"), deadline=None)
 settings.load_profile("tune_hpc")
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 @cache
 def group_of(file):
-    """Return of which group a test file is whose tests share a Ray, and so a process; none where they need no Ray."""
+    """Return the group of a test file whose tests share a Ray session, or ``None``."""
     path = ROOT / file
     if "pytest.mark.ray" not in path.read_text(encoding="utf-8"):
         return None
@@ -27,10 +27,10 @@ def group_of(file):
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """Keep each group in one process, where several run the tests; all other tests go where there is room."""
+    """Run each group in one process, and all other tests in any process."""
     from xdist.scheduler import LoadScopeScheduling
 
-    # The groups of --dist loadgroup do nothing with pytest 9.2: an item's id can no longer be changed.
+    # --dist loadgroup has no effect with pytest 9.2, where the id of an item cannot be changed.
     class Grouped(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             return group_of(nodeid.partition("::")[0]) or nodeid
@@ -40,25 +40,24 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session")
 def ray_session():
-    """A Ray of two cores on this machine; starting one costs seconds, so all tests share it."""
+    """Start a local Ray with two cores, shared by all tests."""
     import ray
 
-    # Trials find the tests' own trainables here, as they would find a user's beside the search that names them.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from tune_hpc.search.ray_session import minimal_ray_processes, state_api_address
 
-    # What cleans up after Ray Train asks which actors are alive, and so do tests.
-    with state_api_address() as own:
+    # Ray Train's cleanup and some tests query the state API for live actors.
+    with state_api_address() as options:
         with warnings.catch_warnings(), minimal_ray_processes(with_state=True):
             warnings.simplefilter("ignore")
-            ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR", **own)
+            ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR", **options)
         yield
         ray.shutdown()
 
 
 @pytest.fixture(scope="session")
 def store_server():
-    """An object store on this machine; the environment leads to it."""
+    """Start a local object store and set the environment for it."""
     from moto.server import ThreadedMotoServer
     from pyarrow.fs import S3FileSystem
 
@@ -66,7 +65,7 @@ def store_server():
     server.start()
     host, port = server.get_host_and_port()
     settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1",
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as environment:
@@ -93,7 +92,7 @@ def bucket(store_server, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def mnist():
-    """MNIST, found or fetched."""
+    """Load MNIST."""
     from tune_hpc.learning.data import load_images
 
     return load_images("mnist")
@@ -101,7 +100,7 @@ def mnist():
 
 @pytest.fixture
 def write_module(tmp_path, monkeypatch):
-    """Write a module of a user's own into a folder outside the repository, and go there."""
+    """Return a function that writes a user's module into the working folder, outside the repository."""
     monkeypatch.chdir(tmp_path)
 
     def write(name: str, source: str) -> Path:

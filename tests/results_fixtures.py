@@ -1,4 +1,4 @@
-"""Made-up results: what an experiment folder holds, without a search."""
+"""Fixtures for synthetic results, without a search."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ KEYS = ["optimizer", "learning_rate", "batch_size", "seed"]
 
 @pytest.fixture
 def trial() -> Callable[..., tuple[dict[str, Any], pd.DataFrame]]:
-    """Return a maker of one trial: its row and its history."""
+    """Return a function that makes a trial: its row and its history."""
 
     def make(trial_id: str, loss: float = 0.5, status: str = "finished", num_steps: int = 20, **config: Any):
         step = np.arange(num_steps + 1)
@@ -35,10 +35,10 @@ def trial() -> Callable[..., tuple[dict[str, Any], pd.DataFrame]]:
 
 @pytest.fixture
 def results_of() -> Callable[..., Results]:
-    """Return a maker of results from trials and what experiment.json says beside."""
+    """Return a function that makes results from trials and entries of experiment.json."""
 
-    def make(*trials: tuple[dict[str, Any], pd.DataFrame], **asked: Any) -> Results:
-        experiment = {"name": "made.up", "metric": "test_loss", "mode": "min", "config_keys": KEYS} | asked
+    def make(*trials: tuple[dict[str, Any], pd.DataFrame], **description: Any) -> Results:
+        experiment = {"name": "made.up", "metric": "test_loss", "mode": "min", "config_keys": KEYS} | description
         histories = [history.assign(trial_id=row["trial_id"]) for row, history in trials if len(history)]
         history = pd.concat(histories, ignore_index=True) if histories else pd.DataFrame({"trial_id": [], "step": []})
         return Results(experiment, trials_frame([row for row, _ in trials], experiment["config_keys"]), history)
@@ -48,9 +48,9 @@ def results_of() -> Callable[..., Results]:
 
 @pytest.fixture
 def grid(trial: Callable, results_of: Callable) -> Callable[..., Results]:
-    """Return a maker of two optimizers, three rates and two seeds; adam is best at 0.01, momentum at 0.1."""
+    """Return a function that makes two optimizers, three rates, two seeds; best: adam at 0.01, momentum at 0.1."""
 
-    def make(**asked: Any) -> Results:
+    def make(**description: Any) -> Results:
         best = {"adam": 0.01, "momentum": 0.1}
         trials = [
             trial(f"{number:05d}", loss=0.3 + abs(np.log10(rate / best[optimizer])) + 0.01 * seed, optimizer=optimizer,
@@ -59,6 +59,6 @@ def grid(trial: Callable, results_of: Callable) -> Callable[..., Results]:
                 (optimizer, rate, seed) for optimizer in best for rate in (0.1, 0.01, 0.001) for seed in (0, 1)
             )
         ]  # fmt: skip
-        return results_of(*trials, **asked)
+        return results_of(*trials, **description)
 
     return make
