@@ -39,11 +39,11 @@ def curves(trial, results_of):
     ("measure", "expected"),
     [
         ("value", [1.0, 1.0, 0.995, 0.4]),
-        ("settled_at", [6, 7, 8, np.inf]),
+        ("settling_step", [6, 7, 8, np.inf]),
         ("crossings", [5, 0, 0, 0]),
         ("reversals", [7, 1, 0, 0]),
-        ("wrong_way", [0, 0.5, 0, 0]),
-        ("wrong_until", [0, 1, 0, 0]),
+        ("max_departure", [0, 0.5, 0, 0]),
+        ("max_departure_step", [0, 1, 0, 0]),
     ],
 )
 def test_numbers_are_read_off_the_curves(curves, measure, expected):
@@ -53,7 +53,7 @@ def test_numbers_are_read_off_the_curves(curves, measure, expected):
 def test_the_part_that_is_left(curves):
     history = curves()
     history.history["W"] += 1
-    assert claim_numbers(history, claim("part_left")).tolist() == pytest.approx([2, 2, 1.995, 1.4])
+    assert claim_numbers(history, claim("remaining_fraction")).tolist() == pytest.approx([2, 2, 1.995, 1.4])
 
 
 def test_a_crossing_within_rounding_is_none(curves):
@@ -78,7 +78,7 @@ def test_relations(relation, numbers, bound, holds):
 
 def test_a_table_has_the_numbers_and_whether_it_holds(curves):
     made = curves(
-        claim("settled_at", "at_most", ("swing", "never"), bound=8), claim("value", "above", ("swing",), bound=0.5)
+        claim("settling_step", "at_most", ("swing", "never"), bound=8), claim("value", "above", ("swing",), bound=0.5)
     )
     df = check_claims(made)
     assert df["holds"].tolist() == [False, True]

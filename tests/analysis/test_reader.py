@@ -13,7 +13,6 @@ from tune_hpc.analysis.frames import LazyHistory, trials_frame, write_frames
 from tune_hpc.analysis.reader import ResultsReader
 from tune_hpc.errors import FolderError
 from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.trial_file import write_trial
 
 KEYS = ["optimizer", "learning_rate", "batch_size", "seed"]
 
@@ -41,7 +40,7 @@ def was_read(monkeypatch):
 
 def write(home, made):
     row, history = made
-    write_trial(home.part(row["trial_id"]), row, history)
+    home.write_trial(row["trial_id"], row, history)
 
 
 def check_matches(followed, home):
@@ -75,7 +74,7 @@ def test_what_has_gone_into_the_frames_is_followed(home, trial, results_of, was_
     whole = results_of(*made)
     write_frames(home, whole.trials, whole.history)
     for name in ("a", "b"):
-        os.remove(home.part(name))
+        os.remove(home.trial_file(name))
     check_matches(followed.results(), home)
     write(home, trial("c"))
     check_matches(followed.results(), home)
@@ -94,7 +93,7 @@ def test_a_part_that_goes_while_all_are_read_is_found_in_the_frames(home, trial,
             whole = results_of(*made)
             write_frames(home, whole.trials, whole.history)
             for name in ("a", "b"):
-                os.remove(home.part(name))
+                os.remove(home.trial_file(name))
         return read(part)
 
     monkeypatch.setattr(reader, "read_trial_table", ended)
@@ -109,9 +108,9 @@ def test_parts_that_go_between_the_listing_and_the_frames_are_not_missed(home, t
 
     def ended(folder):
         found = read(folder)
-        if home.part("a").exists():
+        if home.trial_file("a").exists():
             write_frames(home, whole.trials, whole.history)
-            os.remove(home.part("a"))
+            os.remove(home.trial_file("a"))
         return found
 
     monkeypatch.setattr(results, "read_frames", ended)
@@ -123,7 +122,7 @@ def test_an_unreadable_file_is_named_and_read_again_once_it_is_well(home, trial)
     followed = ResultsReader(home)
     write(home, trial("a"))
     followed.results()
-    home.part("b").write_bytes(b"PAR1 garbage")
+    home.trial_file("b").write_bytes(b"PAR1 garbage")
     for _ in range(2):
         with pytest.raises(FolderError, match=r"b.parquet is not readable as Parquet"):
             followed.results()
@@ -148,7 +147,7 @@ def test_histories_put_together_are_those_that_went_in(trials, num_framed, asked
     tables = {name: reader.pa.Table.from_pandas(df) for name, df in list(alone.items())[num_framed:]}
     histories = LazyHistory(frame, tables)
     for wanted in (None, {f"t{number}" for number in asked}):
-        df = histories.of(wanted)
+        df = histories.frame(wanted)
         assert list(df) == histories.columns
         for name, one in alone.items():
             own = df[df["trial_id"] == name].drop(columns="trial_id").reset_index(drop=True)
@@ -158,15 +157,15 @@ def test_histories_put_together_are_those_that_went_in(trials, num_framed, asked
             assert len(own) == len(expected)
     for metric in ("loss", "accuracy", "own"):
         took = {name for name, one in alone.items() if metric in one and one[metric].notna().any()}
-        assert histories.taken(metric) == took
+        assert histories.trials_with(metric) == took
 
 
 def test_trials_are_told_whatever_their_files_lack(home, trial):
     row, history = trial("a")
-    write_trial(home.part("a"), row, history[["step", "train_loss"]])
+    home.write_trial("a", row, history[["step", "train_loss"]])
     write(home, trial("b"))
     found = ResultsReader(home).results()
-    assert found.histories.taken("test_loss") == {"b"}
-    assert found.histories.of(["a"])["test_loss"].isna().all()
-    assert list(found.histories.of([])) == found.histories.columns
+    assert found.histories.trials_with("test_loss") == {"b"}
+    assert found.histories.frame(["a"])["test_loss"].isna().all()
+    assert list(found.histories.frame([])) == found.histories.columns
     pd.testing.assert_frame_equal(found.trials, trials_frame([row, trial("b")[0]], KEYS))

@@ -11,7 +11,7 @@ from tune_hpc.analysis import results
 from tune_hpc.analysis.frames import trials_frame, write_frames
 from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.trial_file import TrialFileWriter, summarise, write_trial
+from tune_hpc.storage.trial_file import TrialFileWriter, summarise
 
 ASKED = {"name": "made.up", "metric": "test_loss", "mode": "min", "config_keys": ["learning_rate", "seed"]}
 
@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 def write(folder, made):
     row, history = made
-    write_trial(folder.part(row["trial_id"]), row, history)
+    folder.write_trial(row["trial_id"], row, history)
 
 
 def test_frames_load_as_they_were_written(folder, grid):
@@ -41,7 +41,7 @@ def test_frames_load_as_they_were_written(folder, grid):
 def test_parts_of_a_running_search_load_as_frames(folder, trial):
     write(folder, trial("00000"))
     write(folder, trial("00001", status="failed"))
-    (folder.parts / ".00002.parquet.7.tmp").write_bytes(b"half")
+    (folder.trials / ".00002.parquet.7.tmp").write_bytes(b"half")
     loaded = results.load(folder.path)
     assert list(loaded.trials["status"]) == ["finished", "failed"]
     assert set(loaded.history["trial_id"]) == {"00000"}
@@ -78,8 +78,8 @@ def test_a_corrupted_parquet_file_is_named(folder, grid, name):
 
 
 def test_foreign_parquet_files_are_named(folder):
-    folder.parts.mkdir()
-    pd.DataFrame({"x": [1]}).to_parquet(folder.part("00000"))
+    folder.trials.mkdir()
+    pd.DataFrame({"x": [1]}).to_parquet(folder.trial_file("00000"))
     with pytest.raises(FolderError, match="is no trial's file"):
         results.load(folder.path)
     pd.DataFrame({"x": [1]}).to_parquet(folder.trials_file)

@@ -1,7 +1,7 @@
-"""Is the best configuration at the edge of what was searched? Then the search may have ended too early on that side.
+"""Check whether the best configuration lies on the boundary of the search space.
 
-A list of numbers has its first and last value for edges, a range the outer 5 % of its width, in logarithms where the
-range is logarithmic. What lies beyond is suggested by a mirror at the edge: as much again, spaced alike.
+The boundary of a list is its lowest and highest number; that of a range is the outer 5 % of its width, in logarithms
+for a logarithmic range. The suggested extension mirrors the searched values at the boundary, with the same spacing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,6 @@ from tune_hpc.analysis.aggregation import (
     numeric_column,
     row_mask,
     sort_by_metric,
-    with_trials,
 )
 from tune_hpc.analysis.comparison import BETTER, TIE
 from tune_hpc.analysis.formatting import format_number
@@ -27,110 +26,100 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
 LOW, HIGH = "low", "high"
-#: The part of a range's width that counts as its edge.
+#: Fraction of a range's width that counts as its boundary.
 EDGE = 0.05
-#: Sums and products of floats are off by a last bit, which must not decide what a number is.
+#: Tolerance for rounding errors of floats.
 ROUNDING = 1e-9
-#: Parameters that are parts of a whole: nothing from 1 on is suggested for them. A rate may be any number.
+#: Parameters below 1 by definition: 1 and more is not suggested for them.
 FRACTIONS = ("dropout", "momentum", "beta1", "beta2", "rho", "decay_rate", "warmup")
-#: Of a list so many values are suggested.
-MOST_ADDED = 2
-#: Comparing all pairs of more values than this takes long, and hardly finds one that is the best for sure.
-MOST_COMPARED = 50
+#: Maximum number of suggested values of a list.
+MAX_SUGGESTED = 2
+#: Maximum number of values that are compared in all pairs.
+MAX_COMPARED = 50
 
 
 def check_boundaries(results: Results, where: Mapping[str, Any] | None = None) -> pd.DataFrame:
-    """Say of each numeric parameter that varies whether the best configuration is at an edge of what was searched.
+    """Check, for each numeric parameter that varies, whether the best configuration lies on the boundary.
 
-    The best one is that of the experiment's metric, its mean over the seeds. A parameter that it does not have, or has
-    only one value for, is left out; of one with several cases the case counts that holds for it.
+    The best configuration is that with the best mean of the experiment's metric. Parameters that it does not have, or
+    that have a single value, are omitted. A conditional parameter is checked in the case that holds for it.
 
     Args:
         results: A search.
-        where: Configuration values that the trials must have: each optimizer has a best configuration of its own.
+        where: Configuration values that select the trials, such as one optimizer.
 
     Returns:
         One row per parameter: ``parameter``; ``best``, its value in the best configuration; ``low`` and ``high``, the
-        bounds that were searched (missing of a normal distribution), all three in the parameter's own unit; ``edge``:
-        ``low``, ``high`` or missing; ``suggestion``: what to search next, as it is written on a command line, or which
-        values to add to a list: beyond the edge as much again, of a list two values at most; never below 0 where all
-        values are at least 0, nor above 1 for ``FRACTIONS`` (missing where there is no edge, or nothing beyond it);
-        ``edge_is_significant``: whether the best value at the edge is better than every other value of the list, or
-        than the best configuration inside the range, by ``Results.compare`` (missing where that cannot tell).
+        searched bounds (missing for a normal distribution); ``edge``: ``low``, ``high`` or missing; ``suggestion``:
+        the extended range, as on the command line, or at most two values to add to a list (missing without an edge
+        or without an extension; never negative for a non-negative parameter, nor above 1 for ``FRACTIONS``);
+        ``edge_is_significant``: whether the best value is significantly better than every other value of the list,
+        or than the best configuration inside the range (missing if that is inconclusive).
 
     Raises:
-        UnknownNameError: no trials, no value of the metric, or an experiment that does not tell its space.
+        UnknownNameError: There are no trials, no value of the metric, or no space in experiment.json.
     """
     results = filter_trials(results, where)
     if results.experiment.get("space") is None:
-        raise UnknownNameError(f"{results.name} does not tell its space, so nobody knows its edges")
+        raise UnknownNameError(f"experiment.json of {results.name} has no space, so its boundaries are unknown")
     ranked = sort_by_metric(results, measured_configurations(results, []))
     rows = []
-    for name, plain in results.experiment["space"].items():
-        cases = _cases(plain)
-        holding = _case_numbers(cases, ranked)
-        case = holding.iloc[0]
+    for name, domain in results.experiment["space"].items():
+        cases = _cases(domain)
+        case_of = _case_numbers(cases, ranked)
+        case = case_of.iloc[0]
         axis = _axis(cases[case][1], name in FRACTIONS) if case >= 0 else None
         value = numeric_column(ranked, name).iloc[0]
         if axis is None or np.isnan(value):
             continue
         edge = axis.edges([value])[0]
-        sure: bool | None = False
+        is_significant: bool | None = False
         if edge:
-            inside = results.trials.index[_case_numbers(cases, results.trials) == case]
-            sure = _for_sure(results, inside, ranked[holding == case], name, axis)
-        rows.append(
-            {
-                "parameter": name, "best": value, "low": axis.low, "high": axis.high, "edge": edge or None,
-                "suggestion": axis.suggestion(edge) if edge else None, "edge_is_significant": sure,
-            }
-        )  # fmt: skip
-    columns = ["parameter", "best", "low", "high", "edge", "suggestion", "edge_is_significant"]
-    return pd.DataFrame(rows, columns=columns).astype(
-        {
-            "best": float,
-            "low": float,
-            "high": float,
-            "edge": "str",
-            "suggestion": "str",
-            "edge_is_significant": "boolean",
-        }
-    )
+            trials = results.trials[_case_numbers(cases, results.trials) == case]
+            is_significant = _is_significant(results, trials, ranked[case_of == case], name, axis)
+        suggestion = axis.suggestion(edge) if edge else None
+        rows.append((name, value, axis.low, axis.high, edge or None, suggestion, is_significant))
+    types = {
+        "parameter": object, "best": float, "low": float, "high": float, "edge": "str", "suggestion": "str",
+        "edge_is_significant": "boolean",
+    }  # fmt: skip
+    df = pd.DataFrame(rows, columns=list(types))
+    return df.astype({name: dtype for name, dtype in types.items() if name != "parameter"})
 
 
-def _cases(plain: Any) -> list[tuple[Mapping[str, Sequence[Any]], Any]]:
-    """Return the cases of a parameter, each with its conditions; a plain domain is one without."""
-    if isinstance(plain, Mapping) and "cases" in plain:
-        return [(case["when"], case["value"]) for case in plain["cases"]]
-    return [({}, plain)]
+def _cases(domain: Any) -> list[tuple[Mapping[str, Sequence[Any]], Any]]:
+    """Return the cases of a parameter as conditions and domain; an unconditional parameter has one case."""
+    if isinstance(domain, Mapping) and "cases" in domain:
+        return [(case["when"], case["value"]) for case in domain["cases"]]
+    return [({}, domain)]
 
 
 def _case_numbers(cases: list[tuple[Mapping[str, Sequence[Any]], Any]], configurations: pd.DataFrame) -> pd.Series:
-    """Return which case holds for each configuration; -1 where none does."""
+    """Return the number of the case that holds for each configuration; -1 if none does."""
     numbers = pd.Series(-1, index=configurations.index)
-    for place, (conditions, _) in reversed(list(enumerate(cases))):
+    for number, (conditions, _) in reversed(list(enumerate(cases))):
         holds = pd.Series(True, index=configurations.index)
         for name, values in conditions.items():
             holds &= np.logical_or.reduce([row_mask(configurations, {name: value}) for value in values])
-        numbers[holds] = place
+        numbers[holds] = number
     return numbers
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """The numbers that a parameter may have.
+    """The numbers that a parameter can have.
 
     Attributes:
         kind: ``choice``, or the name of the range.
-        values: All of a list, in order; the lowest and the highest of a range; none of a normal distribution.
-        is_whole: Whether it takes whole numbers alone.
-        step: Of a range, 0 where it has none.
-        is_fraction: Whether it is a part of a whole.
+        values: All values of a list, in order; lowest and highest value of a range; empty for a normal distribution.
+        is_integer: Whether all values are integers.
+        step: Quantum of a range; 0 without one.
+        is_fraction: Whether the parameter is below 1 by definition.
     """
 
     kind: str
     values: tuple[float, ...]
-    is_whole: bool
+    is_integer: bool
     step: float = 0.0
     is_fraction: bool = False
 
@@ -143,86 +132,86 @@ class _Axis:
         return self.values[-1] if self.values else np.nan
 
     def edges(self, values: ArrayLike) -> np.ndarray:
-        """Return at which edge each value is: ``low``, ``high``, or an empty text."""
-        places, ends = np.asarray(values, dtype=float), np.array([self.low, self.high])
+        """Return the edge of each value: ``low``, ``high``, or an empty text."""
+        x, bounds = np.asarray(values, dtype=float), np.array([self.low, self.high])
         if self.kind != "choice" and "log" in self.kind:
-            places, ends = np.log(places), np.log(ends)
-        low, high = ends
-        reach = ((0 if self.kind == "choice" else EDGE) + ROUNDING) * (high - low)
-        return np.select([places <= low + reach, places >= high - reach], [LOW, HIGH], "")
+            x, bounds = np.log(x), np.log(bounds)
+        low, high = bounds
+        width = ((0 if self.kind == "choice" else EDGE) + ROUNDING) * (high - low)
+        return np.select([x <= low + width, x >= high - width], [LOW, HIGH], "")
 
     def suggestion(self, edge: str) -> str | None:
-        """Return what to search beyond an edge; ``None`` where there is nothing."""
-        beyond = [one for one in self._beyond(edge) if one < self.low or one > self.high]
+        """Return the suggested extension beyond an edge; ``None`` if there is none."""
+        beyond = [value for value in self._beyond(edge) if value < self.low or value > self.high]
         if not beyond:
             return None
         if self.kind == "choice":
-            return f"choice: add {', '.join(format_number(one, 4) for one in sorted(beyond[:MOST_ADDED]))}"
+            return f"choice: add {', '.join(format_number(value, 4) for value in sorted(beyond[:MAX_SUGGESTED]))}"
         low, high = (beyond[0], self.high) if edge == LOW else (self.low, beyond[0])
-        # Ray leaves the upper bound of whole numbers out, unless a step above 1 is given.
-        numbers = [low, high + 1 if self.is_whole and self.step <= 1 else high]
-        arguments = [*numbers, *([self.step] if self.step else [])]
-        return f"{self.kind}({', '.join(format_number(one, 4) for one in arguments)})"
+        # Ray Tune excludes the upper bound of integers, unless a quantum above 1 is given.
+        arguments = [low, high + 1 if self.is_integer and self.step <= 1 else high]
+        arguments += [self.step] if self.step else []
+        return f"{self.kind}({', '.join(format_number(number, 4) for number in arguments)})"
 
     def _beyond(self, edge: str) -> list[float]:
-        """Return the values mirrored at an edge, those that natural bounds allow."""
+        """Return the values mirrored at an edge, within the natural bounds."""
         values = np.array(self.values if edge == LOW else self.values[::-1])
         if edge == HIGH and len(values) > 2 and values[-1] == 0:
-            values = values[:-1]  # The "none at all" of a list like 0, 0.001, 0.01, 0.1 has no part in its spacing.
+            values = values[:-1]  # The 0 of a list like 0, 0.001, 0.01, 0.1 does not belong to its spacing.
         end, others = values[0], values[1:]
         is_log = "log" in self.kind or (self.kind == "choice" and _is_geometric(values))
         mirrored = end * end / others if is_log else 2 * end - others
         if edge == LOW and end >= 0:
             allowed = mirrored[mirrored > ROUNDING * end] if end > 0 else mirrored[:0]
             if end > 0 and not len(allowed):
-                allowed = end * end / others  # towards 0, and never there
+                allowed = end * end / others  # approaches 0
             mirrored = allowed
         if edge == HIGH and self.is_fraction:
             allowed = mirrored[mirrored < 1 + (ROUNDING if is_log else -ROUNDING)]
             if not len(allowed) and end < 1:
-                # On a logarithmic range 1 is one more number; what ends near 1, like momentum, never gets there.
+                # A logarithmic range may end at 1; values near 1, as of momentum, approach it.
                 is_near = self.kind == "choice" or not is_log
                 allowed = 1 - (1 - end) ** 2 / (1 - others) if is_near else np.array([1.0])
             mirrored = allowed
         return self._rounded(mirrored, edge)
 
     def _rounded(self, values: np.ndarray, edge: str) -> list[float]:
-        """Return values as the parameter takes them: whole numbers, multiples of a step."""
+        """Return values that the parameter accepts: integers, multiples of the quantum."""
         if self.kind != "choice" and self.step:
             multiples = values / self.step
-            # Towards the middle, for that stays within bounds.
+            # Rounding towards the middle of the range keeps the bounds.
             values = (np.ceil(multiples - ROUNDING) if edge == LOW else np.floor(multiples + ROUNDING)) * self.step
-        elif self.is_whole:
+        elif self.is_integer:
             values = np.round(values)
-        if self.is_whole or "log" in self.kind:
+        if self.is_integer or "log" in self.kind:
             values = values[(values > 0) | (self.low <= 0)]
-        return list(dict.fromkeys(float(one) for one in values))
+        return list(dict.fromkeys(map(float, values)))
 
 
-def _axis(plain: Any, is_fraction: bool = False) -> _Axis | None:
-    """Return the numbers of a domain; ``None`` where it is a constant, or has anything but numbers."""
-    if not isinstance(plain, Mapping):
+def _axis(domain: Any, is_fraction: bool = False) -> _Axis | None:
+    """Return the axis of a domain in JSON; ``None`` for a constant and for values that are not numbers."""
+    if not isinstance(domain, Mapping):
         return None
-    kind, arguments = next((kind, arguments) for kind, arguments in plain.items() if kind != "role")
-    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in arguments):
+    kind, arguments = next((kind, arguments) for kind, arguments in domain.items() if kind != "role")
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in arguments):
         return None
-    is_whole = all(float(one).is_integer() for one in arguments)
     if kind == "choice":
+        is_integer = all(float(value).is_integer() for value in arguments)
         values = tuple(sorted(map(float, arguments)))
-        return _Axis(kind, values, is_whole, 0.0, is_fraction) if len(arguments) > 1 else None
+        return _Axis(kind, values, is_integer, 0.0, is_fraction) if len(arguments) > 1 else None
     if kind == "randn":
         return _Axis(kind, (), False)
     low, high, *quantum = map(float, arguments)
     step = quantum[0] if quantum else 0.0
-    is_whole = "randint" in kind
-    if is_whole:
+    is_integer = "randint" in kind
+    if is_integer:
         unit = max(step, 1.0)
         low, high = np.ceil(low / unit) * unit, np.floor((high if step > 1 else high - 1) / unit) * unit
-    return _Axis(kind, (float(low), float(high)), is_whole, step, is_fraction) if low < high else None
+    return _Axis(kind, (float(low), float(high)), is_integer, step, is_fraction) if low < high else None
 
 
 def _is_geometric(values: np.ndarray) -> bool:
-    """Whether numbers are spaced more evenly in logarithms; of two numbers, whether one is twice the other."""
+    """Whether the spacing is more even in logarithms; for two numbers, whether one is at least twice the other."""
     if (values <= 0).any():
         return False
     if len(values) == 2:
@@ -231,21 +220,21 @@ def _is_geometric(values: np.ndarray) -> bool:
     return bool(ratios.std() / ratios.mean() < gaps.std() / gaps.mean())
 
 
-def _for_sure(
-    results: Results, inside: pd.Index, ranked: pd.DataFrame, parameter: str, axis: _Axis
+def _is_significant(
+    results: Results, trials: pd.DataFrame, ranked: pd.DataFrame, parameter: str, axis: _Axis
 ) -> bool | None:  # fmt: skip
-    """Return whether the best value, which is at an edge, is better than the others for sure; None: nobody can tell."""
+    """Whether the best value, at an edge, is significantly better than the others; ``None`` if inconclusive."""
     values = numeric_column(ranked, parameter)
-    if axis.kind != "choice" or len(axis.values) > MOST_COMPARED:
-        # Of a range each value runs once, and all pairs are too many: the best one against the best one inside.
+    if axis.kind != "choice" or len(axis.values) > MAX_COMPARED:
+        # The values of a range are all different: compare the best configuration with the best inside.
         edges = axis.edges(values)
         inner = ranked.index[edges != edges[0]]
         if not len(inner):
             return None
-        inside = results.trials.index[configuration_numbers(results).isin([ranked.index[0], inner[0]])]
-    pairs = with_trials(results, results.trials.loc[inside]).compare(parameter).pairs
-    at_edge = values.iloc[0]
-    own = pairs[row_mask(pairs, {"first": at_edge}) | row_mask(pairs, {"second": at_edge})]
-    if (own["verdict"] == TIE).any():
+        trials = results.trials[configuration_numbers(results).isin([ranked.index[0], inner[0]])]
+    pairs = results.with_trials(trials).compare(parameter).pairs
+    best = values.iloc[0]
+    verdicts = pairs.loc[row_mask(pairs, {"first": best}) | row_mask(pairs, {"second": best}), "verdict"]
+    if (verdicts == TIE).any():
         return False
-    return True if len(own) and (own["verdict"] == BETTER).all() else None
+    return True if len(verdicts) and (verdicts == BETTER).all() else None

@@ -1,4 +1,4 @@
-"""What a search would have found with fewer configurations, and how soon each of them was good enough."""
+"""Expected best metric as a function of the number of configurations, and time to target."""
 
 from collections.abc import Sequence
 
@@ -11,6 +11,8 @@ from tune_hpc.analysis.aggregation import (
     configuration_numbers,
     measured_configurations,
     numeric_column,
+    searched_parameters,
+    seeds,
     sort_by_metric,
 )
 from tune_hpc.analysis.intervals import student_interval
@@ -18,178 +20,164 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
 BUDGETS = (1, 2, 5, 10, 20, 50)
-#: What fewer configurations would have found is told of a search of so many.
+#: Minimum number of configurations for which a report shows the budget curve.
 MIN_CONFIGURATIONS = 20
-#: Searchers that learn from the trials that ended: what they try next depends on what they tried before.
+#: Searchers whose suggestions depend on earlier trials.
 ADAPTIVE_SEARCHERS = ("tpe", "gp")
-#: Of what is found, the lowest and the highest in twenty.
-TAILS = (0.05, 0.95)
+#: Quantiles of the budget curve.
+QUANTILES = (0.05, 0.95)
+_COLUMNS = ["num_configurations", "mean", "low", "high", "prob_best", "prob_all_diverged"]
 
 
 def budget_curve(results: Results, budgets: Sequence[int] = BUDGETS, metric: str | None = None) -> pd.DataFrame:
-    """Return what a search of fewer configurations would have found.
+    """Return the expected result of a search with fewer configurations.
 
-    Each budget draws so many of the configurations that were tried, without replacement, and keeps the best of them by
-    the experiment's metric (its mean over the seeds); one of which a seed diverged is drawn and never kept, one that
-    failed or has not ended is not drawn. All orders are equally likely, and what they give is known exactly: nothing is
-    drawn at random here.
+    Each budget draws this many of the tried configurations without replacement, and selects the best by the mean of the
+    experiment's metric. A configuration with a diverged seed can be drawn but not selected; one that failed or still
+    runs is not drawn. The expectation over all draws is exact.
 
-    A searcher that learns (``tpe``, ``gp``) tries what its former trials suggest, and in another order would have tried
-    something else. Of those the order stands in which they tried: one outcome, without quantiles.
+    The suggestions of an adaptive searcher (``tpe``, ``gp``) depend on their order. Its budget takes the first
+    configurations in this order: a single outcome without quantiles.
 
     Args:
         results: A search.
-        budgets: Numbers of configurations; those beyond what was tried are left out.
-        metric: What is told of the one that is kept; by default the experiment's metric.
+        budgets: Numbers of configurations; those above the number of tried configurations are omitted.
+        metric: The metric that is reported of the selected configuration; by default the experiment's metric.
 
     Returns:
         One row per budget, the smallest first: ``num_configurations``; ``mean``, ``low`` and ``high`` (5 % and 95 %
-        quantiles) of the metric, in its unit, where anything was found; ``prob_best``: how likely the one kept is
-        the best of all, or within that one's 95 % interval over its seeds; ``prob_all_diverged``: how likely all of
-        them diverged. Chances are fractions; 0 or 1 of a searcher that learns.
+        quantiles) of the metric, missing if all configurations diverge; ``prob_best``: probability that the selected
+        configuration is the best of all or within the best one's 95 % interval; ``prob_all_diverged``. Probabilities
+        are fractions, and 0 or 1 for an adaptive searcher.
 
     Raises:
-        UnknownNameError: no trials, no such column, nothing but divergences, or a population, whose members copy one
-            another.
+        UnknownNameError: There are no trials or no such column, all configurations diverged, or the search is
+            population-based training, whose members copy one another.
 
-    Source: the tuning budgets of Google's Tuning Playbook.
+    Source: the tuning budgets of Google's Deep Learning Tuning Playbook.
     """
     metric = metric or results.metric
     if results.experiment.get("scheduler") == "pbt":
-        raise UnknownNameError(f"{results.name} is a population, whose members copy one another: no budget can be told")
+        raise UnknownNameError(f"{results.name} uses PBT, whose members copy one another: it has no budget curve")
     configurations = measured_configurations(results, [metric])
     best = sort_by_metric(results, configurations)
     tried = configurations.index[(configurations["num_diverged"] > 0) | configurations.index.isin(best.index)]
-    num_tried = len(tried)
-    own = sorted({budget for budget in budgets if 1 <= budget <= num_tried})
+    is_adaptive = results.experiment.get("searcher") in ADAPTIVE_SEARCHERS
     is_best = _is_within_best(results, best)
-    # Row by row: how likely it is that each of the ranked configurations is kept.
-    if results.experiment.get("searcher") in ADAPTIVE_SEARCHERS:
-        weights = [_running_best(best.index.to_numpy(), tried[:budget].to_numpy()) for budget in own]
-    else:
-        weights = [_chances(num_tried, len(best), budget) for budget in own]
     values = best[metric].to_numpy(float)
-    rows = [
-        {
-            "num_configurations": budget, **_outcome(values, kept), "prob_best": float(kept[is_best].sum()),
-            "prob_all_diverged": max(0.0, round(1 - float(kept.sum()), 12)),
-        }
-        for budget, kept in zip(own, weights, strict=True)
-    ]  # fmt: skip
-    columns = ["num_configurations", "mean", "low", "high", "prob_best", "prob_all_diverged"]
-    df = pd.DataFrame(rows, columns=columns).astype({name: float for name in columns[1:]})
-    if results.experiment.get("searcher") in ADAPTIVE_SEARCHERS:
+    rows = []
+    for budget in sorted({budget for budget in budgets if 1 <= budget <= len(tried)}):
+        # Probability that each of the ranked configurations is selected.
+        if is_adaptive:
+            selected = _running_best(best.index.to_numpy(), tried[:budget].to_numpy())
+        else:
+            selected = _selection_probabilities(len(tried), len(best), budget)
+        prob_all_diverged = max(0.0, round(1 - float(selected.sum()), 12))
+        rows.append((budget, *_mean_and_quantiles(values, selected), float(selected[is_best].sum()), prob_all_diverged))
+    df = pd.DataFrame(rows, columns=_COLUMNS).astype({name: float for name in _COLUMNS[1:]})
+    if is_adaptive:
         df[["low", "high"]] = np.nan
     df.attrs["metric_of"] = {name: metric for name in ("mean", "low", "high")}
     return df.astype({"num_configurations": "int64"})
 
 
 def _is_within_best(results: Results, best: pd.DataFrame) -> np.ndarray:
-    """Return which configurations have the best mean, or one within its interval."""
+    """Return which configurations have the best mean, or a mean within its interval."""
     means = best[results.metric].to_numpy(float)
     first = best.iloc[0]
     interval = student_interval(means[0], first[f"{results.metric}_deviation"], int(first["num_seeds"]))
-    is_inside = (interval.low <= means) & (means <= interval.high)
-    return np.asarray(is_inside | (means == means[0]))
+    return np.asarray(((interval.low <= means) & (means <= interval.high)) | (means == means[0]))
 
 
-def _chances(num_all: int, num_ranked: int, budget: int) -> np.ndarray:
-    """Return how likely each ranked configuration is the best of a draw: it is in, and none of the better ones is."""
-    better = np.arange(num_ranked)
-    left = num_all - better
-    none_better = np.cumprod(np.concatenate([[1.0], np.maximum(left - budget, 0)[:-1] / left[:-1]]))
-    return np.asarray(none_better * np.minimum(budget / left, 1.0))
+def _selection_probabilities(num_tried: int, num_ranked: int, budget: int) -> np.ndarray:
+    """Return the probability that each ranked configuration is the best of a draw."""
+    remaining = num_tried - np.arange(num_ranked)
+    ratios = np.maximum(remaining - budget, 0)[:-1] / remaining[:-1]
+    none_better = np.cumprod(np.concatenate([[1.0], ratios]))
+    return np.asarray(none_better * np.minimum(budget / remaining, 1.0))
 
 
 def _running_best(ranked: np.ndarray, tried: np.ndarray) -> np.ndarray:
-    kept = np.zeros(len(ranked))
-    found = np.flatnonzero(np.isin(ranked, tried))
-    kept[found[:1]] = 1.0
-    return kept
+    selected = np.zeros(len(ranked))
+    selected[np.flatnonzero(np.isin(ranked, tried))[:1]] = 1.0
+    return selected
 
 
-def _outcome(values: np.ndarray, chances: np.ndarray) -> dict[str, float]:
-    """Return mean and quantiles of values with these chances, where there is a value."""
-    is_known = ~np.isnan(values) & (chances > 0)
-    values, chances = values[is_known], chances[is_known]
+def _mean_and_quantiles(values: np.ndarray, probabilities: np.ndarray) -> tuple[float, float, float]:
+    is_known = ~np.isnan(values) & (probabilities > 0)
+    values, probabilities = values[is_known], probabilities[is_known]
     if not len(values):
-        return {"mean": np.nan, "low": np.nan, "high": np.nan}
-    chances = chances / chances.sum()
+        return np.nan, np.nan, np.nan
+    probabilities = probabilities / probabilities.sum()
     order = np.argsort(values, kind="stable")
-    places = np.searchsorted(np.cumsum(chances[order]) + 1e-12, TAILS)
-    low, high = values[order][np.minimum(places, len(values) - 1)]
-    return {"mean": float(values @ chances), "low": float(low), "high": float(high)}
+    ranks = np.searchsorted(np.cumsum(probabilities[order]) + 1e-12, QUANTILES)
+    low, high = values[order][np.minimum(ranks, len(values) - 1)]
+    return float(values @ probabilities), float(low), float(high)
 
 
 def time_to_target(results: Results, target: float, metric: str | None = None) -> pd.DataFrame:
-    """Return how soon each configuration reached a target.
+    """Return the optimizer steps and seconds after which each configuration reached a target.
 
-    A trial has reached it at the first step at which the metric is at least as good, whatever became of it later. One
-    that ended before, diverged or stopped, has missed it; one that failed or still runs tells nothing unless it reached
-    the target. A miss counts as infinitely late, so the median over the seeds is infinite when most of them missed. A
-    configuration that ran twice with one seed has one repeat there: their median.
+    A trial reaches the target at the first step with a metric at least as good, whatever its later outcome. A trial
+    that ended before (finished, stopped or diverged) missed it, which counts as infinitely late. A trial that failed or
+    still runs is ignored unless it reached the target. Trials with the same configuration and seed are one repeat.
 
     Args:
         results: A search with a history.
-        target: In the metric's own unit.
+        target: In the unit of the metric.
         metric: A column of the history, or ``best_`` and such a column; by default the experiment's metric.
 
     Returns:
-        One row per configuration, the soonest first: what varies; ``num_seeds`` that tell something, ``num_reached``
-        and ``num_missed`` of them; ``reached_step``: the median number of optimizer steps; ``reached_s``: the median
-        number of seconds, infinite for a miss. A history has no clock: the seconds at a step are the trial's seconds in
-        steps, ``train_s``, by the part of its steps that it had done; missing where nobody took them.
+        One row per configuration, the fastest first: the varied parameters; ``num_seeds`` that count, ``num_reached``
+        and ``num_missed``; ``reached_step``: median number of optimizer steps; ``reached_s``: median number of seconds,
+        ``train_s`` times the fraction of its steps, because a history has no clock (missing without ``train_s``).
 
     Raises:
-        UnknownNameError: no trials, or no such metric in the history.
+        UnknownNameError: There are no trials, or the history has no such metric.
 
-    Source: AlgoPerf's scoring (mlcommons/algorithmic-efficiency).
+    Source: the scoring of AlgoPerf (mlcommons/algorithmic-efficiency).
     """
     metric = metric or results.metric
     check_columns(results, [])
-    # The best so far reaches a target when the metric itself first does.
+    # The best value so far reaches a target at the same step as the metric itself.
     column = metric if metric in results.history else metric.removeprefix("best_")
     if column not in results.history:
         raise UnknownNameError(
-            f"no metric {metric!r} in the history of {results.name}: {', '.join(map(str, results.history))}"
+            f"no metric {metric!r} in the history of {results.name}; there are {', '.join(map(str, results.history))}"
         )
-    taken = results.history.loc[results.history[column].notna(), ["trial_id", "step", column]]
-    is_good = taken[column] <= target if results.is_lower_better(metric) else taken[column] >= target
-    first = taken[is_good].groupby("trial_id", observed=True)["step"].min()
+    history = results.history.loc[results.history[column].notna(), ["trial_id", "step", column]]
+    is_good = history[column] <= target if results.is_lower_better(metric) else history[column] >= target
+    first = history[is_good].groupby("trial_id", observed=True)["step"].min()
 
     trials = results.trials
     step = trials["trial_id"].map(first).astype(float)
-    has_missed = (trials["status"] == "diverged") | (
-        trials["status"].isin(COMPLETED) & trials["trial_id"].isin(taken["trial_id"].unique())
-    )
-    part = step / numeric_column(trials, "steps_run").replace(0, np.nan)
-    seconds = (numeric_column(trials, "train_s") * part).where(step != 0, 0.0).where(step.notna(), np.inf)
+    has_ended = trials["status"].isin(COMPLETED) & trials["trial_id"].isin(history["trial_id"].unique())
+    fraction = step / numeric_column(trials, "steps_run").replace(0, np.nan)
+    seconds = (numeric_column(trials, "train_s") * fraction).where(step != 0, 0.0).where(step.notna(), np.inf)
     df = pd.DataFrame(
         {
             "configuration": configuration_numbers(results),
-            "seed": trials["seed"] if "seed" in trials else np.arange(len(trials)),
+            "seed": seeds(trials),
             "step": step.fillna(np.inf),
             "seconds": seconds,
         }
     )
-    keys = [name for name in results.varied_parameters if name != "seed"]
-    by_seed = df[step.notna() | has_missed].groupby(["configuration", "seed"], sort=False, dropna=False)
-    repeats = by_seed[["step", "seconds"]].median().reset_index()
-    repeats = repeats.assign(is_reached=np.isfinite(repeats["step"]), is_untimed=repeats["seconds"].isna())
-    over = repeats.groupby("configuration")
-    told = pd.DataFrame(
+    counts = df[step.notna() | has_ended | (trials["status"] == "diverged")]
+    repeats = counts.groupby(["configuration", "seed"], sort=False, dropna=False)[["step", "seconds"]].median()
+    repeats = repeats.reset_index().assign(is_reached=lambda df: np.isfinite(df["step"]))
+    has_seconds = repeats["seconds"].notna().groupby(repeats["configuration"]).all()
+    by_configuration = repeats.groupby("configuration")
+    summary = pd.DataFrame(
         {
-            "num_seeds": over.size(),
-            "num_reached": over["is_reached"].sum(),
-            "reached_step": over["step"].median(),
-            # A seed without seconds leaves nothing to take a median of.
-            "reached_s": over["seconds"]
-            .median()
-            .where(~repeats["seconds"].isna().groupby(repeats["configuration"]).any()),
+            "num_seeds": by_configuration.size(),
+            "num_reached": by_configuration["is_reached"].sum(),
+            "reached_step": by_configuration["step"].median(),
+            "reached_s": by_configuration["seconds"].median().where(has_seconds),
         }
     )
+    keys = searched_parameters(results)
     configurations = trials[keys].assign(configuration=df["configuration"]).drop_duplicates("configuration")
-    wide = configurations.set_index("configuration").join(told)
-    wide[["num_seeds", "num_reached"]] = wide[["num_seeds", "num_reached"]].fillna(0).astype("int64")
-    wide.insert(len(keys) + 2, "num_missed", wide["num_seeds"] - wide["num_reached"])
-    return wide.sort_values(["reached_step", "num_missed", "reached_s"], kind="stable").reset_index(drop=True)
+    table = configurations.set_index("configuration").join(summary)
+    table[["num_seeds", "num_reached"]] = table[["num_seeds", "num_reached"]].fillna(0).astype("int64")
+    table.insert(len(keys) + 2, "num_missed", table["num_seeds"] - table["num_reached"])
+    return table.sort_values(["reached_step", "num_missed", "reached_s"], kind="stable").reset_index(drop=True)

@@ -1,7 +1,7 @@
-"""Published sentences, each checked with a number.
+"""Check published statements against measured curves.
 
-A claim is data (``search.declared.Claim``): which number is read off the history of which trials, and what must hold
-of these numbers. Here they are read.
+A claim (``search.report_spec.Claim``) names a number to measure on the history of certain trials, and a relation that
+these numbers must satisfy.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,98 +14,102 @@ from tune_hpc.analysis.aggregation import COMPLETED, row_mask
 from tune_hpc.analysis.formatting import display_name, format_number, format_value
 from tune_hpc.analysis.results import Results
 
+_Claim = Mapping[str, Any]
+_COLUMNS = ["claim", "measure", "numbers", "holds", "source"]
+
 
 def check_claims(results: Results) -> pd.DataFrame:
-    """Return every claim of an experiment with the numbers that it stands or falls with.
+    """Check every claim of an experiment.
 
     Returns:
-        One row per claim: ``claim``, ``measure`` (in words), ``numbers`` (as text, one for each value), ``holds``
-        (missing where a trial is missing or shorter than the claim needs), ``source``.
+        One row per claim: ``claim``, ``measure`` (description), ``numbers`` (text, one number per value), ``holds``
+        (missing if a trial is missing or too short), ``source``.
     """
     rows = []
-    for one in results.experiment.get("claims") or ():
-        numbers = claim_numbers(results, one)
-        told = ", ".join(f"{format_value(value)}: {_text(number)}" for value, number in numbers.items())
-        known = not numbers.isna().any()
-        rows.append(
-            {
-                "claim": one["text"], "measure": describe_measure(one), "numbers": told,
-                "holds": RELATIONS[one["relation"]](numbers.to_numpy(float), one["bound"]) if known else None,
-                "source": one["source"],
-            }
-        )  # fmt: skip
-    df = pd.DataFrame(rows, columns=["claim", "measure", "numbers", "holds", "source"])
-    return df.astype({"holds": "boolean"})
+    for claim in results.experiment.get("claims") or ():
+        numbers = claim_numbers(results, claim)
+        holds = None if numbers.isna().any() else RELATIONS[claim["relation"]](numbers.to_numpy(float), claim["bound"])
+        text = ", ".join(f"{format_value(value)}: {_text(number)}" for value, number in numbers.items())
+        rows.append((claim["text"], describe_measure(claim), text, holds, claim["source"]))
+    return pd.DataFrame(rows, columns=_COLUMNS).astype({"holds": "boolean"})
 
 
-def claim_numbers(results: Results, claim: Mapping[str, Any]) -> pd.Series:
-    """Return the number of each value that a claim speaks of: the median of its trials; missing where there is none."""
-    numbers = {}
-    trials = results.trials
+def claim_numbers(results: Results, claim: _Claim) -> pd.Series:
+    """Return the number for each parameter value of a claim: the median over its trials; missing without trials."""
+    numbers, trials = {}, results.trials
     for value in claim["values"]:
-        own = trials[row_mask(trials, {claim["parameter"]: value}) & trials["status"].isin(COMPLETED)]
-        measured = [_measured(results, trial_id, claim) for trial_id in own["trial_id"]]
+        is_measured = row_mask(trials, {claim["parameter"]: value}) & trials["status"].isin(COMPLETED)
+        measured = [_measure(results, trial_id, claim) for trial_id in trials.loc[is_measured, "trial_id"]]
         numbers[value] = float(np.median(measured)) if measured else np.nan
     return pd.Series(numbers, dtype=float)
 
 
-def _measured(results: Results, trial_id: str, claim: Mapping[str, Any]) -> float:
+def _measure(results: Results, trial_id: str, claim: _Claim) -> float:
     history, metric = results.history, claim["metric"]
     if metric not in history:
         return np.nan
-    own = history.loc[history["trial_id"] == trial_id, ["step", metric]].dropna().sort_values("step")
-    if own.empty or own["step"].iloc[-1] < claim["steps"]:
+    curve = history.loc[history["trial_id"] == trial_id, ["step", metric]].dropna().sort_values("step")
+    if curve.empty or curve["step"].iloc[-1] < claim["steps"]:
         return np.nan
-    own = own[own["step"] <= claim["steps"]]
-    return float(MEASURES[claim["measure"]](own["step"].to_numpy(), own[metric].to_numpy(float), claim))
+    curve = curve[curve["step"] <= claim["steps"]]
+    return float(MEASURES[_measure_name(claim)](curve["step"].to_numpy(), curve[metric].to_numpy(float), claim))
 
 
-def _at_the_end(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
+def _measure_name(claim: _Claim) -> str:
+    return str(_OLD_NAMES.get(claim["measure"], claim["measure"]))
+
+
+def _last_value(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
     return float(x[-1])
 
 
-def _remaining_fraction(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
+def _remaining_fraction(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
     return float(x[-1] / x[0])
 
 
-def _settling_step(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
+def _settling_step(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
     outside = np.flatnonzero(np.abs(x - claim["target"]) > claim["tolerance"])
     if len(outside) == 0:
         return float(step[0])
     return float(step[outside[-1] + 1]) if outside[-1] + 1 < len(step) else np.inf
 
 
-def _crossings(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
-    away = x - claim["target"]
-    side = np.sign(away[np.abs(away) > claim["tolerance"]])
+def _crossings(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
+    distance = x - claim["target"]
+    side = np.sign(distance[np.abs(distance) > claim["tolerance"]])
     return float(np.count_nonzero(np.diff(side)))
 
 
-def _reversals(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
+def _reversals(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
     direction = np.sign(np.diff(x))
     return float(np.count_nonzero(np.diff(direction[direction != 0])))
 
 
-def _max_departure(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
-    away = np.abs(x - claim["target"])
-    return float(away.max() - away[0])
+def _max_departure(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
+    distance = np.abs(x - claim["target"])
+    return float(distance.max() - distance[0])
 
 
-def _max_departure_step(step: np.ndarray, x: np.ndarray, claim: Mapping[str, Any]) -> float:
+def _max_departure_step(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
     return float(step[int(np.argmax(np.abs(x - claim["target"])))])
 
 
-#: What can be read off a metric up to some step: by name, from its steps and values.
-MEASURES: dict[str, Callable[[np.ndarray, np.ndarray, Mapping[str, Any]], float]] = {
-    "value": _at_the_end,
-    "part_left": _remaining_fraction,
-    "settled_at": _settling_step,
+#: Measures of a metric up to some step, as functions of its steps and values.
+MEASURES: dict[str, Callable[[np.ndarray, np.ndarray, _Claim], float]] = {
+    "value": _last_value,
+    "remaining_fraction": _remaining_fraction,
+    "settling_step": _settling_step,
     "crossings": _crossings,
     "reversals": _reversals,
-    "wrong_way": _max_departure,
-    "wrong_until": _max_departure_step,
+    "max_departure": _max_departure,
+    "max_departure_step": _max_departure_step,
 }
-#: What may hold of numbers, and the bound.
+#: Names of measures in folders of earlier versions.
+_OLD_NAMES = {
+    "part_left": "remaining_fraction", "settled_at": "settling_step", "wrong_way": "max_departure",
+    "wrong_until": "max_departure_step",
+}  # fmt: skip
+#: Relations of the numbers and the bound.
 RELATIONS: dict[str, Callable[[np.ndarray, float], bool]] = {
     "rising": lambda numbers, bound: bool((np.diff(numbers) > 0).all()),
     "falling": lambda numbers, bound: bool((np.diff(numbers) < 0).all()),
@@ -116,20 +120,20 @@ RELATIONS: dict[str, Callable[[np.ndarray, float], bool]] = {
 }
 
 
-def describe_measure(claim: Mapping[str, Any]) -> str:
-    """Return what a claim is measured by: step from which W stays within 0.01 of -1, in 1000 steps."""
-    metric = display_name(claim["metric"])
+def describe_measure(claim: _Claim) -> str:
+    """Describe the measure of a claim, like ``step from which W stays within 0.01 of -1, in 1000 steps``."""
+    metric, steps = display_name(claim["metric"]), claim["steps"]
     target, tolerance = format_number(claim["target"]), format_number(claim["tolerance"])
-    what = {
-        "value": f"{metric} at step {claim['steps']}",
-        "part_left": f"part of the first {metric} that is left at step {claim['steps']}",
-        "settled_at": f"step from which {metric} stays within {tolerance} of {target}, in {claim['steps']} steps",
-        "crossings": f"how often {metric} crosses {target} by more than {tolerance}, in {claim['steps']} steps",
-        "reversals": f"how often {metric} turns round in {claim['steps']} steps",
-        "wrong_way": f"how much farther than at first {metric} gets from {target}",
-        "wrong_until": f"step at which {metric} is farthest from {target}, in {claim['steps']} steps",
+    descriptions = {
+        "value": f"{metric} at step {steps}",
+        "remaining_fraction": f"fraction of the initial {metric} that remains at step {steps}",
+        "settling_step": f"step from which {metric} stays within {tolerance} of {target}, in {steps} steps",
+        "crossings": f"number of crossings of {target} by {metric}, by more than {tolerance}, in {steps} steps",
+        "reversals": f"number of reversals of {metric} in {steps} steps",
+        "max_departure": f"maximum distance of {metric} from {target}, less the initial distance",
+        "max_departure_step": f"step of the maximum distance of {metric} from {target}, in {steps} steps",
     }
-    return what[claim["measure"]]
+    return descriptions[_measure_name(claim)]
 
 
 def _text(number: float) -> str:

@@ -1,54 +1,61 @@
-"""Which value of a parameter is better, by how much, and how sure that is.
+"""Compare the values of a parameter with confidence intervals and Holm correction.
 
-    ranking = results.compare("optimizer")
-    ranking                  # says it in sentences
-    ranking.values           # one row per value: mean, interval, rank; ties share a rank
-    ranking.pairs            # one row per pair: difference, interval, p-value, verdict
+    comparison = results.compare("optimizer")
+    comparison               # summary sentences
+    comparison.values        # one row per value: mean, interval, rank; ties share a rank
+    comparison.pairs         # one row per pair: difference, interval, p-value, verdict
 
-Each value stands with the configuration in which it does best by the experiment's own metric, and its seeds are the
-repeats. Where two values ran with the same seeds, which fix data order and first weights, their differences are taken
-seed by seed. p-values of all pairs are corrected together (Holm), intervals hold together (Bonferroni), and what they
-cannot tell apart is called a tie. A best configuration that was chosen on these very seeds flatters its value;
-``tune_hpc.compare`` runs winners anew with fresh ones.
+Each value is represented by its best configuration by the experiment's metric, with the seeds as repeats. Two values
+that ran with the same seeds are compared pairwise, because a seed fixes data order and initial weights. The p-values of
+all pairs are corrected together (Holm), and their intervals are simultaneous (Bonferroni). A configuration that was
+selected on these seeds is biased upwards; ``tune_hpc.compare`` reruns the winners with fresh seeds.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import COMPLETED, numeric_column, row_mask
+from tune_hpc.analysis.aggregation import (
+    COMPLETED,
+    check_columns,
+    filter_trials,
+    numeric_column,
+    searched_parameters,
+    seeds,
+)
 from tune_hpc.analysis.formatting import display_name, format_metric, format_number, format_value
 from tune_hpc.analysis.intervals import Difference, holm, mean_interval, paired_difference, welch_difference
-from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
-BETTER, TIE, INCONCLUSIVE = "better", "tie", "cannot tell"
-#: More values than this have too many pairs to tell any of them apart: those of a range that was sampled.
+if TYPE_CHECKING:
+    from tune_hpc.analysis.results import Results
+
+BETTER, TIE, INCONCLUSIVE = "better", "tie", "inconclusive"
+#: Maximum number of values; the correction for all pairs of more leaves no significant difference.
 MAX_VALUES = 100
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison of a parameter's values found.
+    """Comparison of the values of a parameter.
 
     Attributes:
-        parameter: What is compared.
-        metric: By what.
-        lower_is_better: Whether less of it is better.
-        confidence: Of all intervals and verdicts.
-        values: One row per value, by rank and mean: the value, the other parameters in the configuration it stands
-            with, ``num_seeds``, ``mean``, ``deviation``, ``low`` and ``high`` (of the mean; Student's), ``rank`` (1
-            more than there are values that are better for sure; missing where one cannot tell of all),
-            ``is_tied_for_best`` (rank 1, and not alone), ``num_configurations`` it was chosen from, ``num_diverged``
-            trials among them.
+        parameter: The parameter.
+        metric: The metric that is compared.
+        lower_is_better: Whether lower values of the metric are better.
+        confidence: Confidence level of all intervals and verdicts.
+        values: One row per value, by rank and mean: the value, the other parameters of its configuration,
+            ``num_seeds``, ``mean``, ``deviation``, ``low`` and ``high`` (of the mean; Student's), ``rank`` (1 plus the
+            number of significantly better values; missing if a comparison is inconclusive), ``is_tied_for_best`` (rank
+            1, shared), ``num_configurations`` that it was selected from, ``num_diverged`` trials among them.
         pairs: One row per pair: ``first``, ``second`` (the better mean first), ``difference`` (first less second),
-            ``low`` and ``high`` (of all pairs together), ``p``, ``p_corrected``, ``num_pairs`` (0: not paired),
-            ``min_detectable_difference`` that would have been seen four times in five, ``verdict``: the first is
-            ``better``, it is a ``tie``, or nobody ``cannot tell``.
+            ``low`` and ``high`` (simultaneous for all pairs), ``p``, ``p_corrected``, ``num_pairs`` (0: not paired),
+            ``min_detectable_difference`` (with probability 0.8), ``verdict``: the first is ``better``, the values
+            ``tie``, or the comparison is ``inconclusive``.
     """
 
     parameter: str
@@ -59,175 +66,182 @@ class Comparison:
     pairs: pd.DataFrame
 
     def sentences(self) -> list[str]:
-        """Return what was found, most important first."""
+        """Return the findings, most important first."""
         if self.values.empty:
             return [f"No value of {display_name(self.parameter)} has a {display_name(self.metric)}."]
-        said = [self._best(), self._others(), self._power(), self._chosen()]
-        return [sentence for sentence in said if sentence]
+        sentences = [self._best(), self._worse(), self._power(), self._selection()]
+        return [sentence for sentence in sentences if sentence]
 
     def __str__(self) -> str:
         return "\n".join(self.sentences())
 
     def _repr_html_(self) -> str:
-        said = "".join(f"<p>{sentence}</p>" for sentence in self.sentences())
-        return f"{said}{self.values.to_html(index=False)}"
-
-    def _names(self, values: Any) -> str:
-        """Return some of the parameter's values in a row of words."""
-        texts = [format_value(value) for value in values]
-        return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+        paragraphs = "".join(f"<p>{sentence}</p>" for sentence in self.sentences())
+        return f"{paragraphs}{self.values.to_html(index=False)}"
 
     def _best(self) -> str:
         best = self.values.iloc[0]
-        first, label = format_value(best[self.parameter]), display_name(self.parameter)
-        told = f"{display_name(self.metric)} {format_metric(best['mean'], self.metric)}"
+        value, label = format_value(best[self.parameter]), display_name(self.parameter)
+        text = f"{display_name(self.metric)} {format_metric(best['mean'], self.metric)}"
         if not np.isnan(best["low"]):
-            told += f" ({format_number(100 * self.confidence)} % interval {format_metric(best['low'], self.metric)} to "
-            told += f"{format_metric(best['high'], self.metric)}, {best['num_seeds']} seeds)"
+            low, high = (format_metric(best[end], self.metric) for end in ("low", "high"))
+            confidence = format_number(100 * self.confidence)
+            text += f" ({confidence} % interval {low} to {high}, {best['num_seeds']} seeds)"
         if len(self.values) == 1:
-            return f"Only {label} {first} has a value: {told}."
-        against = self.pairs.loc[_is(self.pairs["first"], best[self.parameter]), "verdict"]
-        if (against == INCONCLUSIVE).all():
-            has_several = self.values["num_seeds"] > 1
-            why = "one seed each cannot tell more"
-            if has_several.all():
-                why = "the seeds change nothing here and cannot tell more"
-            elif has_several.any():
-                why = "where there is one seed, or seeds change nothing, nobody can tell more"
-            return f"{label} {first} has the best {told}; {why}."
-        if (against == INCONCLUSIVE).any():
-            return f"{label} {first} has the best {told}; not all others can be held against it."
+            return f"Only {label} {value} has a value: {text}."
+        is_inconclusive = self.pairs.loc[_equals(self.pairs["first"], best[self.parameter]), "verdict"] == INCONCLUSIVE
+        if is_inconclusive.any():
+            reason = "some comparisons are inconclusive"
+            if is_inconclusive.all():
+                has_repeats = self.values["num_seeds"] > 1
+                reason = "inconclusive with one seed each"
+                if has_repeats.all():
+                    reason = "inconclusive, because the seeds give identical values"
+                elif has_repeats.any():
+                    reason = "inconclusive where there is one seed, or seeds give identical values"
+            return f"{label} {value} has the best {text}; {reason}."
         tied = self.values.loc[self.values["is_tied_for_best"].fillna(False).astype(bool), self.parameter]
         if len(tied) > 1:
-            return f"{self._names(tied)} tie for the best {label}: {first} has {told}."
-        return f"{first} is the best {label}, for sure: {told}."
+            return f"{_enumerate(tied)} tie for the best {label}: {value} has {text}."
+        return f"{value} is significantly the best {label}: {text}."
 
-    def _others(self) -> str:
-        is_worse = (self.values["rank"] > 1).fillna(False).astype(bool)
-        worse = self.values.loc[is_worse, self.parameter]
+    def _worse(self) -> str:
+        worse = self.values.loc[(self.values["rank"] > 1).fillna(False).astype(bool), self.parameter]
         if worse.empty:
             return ""
         verb = "is" if len(worse) == 1 else "are"
-        text = f"{self._names(worse)} {verb} worse than one of the best, for sure"
-        own = self.pairs[
-            _is(self.pairs["first"], self.values.iloc[0][self.parameter]) & (self.pairs["verdict"] == BETTER)
-        ]
-        if own.empty:
+        text = f"{_enumerate(worse)} {verb} significantly worse than one of the best"
+        is_of_best = _equals(self.pairs["first"], self.values.iloc[0][self.parameter])
+        beaten = self.pairs[is_of_best & (self.pairs["verdict"] == BETTER)]
+        if beaten.empty:
             return f"{text}."
-        nearest = own.iloc[int(np.argmin(own["difference"].abs()))]
+        nearest = beaten.iloc[int(np.argmin(beaten["difference"].abs()))]
         low, high = sorted((abs(nearest["low"]), abs(nearest["high"])))
-        away = f"{format_metric(abs(nearest['difference']), self.metric)} away from {format_value(nearest['first'])}"
-        between = f"{format_metric(low, self.metric)} to {format_metric(high, self.metric)}"
-        return f"{text}: {format_value(nearest['second'])} is {away} ({between})."
+        first, second = format_value(nearest["first"]), format_value(nearest["second"])
+        difference, low, high = (format_metric(abs(x), self.metric) for x in (nearest["difference"], low, high))
+        return f"{text}: {second} is {difference} away from {first} ({low} to {high})."
 
     def _power(self) -> str:
         ties = self.pairs[self.pairs["verdict"] == TIE]
-        seen = ties["min_detectable_difference"].median()
-        if ties.empty or np.isnan(seen) or seen == 0:
+        detectable = ties["min_detectable_difference"].median()
+        if ties.empty or np.isnan(detectable) or detectable == 0:
             return ""
-        return f"Differences below about {format_metric(seen, self.metric)} are too small for these seeds to tell."
+        return f"Differences below about {format_metric(detectable, self.metric)} are not detectable with these seeds."
 
-    def _chosen(self) -> str:
-        most = int(self.values["num_configurations"].max())
-        if most < 2:
+    def _selection(self) -> str:
+        num_configurations = int(self.values["num_configurations"].max())
+        if num_configurations < 2:
             return ""
         return (
-            f"Each value stands with the best of up to {most} configurations, chosen on the same seeds, which flatters "
-            "it; tune_hpc.compare runs the best anew."
+            f"Each value is represented by the best of up to {num_configurations} configurations, selected on the same "
+            "seeds, which biases it upwards; tune_hpc.compare reruns the best with fresh seeds."
         )
-
-
-def compare_values(
-    results: Results, parameter: str, metric: str | None = None, *, confidence: float = 0.95,
-    where: Mapping[str, Any] | None = None,
-) -> Comparison:  # fmt: skip
-    """Rank the values of a parameter; see ``Results.compare``."""
-    trials = results.trials.reset_index(drop=True)
-    metric = metric or results.metric
-    if parameter not in results.config_columns or parameter == "seed":
-        known = ", ".join(name for name in results.config_columns if name != "seed")
-        raise UnknownNameError(f"no parameter {parameter!r} in {results.name}: {known}")
-    if metric not in trials or not pd.api.types.is_numeric_dtype(trials[metric]):
-        numbers = trials.select_dtypes("number").columns
-        raise UnknownNameError(f"no column of numbers {metric!r} in the trials of {results.name}: {', '.join(numbers)}")
-    inside = trials[row_mask(trials, where or {})]
-    if inside.empty:
-        raise UnknownNameError(f"no trial of {results.name} has {', '.join(f'{k}={v}' for k, v in where.items())}")  # type: ignore[union-attr]
-    if (num_values := inside[parameter].nunique(dropna=False)) > MAX_VALUES:
-        raise UnknownNameError(
-            f"{parameter} has {num_values} values in {results.name}, too many to tell apart (at most {MAX_VALUES}): "
-            "draw them instead, or compare a parameter of a few values"
-        )
-    standing = _standing(results, inside, parameter, metric)
-    lower = results.is_lower_better(metric)
-    order = sorted(standing, key=lambda one: one.values.mean() if lower else -one.values.mean())
-    pairs = _pairs(order, confidence)
-    return Comparison(parameter, metric, lower, confidence, _values(order, pairs, parameter, confidence), pairs)
 
 
 @dataclass
-class _Standing:
-    """A value of the parameter with the repeats that it is judged by.
+class _Candidate:
+    """A value of the parameter, represented by its best configuration.
 
     Attributes:
         value: The value.
-        others: The other parameters in its configuration.
-        values: The metric, by seed where there are seeds.
-        num_configurations: How many it was chosen from.
+        others: The other parameters of the configuration.
+        repeats: The metric by seed.
+        num_configurations: Number of configurations that it was selected from.
         num_diverged: Diverged trials among them.
     """
 
     value: Any
     others: Mapping[str, Any]
-    values: pd.Series
+    repeats: pd.Series
     num_configurations: int
     num_diverged: int
 
 
-def _standing(results: Results, trials: pd.DataFrame, parameter: str, metric: str) -> list[_Standing]:
-    others = [name for name in results.varied_parameters if name not in (parameter, "seed")]
-    healthy = trials["status"].isin(COMPLETED)
+def compare_values(
+    results: "Results", parameter: str, metric: str | None = None, *, confidence: float = 0.95,
+    where: Mapping[str, Any] | None = None,
+) -> Comparison:  # fmt: skip
+    """Compare the values of a parameter; see ``Results.compare``."""
+    metric = metric or results.metric
+    if parameter not in results.config_columns or parameter == "seed":
+        known = ", ".join(name for name in results.config_columns if name != "seed")
+        raise UnknownNameError(f"no parameter {parameter!r} in {results.name}; there are {known}")
+    check_columns(results, [metric])
+    results = filter_trials(results, where)
+    if (num_values := results.trials[parameter].nunique(dropna=False)) > MAX_VALUES:
+        raise UnknownNameError(
+            f"{parameter} has {num_values} values in {results.name}, too many to compare (at most {MAX_VALUES}): "
+            "plot them, or compare a parameter with fewer values"
+        )
+    lower = results.is_lower_better(metric)
+    candidates = sorted(
+        _candidates(results, parameter, metric),
+        key=lambda candidate: candidate.repeats.mean() if lower else -candidate.repeats.mean(),
+    )
+    pairs = _pairs(candidates, confidence)
+    return Comparison(parameter, metric, lower, confidence, _values(candidates, pairs, parameter, confidence), pairs)
+
+
+def _candidates(results: "Results", parameter: str, metric: str) -> list[_Candidate]:
+    trials = results.trials.reset_index(drop=True)
+    others = [name for name in searched_parameters(results) if name != parameter]
+    completed = trials["status"].isin(COMPLETED)
     df = pd.DataFrame(
         {
             "value": trials[parameter],
             "configuration": trials.groupby([parameter, *others], dropna=False, sort=False).ngroup(),
-            "seed": trials["seed"] if "seed" in trials else np.arange(len(trials)),
-            "metric": numeric_column(trials, metric).where(healthy),
-            "chosen_by": numeric_column(trials, results.metric).where(healthy),
+            "seed": seeds(trials),
+            "metric": numeric_column(trials, metric).where(completed),
+            "selection_metric": numeric_column(trials, results.metric).where(completed),
             "has_diverged": trials["status"] == "diverged",
         }
     )
-    # A configuration that ran twice with one seed has one repeat there: their mean.
     by_configuration = df.groupby("configuration", sort=False)
-    merit = by_configuration["chosen_by"].mean().where(~by_configuration["has_diverged"].any())
+    merit = by_configuration["selection_metric"].mean().where(~by_configuration["has_diverged"].any())
     merit = merit if results.is_lower_better(results.metric) else -merit
-    standing = []
-    for value, own in df.groupby("value", sort=False, dropna=False, observed=True):
-        ranked = merit[own["configuration"].unique()].dropna().sort_values(kind="stable")
+    candidates = []
+    for value, rows in df.groupby("value", sort=False, dropna=False, observed=True):
+        ranked = merit[rows["configuration"].unique()].dropna().sort_values(kind="stable")
         for configuration in ranked.index:
-            chosen = own[own["configuration"] == configuration].dropna(subset=["metric"])
-            if len(chosen):
-                first = trials.loc[chosen.index[0]]
-                told = {name: first[name] for name in others}
-                repeats = chosen.groupby("seed")["metric"].mean()
-                diverged = int(own["has_diverged"].sum())
-                standing.append(_Standing(value, told, repeats, own["configuration"].nunique(), diverged))
+            measured = rows[rows["configuration"] == configuration].dropna(subset=["metric"])
+            if len(measured):
+                first = trials.loc[measured.index[0]]
+                # Trials with the same configuration and seed are one repeat: their mean.
+                repeats = measured.groupby("seed")["metric"].mean()
+                num_diverged = int(rows["has_diverged"].sum())
+                config = {name: first[name] for name in others}
+                candidates.append(_Candidate(value, config, repeats, rows["configuration"].nunique(), num_diverged))
                 break
-    return standing
+    return candidates
 
 
-def _pairs(order: list[_Standing], confidence: float) -> pd.DataFrame:
-    num_pairs = max(1, len(order) * (len(order) - 1) // 2)
-    together = 1 - (1 - confidence) / num_pairs
+def compare_samples(first: pd.Series, second: pd.Series, confidence: float) -> Difference:
+    """Compare the metrics of two configurations: paired if both have the same two or more seeds, else unpaired.
+
+    Args:
+        first: The metric by seed.
+        second: The metric of the other configuration by seed.
+        confidence: Confidence level of the interval.
+    """
+    shared = first.index.intersection(second.index)
+    if len(shared) == len(first) == len(second) and len(shared) > 1:
+        paired = paired_difference(first[shared], second[shared], confidence)
+        if not np.isnan(paired.p):
+            return paired
+        # All differences are equal, which can be a coincidence of accuracies on few images.
+    return welch_difference(first, second, confidence)
+
+
+def _pairs(candidates: list[_Candidate], confidence: float) -> pd.DataFrame:
+    num_pairs = max(1, len(candidates) * (len(candidates) - 1) // 2)
+    simultaneous = 1 - (1 - confidence) / num_pairs
     rows = []
-    for one, other in itertools.combinations(order, 2):
-        told = compare_samples(one.values, other.values, together)
+    for first, second in itertools.combinations(candidates, 2):
+        found = compare_samples(first.repeats, second.repeats, simultaneous)
+        interval = found.interval
         rows.append(
-            {
-                "first": one.value, "second": other.value, "difference": told.interval.mean,
-                "low": told.interval.low, "high": told.interval.high, "p": told.p, "num_pairs": told.num_pairs,
-                "min_detectable_difference": told.min_detectable,
-            }
+            (first.value, second.value, interval.mean, interval.low, interval.high, found.p, found.num_pairs,
+             found.min_detectable)
         )  # fmt: skip
     columns = ["first", "second", "difference", "low", "high", "p", "num_pairs", "min_detectable_difference"]
     df = pd.DataFrame(rows, columns=columns)
@@ -236,46 +250,38 @@ def _pairs(order: list[_Standing], confidence: float) -> pd.DataFrame:
     return df.assign(verdict=np.where(df["p_corrected"].isna(), INCONCLUSIVE, verdict))
 
 
-def compare_samples(one: pd.Series, other: pd.Series, confidence: float) -> Difference:
-    """Compare configurations, seed by seed where at least two seeds are shared and none is left over, or as wholes.
-
-    Args:
-        one: A metric, its index the seeds.
-        other: The same of the other one.
-        confidence: Of the interval.
-    """
-    shared = one.index.intersection(other.index)
-    if len(shared) == len(one) == len(other) and len(shared) > 1:
-        told = paired_difference(one[shared], other[shared], confidence)
-        if not np.isnan(told.p):
-            return told
-        # All differences are the same, as those of accuracies on few images may be by chance.
-    return welch_difference(one, other, confidence)
-
-
-def _values(order: list[_Standing], pairs: pd.DataFrame, parameter: str, confidence: float) -> pd.DataFrame:
+def _values(
+    candidates: list[_Candidate], pairs: pd.DataFrame, parameter: str, confidence: float
+) -> pd.DataFrame:  # fmt: skip
     rows = []
-    for one in order:
-        interval = mean_interval(one.values, confidence)
-        beaten_by = int(((pairs["verdict"] == BETTER) & _is(pairs["second"], one.value)).sum())
-        involved = pairs[_is(pairs["first"], one.value) | _is(pairs["second"], one.value)]
-        is_known = len(involved) > 0 and not (involved["verdict"] == INCONCLUSIVE).any()
+    for candidate in candidates:
+        interval = mean_interval(candidate.repeats, confidence)
+        is_second = _equals(pairs["second"], candidate.value)
+        verdicts = pairs.loc[is_second | _equals(pairs["first"], candidate.value), "verdict"]
+        num_better = int((pairs.loc[is_second, "verdict"] == BETTER).sum())
+        is_ranked = len(verdicts) > 0 and not (verdicts == INCONCLUSIVE).any()
         rows.append(
             {
-                parameter: one.value, **one.others, "num_seeds": len(one.values), "mean": interval.mean,
-                "deviation": one.values.std(), "low": interval.low, "high": interval.high,
-                "rank": 1 + beaten_by if is_known else pd.NA,
-                "num_configurations": one.num_configurations, "num_diverged": one.num_diverged,
+                parameter: candidate.value, **candidate.others, "num_seeds": len(candidate.repeats),
+                "mean": interval.mean, "deviation": candidate.repeats.std(), "low": interval.low, "high": interval.high,
+                "rank": 1 + num_better if is_ranked else pd.NA,
+                "num_configurations": candidate.num_configurations, "num_diverged": candidate.num_diverged,
             }
         )  # fmt: skip
-    others = list(order[0].others) if order else []
+    others = list(candidates[0].others) if candidates else []
     columns = [parameter, *others, "num_seeds", "mean", "deviation", "low", "high", "rank"]
     df = pd.DataFrame(rows, columns=[*columns, "num_configurations", "num_diverged"])
     df["rank"] = df["rank"].astype("Int64")
-    is_first = df["rank"] == 1
-    df.insert(len(columns), "is_tied_for_best", (is_first & (is_first.sum() > 1)).astype("boolean"))
+    is_best = df["rank"] == 1
+    df.insert(len(columns), "is_tied_for_best", (is_best & (is_best.sum() > 1)).astype("boolean"))
     return df.sort_values("rank", kind="stable", ignore_index=True)
 
 
-def _is(column: pd.Series, value: Any) -> pd.Series:
+def _equals(column: pd.Series, value: Any) -> pd.Series:
     return column.isna() if pd.isna(value) else column == value
+
+
+def _enumerate(values: Iterable[Any]) -> str:
+    """Return values as text, like ``a, b and c``."""
+    texts = [format_value(value) for value in values]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"

@@ -1,4 +1,4 @@
-"""One experiment's results, again and again while its search runs: only what has changed is read."""
+"""Incremental reader of an experiment folder while its search runs: only changed files are read."""
 
 import os
 import stat
@@ -14,16 +14,16 @@ from tune_hpc.analysis.frames import LazyHistory, read_folder, read_trial_table
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import FolderError
 from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.filesystem import pull_tree
 
+#: Modification time in nanoseconds, size and inode of a file.
 _Stamp = tuple[int, int, int]
 
 
 class ResultsSnapshot(Results):
-    """Results of a search as it stands: histories are put together when they are asked for, and not kept.
+    """Results of a search at one moment; the history is concatenated on request and not cached.
 
     Attributes:
-        histories: They.
+        histories: The history of all trials.
     """
 
     histories: LazyHistory
@@ -39,82 +39,83 @@ class ResultsSnapshot(Results):
     @property
     def history(self) -> pd.DataFrame:
         """Long form, one row per trial and step."""
-        return self.histories.of()
+        return self.histories.frame()
 
     @property
     def num_bytes(self) -> int:
-        """The memory that it takes, about."""
+        """Approximate memory in bytes."""
         return int(self.trials.memory_usage(deep=True).sum()) + self.histories.num_bytes
 
 
 class ResultsReader:
-    """The results of one experiment folder, as they stand.
+    """Reader of the current results of one experiment folder.
 
     Args:
-        home: The folder; an experiment was begun in it.
+        folder: A folder with an experiment.
 
     Attributes:
-        version: Changes whenever ``results`` gives something new; 0: nothing was read yet.
+        version: Increases when ``results`` returns something new; 0 before the first call.
     """
 
-    def __init__(self, home: ExperimentFolder) -> None:
-        self.home = home
+    def __init__(self, folder: ExperimentFolder) -> None:
+        self.folder = folder
         self.version = 0
         self._stamps: dict[str, _Stamp | None] = {}
         self._results: ResultsSnapshot | None = None
-        self._parts: dict[str, tuple[_Stamp, dict[str, Any], pa.Table]] = {}
+        self._trials: dict[str, tuple[_Stamp, dict[str, Any], pa.Table]] = {}
 
     def results(self) -> ResultsSnapshot:
-        """Return what happened so far; the very same object where nothing has changed.
+        """Return the current results; the same object if no file has changed.
 
         Raises:
-            FolderError: a file cannot be read.
+            FolderError: A file cannot be read.
         """
-        stamps = self._look()
+        stamps = self._read_stamps()
         if self._results is None or stamps != self._stamps:
-            # What is read may be newer than its stamp, and is then read once more; never older.
+            # A file that changes after its stamp was taken is read again by the next call.
             self._stamps = stamps
             try:
-                self._results = ResultsSnapshot(*read_folder(self.home, self._read), self.home.path)
+                self._results = ResultsSnapshot(*read_folder(self.folder, self._read_trial), self.folder.path)
             except FolderError:
                 self._stamps = {}
                 raise
             self.version += 1
-            self._parts = {trial_id: held for trial_id, held in self._parts.items() if trial_id in stamps}
+            self._trials = {trial_id: cached for trial_id, cached in self._trials.items() if trial_id in stamps}
         return self._results
 
-    def _look(self) -> dict[str, _Stamp | None]:
-        """Return the stamps of all files that tell something: of the frames by path, of parts by trial."""
-        pull_tree(self.home.path)
-        frames = (self.home.experiment_file, self.home.trials_file, self.home.history_file)
-        for path in frames:
-            # NFS shows that a file was replaced to those who open it.
+    def _read_stamps(self) -> dict[str, _Stamp | None]:
+        """Return the stamps of experiment.json and the frames by path, and of trial files by trial."""
+        folder = self.folder
+        folder.refresh()
+        paths = (folder.experiment_file, folder.trials_file, folder.history_file)
+        for path in paths:
+            # NFS revalidates its cached attributes when a file is opened.
             with suppress(OSError):
                 os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
-        stamps = {str(path): _stamp(path) for path in frames}
-        return stamps | {trial_id: _stamp(self.home.part(trial_id)) for trial_id in self.home.trial_ids()}
+        stamps = {str(path): _stamp(path) for path in paths}
+        return stamps | {trial_id: _stamp(folder.trial_file(trial_id)) for trial_id in folder.trial_ids()}
 
-    def _read(self, trial_id: str) -> tuple[dict[str, Any], pa.Table]:
+    def _read_trial(self, trial_id: str) -> tuple[dict[str, Any], pa.Table]:
         stamp = self._stamps.get(trial_id)
-        held = self._parts.get(trial_id)
-        if held is None or held[0] != stamp:
-            row, table = read_trial_table(self.home.part(trial_id))
+        cached = self._trials.get(trial_id)
+        if cached is None or cached[0] != stamp:
+            row, table = read_trial_table(self.folder.trial_file(trial_id))
             if stamp is None:
                 return row, table
-            held = self._parts[trial_id] = (stamp, row, table)
-        return held[1], held[2]
+            cached = self._trials[trial_id] = (stamp, row, table)
+        return cached[1], cached[2]
 
 
 def _stamp(path: Path) -> _Stamp | None:
-    """Return what differs once a file was replaced; ``None`` where there is none.
+    """Return the stamp of a file; ``None`` if it is missing.
 
     Raises:
-        FolderError: the file is a symbolic link.
+        FolderError: The file is a symbolic link or no regular file.
     """
     try:
         status = os.lstat(path)
     except FileNotFoundError:
         return None
     if not stat.S_ISREG(status.st_mode):
-        raise FolderError(f"{path} is a symbolic link or no regular file; a search has none: remove it")
+        raise FolderError(f"{path} is a symbolic link or no regular file; a search writes none: remove it")
     return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,32 +1,32 @@
-"""What happened, as two data frames: their columns, how they are saved, loaded and asked.
+"""Trials and history of a search as two data frames.
 
-**trials**: one row per trial, whatever became of it.
+**trials**: one row per trial, whatever its outcome.
 
-    experiment, trial_id   which trial
+    experiment, trial_id   identity of the trial
     status                 finished, stopped, diverged, failed or running
-    stop_reason            in words: all steps done, single pass over, non-finite loss at step 3, ...
-    error                  the exception's last line, for a failed trial
-    <config columns>       the completed configuration; absent (missing) where a key does not apply
-    <metrics>              the last value of each metric that the trainable reported: train_loss, valid_loss,
+    stop_reason            text: all steps done, single pass over, non-finite loss at step 3, ...
+    error                  last line of the exception of a failed trial
+    <config columns>       the completed configuration; missing where a key does not apply
+    <metrics>              last value of each metric that the trainable reported: train_loss, valid_loss,
                            valid_accuracy, test_loss, test_accuracy, ...
     best_test_accuracy, best_step
-                           highest test accuracy of the run and when: the report's own measure, chosen on the test set
+                           highest test accuracy and its step: the report's measure, selected on the test set
     best_valid_accuracy, selected_step, selected_test_accuracy
-                           chosen on validation images, and the test accuracy there: the honest measure
-    steps_run              optimizer steps done
+                           highest validation accuracy, its step, and the test accuracy there: the unbiased measure
+    steps_run              number of optimizer steps
     setup_s, train_s, eval_s, samples_per_s
-                           seconds before the first step, in steps, in evaluations; training samples a second of train_s
-    num_fused              how many trials trained as one program; durations are this trial's share of the program's
-    attempt                the attempt (start, resume or extension) of the experiment in which it ended
-    host, device           where it ran
+                           seconds before the first step, in steps, in evaluations; training samples per train_s
+    num_fused              number of trials that trained as one program; durations are this trial's share of it
+    attempt                attempt (start, resume or extension) of the experiment in which the trial ended
+    host, device           where the trial ran
 
-**history**: long form, ``trial_id``, ``step``, one column per metric; missing where a metric was not taken at a step.
-A row describes the state after ``step`` updates: its ``train_loss`` is the loss of the next batch, before it is used.
+**history**: long form with ``trial_id``, ``step`` and one column per metric, missing at steps without a measurement.
+A row is the state after ``step`` updates; its ``train_loss`` is the loss of the next batch before the update.
 
-``status`` is a category of ``STATUSES``; other words are strings (pandas' ``str``, which is Arrow's); counts, steps and
-seeds are integers, or floats where one is missing; all else is float or bool.
+``status`` is a category of ``STATUSES``. Other texts are strings (pandas' ``str``, stored by Arrow). Counts, steps and
+seeds are integers, or floats if a value is missing. All other columns are float or bool.
 
-Fractions are 0..1, durations end in ``_s``, rates in ``_per_s``, counts begin with ``num_``.
+Fractions are 0 to 1, durations end in ``_s``, rates in ``_per_s``, counts begin with ``num_``.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,7 +39,8 @@ import pandas as pd
 
 from tune_hpc.analysis.frames import STATUSES, generations_frame, read_folder, rungs_frame
 from tune_hpc.errors import FolderError, UnknownNameError
-from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiments, find_one, write_atomic
+from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiment, find_experiments
+from tune_hpc.storage.filesystem import Storage
 
 if TYPE_CHECKING:
     from tune_hpc.analysis.comparison import Comparison
@@ -47,13 +48,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Results:
-    """The outcome of one experiment.
+    """Trials and history of one experiment.
 
     Attributes:
-        experiment: The contents of experiment.json.
+        experiment: Contents of experiment.json.
         trials: One row per trial.
         history: Long form, one row per trial and step.
-        folder: Where it was loaded from.
+        folder: The experiment folder, if the results were loaded from one.
     """
 
     experiment: Mapping[str, Any]
@@ -73,14 +74,14 @@ class Results:
 
     @property
     def config_columns(self) -> list[str]:
-        """The columns of ``trials`` that hold the configuration."""
+        """The configuration columns of ``trials``."""
         return [name for name in self.experiment["config_keys"] if name in self.trials]
 
     @property
     def varied_parameters(self) -> list[str]:
-        """The configuration columns that were searched, and the seed where several ran.
+        """The configuration columns that were searched, and ``seed`` if there are several.
 
-        A column may differ without having been searched: another optimizer brings other defaults along.
+        Columns that differ only because another optimizer has other defaults are not included.
         """
         space = self.experiment.get("space")
         if space is None:
@@ -92,34 +93,34 @@ class Results:
         return len(self.trials[name].drop_duplicates()) > 1
 
     def counts(self) -> dict[str, int]:
-        """Return how many trials have each status; statuses that no trial has are left out."""
-        counted = self.trials["status"].value_counts()
-        return {status: int(counted[status]) for status in STATUSES if counted.get(status, 0)}
+        """Return the number of trials with each status; a status without trials is omitted."""
+        counts = self.trials["status"].value_counts()
+        return {status: int(counts[status]) for status in STATUSES if counts.get(status, 0)}
 
     def top(self, n: int = 10, metric: str | None = None) -> pd.DataFrame:
         """Return the best ``n`` trials that finished or were stopped, best first.
 
         Args:
-            n: Number of rows at most.
-            metric: A numeric column of ``trials``; by default the experiment's metric. Of others, losses and
-                durations are best when low.
+            n: Maximum number of rows.
+            metric: A numeric column of ``trials``; by default the experiment's metric. Other losses and durations are
+                best when low, other columns when high.
 
         Raises:
-            UnknownNameError: no such column, or one without numbers.
+            UnknownNameError: The column is absent or not numeric.
         """
         metric = metric or self.metric
         if metric not in self.trials:
             raise UnknownNameError(
-                f"no column {metric!r} in the trials of {self.name}: {', '.join(map(str, self.trials))}"
+                f"no column {metric!r} in the trials of {self.name}; there are {', '.join(map(str, self.trials))}"
             )
         if not pd.api.types.is_numeric_dtype(self.trials[metric]):
-            numbers = self.trials.select_dtypes("number").columns
-            raise UnknownNameError(f"the column {metric} of {self.name} holds no numbers; {', '.join(numbers)} do")
-        healthy = self.trials[self.trials["status"].isin(["finished", "stopped"])].dropna(subset=[metric])
-        return healthy.sort_values(metric, ascending=self.is_lower_better(metric), kind="stable").head(n)
+            numeric = ", ".join(self.trials.select_dtypes("number").columns)
+            raise UnknownNameError(f"column {metric} of {self.name} is not numeric; numeric columns are {numeric}")
+        completed = self.trials[self.trials["status"].isin(["finished", "stopped"])].dropna(subset=[metric])
+        return completed.sort_values(metric, ascending=self.is_lower_better(metric), kind="stable").head(n)
 
     def is_lower_better(self, metric: str) -> bool:
-        """Whether less of a metric is better: of the experiment's own it says so; losses and durations are."""
+        """Whether lower values of a metric are better: the experiment's mode, else true of losses and durations."""
         if metric == self.metric:
             return bool(self.experiment["mode"] == "min")
         return metric.endswith("loss") or (metric.endswith("_s") and not metric.endswith("_per_s"))
@@ -128,7 +129,7 @@ class Results:
         """Return the best trial as a row.
 
         Raises:
-            UnknownNameError: no such column, or no trial has a value in it.
+            UnknownNameError: There is no such column, or no trial has a value in it.
         """
         top = self.top(1, metric)
         if top.empty:
@@ -139,17 +140,17 @@ class Results:
         """Return one metric in wide form.
 
         Returns:
-            Index ``step``, one column per ``trial_id``, missing where the metric was not taken.
+            Index ``step``, one column per ``trial_id``; missing at steps without a measurement.
 
         Raises:
-            UnknownNameError: no such metric.
+            UnknownNameError: There is no such metric.
         """
         if metric not in self.history:
             raise UnknownNameError(
-                f"no metric {metric!r} in the history of {self.name}: {', '.join(map(str, self.history))}"
+                f"no metric {metric!r} in the history of {self.name}; there are {', '.join(map(str, self.history))}"
             )
-        taken = self.history.dropna(subset=[metric])
-        return taken.pivot_table(index="step", columns="trial_id", values=metric, observed=True)
+        measured = self.history.dropna(subset=[metric])
+        return measured.pivot_table(index="step", columns="trial_id", values=metric, observed=True)
 
     def compare(
         self,
@@ -159,33 +160,47 @@ class Results:
         confidence: float = 0.95,
         where: Mapping[str, Any] | None = None,
     ) -> "Comparison":
-        """Say which value of a parameter is better, by how much, and how sure that is; ties are called ties.
+        """Compare the values of a parameter with confidence intervals and Holm correction.
 
         Args:
             parameter: A configuration column.
-            metric: What is compared; by default the experiment's metric. Configurations are chosen by the latter.
-            confidence: Of all intervals and verdicts.
-            where: Configuration values that the trials must have.
+            metric: The column that is compared; by default the experiment's metric, which also selects the
+                configuration of each value.
+            confidence: Confidence level of all intervals and verdicts.
+            where: Configuration values that select the trials.
 
         Raises:
-            UnknownNameError: no such parameter, or one of more than 100 values; no such column of numbers, or no such
-                trial.
+            UnknownNameError: The parameter is unknown or has more than 100 values, the metric is no numeric column, or
+                ``where`` selects no trial.
         """
         from tune_hpc.analysis.comparison import compare_values
 
         return compare_values(self, parameter, metric, confidence=confidence, where=where)
 
-    def __repr__(self) -> str:
-        from tune_hpc.report.findings import findings
+    def with_trials(self, trials: pd.DataFrame) -> "Results":
+        """Return the results with a subset of the trials."""
+        return Results(self.experiment, trials.reset_index(drop=True), self.history, self.folder)
 
-        return "\n".join([f"Results of {self.name}:", *findings(self)])
+    def _summary(self) -> str:
+        counts = ", ".join(f"{count} {status}" for status, count in self.counts().items())
+        summary = f"{self.name}: {len(self.trials)} trials" + (f" ({counts})" if counts else "")
+        for _, best in self._top().head(1).iterrows():
+            config = [f"{name}={best[name]}" for name in self.varied_parameters if pd.notna(best[name])]
+            summary += f"; best {self.metric} {best[self.metric]:.4g}" + (
+                f" with {', '.join(config)}" if config else ""
+            )
+        return summary
+
+    def _top(self) -> pd.DataFrame:
+        return self.top() if self.metric in self.trials else self.trials[:0]
+
+    def __repr__(self) -> str:
+        return f"Results of {self._summary()}"
 
     def _repr_html_(self) -> str:
-        from tune_hpc.report.findings import findings
-        from tune_hpc.report.tables import best_trials
-
-        said = "".join(f"<li>{escape(sentence)}</li>" for sentence in findings(self))
-        return f"<b>{escape(self.name)}</b><ul>{said}</ul>{best_trials(self).to_html(index=False)}"
+        top = self._top()
+        columns = [name for name in ("trial_id", *self.varied_parameters, self.metric) if name in top]
+        return f"<p>{escape(self._summary())}</p>{top[columns].to_html(index=False)}"
 
     def to_csv(self, folder: str | Path) -> list[Path]:
         """Write both frames as trials.csv and history.csv into a folder; return the files."""
@@ -195,81 +210,72 @@ class Results:
         """Write both frames as trials.parquet and history.parquet into a folder; return the files."""
         return self._write(folder, "parquet", lambda df, path: df.to_parquet(path, index=False))
 
-    def _write(self, folder: str | Path, ending: str, write: Callable[[pd.DataFrame, Path], object]) -> list[Path]:
-        files = []
+    def _write(self, folder: str | Path, suffix: str, write: Callable[[pd.DataFrame, Path], object]) -> list[Path]:
+        storage, files = Storage(folder), []
         for name, df in (("trials", self.trials), ("history", self.history)):
-            files.append(Path(folder) / f"{name}.{ending}")
-            write_atomic(files[-1], lambda path, df=df: write(df, path))  # type: ignore[misc]
+            files.append(storage.local_path(f"{name}.{suffix}"))
+            storage.write_atomic(files[-1], lambda path, df=df: write(df, path))  # type: ignore[misc]
         return files
 
     def generations(self) -> pd.DataFrame:
-        """Return what each member of a population was in each generation but the first.
+        """Return the members of each generation of population-based training, except the first generation.
 
         Returns:
-            One row per generation and member: ``generation`` (from 1), ``trial_id``, ``copied_from`` (missing where it
-            copied nobody), ``value`` (what it had reached before), and its configuration.
+            One row per generation and member: ``generation`` (from 1), ``trial_id``, ``copied_from`` (missing without
+            an exploit), ``value`` (of the metric before), and the configuration.
 
         Raises:
-            FolderError: the search has no population, or its file cannot be read.
+            FolderError: The search has no population, or its file cannot be read.
         """
-        file = self._decided("population", "no generations; search with scheduler='pbt'")
-        return generations_frame(file)
+        return generations_frame(self._scheduler_file("population", "no generations; search with scheduler='pbt'"))
 
     def rungs(self) -> pd.DataFrame:
-        """Return who came to which rung of a successive halving, in this order.
+        """Return the arrivals of configurations at the rungs of successive halving, in order of time.
 
         Returns:
             One row per rung and configuration: ``rung`` (from 1), ``trial_id`` (of its first seed), ``step``, ``value``
-            (what it is ranked by: the mean over its seeds; missing where one of them diverged or failed), ``goes_on``.
+            (the mean over its seeds; missing if one of them diverged or failed), ``is_promoted``.
 
         Raises:
-            FolderError: the search has no rungs, or their file cannot be read.
+            FolderError: The search has no rungs, or their file cannot be read.
         """
-        file = self._decided("rungs", "no rungs; search with scheduler='asha'")
+        file = self._scheduler_file("rungs", "no rungs; search with scheduler='asha'")
         return rungs_frame(file, max(1, len(self.experiment["seeds"])))
 
-    def _decided(self, name: str, lacks: str) -> Path:
-        """Return the file of what a search decided while it ran."""
+    def _scheduler_file(self, name: str, problem: str) -> Path:
         file: Path = getattr(ExperimentFolder(self.folder or ""), name)
         if self.folder is None or not file.is_file():
-            raise FolderError(f"{self.name} has {lacks}")
+            raise FolderError(f"{self.name} has {problem}")
         return file
 
 
 def load(folder: str | Path) -> Results:
-    """Load one experiment's results, finished or not.
+    """Load the results of one experiment, which may still run.
 
     Args:
         folder: An experiment folder.
 
     Raises:
-        FolderError: no experiment there, several, or a file that cannot be read.
+        FolderError: There is no experiment or there are several, or a file cannot be read.
     """
-    return load_folder(find_one(folder))
+    return load_folder(find_experiment(folder))
 
 
 def load_all(folder: str | Path) -> list[Results]:
-    """Load every experiment at a folder or below it, in the order in which they were run.
+    """Load every experiment at a folder or below it, in the order of their start.
 
     Raises:
-        FolderError: there is none, or a file cannot be read.
+        FolderError: There is no experiment, or a file cannot be read.
     """
-    return sorted((load_folder(one) for one in find_experiments(folder)), key=_in_order)
+    return sorted(map(load_folder, find_experiments(folder)), key=_start_order)
 
 
-def _in_order(results: Results) -> tuple[str, int]:
-    """Sort experiments as they were run; those of one run began at the same moment."""
+def _start_order(results: Results) -> tuple[str, int]:
+    # Experiments of one run start at the same time.
     return results.experiment.get("provenance", {}).get("started", ""), results.experiment.get("position", 0)
 
 
 def load_folder(folder: ExperimentFolder) -> Results:
-    """Load one experiment's results, finished or not.
-
-    Args:
-        folder: Of the experiment.
-
-    Raises:
-        FolderError: no experiment there, or a file that cannot be read.
-    """
-    experiment, trials, histories = read_folder(folder)
-    return Results(experiment, trials, histories.of(), folder.path)
+    """Load the results of one experiment folder; errors as for ``load``."""
+    experiment, trials, history = read_folder(folder)
+    return Results(experiment, trials, history.frame(), folder.path)
