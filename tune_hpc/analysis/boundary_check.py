@@ -58,6 +58,13 @@ def check_boundaries(results: Results, where: Mapping[str, Any] | None = None) -
 
     Raises:
         UnknownNameError: There are no trials, no value of the metric, or no space in experiment.json.
+
+    Example:
+        >>> from tune_hpc import check_boundaries, load
+        >>> results = load("docs/results/exercise2.softmax.shuffled")
+        >>> check_boundaries(results, where={"optimizer": "adadelta"})[["parameter", "best", "edge", "suggestion"]]
+               parameter  best  edge          suggestion
+        0  learning_rate   0.5  high  choice: add 2.5, 5
     """
     results = filter_trials(results, where)
     if results.experiment.get("space") is None:

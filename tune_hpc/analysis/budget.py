@@ -55,6 +55,15 @@ def budget_curve(results: Results, budgets: Sequence[int] = BUDGETS, metric: str
             population-based training, whose members copy one another.
 
     Source: the tuning budgets of Google's Deep Learning Tuning Playbook.
+
+    Example:
+        >>> from tune_hpc import budget_curve, load
+        >>> curve = budget_curve(load("docs/results/exercise2.softmax.shuffled"))
+        >>> curve[["num_configurations", "mean"]].round(3).head(3)
+           num_configurations   mean
+        0                   1  1.058
+        1                   2  0.588
+        2                   5  0.338
     """
     metric = metric or results.metric
     if results.experiment.get("scheduler") == "pbt":

@@ -39,6 +39,12 @@ def compare_to_published(results: Results) -> pd.DataFrame:
         comparable``: a quick run, another size, or seconds of another machine), ``best_over`` with ``measured_best``,
         ``published_best`` and ``best_agrees`` for the best of several values, ``note`` (reason for a missing
         measurement or comparison), ``quick``, ``source``.
+
+    Example:
+        >>> from tune_hpc import compare_to_published, load
+        >>> published = compare_to_published(load("docs/results/exercise2.softmax.shuffled"))
+        >>> published["verdict"].value_counts().to_dict()
+        {'agrees': 12, 'differs': 6}
     """
     published = list(results.experiment.get("published") or ())
     configurations = aggregate_seeds(results, [results.metric, *(number["metric"] for number in published)])

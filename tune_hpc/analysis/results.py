@@ -55,6 +55,17 @@ class Results:
         trials: One row per trial.
         history: Long form, one row per trial and step.
         folder: The experiment folder, if the results were loaded from one.
+
+    Example:
+        >>> from tune_hpc import load
+        >>> results = load("docs/results/exercise2.softmax.shuffled")
+        >>> results.trials.groupby("optimizer")["test_accuracy"].max().round(3).tail(2)
+        optimizer
+        proximal_adagrad    0.918
+        rmsprop             0.922
+        Name: test_accuracy, dtype: float64
+        >>> sorted(results.history)[:3]
+        ['step', 'test_accuracy', 'test_loss']
     """
 
     experiment: Mapping[str, Any]
@@ -107,6 +118,13 @@ class Results:
 
         Raises:
             UnknownNameError: The column is absent or not numeric.
+
+        Example:
+            >>> from tune_hpc import load
+            >>> load("docs/results/exercise2.softmax.shuffled").top(2)[["optimizer", "learning_rate", "seed"]]
+                optimizer  learning_rate  seed
+            100      adam          0.005     0
+            102      adam          0.005     2
         """
         metric = metric or self.metric
         if metric not in self.trials:
@@ -130,6 +148,12 @@ class Results:
 
         Raises:
             UnknownNameError: There is no such column, or no trial has a value in it.
+
+        Example:
+            >>> from tune_hpc import load
+            >>> best = load("docs/results/exercise2.softmax.shuffled").best()
+            >>> best["optimizer"], float(best["learning_rate"])
+            ('adam', 0.005)
         """
         top = self.top(1, metric)
         if top.empty:
@@ -144,6 +168,12 @@ class Results:
 
         Raises:
             UnknownNameError: There is no such metric.
+
+        Example:
+            >>> from tune_hpc import load
+            >>> curves = load("docs/results/exercise2.softmax.shuffled").curve("test_accuracy")
+            >>> curves.shape    # steps x trials
+            (50, 360)
         """
         if metric not in self.history:
             raise UnknownNameError(
@@ -172,6 +202,15 @@ class Results:
         Raises:
             UnknownNameError: The parameter is unknown or has more than 100 values, the metric is no numeric column, or
                 ``where`` selects no trial.
+
+        Example:
+            >>> from tune_hpc import load
+            >>> comparison = load("docs/results/exercise2.softmax.shuffled").compare("optimizer", "test_accuracy")
+            >>> comparison.values[["optimizer", "rank"]].tail(3)
+                      optimizer  rank
+            6          nesterov     2
+            7  gradient_descent     2
+            8          adadelta     9
         """
         from tune_hpc.analysis.comparison import compare_values
 
@@ -257,6 +296,12 @@ def load(folder: str | Path) -> Results:
 
     Raises:
         FolderError: There is no experiment or there are several, or a file cannot be read.
+
+    Example:
+        >>> from tune_hpc import load
+        >>> results = load("docs/results/exercise2.softmax.shuffled")
+        >>> results.counts()
+        {'finished': 360}
     """
     return load_folder(find_experiment(folder))
 

@@ -73,6 +73,14 @@ def export_search(
         UnknownNameError: There is no exporter to a tool.
         MissingPackageError: A package is not installed.
         InvalidExperimentError: ``where`` is given for several tools.
+
+    Example:
+        >>> import shutil
+        >>> from tune_hpc import export_search
+        >>> folder = shutil.copytree("docs/results/exercise1_1stpart", "runs/line")
+        >>> (exported,) = export_search(folder, "tensorboard")
+        >>> exported.num_trials
+        5
     """
     tools = check_tools(to)
     if where is not None and len(tools) > 1:

@@ -126,6 +126,17 @@ def when(value: Any, **conditions: Any) -> Conditional:
 
     Raises:
         InvalidSpaceError: There is no condition, or one without a value.
+
+    Example:
+        >>> from ray import tune
+        >>> from tune_hpc import Space, when
+        >>> space = Space({
+        ...     "optimizer": tune.choice(["adam", "momentum"]),
+        ...     "learning_rate": when(0.001, optimizer="adam") | tune.choice([0.01, 0.1]),
+        ...     "momentum": when(0.9, optimizer="momentum"),
+        ... })
+        >>> space.size
+        3
     """
     if not conditions:
         raise InvalidSpaceError("when takes at least one condition, like optimizer='adam'; got none")

@@ -46,6 +46,16 @@ class Space(Mapping[str, Any]):
     Raises:
         InvalidSpaceError: A choice is empty or repeats a value, bounds are inconsistent, a value violates its key, a
             domain has no plain form, a condition can never hold, or a role contradicts the parameter.
+
+    Example:
+        >>> from ray import tune
+        >>> from tune_hpc import Space
+        >>> space = Space({"optimizer": tune.choice(["adam", "momentum"]), "learning_rate": tune.loguniform(1e-4, 1)})
+        >>> narrow = space | {"learning_rate": tune.choice([0.01, 0.1])}
+        >>> narrow.size
+        4
+        >>> narrow.to_json()["learning_rate"]
+        {'choice': [0.01, 0.1]}
     """
 
     __slots__ = ("_keys", "_order", "_parameters", "_scientific")
