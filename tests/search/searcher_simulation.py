@@ -6,8 +6,7 @@ import numpy as np
 
 from tests.search import trainables
 from tune_hpc import Experiment, load
-from tune_hpc.search.reporter import MonitoredMetric
-from tune_hpc.search.trial_spec import TrialOutcome
+from tune_hpc.search.trial_spec import MonitoredMetric, TrialOutcome
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import TrialFileWriter
 

@@ -14,10 +14,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from tests.search import trainables
 from tune_hpc import Experiment, Space, extend, run, run_all
 from tune_hpc.analysis.results import Results
-from tune_hpc.search.reporter import MonitoredMetric, SchedulerReporter
+from tune_hpc.search.reporter import SchedulerReporter
 from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, make_scheduler, monitored_metric, replay_results
 from tune_hpc.search.searchers.optuna_study import AskTellStudy
-from tune_hpc.search.trial_spec import TrialGroup
+from tune_hpc.search.trial_spec import MonitoredMetric, TrialGroup
 
 STEPS = 27
 SPACE = Space({"x": tune.uniform(0, 1), "steps": STEPS}, keys={})

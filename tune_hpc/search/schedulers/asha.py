@@ -23,11 +23,10 @@ from typing import Any
 
 from tune_hpc.analysis.results import Results
 from tune_hpc.search.experiment import Experiment
-from tune_hpc.search.reporter import MonitoredMetric
 from tune_hpc.search.schedulers.ray_schedulers import GRACE, REDUCTION_FACTOR
 from tune_hpc.search.searchers.optuna_searcher import OptunaSearcher
 from tune_hpc.search.searchers.searcher import Searcher, merged_config_keys, remaining_trials
-from tune_hpc.search.trial_spec import TrialOutcome, TrialSpec
+from tune_hpc.search.trial_spec import MonitoredMetric, TrialOutcome, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.jsonl import append_line, read_lines
 
@@ -95,16 +94,11 @@ class AsyncSuccessiveHalving(Searcher):
         else:
             trials = remaining_trials(experiment, before)
             self.config_keys = merged_config_keys(trials)
-        self._possible_data = list(dict.fromkeys(str(trial.config.get("data")) for trial in trials))
         self._new: dict[int, list[TrialSpec]] = {}
         for trial in trials:
             self._new.setdefault(self.configuration_number(trial.trial_id), []).append(trial)
         if before is not None:
             self._restore(before)
-
-    def possible_data(self) -> list[str]:
-        """Return the names of the data sets that any trial may use."""
-        return self.source.possible_data() if self.source else self._possible_data
 
     @property
     def has_pending(self) -> bool:

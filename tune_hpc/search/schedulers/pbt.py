@@ -22,10 +22,9 @@ import numpy as np
 from tune_hpc.analysis.results import Results, load
 from tune_hpc.learning.config import complete
 from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
-from tune_hpc.search.reporter import MonitoredMetric
 from tune_hpc.search.searchers.searcher import Searcher, merged_config_keys, trial_specs
 from tune_hpc.search.space.space import Space
-from tune_hpc.search.trial_spec import TrialOutcome, TrialSpec
+from tune_hpc.search.trial_spec import MonitoredMetric, TrialOutcome, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.jsonl import append_line, read_lines
 
@@ -57,7 +56,6 @@ class PopulationBasedTraining(Searcher):
         trials = trial_specs(experiment, experiment.configs())
         self.config_keys = merged_config_keys(trials)
         self._configs: dict[str, Mapping[str, Any]] = {trial.trial_id: trial.config for trial in trials}
-        self._possible_data = {str(config.get("data")) for config in self._configs.values()}
         self._generation = 0
         self._ended: set[str] = set()
         self._running: set[str] = set()
@@ -77,10 +75,6 @@ class PopulationBasedTraining(Searcher):
     def _has_paused(self, name: str, steps: float) -> bool:
         max_step = self._max_step(name)
         return max_step is not None and steps >= max_step
-
-    def possible_data(self) -> list[str]:
-        """Return the names of the data sets that any member may use."""
-        return list(self._possible_data)
 
     @property
     def has_pending(self) -> bool:
@@ -188,7 +182,7 @@ def explore(
             continue
         if chance < RESAMPLE_PROBABILITY:
             changed[name] = domain.ppf(fraction)
-        elif domain.is_choice:
+        elif domain.kind == "choice":
             changed[name] = _neighbour(domain.values, config[name], is_up)
         else:
             changed[name] = domain.clip(config[name] * FACTORS[is_up])

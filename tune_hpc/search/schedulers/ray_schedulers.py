@@ -14,8 +14,7 @@ import numpy as np
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from tune_hpc.analysis.results import Results
-from tune_hpc.search.reporter import MonitoredMetric
-from tune_hpc.search.trial_spec import TrialGroup
+from tune_hpc.search.trial_spec import MonitoredMetric, TrialGroup
 
 #: One of this many trials is promoted at each rung.
 REDUCTION_FACTOR = 3

@@ -11,7 +11,6 @@ from typing import Any
 
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import FolderError
-from tune_hpc.learning.config import complete
 from tune_hpc.search.experiment import ENDED, Experiment
 from tune_hpc.search.searchers.searcher import Searcher, merged_config_keys, trial_specs
 from tune_hpc.search.trial_spec import TrialOutcome, TrialSpec
@@ -60,14 +59,6 @@ class OptunaSearcher(Searcher):
         for number, line in enumerate(lines):
             self._restore(number, line["config"], rows)
         self.num_suggested = len(lines)
-
-    def possible_data(self) -> list[str]:
-        """Return the names of the data sets that any suggestion may use."""
-        space = self.experiment.space
-        if "data" in space:
-            return [str(name) for name in space.reachable_values("data")]
-        models = space.reachable_values("model") if "model" in space else [complete({})["model"]]
-        return [str(complete({"model": model})["data"]) for model in models]
 
     def suggest(self) -> list[TrialSpec]:
         """Return the trials of the next configuration, one for each seed; none after ``num_samples`` of them."""

@@ -317,7 +317,7 @@ class StudyParameter:
 
 
 def _distribution(domain: Parameter) -> CategoricalDistribution | IntDistribution | FloatDistribution:
-    if domain.is_choice:
+    if domain.kind == "choice":
         return CategoricalDistribution(domain.values)
     low, high = domain.bounds
     if domain.is_integer:

@@ -77,9 +77,13 @@ class Searcher(ABC):
         """Return whether running trials must end or pause before there may be another suggestion."""
         return False
 
-    @abstractmethod
     def possible_data(self) -> list[str]:
         """Return the names of the data sets that any suggestion may use."""
+        space = self.experiment.space
+        if "data" in space:
+            return [str(name) for name in space.reachable_values("data")]
+        models = space.reachable_values("model") if "model" in space else [complete({})["model"]]
+        return [str(complete({"model": model})["data"]) for model in models]
 
     @abstractmethod
     def suggest(self) -> list[TrialSpec]:

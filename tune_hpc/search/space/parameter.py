@@ -66,7 +66,7 @@ class Parameter:
             value = value.values[0]
         if not isinstance(value, Parameter):
             return cls("constant", (check_constant(name, value, key),))
-        if value.is_choice:
+        if value.kind == "choice":
             return cls._choice(name, value.values, key)
         return cls._range(name, value.kind, value._arguments, key)
 
@@ -171,11 +171,6 @@ class Parameter:
         return self.kind == "constant"
 
     @property
-    def is_choice(self) -> bool:
-        """Return whether the parameter has a list of values."""
-        return self.kind == "choice"
-
-    @property
     def is_log(self) -> bool:
         """Return whether a range is uniform in the logarithm."""
         return "log" in self.kind
@@ -196,7 +191,7 @@ class Parameter:
         """Return a new Ray Tune domain; of a constant, its value."""
         if self.is_constant:
             return self.values[0]
-        return tune.choice(self._arguments) if self.is_choice else getattr(tune, self.kind)(*self._arguments)
+        return tune.choice(self._arguments) if self.kind == "choice" else getattr(tune, self.kind)(*self._arguments)
 
     def to_json(self) -> Any:
         """Return the parameter as plain JSON."""
@@ -255,7 +250,7 @@ class Parameter:
             return self.values[0]
         value = self.as_ray().sample(random_state=generator)
         value = value.item() if isinstance(value, np.generic) else value
-        if self.is_choice:
+        if self.kind == "choice":
             return value
         # exp(log(x)) and multiples of a step are rounded: the last bit may be out of bounds.
         low, high = self.bounds
