@@ -55,16 +55,19 @@ def test_damaged_job_hides_no_other(ended, capsys):
 
 
 def test_unreachable_storage_of_the_history_hides_no_other(ended, capsys, monkeypatch):
-    from tune_hpc.jobs import client, job_folder, storage_history
+    from tune_hpc.jobs import storage_history
+    from tune_hpc.storage.filesystem import Storage
 
-    def pull(path):
-        if "away" in str(path):
-            raise FolderError("s3://away does not answer (no route)")
-        return real(path)
+    def fail(method):
+        def call(storage, *arguments):
+            if "away" in storage.uri:
+                raise FolderError("s3://away does not answer (no route)")
+            return method(storage, *arguments)
 
-    real = job_folder.pull
-    monkeypatch.setattr(job_folder, "pull", pull)
-    monkeypatch.setattr(client, "names_in", lambda path: pull(path) or [one.name for one in path.glob("*")])
+        return call
+
+    for name in ("exists", "download", "list_names"):
+        monkeypatch.setattr(Storage, name, fail(getattr(Storage, name)))
     storage_history.remember("storages", str(ended.path.parent))
     storage_history.remember("storages", "/away")
     assert run(capsys, "status", ended.id).out.startswith(f"{ended.id}: stopped")
@@ -154,4 +157,4 @@ def test_grid_cannot_be_extended(folder, capsys):
     job = job_in(folder / "jobs", searcher="grid")
     beat(job, state="finished", ended_at="2026-01-01T00:00:09+00:00")
     line = run(capsys, "extend", job.id, "--num-samples", "3", "--storage", folder / "jobs", code=USAGE).err
-    assert line == "tune-hpc: synthetic uses a grid, which cannot be extended; submit another search\n"
+    assert line == "tune-hpc: synthetic uses a grid, which cannot be extended; submit a new job\n"

@@ -1,5 +1,6 @@
 """Command line: rejected input, output, exit codes. No test starts Ray."""
 
+import importlib
 import io
 import logging
 import re
@@ -31,7 +32,7 @@ experiment = Experiment("mine", Space({"x": tune.choice([1, 2])}, keys={}), trai
 number = 3
 nothing = []
 lost = experiment.replace(name="lost", trainable="no_such_module:train")
-picky = experiment.replace(name="picky", runner="mine:refuse")
+picky = experiment.replace(name="picky", runner="scaling")
 calls = []
 
 def refuse(experiments, **options):
@@ -51,7 +52,7 @@ def pretend(experiments, *, folders, **options):
         for one in experiments
     ]
 
-pretended = experiment.replace(name="pretended", runner="mine:pretend")
+pretended = experiment.replace(name="pretended", runner="search")
 """
 
 
@@ -65,7 +66,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr("ray.init", refuse)
     monkeypatch.setattr("tune_hpc.learning.mnist_files.read_files", refuse)
     monkeypatch.setattr("tune_hpc.learning.download.read_files", refuse)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "broken.py").write_text("x = (\n")
@@ -75,6 +76,15 @@ def folder(tmp_path, monkeypatch):
     yield tmp_path
     for name in ("mine", "broken"):
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def calls(folder, monkeypatch):
+    """Calls of the runners: ``pretend`` runs searches, ``refuse`` runs scaling measurements."""
+    mine = importlib.import_module("mine")
+    runners = {"search": mine.pretend, "scaling": mine.refuse}
+    monkeypatch.setattr("tune_hpc.jobs.launch._runner", runners.__getitem__)
+    return mine.calls
 
 
 @pytest.fixture
@@ -217,7 +227,7 @@ def test_overwrite_replaces_only_the_same_experiment(reject, finished):
 
 def test_folder_of_one_experiment_rejects_several(reject, finished):
     line = reject("run", LINE, "exercise1_2ndpart", "--output-dir", finished)
-    assert line.endswith("holds one experiment, and 2 are to run; choose another folder")
+    assert line.endswith("holds one experiment, not 2; choose another folder")
 
 
 @pytest.mark.parametrize(
@@ -237,9 +247,9 @@ def test_invalid_scaling_measurement_is_rejected(reject, settings, message):
     assert message in reject("run", "exercise4", *settings)
 
 
-def test_last_experiment_is_checked_before_the_first_one_runs(reject):
+def test_last_experiment_is_checked_before_the_first_one_runs(reject, calls):
     assert reject("run", "mine:pretended", "mine:picky", "--no-report") == "picky rejects everything"
-    assert [options.get("check_only") for options in sys.modules["mine"].calls] == [True, True]
+    assert [options.get("check_only") for options in calls] == [True, True]
 
 
 @pytest.mark.parametrize("verb", ["show", "report"])
@@ -272,21 +282,21 @@ def test_corrupted_description_is_named(reject, finished, text, message):
         (["show", "run", "-n", "0"], "-n must be at least 1; got 0"),
         (
             ["show", "run", "--metric", "accuracy"],
-            "no column 'accuracy' in the trials of made.up: experiment, trial_id, ",
+            "no column 'accuracy' in the trials of made.up; there are experiment, trial_id, ",
         ),
         (
             ["show", "run", "--metric", "optimizer"],
-            "the column optimizer of made.up holds no numbers; learning_rate, mom",
+            "column optimizer of made.up is not numeric; numeric columns are learning_rate, mom",
         ),
         (["resume", "nowhere"], "nowhere is no experiment folder: the folder does not exist"),
         (["extend", "nowhere", "--num-samples", "3"], "nowhere is no experiment folder: the folder does not exist"),
         (["extend", "nowhere", "--num-samples", "0"], "num_samples must be at least 1; got 0"),
         (["resume", "nowhere", "--time-budget", "0"], "time_budget_s must be above 0; got 0.0"),
-        (["resume", "nowhere", "--export", "paper"], "an export goes to tensorboard, optuna, mlflow; got 'paper'"),
-        (["run", LINE, "--export", "optuna,paper"], "an export goes to tensorboard, optuna, mlflow; got 'paper'"),
+        (["resume", "nowhere", "--export", "paper"], "an export goes to mlflow, optuna, tensorboard; got 'paper'"),
+        (["run", LINE, "--export", "optuna,paper"], "an export goes to mlflow, optuna, tensorboard; got 'paper'"),
         (["export", "nowhere", "--to", "optuna"], "nowhere is no experiment folder: the folder does not exist"),
         (["export", "foreign", "--to", "optuna"], "foreign is no experiment folder: no experiment.json in it or below"),
-        (["export", "nowhere", "--to", "optuna,mlfow"], "an export goes to tensorboard, optuna, mlflow; got 'mlfow'"),
+        (["export", "nowhere", "--to", "optuna,mlfow"], "an export goes to mlflow, optuna, tensorboard; got 'mlfow'"),
         (["report", "foreign"], "foreign is no experiment folder: no experiment.json in it or below it"),
         (["report", "run", "nowhere"], "nowhere is no experiment folder: the folder does not exist"),
         (["report", "run", "-o", "foreign"], "foreign is a folder; name the file that the page is to be"),
@@ -352,12 +362,13 @@ def test_function_is_searched_over_the_parameters_of_set():
     assert (experiment.metric, experiment.mode, experiment.seeds) == ("score", "max", (0, 1))
 
 
-def run_pretended(*arguments):
-    code = cli.main(["run", "mine:pretended", "--no-report", *arguments])
-    return code, sys.modules["mine"].calls[-1]
+@pytest.fixture
+def run_pretended(calls):
+    """Function that runs an experiment with the runner ``pretend``, and returns exit code and options."""
+    return lambda *arguments: (cli.main(["run", "mine:pretended", "--no-report", *arguments]), calls[-1])
 
 
-def test_flags_reach_the_runner(folder, capsys):
+def test_flags_reach_the_runner(run_pretended, capsys):
     code, options = run_pretended(
         "--output-dir", "there", "--cpus-per-trial", "2", "--max-concurrent", "3", "--data-dir", "images",
         "--overwrite", "--fuse", "16", "--time-budget", "1.5h", "--target", "0.99", "--export", "optuna,tensorboard",
@@ -385,7 +396,7 @@ def test_searchers_and_schedulers_are_chosen_by_flags():
     assert (other.searcher, other.scheduler) == ("random", "none")
 
 
-def test_default_output_folder_is_below_runs(folder):
+def test_default_output_folder_is_below_runs(folder, run_pretended):
     assert str(run_pretended()[1]["folders"][0]) == "runs/mine.pretended"
     (folder / "runs" / "mine.pretended").mkdir(parents=True)
     assert str(run_pretended()[1]["folders"][0]) == "runs/mine.pretended-2"
@@ -394,7 +405,7 @@ def test_default_output_folder_is_below_runs(folder):
 @pytest.mark.parametrize(
     ("status", "code"), [("finished", cli.SUCCESS), ("failed", cli.FAILURE), ("running", cli.INTERRUPTED)]
 )
-def test_exit_code_depends_on_the_outcome(status, code):
+def test_exit_code_depends_on_the_outcome(run_pretended, status, code):
     assert run_pretended("--address", status)[0] == code
 
 
@@ -446,7 +457,7 @@ def test_show_ranks_by_metric_and_limits_rows(finished, capsys):
 def test_compare_ranks_values_and_searches(finished, capsys):
     assert cli.main(["compare", str(finished), "--by", "learning_rate"]) == cli.SUCCESS
     output = capsys.readouterr().out
-    assert output.startswith("learning rate 0.1 has the best test loss 0.1; one seed each cannot tell more.\n")
+    assert output.startswith("learning rate 0.1 has the best test loss 0.1; inconclusive with one seed each.\n")
     first_column = [line.split()[1] for line in output.splitlines() if line.startswith("|  ")]
     assert first_column == ["learning_rate", "0.1", "0.2"]
     page = finished.parent / "compared.html"

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_hpc.cli.options import AddCommand, add_experiment_flags, add_resource_flags, find_experiments, run_options
-from tune_hpc.errors import ClusterError, FolderError, UnknownNameError
-from tune_hpc.storage.filesystem import Storage
+from tune_hpc.errors import FolderError
 
 if TYPE_CHECKING:
-    from tune_hpc.jobs.client import Job, JobClient
+    from tune_hpc.jobs.client import Job
     from tune_hpc.jobs.status import JobStatus
 
 #: The default storage, and the environment variable that names another one.
@@ -70,7 +69,7 @@ def add_storage_flags(parser: argparse.ArgumentParser, *, writes: bool = False) 
 
 
 def _submit(flags: argparse.Namespace) -> int:
-    from tune_hpc.jobs.storage_history import remember
+    from tune_hpc.jobs.storage_history import client_at, remember
 
     experiments, options = find_experiments(flags.names, flags), run_options(flags)
     client = client_at(options.pop("address"), storage_of(flags), shared_storage=flags.shared_storage)
@@ -84,6 +83,8 @@ def _submit(flags: argparse.Namespace) -> int:
 def _jobs(flags: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
+
+    from tune_hpc.jobs.storage_history import client_at, job_in
 
     table = Table("job", "state", "trials", "best", "requested", box=None)
     storages = _storages(flags)
@@ -180,68 +181,11 @@ def restart(flags: argparse.Namespace) -> int:
 
 
 def find_job(flags: argparse.Namespace) -> "Job":
-    """Return the job of an id, from the storage of the flags or one of the history.
+    """Return the job of the flags."""
+    from tune_hpc.jobs import storage_history
 
-    Raises:
-        UnknownNameError: No storage has the job.
-        FolderError: The storage of the flags does not answer.
-    """
-    from tune_hpc.jobs.job_folder import JobFolder, is_id
-
-    storages, unreachable = _storages(flags), ""
-    for storage in storages:
-        try:
-            exists = is_id(flags.id) and JobFolder(Storage(storage).absolute().root / flags.id).exists
-        except FolderError as error:
-            if flags.storage:
-                raise
-            unreachable += f"; {error}"
-            continue
-        if exists:
-            shared = getattr(flags, "shared_storage", False)
-            return job_in(storage, flags.id, flags.address, shared_storage=shared)
-    raise UnknownNameError(f"no job {flags.id} in {', '.join(storages)}{unreachable}; --storage names another storage")
-
-
-def job_in(storage: str, job_id: str, address: str | None, *, shared_storage: bool = False) -> "Job":
-    """Return a job, with the client of its cluster or of the address of the flags.
-
-    A job folder can name any address. The token of a cluster is sent only to addresses that the user has given: in this
-    command, in an earlier one, or in ``RAY_ADDRESS``.
-    """
-    from tune_hpc.jobs.client import JobClient
-    from tune_hpc.jobs.job_folder import JobFolder
-    from tune_hpc.jobs.ray_jobs import RayJobsLauncher
-
-    attempt = JobFolder(Storage(storage).absolute().root / job_id).last_attempt()
-    named = str(attempt.location.get("address") or "") if attempt else ""
-    if named and not address and not _is_known(named):
-        launcher = RayJobsLauncher(named, is_trusted=False)
-        return JobClient(storage, launcher, shared_storage=shared_storage).job(job_id)
-    return client_at(address or named or None, storage, shared_storage=shared_storage).job(job_id)
-
-
-def _is_known(address: str) -> bool:
-    from tune_hpc.jobs.ray_jobs import as_url
-    from tune_hpc.jobs.storage_history import recall
-
-    given = [os.environ.get(name, "") for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")]
-    try:
-        return as_url(address) in {*recall("clusters"), *(as_url(one) for one in given if one.startswith("http"))}
-    except ClusterError:
-        return False
-
-
-def client_at(address: str | None, storage: str, *, shared_storage: bool = False) -> "JobClient":
-    """Return the client of a cluster; of this machine for ``None`` or ``local``."""
-    from tune_hpc.jobs.client import Client, LocalClient
-    from tune_hpc.jobs.ray_jobs import as_url
-    from tune_hpc.jobs.storage_history import remember
-
-    if address in (None, "local"):
-        return LocalClient(storage, shared_storage=shared_storage)
-    remember("clusters", as_url(address))
-    return Client(address, storage=storage, shared_storage=shared_storage)
+    shared = getattr(flags, "shared_storage", False)
+    return storage_history.find_job(flags.id, _storages(flags), flags.address, shared_storage=shared)
 
 
 def storage_of(flags: argparse.Namespace) -> str:
@@ -250,10 +194,7 @@ def storage_of(flags: argparse.Namespace) -> str:
 
 
 def _storages(flags: argparse.Namespace) -> list[str]:
-    """Return the storage of the flags, or all storages of the history, the latest first."""
-    from tune_hpc.jobs.storage_history import recall
+    """Return the storage of the flags, or all known storages, the latest first."""
+    from tune_hpc.jobs.storage_history import known_storages
 
-    if flags.storage:
-        return [flags.storage]
-    named = Storage(storage_of(flags)).absolute().uri
-    return list(dict.fromkeys([named, *reversed(recall("storages"))]))
+    return [flags.storage] if flags.storage else known_storages(storage_of(flags))

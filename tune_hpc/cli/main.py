@@ -207,13 +207,13 @@ def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.
     """
     from tune_hpc.jobs.launch import folders_in, launch
     from tune_hpc.storage.experiment_folder import new_folder
-    from tune_hpc.storage.filesystem import here
+    from tune_hpc.storage.filesystem import Storage
 
     if flags.resume and not flags.output_dir:
         raise InvalidExperimentError("--resume needs --output-dir, the folder of the searches to resume")
     if flags.resume and flags.overwrite:
         raise InvalidExperimentError("--resume keeps earlier results and --overwrite removes them; use one of them")
-    parent = here(flags.output_dir) if flags.output_dir else new_folder(name)
+    parent = Storage(flags.output_dir).root if flags.output_dir else new_folder(name)
     options |= run_options(flags) | {"overwrite": flags.overwrite, "go_on": flags.resume, "force": flags.force}
     if flags.warm_start:
         options["warm_start"] = flags.warm_start
@@ -227,27 +227,29 @@ def _restart(flags: argparse.Namespace) -> int:
         return jobs.restart(flags)
     from tune_hpc.analysis.results import load_all
     from tune_hpc.search.runner import extend, resume
-    from tune_hpc.storage.filesystem import here
+    from tune_hpc.storage.filesystem import Storage
 
     options = run_options(flags) | {"force": flags.force}
     if flags.num_samples is not None:
         extend(flags.folder, num_samples=flags.num_samples, **options)
     else:
         resume(flags.folder, **options)
-    return _print_summary(load_all(flags.folder), None if flags.no_report else here(flags.folder) / "report.html")
+    return _print_summary(
+        load_all(flags.folder), None if flags.no_report else Storage(flags.folder).root / "report.html"
+    )
 
 
 def _print_summary(results: Sequence["Results"], page: Path | None) -> int:
     """Print a line for each experiment, write the report, and return the exit code."""
-    for one in results:
-        print(_summary(one))
+    for result in results:
+        print(_summary(result))
     if page is not None:
         from tune_hpc.report.report import write_report
 
         print(f"report: {write_report(results, page, importance=_importance)}")
-    for one in results:
-        if one.experiment.get("ended_by"):
-            print(f"{one.name}: {one.experiment['ended_by']}; to resume: tune-hpc resume {one.folder}")
+    for result in results:
+        if reason := result.experiment.get("ended_by"):
+            print(f"{result.name}: {reason}; to resume: tune-hpc resume {result.folder}")
     if any(one.experiment.get("is_to_be_requeued") for one in results):
         return REQUEUE
     if any(one.experiment.get("is_terminated") for one in results):
@@ -319,10 +321,10 @@ def _compare(flags: argparse.Namespace) -> int:
 def _report(flags: argparse.Namespace) -> int:
     from tune_hpc.analysis.results import load_all
     from tune_hpc.report.report import write_report
-    from tune_hpc.storage.filesystem import here
+    from tune_hpc.storage.filesystem import Storage
 
     results = [one for folder in flags.folders for one in load_all(folder)]
-    page = here(flags.output) if flags.output else here(flags.folders[0]) / "report.html"
+    page = Storage(flags.output).root if flags.output else Storage(flags.folders[0]).root / "report.html"
     print(write_report(results, page, importance=_importance))
     return SUCCESS
 
@@ -339,8 +341,8 @@ def _importance(results: "Results") -> Any:
 def _export(flags: argparse.Namespace) -> int:
     from tune_hpc.export.export import export_search
 
-    for one in export_search(flags.folders, flags.to, where=flags.where, follow=flags.follow):
-        print(f"{one.experiment}: {one.num_trials} new trials in {one.tool}; {one.viewer}")
+    for export in export_search(flags.folders, flags.to, where=flags.where, follow=flags.follow):
+        print(f"{export.experiment}: {export.num_trials} new trials in {export.tool}; {export.viewer}")
     return SUCCESS
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_hpc import __version__
-from tune_hpc.cli.jobs import add_storage_flags, client_at, storage_of
+from tune_hpc.cli.jobs import add_storage_flags, storage_of
 from tune_hpc.cli.options import AddCommand
 from tune_hpc.errors import ClusterError, InvalidExperimentError, MissingPackageError
 from tune_hpc.storage.filesystem import Storage
@@ -70,6 +70,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _serve(flags: argparse.Namespace) -> int:
+    from tune_hpc.jobs.storage_history import client_at
     from tune_hpc.search.experiment_registry import as_experiments, registered_experiments
     from tune_hpc.search.object_reference import load_reference
 
