@@ -82,7 +82,7 @@ def test_a_job_under_way_tells_how_far_it_is(story):
 
 def test_a_job_that_is_stopped_keeps_its_trials_states(story):
     assert story["stopped"].state is JobState.STOPPED
-    assert story["stopped"].reason == "it was asked to stop"
+    assert story["stopped"].reason == "a stop was requested"
     assert story["stopped"].ended_at >= story["stopped"].started_at
     assert list(story["half"]["status"]) == ["running", "running"]
     assert story["half"]["steps_run"].between(1, 399).all()
@@ -121,7 +121,7 @@ def test_what_a_job_printed_and_came_to_is_in_its_folder(story):
 
 
 def test_what_has_finished_does_not_go_on(client, story):
-    with pytest.raises(ConflictError, match="has finished; extend it, or submit another search"):
+    with pytest.raises(ConflictError, match="has finished; extend it, or submit a new job"):
         story["job"].resume()
     assert story["job"].stop().state is JobState.FINISHED
     with pytest.raises(InvalidExperimentError, match="num_samples must be at least 1; got 0"):
@@ -182,13 +182,13 @@ def test_a_driver_that_is_killed_or_ended_by_force_loses_nothing(tmp_path, monke
     os.kill(job.folder.read_process(1)["pid"], signal.SIGKILL)
     lost = job.wait(30)
     assert (lost.state, lost.num_ended) == (JobState.LOST, 0)
-    assert lost.reason.startswith("its driver is gone; its last heartbeat was ")
+    assert lost.reason.startswith("the driver is gone; its last heartbeat was ")
 
     job.resume()
     until(job, lambda status: status.experiments[0].num_running == 2)
     job.stop(force=True)
     ended = job.wait(30)
-    assert (ended.state, ended.reason) == (JobState.STOPPED, "its driver was killed after a stop was requested")
+    assert (ended.state, ended.reason) == (JobState.STOPPED, "the driver was killed after a stop request")
 
     (tmp_path / "hurry").touch()
     assert job.resume().wait(90).state is JobState.FINISHED

@@ -35,7 +35,7 @@ class TestOnRay:
         stop.touch()
         begun = launch(experiments[:2], folders[:2], go_on=True, show_progress=False, stop_file=stop)
         assert [one.experiment["state"] for one in begun] == ["finished", "stopped"]
-        assert begun[1].experiment["ended_by"] == "it was asked to stop"
+        assert begun[1].experiment["ended_by"] == "a stop was requested"
         finished = (folders[0] / "trials.parquet").read_bytes()
         for _ in range(2):
             whole = launch(experiments, folders, go_on=True, show_progress=False)
@@ -91,14 +91,14 @@ def test_a_file_ends_a_search_when_it_is_there(tmp_path, monkeypatch):
     assert not limits.are_reached()
     (tmp_path / "stop").touch()
     assert limits.are_reached()
-    assert (limits.reason, limits.is_user_request) == ("it was asked to stop", True)
+    assert (limits.reason, limits.is_user_request) == ("a stop was requested", True)
 
 
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--resume"], "--resume needs --output-dir, the folder that holds what is to go on"),
-        (["--resume", "--overwrite", "--output-dir", "x"], "--resume keeps what is there and --overwrite removes it"),
+        (["--resume"], "--resume needs --output-dir, the folder of the searches to resume"),
+        (["--resume", "--overwrite", "--output-dir", "x"], "--resume keeps earlier results and --overwrite removes them"),
     ],
 )
 def test_flags_that_contradict_one_another_are_refused(flags, told, capsys, tmp_path, monkeypatch):

@@ -100,7 +100,7 @@ def test_repeated_request_with_an_idempotency_key_does_nothing(stopped):
     job, client = stopped
     client.job(job.id).extend(10, key="monday")
     client.job(job.id).extend(10, key="monday")
-    with pytest.raises(RequestError, match="the Idempotency-Key of this request was used for another one"):
+    with pytest.raises(RequestError, match="the Idempotency-Key of this request was used for another request"):
         client.job(job.id).extend(11, key="monday")
     with pytest.raises(RequestError, match="choose a new key"):
         client.job(job.id).resume(key="monday")
@@ -115,7 +115,7 @@ def test_job_of_which_nothing_is_known_is_resumed_only_by_force(tmp_path, driver
     assert client.job(job.id).status().state is JobState.UNKNOWN
     found = client.job(job.id)
     for change in (found.resume, lambda: found.extend(3), found.delete):
-        with pytest.raises(ConflictError, match="nothing is known of the driver of"):
+        with pytest.raises(ConflictError, match="the driver of .* may be running"):
             change()
     assert client.launcher.started == []
     client.job(job.id).resume(force=True)
@@ -151,7 +151,7 @@ def test_submission_with_a_key_starts_one_job(tmp_path):
     assert [is_new for _, is_new in jobs].count(True) == 1
     assert len({job.id for job, _ in jobs}) == 1
     assert client.launcher.started == [1]
-    with pytest.raises(RequestError, match="used for another one"):
+    with pytest.raises(RequestError, match="used for another request"):
         client.submit_once(experiment, "monday", "another digest")
     job, _ = client.submit_once(experiment, "monday", "digest")
     client.launcher.driver = DriverState.GONE

@@ -69,7 +69,7 @@ def test_an_address_is_that_of_a_dashboard(address, url):
 
 @pytest.mark.parametrize("address", ["", "http://", "ray://head:10001", "http://head/jobs", "head:port", "http://[::1"])
 def test_what_cannot_be_one_is_refused(address):
-    with pytest.raises(ClusterError, match="a cluster's address is that of its dashboard, like http://head:8265; got"):
+    with pytest.raises(ClusterError, match="the address of a cluster is that of its dashboard, like http://head:8265; got"):
         RayJobsLauncher(address)
 
 
@@ -79,12 +79,12 @@ def test_a_cluster_is_let_in_to_with_the_token_that_is_given_or_found(dashboard,
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("right\n", encoding="utf-8")
     RayJobsLauncher(address).check()
-    with pytest.raises(ClusterError, match="refuses the token that is used here, it is another cluster's"):
+    with pytest.raises(ClusterError, match="rejects the token of this machine"):
         RayJobsLauncher(address, "wrong").check()
 
 
 def test_a_cluster_that_wants_a_token_and_gets_none_says_where_one_is(dashboard):
-    with pytest.raises(ClusterError, match=r"wants a token and there is none here; copy ~/\.ray/auth_token from its"):
+    with pytest.raises(ClusterError, match=r"requires a token, and this machine has none; copy ~/\.ray/auth_token from its"):
         RayJobsLauncher(dashboard(token="right")).check()
 
 
@@ -92,9 +92,9 @@ def test_a_cluster_that_wants_a_token_and_gets_none_says_where_one_is(dashboard)
     ("answers", "told"),
     [
         ({"answer": {"ray_version": "1.2.3"}}, r"runs Ray 1\.2\.3 and this machine Ray .*pip install ray==1\.2\.3"),
-        ({"answer": ["a shop"]}, r"is no Ray dashboard \(status 200\); its address is mostly"),
-        ({"status": 404}, r"is no Ray dashboard \(status 404\); its address is mostly"),
-        ({"status": 503}, r"is no Ray dashboard \(status 503\); its address is mostly"),
+        ({"answer": ["a shop"]}, r"is not a Ray dashboard \(status 200\); its address is usually"),
+        ({"status": 404}, r"is not a Ray dashboard \(status 404\); its address is usually"),
+        ({"status": 503}, r"is not a Ray dashboard \(status 503\); its address is usually"),
     ],
 )
 def test_what_answers_and_is_no_cluster_of_ours_is_named(dashboard, answers, told):
@@ -155,7 +155,7 @@ def test_token_is_sent_to_no_address_that_only_a_job_names(dashboard, tmp_path, 
     for command in (["jobs"], ["status", job.id], ["logs", job.id], ["resume", job.id, "--force"]):
         code = cli.main([*command, "--storage", str(tmp_path / "jobs")])
         assert code == (USAGE if command[0] == "resume" else 0)
-    assert "which you have not used; give it with --address" in capsys.readouterr().err
+    assert "which you have not used before; pass it with --address" in capsys.readouterr().err
     assert seen == []
     assert cli.main(["status", job.id, "--storage", str(tmp_path / "jobs"), "--address", address]) == 0
     assert cli.main(["status", job.id, "--storage", str(tmp_path / "jobs")]) == 0

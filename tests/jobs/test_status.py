@@ -56,12 +56,12 @@ def test_text_that_could_leave_the_storage_is_no_id(text):
 def test_job_without_a_driver_yet_is_pending(job):
     assert job_status(job, DriverState.WAITING).state is JobState.PENDING
     status = job_status(job)
-    assert (status.state, status.reason) == (JobState.PENDING, "the cluster does not answer")
+    assert (status.state, status.reason) == (JobState.PENDING, "the cluster is unreachable")
 
 
 def test_driver_that_ended_before_it_began_has_failed_with_its_output(job):
     status = job_status(job, DriverState.GONE, "no such module")
-    assert (status.state, status.reason) == (JobState.FAILED, "its driver ended before it began: no such module")
+    assert (status.state, status.reason) == (JobState.FAILED, "the driver ended before it started the job: no such module")
 
 
 def test_attempt_is_pending_while_its_launcher_starts_it_and_fails_if_that_never_ends(job):
@@ -69,7 +69,7 @@ def test_attempt_is_pending_while_its_launcher_starts_it_and_fails_if_that_never
     assert job_status(job, DriverState.GONE).state is JobState.PENDING
     let_pass(job.attempts / "2.json", 2 * LAUNCH_TIMEOUT_S)
     status = job_status(job, DriverState.GONE)
-    assert (status.state, status.reason) == (JobState.FAILED, "its driver was never started")
+    assert (status.state, status.reason) == (JobState.FAILED, "the driver was never started")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_driver_is_lost_if_it_is_known_to_be_gone_and_unknown_if_it_is_only_sile
     beat(job, seconds_since_heartbeat=seconds_since_heartbeat)
     status = job_status(job, driver)
     assert status.state is state
-    assert status.reason.startswith("its driver is gone") == (state is JobState.LOST)
+    assert status.reason.startswith("the driver is gone") == (state is JobState.LOST)
     assert status.reason.startswith("no heartbeat for 2 min") == (state is JobState.UNKNOWN)
 
 
@@ -146,9 +146,9 @@ def test_job_is_stopping_until_it_has_stopped(job):
     job.request_stop(1)
     assert job_status(job).state is JobState.STOPPING
     assert job_status(job, DriverState.GONE).state is JobState.STOPPED
-    beat(job, state="stopped", reason="it was asked to stop", ended_at="2026-01-01T00:00:09+00:00")
+    beat(job, state="stopped", reason="a stop was requested", ended_at="2026-01-01T00:00:09+00:00")
     status = job_status(job)
-    assert (status.state, status.reason) == (JobState.STOPPED, "it was asked to stop")
+    assert (status.state, status.reason) == (JobState.STOPPED, "a stop was requested")
     assert status.ended_at == "2026-01-01T00:00:09+00:00"
 
 

@@ -70,10 +70,10 @@ def test_a_token_that_is_named_counts_more_than_the_one_at_home(cluster, tmp_pat
 
 def test_a_missing_and_a_wrong_token_are_told_apart(cluster, tmp_path):
     address = cluster(token="right")
-    with pytest.raises(ClusterError, match=r"wants a token and there is none here; copy ~/.ray/auth_token from"):
+    with pytest.raises(ClusterError, match=r"requires a token, and this machine has none; copy ~/.ray/auth_token from"):
         check_cluster(address)
     write_token(tmp_path, "wrong")
-    with pytest.raises(ClusterError, match="refuses the token that is used here, it is another cluster's; copy"):
+    with pytest.raises(ClusterError, match="rejects the token of this machine; copy"):
         check_cluster(address)
     assert "RAY_AUTH_MODE" not in os.environ
 

@@ -280,7 +280,7 @@ class Job:
 def _check_at_rest(status: JobStatus, action: str, *, force: bool) -> None:
     """Raise ``ConflictError`` if a job is active, or if the state of its driver is unknown, unless forced."""
     if status.state.is_active:
-        raise ConflictError(f"{status.id} is {status.state}; stop it or wait for its end, then {action} it")
+        raise ConflictError(f"{status.id} is {status.state}; stop it first, or wait for its end, to {action} it")
     if status.state is JobState.UNKNOWN and not force:
         hint = "stop it with --force" if action == "delete" else "use --force"
         raise ConflictError(
