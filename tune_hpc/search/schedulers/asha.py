@@ -4,7 +4,7 @@ Configurations pause at rungs, after 1/27, 1/9 and 1/3 of their steps. A free sl
 waits at the highest rung with fewer promotions than a third of its arrivals. If there is none, a new configuration
 starts. No rung has to fill up first, and at most a third of the arrivals at a rung are promoted: in total the search
 spends about a ninth of all steps. (Stopping-type ASHA stops trials instead, and promotes the first arrivals
-unconditionally.) Configurations without a chance of promotion are stopped at once, all other waiting ones at the end.
+unconditionally.) A configuration without a chance of promotion is stopped at once, any other waiting one at the end.
 When every configuration has started and none has finished, the best one at the highest rung is promoted.
 
 The score of a configuration is its mean over the seeds; it is out when a seed diverges or fails. Arrivals and

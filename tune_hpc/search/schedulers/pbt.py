@@ -1,9 +1,9 @@
 """Population-based training (PBT), synchronous and resumable (Jaderberg et al., 2017).
 
 All members train for a tenth of their steps and save their states. Then each member of the worst quarter copies the
-state and configuration of a member of the best quarter (exploit), and changes some hyperparameters of this
-configuration: by a fifth up or down, or to a new draw from the space (explore). Hyperparameters therefore follow a
-learned schedule, and the history of a member is that of the states from which it descends.
+state and configuration of a member of the best quarter (exploit). It changes some hyperparameters of the copy by a
+fifth, up or down, or draws them from the space (explore). Hyperparameters therefore follow a learned schedule, and the
+history of a member is that of the states from which it descends.
 
 Members wait for each other at the end of a generation. Decisions therefore depend on the search seed and on the
 members' results only, and not on the order of arrival. They are appended to ``population.jsonl`` before any further

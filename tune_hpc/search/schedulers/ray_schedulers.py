@@ -49,10 +49,9 @@ def make_scheduler(name: str, mode: str, num_steps: int, seed: int) -> TrialSche
     """Return a Ray Tune scheduler for results with the keys ``progress`` and ``value``.
 
     Args:
-        name: One of ``experiment.STOPPING``: ``asha_stopping`` has rungs after 1/27, 1/9 and 1/3 of the steps and
-            promotes one of three trials; ``hyperband`` has three such brackets, of which the second starts at 1/9 and
-            the third at 1/3; ``median`` stops a trial whose best value is worse than the median of the other trials'
-            running means, after at least 1/27 of the steps.
+        name: ``asha_stopping`` has rungs after 1/27, 1/9 and 1/3 of the steps, and promotes one of three trials.
+            ``hyperband`` has three such brackets, which start at 1/27, 1/9 and 1/3. ``median`` stops a trial after
+            1/27 of the steps if its best value is worse than the median of the other trials' running means.
         mode: ``min`` or ``max``.
         num_steps: Progress of a complete trial.
         seed: Seed of the assignment of trials to Hyperband's brackets.

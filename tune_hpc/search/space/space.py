@@ -2,7 +2,7 @@
 
 A space is an immutable mapping from parameter name to a Ray Tune domain, a constant, or cases (``when``). Without cases
 ``dict(space)`` is a Ray Tune ``param_space``. A space is validated when it is built, composes with ``|``, has a size if
-it is finite, becomes a grid, and round-trips through plain JSON, so that nothing is evaluated or unpickled:
+it is finite, and becomes a grid. It round-trips through plain JSON, so that nothing is evaluated or unpickled:
 
     {"optimizer": {"choice": ["adam", "momentum"], "role": "scientific"},
      "learning_rate": {"loguniform": [1e-4, 1e-1]},
@@ -44,8 +44,8 @@ class Space(Mapping[str, Any]):
         roles: By name, ``scientific``, ``nuisance`` or ``fixed``; by default a parameter that varies is a nuisance.
 
     Raises:
-        InvalidSpaceError: A choice is empty or repeats a value, bounds are inconsistent, a value violates its key, a
-            domain has no plain form, a condition can never hold, or a role contradicts the parameter.
+        InvalidSpaceError: A choice is empty or repeats a value, bounds are inconsistent, a value violates its key, or
+            a domain has no plain form. A condition can never hold, or a role contradicts its parameter.
 
     Example:
         >>> from ray import tune
