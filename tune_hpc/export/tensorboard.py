@@ -16,6 +16,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -211,9 +212,7 @@ def _read_exported(folder: Path) -> dict[str, Any]:
 
 def _free_folder(parent: Path, name: str, search: str) -> Path:
     """Return the folder of a search below a folder, which may contain other searches of the same name."""
-    number = 1
-    while True:
-        folder = parent / (name if number == 1 else f"{name}-{number}")
-        if _read_exported(folder).get("search", search) == search:
-            return folder
-        number += 1
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(
+        folder for folder in map(parent.joinpath, names) if _read_exported(folder).get("search", search) == search
+    )
