@@ -11,9 +11,9 @@ from ray import tune
 
 from tests.search.test_conditional import conditional_spaces, finite_conditional_spaces
 from tests.search.test_space import identity, ranges
-from tune_hpc.search.searchers.samplers import quasi_random_configs, random_configs
 from tune_hpc.search.space.conditional import when
 from tune_hpc.search.space.parameter import Parameter
+from tune_hpc.search.space.samplers import quasi_random_configs, random_configs
 from tune_hpc.search.space.space import Space
 
 

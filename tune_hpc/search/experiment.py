@@ -18,7 +18,7 @@ from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, check_key, owned_keys
 from tune_hpc.search.object_reference import reference_to
 from tune_hpc.search.options import ADAPTIVE, DESIGNS, SCHEDULERS, SEARCHERS
 from tune_hpc.search.report_spec import Claim, Figure, Published, Table
-from tune_hpc.search.searchers.samplers import quasi_random_configs, random_configs
+from tune_hpc.search.space.samplers import quasi_random_configs, random_configs
 from tune_hpc.search.space.space import Space
 
 TRAIN = "tune_hpc.learning.training:train"

@@ -1,1 +1,1 @@
-"""Searchers: grid, random, quasi-random, and model-based through Optuna."""
+"""Searchers: model-based through Optuna, and the adapter to Ray Tune."""

@@ -24,9 +24,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.search.experiment import ENDED, Experiment, experiment_from_json
-from tune_hpc.search.searchers.samplers import quasi_random_configs
 from tune_hpc.search.space.conditional import Conditional
 from tune_hpc.search.space.parameter import Parameter
+from tune_hpc.search.space.samplers import quasi_random_configs
 from tune_hpc.search.space.space import Space
 from tune_hpc.search.trial_spec import TrialOutcome
 

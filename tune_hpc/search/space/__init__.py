@@ -1,1 +1,1 @@
-"""Search spaces."""
+"""Search spaces, and samplers of their configurations."""

@@ -1,7 +1,7 @@
-"""Grid, random and quasi-random (Sobol) sampling of configurations.
+"""Random and quasi-random (Sobol) sampling of configurations; the grid is ``Space.grid``.
 
 A sampler is a stream that depends only on the space and the search seed. A search therefore has the same configurations
-on any number of slots, and a longer search starts with those of a shorter one. ``Space.grid`` is the grid.
+on any number of slots, and a longer search starts with those of a shorter one.
 """
 
 from collections import Counter
