@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.harness import Measurement, benchmark_parser, measure, publish, run_process, summarise
 
-PEERS = {"tune_hpc": "benchmarks.peers.cnn_tune_hpc", "plain loop": "benchmarks.peers.cnn_loop"}
+PEERS = {"tune_hpc": "tune_hpc", "plain loop": "loop"}
 MATRIX_PRODUCT = "matrix product"
 BATCH_SIZES = [4, 10, 25, 50, 100, 150]
 
@@ -33,9 +33,9 @@ MACS = {
 FLOP_PER_IMAGE = 2 * (3 * sum(MACS.values()) - MACS["conv1"])
 
 
-def train(module: str, batch_size: int, seconds: float, folder: Path) -> Measurement:
+def train(tool: str, batch_size: int, seconds: float, folder: Path) -> Measurement:
     """Train in a separate process."""
-    return run_process(module, "--batch-size", batch_size, "--seconds", seconds, folder=folder)
+    return run_process("benchmarks.peers.cnn", tool, "--batch-size", batch_size, "--seconds", seconds, folder=folder)
 
 
 def matrix_product(folder: Path) -> Measurement:

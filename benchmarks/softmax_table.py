@@ -16,13 +16,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.harness import Measurement, benchmark_parser, measure, publish, run_process, run_tune_hpc, summarise
-from benchmarks.peers.softmax_training import add_size_flags, best_rates, grid
+from benchmarks.peers.softmax import add_size_flags, best_rates, grid
 
 PEERS = {
-    "plain loop": ["benchmarks.peers.softmax_loop"],
-    "Optuna, a thread a core": ["benchmarks.peers.softmax_optuna"],
-    "Ray Tune, reused actors": ["benchmarks.peers.softmax_ray", "--mode", "reused"],
-    "Ray Tune, defaults": ["benchmarks.peers.softmax_ray", "--mode", "defaults"],
+    "plain loop": "loop",
+    "Optuna, a thread a core": "optuna",
+    "Ray Tune, reused actors": "ray_reused",
+    "Ray Tune, defaults": "ray_defaults",
 }
 OURS = {"tune_hpc": [], "tune_hpc, unfused": ["--fuse", "off"]}
 
@@ -36,9 +36,9 @@ def ours(more: list[str], trials: int, steps: int, folder: Path) -> Measurement:
     return measured | {"best_rates": best_rates(columns.itertuples(index=False, name=None))}
 
 
-def peer(command: list[str], trials: int, steps: int, folder: Path) -> Measurement:
+def peer(tool: str, trials: int, steps: int, folder: Path) -> Measurement:
     """Run the search with another tool."""
-    return run_process(*command, "--trials", trials, "--steps", steps, folder=folder)
+    return run_process("benchmarks.peers.softmax", tool, "--trials", trials, "--steps", steps, folder=folder)
 
 
 def check_agreement(best: Mapping[str, Mapping[str, float]]) -> None:
@@ -65,7 +65,7 @@ def main() -> None:
     add_size_flags(parser)
     flags = parser.parse_args()
     contenders = {name: partial(ours, more, flags.trials, flags.steps) for name, more in OURS.items()}
-    contenders |= {name: partial(peer, command, flags.trials, flags.steps) for name, command in PEERS.items()}
+    contenders |= {name: partial(peer, tool, flags.trials, flags.steps) for name, tool in PEERS.items()}
     measured = measure({name: one for name, one in contenders.items() if name in flags.only}, flags.repeats)
     for turn in range(flags.repeats):
         check_agreement({name: measurements[turn]["best_rates"] for name, measurements in measured.items()})

@@ -4,7 +4,6 @@
 ``reuse_actors=True``. Ray runs without its dashboard and without forwarding the output of workers, as in tune_hpc.
 """
 
-import argparse
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -15,15 +14,6 @@ import ray
 from ray import tune
 
 from benchmarks.harness import num_cores
-
-MODES = ("defaults", "reused")
-
-
-def mode_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser with the flag ``--mode``: Ray Tune's defaults, or reused actors."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--mode", choices=MODES, default="defaults")
-    return parser
 
 
 def start_ray() -> float:

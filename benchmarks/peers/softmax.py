@@ -1,11 +1,16 @@
-"""The work of Exercise 2's softmax table for all peers: data, configurations, one training run.
+"""Exercise 2's softmax table with other tools: ``python -m benchmarks.peers.softmax TOOL``.
 
-A run has 500 steps of 100 images in stored order, from a DataLoader, and 50 evaluations on 20,000 held-out images, as
-``exercise2.softmax``. The optimizers are those of tune_hpc, which follow TensorFlow 1.
+A trial has 500 steps of 100 images in stored order, from a DataLoader, and 50 evaluations on 20,000 held-out images, as
+``exercise2.softmax``. The optimizers are those of tune_hpc, which follow TensorFlow 1. The tools are a plain loop over
+trials with PyTorch on all cores, Optuna with a grid in memory and one thread per core, and Ray Tune with one core per
+trial and the data in the object store.
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +18,7 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.harness import num_cores
 from search_spaces.exercise2 import LEARNING_RATES, OPTIMIZERS
 from tune_hpc.learning.data import load_images
 from tune_hpc.learning.optimizers import build_optimizer
@@ -48,13 +54,6 @@ def _num_steps(text: str) -> int:
     if not 1 <= number <= MAX_STEPS:
         raise argparse.ArgumentTypeError(f"1 to {MAX_STEPS}; got {number}")
     return number
-
-
-def size_flags(description: str) -> argparse.Namespace:
-    """Return the flags of a peer without other flags."""
-    parser = argparse.ArgumentParser(description=description)
-    add_size_flags(parser)
-    return parser.parse_args()
 
 
 def grid(num_trials: int) -> dict[str, list[Any]]:
@@ -124,3 +123,86 @@ def best_rates(outcomes: Iterable[tuple[str, float, float]]) -> dict[str, float]
     for optimizer, rate, loss in outcomes:
         best[optimizer] = min(best.get(optimizer, (float("inf"), 0.0)), (loss, rate))
     return {optimizer: rate for optimizer, (_, rate) in best.items()}
+
+
+Outcomes = Iterator[tuple[str, float, float]]
+
+
+def search_loop(num_trials: int, steps: int) -> Outcomes:
+    """Train the trials in sequence."""
+    data = as_tensors(load_arrays())
+    curves: dict[tuple[str, float], dict[int, Metrics]] = {}
+    for optimizer, rate in itertools.product(*grid(num_trials).values()):
+        curve: dict[int, Metrics] = {}
+        train({"optimizer": optimizer, "learning_rate": rate}, data, steps, curve.__setitem__)
+        curves[optimizer, rate] = curve
+    return ((*config, curve[steps]["valid_loss"]) for config, curve in curves.items())
+
+
+def search_optuna(num_trials: int, steps: int) -> Outcomes:
+    """Train the trials in threads of Optuna."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Concurrent trials use all cores.
+    torch.set_num_threads(1)
+    data = as_tensors(load_arrays())
+    values = grid(num_trials)
+
+    def objective(trial: optuna.Trial) -> float:
+        config = {name: trial.suggest_categorical(name, choices) for name, choices in values.items()}
+        metrics = train(config, data, steps, lambda step, metrics: trial.report(metrics["valid_loss"], step))
+        for name, value in metrics.items():
+            trial.set_user_attr(name, value)
+        return metrics["valid_loss"]
+
+    study = optuna.create_study(sampler=optuna.samplers.GridSampler(values, seed=0))
+    study.optimize(objective, n_trials=num_trials, n_jobs=num_cores())
+    return (
+        (trial.params["optimizer"], trial.params["learning_rate"], trial.value)
+        for trial in study.trials
+        if trial.value is not None
+    )
+
+
+def ray_trainable(config: Mapping[str, Any], data: Mapping[str, np.ndarray], steps: int) -> None:
+    """Train one model in an actor of Ray Tune, whose loggers record the learning curve."""
+    from ray import tune
+
+    torch.set_num_threads(1)
+    # Ray shares the memory of arrays among actors, and would copy tensors for every trial.
+    train(config, as_tensors(data), steps, lambda step, metrics: tune.report({"step": step, **metrics}))
+
+
+def search_ray(num_trials: int, steps: int, mode: str) -> Outcomes:
+    """Train the trials with Ray Tune."""
+    from ray import tune
+
+    from benchmarks.peers.ray_search import search, start_ray
+
+    start_ray()
+    trainable = tune.with_parameters(ray_trainable, data=load_arrays(), steps=steps)
+    results = search(trainable, grid(num_trials), mode, "softmax")
+    return ((one.config["optimizer"], one.config["learning_rate"], one.metrics["valid_loss"]) for one in results)
+
+
+TOOLS: dict[str, Callable[[int, int], Outcomes]] = {
+    "loop": search_loop,
+    "optuna": search_optuna,
+    "ray_defaults": partial(search_ray, mode="defaults"),
+    "ray_reused": partial(search_ray, mode="reused"),
+}
+
+
+def main() -> None:
+    """Train all models and print the best learning rate of each optimizer."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tool", choices=TOOLS)
+    add_size_flags(parser)
+    flags = parser.parse_args()
+    outcomes = list(TOOLS[flags.tool](flags.trials, flags.steps))
+    print(json.dumps({"best_rates": best_rates(outcomes), "num_trials": len(set(outcomes))}))
+
+
+if __name__ == "__main__":
+    main()
