@@ -28,7 +28,7 @@ from tune_hpc.errors import InvalidConfigError, TuneHpcError
 from tune_hpc.learning.config import check_key, complete
 from tune_hpc.learning.training import train
 from tune_hpc.scaling.communication import DistributedCommunicator
-from tune_hpc.scaling.plan import EXCHANGE_KEYS, GradientSync
+from tune_hpc.scaling.plan import GRADIENT_SYNC_KEYS, GradientSync
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(arguments)
     try:
         config = complete(read_config(flags.settings))
-        with _Team(config) as team:
-            trial = run(config, team)
-            if team.rank == 0:
+        with TorchrunCommunicator(config) as communicator:
+            trial = run(config, communicator)
+            if communicator.rank == 0:
                 write(trial, flags.output)
     except TuneHpcError as error:
         print(f"torchrun_trial: {error}", file=sys.stderr)
@@ -72,15 +72,15 @@ def read_config(settings: Sequence[str]) -> dict[str, Any]:
     return config
 
 
-class _Team:
-    """The processes that torchrun started, as a team, for as long as the block lasts; without torchrun one alone.
+class TorchrunCommunicator:
+    """The processes that torchrun started, as a communicator, for as long as the block lasts; without torchrun one alone.
 
     Args:
         config: The configuration, which may say what they exchange.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self._exchange = GradientSync(**{name: config[name] for name in EXCHANGE_KEYS if name in config})
+        self._exchange = GradientSync(**{name: config[name] for name in GRADIENT_SYNC_KEYS if name in config})
 
     def __enter__(self) -> DistributedCommunicator:
         size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -100,7 +100,7 @@ class _Team:
             distributed.destroy_process_group()
 
 
-def run(config: Mapping[str, Any], team: DistributedCommunicator) -> dict[str, Any]:
+def run(config: Mapping[str, Any], communicator: DistributedCommunicator) -> dict[str, Any]:
     """Train, and return the trial: ``config``, ``row`` and ``history``."""
     reported: dict[int, dict[str, float]] = {}
 
@@ -110,12 +110,12 @@ def run(config: Mapping[str, Any], team: DistributedCommunicator) -> dict[str, A
             for one, value in zip(steps, np.broadcast_to(values, len(steps)), strict=True):
                 reported.setdefault(int(one), {})[name] = float(value)
 
-    row = train(config, report, device=team.device, team=team)
+    row = train(config, report, device=communicator.device, communicator=communicator)
     names = dict.fromkeys(name for metrics in reported.values() for name in metrics)
     steps = sorted(reported)
     history = {name: [reported[step].get(name) for step in steps] for name in names}
     last = {name: next(value for value in reversed(values) if value is not None) for name, values in history.items()}
-    row |= {"workers": team.size, "host": socket.gethostname(), **last}
+    row |= {"workers": communicator.size, "host": socket.gethostname(), **last}
     return {"config": dict(config), "row": row, "history": {"step": steps, **history}}
 
 

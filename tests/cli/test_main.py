@@ -64,7 +64,7 @@ def folder(tmp_path, monkeypatch):
         raise AssertionError("the input was not rejected in time")
 
     monkeypatch.setattr("ray.init", refuse)
-    monkeypatch.setattr("tune_hpc.learning.mnist_files.read_files", refuse)
+    monkeypatch.setattr("tune_hpc.learning.download.read_files", refuse)
     monkeypatch.setattr("tune_hpc.learning.download.read_files", refuse)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.chdir(tmp_path)
@@ -506,7 +506,7 @@ def test_list_of_one_experiment_prints_its_parameters(capsys):
 
 
 def test_data_prints_folders(monkeypatch, capsys, folder):
-    monkeypatch.setattr("tune_hpc.learning.download.find_or_fetch", lambda name, folder: folder / name)
+    monkeypatch.setattr("tune_hpc.learning.download.find_or_download", lambda name, folder: folder / name)
     assert cli.main(["data", "mnist", "fashion_mnist", "--data-dir", str(folder)]) == cli.SUCCESS
     assert capsys.readouterr().out == f"mnist: {folder / 'mnist'}\nfashion_mnist: {folder / 'fashion_mnist'}\n"
 

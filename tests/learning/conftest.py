@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from tests.learning.synthetic_data import made_up_images
+from tests.learning.synthetic_data import synthetic_images
 from tests.learning.training_runs import History
 from tune_hpc.learning import training
 from tune_hpc.learning.config import complete
-from tune_hpc.learning.optimizers.stacked import slice_order
+from tune_hpc.learning.optimizers.stacked import stack_order
 from tune_hpc.learning.training import Training, train, train_fused
 
 
@@ -20,7 +20,7 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def images():
-    return made_up_images()
+    return synthetic_images()
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def run_fused(images, made):
     def run_all(configs, **kwargs):
         histories = [History() for _ in configs]
         rows = train_fused(configs, histories, images=images, device="cpu", **kwargs)
-        order = slice_order([complete(config) for config in configs])
+        order = stack_order([complete(config) for config in configs])
         parameters = [
             [parameter.detach()[[order.index(member)]] for parameter in made[-1].model.parameters()]
             for member in range(len(configs))

@@ -52,7 +52,7 @@ CNN = {
 }
 
 
-def bundle(rates, **config):
+def fused_configs(rates, **config):
     """Members at all rates that a table gives, with decays, seeds, initial weights and dropouts of their own."""
     members = [
         {**config, "optimizer": optimizer, "learning_rate": own[row]}
@@ -70,7 +70,7 @@ def bundle(rates, **config):
     return members
 
 
-SOFTMAX_BUNDLE = bundle(SOFTMAX_RATES, **SOFTMAX)
-LINE_BUNDLE = bundle(LINE_RATES, **LINE)
-CNN_BUNDLE = bundle(CNN_RATES, **CNN)
-BUNDLES = {"line": LINE_BUNDLE, "softmax": SOFTMAX_BUNDLE, "cnn": CNN_BUNDLE}
+SOFTMAX_CONFIGS = fused_configs(SOFTMAX_RATES, **SOFTMAX)
+LINE_CONFIGS = fused_configs(LINE_RATES, **LINE)
+CNN_CONFIGS = fused_configs(CNN_RATES, **CNN)
+FUSED_CONFIGS = {"line": LINE_CONFIGS, "softmax": SOFTMAX_CONFIGS, "cnn": CNN_CONFIGS}

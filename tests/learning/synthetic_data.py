@@ -5,7 +5,7 @@ import numpy as np
 from tune_hpc.learning.data import ImageData
 
 
-def made_up_images() -> ImageData:
+def synthetic_images() -> ImageData:
     """Return 600, 100 and 100 images of ten classes: faint noise, and a bright square whose place is the class."""
     rng = np.random.default_rng(0)
     arrays = {"name": np.array("mnist")}

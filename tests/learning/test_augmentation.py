@@ -1,4 +1,4 @@
-"""Distorted images are held against scipy's affine transformation, which knows nothing of torch's sampling grids."""
+"""Distorted images are held against scipy's affine transformation, which supports nothing of torch's sampling grids."""
 
 import math
 

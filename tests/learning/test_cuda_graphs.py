@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.learning.fused_configs import BUNDLES
+from tests.learning.fused_configs import FUSED_CONFIGS
 from tests.learning.training_runs import same_bits
 from tune_hpc.learning.communicator import Communicator
 from tune_hpc.learning.config import complete
@@ -17,7 +17,7 @@ from tune_hpc.learning.training import Training
 CPU = torch.device("cpu")
 #: In several calls, and with windows of 8 steps some of them shorter and some longer than that.
 CALLS = ((0, 2), (2, 9), (9, 10), (10, 30))
-every_bundle = pytest.mark.parametrize("name", BUNDLES)
+every_bundle = pytest.mark.parametrize("name", FUSED_CONFIGS)
 
 
 class FakeRecorder:
@@ -28,7 +28,7 @@ class FakeRecorder:
         self.generators = None
 
     @contextmanager
-    def eagerly(self):
+    def eager_stream(self):
         self.num_eager += 1
         yield
 
@@ -71,7 +71,7 @@ class TestRecordedSteps:
         # Not so a member whose optimizer, Adadelta, is no other's: see below.
         members = [
             member | {"precision": precision}
-            for member in BUNDLES[name]
+            for member in FUSED_CONFIGS[name]
             if (name, member["optimizer"]) != ("cnn", "adadelta")
         ]
         eager, recorded = start(members, images), start(members, images, recorder=FakeRecorder())
@@ -83,7 +83,7 @@ class TestRecordedSteps:
     @pytest.mark.parametrize("optimizer", ["gradient_descent", "adadelta", "proximal_gradient_descent"])
     def test_where_one_is_alone_a_step_down_is_rounded_twice_instead_of_once(self, images, optimizer):
         # A step times a number is subtracted in one go; times a tensor, which a recording needs, in two.
-        members = [member | {"precision": "float64"} for member in BUNDLES["softmax"]]
+        members = [member | {"precision": "float64"} for member in FUSED_CONFIGS["softmax"]]
         (member,) = (member for member in members[:10] if member["optimizer"] == optimizer)
         eager, recorded = (walk(start([member], images, recorder=recorder))[0] for recorder in (None, FakeRecorder()))
         # Seen: up to 8e-16.
@@ -94,7 +94,7 @@ class TestRecordedSteps:
     )
     @pytest.mark.parametrize("window", [1, 2, 8, 1024])
     def test_the_first_are_eager_and_all_others_are_replays_of_one_recording(self, images, monkeypatch, window, calls):
-        members = BUNDLES["softmax"][:4]
+        members = FUSED_CONFIGS["softmax"][:4]
         expected, _ = walk(start(members, images, recorder=FakeRecorder()), [(0, 30)])
         monkeypatch.setattr(Training, "WINDOW", window)
         recorder = FakeRecorder()
@@ -104,13 +104,13 @@ class TestRecordedSteps:
 
     def test_nothing_is_recorded_for_a_few_steps(self, images):
         recorder = FakeRecorder()
-        start(BUNDLES["cnn"], images, recorder=recorder).run(0, NUM_EAGER_STEPS)
+        start(FUSED_CONFIGS["cnn"], images, recorder=recorder).run(0, NUM_EAGER_STEPS)
         assert (recorder.num_eager, recorder.generators) == (NUM_EAGER_STEPS, None)
 
     @every_bundle
     def test_what_a_step_draws_from_is_handed_over(self, images, name):
         recorder = FakeRecorder()
-        stack = start(BUNDLES[name], images, recorder=recorder)
+        stack = start(FUSED_CONFIGS[name], images, recorder=recorder)
         stack.run(0, NUM_EAGER_STEPS + 1)
         assert recorder.generators is stack.task.generators
         # A generator for each of the three seeds.
@@ -119,7 +119,7 @@ class TestRecordedSteps:
     @pytest.mark.usefixtures("_small_windows")
     @every_bundle
     def test_they_go_on_from_a_state_before_and_after_the_recording(self, images, name):
-        members = BUNDLES[name]
+        members = FUSED_CONFIGS[name]
         whole = start(members, images, recorder=FakeRecorder())
         expected, _ = walk(whole)
         for middle in (2, 17):
@@ -134,7 +134,7 @@ class TestRecordedSteps:
                 assert same_bits(one.model.parameters(), whole.model.parameters())
 
     def test_a_curve_already_returned_does_not_change_with_the_next_call(self, images):
-        stack = start(BUNDLES["line"], images, recorder=FakeRecorder())
+        stack = start(FUSED_CONFIGS["line"], images, recorder=FakeRecorder())
         before = stack.run(0, 10)
         kept = before.copy()
         stack.run(10, 20)
@@ -150,12 +150,12 @@ class TestCuda:
         factor = 0.2 if name == "cnn" else 1.0
         return [
             member | {"precision": precision, "learning_rate": factor * member["learning_rate"]}
-            for member in BUNDLES[name]
+            for member in FUSED_CONFIGS[name]
         ]
 
     @every_bundle
     def test_replays_are_eager_steps(self, images, name):
-        eager = start(self.members(name), images, self.device, team=Communicator(allow_cuda_graphs=False))
+        eager = start(self.members(name), images, self.device, communicator=Communicator(allow_cuda_graphs=False))
         recorded = start(self.members(name), images, self.device)
         (curves, evaluations), (recorded_curves, recorded_evaluations) = walk(eager), walk(recorded)
         # CUDA's fused kernels take a rate that is on the device in single precision. On a CPU, rates so rounded changed

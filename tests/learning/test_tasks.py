@@ -11,7 +11,7 @@ from tune_hpc.learning.batching import Batching
 from tune_hpc.learning.config import complete
 from tune_hpc.learning.data import ImageData
 from tune_hpc.learning.models import build_model
-from tune_hpc.learning.tasks import ImageClassification, LineFit
+from tune_hpc.learning.tasks import ImageClassification, LineRegression
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def make_task(config, images, num_hidden=0, members=({},), **replica):
 
 
 def batch(task, step):
-    return task.batch(task.chosen(step, step + 1)[0])
+    return task.batch(task.batch_indices(step, step + 1)[0])
 
 
 def losses_and_gradients(config, images, num_steps, members=({},), **replica):
@@ -36,7 +36,7 @@ def losses_and_gradients(config, images, num_steps, members=({},), **replica):
     """
     model = build_model(completed(members, **config))
     task = make_task(config, images, model.num_hidden, members, **replica)
-    for chosen in task.chosen(0, num_steps):
+    for chosen in task.batch_indices(0, num_steps):
         model.zero_grad()
         losses = task.backward(model, chosen)
     return torch.cat([losses[:, None], *(parameter.grad.flatten(1) for parameter in model.parameters())], dim=1)
@@ -87,10 +87,10 @@ class TestBatches:
     @pytest.mark.parametrize("batching", ["single_pass", "sequential", "shuffled", "random"])
     def test_a_window_of_steps_is_laid_out_step_by_step(self, images, batching):
         task = make_task({"batch_size": 70, "batching": batching}, images, members=[{"seed": 2}, {"seed": 5}])
-        window = task.chosen(0, 8)
+        window = task.batch_indices(0, 8)
         assert window.shape == (8, 2 if batching in ("shuffled", "random") else 1, 70)
         for step in range(8):
-            assert torch.equal(task.chosen(step, step + 1)[0], window[step])
+            assert torch.equal(task.batch_indices(step, step + 1)[0], window[step])
             for stream, seed in enumerate((2, 5)[: window.shape[1]]):
                 assert torch.equal(window[step, stream], Batching(batching, 600, 70, seed).indices(step))
 
@@ -239,7 +239,7 @@ class TestMembers:
         config = {**SMALL_CNN, "batch_size": 20}
         model = build_model(completed([{}, {"seed": 1}], **config))
         task = make_task(config, images, model.num_hidden, [{}, {"seed": 1}])
-        (chosen,) = task.chosen(0, 1)
+        (chosen,) = task.batch_indices(0, 1)
         assert torch.equal(task.losses(model, chosen).detach(), task.backward(model, chosen))
 
 
@@ -360,14 +360,14 @@ class TestEvaluation:
 class TestLineFit:
     @pytest.fixture
     def line(self):
-        return LineFit(completed([{}], model="line", precision="float64"), CPU)
+        return LineRegression(completed([{}], model="line", precision="float64"), CPU)
 
     def test_the_loss_is_the_sum_of_squared_errors_over_all_points_at_every_step(self, line):
         model = build_model(completed([{}], model="line", precision="float64"))
         by_hand = sum((0.3 * x - 0.3 - (1 - x)) ** 2 for x in (1, 2, 3, 4))
         assert by_hand == pytest.approx(23.66)
         for step in (0, 1, 1000):
-            (chosen,) = line.chosen(step, step + 1)
+            (chosen,) = line.batch_indices(step, step + 1)
             assert line.losses(model, chosen).tolist() == pytest.approx([by_hand], abs=1e-14)
             assert line.backward(model, chosen).tolist() == pytest.approx([by_hand], abs=1e-14)
 
@@ -376,7 +376,7 @@ class TestLineFit:
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             model.coefficients.uniform_(-5, 5, generator=generator)
-        (chosen,) = line.chosen(0, 1)
+        (chosen,) = line.batch_indices(0, 1)
         losses = line.losses(model, chosen)
         (expected,) = torch.autograd.grad(losses.sum(), [model.coefficients])
         torch.testing.assert_close(line.backward(model, chosen), losses.detach(), rtol=1e-15, atol=0)
@@ -387,4 +387,4 @@ class TestLineFit:
         assert line.epochs(np.array([0, 1, 7])).tolist() == [0, 1, 7]
         assert line.evaluate(build_model(completed([{}], model="line"))) == {}
         assert (line.num_steps, line.generators) == (None, [])
-        assert len(line.chosen(3, 10)) == 7
+        assert len(line.batch_indices(3, 10)) == 7

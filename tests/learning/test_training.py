@@ -150,7 +150,7 @@ class TestCurves:
         assert set(stack.curves) == CURVES[config["model"]]
         assert stack.run(0, 4).shape == (len(stack.curves), 3, 4)
         assert stack.run(4, 4).shape == (len(stack.curves), 3, 0)
-        assert stack.look(4).shape == (len(stack.curves), 3, 1)
+        assert stack.loss_at(4).shape == (len(stack.curves), 3, 1)
         assert np.isfinite(stack.run(4, 6)).all()
 
     @pytest.mark.parametrize("config", [LINE_FIT, SOFTMAX, CNN], ids=["line", "softmax", "cnn"])
@@ -173,8 +173,8 @@ class TestCurves:
     def test_a_look_is_what_the_next_step_starts_from_and_changes_nothing(self, images, config):
         stack = Training([complete(config)], None if config["model"] == "line" else images, CPU)
         stack.run(0, 5)
-        seen = stack.look(5)
-        assert np.array_equal(stack.look(5), seen)
+        seen = stack.loss_at(5)
+        assert np.array_equal(stack.loss_at(5), seen)
         assert stack.run(5, 6) == pytest.approx(seen, rel=1e-6)
 
 
@@ -221,7 +221,7 @@ class TestPrecision:
         before = _gpu_products()
         stack.run(0, 2)
         stack.evaluate()
-        stack.look(2)
+        stack.loss_at(2)
         flag = "tf32" if precision == "tf32" else "ieee"
         assert set(seen) == {(flag, flag, precision == "bfloat16")}
         assert len(seen) >= 2 + 2 + 1

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from tests.learning.synthetic_data import made_up_images
+from tests.learning.synthetic_data import synthetic_images
 from tune_hpc.learning.config import complete
 from tune_hpc.scaling.communication import make_group
 from tune_hpc.scaling.plan import GradientSync
@@ -34,7 +34,7 @@ def train_together(rank: int, folder: str) -> None:
     """Train each configuration on the first 1, 2 and 4 processes, and keep what each of them came to."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=max(NUMBERS))
-    images = made_up_images()
+    images = synthetic_images()
     for number in NUMBERS:
         machine = WorkerContext(images, torch.device("cpu"), rank, {number: make_group(number)})
         for name, config in CONFIGS.items():
@@ -47,7 +47,7 @@ def train_together(rank: int, folder: str) -> None:
                 training = make_training(complete(CONFIGS["softmax"]), machine, number, way)
                 training.run(0, NUM_STEPS)
                 before = [one.detach().clone() for one in training.model.parameters()]
-                training.team.agree(training.model)
+                training.communicator.sync_parameters(training.model)
                 after = [one.detach().clone() for one in training.model.parameters()]
                 torch.save((before, after), Path(folder) / f"{name}-{rank}.pt")
         distributed.barrier()

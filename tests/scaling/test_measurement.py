@@ -5,7 +5,7 @@ import pytest
 
 from tune_hpc import load, scaling
 from tune_hpc.errors import InvalidConfigError, TrialError
-from tune_hpc.learning.mnist_files import read_arrays
+from tune_hpc.learning.download import read_arrays
 from tune_hpc.report.scaling_tables import predicted_against_measured
 from tune_hpc.scaling.measurement import time_plan
 from tune_hpc.scaling.plan import make_plan

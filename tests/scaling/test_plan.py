@@ -43,8 +43,8 @@ def test_fewer_gpus_than_workers_share_them_over_gloo():
 
 def test_more_workers_than_cores_or_gpus_are_marked():
     on_cpus, on_gpus = plan(), plan(cluster={"CPU": 16.0, "GPU": 2.0})
-    assert [on_cpus.oversubscribed(number) for number in (1, 2, 4)] == [False, False, True]
-    assert [on_gpus.oversubscribed(number) for number in (1, 2, 4)] == [False, False, True]
+    assert [on_cpus.is_oversubscribed(number) for number in (1, 2, 4)] == [False, False, True]
+    assert [on_gpus.is_oversubscribed(number) for number in (1, 2, 4)] == [False, False, True]
 
 
 def test_all_workers_fit_on_the_cores_there_are():
@@ -91,7 +91,7 @@ def test_shared_batches_stay_and_own_batches_grow_with_the_workers():
     assert [case.batch_size for case in shared.cases] == [150, 150, 150]
     assert [case.batch_size for case in own.cases] == [150, 300, 600]
     assert [case.alone.batch_size for case in own.cases] == [150, 150, 150]
-    assert own.cases[2].trained(repeat=2) == {**own.cases[0].config, "batch_size": 600, "seed": 2}
+    assert own.cases[2].training_config(repeat=2) == {**own.cases[0].config, "batch_size": 600, "seed": 2}
 
 
 def test_larger_steps_see_more_batches_and_are_fewer():

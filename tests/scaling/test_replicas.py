@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from tests.learning.synthetic_data import made_up_images
+from tests.learning.synthetic_data import synthetic_images
 from tests.scaling.replicas import CONFIGS, NUMBERS, WAYS, train_together
 from tune_hpc.learning.config import complete
 from tune_hpc.learning.tasks import ImageClassification
@@ -62,12 +62,12 @@ def test_between_two_exchanges_workers_go_their_own_ways_and_then_they_agree(tra
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("batch_size", [150, 7, 64])
 def test_every_image_is_seen_once_in_a_pass_whatever_the_shares(number, batch_size):
-    images = made_up_images()
+    images = synthetic_images()
     config = complete({"model": "softmax", "batch_size": batch_size, "batching": "shuffled", "seed": 1})
     tasks = [ImageClassification([config], images, torch.device("cpu"), 0, rank, number) for rank in range(number)]
     num_images = len(images.train_labels)
     num_steps = -(-num_images // batch_size)
-    shares = [task.chosen(0, num_steps)[:, 0] for task in tasks]
+    shares = [task.batch_indices(0, num_steps)[:, 0] for task in tasks]
     assert sum(share.shape[1] for share in shares) == batch_size
     assert max(share.shape[1] for share in shares) - min(share.shape[1] for share in shares) <= 1
     seen = torch.cat(shares, dim=1).flatten()[:num_images]

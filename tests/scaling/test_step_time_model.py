@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.scaling.step_time_model import HERE, LINKS, Link, StepModel, fitted, predictions, width_curves
+from tune_hpc.scaling.step_time_model import HERE, LINKS, Link, StepModel, fit_link, predictions, width_curves
 
 #: A machine that needs so long for a step, a sample of width 1, and to meet and send.
 FIXED_S, SAMPLE_S, LATENCY_S, BYTES_PER_S, WAY_S = 0.004, 0.001, 0.0005, 1e9, 0.002
@@ -81,19 +81,19 @@ def test_the_link_here_is_found_again(probes):
     link = StepModel(probes).links[f"{HERE}'s link"]
     assert link.latency_s == pytest.approx(LATENCY_S)
     assert link.bytes_per_s == pytest.approx(BYTES_PER_S)
-    none = fitted(2, pd.Series({1000: 1e-4, 1_000_000: 1e-4}))
+    none = fit_link(2, pd.Series({1000: 1e-4, 1_000_000: 1e-4}))
     assert none.bytes_per_s > 1e12
 
 
 def test_the_width_that_is_wide_enough_is_found_or_the_best_is_told(probes):
     model = StepModel(probes)
     slow, fast = Link(2e-3, 1e12, "slow to meet"), Link(0.0, 1e6, "narrow")
-    width, best, where = model.width_for(2, BATCH, slow, aim=0.8)
+    width, best, where = model.min_width(2, BATCH, slow, aim=0.8)
     assert model.step(2, width, BATCH, link=slow)["efficiency"] == pytest.approx(0.8, abs=0.01)
     assert WIDTHS[0] < width < WIDTHS[-1]
     assert best > 0.8
     assert where == pytest.approx(WIDTHS[-1])
-    nowhere, best, _ = model.width_for(2, BATCH, fast)
+    nowhere, best, _ = model.min_width(2, BATCH, fast)
     assert nowhere is None
     assert best < 0.8
 

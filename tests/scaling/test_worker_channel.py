@@ -7,10 +7,10 @@ from multiprocessing.connection import Client
 import pytest
 import torch
 
-from tune_hpc.scaling.worker_channel import GO_ON, MAKE, TrialServer, WorkerClient, WorkersLost
+from tune_hpc.scaling.worker_channel import CONTINUE, SEND_STATE, TrialServer, WorkerClient, WorkersLost
 
 
-class Kept:
+class MemoryCheckpoint:
     """A checkpoint that wants every second state."""
 
     def __init__(self, state=None):
@@ -68,7 +68,7 @@ def test_reports_arrive_before_the_worker_goes_on(station):
 
 
 def test_a_state_is_made_where_it_is_wanted_and_comes_back(station):
-    kept = Kept({"step": 7})
+    kept = MemoryCheckpoint({"step": 7})
 
     def work(caller):
         found = caller.load()
@@ -78,7 +78,7 @@ def test_a_state_is_made_where_it_is_wanted_and_comes_back(station):
         return found, answers, gone_on
 
     _, said = served(station, work, checkpoint=kept)
-    assert said == [({"step": 7}, [GO_ON, MAKE], True)]
+    assert said == [({"step": 7}, [CONTINUE, SEND_STATE], True)]
     assert kept.offered == [1, 2]
     assert torch.equal(kept.state["weights"], torch.arange(1000))
 
@@ -89,7 +89,7 @@ def test_without_a_checkpoint_there_is_no_state_and_none_is_wanted(station):
         caller.end({})
         return found
 
-    assert served(station, work)[1] == [(None, GO_ON)]
+    assert served(station, work)[1] == [(None, CONTINUE)]
 
 
 @pytest.mark.parametrize("end", [ValueError("diverged"), SystemExit(0)])
@@ -105,7 +105,7 @@ def test_whatever_ends_the_trial_stops_the_workers_and_goes_on_up(station, end):
 
 
 def test_a_state_that_is_the_last_one_is_kept_and_the_workers_stop(station):
-    class Last(Kept):
+    class Last(MemoryCheckpoint):
         def save(self, step, make_state):
             self.state = make_state()
             raise KeyError("the search ends")
@@ -113,7 +113,7 @@ def test_a_state_that_is_the_last_one_is_kept_and_the_workers_stop(station):
     kept, said = Last(), []
     with pytest.raises(KeyError):
         served(station, lambda caller: said.extend((caller.is_wanted(3), caller.give({"step": 3}))), checkpoint=kept)
-    assert said == [MAKE, False]
+    assert said == [SEND_STATE, False]
     assert kept.state == {"step": 3}
 
 

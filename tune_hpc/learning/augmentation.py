@@ -37,7 +37,7 @@ class RandomAffine:
         self.dtype = dtype
 
     @staticmethod
-    def are_in(config: Mapping[str, Any]) -> bool:
+    def has_augmentation(config: Mapping[str, Any]) -> bool:
         """Whether a configuration asks for any."""
         return any(config[name] for name in ("max_shift", "max_rotation", "max_scaling"))
 

@@ -1,7 +1,7 @@
 """What the processes of one training have in common; one process alone is a team of one.
 
 The training loop is written for any number of workers that share each batch. All that they must do together it asks of
-its team, and every worker asks the same in the same order. How several do it is in ``tune_hpc.scaling.communication``.
+its communicator, and every worker asks the same in the same order. How several do it is in ``tune_hpc.scaling.communication``.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class Communicator:
     def after_step(self, model: nn.Module, step: int) -> None:
         """Do what is due after ``step`` updates of a model, where gradients are not what is exchanged."""
 
-    def agree(self, model: nn.Module) -> None:
+    def sync_parameters(self, model: nn.Module) -> None:
         """Give all workers the same parameters, where these may differ between two exchanges."""
 
     def mean(self, curves: np.ndarray) -> np.ndarray:

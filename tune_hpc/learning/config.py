@@ -232,7 +232,7 @@ _KEYS = (
 TRIAL_KEYS: dict[str, ConfigKey] = {key.name: key for key in _KEYS}
 
 #: Keys of a trial that uses several workers: there where they are given.
-TEAM_KEYS = ("workers", "bucket_mb", "bucket_view", "compression", "local_steps")
+WORKER_KEYS = ("workers", "bucket_mb", "bucket_view", "compression", "local_steps")
 
 #: Keys that others decide on: which of them there are, and with which defaults, by the value of the key that decides.
 OWNERS: dict[str, dict[str, dict[str, float | bool]]] = {
@@ -286,7 +286,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
                 completed[name] = given.get(name, own[name])
             else:
                 del completed[name]
-    for name in TEAM_KEYS:
+    for name in WORKER_KEYS:
         if name not in given:
             del completed[name]
     if "workers" in completed:

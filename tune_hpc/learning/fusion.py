@@ -24,7 +24,7 @@ def fusion_key(config: Mapping[str, Any]) -> str:
     return json.dumps({name: value for name, value in sorted(config.items()) if name not in MEMBER_KEYS})
 
 
-def check_alike(configs: Sequence[Mapping[str, Any]]) -> None:
+def check_fusible(configs: Sequence[Mapping[str, Any]]) -> None:
     """Refuse members that cannot train as one program.
 
     Args:

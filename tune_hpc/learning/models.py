@@ -32,7 +32,7 @@ class Model(nn.Module):
         skips_zero_pixels: Whether its frozen form takes images without the pixels that are black in all of them.
     """
 
-    traced: Mapping[str, int] = {}
+    recorded_parameters: Mapping[str, int] = {}
     num_hidden: int = 0
     num_activations: int = 1
     skips_zero_pixels: bool = False
@@ -53,7 +53,7 @@ class Line(Model):
     Source: recovered from the report's Exercise 1 (it prints no data); W = 0.3, b = -0.3.
     """
 
-    traced: Mapping[str, int] = {"W": 0, "b": 1}
+    recorded_parameters: Mapping[str, int] = {"W": 0, "b": 1}
 
     def __init__(self) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ class SeededRng:
         distinct = list(dict.fromkeys(seeds))
         # Of a seed torch's generator on a CPU takes 32 bits, and ours have 31.
         self.generators = [torch.Generator(device).manual_seed(seed + stream * 2**31) for seed in distinct]
-        self._places = random_positions(seeds, distinct, device)
+        self._places = member_positions(seeds, distinct, device)
         self._device = device
 
     def draw(self, *shape: int) -> torch.Tensor:
@@ -43,7 +43,7 @@ class SeededRng:
             generator.set_state(kept)
 
 
-def random_positions(values: Sequence[int], distinct: Sequence[int], device: torch.device) -> torch.Tensor | None:
+def member_positions(values: Sequence[int], distinct: Sequence[int], device: torch.device) -> torch.Tensor | None:
     """Return where each value is among the distinct ones; ``None`` where there is but one."""
     if len(distinct) == 1:
         return None

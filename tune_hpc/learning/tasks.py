@@ -1,6 +1,6 @@
 """What is learned: the line of Exercise 1, and the classification of images.
 
-A task knows its data and its batches, those of every member of a stack. It is a pure function of its configurations,
+A task supports its data and its batches, those of every member of a stack. It is a pure function of its configurations,
 apart from the generators of dropout and distortions.
 """
 
@@ -19,7 +19,7 @@ from tune_hpc.learning.batching import Batching
 from tune_hpc.learning.data import ImageData, LineData
 from tune_hpc.learning.evaluation import as_input, evaluate
 from tune_hpc.learning.models import Model, parameter_type
-from tune_hpc.learning.seeded_rng import SeededRng, random_positions
+from tune_hpc.learning.seeded_rng import SeededRng, member_positions
 
 
 class Task(Protocol):
@@ -40,7 +40,7 @@ class Task(Protocol):
     def epochs(self, steps: np.ndarray) -> np.ndarray:
         """Return how many passes over the data are complete before each of some steps."""
 
-    def chosen(self, start: int, end: int) -> torch.Tensor:
+    def batch_indices(self, start: int, end: int) -> torch.Tensor:
         """Return which samples the steps ``start`` to ``end`` see, on the device: (steps, streams, samples)."""
 
     def backward(self, model: nn.Module, chosen: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,7 @@ class Task(Protocol):
         """Go on where ``state_dict`` was taken."""
 
 
-class LineFit:
+class LineRegression:
     """Exercise 1: the sum of squared errors over four points, all of them at every step."""
 
     num_steps: int | None = None
@@ -76,7 +76,7 @@ class LineFit:
         """Every step is a pass over the data."""
         return steps
 
-    def chosen(self, start: int, end: int) -> torch.Tensor:
+    def batch_indices(self, start: int, end: int) -> torch.Tensor:
         """Nothing is chosen: all points are seen."""
         return torch.empty(end - start, 0, device=self.x.device)
 
@@ -143,16 +143,16 @@ class ImageClassification:
             seed: Batching(first["batching"], len(images.train_labels), batch_size, seed)
             for seed in (seeds if first["batching"] in ("shuffled", "random") else seeds[:1])
         }
-        self._stream_of = random_positions(seeds, list(self._streams), device)
+        self._stream_positions = member_positions(seeds, list(self._streams), device)
         self._noise: dict[str, SeededRng] = {}
         self.num_hidden = num_hidden
         if num_hidden and any(config["dropout"] for config in configs):
             self._noise["dropout"] = SeededRng(seeds, device)
             dropout = torch.tensor([config["dropout"] for config in configs], dtype=torch.float32, device=device)
             self._dropout = dropout[:, None, None]
-        if RandomAffine.are_in(first):
+        if RandomAffine.has_augmentation(first):
             self._noise["distortions"] = SeededRng(seeds, device, stream=1)
-            self._distortions = RandomAffine(first, self.dtype, device)
+            self._augment = RandomAffine(first, self.dtype, device)
         self.generators = [generator for noise in self._noise.values() for generator in noise.generators]
         self.num_evaluation_images = first["num_evaluation_images"]
         self.num_replicas = num_replicas
@@ -164,7 +164,7 @@ class ImageClassification:
         """Return how many passes are complete before each of some steps."""
         return next(iter(self._streams.values())).epoch(steps)
 
-    def chosen(self, start: int, end: int) -> torch.Tensor:
+    def batch_indices(self, start: int, end: int) -> torch.Tensor:
         """Return the images of the steps ``start`` to ``end``: (steps, streams, samples), this replica's share."""
         streams = [
             torch.stack([stream.indices(step)[self.share] for step in range(start, end)])
@@ -202,18 +202,18 @@ class ImageClassification:
             Images (1 or M, N, 1, 28, 28), labels (1 or M, N) and dropout mask (M, num_hidden, N) or ``None``; an axis
             of 1 is shared by all members.
         """
-        if self._stream_of is not None:
-            chosen = chosen[self._stream_of]
+        if self._stream_positions is not None:
+            chosen = chosen[self._stream_positions]
         pixels = self.images.train_images.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
         labels = self.images.train_labels.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
-        return self._distorted(as_input(pixels, self.dtype)), labels, self._mask()
+        return self._augmented(as_input(pixels, self.dtype)), labels, self._mask()
 
-    def _distorted(self, images: torch.Tensor) -> torch.Tensor:
+    def _augmented(self, images: torch.Tensor) -> torch.Tensor:
         if "distortions" not in self._noise:
             return images
         noise = self._noise["distortions"].draw(NUMBERS_PER_IMAGE, self.samples_per_step)[:, :, self.share]
         # Members of several seeds may share the images, but never what is done to them.
-        return self._distortions(images.expand(len(noise), *images.shape[1:]), noise)
+        return self._augment(images.expand(len(noise), *images.shape[1:]), noise)
 
     def _mask(self) -> torch.Tensor | None:
         if "dropout" not in self._noise:

@@ -1,4 +1,4 @@
-"""THE training loop. It knows of the outside only what its caller hands it, and imports neither Ray nor pandas.
+"""THE training loop. It supports of the outside only what its caller hands it, and imports neither Ray nor pandas.
 
 ``train(config, report)`` is a trainable: any function of a configuration and of a callable
 ``report(step, metrics)``. ``step`` is a number of updates, or a 1-D array of such numbers with arrays of metrics to
@@ -24,11 +24,11 @@ from tune_hpc.learning.communicator import Communicator
 from tune_hpc.learning.config import complete
 from tune_hpc.learning.cuda_graphs import NUM_EAGER_STEPS, CudaRecorder, GraphCapture
 from tune_hpc.learning.data import ImageData, load_images
-from tune_hpc.learning.fusion import check_alike
+from tune_hpc.learning.fusion import check_fusible
 from tune_hpc.learning.models import build_model
-from tune_hpc.learning.optimizers.stacked import OptimizerStack, slice_order
+from tune_hpc.learning.optimizers.stacked import OptimizerStack, stack_order
 from tune_hpc.learning.stack_member import MemberProgress, Report
-from tune_hpc.learning.tasks import ImageClassification, LineFit, Task
+from tune_hpc.learning.tasks import ImageClassification, LineRegression, Task
 
 
 class Checkpoint(Protocol):
@@ -48,7 +48,7 @@ class Training:
         configs: Completed configurations, alike in all but ``fusion.MEMBER_KEYS``; one for a model alone.
         images: The data set that they name; not needed for the line.
         device: Where to compute.
-        team: The workers that share each batch; by default one alone.
+        communicator: The workers that share each batch; by default one alone.
         recorder: Records a step, to replay it; by default on a CUDA device, where the team may record.
 
     Attributes:
@@ -64,31 +64,31 @@ class Training:
         configs: Sequence[Mapping[str, Any]],
         images: ImageData | None,
         device: torch.device,
-        team: Communicator | None = None,
+        communicator: Communicator | None = None,
         recorder: GraphCapture | None = None,
     ) -> None:
-        order = slice_order(configs)
+        order = stack_order(configs)
         self._places = [order.index(member) for member in range(len(configs))]
         configs = [configs[member] for member in order]
         self.precision = configs[0]["precision"]
         self.device = device
-        self.team = team or Communicator()
+        self.communicator = communicator or Communicator()
         self.model = build_model(configs).to(device)
-        self.wrapped_model = self.team.wrap(self.model)
+        self.wrapped_model = self.communicator.wrap(self.model)
         self.task: Task
         if images is None:
-            self.task = LineFit(configs, device)
+            self.task = LineRegression(configs, device)
         else:
             self.task = ImageClassification(
-                configs, images, device, self.model.num_hidden, self.team.rank, self.team.size
+                configs, images, device, self.model.num_hidden, self.communicator.rank, self.communicator.size
             )
         steps = configs[0]["steps"]
         self.num_steps = steps if self.task.num_steps is None else min(steps, self.task.num_steps)
-        if recorder is None and device.type == "cuda" and self.team.allow_cuda_graphs:
+        if recorder is None and device.type == "cuda" and self.communicator.allow_cuda_graphs:
             recorder = CudaRecorder()
         self._recorded = _RecordedSteps(self, recorder) if recorder else None
         self.optimizers = OptimizerStack(configs, list(self.model.parameters()), rates_on_device=recorder is not None)
-        self.curves = ["train_loss", *self.model.traced]
+        self.curves = ["train_loss", *self.model.recorded_parameters]
 
     def run(self, start: int, end: int) -> np.ndarray:
         """Make the updates ``start`` to ``end``, counted from 0.
@@ -103,26 +103,26 @@ class Training:
         with _matrix_products(self.precision):
             for first in range(start, end, self.WINDOW):
                 last = min(end, first + self.WINDOW)
-                chosen = self.task.chosen(first, last)
+                chosen = self.task.batch_indices(first, last)
                 steps = np.arange(first, last)
                 rates = self.optimizers.rates(steps, self.task.epochs(steps), self.num_steps)
                 window = self._recorded.run(chosen, rates) if self._recorded else self._run(first, chosen, rates)
                 blocks.append(window.cpu().numpy())
-        return self.team.mean(np.concatenate(blocks, axis=2)[:, self._places])
+        return self.communicator.mean(np.concatenate(blocks, axis=2)[:, self._places])
 
-    def look(self, step: int) -> np.ndarray:
+    def loss_at(self, step: int) -> np.ndarray:
         """Return what ``run`` would at one step, without an update; its batch is needed for the loss."""
         curves = self._make_curves(1)
         with torch.no_grad(), _matrix_products(self.precision):
             self._trace(curves[:, :, 0])
-            curves[0, :, 0] = self.task.losses(self.model, self.task.chosen(step, step + 1)[0])
-        return self.team.mean(curves.cpu().numpy()[:, self._places])
+            curves[0, :, 0] = self.task.losses(self.model, self.task.batch_indices(step, step + 1)[0])
+        return self.communicator.mean(curves.cpu().numpy()[:, self._places])
 
     def evaluate(self) -> dict[str, list[float]]:
         """Return each member's metrics on held-out data, at the present parameters; the first worker measures them."""
-        self.team.agree(self.model)
+        self.communicator.sync_parameters(self.model)
         with _matrix_products(self.precision):
-            metrics = self.team.broadcast_from_rank0(lambda: self.task.evaluate(self.model))
+            metrics = self.communicator.broadcast_from_rank0(lambda: self.task.evaluate(self.model))
         return {name: [values[place] for place in self._places] for name, values in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class Training:
         curves = self._make_curves(len(chosen))
         for row, (batch, *own) in enumerate(zip(chosen, *rates, strict=True)):
             self._step(batch, own, curves[:, :, row])
-            self.team.after_step(self.model, first + row + 1)
+            self.communicator.after_step(self.model, first + row + 1)
         return curves
 
     def _step(self, chosen: torch.Tensor, rates: Sequence[Any], curves: torch.Tensor) -> None:
@@ -158,7 +158,7 @@ class Training:
         self.optimizers.step(rates)
 
     def _trace(self, curves: torch.Tensor) -> None:
-        for line, column in enumerate(self.model.traced.values(), start=1):
+        for line, column in enumerate(self.model.recorded_parameters.values(), start=1):
             curves[line] = self.optimizers.parameters[0].detach()[:, column]
 
 
@@ -184,7 +184,7 @@ class _RecordedSteps:
                 self._replay()
             elif self._num_eager < NUM_EAGER_STEPS:
                 self._num_eager += 1
-                with self._recorder.eagerly():
+                with self._recorder.eager_stream():
                     self._step()
             else:
                 self._replay = self._recorder.record(self._step, self._training.task.generators)
@@ -226,7 +226,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     images: ImageData | None = None,
     device: str | torch.device | None = None,
-    team: Communicator | None = None,
+    communicator: Communicator | None = None,
 ) -> dict[str, Any]:
     """Train one model.
 
@@ -237,7 +237,7 @@ def train(
         checkpoint: Asked once for a state to go on from, and offered one after every evaluation.
         images: The data set that ``config["data"]`` names; loaded, and fetched if need be, when absent.
         device: Where to compute; by default a GPU if there is one.
-        team: The workers that train the model together, each of which calls this; by default one alone.
+        communicator: The workers that train the model together, each of which calls this; by default one alone.
 
     Returns:
         ``status`` (finished or diverged), ``stop_reason`` in words, ``steps_run``, ``setup_s``, ``train_s``,
@@ -247,7 +247,9 @@ def train(
         InvalidConfigError: a rule of the configuration is broken.
         DataUnavailableError: the data set is not here and cannot be fetched.
     """
-    return train_fused([config], [report], checkpoint=checkpoint, images=images, device=device, team=team)[0]
+    return train_fused(
+        [config], [report], checkpoint=checkpoint, images=images, device=device, communicator=communicator
+    )[0]
 
 
 def train_fused(
@@ -257,7 +259,7 @@ def train_fused(
     checkpoint: Checkpoint | None = None,
     images: ImageData | None = None,
     device: str | torch.device | None = None,
-    team: Communicator | None = None,
+    communicator: Communicator | None = None,
 ) -> list[dict[str, Any]]:
     """Train several models as one program; see ``train``, which is the case of one.
 
@@ -269,7 +271,7 @@ def train_fused(
         checkpoint: Of all members together.
         images: The data set of all members.
         device: Where to compute.
-        team: The workers that train them together.
+        communicator: The workers that train them together.
 
     Returns:
         One row for each member. Durations are a member's share of the time: they add up to the program's.
@@ -280,18 +282,18 @@ def train_fused(
     """
     entered = time.perf_counter()
     completed = [complete(config) for config in configs]
-    check_alike(completed)
+    check_fusible(completed)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if completed[0]["data"] == "line":
         images = None
     elif images is None:
         images = load_images(completed[0]["data"])
-    size = team.size if team else 1
+    size = communicator.size if communicator else 1
     if (asked := completed[0].get("workers", size)) != size:
         raise InvalidConfigError(
             f"workers={asked} train by way of Ray, in a search or a scaling measurement; {size} called this"
         )
-    training = Training(completed, images, place, team)
+    training = Training(completed, images, place, communicator)
     num_steps = training.num_steps
     members = [MemberProgress(report) for _, report in zip(completed, reports, strict=True)]
     done = 0
@@ -309,7 +311,7 @@ def train_fused(
         began = time.perf_counter()
         curves = training.run(done, end)
         if end == num_steps and training.task.is_full_batch:
-            curves = np.concatenate([curves, training.look(end)], axis=2)
+            curves = np.concatenate([curves, training.loss_at(end)], axis=2)
         train_s = time.perf_counter() - began
         for number in under_way:
             own = dict(zip(training.curves, curves[:, number], strict=True))

@@ -32,20 +32,20 @@ class DistributedCommunicator(Communicator):
         group: Their process group; ``None`` of one alone.
         device: Where this one computes.
         exchange: What they exchange, and how.
-        is_wrapped_alone: Whether even one alone goes the way of several, so that this way's cost can be told.
+        always_wrap: Whether even one alone goes the way of several, so that this way's cost can be told.
     """
 
     group: Any = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     exchange: GradientSync = field(default_factory=GradientSync)
-    is_wrapped_alone: bool = False
+    always_wrap: bool = False
     #: Recorded steps have no exchange; what is compared with several workers is not recorded, either.
     allow_cuda_graphs: bool = False
-    _is_silent: bool = False
+    _skips_sync: bool = False
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return a model that averages its gradients; the model itself, where parameters are averaged instead."""
-        if (self.size == 1 and not self.is_wrapped_alone) or self.exchange.local_steps > 1:
+        if (self.size == 1 and not self.always_wrap) or self.exchange.local_steps > 1:
             return model
         wrapped = DistributedDataParallel(
             model,
@@ -59,11 +59,11 @@ class DistributedCommunicator(Communicator):
 
     def after_step(self, model: nn.Module, step: int) -> None:
         """Average the parameters, if that is due."""
-        if self.exchange.local_steps > 1 and step % self.exchange.local_steps == 0 and not self._is_silent:
-            self.agree(model)
+        if self.exchange.local_steps > 1 and step % self.exchange.local_steps == 0 and not self._skips_sync:
+            self.sync_parameters(model)
 
     @torch.no_grad()
-    def agree(self, model: nn.Module) -> None:
+    def sync_parameters(self, model: nn.Module) -> None:
         """Average the parameters, where they may differ."""
         if self.size == 1 or self.exchange.local_steps == 1:
             return
@@ -90,7 +90,7 @@ class DistributedCommunicator(Communicator):
         distributed.broadcast_object_list(made, group=self.group, group_src=0, device=self.device)
         return made[0]  # type: ignore[return-value]
 
-    def gathered(self, value: Value) -> list[Value]:
+    def gather(self, value: Value) -> list[Value]:
         """Return what every worker has, in their order."""
         if self.size == 1:
             return [value]
@@ -99,15 +99,15 @@ class DistributedCommunicator(Communicator):
         return all_of_them
 
     @contextmanager
-    def silent(self, wrapped_model: nn.Module) -> Iterator[None]:
+    def no_sync(self, wrapped_model: nn.Module) -> Iterator[None]:
         """Exchange nothing between two steps inside the block."""
         is_averaged = isinstance(wrapped_model, DistributedDataParallel)
-        self._is_silent = True
+        self._skips_sync = True
         try:
             with wrapped_model.no_sync() if is_averaged else nullcontext():  # type: ignore[operator]
                 yield
         finally:
-            self._is_silent = False
+            self._skips_sync = False
 
 
 def make_group(number: int) -> Any:

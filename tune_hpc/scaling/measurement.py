@@ -32,8 +32,8 @@ from ray import tune
 from tune_hpc.analysis.frames import METRICS, trials_frame, write_frames
 from tune_hpc.analysis.results import Results, load
 from tune_hpc.errors import InvalidConfigError, TrialError
-from tune_hpc.learning.mnist_files import read_arrays
-from tune_hpc.scaling.plan import EXCHANGE_KEYS, Plan, make_plan
+from tune_hpc.learning.download import read_arrays
+from tune_hpc.scaling.plan import GRADIENT_SYNC_KEYS, Plan, make_plan
 from tune_hpc.scaling.step_time_model import min_efficient_width, predictions, width_curves
 from tune_hpc.scaling.trainer import run_workers
 from tune_hpc.scaling.workers import time_workers
@@ -41,7 +41,7 @@ from tune_hpc.search.experiment import Experiment, Space
 from tune_hpc.search.provenance import now, provenance
 from tune_hpc.search.ray_session import node_resources, ray_session
 from tune_hpc.storage.experiment_folder import FORMAT, ExperimentFolder, new_folder
-from tune_hpc.storage.filesystem import here
+from tune_hpc.storage.filesystem import Storage
 
 
 def measure(
@@ -104,7 +104,7 @@ def measure(
         "scaling", space, "tune_hpc.scaling.workers:time_workers", metric="train_s", mode="min",
         title="Training time by workers", runner=f"{__name__}:run_all",
     )  # fmt: skip
-    home = here(output_dir) if output_dir else new_folder(experiment.name)
+    home = Storage(output_dir).root if output_dir else new_folder(experiment.name)
     return run_all(
         [experiment], folders=[home], overwrite=overwrite, address=address, data_dir=data_dir,
         show_progress=show_progress, max_restarts=max_restarts, spread=spread,
@@ -152,7 +152,7 @@ def run_all(
     if max_restarts < 0:
         raise InvalidConfigError(f"max_restarts must be at least 0; got {max_restarts}")
     planned = [
-        (one, list(one.configs()), ExperimentFolder(here(path).absolute()))
+        (one, list(one.configs()), ExperimentFolder(path).absolute())
         for one, path in zip(experiments, folders, strict=True)
     ]
     kept = {home.path for experiment, _, home in planned if go_on and _is_measured(experiment, home)}
@@ -241,7 +241,7 @@ def time_plan(
         measured = run_workers(
             time_workers,
             settings,
-            num_workers=plan.most_workers,
+            num_workers=plan.max_workers,
             per_worker=plan.resources_per_worker,
             backend=plan.backend,
             folder=str(home.ray),
@@ -260,7 +260,7 @@ def time_plan(
 def _config_keys(configs: Sequence[Mapping[str, Any]], plan: Plan) -> list[str]:
     """Return the keys that tell cases apart: a trial's, and those of the measurement that were asked for."""
     own = ("workers", "mode", "option")
-    asked = [name for name in ("batches_per_step", *EXCHANGE_KEYS) if any(name in config for config in configs)]
+    asked = [name for name in ("batches_per_step", *GRADIENT_SYNC_KEYS) if any(name in config for config in configs)]
     return [*plan.cases[0].asked, *own, *asked]
 
 
@@ -296,7 +296,7 @@ def _row(plan: Plan, number: int, measured: Mapping[str, Any]) -> dict[str, Any]
         "status": "finished",
         "stop_reason": f"{case.num_timed_steps} steps timed",
         **case.asked,
-        "seed": case.trained(measured["repeat"])["seed"],
+        "seed": case.training_config(measured["repeat"])["seed"],
         **case.options,
         "global_batch_size": case.batch_size,
         "train_s": step_s * steps,
@@ -315,7 +315,7 @@ def _row(plan: Plan, number: int, measured: Mapping[str, Any]) -> dict[str, Any]
         "gradient_bytes": measured["gradient_bytes"],
         "backend": plan.backend,
         "cores_per_worker": measured["cores_per_worker"],
-        "oversubscribed": plan.oversubscribed(case.workers),
+        "oversubscribed": plan.is_oversubscribed(case.workers),
         "host": measured["host"],
         "device": measured["device"],
     }

@@ -23,7 +23,7 @@ from tune_hpc.learning.config import check_key, complete
 #: Steps that are timed on CPUs unless told otherwise; 5000 would take hours.
 NUM_TIMED_STEPS_ON_CPU = 100
 MODES = ("strong", "weak")
-MOST_REPEATS = 100
+MAX_REPEATS = 100
 #: Steps before the clock starts: allocations, and the gradients' first exchange.
 NUM_WARMUP_STEPS = 3
 
@@ -57,9 +57,9 @@ class GradientSync:
             )
 
 
-EXCHANGE_KEYS = tuple(one.name for one in fields(GradientSync))
+GRADIENT_SYNC_KEYS = tuple(one.name for one in fields(GradientSync))
 #: The keys that a trial on one worker does not have.
-SCALING_KEYS = ("workers", "mode", "repeats", "num_timed_steps", "option", "batches_per_step", *EXCHANGE_KEYS)
+SCALING_KEYS = ("workers", "mode", "repeats", "num_timed_steps", "option", "batches_per_step", *GRADIENT_SYNC_KEYS)
 #: What could make it scale, each by itself beside the plain way.
 OPTIONS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -105,7 +105,7 @@ class BenchmarkCase:
         """What a step of all workers sees."""
         return int(self.config["batch_size"]) * (self.workers if self.mode == "weak" else 1)
 
-    def trained(self, repeat: int) -> dict[str, Any]:
+    def training_config(self, repeat: int) -> dict[str, Any]:
         """Return what the workers train together: the batch of all of them, and a seed for each repeat."""
         return {**self.config, "batch_size": self.batch_size, "seed": self.config["seed"] + repeat}
 
@@ -179,26 +179,26 @@ class Plan:
         """
         wanted = self.resources_per_worker
         fitting = [node for node in nodes if all(node.get(name, 0) >= amount for name, amount in wanted.items())]
-        if len(fitting) < self.most_workers:
+        if len(fitting) < self.max_workers:
             raise ClusterError(
-                f"{self.most_workers} workers on a node each need as many nodes; the cluster has {len(fitting)} with "
+                f"{self.max_workers} workers on a node each need as many nodes; the cluster has {len(fitting)} with "
                 f"{', '.join(f'{amount:g} {name}' for name, amount in wanted.items())}: ask for fewer workers"
             )
 
     @property
-    def most_workers(self) -> int:
+    def max_workers(self) -> int:
         """The largest number of workers."""
         return max(case.workers for case in self.cases)
 
     @property
     def resources_per_worker(self) -> dict[str, float]:
         """What Ray reserves for each worker: a core, or its part where there are fewer cores than workers."""
-        resources = {"CPU": min(1.0, self.cpus / self.most_workers)}
+        resources = {"CPU": min(1.0, self.cpus / self.max_workers)}
         if self.use_gpu:
-            resources["GPU"] = min(1.0, self.gpus / self.most_workers)
+            resources["GPU"] = min(1.0, self.gpus / self.max_workers)
         return resources
 
-    def oversubscribed(self, num_workers: int) -> bool:
+    def is_oversubscribed(self, num_workers: int) -> bool:
         """Whether so many workers share cores or GPUs."""
         return num_workers > (self.gpus if self.use_gpu else self.cpus)
 
@@ -226,8 +226,8 @@ def make_plan(configs: Sequence[Mapping[str, Any]], cluster: Mapping[str, float]
             told = ", ".join(map(str, dict.fromkeys(values)))
             why = "; its repeats have seeds of their own: set repeats" if name == "seed" else ""
             raise InvalidConfigError(f"a scaling measurement has one value of {name}; got {told}{why}")
-    if not isinstance(repeats[0], int) or not 1 <= repeats[0] <= MOST_REPEATS:
-        raise InvalidConfigError(f"repeats must be a whole number from 1 to {MOST_REPEATS}; got {repeats[0]!r}")
+    if not isinstance(repeats[0], int) or not 1 <= repeats[0] <= MAX_REPEATS:
+        raise InvalidConfigError(f"repeats must be a whole number from 1 to {MAX_REPEATS}; got {repeats[0]!r}")
     # NCCL refuses two workers on one GPU; gloo carries their gradients through the host.
     backend = "nccl" if 0 < max(case.workers for case in cases) <= gpus else "gloo"
     return Plan(cases, repeats[0], gpus > 0, backend, cluster.get("CPU", 1), gpus, is_quick)
@@ -268,7 +268,7 @@ def _case(whole: Mapping[str, Any], use_gpu: bool) -> BenchmarkCase:
         )
     # Those that warm up are steps of the training, too: its last step is the last one under the clock.
     num_timed_steps = min(num_timed_steps, max(1, config["steps"] - NUM_WARMUP_STEPS))
-    exchange = GradientSync(**{name: whole[name] for name in EXCHANGE_KEYS if name in whole})
+    exchange = GradientSync(**{name: whole[name] for name in GRADIENT_SYNC_KEYS if name in whole})
     return BenchmarkCase(config, workers, mode, num_timed_steps, batches_per_step, exchange, option)
 
 

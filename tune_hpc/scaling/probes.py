@@ -27,7 +27,7 @@ WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 SIZES = (1 << 10, 1 << 16, 1 << 20, 1 << 22, 1 << 24)
 #: A probe takes so long, and so many steps, at least and at most.
 PROBE_S = 0.4
-LEAST_STEPS, MOST_STEPS = 2, 20
+MIN_STEPS, MAX_STEPS = 2, 20
 NUM_WARMUP_STEPS = 2
 #: What goes the way of several by itself needs no large batch.
 SMALL_SHARE = 16
@@ -49,8 +49,8 @@ class WorkerContext:
     rank: int
     groups: Mapping[int, Any]
 
-    def team(
-        self, number: int, exchange: GradientSync | None = None, *, is_wrapped_alone: bool = False
+    def communicator(
+        self, number: int, exchange: GradientSync | None = None, *, always_wrap: bool = False
     ) -> DistributedCommunicator:
         """Return this worker as one of the first ``number``."""
         return DistributedCommunicator(
@@ -59,7 +59,7 @@ class WorkerContext:
             group=self.groups[number],
             device=self.device,
             exchange=exchange or GradientSync(),
-            is_wrapped_alone=is_wrapped_alone,
+            always_wrap=always_wrap,
         )
 
     def in_step(self, number: int) -> None:
@@ -89,8 +89,8 @@ def probe(plan: Plan, machine: WorkerContext, *, widths_too: bool) -> list[dict[
         each, all alone but at the same time; share 1 of the first configuration) and ``all_reduce`` (``workers``,
         ``bytes``).
     """
-    configs = [_as_alone(case.trained(0)) for case in plan.cases if case.mode == "strong"]
-    configs += [_as_alone(case.alone.trained(0)) for case in plan.cases]
+    configs = [_as_alone(case.training_config(0)) for case in plan.cases if case.mode == "strong"]
+    configs += [_as_alone(case.alone.training_config(0)) for case in plan.cases]
     wanted = {_key(config): config for config in configs}
     first = next(iter(wanted.values()))
     if widths_too and first["model"] == "cnn" and not plan.is_quick:
@@ -103,7 +103,7 @@ def probe(plan: Plan, machine: WorkerContext, *, widths_too: bool) -> list[dict[
             found += _alone(config, machine)
     machine.wait_for_all()
     sizes = sorted({*SIZES, *(one["bytes"] for one in found if one["probe"] == "compute")})
-    sizes, alone_s = machine.team(plan.most_workers).broadcast_from_rank0(lambda: (sizes, _step_s(first, machine, 1)))
+    sizes, alone_s = machine.communicator(plan.max_workers).broadcast_from_rank0(lambda: (sizes, _step_s(first, machine, 1)))
     for number in sorted({*plan.numbers} - {1}):
         if machine.rank < number:
             own = [_crowd(first, machine, number, alone_s), *(_all_reduce(size, machine, number) for size in sizes)]
@@ -134,15 +134,15 @@ def _alone(config: Mapping[str, Any], machine: WorkerContext) -> list[dict[str, 
     if machine.groups[1] is not None:
         small = dict(config) | {"batch_size": max(1, config["batch_size"] // SMALL_SHARE)}
         plainly = _step_s(small, machine, 1)
-        wrapped = machine.team(1, is_wrapped_alone=True)
+        wrapped = machine.communicator(1, always_wrap=True)
         found.append({"probe": "way", **known, "seconds": max(0.0, _step_s(small, machine, 1, wrapped) - plainly)})
     return found
 
 
-def _step_s(config: Mapping[str, Any], machine: WorkerContext, share: int, team: Communicator | None = None) -> float:
+def _step_s(config: Mapping[str, Any], machine: WorkerContext, share: int, communicator: Communicator | None = None) -> float:
     """Return what a step takes one worker with one of so many shares of a batch."""
     training = Training(
-        [config], machine.images, machine.device, team or Communicator(0, share, allow_cuda_graphs=False)
+        [config], machine.images, machine.device, communicator or Communicator(0, share, allow_cuda_graphs=False)
     )
     training.run(0, NUM_WARMUP_STEPS)
     return _seconds(lambda step: training.run(step, step + 1), machine)
@@ -151,7 +151,7 @@ def _step_s(config: Mapping[str, Any], machine: WorkerContext, share: int, team:
 def _seconds(call: Callable[[int], object], machine: WorkerContext) -> float:
     """Return the median of some calls' seconds."""
     taken: list[float] = []
-    while len(taken) < LEAST_STEPS or (sum(taken) < PROBE_S and len(taken) < MOST_STEPS):
+    while len(taken) < MIN_STEPS or (sum(taken) < PROBE_S and len(taken) < MAX_STEPS):
         machine.in_step(1)
         began = time.perf_counter()
         call(NUM_WARMUP_STEPS + len(taken))
@@ -165,7 +165,7 @@ def _median(values: list[float]) -> float:
 
 
 def _num_steps(step_s: float) -> int:
-    return max(LEAST_STEPS, min(MOST_STEPS, int(PROBE_S / max(step_s, 1e-6))))
+    return max(MIN_STEPS, min(MAX_STEPS, int(PROBE_S / max(step_s, 1e-6))))
 
 
 def _crowd(config: Mapping[str, Any], machine: WorkerContext, number: int, alone_s: float) -> dict[str, Any]:

@@ -18,8 +18,8 @@ import pandas as pd
 
 from tune_hpc.errors import UnknownNameError
 
-#: What workers reach the aim of ``width_for`` if they keep so much of their speed.
-AIM = 0.8
+#: What workers reach the aim of ``min_width`` if they keep so much of their speed.
+TARGET_EFFICIENCY = 0.8
 #: How many widths a curve has: a power of two between any two.
 NUM_CURVE_POINTS = 17
 #: The name of the link that the probes ran over.
@@ -82,9 +82,9 @@ class StepModel:
         if not self._reduced:
             return dict(LINKS)
         number, seconds = min(self._reduced.items())
-        return {f"{HERE}'s link": fitted(number, seconds), **LINKS}
+        return {f"{HERE}'s link": fit_link(number, seconds), **LINKS}
 
-    def knows(self, workers: int) -> bool:
+    def supports(self, workers: int) -> bool:
         """Return whether so many workers were probed here."""
         return workers == 1 or workers in self._reduced
 
@@ -154,8 +154,8 @@ class StepModel:
             "efficiency": speedup / workers,
         }
 
-    def width_for(
-        self, workers: int, batch_size: int, link: Link | None = None, aim: float = AIM
+    def min_width(
+        self, workers: int, batch_size: int, link: Link | None = None, aim: float = TARGET_EFFICIENCY
     ) -> tuple[float | None, float, float]:
         """Return the narrowest network whose workers keep so much of their speed, of the widths that were probed.
 
@@ -203,7 +203,7 @@ class StepModel:
 
 
 def min_efficient_width(probes: pd.DataFrame, workers: Sequence[int], batch_size: int) -> list[dict[str, Any]]:
-    """Return from which width of the network on workers keep so much of their speed as ``AIM`` says.
+    """Return from which width of the network on workers keep so much of their speed as ``TARGET_EFFICIENCY`` says.
 
     Returns:
         Rows of ``link`` (here, and all that are known), ``workers``, ``width`` (``None``: none that was probed does),
@@ -215,12 +215,12 @@ def min_efficient_width(probes: pd.DataFrame, workers: Sequence[int], batch_size
         return []
     links: dict[str, Link | None] = {HERE: None, **model.links}
     return [
-        {"link": name, "workers": number, "aim": AIM}
-        | dict(zip(("width", "best_efficiency", "best_width"), model.width_for(number, batch_size, link), strict=True))
+        {"link": name, "workers": number, "aim": TARGET_EFFICIENCY}
+        | dict(zip(("width", "best_efficiency", "best_width"), model.min_width(number, batch_size, link), strict=True))
         | {"narrowest": min(widths), "widest": max(widths)}
         for name, link in links.items()
         for number in workers
-        if link is not None or model.knows(number)
+        if link is not None or model.supports(number)
     ]
 
 
@@ -244,12 +244,12 @@ def width_curves(probes: pd.DataFrame, workers: Sequence[int], batch_size: int) 
         }
         for name, link in links.items()
         for number in workers
-        if link is not None or model.knows(number)
+        if link is not None or model.supports(number)
         for width in np.geomspace(widths[0], widths[-1], NUM_CURVE_POINTS)
     ]
 
 
-def fitted(workers: int, seconds: pd.Series) -> Link:
+def fit_link(workers: int, seconds: pd.Series) -> Link:
     """Return the link whose ring takes what was measured, as nearly as a line in the bytes can say.
 
     Args:

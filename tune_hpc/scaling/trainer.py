@@ -9,7 +9,7 @@ from typing import Any
 from tune_hpc.errors import TrialError
 
 #: How long workers wait for one that has not come: lost while it started, it never will.
-MEETING_TIMEOUT_S = 180
+RENDEZVOUS_TIMEOUT_S = 180
 
 
 def run_workers(
@@ -56,7 +56,7 @@ def run_workers(
             resources_per_worker=dict(per_worker),
             placement_strategy="STRICT_SPREAD" if spread else "PACK",
         ),
-        torch_config=TorchConfig(backend=backend, timeout_s=MEETING_TIMEOUT_S),
+        torch_config=TorchConfig(backend=backend, timeout_s=RENDEZVOUS_TIMEOUT_S),
         run_config=RunConfig(name=name, storage_path=folder, failure_config=FailureConfig(max_failures=max_restarts)),
     )
     try:

@@ -15,7 +15,7 @@ from typing import Any
 
 from tune_hpc.learning.training import Checkpoint
 
-GO_ON, STOP, MAKE = "go on", "stop", "make"
+CONTINUE, STOP, SEND_STATE = "go on", "stop", "make"
 Address = tuple[str, int]
 
 
@@ -99,11 +99,11 @@ class TrialServer:
         elif checkpoint:
 
             def make_state() -> Mapping[str, Any]:
-                _send(line, MAKE)
+                _send(line, SEND_STATE)
                 return dict(_receive(line))
 
             checkpoint.save(rest[0], make_state)
-        return GO_ON
+        return CONTINUE
 
     def hang_up(self) -> None:
         """Wake ``serve`` where no worker has connected, and none will."""
@@ -130,7 +130,7 @@ class WorkerClient:
 
     def report(self, step: Any, metrics: Mapping[str, Any]) -> bool:
         """Report; return whether the trial goes on."""
-        return bool(self._asked("report", step, dict(metrics)) == GO_ON)
+        return bool(self._asked("report", step, dict(metrics)) == CONTINUE)
 
     def load(self) -> Any:
         """Return the state to go on from, or ``None``."""
@@ -143,7 +143,7 @@ class WorkerClient:
     def give(self, state: Mapping[str, Any]) -> bool:
         """Give a state that is wanted; return whether the trial goes on."""
         _send(self._line, dict(state))
-        return bool(_receive(self._line) == GO_ON)
+        return bool(_receive(self._line) == CONTINUE)
 
     def end(self, row: Mapping[str, Any]) -> None:
         """Say how it ended."""

@@ -49,9 +49,9 @@ def time_workers(config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]] |
     # One core a worker, whatever their number: else the cores would grow with the workers' absence.
     torch.set_num_threads(1)
     images = ImageData.from_arrays(ray.get(config["images"][0])).to(device)
-    groups = {number: make_group(number) for number in sorted({1, plan.most_workers, *plan.numbers})}
+    groups = {number: make_group(number) for number in sorted({1, plan.max_workers, *plan.numbers})}
     machine = WorkerContext(images, device, rank, groups)
-    hosts = machine.team(plan.most_workers).gathered(_node())
+    hosts = machine.communicator(plan.max_workers).gather(_node())
     timed: dict[tuple[int, int], dict[str, Any]] = {}
     probes: list[dict[str, Any]] = []
     # All cases in each repeat, so that a machine that slows down does so for all of them.
@@ -109,8 +109,8 @@ def make_training(
         number: How many there are.
         exchange: What they exchange, and how.
     """
-    team = machine.team(number, exchange)
-    return Training([config], machine.images, machine.device, team)
+    communicator = machine.communicator(number, exchange)
+    return Training([config], machine.images, machine.device, communicator)
 
 
 def _time_case(case: BenchmarkCase, repeat: int, machine: WorkerContext) -> dict[str, Any]:
@@ -118,9 +118,9 @@ def _time_case(case: BenchmarkCase, repeat: int, machine: WorkerContext) -> dict
     timed: dict[str, Any] = {"step_s": 0.0}
     if machine.rank < case.workers:
         began = time.perf_counter()
-        training = make_training(case.trained(repeat), machine, case.workers, case.exchange)
-        team = training.team
-        assert isinstance(team, DistributedCommunicator)
+        training = make_training(case.training_config(repeat), machine, case.workers, case.exchange)
+        communicator = training.communicator
+        assert isinstance(communicator, DistributedCommunicator)
         training.run(0, NUM_WARMUP_STEPS)
         machine.in_step(case.workers)
         warmup_s = time.perf_counter() - began
@@ -135,7 +135,7 @@ def _time_case(case: BenchmarkCase, repeat: int, machine: WorkerContext) -> dict
         step_s = seconds(training.run, case.num_timed_steps)
         metrics = {name: own[0] for name, own in training.evaluate().items()} if case.is_whole else {}
         few = max(1, case.num_timed_steps // PART_OF_STEPS)
-        with team.silent(training.wrapped_model):
+        with communicator.no_sync(training.wrapped_model):
             without_s = seconds(training.run, few) if case.workers > 1 else step_s
         data_s = min(seconds(lambda start, end: _batches(training, start, end), few), without_s)
         communicate_s = max(step_s - without_s, 0.0)
@@ -155,5 +155,5 @@ def _batches(training: Training, start: int, end: int) -> None:
     """Make the batches of some steps, and nothing of them."""
     task = training.task
     assert isinstance(task, ImageClassification)
-    for chosen in task.chosen(start, end):
+    for chosen in task.batch_indices(start, end):
         task.batch(chosen)

@@ -22,10 +22,10 @@ class TensorFlowOptimizer(torch.optim.Optimizer, ABC):
     """Walks over the groups; a subclass says how the parameters of one group, device and dtype change.
 
     Attributes:
-        takes_columns: Whether ``update`` broadcasts a column of learning rates over its parameters' first axis.
+        supports_rate_columns: Whether ``update`` broadcasts a column of learning rates over its parameters' first axis.
     """
 
-    takes_columns = False
+    supports_rate_columns = False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -16,7 +16,7 @@ from tune_hpc.learning.optimizers.base import Group, Parameters, Slots, TensorFl
 class ElementwiseOptimizer(TensorFlowOptimizer):
     """A subclass gives the update of one tensor, ``_formula``, which changes the tensor and its slots in place."""
 
-    takes_columns = True
+    supports_rate_columns = True
 
     #: Numbers a thread takes through the whole formula at a time, so that temporaries stay in its cache: several times
     #: faster than one operation after another over all of a large tensor.

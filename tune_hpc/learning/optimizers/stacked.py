@@ -21,7 +21,7 @@ from tune_hpc.learning.schedules import learning_rates
 Rates = list[float] | list[list[float]] | Tensor
 
 
-def slice_order(configs: Sequence[Mapping[str, Any]]) -> list[int]:
+def stack_order(configs: Sequence[Mapping[str, Any]]) -> list[int]:
     """Return the order in which members lie in a stack: those of one optimizer side by side, else as they came."""
     firsts: dict[str, int] = {}
     for position, config in enumerate(configs):
@@ -33,7 +33,7 @@ class OptimizerStack:
     """Updates stacked parameters.
 
     Args:
-        configs: Completed configurations in ``slice_order``.
+        configs: Completed configurations in ``stack_order``.
         parameters: (M, ...) each.
         rates_on_device: Whether learning rates are kept as tensors, for steps that are recorded and replayed.
     """
@@ -99,7 +99,7 @@ class _Slice:
         # rate would round the other members' updates differently.
         self.is_single = len(configs) == 1
         self.rates_on_device = rates_on_device
-        if not self.is_single and not self.rule.takes_columns:
+        if not self.is_single and not self.rule.supports_rate_columns:
             members = range(len(configs))
             self.member_parameters = [[one[member : member + 1] for one in self.parameters] for member in members]
             self.member_slots = [
@@ -114,12 +114,12 @@ class _Slice:
         rates = np.minimum(rates, torch.finfo(self.parameters[0].dtype).max)
         if self.is_single:
             rates = rates[:, 0]
-        elif self.rule.takes_columns:
+        elif self.rule.supports_rate_columns:
             rates = rates[:, :, None]
         if self.rates_on_device or rates.ndim == 3:
             first = self.parameters[0]
             # CUDA's fused kernels take a learning rate in float32 and no other.
-            is_short = first.device.type == "cuda" and not self.rule.takes_columns
+            is_short = first.device.type == "cuda" and not self.rule.supports_rate_columns
             return torch.from_numpy(rates).to(first.device, torch.float32 if is_short else first.dtype)
         listed: list[float] | list[list[float]] = rates.tolist()
         return listed
@@ -128,7 +128,7 @@ class _Slice:
         own = (
             [one.flatten(1) for one in gradients] if self.is_whole else [one[self.span].flatten(1) for one in gradients]
         )
-        if self.is_single or self.rule.takes_columns:
+        if self.is_single or self.rule.supports_rate_columns:
             self.rule.update(self.group, self.parameters, own, self.slots, rate)
             return
         for member, (parameters, slots) in enumerate(zip(self.member_parameters, self.member_slots, strict=True)):
