@@ -227,6 +227,15 @@ class LocalClient(JobClient):
     Args:
         storage: The folder of all jobs.
         shared_storage: Whether other users may write to the storage.
+
+    Example:
+        >>> from search_spaces.exercise1_1stpart import experiments
+        >>> from tune_hpc import LocalClient
+        >>> job = LocalClient("jobs").submit(experiments[0].with_values({"steps": 20}))
+        >>> str(job.wait(120).state)
+        'finished'
+        >>> job.results()[0].counts()
+        {'finished': 5}
     """
 
     def __init__(self, storage: str | Path, *, shared_storage: bool = False) -> None:
@@ -238,6 +247,13 @@ class InProcessClient(JobClient):
 
     Args:
         storage: The folder of all jobs.
+
+    Example:
+        >>> from search_spaces.exercise1_1stpart import experiments
+        >>> from tune_hpc import InProcessClient
+        >>> job = InProcessClient("jobs").submit(experiments[0].with_values({"steps": 20}))
+        >>> str(job.wait(120).state)
+        'finished'
     """
 
     def __init__(self, storage: str | Path) -> None:

@@ -73,6 +73,19 @@ class Experiment:
     Raises:
         InvalidExperimentError: fields that contradict one another, or more than ``MAX_TRIALS`` trials.
         InvalidSpaceError: a parameter that the trainable does not know, or a quick value that it does not allow.
+
+    Example:
+        >>> from ray import tune
+        >>> from tune_hpc import Experiment, Space
+        >>> def train(config, report):
+        ...     for step in range(1, 11):
+        ...         report(step, {"loss": (config["x"] - 3) ** 2 / step})
+        >>> space = Space({"x": tune.choice([1.0, 2.0, 3.0])})
+        >>> experiment = Experiment("parabola", space, train, metric="loss", mode="min", seeds=(0, 1))
+        >>> experiment.num_trials
+        6
+        >>> experiment.replace(searcher="random", num_samples=5).num_trials
+        10
     """
 
     name: str

@@ -41,6 +41,13 @@ def importance(results: Results) -> pd.DataFrame:
             so much alike that no configuration is among the best.
 
     Source: Watanabe et al. 2023, PED-ANOVA (arXiv 2304.10255).
+
+    Example:
+        >>> from tune_hpc import importance, load
+        >>> importance(load("docs/results/exercise2.softmax.shuffled")).round(3)
+               parameter  importance
+        0  learning_rate       0.529
+        1      optimizer       0.471
     """
     if results.trials.empty:
         raise UnknownNameError(f"{results.name} has no trials")

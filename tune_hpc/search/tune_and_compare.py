@@ -54,6 +54,19 @@ def compare(
         InvalidExperimentError: nothing to compare, or a budget or a number of seeds below 1.
         TrialError: an arm without a trial that ended well.
         TuneHpcError: as ``run_all``.
+
+    Example:
+        >>> from ray import tune
+        >>> from tune_hpc import Experiment, Space, compare
+        >>> def train(config, report):
+        ...     report(1, {"loss": (config["x"] - config["center"]) ** 2 + config["seed"] / 100})
+        >>> space = Space(
+        ...     {"center": tune.choice([0.0, 5.0]), "x": tune.uniform(0, 1)}, roles={"center": "scientific"}
+        ... )
+        >>> experiment = Experiment("parabola", space, train, metric="loss", mode="min", searcher="random", num_samples=2)
+        >>> outcome = compare(experiment, budget=3, seeds=2, output_dir="runs/centers", show_progress=False)
+        >>> outcome.winners.trials.groupby("center").size().to_dict()
+        {0.0: 2, 5.0: 2}
     """
     if not experiment.space.scientific:
         raise InvalidExperimentError(
