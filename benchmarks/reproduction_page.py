@@ -153,7 +153,7 @@ def draw_run(name: str, results: Results, folder: Path) -> dict[str, str]:
         return {}
     folder.mkdir(exist_ok=True)
     captions = {}
-    for drawing in figures.draw_all(replace(results, experiment={**results.experiment, "figures": wanted})):
+    for drawing in figures.render_all(replace(results, experiment={**results.experiment, "figures": wanted})):
         stem = f"{slug(name)}-{drawing.stem}"
         (folder / f"{stem}.png").write_bytes(drawing.png)
         captions[stem] = drawing.caption

@@ -32,8 +32,8 @@ QUESTIONS = {
     "join": lambda results: tune_hpc.join([results, results]).compare("search").values,
     "sentences": findings,
     "tables": tables.report_tables,
-    "figures": figures.draw_all,
-    "figures of the search": lambda results: [figures.sheets(results, one) for one in OF_THE_SEARCH],
+    "figures": figures.render_all,
+    "figures of the search": lambda results: [figures.draw(results, one) for one in OF_THE_SEARCH],
 }
 OF_THE_SEARCH = [
     {"kind": "ranking", "metrics": ["test_loss", "test_accuracy"], "title": "Ranking", "line": "optimizer"},

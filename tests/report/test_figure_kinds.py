@@ -4,9 +4,9 @@ from matplotlib.lines import Line2D
 
 from tests.report.figure_checks import assert_tidy
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.report.plots import curves, figures
-from tune_hpc.report.plots.heatmap_data import heat_table, tied_with_best
-from tune_hpc.report.plots.parallel_data import parallel_table
+from tune_hpc.report.plots import figures, series
+from tune_hpc.report.plots.heatmap import heat_table, tied_with_best
+from tune_hpc.report.plots.parallel_coordinates import parallel_table
 
 HEAT = {"kind": "heatmap", "metrics": ["test_accuracy"], "title": "Heat", "parameter": "learning_rate",
         "line": "optimizer"}  # fmt: skip
@@ -20,7 +20,7 @@ def texts(ax):
 
 def test_a_cell_is_the_mean_over_seeds_and_the_best_is_framed(grid):
     made = grid()
-    sheet = figures.sheets(made, HEAT)[0]
+    sheet = figures.draw(made, HEAT)[0]
     ax = sheet.axes[0]
     means = made.trials.groupby(["optimizer", "learning_rate"])["test_accuracy"].mean()
     placed = {text.get_position(): text.get_text() for text in ax.texts}
@@ -54,9 +54,9 @@ def test_cells_are_ties_where_a_ranking_calls_their_values_so(trial, results_of)
     ranking = made.compare("learning_rate", where={"batch_size": 10}).values
     ties = set(ranking.loc[ranking["rank"] == 1, "learning_rate"])
     assert set(table.loc[tied | table["is_best"], "x"]) == ties == {0.1, 0.2}
-    sheet = figures.sheets(made, {**HEAT, "metrics": ["test_loss"], "line": "batch_size"})[0]
-    assert "Dashed: cells that the seeds cannot tell from it" in sheet.caption
-    assert "not told from the best" in [text.get_text() for text in sheet.figure.legends[0].get_texts()]
+    sheet = figures.draw(made, {**HEAT, "metrics": ["test_loss"], "line": "batch_size"})[0]
+    assert "Dashed: cells that do not differ significantly from it" in sheet.caption
+    assert "tied with the best" in [text.get_text() for text in sheet.figure.legends[0].get_texts()]
     one_seed = results_of(*trials[::5])
     table = heat_table(one_seed, "test_loss", "learning_rate", "batch_size", {})
     assert not tied_with_best(one_seed, "test_loss", table).any()
@@ -67,7 +67,7 @@ def test_accuracies_that_are_near_one_another_get_a_fourth_decimal(trial, result
         trial(f"{rate}{size}", loss=0.02 + 0.01 * rate, learning_rate=rate, batch_size=size)
         for rate in (0.1, 0.2) for size in (10, 20)
     ))  # fmt: skip
-    sheet = figures.sheets(made, {**HEAT, "line": "batch_size"})[0]
+    sheet = figures.draw(made, {**HEAT, "line": "batch_size"})[0]
     assert {len(text) for text in texts(sheet.axes[0])} == {len("0.9955")}
 
 
@@ -87,12 +87,12 @@ def test_each_page_shows_its_own_trials(figure, trial, results_of):
         for name in ("adam", "momentum") for rate in (0.1, 0.2)
     ]  # fmt: skip
     made = results_of(*trials, published=published)
-    sheets = figures.sheets(made, {**figure, "page": "optimizer"})
+    sheets = figures.draw(made, {**figure, "page": "optimizer"})
     assert [sheet.title for sheet in sheets] == [f"{figure['title']}: optimizer {one}" for one in ("adam", "momentum")]
     for sheet, optimizer in zip(sheets, ("adam", "momentum"), strict=True):
         alone = results_of(*trials[:4] if optimizer == "adam" else trials[4:],
                            published=[one for one in published if one["where"]["optimizer"] == optimizer])  # fmt: skip
-        expected = figures.sheets(alone, figure)[0]
+        expected = figures.draw(alone, figure)[0]
         for ax, same in zip(sheet.axes, expected.axes, strict=True):
             assert texts(ax) == texts(same)
             drawn, wanted = ax.get_lines(), same.get_lines()
@@ -102,12 +102,12 @@ def test_each_page_shows_its_own_trials(figure, trial, results_of):
 
 
 def test_a_kind_of_figure_that_there_is_none_of_is_refused(grid):
-    with pytest.raises(UnknownNameError, match=r"no figure of the kind 'pie' in made\.up; there are curve, "):
-        figures.sheets(grid(), {**HEAT, "kind": "pie"})
+    with pytest.raises(UnknownNameError, match=r"unknown figure kind 'pie' in made\.up; use one of curve, "):
+        figures.draw(grid(), {**HEAT, "kind": "pie"})
 
 
 def test_every_text_in_a_cell_fits_and_reads(grid):
-    sheet = figures.sheets(grid(), {**HEAT, "metrics": ["test_loss", "test_accuracy", "train_s"]})[0]
+    sheet = figures.draw(grid(), {**HEAT, "metrics": ["test_loss", "test_accuracy", "train_s"]})[0]
     assert len(sheet.axes) == 3
     assert_tidy(sheet)
     for ax in sheet.axes:
@@ -122,7 +122,7 @@ def test_cells_that_diverged_and_cells_without_trials_are_told_apart(trial, resu
         trial("0", optimizer="adam", learning_rate=0.1), trial("1", optimizer="adam", learning_rate=0.01),
         trial("2", optimizer="momentum", learning_rate=0.1, status="diverged"),
     ]  # fmt: skip
-    sheet = figures.sheets(results_of(*trials), HEAT)[0]
+    sheet = figures.draw(results_of(*trials), HEAT)[0]
     assert "Striped: diverged (1 of 4 cells)." in sheet.caption
     assert "Dotted: no trial there gave a value (1 of 4 cells)." in sheet.caption
     assert [text.get_text() for text in sheet.figure.legends[0].get_texts()] == ["best", "diverged", "no value"]
@@ -137,7 +137,7 @@ def test_a_cell_that_lost_a_seed_is_starred_and_never_the_best(trial, results_of
     more = results_of(*trials, trial("4", loss=2.0, learning_rate=0.2, seed=0))
     table = heat_table(more, "test_loss", "optimizer", "learning_rate", {})
     assert table.loc[table["is_best"], "x"].item() == "momentum"
-    sheet = figures.sheets(more, {**HEAT, "metrics": ["test_loss"]})[0]
+    sheet = figures.draw(more, {**HEAT, "metrics": ["test_loss"]})[0]
     assert sum(text.endswith("*") for text in texts(sheet.axes[0])) == 1
 
 
@@ -152,7 +152,7 @@ def test_where_more_parameters_vary_the_best_configuration_counts(trial, results
     table = heat_table(made, "test_loss", "learning_rate", "optimizer", {}).set_index(["x", "y"])
     assert table.loc[(0.1, "adam"), "value"] == pytest.approx(0.3, abs=0.1)
     assert table.loc[(0.1, "adam"), "num_configurations"] == 2
-    sheet = figures.sheets(made, HEAT)[0]
+    sheet = figures.draw(made, HEAT)[0]
     assert "a cell is the best configuration's" in sheet.caption
 
 
@@ -161,7 +161,7 @@ def test_an_exploded_cell_does_not_make_all_others_one_colour(trial, results_of)
         trial(f"{rate}{size}", loss=1e6 if rate == 1.0 else rate, learning_rate=rate, batch_size=size)
         for rate in (0.1, 0.2, 0.5, 1.0) for size in (10, 20)
     ]  # fmt: skip
-    sheet = figures.sheets(results_of(*trials), {**HEAT, "metrics": ["test_loss"], "line": "batch_size"})[0]
+    sheet = figures.draw(results_of(*trials), {**HEAT, "metrics": ["test_loss"], "line": "batch_size"})[0]
     assert "The colours end at" in sheet.caption
     assert_tidy(sheet)
 
@@ -172,16 +172,16 @@ def test_without_data_there_is_no_heat_map(trial, results_of, grid):
     row = {name: value for name, value in row.items() if "loss" not in name and "accuracy" not in name}
     for made in (results_of(), results_of(trial("0")), results_of(trial("0", status="failed")), results_of(*lost),
                  results_of((row, history))):  # fmt: skip
-        assert figures.sheets(made, HEAT) == []
-    assert figures.sheets(grid(), {**HEAT, "metrics": ["nothing"]}) == []
-    assert figures.sheets(grid(), {**HEAT, "line": "nothing"}) == []
-    assert figures.sheets(grid(), {**HEAT, "line": None}) == []
+        assert figures.draw(made, HEAT) == []
+    assert figures.draw(grid(), {**HEAT, "metrics": ["nothing"]}) == []
+    assert figures.draw(grid(), {**HEAT, "line": "nothing"}) == []
+    assert figures.draw(grid(), {**HEAT, "line": None}) == []
 
 
 def test_many_drawn_values_are_cut_to_the_best(trial, results_of):
     rates = np.geomspace(1e-4, 1, 40)
     trials = [trial(f"{n:03d}", learning_rate=rate, batch_size=10 + n % 2) for n, rate in enumerate(rates)]
-    sheet = figures.sheets(results_of(*trials), {**HEAT, "line": "batch_size"})[0]
+    sheet = figures.draw(results_of(*trials), {**HEAT, "line": "batch_size"})[0]
     assert "The best 24 values of learning rate are shown." in sheet.caption
     assert_tidy(sheet)
 
@@ -195,7 +195,7 @@ def numbers(*metrics, rates=(0.1, 0.01, 0.001)):
 
 
 def test_a_published_number_has_a_row_with_a_diamond_and_ours(grid):
-    sheet = figures.sheets(grid(published=numbers("test_loss", "test_accuracy")), PUBLISHED)[0]
+    sheet = figures.draw(grid(published=numbers("test_loss", "test_accuracy")), PUBLISHED)[0]
     assert [ax.get_xlabel() for ax in sheet.axes] == ["test loss", "test accuracy"]
     for ax in sheet.axes:
         diamonds = [line for line in ax.get_lines() if line.get_marker() == "D"]
@@ -211,7 +211,7 @@ def test_many_published_numbers_are_several_figures_and_a_quick_run_says_so(tria
     rates = [round(0.01 * n, 2) for n in range(1, 26)]
     trials = [trial(f"{n:03d}", learning_rate=rate) for n, rate in enumerate(rates)]
     made = results_of(*trials, published=numbers("test_loss", rates=rates), quick=True)
-    sheets = figures.sheets(made, PUBLISHED)
+    sheets = figures.draw(made, PUBLISHED)
     assert [len(sheet.axes[0].get_yticks()) for sheet in sheets] == [12, 13]
     assert all("quick run: not comparable" in sheet.title for sheet in sheets)
     for sheet in sheets:
@@ -222,8 +222,8 @@ def test_published_numbers_without_measurements_are_no_figure(trial, results_of)
     lost = trial("0", status="failed")
     for made in (results_of(published=numbers("test_loss")), results_of(lost, published=numbers("test_loss")),
                  results_of(trial("0")), results_of(trial("0"), published=numbers("nothing"))):  # fmt: skip
-        assert figures.sheets(made, PUBLISHED) == []
-    one = figures.sheets(
+        assert figures.draw(made, PUBLISHED) == []
+    one = figures.draw(
         results_of(trial("0"), published=numbers("test_loss", "train_loss", rates=(0.1, 7))), PUBLISHED
     )
     assert "Without a measurement: 2." in one[0].caption
@@ -254,7 +254,7 @@ def test_a_configuration_is_a_line_with_gaps_and_the_best_is_last_and_thick(draw
     assert [scale.name for scale in scales] == ["optimizer", "momentum", "learning_rate", "batch_size", "test_loss"]
     assert [scale.is_log for scale in scales] == [False, False, True, False, False]
     assert table["test_loss"].iloc[-1] == made.trials["test_loss"].min()
-    sheet = figures.sheets(made, PARALLEL)[0]
+    sheet = figures.draw(made, PARALLEL)[0]
     lines = sheet.axes[0].get_lines()[:30]
     assert lines[-1].get_linewidth() == max(line.get_linewidth() for line in lines)
     assert sum(np.isnan(line.get_ydata()).any() for line in lines) == 15
@@ -276,28 +276,28 @@ def test_of_many_configurations_the_best_and_a_sample_are_drawn(drawn):
     table, _, num_configurations = parallel_table(made, "test_loss", {})
     assert (len(table), num_configurations) == (300, 400)
     assert table["test_loss"].min() == made.trials["test_loss"].min()
-    assert "300 of 400 configurations" in figures.sheets(made, PARALLEL)[0].caption
+    assert "300 of 400 configurations" in figures.draw(made, PARALLEL)[0].caption
 
 
 def test_without_anything_to_compare_there_are_no_parallel_coordinates(trial, results_of, grid):
     lost = [trial(f"{n}", status="diverged", learning_rate=0.1 * n) for n in range(1, 4)]
     for made in (results_of(), results_of(trial("0")), results_of(*lost), results_of(trial("0"), trial("1", seed=1)),
                  results_of(*lost, trial("9", learning_rate=5.0))):  # fmt: skip
-        assert figures.sheets(made, PARALLEL) == []
-    assert figures.sheets(grid(), {**PARALLEL, "metrics": ["nothing"]}) == []
+        assert figures.draw(made, PARALLEL) == []
+    assert figures.draw(grid(), {**PARALLEL, "metrics": ["nothing"]}) == []
 
 
 def test_three_parameters_get_parallel_coordinates_and_so_does_an_incomplete_grid(drawn, trial, results_of):
-    assert [one["kind"] for one in curves.default_figures(drawn())][-2:] == ["parallel", "budget"]
+    assert [one["kind"] for one in figures.default_figures(drawn())][-2:] == ["parallel", "budget"]
     corners = [("adam", 0.1), ("adam", 0.2), ("momentum", 0.1)]
     some = results_of(*(trial(f"{n}", optimizer=name, learning_rate=rate) for n, (name, rate) in enumerate(corners)))
-    assert [one["kind"] for one in curves.default_figures(some)] == ["curve", "response", "response", "parallel"]
-    assert figures.draw_all(drawn(6))
+    assert [one["kind"] for one in figures.default_figures(some)] == ["curve", "response", "response", "parallel"]
+    assert figures.render_all(drawn(6))
 
 
 def test_values_are_geometric_when_they_are_spread_so():
-    assert curves.is_geometric([1e-4, 1e-3, 1e-2, 1e-1])
-    assert not curves.is_geometric(list(np.linspace(0.01, 3, 40)))
-    assert not curves.is_geometric([50, 100, 150, 250])
-    assert not curves.is_geometric(["a", "b"])
-    assert not curves.is_geometric([])
+    assert series.is_geometric([1e-4, 1e-3, 1e-2, 1e-1])
+    assert not series.is_geometric(list(np.linspace(0.01, 3, 40)))
+    assert not series.is_geometric([50, 100, 150, 250])
+    assert not series.is_geometric(["a", "b"])
+    assert not series.is_geometric([])

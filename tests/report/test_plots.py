@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from tune_hpc.analysis.intervals import mean_interval
-from tune_hpc.report.plots import axes, curves, figures
+from tune_hpc.report.plots import axes, curves, figures, response, series
 
 CURVE = {"kind": "curve", "metrics": ["train_loss", "test_accuracy"], "title": "Curves", "line": "learning_rate",
          "page": "optimizer"}  # fmt: skip
@@ -24,7 +24,7 @@ def texts(sheet):
 
 
 def test_one_sheet_per_page_and_one_panel_per_metric(grid):
-    sheets = figures.sheets(grid(), CURVE)
+    sheets = figures.draw(grid(), CURVE)
     assert [sheet.title for sheet in sheets] == ["Curves: optimizer adam", "Curves: optimizer momentum"]
     assert [ax.get_ylabel() for ax in sheets[0].axes] == ["training loss", "test accuracy"]
     assert {ax.get_xlabel() for ax in sheets[0].axes} == {"optimizer steps"}
@@ -33,7 +33,7 @@ def test_one_sheet_per_page_and_one_panel_per_metric(grid):
 
 def test_a_curve_is_the_mean_with_a_band_over_seeds(grid):
     made = grid()
-    sheet = figures.sheets(made, CURVE)[0]
+    sheet = figures.draw(made, CURVE)[0]
     drawn = data_lines(sheet.axes[0])
     members = made.trials.query("optimizer == 'adam' and learning_rate == 0.001")["trial_id"]
     expected = made.curve("train_loss")[members].mean(axis="columns")
@@ -45,14 +45,14 @@ def test_a_curve_is_the_mean_with_a_band_over_seeds(grid):
 def test_bands_are_intervals_of_the_mean_and_need_seeds_that_differ(trial, results_of, grid):
     made = grid()
     members = made.trials.query("optimizer == 'adam' and learning_rate == 0.1")
-    table = curves.response_table(made, "test_loss", "learning_rate", "optimizer", {})
+    table = response.response_table(made, "test_loss", "learning_rate", "optimizer", {})
     row = table.query("line == 'adam' and x == 0.1").iloc[0]
     expected = mean_interval(members["test_loss"])
     np.testing.assert_allclose([row["mean"], row["low"], row["high"]], [expected.mean, expected.low, expected.high])
-    assert "Bar: 95 % interval of the mean (Student's)." in figures.sheets(made, RESPONSE)[0].caption
+    assert "Bar: 95 % interval of the mean (Student's)." in figures.draw(made, RESPONSE)[0].caption
     same = results_of(*(trial(f"{n}", learning_rate=rate, seed=n % 2) for n, rate in enumerate((0.1, 0.1, 0.2, 0.2))))
     for specification in ({**RESPONSE, "line": None}, {**CURVE, "page": None}):
-        sheet = figures.sheets(same, specification)[0]
+        sheet = figures.draw(same, specification)[0]
         assert "95 %" not in sheet.caption
         assert "mean over seeds" in sheet.caption
         assert not sheet.axes[0].collections
@@ -60,7 +60,7 @@ def test_bands_are_intervals_of_the_mean_and_need_seeds_that_differ(trial, resul
 
 def test_the_wide_band_of_two_seeds_does_not_flatten_the_line(trial, results_of):
     made = results_of(trial("0", loss=0.1, seed=0), trial("1", loss=1.0, seed=1))
-    sheet = figures.sheets(made, {"kind": "curve", "metrics": ["train_loss"], "title": "t"})[0]
+    sheet = figures.draw(made, {"kind": "curve", "metrics": ["train_loss"], "title": "t"})[0]
     low, high = sheet.axes[0].get_ylim()
     assert high - low < 5
     assert "Bands far wider than the lines' range are cut." in sheet.caption
@@ -75,7 +75,7 @@ def test_lines_differ_in_colour_marker_and_dash_up_to_ten():
 
 def test_no_legend_lies_on_the_data(grid):
     for specification in (CURVE, RESPONSE, {**CURVE, "metrics": ["train_loss", "test_loss", "test_accuracy"]}):
-        sheet = figures.sheets(grid(published=PUBLISHED), specification)[0]
+        sheet = figures.draw(grid(published=PUBLISHED), specification)[0]
         sheet.figure.canvas.draw()
         legend = sheet.figure.legends[0].get_window_extent()
         width, height = sheet.figure.bbox.width, sheet.figure.bbox.height
@@ -91,7 +91,7 @@ def test_no_legend_lies_on_the_data(grid):
 def test_exact_zeros_lie_on_the_lower_edge_of_a_log_axis(trial, results_of, zeros):
     row, history = trial("00000")
     history.loc[history.index[zeros], "train_loss"] = 0.0
-    sheet = figures.sheets(
+    sheet = figures.draw(
         results_of((row, history)), {"kind": "curve", "metrics": ["train_loss"], "title": "t", "log_y": True}
     )[0]
     ax = sheet.axes[0]
@@ -105,12 +105,12 @@ def test_exact_zeros_lie_on_the_lower_edge_of_a_log_axis(trial, results_of, zero
 def test_a_log_axis_is_not_forced_on_negative_values(trial, results_of):
     row, history = trial("00000")
     made = results_of((row, history.assign(W=-history["train_loss"])))
-    sheet = figures.sheets(made, {"kind": "curve", "metrics": ["train_loss", "W"], "title": "t", "log_y": True})[0]
+    sheet = figures.draw(made, {"kind": "curve", "metrics": ["train_loss", "W"], "title": "t", "log_y": True})[0]
     assert [ax.get_yscale() for ax in sheet.axes] == ["log", "linear"]
 
 
 def test_a_curve_is_cut_at_its_last_step(grid):
-    sheet = figures.sheets(grid(), {**CURVE, "last_step": 7})[0]
+    sheet = figures.draw(grid(), {**CURVE, "last_step": 7})[0]
     assert max(line.get_xdata().max() for line in data_lines(sheet.axes[0])) == 7
 
 
@@ -118,7 +118,7 @@ def test_an_exploding_line_does_not_flatten_the_others(trial, results_of):
     trials = [trial(f"{n:05d}", learning_rate=rate) for n, rate in enumerate((0.1, 0.01, 0.001))]
     row, history = trial("00003", status="diverged", learning_rate=10.0)
     made = results_of(*trials, (row, history.assign(train_loss=10.0 ** history["step"])))
-    sheet = figures.sheets(made, {**CURVE, "metrics": ["train_loss"], "page": None})[0]
+    sheet = figures.draw(made, {**CURVE, "metrics": ["train_loss"], "page": None})[0]
     bottom, top = sheet.axes[0].get_ylim()
     assert -1 < bottom < top < 10
     assert texts(sheet)[-1] == "10 (diverged)"
@@ -127,24 +127,24 @@ def test_an_exploding_line_does_not_flatten_the_others(trial, results_of):
 def test_infinite_and_missing_values_are_not_drawn(trial, results_of):
     row, history = trial("00000")
     history.loc[[3, 4], "train_loss"] = [np.inf, np.nan]
-    sheet = figures.sheets(results_of((row, history)), {**CURVE, "metrics": ["train_loss"], "page": None})[0]
+    sheet = figures.draw(results_of((row, history)), {**CURVE, "metrics": ["train_loss"], "page": None})[0]
     assert set(range(21)) - set(data_lines(sheet.axes[0])[0].get_xdata()) == {3, 4}
 
 
 def test_figures_without_data_are_left_out(trial, results_of):
-    assert figures.draw_all(results_of()) == []
-    assert figures.draw_all(results_of(trial("00000", status="failed"), figures=[CURVE, RESPONSE])) == []
+    assert figures.render_all(results_of()) == []
+    assert figures.render_all(results_of(trial("00000", status="failed"), figures=[CURVE, RESPONSE])) == []
     missing = {**CURVE, "metrics": ["nothing"]}
-    assert figures.draw_all(results_of(trial("00000"), figures=[missing, {**RESPONSE, "metrics": ["nothing"]}])) == []
+    assert figures.render_all(results_of(trial("00000"), figures=[missing, {**RESPONSE, "metrics": ["nothing"]}])) == []
 
 
 def test_a_panel_without_data_is_left_out(trial, results_of):
-    sheet = figures.sheets(results_of(trial("00000")), {**CURVE, "metrics": ["nothing", "train_loss"]})[0]
+    sheet = figures.draw(results_of(trial("00000")), {**CURVE, "metrics": ["nothing", "train_loss"]})[0]
     assert [ax.get_ylabel() for ax in sheet.axes] == ["training loss"]
 
 
 def test_a_response_has_published_numbers_beside_ours(grid):
-    sheet = figures.sheets(grid(published=PUBLISHED), RESPONSE)[0]
+    sheet = figures.draw(grid(published=PUBLISHED), RESPONSE)[0]
     ax = sheet.axes[0]
     diamonds = [line for line in data_lines(ax) if line.get_markerfacecolor() == "none"]
     assert [(list(one.get_xdata()), list(one.get_ydata())) for one in diamonds] == [([0.1], [0.7])]
@@ -155,28 +155,28 @@ def test_a_response_has_published_numbers_beside_ours(grid):
 
 
 def test_a_quick_response_says_that_it_cannot_be_compared(grid):
-    sheet = figures.sheets(grid(published=PUBLISHED, quick=True), RESPONSE)[0]
+    sheet = figures.draw(grid(published=PUBLISHED, quick=True), RESPONSE)[0]
     assert sheet.title == "Response (quick run: not comparable)"
 
 
 def test_a_single_line_is_called_measured_only_beside_published(trial, results_of):
     trials = [trial(f"{n:05d}", learning_rate=rate) for n, rate in enumerate((0.1, 0.01))]
     alone = {**RESPONSE, "line": None}
-    assert texts(figures.sheets(results_of(*trials), alone)[0]) == []
+    assert texts(figures.draw(results_of(*trials), alone)[0]) == []
     beside = results_of(*trials, published=[{**PUBLISHED[0], "where": {"learning_rate": 0.1}}])
-    assert texts(figures.sheets(beside, alone)[0]) == ["measured", "published"]
+    assert texts(figures.draw(beside, alone)[0]) == ["measured", "published"]
 
 
 def test_a_response_over_zero_is_not_logarithmic(trial, results_of):
     trials = [trial(f"{n:05d}", learning_rate=rate) for n, rate in enumerate((0.0, 0.5))]
-    sheet = figures.sheets(results_of(*trials), {**RESPONSE, "line": None})[0]
+    sheet = figures.draw(results_of(*trials), {**RESPONSE, "line": None})[0]
     assert sheet.axes[0].get_xscale() == "linear"
 
 
 def test_drawn_values_get_round_ticks_and_points_that_differ_in_more_are_not_joined(trial, results_of):
     drawn = ((1.45004e-4, 10), (1.8896e-3, 35), (0.110046, 70))
     trials = [trial(f"{n:05d}", learning_rate=rate, batch_size=size) for n, (rate, size) in enumerate(drawn)]
-    sheet = figures.sheets(results_of(*trials), {**RESPONSE, "line": None, "log_x": True})[0]
+    sheet = figures.draw(results_of(*trials), {**RESPONSE, "line": None, "log_x": True})[0]
     ax = sheet.axes[0]
     low, high = ax.get_xlim()
     shown = [tick for tick in ax.get_xticks() if low <= tick <= high]
@@ -186,26 +186,26 @@ def test_drawn_values_get_round_ticks_and_points_that_differ_in_more_are_not_joi
 
 
 def test_names_on_an_axis_are_words_and_points_are_not_joined(grid):
-    sheet = figures.sheets(grid(), {**RESPONSE, "parameter": "optimizer", "line": "learning_rate"})[0]
+    sheet = figures.draw(grid(), {**RESPONSE, "parameter": "optimizer", "line": "learning_rate"})[0]
     ax = sheet.axes[0]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["adam", "momentum"]
     assert {line.get_linestyle() for line in ax.get_lines()} == {"None"}
 
 
 def test_an_experiment_that_declares_no_figure_gets_standard_ones(grid):
-    titles = [one["title"] for one in curves.default_figures(grid())]
+    titles = [one["title"] for one in figures.default_figures(grid())]
     assert titles == ["Learning curves", "Test loss against optimizer", "Test loss against learning rate",
                       "Test loss by optimizer and learning rate"]  # fmt: skip
-    assert len(figures.draw_all(grid())) == 4
+    assert len(figures.render_all(grid())) == 4
 
 
 def test_of_many_lines_the_best_ten_are_drawn(trial, results_of):
     trials = [trial(f"{n:05d}", loss=n / 10, learning_rate=0.01 * (n + 1)) for n in range(14)]
     made = results_of(*trials)
     for line in ("learning_rate", None):
-        sheet = figures.sheets(made, {**CURVE, "line": line, "page": None})[0]
+        sheet = figures.draw(made, {**CURVE, "line": line, "page": None})[0]
         assert len(data_lines(sheet.axes[0])) == 10
-    assert curves.shown_lines(made, "learning_rate") == pytest.approx([0.01 * (n + 1) for n in range(10)])
+    assert series.best_values(made, "learning_rate") == pytest.approx([0.01 * (n + 1) for n in range(10)])
 
 
 def test_thinning_keeps_ends_and_extremes():
@@ -221,7 +221,7 @@ def test_thinning_keeps_ends_and_extremes():
 def test_labels_start_no_formula(trial, results_of):
     made = results_of(trial("00000", optimizer="a$b$"), trial("00001", optimizer="_x"))
     asked = {**made.experiment, "figures": [{**CURVE, "line": "optimizer", "page": None}]}
-    drawing = figures.draw_all(type(made)(asked, made.trials, made.history))
+    drawing = figures.render_all(type(made)(asked, made.trials, made.history))
     assert len(drawing) == 1
 
 
@@ -239,7 +239,7 @@ def test_files_have_captions_and_are_the_same_each_time(grid, tmp_path):
 def test_figures_may_be_drawn_in_threads(trial, results_of):
     made = results_of(trial("00000"), figures=[{**CURVE, "metrics": ["train_loss"]}])
     drawn: list[bytes] = []
-    threads = [threading.Thread(target=lambda: drawn.append(figures.draw_all(made)[0].svg)) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: drawn.append(figures.render_all(made)[0].svg)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -253,5 +253,5 @@ def test_a_long_curve_makes_a_small_file(trial, results_of):
     made = results_of(
         (row, history), figures=[{"kind": "curve", "metrics": ["train_loss"], "title": "t", "log_y": True}]
     )
-    assert len(figures.draw_all(made)[0].svg) < 60_000
+    assert len(figures.render_all(made)[0].svg) < 60_000
     assert isinstance(history, pd.DataFrame)

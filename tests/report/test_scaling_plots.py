@@ -4,7 +4,7 @@ import pytest
 from tests.report.figure_checks import assert_tidy
 from tune_hpc.report import tables
 from tune_hpc.report.findings import findings
-from tune_hpc.report.plots import curves, figures
+from tune_hpc.report.plots import figures
 
 STACK = {"kind": "stack", "metrics": ["compute_s", "communicate_s"], "title": "Where time goes", "parameter": "workers"}
 SPEEDUP = {"kind": "speedup", "metrics": ["speedup", "efficiency"], "title": "Speed-up", "parameter": "workers"}
@@ -32,7 +32,7 @@ def measured(trial, results_of):
 
 
 def test_parts_stand_on_one_another(measured):
-    sheet = figures.sheets(measured(), STACK)[0]
+    sheet = figures.draw(measured(), STACK)[0]
     bars = sheet.axes[0].patches
     assert [bar.get_height() for bar in bars[:3]] == [1.0, 0.5, 0.25]
     np.testing.assert_allclose([bar.get_y() for bar in bars[3:]], [1.0, 0.5, 0.25])
@@ -45,7 +45,7 @@ def test_parts_stand_on_one_another(measured):
 
 
 def test_gains_stand_beside_what_they_would_be_if_nothing_were_lost(measured):
-    sheet = figures.sheets(measured(), SPEEDUP)[0]
+    sheet = figures.draw(measured(), SPEEDUP)[0]
     speedup, efficiency = sheet.axes
     ideal, own = speedup.get_lines()
     assert list(ideal.get_ydata()) == [1, 2, 4]
@@ -58,11 +58,11 @@ def test_gains_stand_beside_what_they_would_be_if_nothing_were_lost(measured):
 
 def test_a_line_for_each_width_and_no_stack_of_several(measured):
     made = measured((0.5, 1.0))
-    sheet = figures.sheets(made, {**SPEEDUP, "line": "width"})[0]
+    sheet = figures.draw(made, {**SPEEDUP, "line": "width"})[0]
     assert len(sheet.axes[0].get_lines()) == 3
     assert [text.get_text() for text in sheet.figure.legends[0].get_texts()] == ["0.5", "1", "if nothing were lost"]
-    assert figures.sheets(made, STACK) == []
-    assert [sheet.title for sheet in figures.sheets(made, {**STACK, "page": "width"})] == [
+    assert figures.draw(made, STACK) == []
+    assert [sheet.title for sheet in figures.draw(made, {**STACK, "page": "width"})] == [
         "Where time goes: width 0.5", "Where time goes: width 1",
     ]  # fmt: skip
 
@@ -81,7 +81,7 @@ def test_the_report_says_what_workers_give_and_suggests_no_wider_search(measured
 
 def test_it_is_no_search_whose_budget_or_interactions_are_told(measured):
     made = measured((0.25, 0.5, 1.0, 2.0), numbers=(1, 2, 4, 8, 16))
-    assert [one["kind"] for one in curves.default_figures(made)] == [
+    assert [one["kind"] for one in figures.default_figures(made)] == [
         "speedup", "stack", "cost", "links", "widths",
     ]  # fmt: skip
     assert [title for title, _, _ in tables.report_tables(made)] == ["Best trials", "Trials by status"]
@@ -89,5 +89,5 @@ def test_it_is_no_search_whose_budget_or_interactions_are_told(measured):
 
 def test_without_measurements_there_is_no_figure(trial, results_of):
     for made in (results_of(), results_of(trial("0")), results_of(trial("0", status="failed", workers=2))):
-        assert figures.sheets(made, STACK) == []
-        assert figures.sheets(made, SPEEDUP) == []
+        assert figures.draw(made, STACK) == []
+        assert figures.draw(made, SPEEDUP) == []

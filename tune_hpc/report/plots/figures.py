@@ -1,26 +1,28 @@
-"""Figures of one experiment, laid out and as files.
+"""Figures of one experiment: kinds, pages, and rendering to PNG and SVG.
 
-``draw_all`` makes every figure that the experiment declares, one per value of its page, or standard ones where it
-declares none; a figure without data is left out. Curves and responses are laid out here, all others in modules of their
-own.
+``render_all`` makes every figure that the experiment declares, or standard ones, with one figure per value of the page.
+A figure without data is left out. To add a kind, write a module with a function that computes its table and one that
+draws it, and enter the latter in ``KINDS``.
 
-No pyplot: figures belong to their caller. matplotlib's settings are global, so drawing holds a lock; threads may call
-anything here.
+Figures do not use pyplot. matplotlib's settings are global, so drawing takes a lock: any thread may call these
+functions.
 """
 
+import functools
 import io
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.lines import Line2D
 
+from tune_hpc.analysis.aggregation import configuration_numbers, is_scaling
+from tune_hpc.analysis.budget import MIN_CONFIGURATIONS
 from tune_hpc.analysis.comparison import Comparison
-from tune_hpc.analysis.formatting import axis_label, display_name, unique_slug
+from tune_hpc.analysis.formatting import display_name, unique_slug
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.plots import (
@@ -30,34 +32,37 @@ from tune_hpc.report.plots import (
     parallel_coordinates,
     published_values,
     ranking,
+    response,
     scaling,
-    scaling_predictions,
 )
-from tune_hpc.report.plots.axes import (
-    categorical_ticks,
-    draw_curve,
-    draw_response,
-    is_categorical,
-    label_text,
-    line_style,
-    published_style,
-)
-from tune_hpc.report.plots.layout import FigureLayout, figure_title, label_y, new_grid
-from tune_hpc.storage.experiment_folder import write_atomic
+from tune_hpc.report.plots.layout import CaptionedFigure
+from tune_hpc.report.plots.series import free_parameters, is_geometric, is_numeric, values_of
+from tune_hpc.storage.filesystem import Storage
+
+#: Parts of a step of a scaling measurement.
+STEP_PARTS = ("compute_s", "communicate_s", "data_s")
+
+#: Drawing functions by kind: results, figure specification and the page's value -> figures.
+KINDS: dict[str, Callable[[Results, Mapping[str, Any], Mapping[str, Any]], list[CaptionedFigure]]] = {
+    "curve": curves.draw, "response": response.draw, "heatmap": heatmap.draw, "published": published_values.draw,
+    "parallel": parallel_coordinates.draw, "ranking": ranking.draw_ranking, "importance": ranking.draw_importance,
+    "budget": budget_curve.draw_budget, "target": budget_curve.draw_target, "stack": scaling.draw_stack,
+    "speedup": scaling.draw_speedup, "links": scaling.draw_links, "cost": scaling.draw_cost,
+    "widths": scaling.draw_widths,
+}  # fmt: skip
 
 _lock = threading.Lock()
-_style: Any = {}
 
 
 @dataclass(frozen=True)
 class RenderedFigure:
-    """A figure, rendered.
+    """Rendered figure.
 
     Attributes:
-        stem: Its file name without the ending.
-        caption: What it shows, in sentences.
-        png: At 200 dots an inch.
-        svg: The same as vectors.
+        stem: File name without the ending.
+        caption: Title and notes as sentences.
+        png: Pixels, 200 per inch.
+        svg: Vectors.
     """
 
     stem: str
@@ -66,118 +71,31 @@ class RenderedFigure:
     svg: bytes
 
 
-def sheets(results: Results, specification: Mapping[str, Any]) -> list[FigureLayout]:
-    """Draw one declared figure: a sheet for each value of its page that has data.
+@functools.cache
+def _settings() -> Any:
+    return mpl.rc_params_from_file(Path(__file__).with_name("paper.mplstyle"), use_default_template=False)
+
+
+def draw(results: Results, specification: Mapping[str, Any]) -> list[CaptionedFigure]:
+    """Draw one figure for each value of its page that has data.
+
+    Args:
+        results: Any results.
+        specification: ``kind``, ``metrics``, ``title`` and the options of the kind.
 
     Raises:
-        UnknownNameError: no such kind, as in an experiment folder of another version.
+        UnknownNameError: the kind is unknown, as in an experiment folder of another version.
     """
-    page = specification.get("page")
-    pages = [{page: value} for value in curves.values_of(results, page)] if page else [{}]
-    draw = KINDS.get(specification["kind"])
-    if draw is None:
-        raise UnknownNameError(
-            f"no figure of the kind {specification['kind']!r} in {results.name}; there are {', '.join(KINDS)}"
-        )
+    kind, page = specification["kind"], specification.get("page")
+    if kind not in KINDS:
+        raise UnknownNameError(f"unknown figure kind {kind!r} in {results.name}; use one of {', '.join(KINDS)}")
+    pages = [{page: value} for value in values_of(results, page)] if page else [{}]
     with _lock, mpl.rc_context(_settings()):
-        return [sheet for where in pages for sheet in draw(results, specification, where)]
+        return [sheet for where in pages for sheet in KINDS[kind](results, specification, where)]
 
 
-def _lines(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[FigureLayout]:
-    """Draw curves or responses."""
-    sheet = _sheet(results, specification, where)
-    return [] if sheet is None else [sheet]
-
-
-def _sheet(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> FigureLayout | None:
-    line, parameter = specification.get("line"), specification.get("parameter")
-    is_curve = specification["kind"] == "curve"
-    shown = curves.shown_lines(results, line)
-    notes: dict[str, None] = {}
-    if len(shown) < len(curves.values_of(results, line)):
-        notes[f"The best {len(shown)} values of {display_name(str(line))} are shown."] = None
-    if is_curve:
-        members = curves.curve_lines(results, line, where, shown)
-        shown = shown if line else list(dict.fromkeys(members["line"]))
-        tables = {
-            metric: curves.curve_table(results, metric, members, specification.get("last_step"))
-            for metric in specification["metrics"]
-        }
-    else:
-        shown = shown if line else ["measured"]
-        tables = {
-            metric: curves.response_table(results, metric, str(parameter), line, where)
-            for metric in specification["metrics"]
-        }
-    tables = {metric: table for metric, table in tables.items() if len(table)}
-    if not tables:
-        return None
-    published = None
-    if not is_curve and specification.get("published"):
-        published = curves.published_table(results, specification["published"], str(parameter), line, where)
-        published = published if len(published) else None
-    present = [value for value in shown if any((table["line"] == value).any() for table in tables.values())]
-    labels = [label_text(value) + _lost(results, line, where, value) * is_curve for value in present]
-    handles = [Line2D([], [], **line_style(shown.index(value))) for value in present]
-    if published is not None:
-        labels = labels if line else ["measured"]
-        handles.append(Line2D([], [], **published_style("#444444")))
-        is_timed = str(specification["published"]).endswith("_s")
-        labels.append("published, another machine" if is_timed else "published")
-    if len(handles) == 1 and labels in (["measured"], [""]):
-        handles, labels = [], []
-    title = figure_title(results, specification, where, compared=published is not None)
-    positions = [] if is_curve else curves.values_of(results, parameter)
-    inches = (2.3 if len(tables) > 1 else 4.0) if is_categorical(positions) else 0.0
-    extra = categorical_ticks(positions, inches)[2] if inches else 0.0
-    sheet = new_grid(title, len(tables), handles, labels, display_name(line) if line else None, extra)
-    sheet.notes.update(notes)
-    for ax, (metric, table) in zip(sheet.axes, tables.items(), strict=True):
-        if is_curve:
-            said = draw_curve(ax, table, shown, log_y=bool(specification.get("log_y")))
-        else:
-            over = published if metric == specification.get("published") or len(tables) == 1 else None
-            if over is not None and not is_categorical(positions):
-                positions = sorted({*positions, *over["x"]})
-            log_x = bool(specification.get("log_x"))
-            said = draw_response(ax, table, shown, over, positions=positions, log_x=log_x)
-            if over is not None and metric.endswith("_s"):
-                said.append("The published seconds are another machine's.")
-        ax.set_xlabel(axis_label("step" if is_curve else str(parameter)))
-        label_y(ax, axis_label(metric))
-        sheet.notes.update(dict.fromkeys(said))
-    return sheet
-
-
-def _lost(results: Results, line: str | None, where: Mapping[str, Any], value: Any) -> str:
-    """Return how many trials of a line diverged, for its label."""
-    diverged = results.trials["status"] == "diverged"
-    if line is None or not diverged.any():
-        return ""
-    own = curves.row_mask(results.trials, {**where, line: value})
-    lost, of = int((diverged & own).sum()), int(own.sum())
-    return "" if not lost else " (diverged)" if lost == of else f" ({lost} of {of} diverged)"
-
-
-def _settings() -> Any:
-    if not _style:
-        path = Path(__file__).with_name("paper.mplstyle")
-        _style.update(mpl.rc_params_from_file(path, use_default_template=False))
-    return _style
-
-
-#: Who draws which kind: zero or more sheets for one value of the page.
-KINDS = {
-    "curve": _lines, "response": _lines, "heatmap": heatmap.draw, "published": published_values.draw,
-    "parallel": parallel_coordinates.draw, "ranking": ranking.draw_ranking, "importance": ranking.draw_importance,
-    "budget": budget_curve.draw_budget, "target": budget_curve.draw_target, "stack": scaling.draw_stack,
-    "speedup": scaling.draw_speedup, "links": scaling_predictions.draw_links,
-    "cost": scaling_predictions.draw_cost, "widths": scaling_predictions.draw_widths,
-}  # fmt: skip
-
-
-def rendered(sheet: FigureLayout, stem: str) -> RenderedFigure:
-    """Render a sheet once to PNG and once to SVG."""
+def render(sheet: CaptionedFigure, stem: str) -> RenderedFigure:
+    """Render a figure to PNG and SVG."""
     png, svg = io.BytesIO(), io.BytesIO()
     with _lock, mpl.rc_context(_settings()):
         sheet.figure.savefig(png, format="png")
@@ -185,44 +103,121 @@ def rendered(sheet: FigureLayout, stem: str) -> RenderedFigure:
     return RenderedFigure(stem, sheet.caption.replace(r"\$", "$"), png.getvalue(), svg.getvalue())
 
 
-def ranking_drawing(comparison: Comparison, title: str) -> RenderedFigure:
-    """Draw and render a ranking."""
+def render_comparison(comparison: Comparison, title: str) -> RenderedFigure:
+    """Draw and render a comparison of a parameter's values."""
     with _lock, mpl.rc_context(_settings()):
-        sheet = ranking.ranking_sheet(comparison, title)
-    return rendered(sheet, unique_slug(title, set()))
+        sheet = ranking.draw_comparison(comparison, title)
+    return render(sheet, unique_slug(title, set()))
 
 
-def draw_all(results: Results, more: Sequence[Mapping[str, Any]] = ()) -> list[RenderedFigure]:
+def render_all(results: Results, more: Sequence[Mapping[str, Any]] = ()) -> list[RenderedFigure]:
     """Draw and render every figure that has data.
 
     Args:
         results: Any results.
-        more: Figures beside those that the experiment declares.
+        more: Figures beside those of ``default_figures``.
     """
-    taken: set[str] = set()
-    specifications = [*curves.default_figures(results), *more]
-    drawn = [sheet for specification in specifications for sheet in sheets(results, specification)]
-    return [rendered(sheet, unique_slug(re.sub(r" \(quick run.*\)$", "", sheet.title), taken)) for sheet in drawn]
+    stems: set[str] = set()
+    sheets = [sheet for specification in [*default_figures(results), *more] for sheet in draw(results, specification)]
+    return [render(sheet, unique_slug(re.sub(r" \(quick run.*\)$", "", sheet.title), stems)) for sheet in sheets]
 
 
-def write(results: Results, folder: Path, drawings: Sequence[RenderedFigure] | None = None) -> list[tuple[Path, str]]:
+def write(results: Results, folder: Path, figures: Sequence[RenderedFigure] | None = None) -> list[tuple[Path, str]]:
     """Write every figure as ``figures/STEM.png`` and ``figures/STEM.svg``.
 
     Args:
         results: Any results.
         folder: The experiment folder.
-        drawings: What ``draw_all`` returned, where it is at hand.
+        figures: Result of ``render_all``; the default is to call it.
 
     Returns:
-        The files written, each with its caption.
+        Each file with its caption.
 
     Raises:
         FolderError: the folder cannot be written.
     """
     files = []
-    for drawing in draw_all(results) if drawings is None else drawings:
-        for ending, content in (("png", drawing.png), ("svg", drawing.svg)):
-            path = folder / "figures" / f"{drawing.stem}.{ending}"
-            write_atomic(path, lambda temporary, content=content: temporary.write_bytes(content))  # type: ignore[misc]
-            files.append((path, drawing.caption))
+    for figure in render_all(results) if figures is None else figures:
+        for ending, content in (("png", figure.png), ("svg", figure.svg)):
+            path = folder / "figures" / f"{figure.stem}.{ending}"
+            Storage(path.parent).write_atomic(path, content)
+            files.append((path, figure.caption))
     return files
+
+
+def default_figures(results: Results) -> list[dict[str, Any]]:
+    """Return the figures that the experiment declares, or standard ones.
+
+    Standard figures are learning curves, a response to each parameter, and a heat map or parallel coordinates. A search
+    of 20 configurations or more also has a budget curve.
+    """
+    declared = [dict(figure) for figure in results.experiment.get("figures") or ()]
+    if is_scaling(results):
+        return declared or _scaling_figures(results)
+    figures = declared or [*_curve_and_response_figures(results), *_overview_figures(results)]
+    has_budget_curve = (
+        results.experiment.get("scheduler") != "pbt"
+        and len(results.trials) >= MIN_CONFIGURATIONS
+        and configuration_numbers(results).nunique() >= MIN_CONFIGURATIONS
+    )
+    title = "What fewer configurations would have found"
+    budget = {"kind": "budget", "metrics": [results.metric], "title": title}
+    return [*figures, budget] if has_budget_curve else figures
+
+
+def _curve_and_response_figures(results: Results) -> list[dict[str, Any]]:
+    metrics = [name for name in results.history if name not in {"trial_id", "step"}]
+    base = results.metric.removeprefix("best_").replace("selected_", "")
+    metrics.sort(key=lambda name: (name != base, name != base.replace("accuracy", "loss")))
+    figures: list[dict[str, Any]] = []
+    if metrics:
+        figures.append({"kind": "curve", "metrics": metrics[:2], "title": "Learning curves"})
+    for name in free_parameters(results, [])[:4]:
+        figures.append(
+            {
+                "kind": "response",
+                "metrics": [results.metric],
+                "title": f"{display_name(results.metric).capitalize()} against {display_name(name)}",
+                "parameter": name,
+                "log_x": is_geometric(values_of(results, name)),
+            }
+        )
+    return figures
+
+
+def _overview_figures(results: Results) -> list[dict[str, Any]]:
+    """Return a heat map of two parameters on a full grid, else parallel coordinates of all parameters."""
+    names = [name for name in free_parameters(results, []) if len(values_of(results, name)) > 1]
+    metric = display_name(results.metric).capitalize()
+    if len(names) == 2:
+        # Names are easier to read beside rows; of two numeric parameters, the one with more values goes across.
+        y, x = sorted(names, key=lambda name: (is_numeric(results, name), len(values_of(results, name))))
+        pairs = results.trials[[x, y]].drop_duplicates()
+        if not pairs.isna().any(axis=None) and len(pairs) == len(values_of(results, x)) * len(values_of(results, y)):
+            title = f"{metric} by {display_name(y)} and {display_name(x)}"
+            return [{"kind": "heatmap", "metrics": [results.metric], "title": title, "parameter": x, "line": y}]
+    title = f"{metric} of all configurations"
+    return [{"kind": "parallel", "metrics": [results.metric], "title": title}] if len(names) > 1 else []
+
+
+def _scaling_figures(results: Results) -> list[dict[str, Any]]:
+    """Return the standard figures of a scaling measurement; another varying parameter has lines or pages."""
+    other = next(iter(free_parameters(results, ["workers"])), None)
+    line, page = ({"line": other}, {"page": other}) if other else ({}, {})
+    # Options do the same work and are comparable; networks of several widths are not.
+    cost = line if other == "option" else page
+    gains = ["speedup", "efficiency"]
+    workers = {"parameter": "workers"}
+    return [
+        {"kind": "speedup", "metrics": gains, "title": "Speed-up and efficiency by workers", **workers, **line},
+        {"kind": "stack", "metrics": list(STEP_PARTS), "title": "Where a step's time goes", **workers, **page},
+        {
+            "kind": "cost",
+            "metrics": ["train_s", "worker_s"],
+            "title": "Time and what it costs, by workers",
+            **workers,
+            **cost,
+        },
+        {"kind": "links", "metrics": gains, "title": "Predicted: more workers, other links", **workers, **page},
+        {"kind": "widths", "metrics": ["efficiency"], "title": "Predicted: efficiency by the network's width"},
+    ]

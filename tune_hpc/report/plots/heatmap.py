@@ -1,9 +1,8 @@
 """Heat maps: a metric over two parameters, as colours and as numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,30 +10,32 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.patches import Patch, Rectangle
 
+from tune_hpc.analysis.aggregation import (
+    COMPLETED,
+    aggregate_seeds,
+    configuration_numbers,
+    is_crossed_design,
+    numeric_column,
+    row_mask,
+    seeds,
+)
+from tune_hpc.analysis.comparison import compare_samples
 from tune_hpc.analysis.formatting import axis_label, display_name
 from tune_hpc.analysis.results import Results
-from tune_hpc.report.plots import curves
-from tune_hpc.report.plots.axes import CHARACTER, WIDTH, categorical_ticks, label_text
-from tune_hpc.report.plots.heatmap_data import DIVERGED, MEASURED, NO_VALUE, heat_table, tied_with_best
-from tune_hpc.report.plots.layout import (
-    EDGE,
-    FigureLayout,
-    colour_bar_width,
-    figure_title,
-    legend_height,
-    new_figure,
-    wrap_text,
-)
+from tune_hpc.report.plots.axes import label_text, set_category_ticks
+from tune_hpc.report.plots.layout import CaptionedFigure, figure_title, new_figure
+from tune_hpc.report.plots.series import best_values, best_values_note
 
-#: More columns or rows than this leave no room for a cell; the best are kept.
-MOST_COLUMNS, MOST_ROWS = 24, 30
-#: Inches of a row; below the cells; above them.
-_ROW, _BOTTOM, _TOP = 0.27, 0.46, 0.08
-#: Inches: a colour bar that is shorter has no room for its label.
-_LEAST_HEIGHT = 1.35
-#: Inches of a character of 7 points, and the smallest letters that can be read.
-_SMALL, _LEAST_POINTS = 0.058, 5.0
-_LOOKS: dict[str, dict[str, Any]] = {
+CONFIDENCE = 0.95
+MEASURED, DIVERGED, NO_VALUE = "measured", "diverged", "no value"
+_COLUMNS = ("x", "y", "value", "state", "is_partial", "num_configurations", "is_best", "configuration")
+#: Columns and rows of a heat map at most; the best values stay.
+_MAX_COLUMNS, _MAX_ROWS = 24, 30
+#: Inches of a row, and of the least panel: a shorter colour bar has no room for its label.
+_ROW_HEIGHT, _MIN_HEIGHT = 0.27, 1.35
+#: Inches of a character of 7 points, and the smallest readable letters in points.
+_CHARACTER, _MIN_POINTS = 0.058, 5.0
+_STYLES: dict[str, dict[str, Any]] = {
     DIVERGED: {"facecolor": "#f3f3f3", "edgecolor": "#8a8a8a", "hatch": "//////", "linewidth": 0.0},
     NO_VALUE: {"facecolor": "white", "edgecolor": "#a5a5a5", "hatch": "....", "linewidth": 0.0},
 }
@@ -42,181 +43,221 @@ _BEST: dict[str, Any] = {"facecolor": "none", "edgecolor": "#D55E00", "linewidth
 _TIED: dict[str, Any] = {**_BEST, "linewidth": 1.2, "linestyle": (0, (2.5, 1.5))}
 
 
-def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[FigureLayout]:
-    """Draw one heat map: a panel per metric, below one another; no sheet where nothing was measured."""
+def heat_table(results: Results, metric: str, x: str, y: str, where: Mapping[str, Any]) -> pd.DataFrame:
+    """Return a metric over two parameters.
+
+    Args:
+        results: Any results.
+        metric: Numeric column of the trials.
+        x: Parameter of the columns.
+        y: Parameter of the rows.
+        where: Parameter and value of the page.
+
+    Returns:
+        One row per cell of the full grid: ``x``, ``y``, ``value`` (mean over seeds), ``state``, ``is_partial`` (some
+        seeds diverged; the mean is over the others), ``num_configurations`` (the cell is the best of them), ``is_best``
+        (best cell without a diverged seed) and ``configuration`` (row of ``aggregate_seeds``, or missing). ``state`` is
+        ``measured``, ``diverged`` (trials, no value, and at least one diverged) or ``no value``. Empty without values,
+        for a single cell, and for sampled parameters.
+    """
+    empty = pd.DataFrame(columns=list(_COLUMNS))
+    if {x, y} - set(results.trials) or x == y:
+        return empty
+    df = aggregate_seeds(results, [metric])
+    if {x, y} - set(df):
+        return empty
+    df = df[row_mask(df, where)].dropna(subset=[x, y])
+    if not df[metric].notna().any() or len(df[[x, y]].drop_duplicates()) < 2 or not is_crossed_design(df, x, y):
+        return empty
+    lower_is_better = results.is_lower_better(metric)
+    # In a cell, a configuration without diverged seeds precedes one with some.
+    df = df.assign(has_lost=df["num_diverged"] > 0, has_none=df[metric].isna(), configuration=df.index)
+    df = df.sort_values(["has_none", "has_lost", metric], ascending=[True, True, lower_is_better], kind="stable")
+    grouped = df.groupby([x, y], sort=False)
+    cells = grouped.head(1).set_index([x, y])
+    cells = cells.assign(size=grouped.size(), diverged=grouped["num_diverged"].sum())
+    grid = pd.MultiIndex.from_product([df[x].unique(), df[y].unique()], names=["x", "y"])
+    cells = cells.rename_axis(index=["x", "y"]).reindex(grid)
+    value = cells[metric].astype(float)
+    table = pd.DataFrame(
+        {
+            "value": value,
+            "state": np.where(value.notna(), MEASURED, np.where(cells["diverged"] > 0, DIVERGED, NO_VALUE)),
+            "is_partial": (value.notna() & (cells["num_diverged"] > 0)).astype(bool),
+            "num_configurations": cells["size"].fillna(0).astype(int),
+            "configuration": cells["configuration"].astype("Int64"),
+        }
+    ).reset_index()
+    complete = table.loc[~table["is_partial"], "value"].dropna()
+    best = None if complete.empty else complete.idxmin() if lower_is_better else complete.idxmax()
+    return table.assign(is_best=table.index == best)[list(_COLUMNS)]
+
+
+def tied_with_best(results: Results, metric: str, table: pd.DataFrame) -> pd.Series:
+    """Return which cells do not differ significantly from the best cell.
+
+    Each cell is compared with the best at 95 % confidence, paired by seed if they share seeds. There is no correction
+    for the number of cells: with it, three seeds separate almost nothing. With one seed, no cell is tied.
+    """
+    tied = pd.Series(False, index=table.index)
+    others = table.index[~table["is_best"] & table["value"].notna() & ~table["is_partial"]]
+    if not table["is_best"].any() or others.empty:
+        return tied
+    trials = results.trials
+    values = numeric_column(trials, metric).where(trials["status"].isin(COMPLETED))
+    by_seed = values.groupby([configuration_numbers(results), seeds(trials)]).mean().dropna()
+    best = by_seed[table.loc[table["is_best"], "configuration"].item()]
+    p = [compare_samples(best, by_seed[table.loc[cell, "configuration"]], CONFIDENCE).p for cell in others]
+    tied[others] = np.array(p) >= 1 - CONFIDENCE
+    return tied
+
+
+def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[CaptionedFigure]:
+    """Draw heat maps of all metrics with data, below one another."""
     x, y = str(specification.get("parameter")), str(specification.get("line"))
     tables = {metric: heat_table(results, metric, x, y, where) for metric in specification["metrics"]}
     tables = {metric: table for metric, table in tables.items() if len(table)}
     if not tables:
         return []
-    columns = curves.shown_lines(results, x, MOST_COLUMNS)
-    rows = curves.shown_lines(results, y, MOST_ROWS)
-    tables = {metric: table[table["x"].isin(columns) & table["y"].isin(rows)] for metric, table in tables.items()}
-    tables = {metric: own.assign(is_tied=tied_with_best(results, metric, own)) for metric, own in tables.items()}
-    everything = pd.concat(tables.values())
-    columns = [value for value in columns if (everything["x"] == value).any()]
-    rows = [value for value in rows if (everything["y"] == value).any()]
-
-    labels = [label_text(value) for value in rows]
-    height = max(len(rows) * _ROW, _LEAST_HEIGHT)
-    name = wrap_text(axis_label(y), height)
-    left = EDGE + 0.12 + 0.14 * len(name.split("\n")) + max(map(len, labels)) * CHARACTER + 0.1
-    width = WIDTH - left - colour_bar_width(tables, height)
-    extra = categorical_ticks(columns, width)[2]
-    handles, names = _legend(everything)
-    panel = _TOP + height + _BOTTOM + extra
-    sheet = new_figure(
-        figure_title(results, specification, where), panel * len(tables), legend_height(names) if names else 0.0
-    )
-    if names:
-        sheet.legend(handles, names)
-    for number, (metric, table) in enumerate(tables.items()):
-        ax = sheet.panel(left, number * panel + _TOP, width, height)
-        sheet.notes.update(dict.fromkeys(draw_heat(sheet, ax, table, metric, columns, rows, results)))
-        ticks, lean, _ = categorical_ticks(columns, width)
-        ax.set_xticks(range(len(columns)), ticks, rotation=lean, ha="right" if lean else "center")
-        if lean:
-            for label in ax.get_xticklabels():
-                label.set_rotation_mode("anchor")
-        ax.set_yticks(range(len(rows)), labels)
-        ax.set_xlabel(axis_label(x))
-        ax.set_ylabel(name, va="top")
-        ax.yaxis.set_label_coords((EDGE - left) / width, 0.5)
-    for name, shown in ((x, columns), (y, rows)):
-        if len(shown) < len(curves.values_of(results, name)):
-            sheet.notes[f"The best {len(shown)} values of {display_name(name)} are shown."] = None
+    columns, rows = best_values(results, x, _MAX_COLUMNS), best_values(results, y, _MAX_ROWS)
+    for metric, table in tables.items():
+        selected = table[table["x"].isin(columns) & table["y"].isin(rows)]
+        tables[metric] = selected.assign(is_tied=tied_with_best(results, metric, selected))
+    cells = pd.concat(tables.values())
+    columns = [value for value in columns if (cells["x"] == value).any()]
+    rows = [value for value in rows if (cells["y"] == value).any()]
+    height = max(len(rows) * _ROW_HEIGHT, _MIN_HEIGHT)
+    sheet = new_figure(figure_title(results, specification, where), [height] * len(tables))
+    if legend := _legend(cells):
+        sheet.add_legend(list(legend.values()), list(legend))
+    panels = []
+    for ax, (metric, table) in zip(sheet.axes, tables.items(), strict=True):
+        lower_is_better = results.is_lower_better(metric)
+        norm, extend = _norm(table["value"].dropna(), lower_is_better and "accuracy" not in metric)
+        # Dark is better for every metric, as in parallel coordinates.
+        colour_map = "cividis" if lower_is_better else "cividis_r"
+        table = table.assign(column=table["x"].map(columns.index), row=table["y"].map(rows.index))
+        colours = _draw_cells(ax, table, (len(rows), len(columns)), norm, colour_map)
+        panels.append((ax, metric, table, colours, norm))
+        sheet.add_colour_bar(ax, colours, metric, extend)
+        set_category_ticks(ax, columns, 4.6)
+        ax.set_yticks(range(len(rows)), [label_text(value) for value in rows])
+        sheet.set_labels(ax, axis_label(x), axis_label(y))
+    sheet.fit()
+    # The size of the numbers depends on the width of the cells, which the layout decides.
+    for ax, metric, table, colours, norm in panels:
+        has_numbers = _draw_numbers(ax, table, colours, metric, len(columns))
+        sheet.add_notes(*_notes(results, metric, table, norm, has_numbers))
+    sheet.add_notes(best_values_note(results, x, columns), best_values_note(results, y, rows))
     return [sheet]
 
 
-def _legend(table: pd.DataFrame) -> tuple[list[Patch], list[str]]:
-    """Return what the frames and the hatches mean, as far as there are any."""
-    handles, names = [], []
+def _legend(table: pd.DataFrame) -> dict[str, Patch]:
+    """Return the frames and hatches that occur, by label."""
+    handles = {}
     if table["is_best"].any():
-        handles.append(Patch(**_BEST))
-        names.append("best")
+        handles["best"] = Patch(**_BEST)
     if table["is_tied"].any():
-        handles.append(Patch(**_TIED))
-        names.append("not told from the best")
-    for state, look in _LOOKS.items():
-        if (table["state"] == state).any():
-            handles.append(Patch(**look))
-            names.append(state)
-    return handles, names
+        handles["tied with the best"] = Patch(**_TIED)
+    handles |= {state: Patch(**style) for state, style in _STYLES.items() if (table["state"] == state).any()}
+    return handles
 
 
-def draw_heat(
-    sheet: FigureLayout, ax: Axes, table: pd.DataFrame, metric: str, columns: Sequence[Any], rows: Sequence[Any],
-    results: Results,
-) -> list[str]:  # fmt: skip
-    """Draw the cells of one metric, their numbers and the colour bar.
-
-    Returns:
-        Notes for the caption.
-    """
-    is_low = results.is_lower_better(metric)
-    place = {value: index for index, value in enumerate(columns)}
-    level = {value: index for index, value in enumerate(rows)}
-    table = table.assign(column=table["x"].map(place).astype(int), row=table["y"].map(level).astype(int))
-    values = np.full((len(rows), len(columns)), np.nan)
+def _draw_cells(
+    ax: Axes, table: pd.DataFrame, shape: tuple[int, int], norm: Normalize, colour_map: str
+) -> ScalarMappable:
+    """Draw the coloured cells, hatches and frames of a table with ``row`` and ``column``; return the colours."""
+    values = np.full(shape, np.nan)
     values[table["row"], table["column"]] = table["value"]
-    norm, extend = _norm(values[np.isfinite(values)], is_low and "accuracy" not in metric)
-    # Dark is good, whichever way the metric goes, as in parallel coordinates.
-    colours = ScalarMappable(norm, mpl.colormaps["cividis" if is_low else "cividis_r"])
-    ax.grid(False)
-    ax.pcolormesh(
-        np.arange(len(columns) + 1) - 0.5, np.arange(len(rows) + 1) - 0.5, np.ma.masked_invalid(values),
-        norm=norm, cmap=colours.cmap, edgecolors="white", linewidth=0.8,
+    colours = ax.pcolormesh(
+        np.arange(shape[1] + 1) - 0.5, np.arange(shape[0] + 1) - 0.5, np.ma.masked_invalid(values),
+        norm=norm, cmap=colour_map, edgecolors="white", linewidth=0.8,
     )  # fmt: skip
-    ax.set_xlim(-0.5, len(columns) - 0.5)
-    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.grid(False)
+    ax.set_ylim(shape[0] - 0.5, -0.5)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    notes = [
-        f"Cell: {display_name(metric)}, mean over seeds." if _has_seeds(results) else f"Cell: {display_name(metric)}."
+    cell: Any
+    for cell in table.itertuples():
+        left, top = cell.column - 0.5, cell.row - 0.5
+        if cell.state in _STYLES:
+            ax.add_patch(Rectangle((left + 0.03, top + 0.04), 0.94, 0.92, **_STYLES[cell.state]))
+        if cell.is_best:
+            ax.add_patch(Rectangle((left, top), 1, 1, **_BEST, zorder=4, clip_on=False))
+        if cell.is_tied:
+            ax.add_patch(Rectangle((left + 0.02, top + 0.03), 0.96, 0.94, **_TIED, zorder=3))
+    return colours
+
+
+def _draw_numbers(ax: Axes, table: pd.DataFrame, colours: ScalarMappable, metric: str, num_columns: int) -> bool:
+    """Write the value of each measured cell; return whether there is room for readable numbers."""
+    table = table[table["state"] == MEASURED]
+    # A range below 0.03 needs a fourth decimal.
+    digits = 4 if table["value"].max() - table["value"].min() < 0.03 else 3
+    texts = [
+        _text(value, metric, digits) + "*" * bool(is_partial)
+        for value, is_partial in zip(table["value"], table["is_partial"], strict=True)
     ]
-    notes.append("Darker is better.")
-    digits = _digits(values)
-    texts = {index: _text(row.value, metric, digits) + "*" * bool(row.is_partial) for index, row in _measured(table)}
-    points = _points(texts.values(), ax, len(columns))
-    one: Any
-    for one in table.itertuples():
-        corner = (one.column - 0.5, one.row - 0.5)
-        if one.state in _LOOKS:
-            ax.add_patch(Rectangle((corner[0] + 0.03, corner[1] + 0.04), 0.94, 0.92, **_LOOKS[one.state]))
-        elif points:
-            colour = "black" if _is_bright(colours.to_rgba(one.value)) else "white"
-            ax.text(
-                one.column, one.row + 0.02, texts[one.Index], ha="center", va="center", size=points, color=colour,
-                weight="bold" if one.is_best else "normal",
-            )  # fmt: skip
-        if one.is_best:
-            ax.add_patch(Rectangle(corner, 1, 1, **_BEST, zorder=4, clip_on=False))
-            notes.append("Framed: the best cell.")
-        if one.is_tied:
-            inner = (corner[0] + 0.02, corner[1] + 0.03)
-            ax.add_patch(Rectangle(inner, 0.96, 0.94, **_TIED, zorder=3))
-            notes.append("Dashed: cells that the seeds cannot tell from it (95 %, each by itself).")
-    sheet.colour_bar(ax, colours, metric, extend)
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    cell_width = ax.get_window_extent().width / figure.dpi / num_columns - 0.06
+    points = min(7.0 * cell_width / (max(map(len, texts), default=1) * _CHARACTER), 7.5)
+    if points < _MIN_POINTS:
+        return False
+    cell: Any
+    for cell, text in zip(table.itertuples(), texts, strict=True):
+        ax.text(
+            cell.column, cell.row + 0.02, text, ha="center", va="center", size=points,
+            color="black" if _is_bright(colours.to_rgba(cell.value)) else "white",
+            weight="bold" if cell.is_best else "normal",
+        )  # fmt: skip
+    return True
+
+
+def _notes(results: Results, metric: str, table: pd.DataFrame, norm: Normalize, has_numbers: bool) -> Iterable[str]:
+    """Yield the sentences of the caption for one metric."""
+    has_seeds = "seed" in results.varied_parameters
+    yield f"Cell: {display_name(metric)}{', mean over seeds' * has_seeds}."
+    yield "Darker is better."
+    if table["is_best"].any():
+        yield "Framed: the best cell."
+    if table["is_tied"].any():
+        yield "Dashed: cells that do not differ significantly from it (95 %, each by itself)."
     if (table["num_configurations"] > 1).any():
-        notes.append("Where other parameters vary, too, a cell is the best configuration's.")
+        yield "Where other parameters vary, too, a cell is the best configuration's."
     if table["is_partial"].any():
-        notes.append("*: mean of the seeds that did not diverge.")
-    for state, said in ((DIVERGED, "Striped: diverged"), (NO_VALUE, "Dotted: no trial there gave a value")):
-        if lost := int((table["state"] == state).sum()):
-            notes.append(f"{said} ({lost} of {len(table)} cells).")
-    if not points:
-        notes.append("There is no room for numbers.")
-    if extend != "neither":
-        notes.append(f"The colours end at {norm.vmax:.3g}; the highest value is {np.nanmax(values):.3g}.")
-    return notes
-
-
-def _has_seeds(results: Results) -> bool:
-    return "seed" in results.trials and len(results.trials["seed"].drop_duplicates()) > 1
-
-
-def _measured(table: pd.DataFrame) -> Any:
-    own = table[table["state"] == MEASURED]
-    return zip(own.index, own.itertuples(), strict=True)
-
-
-def _digits(values: np.ndarray) -> int:
-    """Return how many decimals of an accuracy tell cells apart: a range of less than 0.03 takes a fourth."""
-    return 4 if np.nanmax(values) - np.nanmin(values) < 0.03 else 3
+        yield "*: mean of the seeds that did not diverge."
+    for state, text in ((DIVERGED, "Striped: diverged"), (NO_VALUE, "Dotted: no trial there gave a value")):
+        if count := int((table["state"] == state).sum()):
+            yield f"{text} ({count} of {len(table)} cells)."
+    if not has_numbers:
+        yield "There is no room for numbers."
+    highest = table["value"].max()
+    if norm.vmax is not None and highest > norm.vmax:
+        yield f"The colours end at {norm.vmax:.3g}; the highest value is {highest:.3g}."
 
 
 def _text(value: float, metric: str, digits: int) -> str:
     """Return a number that fits into a cell."""
     if "accuracy" in metric:
         return f"{value:.{digits}f}"
-    return (
-        f"{value:.0f}"
-        if 1000 <= abs(value) < 1e5
-        else f"{value:#.3g}".replace("e+0", "e").replace("e-0", "e-").rstrip(".")
-    )
+    if 1000 <= abs(value) < 1e5:
+        return f"{value:.0f}"
+    return f"{value:#.3g}".replace("e+0", "e").replace("e-0", "e-").rstrip(".")
 
 
-def _points(texts: Any, ax: Axes, num_columns: int) -> float:
-    """Return the size of letters at which every number fits; 0: none that can be read."""
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    cell = ax.get_window_extent().width / figure.dpi / num_columns - 0.06
-    points = min(7.0 * cell / (max(map(len, texts), default=1) * _SMALL), 7.5)
-    return points if points >= _LEAST_POINTS else 0.0
-
-
-def _norm(values: np.ndarray, may_explode: bool) -> tuple[Normalize, str]:
-    """Return the range of the colours; a few values that exploded must not make all others one colour."""
-    low, high = float(values.min()), float(values.max())
-    if may_explode and low >= 0 and high > 8 * (usual := float(np.median(values))) > 0:
-        return Normalize(low, 2 * usual), "max"
+def _norm(values: pd.Series, may_explode: bool) -> tuple[Normalize, str]:
+    """Return the range of the colours, cut so that a few exploded values do not make all others one colour."""
+    low, high, median = float(values.min()), float(values.max()), float(values.median())
+    if may_explode and low >= 0 and high > 8 * median > 0:
+        return Normalize(low, 2 * median), "max"
     if low == high:
         low, high = low - (abs(low) or 1) * 0.05, high + (abs(high) or 1) * 0.05
     return Normalize(low, high), "neither"
 
 
 def _is_bright(colour: Any) -> bool:
-    """Return whether black reads better on a colour than white does (WCAG's relative luminance)."""
+    """Return whether black has more contrast on a colour than white (relative luminance of WCAG)."""
     channels = np.asarray(colour[:3])
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return bool(linear @ [0.2126, 0.7152, 0.0722] > 0.179)

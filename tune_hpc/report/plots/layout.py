@@ -1,6 +1,7 @@
-"""A figure under way: its title, its panels and its legend, all placed in inches.
+"""Figure with a title, panels, a legend and notes for its caption.
 
-Whatever the labels, legends stand beside or below the panels, never on them: room is counted before anything is drawn.
+matplotlib's constrained layout places all parts. ``CaptionedFigure.fit`` then sets the height of the figure so that
+each row of panels has its height, whatever the labels and the legend take.
 """
 
 import textwrap
@@ -12,153 +13,161 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from tune_hpc.analysis.formatting import QUICK_NOTE, axis_label, display_name, format_number
+from tune_hpc.analysis.formatting import QUICK_NOTE, axis_label, display_name
 from tune_hpc.analysis.results import Results
-from tune_hpc.report.plots.axes import CHARACTER, WIDTH, label_text
+from tune_hpc.report.plots.axes import CHARACTER, format_ticks, label_text, wrap_text
 
-#: Inches: between a figure's edge and what stands at it; a line of the title; a row of the legend; its handle.
-EDGE, TITLE_LINE, LEGEND_ROW, HANDLE = 0.12, 0.19, 0.165, 0.46
-#: Inches around the axes of one panel.
-_LEFT, _RIGHT, _BOTTOM, _TOP = 0.8, 0.2, 0.46, 0.10
+#: Width of a figure in inches: the text of a page.
+WIDTH = 6.5
+#: Height of a panel in inches, by the number of panels in a row.
+_PANEL_HEIGHTS = {1: 2.44, 2: 1.79}
+#: Inches of a legend's handle with its gaps.
+_HANDLE = 0.66
+#: Characters of a row's name.
+_MAX_NAME = 40
+#: Widest and longest legend, in inches and entries, that stands beside a single panel.
+_BESIDE_WIDTH, _BESIDE_ENTRIES = 2.3, 13
 
 
 @dataclass
-class FigureLayout:
-    """A figure being drawn: its parts, and what the caption must say.
+class CaptionedFigure:
+    """Figure and the text of its caption.
 
     Attributes:
         figure: The figure.
-        axes: One a panel.
+        axes: Its panels, without colour bars.
         title: Its heading.
-        top: Inches that the heading takes.
-        notes: Sentences for the caption, each once.
+        heights: Inches of each row of panels.
+        notes: Sentences for the caption.
     """
 
     figure: Figure
     axes: list[Axes]
     title: str
-    top: float = 0.0
-    notes: dict[str, None] = field(default_factory=dict)
+    heights: Sequence[float]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def caption(self) -> str:
-        """The title and the notes as sentences."""
+        """Title and notes as sentences."""
         return " ".join([f"{self.title}.", *self.notes])
 
-    def panel(self, left: float, below: float, width: float, height: float) -> Axes:
-        """Add axes, in inches: from the left edge, and below the heading."""
-        ax = self._axes(left, below, width, height)
-        self.axes.append(ax)
-        return ax
+    def add_notes(self, *notes: str) -> None:
+        """Add sentences to the caption, each once; skip empty ones."""
+        self.notes += [note for note in dict.fromkeys(notes) if note and note not in self.notes]
 
-    def colour_bar(self, ax: Axes, colours: ScalarMappable, metric: str, extend: str = "neither") -> None:
-        """Add a colour bar on the right of a panel, as high as it, with its metric and unit."""
-        box = ax.get_window_extent()
-        scale = self.figure.dpi
-        below = self.figure.get_figheight() - self.top - box.y1 / scale
-        place = self._axes(box.x1 / scale + 0.12, below, 0.13, box.height / scale)
-        place.set_label("colour bar")
-        bar = self.figure.colorbar(colours, cax=place, extend=extend)
+    def set_labels(self, ax: Axes, x: str, y: str) -> None:
+        """Label both axes of a panel; a long vertical label is broken into lines."""
+        ax.set_xlabel(x)
+        ax.set_ylabel(wrap_text(y, self._height(ax)))
+
+    def add_legend(
+        self, handles: Sequence[Any], labels: Sequence[str], heading: str | None = None, *, may_be_beside: bool = False
+    ) -> None:
+        """Add a legend below the panels; a small one stands beside a single panel if it may."""
+        entry = max(map(len, [*labels, heading or ""]), default=0) * CHARACTER + _HANDLE
+        is_small = entry < _BESIDE_WIDTH and 1 < len(labels) <= _BESIDE_ENTRIES
+        is_beside = may_be_beside and len(self.axes) == 1 and is_small
+        place: Any = "outside right upper" if is_beside else "outside lower left"
+        columns = 1 if is_beside else max(min(int(WIDTH / entry), len(labels), 5), 1)
+        self.figure.legend(
+            handles=handles,
+            labels=labels,
+            title=heading,
+            alignment="left",
+            loc=place,
+            ncols=columns,
+            borderaxespad=0.6,
+        )
+
+    def add_colour_bar(self, ax: Axes, colours: ScalarMappable, metric: str, extend: str = "neither") -> None:
+        """Add a colour bar on the right of a panel, as high as the panel, with the metric and its unit."""
+        bar = self.figure.colorbar(colours, ax=ax, extend=extend, fraction=0.03, pad=0.02)
+        bar.ax.set_box_aspect(None)
+        bar.ax.set_label("colour bar")
         bar.outline.set_linewidth(0.5)
         bar.ax.tick_params(labelsize=7, length=2)
-        bar.ax.yaxis.set_major_formatter(lambda value, _: format_number(value, 4))
-        bar.set_label(wrap_text(axis_label(metric), box.height / scale), fontsize=8)
+        format_ticks(bar.ax.yaxis, 4)
+        bar.set_label(wrap_text(axis_label(metric), self._height(ax)), fontsize=8)
 
-    def _axes(self, left: float, below: float, width: float, height: float) -> Axes:
-        total = self.figure.get_figheight()
-        lower = total - self.top - below - height
-        return self.figure.add_axes((left / WIDTH, lower / total, width / WIDTH, height / total))
+    def _height(self, ax: Axes) -> float:
+        """Return the inches of a panel."""
+        columns = -(-len(self.axes) // len(self.heights))
+        return self.heights[self.axes.index(ax) // columns]
 
-    def legend(self, handles: Sequence[Any], labels: Sequence[str], heading: str | None = None, **place: Any) -> None:
-        """Add the legend: by default at the lower edge, where ``legend_height`` has left room for it."""
-        total = self.figure.get_figheight()
-        below: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (EDGE / WIDTH, 0.08 / total)}
-        below["ncols"] = entries_per_row(labels, heading)
-        self.figure.legend(handles, labels, title=heading, alignment="left", **{**below, **place})
+    def fit(self) -> "CaptionedFigure":
+        """Place all parts and set the figure's height, so that each row of panels has its height; return itself."""
+        engine = self.figure.get_layout_engine()
+        assert engine is not None
+        self.figure.align_ylabels()
+        engine.execute(self.figure)
+        columns = -(-len(self.axes) // len(self.heights))
+        present = sum(ax.get_position().height for ax in self.axes[::columns])
+        present *= self.figure.get_figheight()
+        self.figure.set_figheight(self.figure.get_figheight() + sum(self.heights) - present)
+        engine.execute(self.figure)
+        self.figure.set_layout_engine("none")
+        return self
 
 
-def new_figure(title: str, body: float, below: float = 0.0) -> FigureLayout:
-    """Return an empty figure: its title, ``body`` inches for the panels and ``below`` inches for a legend."""
-    lines = textwrap.wrap(title, 78)
-    top = 0.1 + TITLE_LINE * len(lines)
-    total = top + body + below
-    figure = Figure(figsize=(WIDTH, total))
+def new_figure(title: str, heights: Sequence[float], num_columns: int = 1) -> CaptionedFigure:
+    """Return a figure with its title and empty panels.
+
+    Args:
+        title: Its heading.
+        heights: Inches of each row of panels.
+        num_columns: Panels in a row.
+    """
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06, wspace=0.02, hspace=0.03)
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.6 * len(heights) + 0.5), layout=layout)
     FigureCanvasAgg(figure)
-    figure.text(EDGE / WIDTH, 1 - 0.1 / total, "\n".join(lines), va="top", weight="bold", size=9.5)
-    return FigureLayout(figure, [], title, top)
+    figure.suptitle(textwrap.fill(title, 78), x=0.018, ha="left", weight="bold", size=9.5)
+    axes = figure.subplots(len(heights), num_columns, squeeze=False, height_ratios=heights)
+    return CaptionedFigure(figure, list(axes.flat), title, heights)
 
 
 def new_grid(
-    title: str, num_panels: int, handles: Sequence[Any], labels: list[str], heading: str | None, extra: float
-) -> FigureLayout:
-    """Return an empty figure with its panels, two in a row, its title and its legend; ``extra`` is for tall labels."""
-    bottom = _BOTTOM + extra
-    num_columns = 1 if num_panels == 1 else 2
+    title: str, num_panels: int, handles: Sequence[Any] = (), labels: Sequence[str] = (), heading: str | None = None
+) -> CaptionedFigure:
+    """Return a figure with empty panels, two in a row, and a legend if there are handles."""
+    num_columns = min(num_panels, 2)
     num_rows = -(-num_panels // num_columns)
-    height = {1: 3.0, 2: 2.35}[num_columns] + extra
-    entry = entry_width(labels, heading)
-    has_gap = num_panels > 1 and num_panels % 2 == 1 and entry < 2.9 and len(labels) <= 11
-    beside = num_panels == 1 and entry < 2.1 and len(labels) <= 13
-    below = bool(handles) and not has_gap and not beside
-    sheet = new_figure(title, num_rows * height, legend_height(labels, heading) if below else 0.0)
-    width = (WIDTH - (entry + 0.1 if beside and handles else 0)) / num_columns
-    for panel in range(num_panels):
-        row, column = divmod(panel, num_columns)
-        sheet.panel(column * width + _LEFT, row * height + _TOP, width - _LEFT - _RIGHT, height - bottom - _TOP)
+    sheet = new_figure(title, [_PANEL_HEIGHTS[num_columns]] * num_rows, num_columns)
+    for ax in sheet.axes[num_panels:]:
+        ax.remove()
+    del sheet.axes[num_panels:]
     if handles:
-        place: dict[str, Any] = {}
-        if beside or has_gap:
-            total = sheet.figure.get_figheight()
-            x = width if beside else WIDTH / 2 + 0.5
-            y = total - sheet.top - (num_rows - 1) * height - _TOP
-            place = {"loc": "upper left", "bbox_to_anchor": (x / WIDTH, y / total), "ncols": 1}
-        sheet.legend(handles, labels, heading, **place)
+        sheet.add_legend(handles, labels, heading, may_be_beside=True)
     return sheet
 
 
-def label_y(ax: Axes, text: str) -> None:
-    """Label the vertical axis, at the same place in every panel."""
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    box = ax.get_window_extent()
-    ax.set_ylabel(wrap_text(text, box.height / figure.dpi))
-    ax.yaxis.set_label_coords(-0.53 * figure.dpi / box.width, 0.5)
-
-
 def figure_title(
-    results: Results, specification: Mapping[str, Any], where: Mapping[str, Any], compared: bool = False
+    results: Results, specification: Mapping[str, Any], where: Mapping[str, Any], is_compared: bool = False
 ) -> str:
-    """Return a figure's heading: which page it is, and that a quick run is one (``compared``: with published ones)."""
-    title = specification["title"] + "".join(
-        f": {display_name(name)} {label_text(value)}" for name, value in where.items()
-    )
-    if results.experiment.get("quick"):
-        title += f" ({QUICK_NOTE})" if compared else " (quick run)"
-    return str(title)
+    """Return a figure's title with its page; it says if the run was quick.
+
+    Args:
+        results: Any results.
+        specification: The figure.
+        where: Parameter and value of the page.
+        is_compared: Whether the figure shows published numbers, too.
+    """
+    page = "".join(f": {display_name(name)} {label_text(value)}" for name, value in where.items())
+    quick = f" ({QUICK_NOTE})" if is_compared else " (quick run)"
+    return f"{specification['title']}{page}{quick if results.experiment.get('quick') else ''}"
 
 
-def entry_width(labels: Sequence[str], heading: str | None = None) -> float:
-    """Return the inches of a legend's widest entry."""
-    return max((len(label) for label in [*labels, heading or ""]), default=0) * CHARACTER + HANDLE
-
-
-def entries_per_row(labels: Sequence[str], heading: str | None = None) -> int:
-    """Return how many entries stand side by side below the panels."""
-    return max(min(int(WIDTH // (entry_width(labels, heading) + 0.2)), len(labels), 5), 1)
-
-
-def legend_height(labels: Sequence[str], heading: str | None = None) -> float:
-    """Return the inches that a legend takes below the panels."""
-    rows = -(-len(labels) // entries_per_row(labels, heading)) + bool(heading)
-    return rows * LEGEND_ROW + 0.12
-
-
-def colour_bar_width(metrics: Iterable[str], height: float) -> float:
-    """Return the inches that colour bars take on the right of their panels, with numbers and labels."""
-    return 0.7 + 0.15 * max(wrap_text(axis_label(metric), height).count("\n") + 1 for metric in metrics)
-
-
-def wrap_text(text: str, inches: float) -> str:
-    """Return a text in lines that are no longer than so many inches."""
-    return "\n".join(textwrap.wrap(text, max(int(inches / 0.078), 6)))
+def named_rows(title: str, names: Iterable[str], label: str, row_height: float) -> tuple[CaptionedFigure, Axes]:
+    """Return a figure with one panel that has a named row at each whole number, the first on top."""
+    labels = [name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…" for name in names]
+    height = max(len(labels) * row_height, 0.8)
+    sheet = new_figure(title, [height])
+    ax = sheet.axes[0]
+    ax.set_yticks(range(len(labels)), labels)
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.set_ylabel(wrap_text(label, height))
+    ax.grid(False, axis="y")
+    return sheet, ax
