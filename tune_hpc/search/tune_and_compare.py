@@ -60,10 +60,10 @@ def compare(
         >>> from tune_hpc import Experiment, Space, compare
         >>> def train(config, report):
         ...     report(1, {"loss": (config["x"] - config["center"]) ** 2 + config["seed"] / 100})
-        >>> space = Space(
-        ...     {"center": tune.choice([0.0, 5.0]), "x": tune.uniform(0, 1)}, roles={"center": "scientific"}
-        ... )
-        >>> experiment = Experiment("parabola", space, train, metric="loss", mode="min", searcher="random", num_samples=2)
+        >>> parameters = {"center": tune.choice([0.0, 5.0]), "x": tune.uniform(0, 1)}
+        >>> space = Space(parameters, roles={"center": "scientific"})
+        >>> options = {"metric": "loss", "mode": "min", "searcher": "random", "num_samples": 2}
+        >>> experiment = Experiment("parabola", space, train, **options)
         >>> outcome = compare(experiment, budget=3, seeds=2, output_dir="runs/centers", show_progress=False)
         >>> outcome.winners.trials.groupby("center").size().to_dict()
         {0.0: 2, 5.0: 2}
