@@ -11,7 +11,7 @@ from tune_hpc.errors import FolderError
 from tune_hpc.jobs.launch import folders_in, launch
 from tune_hpc.scaling.measurement import run_all as measure_all
 from tune_hpc.search.experiment import experiment_from_json
-from tune_hpc.search.limits import StopCriteria
+from tune_hpc.search.stopping import StopCriteria
 
 
 def experiment(name="parabola", **changes):
@@ -86,7 +86,7 @@ def test_a_measurement_that_came_to_its_end_is_kept(tmp_path, monkeypatch):
 
 
 def test_a_file_ends_a_search_when_it_is_there(tmp_path, monkeypatch):
-    monkeypatch.setattr("tune_hpc.search.limits.LOOK_INTERVAL_S", 0.0)
+    monkeypatch.setattr("tune_hpc.search.stopping.DRIVER_POLL_INTERVAL_S", 0.0)
     limits = StopCriteria(stop_file=tmp_path / "stop")
     assert not limits.are_reached()
     (tmp_path / "stop").touch()
@@ -98,7 +98,10 @@ def test_a_file_ends_a_search_when_it_is_there(tmp_path, monkeypatch):
     ("flags", "told"),
     [
         (["--resume"], "--resume needs --output-dir, the folder of the searches to resume"),
-        (["--resume", "--overwrite", "--output-dir", "x"], "--resume keeps earlier results and --overwrite removes them"),
+        (
+            ["--resume", "--overwrite", "--output-dir", "x"],
+            "--resume keeps earlier results and --overwrite removes them",
+        ),
     ],
 )
 def test_flags_that_contradict_one_another_are_refused(flags, told, capsys, tmp_path, monkeypatch):

@@ -115,7 +115,7 @@ def test_job_of_which_nothing_is_known_is_resumed_only_by_force(tmp_path, driver
     assert client.job(job.id).status().state is JobState.UNKNOWN
     found = client.job(job.id)
     for change in (found.resume, lambda: found.extend(3), found.delete):
-        with pytest.raises(ConflictError, match="the driver of .* may be running"):
+        with pytest.raises(ConflictError, match=r"the driver of \S+ may be running"):
             change()
     assert client.launcher.started == []
     client.job(job.id).resume(force=True)

@@ -69,7 +69,9 @@ def test_an_address_is_that_of_a_dashboard(address, url):
 
 @pytest.mark.parametrize("address", ["", "http://", "ray://head:10001", "http://head/jobs", "head:port", "http://[::1"])
 def test_what_cannot_be_one_is_refused(address):
-    with pytest.raises(ClusterError, match="the address of a cluster is that of its dashboard, like http://head:8265; got"):
+    with pytest.raises(
+        ClusterError, match="the address of a cluster is that of its dashboard, like http://head:8265; got"
+    ):
         RayJobsLauncher(address)
 
 
@@ -84,7 +86,9 @@ def test_a_cluster_is_let_in_to_with_the_token_that_is_given_or_found(dashboard,
 
 
 def test_a_cluster_that_wants_a_token_and_gets_none_says_where_one_is(dashboard):
-    with pytest.raises(ClusterError, match=r"requires a token, and this machine has none; copy ~/\.ray/auth_token from its"):
+    with pytest.raises(
+        ClusterError, match=r"requires a token, and this machine has none; copy ~/\.ray/auth_token from its"
+    ):
         RayJobsLauncher(dashboard(token="right")).check()
 
 

@@ -29,7 +29,7 @@ def test_times_are_read_as_slurm_does(time, seconds):
 
 @pytest.mark.parametrize("time", ["", "0", "00:00:00", "2h", "1:2:3:4", "infinite", "-5", "1-", " 5", "5\n"])
 def test_other_times_are_refused(time):
-    with pytest.raises(InvalidExperimentError, match="a time is minutes, HH:MM:SS or D-HH:MM:SS"):
+    with pytest.raises(InvalidExperimentError, match="time must be minutes, HH:MM:SS or D-HH:MM:SS"):
         seconds_of(time)
 
 
@@ -40,16 +40,16 @@ def test_other_times_are_refused(time):
         ({"gpus_per_node": -1}, "gpus_per_node must be at least 0; got -1"),
         ({"cpus_per_node": 0}, "cpus_per_node must be at least 1; got 0"),
         ({"max_requeues": -1}, "max_requeues must be at least 0; got -1"),
-        ({"warning_s": 30}, "the warning must come at least 60 s before the end"),
-        ({"time": "2", "warning_s": 120}, "later than the beginning; got 120 s and 120 s"),
-        ({"memory": "16 GB"}, "memory is a number with K, M, G or T"),
-        ({"partition": "a b"}, "partition is one word"),
-        ({"account": ""}, "account is one word"),
-        ({"job_name": "a\n#SBATCH -n 99"}, "job_name is one word"),
-        ({"options": ("constraint=a100",)}, "an option of sbatch's begins with -"),
-        ({"options": ("--a\nrm -rf .",)}, "is one line"),
-        ({"setup": ("a\nb",)}, "one line of shell at a time"),
-        ({"nodes": 2, "symmetric_run": False}, "Ray comes to 2 nodes by symmetric_run only"),
+        ({"warning_s": 30}, "warning_s must be at least 60 and less"),
+        ({"time": "2", "warning_s": 120}, r"less than the time limit of 120 s \(2\); got 120"),
+        ({"memory": "16 GB"}, "memory must be a number with K, M, G or T"),
+        ({"partition": "a b"}, "partition must be one word"),
+        ({"account": ""}, "account must be one word"),
+        ({"job_name": "a\n#SBATCH -n 99"}, "job_name must be one word"),
+        ({"options": ("constraint=a100",)}, "options must be single lines that start with -"),
+        ({"options": ("--a\nrm -rf .",)}, "must be single lines"),
+        ({"setup": ("a\nb",)}, "one shell line per entry"),
+        ({"nodes": 2, "symmetric_run": False}, "starts Ray on one node only, but nodes is 2"),
     ],
 )
 def test_what_slurm_or_the_search_could_not_live_with_is_refused(changes, message):

@@ -61,7 +61,10 @@ def test_job_without_a_driver_yet_is_pending(job):
 
 def test_driver_that_ended_before_it_began_has_failed_with_its_output(job):
     status = job_status(job, DriverState.GONE, "no such module")
-    assert (status.state, status.reason) == (JobState.FAILED, "the driver ended before it started the job: no such module")
+    assert (status.state, status.reason) == (
+        JobState.FAILED,
+        "the driver ended before it started the job: no such module",
+    )
 
 
 def test_attempt_is_pending_while_its_launcher_starts_it_and_fails_if_that_never_ends(job):

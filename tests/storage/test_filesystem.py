@@ -1,154 +1,158 @@
+"""Storage on a folder and on a bucket, with readers and writers on several machines."""
+
 import pytest
 
 from tune_hpc.errors import FolderError
-from tune_hpc.storage import filesystem
-from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiments, write_atomic
-from tune_hpc.storage.filesystem import delete, delete_tree, here, list_names, pull, pull_tree, push, uri
+from tune_hpc.storage import s3
+from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiments
+from tune_hpc.storage.filesystem import FileInfo, Storage
 
 
 @pytest.fixture
-def elsewhere(bucket, tmp_path, monkeypatch):
-    """Return a function that goes to another machine, or to one where one has been, by its name."""
+def machine(bucket, tmp_path, monkeypatch):
+    """Return a function that switches to the working copies of another machine by its name."""
 
-    def go(name):
+    def switch(name):
         (tmp_path / name).mkdir(exist_ok=True)
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / name))
-        filesystem.cache_dir.cache_clear()
+        s3.working_copies.cache_clear()
+        return Storage(bucket)
 
-    return go
-
-
-def write(place, text):
-    write_atomic(here(place), lambda path: path.write_text(text, encoding="utf-8"))
+    return switch
 
 
-def read(place):
-    return here(place).read_text(encoding="utf-8") if pull(here(place)) else None
+@pytest.mark.parametrize("name", ["runs/a", "/tmp/a", "a b"])
+def test_local_root_is_its_path(name):
+    storage = Storage(name)
+    assert (str(storage.root), storage.uri, storage.is_remote) == (name, name, False)
 
 
-@pytest.mark.parametrize("place", ["runs/a", "/tmp/a", "a b"])
-def test_a_folder_is_just_a_folder(place, tmp_path):
-    assert str(here(place)) == place == uri(here(place))
-    file = tmp_path / "file"
-    assert not pull(file)
-    file.write_text("text", encoding="utf-8")
-    push(file)
-    assert pull(file)
-    delete(file)
-    delete(file)
-    assert not file.exists()
-    assert list_names(tmp_path / "nothing") == []
-
-
-def test_a_place_has_one_name_on_all_machines(elsewhere, bucket):
-    path = here(f"{bucket}/a/b")
-    elsewhere("other")
-    assert here(f"{bucket}/a/b") != path
-    assert uri(here(f"{bucket}/a/b")) == f"{bucket}/a/b"
-
-
-@pytest.mark.parametrize("place", ["s3://", "s3:///a", "s3://bucket/../other", "gs://bucket/a", "http://host/a"])
-def test_what_is_no_place_in_a_store_is_refused(place):
+@pytest.mark.parametrize("root", ["s3://", "s3:///a", "s3://bucket/../other", "gs://bucket/a", "http://host/a"])
+def test_malformed_uri_is_rejected(root):
     with pytest.raises(FolderError, match="s3://bucket/folder"):
-        here(place)
+        Storage(root)
 
 
-def test_what_one_machine_writes_another_reads_and_sees_go(elsewhere, bucket):
-    file = f"{bucket}/folder/file"
-    assert read(file) is None
-    write(file, "one")
-    elsewhere("other")
-    assert read(file) == "one"
-    write(file, "two")
-    elsewhere("machine")
-    assert read(file) == "two"
-    delete(here(file))
-    elsewhere("other")
-    assert read(file) is None
-    assert list_names(here(f"{bucket}/folder")) == []
+def test_uri_is_the_same_on_all_machines(machine, bucket):
+    first, second = machine("machine"), machine("other")
+    assert first.root != second.root
+    assert second.uri == bucket == Storage(second.root).uri
 
 
-def test_a_file_of_the_same_size_is_known_to_be_another(elsewhere, bucket):
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_file_is_written_read_listed_and_deleted(request, tmp_path, is_remote):
+    storage = Storage(request.getfixturevalue("bucket") if is_remote else tmp_path / "root")
+    assert not storage.exists("a/file")
+    assert storage.list_names() == storage.list_files("a") == []
+    with pytest.raises(FileNotFoundError):
+        storage.read_text("a/file")
+    storage.write_atomic("a/file", "text")
+    storage.write_atomic("b", b"\x00")
+    assert storage.exists("a/file")
+    assert not storage.exists("a")
+    assert storage.download("a/file")
+    assert (storage.read_text("a/file"), storage.read_bytes("b")) == ("text", b"\x00")
+    storage.append("a/file", " more")
+    assert storage.read_text(storage.local_path("a/file")) == "text more"
+    assert storage.list_names() == ["a", "b"]
+    found = storage.list_files()
+    assert [(info.name, info.size) for info in found] == [("a/file", 9), ("b", 1)]
+    assert isinstance(found[0], FileInfo)
+    assert storage.create_exclusive("c", "first")
+    assert not storage.create_exclusive("c", "second")
+    assert storage.read_text("c") == "first"
+    for _ in range(2):
+        storage.delete("b")
+        storage.delete_tree("a")
+    assert storage.list_names() == ["c"]
+
+
+def test_file_of_one_machine_is_read_and_its_deletion_seen_by_another(machine):
+    machine("machine").write_atomic("folder/file", "one")
+    other = machine("other")
+    assert other.read_text("folder/file") == "one"
+    other.write_atomic("folder/file", "two")
+    first = machine("machine")
+    assert first.read_text("folder/file") == "two"
+    first.delete("folder/file")
+    other = machine("other")
+    assert not other.download("folder/file")
+    assert other.list_names("folder") == []
+
+
+def test_new_version_of_the_same_size_replaces_a_working_copy(machine):
     for text in ("a", "b", "c"):
-        elsewhere("writer")
-        write(f"{bucket}/file", text)
-        elsewhere("reader")
-        assert read(f"{bucket}/file") == text
+        machine("writer").write_atomic("file", text)
+        assert machine("reader").read_text("file") == text
 
 
-def test_what_has_not_changed_is_not_fetched_again(elsewhere, bucket, monkeypatch):
-    write(f"{bucket}/file", "text")
-    elsewhere("other")
-    assert read(f"{bucket}/file") == "text"
-    node = here(f"{bucket}/file").stat().st_ino
-    assert read(f"{bucket}/file") == "text"
-    pull_tree(here(bucket))
-    assert here(f"{bucket}/file").stat().st_ino == node
+def test_unchanged_file_is_not_downloaded_again(machine):
+    machine("machine").write_atomic("file", "text")
+    storage = machine("other")
+    assert storage.read_text("file") == "text"
+    inode = storage.local_path("file").stat().st_ino
+    assert storage.read_text("file") == "text"
+    storage.download_tree()
+    assert storage.local_path("file").stat().st_ino == inode
 
 
-def test_a_log_that_grows_here_is_not_replaced_by_an_older_copy(elsewhere, bucket):
-    log = here(f"{bucket}/output.log")
+def test_growing_log_is_not_replaced_by_an_older_version(machine):
+    storage = machine("machine")
+    log = storage.local_path("output.log")
     log.parent.mkdir(parents=True)
     with log.open("a", encoding="utf-8", buffering=1) as file:
         file.write("one\n")
-        push(log)
+        storage.upload("output.log")
         file.write("two\n")
-        assert pull(log)
-        assert log.read_text(encoding="utf-8") == "one\ntwo\n"
-        push(log)
-    elsewhere("other")
-    assert read(f"{bucket}/output.log") == "one\ntwo\n"
+        assert storage.read_text("output.log") == "one\ntwo\n"
+        storage.upload("output.log")
+    assert machine("other").read_text("output.log") == "one\ntwo\n"
 
 
-def test_a_tree_is_fetched_listed_and_removed(elsewhere, bucket):
+def test_tree_is_downloaded_and_deleted(machine):
     for name in ("a/1", "a/2", "b/c/3"):
-        write(f"{bucket}/{name}", name)
-    elsewhere("other")
-    root = here(bucket)
-    assert list_names(root) == ["a", "b"]
-    pull_tree(root)
-    assert sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()) == [
-        "a/1", "a/2", "b/c/3"
-    ]  # fmt: skip
-    delete_tree(root / "a")
-    delete_tree(root / "a")
-    elsewhere("machine")
-    assert list_names(here(bucket)) == ["b"]
+        machine("machine").write_atomic(name, name)
+    storage = machine("other")
+    storage.download_tree()
+    paths = sorted(path for path in storage.root.rglob("*") if path.is_file())
+    assert [path.relative_to(storage.root).as_posix() for path in paths] == ["a/1", "a/2", "b/c/3"]
+    storage.delete_tree("a")
+    assert machine("machine").list_names() == ["b"]
 
 
-def test_experiments_are_found_and_claimed_in_a_store(elsewhere, bucket):
-    home = ExperimentFolder(f"{bucket}/search")
-    home.claim("made.up")
-    home.write({"name": "made.up"})
-    write(f"{bucket}/search/logs/t00000.log", "text")
-    assert home.uri == f"{bucket}/search"
-    elsewhere("other")
-    assert [one.read()["name"] for one in find_experiments(bucket)] == ["made.up"]
+def test_experiments_of_a_bucket_are_found_and_claimed(machine, bucket):
+    folder = ExperimentFolder(f"{bucket}/search")
+    folder.claim("made.up")
+    folder.write({"name": "made.up"})
+    folder.storage.write_atomic(folder.log("t00000"), "text")
+    assert folder.uri == f"{bucket}/search"
+    storage = machine("other")
+    assert [found.read()["name"] for found in find_experiments(bucket)] == ["made.up"]
     with pytest.raises(FolderError, match="already holds the experiment made"):
         ExperimentFolder(f"{bucket}/search").claim("made.up")
     ExperimentFolder(f"{bucket}/search").claim("made.up", overwrite=True)
-    assert list_names(here(f"{bucket}/search")) == []
+    assert storage.list_names("search") == []
     with pytest.raises(FolderError, match=f"{bucket}/search is no experiment folder: "):
         find_experiments(f"{bucket}/search")
 
 
-def test_a_bucket_that_is_not_there_is_told_with_its_place(bucket):
-    with pytest.raises(FolderError, match="s3://nobody-s-bucket/file cannot be written"):
-        write("s3://nobody-s-bucket/file", "text")
+def test_missing_bucket_is_reported_with_its_uri(bucket):
+    with pytest.raises(FolderError, match="s3://no-such-bucket/file cannot be written"):
+        Storage("s3://no-such-bucket").write_atomic("file", "text")
 
 
-def test_a_store_that_does_not_answer_is_told_with_its_place(bucket, monkeypatch):
+def test_unreachable_store_is_reported_with_its_uri(bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    filesystem._store.cache_clear()
+    s3.filesystem.cache_clear()
     with pytest.raises(FolderError, match=f"{bucket}/file does not answer .*check the bucket and the credentials"):
-        pull(here(f"{bucket}/file"))
+        Storage(bucket).download("file")
 
 
-def test_copies_in_another_user_s_folder_are_refused(tmp_path, monkeypatch):
+def test_working_copies_in_the_folder_of_another_user_are_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("os.getuid", lambda: 12345)
     (tmp_path / "tune_hpc-12345").mkdir()
-    filesystem.cache_dir.cache_clear()
+    s3.working_copies.cache_clear()
     with pytest.raises(FolderError, match="belongs to another user; set TMPDIR to a folder that you own"):
-        filesystem.cache_dir()
-    filesystem.cache_dir.cache_clear()
+        s3.working_copies()
+    s3.working_copies.cache_clear()

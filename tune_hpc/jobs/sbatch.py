@@ -1,9 +1,7 @@
-"""Batch scripts for Slurm: what is asked of an allocation, and the text of a script that runs a command in it.
+"""Generate batch scripts for Slurm from the template ``slurm.sbatch``.
 
-The text is made from ``slurm.sbatch``, which lies beside this module. On one node the command itself starts Ray, with
-the cores that it may use: that works on a node which is shared with others, too. From two nodes on ``ray
-symmetric-run`` starts Ray on all of them, which must be whole. What a script does when its time is nearly over, and
-when it is begun again, is told in docs/cluster.md.
+On one node, which may be shared, the command starts Ray with the cores of the job. On several nodes ``ray
+symmetric-run`` starts Ray, on whole nodes. docs/cluster.md describes the warning before the time limit and requeues.
 """
 
 import re
@@ -14,12 +12,12 @@ from pathlib import Path
 
 from tune_hpc.errors import InvalidExperimentError
 
-#: The exit code of a command that asks to be queued again; of ``sysexits.h``, a temporary failure.
+#: Exit code of a command that requests a requeue: a temporary failure in ``sysexits.h``.
 REQUEUE = 75
-#: Seconds that a search needs between the warning and the end: 30 to save its trials' states, and some to be written.
-LEAST_WARNING_S = 60
-#: Seconds before the end at which a job is queued again, even if its command has not ended.
-LAST_RESORT_S = 20
+#: Least seconds from the warning to the time limit: 30 to save the states of trials, and a margin to write them.
+MIN_WARNING_S = 60
+#: Seconds before the time limit at which a job is requeued although its command has not ended.
+FORCED_REQUEUE_S = 20
 
 #: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, days-hours:minutes:seconds.
 _TIMES = (
@@ -32,27 +30,27 @@ _SECONDS = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
 
 @dataclass(frozen=True)
 class Allocation:
-    """What is asked of Slurm.
+    """A Slurm allocation.
 
     Attributes:
-        time: Until when a job is ended, as Slurm writes it: ``90`` (minutes), ``02:00:00``, ``1-12``.
-        nodes: How many nodes.
-        gpus_per_node: GPUs of each node.
-        cpus_per_node: Cores of each node; ``None``: whole nodes, with all their memory.
-        memory: Memory of each node, as Slurm writes it: ``16G``.
-        partition: Where it is queued; ``None``: where the site's default is.
-        account: Whom it is charged to.
-        warning_s: Seconds before the end at which the command is asked to save its state, after which the job is queued
-            again; ``None``: it is not asked, and a job that comes to its end has failed.
-        max_requeues: How often, at most; one that never gets anywhere does not go on for ever.
-        job_name: Its name in the queue and of its log.
-        options: More of sbatch's options, such as ``--constraint=a100``.
-        setup: Lines of shell to be run first, such as ``module load cuda``.
-        environment: The folder of the Python environment; a relative one starts from where the job is submitted.
-        symmetric_run: Whether ``ray symmetric-run`` starts Ray; ``None``: from two nodes on.
+        time: Time limit in Slurm's format: ``90`` (minutes), ``02:00:00``, ``1-12``.
+        nodes: Number of nodes.
+        gpus_per_node: GPUs per node.
+        cpus_per_node: Cores per node; ``None``: whole nodes with all their memory.
+        memory: Memory per node in Slurm's format: ``16G``.
+        partition: Partition; ``None``: the default of the site.
+        account: Slurm account.
+        warning_s: Seconds before the time limit at which the command gets a signal to save its state, after which the
+            job is requeued; ``None``: no signal, and a job that reaches its time limit fails.
+        max_requeues: Limit on the number of requeues.
+        job_name: Name in the queue and of the log.
+        options: Further options of sbatch, such as ``--constraint=a100``.
+        setup: Shell lines to run first, such as ``module load cuda``.
+        environment: Folder of the Python environment, absolute or relative to the folder of submission.
+        symmetric_run: Whether ``ray symmetric-run`` starts Ray; ``None``: only on several nodes.
 
     Raises:
-        InvalidExperimentError: a value that Slurm would refuse, or that no search could live with.
+        InvalidExperimentError: a value that Slurm or a search would reject.
     """
 
     time: str
@@ -76,25 +74,29 @@ class Allocation:
             if value is not None and value < least:
                 raise InvalidExperimentError(f"{name} must be at least {least}; got {value}")
         seconds = seconds_of(self.time)
-        if self.warning_s is not None and not LEAST_WARNING_S <= self.warning_s < seconds:
+        if self.warning_s is not None and not MIN_WARNING_S <= self.warning_s < seconds:
             raise InvalidExperimentError(
-                f"the warning must come at least {LEAST_WARNING_S} s before the end and later than the beginning; got "
-                f"{self.warning_s} s and {seconds} s ({self.time}) in all"
+                f"warning_s must be at least {MIN_WARNING_S} and less than the time limit of {seconds} s ({self.time}); "
+                f"got {self.warning_s}"
             )
         if self.memory is not None and not re.fullmatch(r"\d+[KMGT]?", self.memory):
-            raise InvalidExperimentError(f"memory is a number with K, M, G or T, such as 16G; got {self.memory!r}")
+            raise InvalidExperimentError(f"memory must be a number with K, M, G or T, such as 16G; got {self.memory!r}")
         for name in ("partition", "account", "job_name"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"[\w.,:+@-]+", value):
-                raise InvalidExperimentError(f"{name} is one word of letters, digits and . , : + @ - _; got {value!r}")
+                raise InvalidExperimentError(
+                    f"{name} must be one word of letters, digits and . , : + @ - _; got {value!r}"
+                )
         for option in self.options:
             if not re.fullmatch(r"-[^\s#][^\n]*", option):
-                raise InvalidExperimentError(f"an option of sbatch's begins with - and is one line; got {option!r}")
+                raise InvalidExperimentError(f"options must be single lines that start with -; got {option!r}")
         for line in self.setup:
             if not line.strip() or "\n" in line:
-                raise InvalidExperimentError(f"setup takes one line of shell at a time; got {line!r}")
+                raise InvalidExperimentError(f"setup must have one shell line per entry; got {line!r}")
         if self.symmetric_run is False and self.nodes > 1:
-            raise InvalidExperimentError(f"Ray comes to {self.nodes} nodes by symmetric_run only; leave it as it is")
+            raise InvalidExperimentError(
+                f"symmetric_run=False starts Ray on one node only, but nodes is {self.nodes}; leave symmetric_run out"
+            )
 
     @property
     def is_symmetric(self) -> bool:
@@ -108,26 +110,26 @@ class Allocation:
 
 
 def seconds_of(time: str) -> int:
-    """Return the seconds of a time as Slurm writes it.
+    """Return the seconds of a time in Slurm's format.
 
     Raises:
-        InvalidExperimentError: it is written in another way, or is none.
+        InvalidExperimentError: the format is invalid, or the time is 0.
     """
     for pattern in _TIMES:
         if match := re.fullmatch(pattern, time):
             seconds = sum(_SECONDS[unit] * int(number) for unit, number in match.groupdict().items() if number)
             if seconds:
                 return seconds
-    raise InvalidExperimentError(f"a time is minutes, HH:MM:SS or D-HH:MM:SS, and above 0; got {time!r}")
+    raise InvalidExperimentError(f"time must be minutes, HH:MM:SS or D-HH:MM:SS, and above 0; got {time!r}")
 
 
 def batch_script(allocation: Allocation, command: Sequence[str]) -> str:
     """Return the text of a batch script that runs a command in an allocation.
 
     Args:
-        allocation: What is asked of Slurm.
-        command: The command and its arguments. The same command is run again each time that the job begins, so it must
-            go on with what is there, as ``tune-hpc run --resume`` does.
+        allocation: The allocation.
+        command: The command and its arguments. Each start of the job runs it again, so it must resume earlier results
+            as ``tune-hpc run --resume`` does.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -135,16 +137,16 @@ def batch_script(allocation: Allocation, command: Sequence[str]) -> str:
     environment.keep_trailing_newline = True
     template = environment.from_string(Path(__file__).with_name("slurm.sbatch").read_text(encoding="utf-8"))
     return template.render(
-        asked=allocation,
+        allocation=allocation,
         command=_wrapped([shlex.quote(word) for word in command]),
         programs=_programs(allocation.environment),
         requeue=REQUEUE,
-        last_resort_s=None if allocation.warning_s is None else allocation.warning_s - LAST_RESORT_S,
+        last_resort_s=None if allocation.warning_s is None else allocation.warning_s - FORCED_REQUEUE_S,
     )
 
 
 def _programs(environment: str | None) -> str | None:
-    """Return the shell's word for the folder of an environment's programs."""
+    """Return the quoted ``bin`` folder of a Python environment."""
     if environment is None:
         return None
     folder = shlex.quote(f"{environment.rstrip('/')}/bin")
@@ -152,7 +154,7 @@ def _programs(environment: str | None) -> str | None:
 
 
 def _wrapped(words: Sequence[str], width: int = 110) -> str:
-    """Return a command over as many lines as it needs."""
+    """Return a command, wrapped to lines of ``width`` characters."""
     lines = [""]
     for word in words:
         if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
