@@ -10,7 +10,7 @@ import pytest
 import tune_hpc
 
 ROOT = Path(__file__).parents[1]
-NEEDS_RAY = re.compile(r"\b(run|run_all|resume|extend|compare)\((?!\"optimizer)|Client\(")
+NEEDS_RAY = re.compile(r"(?<![.\w])(run|run_all|resume|extend|compare)\(|Client\(")
 
 
 def docstrings(name):
