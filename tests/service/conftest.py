@@ -21,7 +21,7 @@ from tune_hpc.service.app import create_app
 from tune_hpc.service.auth import AccessRules, Credentials
 from tune_hpc.service.rate_limit import RateLimits, TokenBuckets
 from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.trial_file import summarise, write_trial
+from tune_hpc.storage.trial_file import summarise
 
 API = "/api/v1"
 TOKEN = "a-token-for-tests-only"
@@ -96,7 +96,7 @@ class Service:
         """Write what a driver writes when it starts, or when it ends with a state."""
         state = {"process": {"host": "elsewhere", "pid": 1, "began": "x"}, "started_at": timestamp()}
         end = {"state": ended, "ended_at": timestamp()} if ended else {}
-        self.client.folder(search_id).write_run(number, state | end)
+        self.client.folder(search_id).write_driver_status(number, state | end)
 
     def write_results(self, search_id, num_trials=3, num_steps=5, is_running=False):
         """Write what a search writes: frames when it has ended, a file per trial before."""
@@ -117,7 +117,7 @@ class Service:
             histories.append(history.assign(trial_id=rows[-1]["trial_id"]))
         if is_running:
             for row, history in zip(rows, histories, strict=True):
-                write_trial(folder.part(row["trial_id"]), row, history.drop(columns="trial_id"))
+                folder.write_trial(row["trial_id"], row, history.drop(columns="trial_id"))
         else:
             write_frames(folder, trials_frame(rows, keys), pd.concat(histories, ignore_index=True))
         best = {"value": 1e-4, "trial_id": "t00000"}
@@ -138,24 +138,33 @@ def generous_limits(**buckets):
 def serve(storage, launcher=None, token=TOKEN, limits=None, root_path="", revoked_file=None, **rules):
     """Return a service of a storage; a failure is its response, and not an exception of the client."""
     launcher = launcher or StandInLauncher()
+    if isinstance(storage, Path):
+        storage.mkdir(mode=0o700, exist_ok=True)
     client = JobClient(storage, launcher)
-    revoked_file = revoked_file or client.storage / f".revoked-{secrets.token_hex(4)}"
+    revoked_file = revoked_file or client.storage.root / f".revoked-{secrets.token_hex(4)}"
     credentials = Credentials(token, "a-key-for-tests-only", revoked_file) if token else None
     rules = AccessRules(credentials, frozenset({"localhost", "127.0.0.1", "::1"}), limits or generous_limits(), **rules)
     app = create_app(client, rules, REGISTERED, root_path=root_path)
     http = TestClient(app, "http://127.0.0.1", raise_server_exceptions=False, follow_redirects=False)
     if token:
         http.headers["Authorization"] = f"Bearer {token}"
-    return Service(client.storage, http, launcher, client, rules)
+    return Service(client.storage.root, http, launcher, client, rules)
 
 
 @pytest.fixture
 def service(tmp_path):
     """A service over an empty storage; its client sends the token."""
-    (tmp_path / "jobs").mkdir(mode=0o700)
     service = serve(tmp_path / "jobs")
     with service.http:
         yield service
+
+
+@pytest.fixture
+def search_id(service):
+    """A search with results, whose driver has not started."""
+    search_id = service.start()
+    service.write_results(search_id)
+    return search_id
 
 
 def problem_of(response):

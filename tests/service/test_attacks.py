@@ -122,23 +122,23 @@ def test_huge_cookies_do_not_delay_others(service):
     ids=["chunks", "headers", "address", "long header", "garbage"],
 )
 def test_requests_that_are_costly_to_parse_are_refused_before_that(service, payload, status):
-    def ask():
+    def send_payload():
         with suppress(OSError), socket.create_connection(service.address, timeout=5) as connection:
             connection.sendall(payload)
             return connection.recv(4096)
 
-    response = ask()
+    response = send_payload()
     # A client that is still sending may lose the response with the connection.
     assert not response or response.startswith(f"HTTP/1.1 {status} ".encode())
     assert not response or b"application/problem+json" in response
-    with operator_is_served(service) as check, attack(*[ask] * 4):
+    with operator_is_served(service) as check, attack(*[send_payload] * 4):
         check()
 
 
 def test_pipelined_requests_are_answered_in_order(service):
-    one = b"HEAD /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    request = b"HEAD /health HTTP/1.1\r\nHost: x\r\n\r\n"
     with socket.create_connection(service.address, timeout=10) as connection:
-        connection.sendall(one * 3 + one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        connection.sendall(request * 3 + request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         response = b""
         while part := connection.recv(65536):
             response += part

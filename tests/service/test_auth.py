@@ -5,8 +5,8 @@ import re
 import stat
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -31,7 +31,6 @@ WRONG = {"Authorization": "Bearer another-token-of-some-length"}
 def browser(tmp_path):
     """A service whose client sends what a browser sends, without a token."""
     service = serve(tmp_path / "jobs")
-    service.storage.mkdir(mode=0o700)
     del service.http.headers["Authorization"]
     service.http.headers["Accept"] = "text/html"
     with service.http:
@@ -44,12 +43,8 @@ def log_in(service, token=TOKEN, **fields):
 
 def test_token_is_created_once_and_only_its_owner_can_read_it(tmp_path):
     path = tmp_path / "deep" / "token"
-    tokens = []
-    threads = [threading.Thread(target=lambda: tokens.append(read_or_create_secret(path))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as threads:
+        tokens = list(threads.map(lambda _: read_or_create_secret(path), range(8)))
     assert len({*tokens, path.read_text(encoding="utf-8").strip()}) == 1
     assert len(tokens[0]) >= 40
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -80,22 +75,11 @@ def test_session_expires_and_belongs_to_one_token(tmp_path, monkeypatch):
     cookie = credentials.new_session()
     assert credentials.session_id(cookie)
     assert TOKEN not in cookie
-    for other in (
-        Credentials("another-token-altogether", "a-key", tmp_path / "x"),
-        Credentials(TOKEN, "b", tmp_path / "x"),
-    ):
-        assert not other.session_id(cookie)
+    for token, key in (("another-token-altogether", "a-key"), (TOKEN, "b")):
+        assert not Credentials(token, key, tmp_path / "x").session_id(cookie)
     session, moment, signature = cookie.split(".")
-    for forged in (
-        f"{session}0.{moment}.{signature}",
-        f"{session}.{moment}.",
-        "",
-        ".",
-        "x.y.z",
-        f"{cookie}0",
-        "\ud800",
-    ):
-        assert not credentials.session_id(forged)
+    forged = (f"{session}0.{moment}.{signature}", f"{session}.{moment}.", "", ".", "x.y.z", f"{cookie}0", "\ud800")
+    assert not any(credentials.session_id(text) for text in forged)
     now = time.time()
     monkeypatch.setattr("time.time", lambda: now + auth.SESSION_S + 2)
     assert not credentials.session_id(cookie)
@@ -104,7 +88,6 @@ def test_session_expires_and_belongs_to_one_token(tmp_path, monkeypatch):
 def test_logout_ends_the_session_also_after_a_restart(tmp_path):
     """The cookie of a session that was ended is refused, by all services of the token file."""
     revoked_file = tmp_path / "revoked"
-    (tmp_path / "jobs").mkdir(mode=0o700)
     first, other = (serve(tmp_path / "jobs", revoked_file=revoked_file) for _ in range(2))
     for service in (first, other):
         del service.http.headers["Authorization"]
@@ -187,7 +170,6 @@ def test_session_changes_something_from_the_page_of_the_service_only(browser, he
 
 
 def test_service_without_a_token_serves_this_machine_only(tmp_path):
-    (tmp_path / "jobs").mkdir(mode=0o700)
     service = serve(tmp_path / "jobs", token=None)
     with service.http:
         search_id = service.start()
@@ -336,7 +318,6 @@ def test_bucket_grants_no_more_than_burst_and_rate(pauses):
 
 def test_root_path_is_in_every_address(tmp_path):
     """A proxy may serve the service below a path, and may or may not remove that from requests."""
-    (tmp_path / "jobs").mkdir(mode=0o700)
     service = serve(tmp_path / "jobs", root_path="/tune")
     search_id = service.start()
     service.write_results(search_id)
@@ -372,7 +353,7 @@ def test_loopback_hosts_are_known(host, expected):
         (["--host", "no.such.host.invalid"], "the service cannot listen at no.such.host.invalid"),
         (["--register", "json:dumps"], "json:dumps is of type function; it must be an Experiment or a list of them"),
         (["--register", "no_such_module:x"], "no module 'no_such_module'"),
-        (["--address", "ftp://head"], "a cluster's address is that of its dashboard"),
+        (["--address", "ftp://head"], "the address of a cluster is that of its dashboard"),
         (["--storage", "s3://bucket/jobs"], "the token must be on this machine, not in s3://bucket/jobs"),
         (["--reads-per-s", "0"], "--reads-per-s must be above 0; got 0"),
         (["--root-path", "tune"], "--root-path must begin with a slash; got 'tune'"),

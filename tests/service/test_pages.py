@@ -24,9 +24,7 @@ def test_empty_list_links_to_the_form(service):
     assert 'href="/new"' in page
 
 
-def test_list_has_state_progress_and_best_value(service):
-    search_id = service.start()
-    service.write_results(search_id)
+def test_list_has_state_progress_and_best_value(service, search_id):
     service.drive(search_id)
     page = service.http.get("/", headers=PAGE).text
     for part in ("running", "3 of 3 trials", "best training loss 0.0001", search_id):
@@ -103,9 +101,7 @@ def test_table_sorts_filters_and_pages(service):
     assert "of 120 trials" in text_of(odd.text)
 
 
-def test_trial_page_has_configuration_results_and_log(service):
-    search_id = service.start()
-    service.write_results(search_id)
+def test_trial_page_has_configuration_results_and_log(service, search_id):
     page = text_of(service.http.get(f"/view/{search_id}/trial/t00001", headers=PAGE).text)
     assert "Trial t00001 failed" in page
     assert "learning rate 0.00316" in page
@@ -130,7 +126,7 @@ def test_parallel_coordinates_have_an_axis_per_parameter(service):
     assert not re.search(r"nan|inf", re.sub(r"<title>.*?</title>", "", page.lower().replace("training", "")))
 
 
-@pytest.mark.parametrize("experiment", REGISTERED, ids=lambda one: one.name)
+@pytest.mark.parametrize("experiment", REGISTERED, ids=lambda experiment: experiment.name)
 def test_unchanged_form_requests_the_registered_experiment(service, experiment):
     page = service.http.get(f"/new/{experiment.name}", headers=PAGE).text
     form = {}

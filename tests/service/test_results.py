@@ -47,17 +47,13 @@ def test_pages_of_rows_are_linked(service):
     assert ids == [f"t{number:05d}" for number in (4, 3, 2, 1, 0)]
 
 
-def test_part_of_a_parquet_file_is_sent_on_request(service):
-    search_id = service.start()
-    service.write_results(search_id)
+def test_part_of_a_parquet_file_is_sent_on_request(service, search_id):
     path = f"/searches/{search_id}/history?format=parquet"
     whole, part = service.get(path), service.get(path, Range="bytes=4-99")
     assert (part.status_code, part.content) == (206, whole.content[4:100])
 
 
-def test_history_is_limited_to_the_given_trials(service):
-    search_id = service.start()
-    service.write_results(search_id)
+def test_history_is_limited_to_the_given_trials(service, search_id):
     page = service.get(f"/searches/{search_id}/history?trial=t00001,t00002&filter=step=4").json()
     assert [row["trial_id"] for row in page["history"]] == ["t00001", "t00002"]
     response = service.get(f"/searches/{search_id}/history?trial=t9")
@@ -77,9 +73,7 @@ def test_search_that_has_not_begun_has_no_rows(service):
     assert "has no report yet: it is written when the search ends" in problem_of(response)
 
 
-def test_missing_report_comes_with_the_command_that_writes_it(service):
-    search_id = service.start()
-    service.write_results(search_id)
+def test_missing_report_comes_with_the_command_that_writes_it(service, search_id):
     service.drive(search_id, "failed")
     folder = service.client.folder(search_id)
     response = service.get(f"/searches/{search_id}/report")
@@ -135,9 +129,7 @@ def test_client_that_sees_finished_reads_every_row(service, _):
     assert (page["total"], len(page["trials"])) == (2000, 2000)
 
 
-def test_concurrent_readers_cause_one_computation(service, monkeypatch):
-    search_id = service.start()
-    service.write_results(search_id)
+def test_concurrent_readers_cause_one_computation(service, search_id, monkeypatch):
     service.drive(search_id, "finished")
     computed, select = [], results.select
 
@@ -184,9 +176,7 @@ def test_csv_of_a_large_history_is_not_built_in_memory(service):
     assert "content-length" not in response.headers
 
 
-def test_downloads_are_limited_in_number(service, monkeypatch):
-    search_id = service.start()
-    service.write_results(search_id)
+def test_downloads_are_limited_in_number(service, search_id, monkeypatch):
     monkeypatch.setattr(results, "DOWNLOAD_WAIT_S", 0.1)
     started, end = threading.Semaphore(0), threading.Event()
 
@@ -247,9 +237,7 @@ def test_response_curve_has_a_metric_by_parameter(service):
     assert "no numeric parameter that varies 'model'" in problem
 
 
-def test_logs_and_report_are_served_as_they_are(service):
-    search_id = service.start()
-    service.write_results(search_id)
+def test_logs_and_report_are_served_as_they_are(service, search_id):
     path = f"/searches/{search_id}"
     assert service.get(f"{path}/log").text == "one line\n"
     log = service.get(f"{path}/trials/t00001/log")

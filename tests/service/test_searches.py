@@ -203,10 +203,10 @@ def test_search_whose_driver_may_live_is_resumed_with_force_only(service, monkey
     search_id = service.start({"space": "line.random"})
     service.drive(search_id)
     service.launcher.driver = DriverState.UNKNOWN
-    monkeypatch.setattr("tune_hpc.jobs.job_folder.JobFolder.silence_s", lambda *_: 1000.0)
+    monkeypatch.setattr("tune_hpc.jobs.job_folder.JobFolder.seconds_since_heartbeat", lambda *_: 1000.0)
     assert service.state(search_id) == "unknown"
     response = service.post(f"/searches/{search_id}/resume")
-    assert (response.status_code, "nothing is known of the driver" in problem_of(response)) == (409, True)
+    assert (response.status_code, "may be running" in problem_of(response)) == (409, True)
     page = service.http.get(f"/view/{search_id}", headers={"Accept": "text/html"}).text
     assert "Resume anyway" in page
     assert service.http.delete(f"{API}/searches/{search_id}").status_code == 409

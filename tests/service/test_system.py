@@ -50,7 +50,6 @@ def test_methods_that_clients_make_up_are_one_label_of_the_metrics(service):
 
 @pytest.mark.parametrize(("is_public", "status"), [(False, 401), (True, 200)])
 def test_metrics_are_public_on_request_only(tmp_path, is_public, status):
-    (tmp_path / "jobs").mkdir(mode=0o700)
     service = serve(tmp_path / "jobs", has_public_metrics=is_public)
     del service.http.headers["Authorization"]
     assert [service.http.get(path).status_code for path in ("/metrics", "/ready")] == [status] * 2

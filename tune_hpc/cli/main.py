@@ -266,15 +266,15 @@ def _show(flags: argparse.Namespace) -> int:
 
     if flags.n < 1:
         raise InvalidExperimentError(f"-n must be at least 1; got {flags.n}")
-    for one in load_all(flags.folder):
-        print(_summary(one, flags.metric))
-        print(to_markdown(best_trials(one, flags.n, flags.metric)), end="\n\n")
+    for results in load_all(flags.folder):
+        print(_summary(results, flags.metric))
+        print(to_markdown(best_trials(results, flags.n, flags.metric)), end="\n\n")
         for status in ("failed", "diverged", "running"):
-            trials = trials_with_status(one, status).head(flags.n)
+            trials = trials_with_status(results, status).head(flags.n)
             if len(trials):
                 print(f"{status}:\n{to_markdown(trials)}", end="\n\n")
-                if status == "failed" and one.folder:
-                    print(f"tracebacks: {ExperimentFolder(one.folder).logs}", end="\n\n")
+                if status == "failed" and results.folder:
+                    print(f"tracebacks: {ExperimentFolder(results.folder).logs}", end="\n\n")
     return SUCCESS
 
 
@@ -375,10 +375,10 @@ def _list_some(names: Sequence[str]) -> str:
 
 
 def _data(flags: argparse.Namespace) -> int:
-    from tune_hpc.learning.download import check_name, find_or_fetch
+    from tune_hpc.learning.download import check_name, find_or_download
 
     for name in flags.names:
         check_name(name)
     for name in flags.names:
-        print(f"{name}: {find_or_fetch(name, Path(flags.data_dir) if flags.data_dir else None)}")
+        print(f"{name}: {find_or_download(name, Path(flags.data_dir) if flags.data_dir else None)}")
     return SUCCESS
