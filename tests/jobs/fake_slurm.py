@@ -1,4 +1,4 @@
-"""Slurm without a Slurm: what a batch script calls, as far as it needs it."""
+"""Fake commands of Slurm and Ray for batch scripts."""
 
 import os
 import signal
@@ -8,23 +8,23 @@ from pathlib import Path
 
 
 class FakeSlurm:
-    """Slurm's commands as far as a script needs them, in a folder that is the submission's."""
+    """Commands that a batch script calls, in the folder of submission."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         programs = folder / "programs"
         programs.mkdir()
-        # Each tells of its call; srun and ray begin what they are to begin.
+        # scontrol and ray record their calls; srun and ray run their commands.
         bodies = {
             "scontrol": 'echo "$@" >> calls',
-            # Its own code is that of a node that lost its head.
+            # The exit code is that of a node that lost its head.
             "srun": 'while [[ $1 == --* ]]; do shift; done; "$@"; exit 143',
             "ray": 'echo "$@" >> calls; while [ "$1" != -- ]; do shift; done; shift; "$@"',
         }
         for name, body in bodies.items():
             (programs / name).write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")
             (programs / name).chmod(0o755)
-        # A number of its own: the script's folder below /tmp is named after it.
+        # The number is unique, because the folder of the script below /tmp is named after it.
         self.job_id = f"9{os.getpid()}"
         self.environment = {
             "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": self.job_id, "SLURM_JOB_NAME": "job",
@@ -41,7 +41,7 @@ class FakeSlurm:
             )
 
     def warn(self, script: subprocess.Popen) -> None:
-        """Send the warning when the command has begun; it may not yet be ready for it."""
+        """Send the warning after the start of the command, which may not handle it yet."""
         until = time.monotonic() + 20
         while not list(self.folder.glob(".slurm-*/pid")) and time.monotonic() < until:
             time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Job folders as drivers leave them, without drivers, and a launcher that starts none."""
+"""Job folders without drivers, and a launcher that starts none."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from tune_hpc.jobs.launchers import DriverState
 
 
 def job_in(storage, name="synthetic", **changes):
-    """Return a new job of one experiment of five trials, with one attempt that a launcher has started."""
+    """Return a new job of one experiment of five trials, with one started attempt."""
     storage.mkdir(mode=0o700, parents=True, exist_ok=True)
     job = JobFolder(storage / make_id(name))
     plain = {"name": name, "num_trials": 5, "metric": "loss", "searcher": "random", "scheduler": "none"} | changes
@@ -20,14 +20,14 @@ def job_in(storage, name="synthetic", **changes):
 
 
 def beat(job, number=1, seconds_since_heartbeat=0.0, **state):
-    """Write the state of a driver on another machine, as it did some seconds ago."""
+    """Write the heartbeat of a driver on another machine, some seconds ago."""
     process = {"host": "elsewhere", "pid": 1, "began": "then"}
     job.write_driver_status(number, {"process": process, "started_at": timestamp(), **state})
-    let_pass(job.attempts / f"{number}.run.json", seconds_since_heartbeat)
+    set_age(job.attempts / f"{number}.run.json", seconds_since_heartbeat)
 
 
-def let_pass(path, seconds):
-    """Date a file back."""
+def set_age(path, seconds):
+    """Set the modification time of a file to some seconds ago."""
     moment = time.time() - seconds
     os.utime(path, (moment, moment))
 
@@ -42,7 +42,7 @@ def write_progress(job, name="synthetic", attempt=1, **progress):
 
 
 class StandInLauncher:
-    """Starts nothing; tests say what it knows of the drivers, and how long it takes."""
+    """Starts nothing; reports a given state of all drivers after a given delay."""
 
     def __init__(self, driver=DriverState.ALIVE, delay_s=0.0):
         self.driver = driver

@@ -1,14 +1,13 @@
-"""One suite that every client passes: on a Ray cluster, on this machine, in this process; all on a real Ray."""
+"""Conformance suite of the clients, on a Ray cluster, on this machine and in this process."""
 
 import os
 import re
 import signal
-from collections import Counter
 
 import pandas as pd
 import pytest
 
-from tests.jobs.user_trainable import WALK, until, walk
+from tests.jobs.user_trainable import WALK, minimum, num_starts, until, walk
 from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError, UnknownNameError
 from tune_hpc.jobs.client import Client, InProcessClient, LocalClient
 from tune_hpc.jobs.job_folder import JobFolder
@@ -29,7 +28,7 @@ def client(request, ray_session, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "walks_here.py").write_text(WALK, encoding="utf-8")
     before = os.getcwd()
-    # A user submits from the folder of the modules; the jobs run wherever they do.
+    # A user submits from the folder of the modules.
     os.chdir(folder)
     if request.param == "ray":
         head = request.getfixturevalue("head")
@@ -41,10 +40,10 @@ def client(request, ray_session, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def story(client):
-    """A job that is submitted, stopped half-way, resumed and extended, with what was seen on the way."""
-    place = client.storage.root.parent
-    seen = {"place": place}
-    job = seen["job"] = client.submit(walk(place), **QUIET)
+    """A job that is submitted, stopped, resumed and extended, with its statuses and results on the way."""
+    folder = client.storage.root.parent
+    seen = {"folder": folder}
+    job = seen["job"] = client.submit(walk(folder), **QUIET)
     seen["at first"] = job.status()
     until(job, lambda status: status.experiments[0].num_running == 2)
     seen["running"] = job.status()
@@ -55,7 +54,7 @@ def story(client):
     seen["half"] = job.results()[0].trials
     job.resume()
     until(job, lambda status: status.state is JobState.RUNNING)
-    (place / "hurry").touch()
+    (folder / "hurry").touch()
     seen["finished"] = job.wait(90)
     seen["whole"] = job.results()[0].trials
     job.extend(2)
@@ -64,7 +63,7 @@ def story(client):
     return seen
 
 
-def test_a_job_is_there_at_once_and_known_by_its_id(client, story):
+def test_submitted_job_is_found_by_its_id(client, story):
     first = story["at first"]
     assert re.fullmatch(r"walk-\d{8}-\d{6}-[0-9a-f]{4}", first.id)
     assert first.state in (JobState.PENDING, JobState.RUNNING)
@@ -73,14 +72,14 @@ def test_a_job_is_there_at_once_and_known_by_its_id(client, story):
     assert first.id in [job.id for job in client.list()]
 
 
-def test_a_job_under_way_tells_how_far_it_is(story):
+def test_status_of_a_running_job_shows_its_progress(story):
     running = story["running"]
     assert running.state is JobState.RUNNING
     assert running.started_at >= running.requested_at
     assert "0/4 trials; 2 running" in str(running)
 
 
-def test_a_job_that_is_stopped_keeps_its_trials_states(story):
+def test_stopped_job_has_the_states_of_its_trials(story):
     assert story["stopped"].state is JobState.STOPPED
     assert story["stopped"].reason == "a stop was requested"
     assert story["stopped"].ended_at >= story["stopped"].started_at
@@ -88,30 +87,27 @@ def test_a_job_that_is_stopped_keeps_its_trials_states(story):
     assert story["half"]["steps_run"].between(1, 399).all()
 
 
-def test_a_job_that_goes_on_ends_as_if_nothing_had_been(story, tmp_path):
+def test_resumed_job_equals_an_uninterrupted_one(story, tmp_path):
     whole, half = story["whole"], story["half"]
     assert story["finished"].state is JobState.FINISHED
     assert (story["finished"].attempt, story["finished"].num_ended) == (2, 4)
     assert list(whole["status"]) == ["finished"] * 4
     assert list(whole["steps_run"]) == [400] * 4
     for row in whole.itertuples():
-        x = 0.0
-        for _ in range(400):
-            x -= row.rate * 2 * (x - 3)
-        assert row.loss == (x - 3) ** 2
-    began = Counter(float(line) for line in (story["place"] / "journal").read_text(encoding="utf-8").split())
-    assert {began[rate] for rate in half["rate"]} == {2}
-    assert {began[rate] for rate in set(whole["rate"]) - set(half["rate"])} == {1}
+        assert row.loss == minimum(row.rate)
+    starts = num_starts(story["folder"])
+    assert {starts[str(rate)] for rate in half["rate"]} == {2}
+    assert {starts[str(rate)] for rate in set(whole["rate"]) - set(half["rate"])} == {1}
 
 
-def test_a_job_that_is_extended_keeps_what_it_had(story):
+def test_extended_job_adds_trials_to_the_earlier_ones(story):
     trials = story["job"].results()[0].trials
     assert (story["extended"].state, story["extended"].attempt) == (JobState.FINISHED, 3)
     assert (story["extended"].num_trials, len(trials)) == (6, 6)
     pd.testing.assert_frame_equal(trials.head(4), story["whole"])
 
 
-def test_what_a_job_printed_and_came_to_is_in_its_folder(story):
+def test_job_folder_has_log_report_and_code(story):
     folder = story["job"].folder
     assert "4/4 trials" in story["log"]
     assert "6/6 trials" in story["log"]
@@ -120,7 +116,7 @@ def test_what_a_job_printed_and_came_to_is_in_its_folder(story):
     assert (folder.code / "walks_here.py").read_text(encoding="utf-8") == WALK
 
 
-def test_what_has_finished_does_not_go_on(client, story):
+def test_finished_job_is_neither_resumed_nor_stopped(client, story):
     with pytest.raises(ConflictError, match="has finished; extend it, or submit a new job"):
         story["job"].resume()
     assert story["job"].stop().state is JobState.FINISHED
@@ -130,7 +126,7 @@ def test_what_has_finished_does_not_go_on(client, story):
         story["job"].extend(1, experiment="run")
 
 
-def test_a_job_that_nothing_fits_on_fails_with_one_line(client):
+def test_job_that_exceeds_the_cluster_fails_with_one_line(client):
     job = client.submit(walk(client.storage.root.parent), cpus_per_trial=99)
     status = job.wait(90)
     assert status.state is JobState.FAILED
@@ -139,7 +135,7 @@ def test_a_job_that_nothing_fits_on_fails_with_one_line(client):
     assert "a trial asks for 99 CPU" in "".join(job.logs())
 
 
-def test_a_job_that_is_stopped_before_it_began_can_go_on(client):
+def test_job_stopped_before_its_start_is_resumed(client):
     hurried = client.storage.root.parent / "hurry"
     hurried.touch()
     job = client.submit(walk(client.storage.root.parent, num_samples=1), **QUIET)
@@ -150,12 +146,12 @@ def test_a_job_that_is_stopped_before_it_began_can_go_on(client):
 
 
 @pytest.mark.parametrize("name", ["walk-20260101-000000-0000", "../jobs", "walk", ""])
-def test_what_is_no_job_of_the_storage_is_refused(client, name):
+def test_unknown_job_is_rejected(client, name):
     with pytest.raises(UnknownNameError):
         client.job(name)
 
 
-def test_what_cannot_run_is_refused_before_anything_is_written(client):
+def test_invalid_submission_writes_nothing(client):
     before = sorted(client.storage.root.iterdir())
     with pytest.raises(InvalidExperimentError, match="at least one experiment"):
         client.submit([])
@@ -166,14 +162,14 @@ def test_what_cannot_run_is_refused_before_anything_is_written(client):
     assert sorted(client.storage.root.iterdir()) == before
 
 
-def test_a_job_of_another_client_is_seen_by_its_folder(client, story):
+def test_job_of_another_client_is_found_in_the_storage(client, story):
     other = LocalClient(client.storage.root)
     assert other.job(story["job"].id).status().state is JobState.FINISHED
     assert [job.id for job in other.list()] == [job.id for job in client.list()]
     assert JobFolder(client.storage.root / story["job"].id).read()["experiments"][0]["name"] == "walk"
 
 
-def test_a_driver_that_is_killed_or_ended_by_force_loses_nothing(tmp_path, monkeypatch):
+def test_killed_driver_loses_no_trial(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "walks_here.py").write_text(WALK, encoding="utf-8")
     job = LocalClient(tmp_path / "jobs").submit(walk(tmp_path), checkpoint_interval_s=0.5, **QUIET)
@@ -195,5 +191,4 @@ def test_a_driver_that_is_killed_or_ended_by_force_loses_nothing(tmp_path, monke
     trials = job.results()[0].trials
     assert list(trials["status"]) == ["finished"] * 4
     assert list(trials["steps_run"]) == [400] * 4
-    began = Counter((tmp_path / "journal").read_text(encoding="utf-8").split())
-    assert sorted(began.values()) == [1, 1, 3, 3]
+    assert sorted(num_starts(tmp_path).values()) == [1, 1, 3, 3]

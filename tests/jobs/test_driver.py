@@ -1,4 +1,4 @@
-"""The heartbeat of a driver: no error ends it, and it stops a driver that was superseded."""
+"""Heartbeat, claim and final state of a driver."""
 
 import errno
 import json
@@ -70,7 +70,7 @@ def test_heartbeat_survives_every_error(job, monkeypatch, caplog, method, error)
     assert len([record for record in caplog.records if "was not written" in record.message]) == 1
 
 
-def test_heartbeat_does_not_bring_back_a_deleted_job(job):
+def test_heartbeat_does_not_recreate_a_deleted_job(job):
     job.claim(1)
     heartbeat = driver.Heartbeat(job, 1)
     with heartbeat:
@@ -80,7 +80,7 @@ def test_heartbeat_does_not_bring_back_a_deleted_job(job):
     assert not job.path.exists()
 
 
-def test_final_state_is_written_with_the_reserved_space_released(job):
+def test_final_state_is_written_after_the_release_of_reserved_space(job):
     job.claim(1)
     heartbeat = driver.Heartbeat(job, 1)
     with heartbeat:
@@ -92,7 +92,7 @@ def test_final_state_is_written_with_the_reserved_space_released(job):
     assert state["started_at"] <= state["ended_at"]
 
 
-def test_second_driver_of_an_attempt_and_one_of_an_old_attempt_do_not_start(job, monkeypatch):
+def test_second_or_superseded_driver_does_not_start(job, monkeypatch):
     monkeypatch.setattr(driver, "_run", lambda *arguments: pytest.fail("it ran"))
     job.claim(1)
     assert driver.drive(job, 1, StringIO())["state"] is JobState.STOPPED
@@ -104,7 +104,7 @@ def test_second_driver_of_an_attempt_and_one_of_an_old_attempt_do_not_start(job,
 
 
 @pytest.mark.parametrize("signal_error", [SystemExit(1), KeyboardInterrupt()])
-def test_driver_that_is_terminated_before_a_trial_began_is_stopped(job, monkeypatch, signal_error):
+def test_driver_terminated_before_the_first_trial_is_stopped(job, monkeypatch, signal_error):
     def run(*arguments):
         raise signal_error
 

@@ -1,13 +1,12 @@
-"""A disk that runs full under a job: it fails with a reason, is read all the same, and goes on when there is room."""
+"""Jobs on a full disk."""
 
 import os
 import subprocess
-from collections import Counter
 
 import pytest
 
 from tests.jobs.job_factories import job_in
-from tests.jobs.user_trainable import WALK, until, walk
+from tests.jobs.user_trainable import WALK, num_starts, until, walk
 from tune_hpc.errors import FolderError
 from tune_hpc.jobs.client import LocalClient
 from tune_hpc.jobs.fetch import fetch
@@ -17,20 +16,20 @@ from tune_hpc.jobs.status import JobState
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of three megabytes; mounting one takes a superuser."""
-    place = tmp_path / "disk"
-    place.mkdir()
+    """A file system of three megabytes; only root can mount it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("no small disk can be mounted here")
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def fill(path):
-    """Fill the disk of a file, and return how much room there was."""
+    """Fill the disk with a file, and return its size."""
     with path.open("wb", buffering=0) as file:
         try:
             while file.write(bytes(4096)) == 4096:
@@ -41,9 +40,7 @@ def fill(path):
 
 
 @pytest.mark.slow
-def test_a_job_whose_disk_runs_full_fails_with_a_reason_and_goes_on_when_there_is_room(
-    small_disk, tmp_path, monkeypatch
-):
+def test_job_on_a_full_disk_fails_with_the_reason_and_is_resumed_later(small_disk, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "walks_here.py").write_text(WALK, encoding="utf-8")
     job = LocalClient(small_disk / "jobs").submit(walk(tmp_path), max_concurrent=2, checkpoint_interval_s=0.5)
@@ -65,21 +62,20 @@ def test_a_job_whose_disk_runs_full_fails_with_a_reason_and_goes_on_when_there_i
     trials = job.results()[0].trials
     assert list(trials["status"]) == ["finished"] * 4
     assert list(trials["steps_run"]) == [400] * 4
-    began = Counter((tmp_path / "journal").read_text(encoding="utf-8").split())
-    assert len(began) == 4
+    assert len(num_starts(tmp_path)) == 4
     assert not list(job.folder.attempts.glob("*.room"))
 
 
-def test_a_job_that_cannot_be_written_down_leaves_no_folder(small_disk):
-    kept = job_in(small_disk)
+def test_failed_submission_leaves_no_folder(small_disk):
+    present = job_in(small_disk)
     fill(small_disk / "filler")
     other = JobFolder(small_disk / make_id("other"))
     with pytest.raises(FolderError, match="No space left on device; make room there"):
         other.make({"id": other.id, "experiments": ["x" * 5000]})
-    assert sorted(one.name for one in small_disk.iterdir()) == ["filler", kept.id]
+    assert sorted(one.name for one in small_disk.iterdir()) == ["filler", present.id]
 
 
-def test_room_is_held_once_given_back_and_never_copied(tmp_path):
+def test_disk_space_is_reserved_once_released_and_not_fetched(tmp_path):
     job = job_in(tmp_path / "jobs")
     job.reserve_disk_space(1)
     job.reserve_disk_space(2)

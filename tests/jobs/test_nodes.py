@@ -1,4 +1,4 @@
-"""A cluster of two nodes as a user starts them; one of them is killed in the middle of a search."""
+"""A cluster of two nodes: the loss of one, and a storage that one does not see."""
 
 import os
 import re
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_se
 
 @pytest.fixture
 def second_node(head):
-    """Another node of the head's cluster, with two cores; the process group of all that belongs to it."""
+    """Leader of the process group of a second node with two cores."""
     with block(node_command(head), head.environment) as process:
         wait_for_nodes(head, 2)
         yield process
@@ -35,7 +35,7 @@ def second_node(head):
 
 @pytest.fixture
 def blind_node(head, tmp_path):
-    """Another node, which has a disk of its own where the others have the storage."""
+    """A second node with another disk at the path of the storage."""
     may_mount = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none {tmp_path}"]
     if not shutil.which("unshare") or subprocess.run(may_mount, capture_output=True, check=False).returncode:
         pytest.skip("mounts need root")
@@ -46,9 +46,7 @@ def blind_node(head, tmp_path):
     wait_for_nodes(head, 1)
 
 
-def test_the_trials_of_a_node_that_is_lost_end_elsewhere_as_if_nothing_had_been(
-    head, second_node, tmp_path, monkeypatch
-):
+def test_trials_of_a_lost_node_resume_on_another(head, second_node, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "walks_here.py").write_text(WALK, encoding="utf-8")
     client = Client(head.dashboard, head.token, storage=tmp_path / "jobs")
@@ -73,7 +71,7 @@ def test_the_trials_of_a_node_that_is_lost_end_elsewhere_as_if_nothing_had_been(
     assert load(job.folder.experiment("walk").path).experiment["provenance"]["machine"]["num_nodes"] == 2
 
 
-def test_a_storage_that_a_node_does_not_see_is_refused_at_once(head, blind_node, tmp_path, monkeypatch):
+def test_storage_that_a_node_does_not_see_is_rejected(head, blind_node, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "walks_here.py").write_text(WALK, encoding="utf-8")
     client = Client(head.dashboard, head.token, storage=tmp_path / "jobs")
@@ -89,7 +87,7 @@ def test_a_storage_that_a_node_does_not_see_is_refused_at_once(head, blind_node,
     assert not list(tmp_path.rglob(".probe*"))
 
 
-def test_a_node_with_another_release_or_none_is_named(ray_session, tmp_path):
+def test_node_without_this_release_is_reported(ray_session, tmp_path):
     deadline = time.monotonic() + 30
 
     def problem(answer):
@@ -103,6 +101,6 @@ def test_a_node_with_another_release_or_none_is_named(ray_session, tmp_path):
     def lacks_it():
         raise ModuleNotFoundError("No module named 'tune_hpc'")
 
-    told = problem(ray.remote(num_cpus=0)(lacks_it).remote())
-    assert told.startswith(f"cannot run tune_hpc {tune_hpc.__version__} (")
-    assert "No module named 'tune_hpc'" in told
+    message = problem(ray.remote(num_cpus=0)(lacks_it).remote())
+    assert message.startswith(f"cannot run tune_hpc {tune_hpc.__version__} (")
+    assert "No module named 'tune_hpc'" in message

@@ -1,4 +1,4 @@
-"""One driver per search: attempts are claimed by compare-and-swap, and drivers of earlier ones write nothing more."""
+"""One driver per search: claims of attempts, idempotency keys, and superseded drivers."""
 
 import random
 import subprocess
@@ -22,7 +22,7 @@ from tune_hpc.storage.process import process_of
 
 
 def in_threads(*calls):
-    """Return what each of some calls returns or raises, all of them at the same time."""
+    """Return the result or error of each of some simultaneous calls."""
 
     def outcome(call):
         try:
@@ -36,7 +36,7 @@ def in_threads(*calls):
 
 @pytest.fixture
 def stopped(tmp_path):
-    """A job at rest, and a client whose launcher takes its time."""
+    """A stopped job, and a client with a slow launcher."""
     job = job_in(tmp_path / "jobs")
     beat(job, state="stopped", ended_at="2026-01-01T00:00:09+00:00")
     return job, JobClient(tmp_path / "jobs", StandInLauncher(DriverState.WAITING, delay_s=0.02))
@@ -49,7 +49,7 @@ def test_exclusive_creation_has_one_winner_and_whole_content(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_of_many_who_claim_an_attempt_one_wins(tmp_path):
+def test_simultaneous_claims_of_an_attempt_have_one_winner(tmp_path):
     job = job_in(tmp_path)
     outcomes = in_threads(*[lambda: job.add_attempt("resume", {}, {}, last=1).number] * 20)
     assert [one for one in outcomes if isinstance(one, int)] == [2]
@@ -58,7 +58,7 @@ def test_of_many_who_claim_an_attempt_one_wins(tmp_path):
     assert not job.claim(1)
 
 
-def test_withdrawn_attempt_is_forgotten_and_its_number_not_used_again(tmp_path):
+def test_number_of_a_deleted_attempt_is_not_reused(tmp_path):
     job = job_in(tmp_path)
     job.delete_attempt(job.add_attempt("resume", {}, {}, last=1))
     assert job.last_attempt().number == 1
@@ -86,7 +86,7 @@ def test_two_extensions_add_their_configurations_once(stopped):
     assert sum(isinstance(one, ConflictError) for one in outcomes) == 1
 
 
-def test_resume_of_an_attempt_that_is_not_the_latest_is_refused(stopped):
+def test_resume_of_an_outdated_attempt_is_rejected(stopped):
     job, client = stopped
     with pytest.raises(ConflictError, match=r"another process changed \S+ first \(attempt 1\)"):
         client.job(job.id).resume(attempt=0)
@@ -108,7 +108,7 @@ def test_repeated_request_with_an_idempotency_key_does_nothing(stopped):
 
 
 @pytest.mark.parametrize("driver", [DriverState.UNKNOWN, DriverState.ALIVE])
-def test_job_of_which_nothing_is_known_is_resumed_only_by_force(tmp_path, driver):
+def test_job_of_unknown_state_is_resumed_only_by_force(tmp_path, driver):
     job = job_in(tmp_path / "jobs")
     client = JobClient(tmp_path / "jobs", StandInLauncher(driver))
     beat(job, seconds_since_heartbeat=2 * HEARTBEAT_TIMEOUT_S)
@@ -122,7 +122,7 @@ def test_job_of_which_nothing_is_known_is_resumed_only_by_force(tmp_path, driver
     assert client.launcher.started == [2]
 
 
-def test_driver_that_a_slow_cluster_knows_to_run_is_not_started_again(tmp_path):
+def test_driver_of_a_slow_cluster_is_not_started_again(tmp_path):
     job = job_in(tmp_path / "jobs")
     client = JobClient(tmp_path / "jobs", StandInLauncher(DriverState.ALIVE, delay_s=0.6))
     beat(job, seconds_since_heartbeat=0.75 * HEARTBEAT_TIMEOUT_S)
@@ -130,7 +130,7 @@ def test_driver_that_a_slow_cluster_knows_to_run_is_not_started_again(tmp_path):
         client.job(job.id).resume()
 
 
-def test_delete_and_resume_at_the_same_time_leave_no_driver_without_a_folder(tmp_path):
+def test_simultaneous_delete_and_resume_leave_no_driver_without_a_folder(tmp_path):
     for _ in range(20):
         job = job_in(tmp_path / "jobs")
         beat(job, state="stopped", ended_at="2026-01-01T00:00:09+00:00")
@@ -168,7 +168,7 @@ def claimed(path, number=1):
     return folder
 
 
-def test_earlier_attempt_of_an_experiment_may_write_nothing(tmp_path):
+def test_superseded_attempt_writes_nothing(tmp_path):
     first = claimed(tmp_path / "x")
     first.write({"name": "x"})
     second = claimed(tmp_path / "x", 2)
@@ -180,13 +180,13 @@ def test_earlier_attempt_of_an_experiment_may_write_nothing(tmp_path):
         first.claim_attempt(1)
 
 
-def test_of_many_who_claim_an_experiment_one_wins(tmp_path):
+def test_simultaneous_claims_of_an_experiment_have_one_winner(tmp_path):
     claimed(tmp_path / "x")
     outcomes = in_threads(*[lambda: ExperimentFolder(tmp_path / "x").claim_attempt(1)] * 20)
     assert outcomes.count(None) == 1
 
 
-def test_attempt_whose_folder_was_deleted_writes_nothing(tmp_path):
+def test_attempt_without_a_folder_writes_nothing(tmp_path):
     first = claimed(tmp_path / "jobs" / "x")
     for path in sorted((tmp_path / "jobs").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
@@ -195,7 +195,7 @@ def test_attempt_whose_folder_was_deleted_writes_nothing(tmp_path):
     assert not first.path.exists()
 
 
-def test_control_file_that_is_being_rewritten_orders_nothing(tmp_path):
+def test_half_written_control_file_has_no_effect(tmp_path):
     first = claimed(tmp_path / "x")
     first.control.write_text("", encoding="utf-8")
     assert first.read_control() == (1, False)
@@ -225,7 +225,7 @@ def test_readers_see_one_attempt_at_each_moment(tmp_path):
 
 
 def searched(path, **changes):
-    """Return the folder of a search whose driver has left it as running."""
+    """Return the folder of a search that is marked as running."""
     from search_spaces import exercise1_1stpart
 
     folder = claimed(path)
@@ -238,7 +238,7 @@ def searched(path, **changes):
 
 
 @pytest.mark.parametrize("change", [resume, lambda folder, **options: extend(folder, num_samples=2, **options)])
-def test_search_of_another_machine_that_may_run_is_resumed_only_by_force(tmp_path, monkeypatch, change):
+def test_search_that_may_run_elsewhere_is_resumed_only_by_force(tmp_path, monkeypatch, change):
     folder = searched(tmp_path / "x", searcher="random", num_samples=3)
     with pytest.raises(ConflictError, match=r"was being run by process 7 on elsewhere.*make sure.*then use --force"):
         change(folder.path)
@@ -249,7 +249,7 @@ def test_search_of_another_machine_that_may_run_is_resumed_only_by_force(tmp_pat
     assert folder.is_superseded()
 
 
-def test_search_that_runs_on_this_machine_is_not_resumed_without_force(tmp_path):
+def test_search_that_runs_here_is_not_resumed(tmp_path):
     process = subprocess.Popen(["sleep", "60"])
     try:
         folder = searched(tmp_path / "x", process=process_of(process.pid))
@@ -260,7 +260,7 @@ def test_search_that_runs_on_this_machine_is_not_resumed_without_force(tmp_path)
         process.wait()
 
 
-def test_of_two_resumes_of_a_folder_one_wins(tmp_path, monkeypatch):
+def test_simultaneous_resumes_of_a_folder_have_one_winner(tmp_path, monkeypatch):
     folder = searched(tmp_path / "x", state="interrupted")
     monkeypatch.setattr(runner, "run_searches", lambda searches, options: searches)
     seen = ExperimentFolder.last_attempt
@@ -270,14 +270,14 @@ def test_of_two_resumes_of_a_folder_one_wins(tmp_path, monkeypatch):
     assert seen(folder) == 2
 
 
-def test_job_is_resumed_after_one_of_its_experiments_was_resumed_by_itself(stopped):
+def test_job_is_resumed_after_one_of_its_experiments_was_resumed(stopped):
     job, client = stopped
     claimed(job.experiment("synthetic").path, 5)
     client.job(job.id).resume()
     assert client.launcher.started == [6]
 
 
-def test_submission_that_failed_uses_up_no_key_of_another(tmp_path):
+def test_failed_submission_does_not_use_up_the_key(tmp_path):
     from search_spaces import exercise1_1stpart
 
     launcher = StandInLauncher(delay_s=0.05)
@@ -288,20 +288,20 @@ def test_submission_that_failed_uses_up_no_key_of_another(tmp_path):
 
     refusing.launcher.check = refuse
     experiment = exercise1_1stpart.experiments[0]
-    outcomes = in_threads(*[lambda one=one: one.submit_once(experiment, "k", "d") for one in (client, refusing)])
+    outcomes = in_threads(*[lambda each=each: each.submit_once(experiment, "k", "d") for each in (client, refusing)])
     assert sum(isinstance(one, ClusterError) for one in outcomes) == 1
     assert client.submit_once(experiment, "k", "d")[1] is False
     assert launcher.started == [1]
 
 
-def test_heartbeat_of_the_future_is_that_of_an_unknown_driver(tmp_path):
+def test_driver_with_a_future_heartbeat_is_unknown(tmp_path):
     job = job_in(tmp_path / "jobs")
     beat(job, seconds_since_heartbeat=-86_400)
     for driver, state in ((DriverState.UNKNOWN, JobState.UNKNOWN), (DriverState.GONE, JobState.LOST)):
         assert JobClient(tmp_path / "jobs", StandInLauncher(driver)).job(job.id).status().state is state
 
 
-def test_status_of_a_job_that_is_deleted_meanwhile_names_the_job(tmp_path, monkeypatch):
+def test_status_of_a_job_during_its_deletion_names_the_job(tmp_path, monkeypatch):
     job = job_in(tmp_path / "jobs")
     beat(job)
     found = JobClient(tmp_path / "jobs", StandInLauncher()).job(job.id)

@@ -1,4 +1,4 @@
-"""What is told of a cluster's dashboard before anything is asked of it; the cluster is stood in for."""
+"""Requests to the dashboard of a Ray cluster, with a fake dashboard."""
 
 import json
 import threading
@@ -20,7 +20,7 @@ from tune_hpc.jobs.status import JobState
 
 @pytest.fixture
 def dashboard(monkeypatch, tmp_path):
-    """Return a function that starts what answers as a dashboard does, and returns its address."""
+    """Return a function that starts a fake dashboard and returns its address."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
@@ -33,11 +33,11 @@ def dashboard(monkeypatch, tmp_path):
                 if seen is not None:
                     seen.append(self.headers.get("Authorization"))
                 wrong = token and self.headers.get("Authorization") != f"Bearer {token}"
-                told = json.dumps({"ray_version": ray.__version__} if answer is None else answer).encode()
+                body = json.dumps({"ray_version": ray.__version__} if answer is None else answer).encode()
                 self.send_response(401 if wrong else status)
-                self.send_header("Content-Length", str(len(told)))
+                self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(told)
+                self.wfile.write(body)
 
             def log_message(self, *arguments):
                 pass
@@ -63,19 +63,19 @@ def dashboard(monkeypatch, tmp_path):
         ("[::1]:8265", "http://[::1]:8265"),
     ],
 )
-def test_an_address_is_that_of_a_dashboard(address, url):
+def test_address_of_a_dashboard_is_completed(address, url):
     assert RayJobsLauncher(address).address == url
 
 
 @pytest.mark.parametrize("address", ["", "http://", "ray://head:10001", "http://head/jobs", "head:port", "http://[::1"])
-def test_what_cannot_be_one_is_refused(address):
+def test_malformed_address_is_rejected(address):
     with pytest.raises(
         ClusterError, match="the address of a cluster is that of its dashboard, like http://head:8265; got"
     ):
         RayJobsLauncher(address)
 
 
-def test_a_cluster_is_let_in_to_with_the_token_that_is_given_or_found(dashboard, tmp_path):
+def test_token_is_the_given_one_or_that_of_ray(dashboard, tmp_path):
     address = dashboard(token="right")
     RayJobsLauncher(address, "right").check()
     (tmp_path / ".ray").mkdir()
@@ -85,7 +85,7 @@ def test_a_cluster_is_let_in_to_with_the_token_that_is_given_or_found(dashboard,
         RayJobsLauncher(address, "wrong").check()
 
 
-def test_a_cluster_that_wants_a_token_and_gets_none_says_where_one_is(dashboard):
+def test_missing_token_is_reported_with_its_file(dashboard):
     with pytest.raises(
         ClusterError, match=r"requires a token, and this machine has none; copy ~/\.ray/auth_token from its"
     ):
@@ -93,7 +93,7 @@ def test_a_cluster_that_wants_a_token_and_gets_none_says_where_one_is(dashboard)
 
 
 @pytest.mark.parametrize(
-    ("answers", "told"),
+    ("answers", "message"),
     [
         ({"answer": {"ray_version": "1.2.3"}}, r"runs Ray 1\.2\.3 and this machine Ray .*pip install ray==1\.2\.3"),
         ({"answer": ["a shop"]}, r"is not a Ray dashboard \(status 200\); its address is usually"),
@@ -101,12 +101,12 @@ def test_a_cluster_that_wants_a_token_and_gets_none_says_where_one_is(dashboard)
         ({"status": 503}, r"is not a Ray dashboard \(status 503\); its address is usually"),
     ],
 )
-def test_what_answers_and_is_no_cluster_of_ours_is_named(dashboard, answers, told):
-    with pytest.raises(ClusterError, match=told):
+def test_other_server_or_release_is_reported(dashboard, answers, message):
+    with pytest.raises(ClusterError, match=message):
         RayJobsLauncher(dashboard(**answers)).check()
 
 
-def test_nothing_is_submitted_where_nothing_answers(tmp_path):
+def test_submission_to_an_unreachable_cluster_writes_nothing(tmp_path):
     from search_spaces import exercise1_1stpart
 
     address = f"127.0.0.1:{free_ports(1)[0]}"
@@ -115,7 +115,7 @@ def test_nothing_is_submitted_where_nothing_answers(tmp_path):
     assert not (tmp_path / "jobs").exists()
 
 
-def test_a_job_is_told_of_when_its_cluster_is_gone(tmp_path):
+def test_job_is_readable_without_its_cluster(tmp_path):
     job = job_in(tmp_path)
     client = Client(f"127.0.0.1:{free_ports(1)[0]}", storage=tmp_path)
     beat(job)
@@ -127,16 +127,16 @@ def test_a_job_is_told_of_when_its_cluster_is_gone(tmp_path):
     assert [one.id for one in client.list()] == [job.id]
 
 
-def test_silent_cluster_is_not_asked_again_for_a_while(tmp_path, monkeypatch):
+def test_unreachable_cluster_gets_no_request_for_a_while(tmp_path, monkeypatch):
     job = job_in(tmp_path)
     launcher = RayJobsLauncher(f"127.0.0.1:{free_ports(1)[0]}")
     attempt = replace(job.last_attempt(), location={"kind": "ray"})
     assert launcher.state(job, attempt) is DriverState.UNKNOWN
-    monkeypatch.setattr(launcher, "_request", lambda *arguments: pytest.fail("it was asked"))
+    monkeypatch.setattr(launcher, "_request", lambda *arguments: pytest.fail("unexpected request"))
     assert launcher.state(job, attempt) is DriverState.UNKNOWN
 
 
-def test_slow_cluster_is_given_the_time_that_the_caller_has(dashboard, tmp_path):
+def test_timeout_of_a_request_is_that_of_the_caller(dashboard, tmp_path):
     job = job_in(tmp_path)
     attempt = replace(job.last_attempt(), location={"kind": "ray"})
     slow = dashboard(answer={"status": "RUNNING"}, delay_s=0.6)
@@ -144,7 +144,7 @@ def test_slow_cluster_is_given_the_time_that_the_caller_has(dashboard, tmp_path)
     assert RayJobsLauncher(slow).state(job, attempt, timeout_s=0.1) is DriverState.UNKNOWN
 
 
-def test_token_is_sent_to_no_address_that_only_a_job_names(dashboard, tmp_path, monkeypatch, capsys):
+def test_token_is_not_sent_to_an_address_from_a_job_folder(dashboard, tmp_path, monkeypatch, capsys):
     from tune_hpc import cli
     from tune_hpc.cli.main import USAGE
 

@@ -1,4 +1,4 @@
-"""Batch scripts for Slurm: what is refused, what is written, and what a script does when the warning comes."""
+"""Batch scripts for Slurm: validation, text, and the reaction to a warning."""
 
 import json
 import os
@@ -23,12 +23,12 @@ ROOT = Path(__file__).parents[2]
     ("time", "seconds"),
     [("90", 5400), ("5:30", 330), ("02:00:00", 7200), ("1-12", 129600), ("1-12:30", 131400), ("2-00:00:01", 172801)],
 )
-def test_times_are_read_as_slurm_does(time, seconds):
+def test_time_formats_of_slurm_are_read(time, seconds):
     assert seconds_of(time) == seconds
 
 
 @pytest.mark.parametrize("time", ["", "0", "00:00:00", "2h", "1:2:3:4", "infinite", "-5", "1-", " 5", "5\n"])
-def test_other_times_are_refused(time):
+def test_other_times_are_rejected(time):
     with pytest.raises(InvalidExperimentError, match="time must be minutes, HH:MM:SS or D-HH:MM:SS"):
         seconds_of(time)
 
@@ -52,17 +52,17 @@ def test_other_times_are_refused(time):
         ({"nodes": 2, "symmetric_run": False}, "starts Ray on one node only, but nodes is 2"),
     ],
 )
-def test_what_slurm_or_the_search_could_not_live_with_is_refused(changes, message):
-    with pytest.raises(InvalidExperimentError, match=message) as refused:
+def test_invalid_allocation_is_rejected(changes, message):
+    with pytest.raises(InvalidExperimentError, match=message) as error:
         Allocation(**{"time": "01:00:00"} | changes)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
 def lines_of(text: str) -> set[str]:
     return set(text.splitlines())
 
 
-def test_one_node_is_shared_and_needs_no_symmetric_run():
+def test_one_node_is_shared_without_symmetric_run():
     text = batch_script(Allocation("30", cpus_per_node=8), ["true"])
     assert lines_of(text) >= {
         "#SBATCH --nodes=1",
@@ -74,7 +74,7 @@ def test_one_node_is_shared_and_needs_no_symmetric_run():
         assert absent not in text
 
 
-def test_cores_that_nobody_named_are_all_of_a_whole_node():
+def test_default_is_a_whole_node():
     assert lines_of(batch_script(Allocation("30"), ["true"])) >= {"#SBATCH --exclusive", "#SBATCH --mem=0"}
 
 
@@ -86,13 +86,13 @@ def test_symmetric_run_has_whole_nodes_and_an_address(changes):
     assert re.search(r"^export RAY_ADDRESS=", text, flags=re.MULTILINE)
 
 
-def test_everything_asked_for_stands_in_the_script():
-    asked = Allocation(
+def test_script_has_all_parameters_of_the_allocation():
+    allocation = Allocation(
         "1-00:00:00", nodes=3, gpus_per_node=4, cpus_per_node=32, memory="64G", partition="gpu", account="p-1",
         warning_s=300, max_requeues=7, job_name="mine", options=("--constraint=a100",), setup=("module load cuda",),
         environment="/opt/my env",
     )  # fmt: skip
-    text = batch_script(asked, ["true"])
+    text = batch_script(allocation, ["true"])
     assert lines_of(text) >= {
         "#SBATCH --nodes=3", "#SBATCH --gpus-per-node=4", "#SBATCH --cpus-per-task=32", "#SBATCH --mem=64G",
         "#SBATCH --partition=gpu", "#SBATCH --account=p-1", "#SBATCH --signal=B:USR1@300", "#SBATCH --job-name=mine",
@@ -102,19 +102,19 @@ def test_everything_asked_for_stands_in_the_script():
     assert "-ge 7 ]" in text
 
 
-def test_options_stand_before_the_first_command():
+def test_options_precede_the_first_command():
     text = batch_script(Allocation("30", options=("--qos=low",), setup=("module load cuda",)), ["true"])
     commands = [number for number, line in enumerate(text.splitlines()) if line and not line.startswith("#")]
     assert text.splitlines().index("#SBATCH --qos=low") < commands[0]
 
 
-def test_without_a_warning_nobody_is_asked_or_queued_again():
+def test_script_without_a_warning_does_not_requeue():
     text = batch_script(Allocation("30", warning_s=None), ["true"])
     assert "--signal" not in text
     assert "scontrol" not in text
 
 
-def test_the_kept_scripts_are_what_the_function_makes():
+def test_scripts_of_the_repository_are_up_to_date():
     folder = ROOT / "scripts" / "slurm"
     for name, text in runpy.run_path(str(folder / "write.py"))["texts"]().items():
         assert (folder / name).read_text(encoding="utf-8") == text
@@ -129,7 +129,7 @@ def command(source: str) -> list[str]:
     return [sys.executable, "-c", source]
 
 
-#: Takes the warning half a second after it began, and ends as a search does.
+#: Handles the warning half a second after the start, and exits as a search does.
 SAVES = """
 import signal, sys, time
 time.sleep(0.5)
@@ -140,7 +140,7 @@ WAYS = pytest.mark.parametrize("way", [{"cpus_per_node": 1}, {"symmetric_run": T
 
 
 @WAYS
-def test_a_warned_search_is_queued_again(way, slurm):
+def test_warned_search_is_requeued(way, slurm):
     script = slurm.start(batch_script(Allocation("30", **way), command(SAVES)))
     slurm.warn(script)
     assert script.wait(20) == 0
@@ -150,20 +150,20 @@ def test_a_warned_search_is_queued_again(way, slurm):
 
 @WAYS
 @pytest.mark.parametrize("code", [0, 2])
-def test_a_search_that_ends_by_itself_is_not(way, code, slurm):
+def test_search_that_ends_is_not_requeued(way, code, slurm):
     script = slurm.start(batch_script(Allocation("30", **way), command(f"raise SystemExit({code})")))
     assert script.wait(20) == code
     assert not any("requeue" in call for call in slurm.calls)
     assert slurm.leftovers == []
 
 
-def test_one_that_was_queued_again_too_often_is_not(slurm):
+def test_number_of_requeues_is_limited(slurm):
     text = batch_script(Allocation("30", max_requeues=3), command("raise SystemExit(75)"))
     assert slurm.start(text, SLURM_RESTART_COUNT="3").wait(20) == 75
     assert slurm.calls == []
 
 
-def test_a_search_that_does_not_end_is_queued_again_before_its_time_is_over(slurm):
+def test_search_that_ignores_the_warning_is_requeued_before_the_time_limit(slurm):
     text = batch_script(Allocation("30", warning_s=60), command("import time; time.sleep(4)"))
     assert "second < 40" in text
     script = slurm.start(text.replace("second < 40", "second < 2"))
@@ -172,21 +172,21 @@ def test_a_search_that_does_not_end_is_queued_again_before_its_time_is_over(slur
     assert slurm.calls == [f"requeue {slurm.job_id}"]
 
 
-def test_a_search_that_ends_well_while_it_is_warned_is_finished(slurm):
+def test_search_that_ends_during_the_warning_is_finished(slurm):
     script = slurm.start(batch_script(Allocation("30"), command("import time; time.sleep(1)")))
     slurm.warn(script)
     assert script.wait(20) == 0
     assert slurm.calls == []
 
 
-def test_words_reach_the_command_as_they_are(slurm):
+def test_arguments_reach_the_command_unchanged(slurm):
     words = ["two words", "$HOME", "a'b", 'c"d', "*", "uniform(0, 1)", "back\\slash", ""]
     text = batch_script(Allocation("30", nodes=2), [*command("import sys; print(sys.argv[1:])"), *words])
     assert slurm.start(text).wait(20) == 0
     assert str(words) in (slurm.folder / "log").read_text(encoding="utf-8")
 
 
-def test_a_token_of_the_job_s_own_is_nobody_else_s_to_read(slurm):
+def test_token_of_the_job_is_private(slurm):
     source = """
 import os, pathlib, stat
 token = pathlib.Path(os.environ["RAY_AUTH_TOKEN_PATH"])
@@ -196,7 +196,7 @@ print(os.environ["RAY_AUTH_MODE"], len(token.read_text()), oct(stat.S_IMODE(toke
     assert "token 64 0o700" in (slurm.folder / "log").read_text(encoding="utf-8")
 
 
-def test_ray_gets_the_allocation_s_cores_and_gpus(slurm):
+def test_ray_has_the_cores_and_gpus_of_the_allocation(slurm):
     text = batch_script(Allocation("30", nodes=2, gpus_per_node=2), ["true"])
     assert slurm.start(text, SLURM_GPUS_ON_NODE="2").wait(20) == 0
     call = slurm.calls[0]
@@ -205,14 +205,14 @@ def test_ray_gets_the_allocation_s_cores_and_gpus(slurm):
     assert call.endswith("-- bash -c driver")
 
 
-class TestTheVerb:
-    ASKED = ("--time", "02:00:00", "--nodes", "2", "--gpus-per-node", "4")
+class TestCommand:
+    FLAGS = ("--time", "02:00:00", "--nodes", "2", "--gpus-per-node", "4")
 
-    def test_the_run_s_flags_are_kept(self, tmp_path, monkeypatch, capsys):
+    def test_flags_of_the_run_are_in_the_script(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         flags = ["--quick", "--seeds", "3", "--set", "learning_rate=loguniform(1e-4, 1)", "--num-samples", "5",
                  "--time-budget", "30m", "--export", "optuna"]  # fmt: skip
-        assert main(["slurm", "exercise2.softmax", *flags, *self.ASKED]) == 0
+        assert main(["slurm", "exercise2.softmax", *flags, *self.FLAGS]) == 0
         text = " ".join(capsys.readouterr().out.replace("\\\n", " ").split())
         assert (
             "tune-hpc run exercise2.softmax '--set=learning_rate=loguniform(1e-4, 1)' --quick --seeds=3 "
@@ -221,7 +221,7 @@ class TestTheVerb:
         assert f"export PATH={sys.prefix}/bin:$PATH" in text
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_file_is_written(self, tmp_path, monkeypatch, capsys):
+    def test_script_is_written_to_a_file(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         assert main(["slurm", "exercise1_1stpart", "--time", "10", "-o", "job.sbatch", "--sbatch=--qos=low"]) == 0
         assert "#SBATCH --qos=low" in (tmp_path / "job.sbatch").read_text(encoding="utf-8")
@@ -239,19 +239,19 @@ class TestTheVerb:
             (["exercise2.softmax", "--output-dir", "ftp://here/runs"], "a storage is a folder or s3://"),
         ],
     )
-    def test_what_a_run_would_refuse_is_refused_now(self, arguments, message, tmp_path, monkeypatch, capsys):
+    def test_invalid_run_is_rejected(self, arguments, message, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         assert main(["slurm", "--time", "02:00:00", *arguments]) == 2
-        told = capsys.readouterr()
-        assert message in told.err
-        assert told.err.count("\n") == 1
-        assert told.out == ""
+        printed = capsys.readouterr()
+        assert message in printed.err
+        assert printed.err.count("\n") == 1
+        assert printed.out == ""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("sbatch"), reason="needs root and Slurm")
-def test_a_search_outlives_its_jobs_on_a_real_slurm(tmp_path):
+def test_search_survives_requeues_on_a_real_slurm(tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "slurm_chain.py", "--only", "node lost", "--steps", "600",
          "--keep", tmp_path / "chain", "--output", tmp_path / "result.json"],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.job_factories import beat, job_in, let_pass, write_progress
+from tests.jobs.job_factories import beat, job_in, set_age, write_progress
 from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.jobs.job_folder import JobFolder, is_id, make_id
 from tune_hpc.jobs.launchers import DriverState
@@ -40,7 +40,7 @@ def wait_for_state(pid, letter):
         time.sleep(0.01)
 
 
-def test_id_has_the_name_the_time_and_four_digits():
+def test_id_has_name_time_and_four_digits():
     made = make_id("exercise2.softmax", datetime(2026, 11, 23, 12, 45, 33, tzinfo=UTC))
     assert made[:-4] == "exercise2.softmax-20261123-124533-"
     assert is_id(made)
@@ -49,17 +49,17 @@ def test_id_has_the_name_the_time_and_four_digits():
 
 @pytest.mark.parametrize("text", ["", ".", "..", "../x-20261123-124533-abcd", "x-20261123-124533-abcd/..", "x", "a\nb",
                                   "x-20261123-124533-ABCD", ".x-20261123-124533-abcd"])  # fmt: skip
-def test_text_that_could_leave_the_storage_is_no_id(text):
+def test_malformed_id_is_rejected(text):
     assert not is_id(text)
 
 
-def test_job_without_a_driver_yet_is_pending(job):
+def test_job_without_a_driver_is_pending(job):
     assert job_status(job, DriverState.WAITING).state is JobState.PENDING
     status = job_status(job)
     assert (status.state, status.reason) == (JobState.PENDING, "the cluster is unreachable")
 
 
-def test_driver_that_ended_before_it_began_has_failed_with_its_output(job):
+def test_driver_that_failed_to_start_is_reported_with_its_output(job):
     status = job_status(job, DriverState.GONE, "no such module")
     assert (status.state, status.reason) == (
         JobState.FAILED,
@@ -67,10 +67,10 @@ def test_driver_that_ended_before_it_began_has_failed_with_its_output(job):
     )
 
 
-def test_attempt_is_pending_while_its_launcher_starts_it_and_fails_if_that_never_ends(job):
+def test_attempt_without_a_launched_driver_fails_after_a_timeout(job):
     job.add_attempt("resume", {}, {}, last=1)
     assert job_status(job, DriverState.GONE).state is JobState.PENDING
-    let_pass(job.attempts / "2.json", 2 * LAUNCH_TIMEOUT_S)
+    set_age(job.attempts / "2.json", 2 * LAUNCH_TIMEOUT_S)
     status = job_status(job, DriverState.GONE)
     assert (status.state, status.reason) == (JobState.FAILED, "the driver was never started")
 
@@ -86,9 +86,7 @@ def test_attempt_is_pending_while_its_launcher_starts_it_and_fails_if_that_never
         (DriverState.ALIVE, 2 * HEARTBEAT_TIMEOUT_S, JobState.UNKNOWN),
     ],
 )
-def test_driver_is_lost_if_it_is_known_to_be_gone_and_unknown_if_it_is_only_silent(
-    job, driver, seconds_since_heartbeat, state
-):
+def test_driver_without_a_heartbeat_is_lost_or_unknown(job, driver, seconds_since_heartbeat, state):
     beat(job, seconds_since_heartbeat=seconds_since_heartbeat)
     status = job_status(job, driver)
     assert status.state is state
@@ -111,7 +109,7 @@ def test_clock_of_the_reader_does_not_matter(job, monkeypatch):
     assert job_status(job).state is JobState.RUNNING
 
 
-def test_process_of_this_machine_that_is_gone_is_lost_at_once(job):
+def test_missing_process_of_this_machine_is_lost_at_once(job):
     beat(job, process={**process_of(1), "began": "another boot:1"})
     assert job_status(job).state is JobState.LOST
     assert job_status(job, DriverState.ALIVE).state is JobState.LOST
@@ -136,7 +134,7 @@ def test_stopped_process_and_zombie_are_not_alive(job, child):
     assert job_status(job).state is JobState.LOST
 
 
-def test_process_of_another_machine_may_run_unless_slurm_has_started_its_job_again(monkeypatch):
+def test_process_elsewhere_may_run_unless_slurm_restarted_its_job(monkeypatch):
     assert may_be_running({"host": "elsewhere", "pid": 1, "began": "x"})
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert this_process()["slurm_job"] == "7"
@@ -162,7 +160,7 @@ def test_latest_attempt_counts(job):
     assert (status.state, status.attempt, status.location) == (JobState.PENDING, 2, {"kind": "process"})
 
 
-def test_progress_is_that_of_the_experiment_folders(job):
+def test_progress_comes_from_the_experiment_folders(job):
     beat(job)
     assert "synthetic: 0/5 trials" in str(job_status(job))
     best = {"value": 0.25, "trial_id": "t00001"}
@@ -174,20 +172,20 @@ def test_progress_is_that_of_the_experiment_folders(job):
 
 
 @pytest.mark.parametrize(("attempt", "driver"), [(0, DriverState.ALIVE), (1, DriverState.GONE)])
-def test_trials_of_an_earlier_attempt_or_without_a_driver_do_not_run(job, attempt, driver):
+def test_trials_of_an_earlier_attempt_or_a_lost_driver_do_not_run(job, attempt, driver):
     beat(job)
     write_progress(job, attempt=attempt, ended={"finished": 2}, running=2, left_s=90)
     assert str(job_status(job, driver)).endswith("synthetic: 2/5 trials")
 
 
-@pytest.mark.parametrize(("left_s", "words"), [(7, "7 s"), (700, "12 min"), (36_000, "10.0 h")])
-def test_remaining_time_has_a_unit(job, left_s, words):
+@pytest.mark.parametrize(("left_s", "text"), [(7, "7 s"), (700, "12 min"), (36_000, "10.0 h")])
+def test_remaining_time_has_a_unit(job, left_s, text):
     beat(job)
     write_progress(job, ended={}, left_s=left_s)
-    assert f"about {words} left" in str(job_status(job))
+    assert f"about {text} left" in str(job_status(job))
 
 
-def test_half_a_progress_file_counts_as_none(job):
+def test_half_written_progress_file_is_ignored(job):
     beat(job)
     write_progress(job)
     job.experiment("synthetic").progress.write_text('{"ended": {', encoding="utf-8")
@@ -198,7 +196,7 @@ def test_half_a_progress_file_counts_as_none(job):
     '{"experiments": [{"name": "../x", "metric": "a", "searcher": "a", "scheduler": "a", "num_trials": 1}]}',
     '{"experiments": [{"name": "x", "metric": "a", "searcher": "a", "scheduler": "a", "num_trials": null}]}',
 ])  # fmt: skip
-def test_malformed_job_is_refused_by_name(job, content):
+def test_malformed_job_is_reported(job, content):
     job.job_file.write_text(content, encoding="utf-8")
     with pytest.raises(FolderError, match=r"job\.json (does not describe a job|cannot be read)"):
         job_status(job)

@@ -21,7 +21,7 @@ def experiment(name):
 
 
 @pytest.mark.parametrize("mode", [0o775, 0o757, 0o1777, 0o702])
-def test_storage_that_others_can_write_to_is_refused_unless_it_is_shared(tmp_path, mode):
+def test_storage_writable_by_others_is_rejected_unless_shared(tmp_path, mode):
     storage = tmp_path / "jobs"
     storage.mkdir()
     storage.chmod(mode)
@@ -37,7 +37,7 @@ def test_storage_that_others_can_write_to_is_refused_unless_it_is_shared(tmp_pat
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
-def test_storage_of_another_user_is_refused_unless_it_is_shared(tmp_path):
+def test_storage_of_another_user_is_rejected_unless_shared(tmp_path):
     (tmp_path / "jobs").mkdir(mode=0o700)
     os.chown(tmp_path / "jobs", 65534, 65534)
     with pytest.raises(FolderError, match=r"belongs to another user \(uid 65534\)"):
@@ -45,7 +45,7 @@ def test_storage_of_another_user_is_refused_unless_it_is_shared(tmp_path):
     Storage(tmp_path / "jobs").check_private(shared=True)
 
 
-def test_storage_and_jobs_are_entered_by_their_owner_only(tmp_path):
+def test_storage_and_jobs_are_private(tmp_path):
     old = os.umask(0)
     try:
         job = JobClient(tmp_path / "new" / "jobs", StandInLauncher()).submit(experiment("line"))
@@ -57,7 +57,7 @@ def test_storage_and_jobs_are_entered_by_their_owner_only(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["code", "attempts", "report.html", "output.log", "job.json", "experiments"])
-def test_experiment_may_be_called_like_a_file_of_its_job(tmp_path, name):
+def test_experiment_may_have_the_name_of_a_file_of_its_job(tmp_path, name):
     job = JobClient(tmp_path / "jobs", StandInLauncher()).submit(experiment(name))
     folder = job.folder.experiment(name)
     folder.claim(name)
@@ -67,7 +67,7 @@ def test_experiment_may_be_called_like_a_file_of_its_job(tmp_path, name):
     assert folder.path.parent.name == "experiments"
 
 
-def test_job_at_rest_is_deleted_with_all_its_files(tmp_path, capsys):
+def test_stopped_job_is_deleted_with_all_its_files(tmp_path, capsys):
     job, other = job_in(tmp_path / "jobs"), job_in(tmp_path / "jobs")
     beat(other)
     beat(job, state="finished", ended_at="2026-01-01T00:00:09+00:00")
@@ -95,7 +95,7 @@ def test_malformed_job_hides_no_other_job(tmp_path, capsys, file, content):
     assert f"{other.id}  running" in lines
 
 
-def test_version_of_a_job_in_an_object_store_is_one_request(bucket, monkeypatch):
+def test_version_of_a_job_in_a_bucket_is_one_request(bucket, monkeypatch):
     job = JobFolder(f"{bucket}/line-20260101-000000-0000")
     plain = {"name": "line", "num_trials": 1, "metric": "loss", "searcher": "grid", "scheduler": "none"}
     job.make({"id": job.id, "submitted": "2026-01-01T00:00:00+00:00", "experiments": [plain], "options": {}})

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 from tune_hpc.errors import ClusterError
 from tune_hpc.jobs.job_folder import Attempt, JobFolder
 from tune_hpc.jobs.launchers import TIMEOUT_S, DriverState, Launcher, driver_command
-from tune_hpc.search.ray_token import find_token
+from tune_hpc.search.ray_session import find_token
 
 #: The default port of a cluster's dashboard.
 DASHBOARD_PORT = 8265

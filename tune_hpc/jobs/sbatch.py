@@ -76,8 +76,8 @@ class Allocation:
         seconds = seconds_of(self.time)
         if self.warning_s is not None and not MIN_WARNING_S <= self.warning_s < seconds:
             raise InvalidExperimentError(
-                f"warning_s must be at least {MIN_WARNING_S} and less than the time limit of {seconds} s ({self.time}); "
-                f"got {self.warning_s}"
+                f"warning_s must be at least {MIN_WARNING_S} and less than the time limit of {seconds} s "
+                f"({self.time}); got {self.warning_s}"
             )
         if self.memory is not None and not re.fullmatch(r"\d+[KMGT]?", self.memory):
             raise InvalidExperimentError(f"memory must be a number with K, M, G or T, such as 16G; got {self.memory!r}")
