@@ -17,7 +17,7 @@ ANALYSES = {
     "check_boundaries": check_boundaries,
     "budget_curve": budget_curve,
     "time_to_target": lambda results: time_to_target(results, 1.5),
-    "protocols": selection_bias,
+    "selection_bias": selection_bias,
     "special_cases": special_cases,
     "interactions": interactions,
 }
@@ -66,14 +66,18 @@ def test_no_trials_are_told_as_such(analysis):
         (
             "check_boundaries",
             "all diverged",
-            "no configuration of made.up has a value of loss and no seed that diverged",
+            "no configuration of made.up has a value of loss and no diverged seed",
         ),
-        ("budget_curve", "all diverged", r"seed that diverged \(2 diverged\)"),
-        ("budget_curve", "missing metrics", r"no column of numbers 'loss' in the trials of made.up \(2 finished\)"),
-        ("protocols", "missing metrics", "no best_test_accuracy in the trials of made.up"),
-        ("protocols", "all diverged", "no trial of made.up has both best_test_accuracy and selected_test_accuracy"),
-        ("special_cases", "one trial", "no optimizer of made.up stands beside a special case of it: adam"),
-        ("interactions", "one trial", "an interaction takes two parameters that vary; of made.up none does"),
+        ("budget_curve", "all diverged", r"no diverged seed \(2 diverged\)"),
+        ("budget_curve", "missing metrics", r"no numeric column 'loss' in the trials of made.up \(2 finished\)"),
+        ("selection_bias", "missing metrics", "no best_test_accuracy in the trials of made.up"),
+        (
+            "selection_bias",
+            "all diverged",
+            "no trial of made.up has both best_test_accuracy and selected_test_accuracy",
+        ),
+        ("special_cases", "one trial", "no optimizer of made.up has a special case among the others: adam"),
+        ("interactions", "one trial", "an interaction needs two parameters that vary; in made.up none does"),
     ],
 )
 def test_the_reason_is_the_right_one(analysis, case, told):
@@ -82,11 +86,13 @@ def test_the_reason_is_the_right_one(analysis, case, told):
 
 
 def test_a_history_without_the_metric_has_no_time_to_a_target():
-    with pytest.raises(UnknownNameError, match=r"no metric 'score' in the history of made.up: trial_id, step, loss"):
+    with pytest.raises(
+        UnknownNameError, match=r"no metric 'score' in the history of made.up; there are trial_id, step, loss"
+    ):
         time_to_target(searched(SPACE, CASES["one seed"], HISTORY), 1.0, "score")
 
 
-@pytest.mark.parametrize("analysis", ["check_boundaries", "budget_curve", "protocols", "interactions"])
+@pytest.mark.parametrize("analysis", ["check_boundaries", "budget_curve", "selection_bias", "interactions"])
 def test_a_configuration_that_ran_twice_counts_once(analysis):
     rows = [row(), row("momentum"), row(rate=0.01, loss=0.5), row("momentum", 0.01)]
     once, twice = (ANALYSES[analysis](searched(SPACE, own)) for own in (rows, [one for one in rows for _ in "12"]))

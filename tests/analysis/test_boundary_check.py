@@ -171,5 +171,5 @@ class TestCases:
 def test_results_that_do_not_tell_their_space_are_refused():
     results = searched({"x": {"choice": [1, 2]}}, [{"x": 1, "loss": 1.0}])
     results.experiment["space"] = None
-    with pytest.raises(UnknownNameError, match=r"made.up does not tell its space"):
+    with pytest.raises(UnknownNameError, match=r"experiment.json of made.up has no space"):
         check_boundaries(results)

@@ -85,7 +85,7 @@ class TestBudgetCurve:
         assert df["prob_all_diverged"].tolist() == [1, 0, 0, 0]
 
     def test_a_population_has_no_budget(self):
-        with pytest.raises(UnknownNameError, match=r"made.up is a population, whose members copy one another"):
+        with pytest.raises(UnknownNameError, match=r"made.up uses PBT, whose members copy one another"):
             budget_curve(searched(SPACE, rows([0.5, 0.2]), scheduler="pbt"))
 
     def test_budgets_beyond_the_search_are_left_out(self):

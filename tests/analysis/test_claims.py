@@ -84,9 +84,9 @@ def test_a_table_has_the_numbers_and_whether_it_holds(curves):
     assert df["holds"].tolist() == [False, True]
     assert df["numbers"].tolist() == ["swing: 6, never: never", "swing: 1"]
     assert df["measure"][0] == "step from which weight W stays within 0.01 of 1, in 8 steps"
-    assert findings.findings(made)[-1] == "Of 2 published sentences that a number can check 1 holds."
+    assert findings.findings(made)[-1] == "Of 2 published statements, 1 holds."
     assert "| so it is |" in tables.to_markdown(df).replace("  ", "")
-    assert tables.report_tables(made)[0][0] == "Published sentences, checked"
+    assert tables.report_tables(made)[0][0] == "Published statements, checked"
 
 
 def test_a_shorter_run_and_a_missing_trial_cannot_tell(curves):
@@ -94,7 +94,7 @@ def test_a_shorter_run_and_a_missing_trial_cannot_tell(curves):
     df = check_claims(made)
     assert df["holds"].isna().all()
     assert df["numbers"].tolist()[1] == "swing: 1, ftrl: not measured"
-    assert not any("published sentences" in sentence for sentence in findings.findings(made))
+    assert not any("published statements" in sentence for sentence in findings.findings(made))
 
 
 def test_what_diverged_is_not_measured_and_repeats_count_by_their_median(curves, results_of, trial):

@@ -62,7 +62,7 @@ def test_an_incomplete_table_is_told(drop, diverged):
 def test_one_parameter_alone_is_refused():
     results = grid(lambda a, b: 3.0 * a + b)
     alone = results.trials[results.trials["a"] == 1]
-    with pytest.raises(UnknownNameError, match=r"takes two parameters that vary; of made.up b does"):
+    with pytest.raises(UnknownNameError, match=r"needs two parameters that vary; in made.up b does"):
         interactions(type(results)(results.experiment, alone, results.history))
 
 
@@ -77,7 +77,7 @@ def test_cells_with_more_configurations_than_others_are_told():
     results = grid(lambda a, b, c: a + b + float(c), {**SPACE, "c": {"choice": [1, 2]}})
     fewer = results.trials.drop(index=0)
     df = interactions(type(results)(results.experiment, fewer, results.history))
-    assert set(df["note"]) == {"cells differ in what else was tried in them"}
+    assert set(df["note"]) == {"cells differ in the number of configurations"}
 
 
 def test_a_search_at_random_has_no_table():
@@ -90,5 +90,5 @@ def test_a_search_at_random_has_no_table():
 
 def test_cells_that_are_all_alike_have_nothing_to_share():
     row = interactions(grid(lambda a, b: 0.1)).iloc[0]
-    assert row["note"] == "all cells are alike"
+    assert row["note"] == "all cells are equal"
     assert np.isnan(row["first_share"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_hpc.analysis import reader, results
+from tune_hpc.analysis import frames, reader, results
 from tune_hpc.analysis.frames import LazyHistory, trials_frame, write_frames
 from tune_hpc.analysis.reader import ResultsReader
 from tune_hpc.errors import FolderError
@@ -104,7 +104,7 @@ def test_a_part_that_goes_while_all_are_read_is_found_in_the_frames(home, trial,
 
 def test_parts_that_go_between_the_listing_and_the_frames_are_not_missed(home, trial, results_of, monkeypatch):
     write(home, trial("a"))
-    whole, read = results_of(trial("a")), results.read_frames
+    whole, read = results_of(trial("a")), frames.read_frames
 
     def ended(folder):
         found = read(folder)
@@ -113,7 +113,7 @@ def test_parts_that_go_between_the_listing_and_the_frames_are_not_missed(home, t
             os.remove(home.trial_file("a"))
         return found
 
-    monkeypatch.setattr(results, "read_frames", ended)
+    monkeypatch.setattr(frames, "read_frames", ended)
     assert list(results.load(home.path).trials["trial_id"]) == ["a"]
     check_matches(ResultsReader(home).results(), home)
 

@@ -32,8 +32,8 @@ def test_a_page_refers_to_nothing_outside_itself(grid, tmp_path):
 def test_conclusions_lead_and_everything_is_there(grid, tmp_path):
     made = grid(figures=[FIGURE], published=[PUBLISHED], provenance=PROVENANCE, title="Made up", state="finished")
     page = page_of(made, path=tmp_path / "report.html")
-    assert page.index("12 trials, 12 finished.") < page.index("Published against measured") < page.index("<img")
-    assert "Of 1 published best learning rates 1 is ours too." in page
+    assert page.index("12 trials, 12 finished.") < page.index("Published and measured values") < page.index("<img")
+    assert "Of 1 published best learning rates, 1 is also ours." in page
     assert "1 min 23 s" in page
     assert "node17, 2 CPUs, 0 GPUs" in page
     assert "tune-hpc run made.up --set a=&#39;&lt;b&gt;&#39;" in page
@@ -83,7 +83,7 @@ def test_one_trial_of_any_fate_makes_a_page(trial, results_of, tmp_path, status)
 def test_a_running_search_without_trials_makes_a_page(results_of, tmp_path):
     page = page_of(results_of(figures=[FIGURE], published=[PUBLISHED], tables=[]), path=tmp_path / "report.html")
     assert "No trial has ended yet." in page
-    assert "No trial has left data for a figure." in page
+    assert "No trial has data for a figure." in page
 
 
 def test_an_experiment_folder_gets_its_tables_figures_and_page(grid, tmp_path):
@@ -106,11 +106,11 @@ def test_which_parameters_decide_is_a_table_and_a_figure_where_one_can_say(grid,
 
     path = tmp_path / "report.html"
     page = report.write_report([grid(figures=[FIGURE])], path, importance=importance).read_text(encoding="utf-8")
-    assert "<h3>Which parameters decide</h3>" in page
+    assert "<h3>Parameter importance</h3>" in page
     assert ">0.75</td>" in page
     assert page.count('<img src="data:image/') == 2
     page = report.write_report([results_of(trial("0"))], path, importance=importance).read_text(encoding="utf-8")
-    assert "Which parameters decide" not in page
+    assert "Parameter importance" not in page
 
 
 def test_searches_of_one_name_are_told_apart_and_a_comparison_leads(grid, tmp_path):

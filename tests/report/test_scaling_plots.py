@@ -69,14 +69,14 @@ def test_a_line_for_each_width_and_no_stack_of_several(measured):
 
 def test_the_report_says_what_workers_give_and_suggests_no_wider_search(measured):
     said = findings(measured())
-    gain = "4 workers do 2.00 times as much a second as one, 50% of what they could; "
-    assert gain + "the exchange of gradients adds 55% of a step." in said
-    assert not any("highest searched" in one for one in said)
+    gain = "4 workers reach a speed-up of 2.00, an efficiency of 50%; "
+    assert gain + "communication adds 55% of a step." in said
+    assert not any("boundary of the search space" in one for one in said)
     widths = findings(measured((0.5, 1.0)))
-    assert [one.partition(" do ")[0] for one in widths if "exchange" in one] == [
+    assert [one.partition(" reach ")[0] for one in widths if "communication" in one] == [
         "4 workers at width 0.5", "4 workers at width 1",
     ]  # fmt: skip
-    assert not any("exchange" in one for one in findings(measured(numbers=(1,))))
+    assert not any("communication" in one for one in findings(measured(numbers=(1,))))
 
 
 def test_it_is_no_search_whose_budget_or_interactions_are_told(measured):

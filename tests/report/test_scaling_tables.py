@@ -95,49 +95,47 @@ def test_cost_is_told_and_what_no_other_choice_beats(measured):
 
 def test_the_sentences_say_it(measured):
     said = findings(measured())
-    assert any("2 workers: 660 ms for 600 (+10%); 4 workers: 630 ms for 700 (-10%)" in one for one in said)
+    assert any("2 workers: 660 ms, measured 600 (+10%); 4 workers: 630 ms, measured 700 (-10%)" in one for one in said)
+    assert any("A worker takes 18% of the whole batch's time for one of 10 shares of the batch" in one for one in said)
+    assert "2 workers reach an efficiency of 80% from width 1.5 on (predicted)." in said
     assert any(
-        "One of 10 shares of the batch still takes one worker 18% of the whole batch's time" in one for one in said
-    )
-    assert "2 workers here keep 80% of their speed (predicted) from width 1.5 on." in said
-    assert any(
-        one.startswith("No width from 0.25 to 4 lets 4 workers here keep 80%") and one.endswith("lets them keep 40%.")
+        one.startswith("4 workers reach an efficiency of 80% at no width from 0.25 to 4") and "the best is 40%" in one
         for one in said
     )
     assert any(
-        "with workers 4, is 0.70 of the cheapest one, with workers 1, and takes 2.80 times" in one for one in said
+        "with workers 4, takes 0.70 of the time of the cheapest, with workers 1, and 2.80 times" in one for one in said
     )
     assert not any("test accuracy" in one for one in said)
     options = findings(measured(options=("none", "larger_steps")))
-    assert "Larger steps (workers 4): 0.50 of the time; test accuracy 0.9500 for 0.9800." in options
+    assert "Larger steps (workers 4): 0.50 of the time; test accuracy 0.9500 instead of 0.9800." in options
 
 
 def test_crosses_stand_where_the_model_puts_the_steps(measured):
-    sheet = figures.sheets(measured(), SPEEDUP)[0]
+    sheet = figures.draw(measured(), SPEEDUP)[0]
     crosses = [line for line in sheet.axes[0].get_lines() if line.get_marker() == "x"]
     assert [list(line.get_xdata()) for line in crosses] == [[2, 4]]
     assert list(crosses[0].get_ydata()) == pytest.approx([1 / 0.66, 1 / 0.63])
     assert "predicted" in [text.get_text() for text in sheet.figure.legends[0].get_texts()]
     assert "none of which is a step of several workers" in sheet.caption
     assert_tidy(sheet)
-    widths = figures.sheets(measured((0.5, 1.0)), {**SPEEDUP, "line": "width"})[0]
+    widths = figures.draw(measured((0.5, 1.0)), {**SPEEDUP, "line": "width"})[0]
     assert len([line for line in widths.axes[0].get_lines() if line.get_marker() == "x"]) == 2
     # Of an option the model says nothing.
-    options = figures.sheets(measured(options=("none", "larger_steps")), {**SPEEDUP, "line": "option"})[0]
+    options = figures.draw(measured(options=("none", "larger_steps")), {**SPEEDUP, "line": "option"})[0]
     assert "predicted" not in [text.get_text() for text in options.figure.legends[0].get_texts()]
 
 
 def test_other_links_are_a_line_each_beside_what_was_measured(measured):
-    sheet = figures.sheets(measured(), LINKS)[0]
+    sheet = figures.draw(measured(), LINKS)[0]
     ideal, line, stars = sheet.axes[0].get_lines()
     assert list(ideal.get_ydata()) == [1, 2, 4, 8]
     assert list(line.get_ydata()) == pytest.approx([1, 2, 4, 5])
     assert list(stars.get_xdata()) == [1, 2, 4]
     assert "Predicted, not measured, but for the stars" in sheet.caption
     assert_tidy(sheet)
-    assert figures.sheets(measured((0.5, 1.0)), LINKS) == []
-    assert len(figures.sheets(measured((0.5, 1.0)), {**LINKS, "page": "width"})) == 2
-    assert figures.sheets(measured(options=("none", "larger_steps")), {**LINKS, "page": "option"}) == []
+    assert figures.draw(measured((0.5, 1.0)), LINKS) == []
+    assert len(figures.draw(measured((0.5, 1.0)), {**LINKS, "page": "width"})) == 2
+    assert figures.draw(measured(options=("none", "larger_steps")), {**LINKS, "page": "option"}) == []
 
 
 def test_efficiency_is_drawn_against_the_width_with_a_panel_for_each_number_of_workers(measured):
@@ -146,18 +144,18 @@ def test_efficiency_is_drawn_against_the_width_with_a_panel_for_each_number_of_w
         {"link": link, "workers": workers, "width": width, "efficiency": width**0.1 / workers}
         for link in ("this machine", "NVLink 4") for workers in (2, 4) for width in (0.25, 1.0, 4.0)
     ]  # fmt: skip
-    (sheet,) = figures.sheets(made, WIDTHS)
+    (sheet,) = figures.draw(made, WIDTHS)
     assert [text.get_text() for ax in sheet.axes for text in ax.texts] == ["2 workers", "4 workers"]
     first, _, stars, aim = sheet.axes[0].get_lines()
     assert list(first.get_xdata()) == [0.25, 1, 4]
     assert list(stars.get_xdata()) == [1]
     assert set(aim.get_ydata()) == {0.8}
     assert_tidy(sheet)
-    assert figures.sheets(measured(), WIDTHS) == []
+    assert figures.draw(measured(), WIDTHS) == []
 
 
 def test_cost_is_drawn_with_a_ray_for_each_number_of_workers(measured):
-    sheet = figures.sheets(measured(options=("none", "larger_steps")), {**COST, "line": "option"})[0]
+    sheet = figures.draw(measured(options=("none", "larger_steps")), {**COST, "line": "option"})[0]
     rays = [line for line in sheet.axes[0].get_lines() if line.get_xdata()[0] == 0]
     assert len(rays) == 3
     assert [text.get_text() for text in sheet.axes[0].texts] == ["1", "2", "4"]
@@ -166,18 +164,18 @@ def test_cost_is_drawn_with_a_ray_for_each_number_of_workers(measured):
 
 def test_the_report_has_a_table_of_each(measured):
     titles = [title for title, *_ in report_tables(measured())]
-    assert "The model against the clock" in titles
-    assert "Time and what it costs" in titles
-    assert "From which width on the workers keep their speed" in titles
+    assert "Predicted and measured step times" in titles
+    assert "Training time and cost" in titles
+    assert "Minimum network width for efficient scaling" in titles
 
 
 def test_results_without_a_model_say_so_in_one_line(measured):
     made = measured()
     made.experiment["predictions"] = made.experiment["widths"] = []
-    with pytest.raises(UnknownNameError, match="holds no predictions; tune-hpc scale makes some"):
+    with pytest.raises(UnknownNameError, match="has no predictions; make them with tune-hpc scale"):
         predictions(made)
-    with pytest.raises(UnknownNameError, match="probed no networks of several widths"):
+    with pytest.raises(UnknownNameError, match="has no probes of several network widths"):
         min_efficient_width(made)
     with pytest.raises(UnknownNameError, match="has no column worker_s"):
         cost_pareto_front(replace(made, trials=made.trials.drop(columns="worker_s")))
-    assert figures.sheets(made, LINKS) == []
+    assert figures.draw(made, LINKS) == []

@@ -7,7 +7,7 @@ from tune_hpc.analysis.intervals import Interval, mean_interval
 from tune_hpc.analysis.published import AGREES, DIFFERS, INCONCLUSIVE, compare_to_published, verdict
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report import findings, tables
-from tune_hpc.report.plots.heatmap_data import heat_table
+from tune_hpc.report.plots.heatmap import heat_table
 
 BEST = {"metric": "test_loss", "value": 0.3, "source": "report", "best_over": "learning_rate"}
 PUBLISHED = [
@@ -39,7 +39,7 @@ def test_of_best_values_that_were_never_tried_nothing_is_said(grid):
     told = [{**PUBLISHED[0], "best_values": values} for values in ((0.02, 0.05), (0.05, 0.1))]
     made = grid(published=told)
     assert list(compare_to_published(made)["best_agrees"]) == [pd.NA, False]
-    assert any("Of 1 published best learning rates 0 are ours too." in one for one in findings.findings(made))
+    assert any("Of 1 published best learning rates, 0 are also ours." in one for one in findings.findings(made))
 
 
 def test_values_that_were_drawn_make_no_table_of_all_pairs(trial, results_of):
@@ -111,7 +111,7 @@ class TestVerdicts:
         quick = compare_to_published(results_of(*trials, published=published, quick=True))
         assert list(quick["verdict"].fillna("")) == ["not comparable"] * 3 + [""]
         said = findings.findings(results_of(*trials, published=published))
-        assert "Of 2 published numbers 1 agrees with ours, 1 differs." in said
+        assert "Of 2 published numbers, 1 agrees with ours, 1 differs." in said
 
 
 @pytest.mark.parametrize(
@@ -161,15 +161,15 @@ def test_a_quick_run_says_so_beside_published_numbers(grid):
     made = grid(published=PUBLISHED, quick=True)
     text = tables.to_markdown(compare_to_published(made))
     assert "measured (quick)" in text
-    assert "Of 2 published best learning rates 1 is ours too (quick run: not comparable)." in findings.findings(made)
+    assert "Of 2 published best learning rates, 1 is also ours (quick run: not comparable)." in findings.findings(made)
 
 
 def test_sentences_are_made_from_the_numbers(grid):
     said = findings.findings(grid(published=PUBLISHED))
     assert said[0] == "12 trials, 12 finished."
     assert said[1] == "Lowest test loss 0.3416 with optimizer adam, learning rate 0.01 (mean of 2 seeds)."
-    assert said[2] == "Of 2 published best learning rates 1 is ours too."
-    assert said[3] == "Of 2 published numbers 2 cannot be told from so few seeds."
+    assert said[2] == "Of 2 published best learning rates, 1 is also ours."
+    assert said[3] == "Of 2 published numbers, 2 are inconclusive with so few seeds."
     assert said[4] == "Mean distance from the published values: 0.04163 on 2 numbers for test loss."
 
 
@@ -213,7 +213,7 @@ def test_every_table_answers_without_trials(results_of, tmp_path):
         {"kind": "at_steps", "title": "a", "metrics": ["W"], "steps": [1]},
     ]
     made = tables.report_tables(results_of(tables=declared, published=[EXACT, *PUBLISHED]))
-    assert [slug for _, slug, _ in made][:4] == ["published-against-measured", "a", "a-2", "a-3"]
+    assert [slug for _, slug, _ in made][:4] == ["published-and-measured-values", "a", "a-2", "a-3"]
     assert all(df.empty for title, _, df in made if title == "a")
     assert tables.write_tables(results_of(tables=declared), tmp_path)
     assert findings.findings(results_of()) == ["No trial has ended yet."]
@@ -239,7 +239,7 @@ def test_csv_keeps_what_markdown_rounds(grid, tmp_path):
     markdown = (tmp_path / "tables" / "best-trials.md").read_text()
     assert "0.3366" in markdown
     assert "0.33663" not in markdown
-    assert "Source: report." in (tmp_path / "tables" / "published-against-measured.md").read_text()
+    assert "Source: report." in (tmp_path / "tables" / "published-and-measured-values.md").read_text()
 
 
 def test_errors_cannot_break_a_markdown_table(trial, results_of):

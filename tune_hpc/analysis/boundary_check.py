@@ -86,12 +86,9 @@ def check_boundaries(results: Results, where: Mapping[str, Any] | None = None) -
             is_significant = _is_significant(results, trials, ranked[case_of == case], name, axis)
         suggestion = axis.suggestion(edge) if edge else None
         rows.append((name, value, axis.low, axis.high, edge or None, suggestion, is_significant))
-    types = {
-        "parameter": object, "best": float, "low": float, "high": float, "edge": "str", "suggestion": "str",
-        "edge_is_significant": "boolean",
-    }  # fmt: skip
-    df = pd.DataFrame(rows, columns=list(types))
-    return df.astype({name: dtype for name, dtype in types.items() if name != "parameter"})
+    columns = ["parameter", "best", "low", "high", "edge", "suggestion", "edge_is_significant"]
+    df = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(("best", "low", "high"), float))
+    return df.astype({"edge": "str", "suggestion": "str", "edge_is_significant": "boolean"})
 
 
 def _cases(domain: Any) -> list[tuple[Mapping[str, Sequence[Any]], Any]]:

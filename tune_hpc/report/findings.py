@@ -1,12 +1,21 @@
-"""What the numbers say, in plain sentences that lead the report.
+"""Summary sentences at the top of the report.
 
-Pure functions on ``Results``; every sentence holds where the numbers do not allow one too, by being left out.
+Pure functions of ``Results``; a sentence that the numbers do not support is omitted.
 """
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import aggregate_seeds, is_scaling, row_mask, sort_configurations
+from tune_hpc.analysis.aggregation import (
+    aggregate_seeds,
+    describe_statuses,
+    is_scaling,
+    row_mask,
+    searched_parameters,
+    sort_configurations,
+)
 from tune_hpc.analysis.boundary_check import check_boundaries
 from tune_hpc.analysis.claims import check_claims
 from tune_hpc.analysis.formatting import (
@@ -29,11 +38,10 @@ from tune_hpc.report.scaling_tables import (
     predicted_against_measured,
 )
 
-_VERBS = {
-    AGREES: ("agrees with ours", "agree with ours"),
-    DIFFERS: ("differs", "differ"),
-    INCONCLUSIVE: ("cannot be told from so few seeds", "cannot be told from so few seeds"),
-}
+#: The value of ``option`` without an option.
+NO_OPTION = "none"
+#: Smallest selection bias that is reported: half the last printed digit.
+MIN_SELECTION_BIAS = 5e-5
 
 
 def findings(
@@ -42,273 +50,246 @@ def findings(
     claims: pd.DataFrame | None = None,
     special: pd.DataFrame | None = None,
 ) -> list[str]:
-    """Return what an experiment found, most important first.
+    """Return the findings of an experiment, most important first.
 
     Args:
         results: Any results.
-        published: What ``compare_to_published`` returned, where it is at hand.
-        claims: The same of ``check_claims``.
-        special: The same of ``special_cases``.
+        published: The table of ``compare_to_published``, if it exists already.
+        claims: That of ``check_claims``.
+        special: That of ``special_cases``.
     """
     published = compare_to_published(results) if published is None else published
-    claims = check_claims(results) if claims is None else claims
-    said = [_status_counts(results), _best(results), _rates(published), _verdicts(published), _distance(published)]
-    said += [_claims(claims), _selection_bias(results)]
-    said += scaling_findings(results) if is_scaling(results) else [*_edges(results), *_worse_values(results, special)]
-    return [sentence for sentence in said if sentence]
-
-
-def _status_counts(results: Results) -> str:
-    counted = results.counts()
-    if not counted:
-        return "No trial has ended yet."
-    total = sum(counted.values())
-    parts = ", ".join(f"{count} {status}" for status, count in counted.items())
-    noun = "trial" if total == 1 else "trials"
-    return f"{total} {noun}, {parts}." if len(counted) == 1 else f"{total} {noun}: {parts}."
+    sentences = [
+        _status_counts(results), _best(results), _best_values(published), _verdicts(published), _distance(published),
+        _claims(check_claims(results) if claims is None else claims), _selection_bias(results),
+    ]  # fmt: skip
+    if is_scaling(results):
+        sentences += [*_speedup(results), *_prediction(results), *_widths(results), *_cost(results), *_options(results)]
+    else:
+        sentences += [*_boundaries(results), *_worse_values(results, special)]
+    return [sentence for sentence in sentences if sentence]
 
 
 def best_configuration(results: Results) -> tuple[float, int, dict[str, object]] | None:
-    """Return the best mean metric, over how many seeds, and the varying configuration there; ``None`` without one."""
+    """Return the best mean metric, its number of seeds, and its varied parameters; ``None`` without a measurement."""
     best = sort_configurations(results, aggregate_seeds(results, [results.metric]))
     if best.empty:
         return None
     row = best.iloc[0]
-    told = {name: row[name] for name in results.varied_parameters if name != "seed" and pd.notna(row[name])}
-    return float(row[results.metric]), int(row["num_seeds"]), told
+    config = {name: row[name] for name in searched_parameters(results) if pd.notna(row[name])}
+    return float(row[results.metric]), int(row["num_seeds"]), config
+
+
+def _status_counts(results: Results) -> str:
+    counts = results.counts()
+    if not counts:
+        return "No trial has ended yet."
+    total = sum(counts.values())
+    separator = "," if len(counts) == 1 else ":"
+    return f"{total} {'trial' if total == 1 else 'trials'}{separator} {describe_statuses(results)}."
 
 
 def _best(results: Results) -> str:
     best = best_configuration(results)
     if best is None:
         return f"No trial finished with a value of {display_name(results.metric)}." if results.counts() else ""
-    value, num_seeds, told = best
-    superlative = "Lowest" if results.experiment["mode"] == "min" else "Highest"
-    text = f"{superlative} {describe_metric(value, results.metric)}"
-    if told:
-        text += f" with {format_config(told)}"
+    value, num_seeds, config = best
+    text = "Lowest" if results.experiment["mode"] == "min" else "Highest"
+    text += f" {describe_metric(value, results.metric)}" + (f" with {format_config(config)}" if config else "")
     return text + (f" (mean of {num_seeds} seeds)." if num_seeds > 1 else ".")
 
 
-def _rates(published: pd.DataFrame) -> str:
-    """Say how many published best values are ours too: one vote per condition, however many numbers it has."""
-    judged = published[published["best_agrees"].notna()].drop_duplicates(["where", "best_over"])
-    if judged.empty:
+def _best_values(published: pd.DataFrame) -> str:
+    """Count the published best values that are also ours; a condition with several numbers counts once."""
+    known = published[published["best_agrees"].notna()].drop_duplicates(["where", "best_over"])
+    if known.empty:
         return ""
-    over = judged["best_over"].unique()
-    what = display_name(over[0]) if len(over) == 1 else "value"
-    agreeing = int(judged["best_agrees"].sum())
-    verb = "is ours" if agreeing == 1 else "are ours"
-    return f"Of {len(judged)} published best {what}s {agreeing} {verb} too{_quick(published)}."
+    over = known["best_over"].unique()
+    noun = f"best {display_name(over[0])}s" if len(over) == 1 else "best values"
+    num_agreeing = int(known["best_agrees"].sum())
+    quick = f" ({QUICK_NOTE})" if published["quick"].any() else ""
+    return f"Of {len(known)} published {noun}, {num_agreeing} {'is' if num_agreeing == 1 else 'are'} also ours{quick}."
 
 
 def _verdicts(published: pd.DataFrame) -> str:
-    """Say of how many published numbers one can tell what."""
-    counted = published["verdict"].value_counts()
-    judged = {verdict: int(counted.get(verdict, 0)) for verdict in (AGREES, DIFFERS, INCONCLUSIVE)}
-    if not any(judged.values()):
-        return ""
-    total = sum(judged.values())
-    parts = [f"{count} {_VERBS[verdict][count > 1]}" for verdict, count in judged.items() if count]
-    return f"Of {total} published {'numbers' if total > 1 else 'number'} {', '.join(parts)}."
+    phrases = {
+        AGREES: ("agrees with ours", "agree with ours"), DIFFERS: ("differs", "differ"),
+        INCONCLUSIVE: ("is inconclusive with so few seeds", "are inconclusive with so few seeds"),
+    }  # fmt: skip
+    counts = {verdict: int((published["verdict"] == verdict).sum()) for verdict in phrases}
+    total = sum(counts.values())
+    parts = [f"{count} {phrases[verdict][count > 1]}" for verdict, count in counts.items() if count]
+    return f"Of {total} published {'number' if total == 1 else 'numbers'}, {', '.join(parts)}." if total else ""
 
 
 def _distance(published: pd.DataFrame) -> str:
-    """Say how far ours are from the published numbers that are comparable."""
     parts = []
     comparable = published[published["verdict"] != NOT_COMPARABLE].dropna(subset=["difference"])
     for metric, rows in comparable.groupby("metric", sort=False):
         distance = format_metric(rows["difference"].abs().mean(), str(metric))
-        numbers = "number" if len(rows) == 1 else "numbers"
-        parts.append(f"{distance} on {len(rows)} {numbers} for {display_name(str(metric))}")
-    if not parts:
-        return ""
-    return f"Mean distance from the published values: {', '.join(parts)}."
-
-
-def _quick(published: pd.DataFrame) -> str:
-    return f" ({QUICK_NOTE})" if published["quick"].any() else ""
+        noun = "number" if len(rows) == 1 else "numbers"
+        parts.append(f"{distance} on {len(rows)} {noun} for {display_name(str(metric))}")
+    return f"Mean distance from the published values: {', '.join(parts)}." if parts else ""
 
 
 def _claims(claims: pd.DataFrame) -> str:
-    """Say how many published sentences hold."""
-    held = claims["holds"].dropna()
-    if held.empty:
-        return ""
-    count = int(held.sum())
+    holds = claims["holds"].dropna()
+    count = int(holds.sum())
     verb = "holds" if count == 1 else "hold"
-    return f"Of {len(held)} published sentences that a number can check {count or 'none'} {verb}."
+    return f"Of {len(holds)} published statements, {count or 'none'} {verb}." if len(holds) else ""
 
 
-def _edges(results: Results) -> list[str]:
-    """Say which parameters of the best configuration are at an edge of what was searched, and what lies beyond."""
+def _selection_bias(results: Results) -> str:
+    try:
+        row = selection_bias(results).iloc[-1]
+    except UnknownNameError:
+        return ""
+    if not row["is_chosen"] or not row["selection_bias"] >= MIN_SELECTION_BIAS:
+        return ""
+    best, selected, bias = (format_metric(row[name], BEST) for name in (BEST, SELECTED, "selection_bias"))
+    half = "" if np.isnan(row["selection_bias_half"]) else f" ± {format_metric(row['selection_bias_half'], BEST)}"
+    return (
+        f"The best configuration has test accuracy {best} at its best step on the test set, and {selected} at its best "
+        f"step on validation images: selecting on the test set adds a bias of {bias}{half}."
+    )
+
+
+def _boundaries(results: Results) -> list[str]:
     try:
         df = check_boundaries(results)
     except UnknownNameError:
         return []
-    said = []
-    for row in df.dropna(subset=["edge", "suggestion"]).to_dict("records"):
-        most = "lowest" if row["edge"] == "low" else "highest"
-        value = format_value(row["best"], 4)
-        said.append(
-            f"The best {display_name(row['parameter'])}, {value}, is about the {most} searched; next: "
-            f"{row['suggestion']}."
-        )
-    return said
+    return [
+        f"The best {display_name(row['parameter'])}, {format_value(row['best'], 4)}, is on the "
+        f"{'lower' if row['edge'] == 'low' else 'upper'} boundary of the search space; search next: "
+        f"{row['suggestion']}."
+        for row in df.dropna(subset=["edge", "suggestion"]).to_dict("records")
+    ]
 
 
 def _worse_values(results: Results, special: pd.DataFrame | None) -> list[str]:
-    """Say which optimizers lose to a special case of theirs."""
     if "optimizer" not in results.varied_parameters:
         return []
     try:
         df = special_cases(results) if special is None else special
     except UnknownNameError:
         return []
-    lost = df[df["verdict"] == LOSES]
     return [
         f"{row['general']} loses to its special case {row['special']}: its space or budget is too small."
-        for row in lost.to_dict("records")
+        for row in df[df["verdict"] == LOSES].to_dict("records")
     ]
 
 
-def _selection_bias(results: Results) -> str:
-    """Say by how much choosing the moment on the test set flatters the best configuration."""
-    try:
-        row = selection_bias(results).iloc[-1]
-    except UnknownNameError:
-        return ""
-    if not row["is_chosen"] or not row["selection_bias"] >= 5e-5:
-        return ""
-    best, honest = format_metric(row[BEST], BEST), format_metric(row[SELECTED], SELECTED)
-    half = "" if np.isnan(row["selection_bias_half"]) else f" ± {format_metric(row['selection_bias_half'], BEST)}"
-    return (
-        f"The best configuration reads {best} at its best moment on the test set, and {honest} where validation was "
-        f"best: choosing on the test set flatters by {format_metric(row['selection_bias'], BEST)}{half}."
-    )
-
-
-#: The option that is none.
-PLAIN = "none"
-
-
-def scaling_findings(results: Results) -> list[str]:
-    """Say what the most workers give, and what their exchange of gradients takes, for each configuration."""
-    measured = ["speedup", "efficiency", "communicate_s", "step_s"]
-    found = aggregate_seeds(results, measured).dropna(subset=["speedup"])
-    others = [name for name in results.varied_parameters if name not in ("workers", "seed", "option")]
-    said = []
+def _speedup(results: Results) -> list[str]:
+    """Describe the speed-up of the most workers, for each configuration."""
+    found = aggregate_seeds(results, ["speedup", "efficiency", "communicate_s", "step_s"]).dropna(subset=["speedup"])
+    others = [name for name in searched_parameters(results) if name not in ("workers", "option")]
+    sentences = []
     for row in found[found["workers"] == found["workers"].max()].to_dict("records"):
-        if row["workers"] == 1 or row.get("option", PLAIN) != PLAIN:
-            continue
-        where = f" at {format_config({name: row[name] for name in others})}" if others else ""
-        part = row["communicate_s"] / row["step_s"]
-        said.append(
-            f"{row['workers']} workers{where} do {row['speedup']:.2f} times as much a second as one, "
-            f"{row['efficiency']:.0%} of what they could; the exchange of gradients adds {part:.0%} of a step."
-        )
-    return said + _foretold(results) + _widths(results) + _costs(results) + _options(results)
+        if row["workers"] > 1 and row.get("option", NO_OPTION) == NO_OPTION:
+            where = f" at {format_config({name: row[name] for name in others})}" if others else ""
+            sentences.append(
+                f"{row['workers']} workers{where} reach a speed-up of {row['speedup']:.2f}, an efficiency of "
+                f"{row['efficiency']:.0%}; communication adds {row['communicate_s'] / row['step_s']:.0%} of a step."
+            )
+    return sentences
 
 
-def _foretold(results: Results) -> list[str]:
-    """Say how the model fares against the clock, and what no number of workers would share."""
+def _prediction(results: Results) -> list[str]:
+    """Compare the step-time model with the measurement, and state the part of a step that does not scale."""
     try:
-        table = predicted_against_measured(results)
+        table = predicted_against_measured(results).dropna(subset=["error"])
     except UnknownNameError:
         return []
-    table = table.dropna(subset=["error"])
     if table.empty:
         return []
-    several = len(table["width"].unique()) > 1
-    told = "; ".join(
-        f"{row['workers']} workers{at}: {_ms(row['predicted_s'])} ms for {_ms(row['measured_s'])} ({row['error']:+.0%})"
+
+    def at_width(width: Any) -> str:
+        return f" at width {format_value(width)}" if len(table["width"].unique()) > 1 else ""
+
+    steps = "; ".join(
+        f"{row['workers']} workers{at_width(row['width'])}: {_ms(row['predicted_s'])} ms, measured "
+        f"{_ms(row['measured_s'])} ({row['error']:+.0%})"
         for row in table.to_dict("records")
-        for at in [f" at width {format_value(row['width'])}" if several else ""]
     )
-    said = [f"From probes alone, none of them a step of several workers, the model puts a step of {told}."]
-    compute = pd.DataFrame(results.experiment.get("probes") or [], columns=["probe", "width", "share", "seconds"])
-    compute = compute[(compute["probe"] == "compute") & compute["width"].isin(table["width"])]
-    for width, own in compute.groupby("width"):
-        seconds = own.groupby("share")["seconds"].median()
-        whole, least, many = seconds.loc[1.0], seconds.iloc[-1], seconds.index[-1]
-        at = f" at width {format_value(width)}" if several else ""
-        said.append(
-            f"One of {many:.0f} shares of the batch{at} still takes one worker {least / whole:.0%} of the whole "
-            "batch's time: that part is not shared, however many they are."
+    sentences = [f"Predicted step times, from probes without a step of several workers: {steps}."]
+    probes = pd.DataFrame(results.experiment.get("probes") or [], columns=["probe", "width", "share", "seconds"])
+    for width, rows in probes[(probes["probe"] == "compute") & probes["width"].isin(table["width"])].groupby("width"):
+        seconds = rows.groupby("share")["seconds"].median()
+        sentences.append(
+            f"A worker takes {seconds.iloc[-1] / seconds.loc[1.0]:.0%} of the whole batch's time for one of "
+            f"{seconds.index[-1]:.0f} shares of the batch{at_width(width)}: that part does not scale with the workers."
         )
-    return said
+    return sentences
 
 
 def _widths(results: Results) -> list[str]:
-    """Say from which width of the network on the workers here keep their speed."""
+    """State the network width from which the measured workers scale efficiently."""
     try:
         table = min_efficient_width(results)
     except UnknownNameError:
         return []
-    said = []
+    sentences = []
     for row in table[table["link"] == MEASURED_LINK].to_dict("records"):
-        aim = f"{row['aim']:.0%} of their speed (predicted)"
         if np.isnan(row["width"]):
-            said.append(
-                f"No width from {format_value(row['narrowest'])} to {format_value(row['widest'])} lets "
-                f"{row['workers']} workers here keep {aim}; the best, "
-                f"{format_value(row['best_width'], 2)}, lets them keep {row['best_efficiency']:.0%}."
+            sentences.append(
+                f"{row['workers']} workers reach an efficiency of {row['aim']:.0%} at no width from "
+                f"{format_value(row['narrowest'])} to {format_value(row['widest'])} (predicted); the best is "
+                f"{row['best_efficiency']:.0%}, at width {format_value(row['best_width'], 2)}."
             )
         else:
-            said.append(f"{row['workers']} workers here keep {aim} from width {format_value(row['width'], 2)} on.")
-    return said
+            width = format_value(row["width"], 2)
+            sentences.append(
+                f"{row['workers']} workers reach an efficiency of {row['aim']:.0%} from width {width} on (predicted)."
+            )
+    return sentences
 
 
-def _costs(results: Results) -> list[str]:
-    """Say what the shortest time costs, against the cheapest."""
+def _cost(results: Results) -> list[str]:
+    """Compare the cost of the fastest training with the cheapest; networks of several widths are different work."""
     try:
         table = cost_pareto_front(results)
     except UnknownNameError:
         return []
-    # Networks of several widths are not the same work.
     if "option" in table:
-        table = table[table["option"] == PLAIN]
+        table = table[table["option"] == NO_OPTION]
     names = [name for name in table if name not in ("train_s", "worker_s", "is_efficient", "option")]
     if len(table) < 2 or names != ["workers"]:
         return []
     rows = table.to_dict("records")
-    quick, cheap = (min(rows, key=lambda row: row[column]) for column in ("train_s", "worker_s"))
-    if quick["train_s"] == cheap["train_s"]:
-        return [f"The time is shortest, and cheapest, with {format_config({'workers': quick['workers']})}."]
+    fast, cheap = (min(rows, key=lambda row: row[column]) for column in ("train_s", "worker_s"))
+    workers = [format_config({"workers": row["workers"]}) for row in (fast, cheap)]
+    if fast["train_s"] == cheap["train_s"]:
+        return [f"The fastest training is also the cheapest, with {workers[0]}."]
     return [
-        f"The shortest time, with {format_config({'workers': quick['workers']})}, is "
-        f"{quick['train_s'] / cheap['train_s']:.2f} of the cheapest one, with "
-        f"{format_config({'workers': cheap['workers']})}, and takes {quick['worker_s'] / cheap['worker_s']:.2f} times "
-        "the seconds of all workers together."
+        f"The fastest training, with {workers[0]}, takes {fast['train_s'] / cheap['train_s']:.2f} of the time of the "
+        f"cheapest, with {workers[1]}, and {fast['worker_s'] / cheap['worker_s']:.2f} times its worker seconds."
     ]
 
 
 def _options(results: Results) -> list[str]:
-    """Say what each option does to the time of the most workers, and to the accuracy."""
+    """Compare time and accuracy of each option with those of no option, for the most workers."""
     if "option" not in results.varied_parameters:
         return []
     found = aggregate_seeds(results, ["train_s", "test_accuracy"]).dropna(subset=["train_s"])
     found = found[found["workers"] == found["workers"].max()]
-    names = [name for name in results.varied_parameters if name not in ("workers", "seed", "option")]
-    said = []
+    names = [name for name in searched_parameters(results) if name not in ("workers", "option")]
+    sentences = []
     for row in found.to_dict("records"):
-        plainly = found[(found["option"] == PLAIN) & row_mask(found, {name: row[name] for name in names})]
-        if row["option"] == PLAIN or len(plainly) != 1:
+        baseline = found[(found["option"] == NO_OPTION) & row_mask(found, {name: row[name] for name in names})]
+        if row["option"] == NO_OPTION or len(baseline) != 1:
             continue
-        other = plainly.iloc[0]
+        other = baseline.iloc[0]
         where = format_config({"workers": row["workers"], **{name: row[name] for name in names}})
-        effect = ""
+        accuracy = ""
         if not np.isnan(row["test_accuracy"]):
-            accuracies = (
-                format_metric(row["test_accuracy"], "accuracy"),
-                format_metric(other["test_accuracy"], "accuracy"),
-            )
-            effect = f"; test accuracy {accuracies[0]} for {accuracies[1]}"
-        part = row["train_s"] / other["train_s"]
-        said.append(f"{display_name(row['option']).capitalize()} ({where}): {part:.2f} of the time{effect}.")
-    return said
+            values = [format_metric(value, "accuracy") for value in (row["test_accuracy"], other["test_accuracy"])]
+            accuracy = f"; test accuracy {values[0]} instead of {values[1]}"
+        option, ratio = display_name(row["option"]).capitalize(), row["train_s"] / other["train_s"]
+        sentences.append(f"{option} ({where}): {ratio:.2f} of the time{accuracy}.")
+    return sentences
 
 
 def _ms(seconds: float) -> str:
-    """Return milliseconds with three digits that mean something."""
+    """Return milliseconds with three significant digits."""
     return format_number(float(f"{1000 * seconds:.3g}"))

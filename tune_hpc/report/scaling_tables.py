@@ -1,122 +1,108 @@
-"""What a scaling measurement says beyond what it timed: its model against the clock, other links, cost.
+"""Derived tables of a scaling measurement: predictions, efficient widths, and cost.
 
-The model itself is in ``tune_hpc.scaling.step_time_model``; a measurement leaves what it says in experiment.json.
+The step-time model is in ``tune_hpc.scaling.step_time_model``; experiment.json holds its predictions.
 """
 
-from typing import Any
-
+import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import aggregate_seeds
+from tune_hpc.analysis.aggregation import aggregate_seeds, searched_parameters
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
-#: The link of the predictions that are of the measured workers themselves.
+#: Name of the link between the measured workers.
 MEASURED_LINK = "this machine"
-#: What tells measured cases apart, as the predictions do.
+#: Columns that identify a measured case and its prediction.
 CASE = ("mode", "width", "batch_size")
-#: How gradients are exchanged where nothing else was asked for; the model is of that.
-_PLAINLY = {"bucket_view": False, "compression": "none", "local_steps": 1, "batches_per_step": 1}
+#: Default settings of the gradient exchange, which the model describes.
+_BASELINE = {"bucket_view": False, "compression": "none", "local_steps": 1, "batches_per_step": 1}
 
 
 def predictions(results: Results) -> pd.DataFrame:
-    """Return what the model says of a step: a row for each link, width, mode and number of workers.
+    """Return the predicted steps: one row per link, width, mode and number of workers.
 
     Returns:
         ``link``, ``workers``, ``mode``, ``width``, ``batch_size``, ``step_s``, ``compute_s``, ``communicate_s``,
-        ``samples_per_s``, ``speedup`` and ``efficiency``. The link ``this machine`` is the measured workers themselves.
+        ``samples_per_s``, ``speedup`` and ``efficiency``. The link ``this machine`` is that of the measured workers.
 
     Raises:
-        UnknownNameError: the results are no scaling measurement, or one of before there was a model.
+        UnknownNameError: The results are no scaling measurement, or one of a version without the model.
     """
     rows = results.experiment.get("predictions") or []
     if not rows:
-        raise UnknownNameError(f"{results.name} holds no predictions; tune-hpc scale makes some")
+        raise UnknownNameError(f"{results.name} has no predictions; make them with tune-hpc scale")
     return pd.DataFrame(rows)
 
 
 def predicted_against_measured(results: Results) -> pd.DataFrame:
-    """Return each measured step of several workers beside what the model says of it.
-
-    The model saw none of them: it is calibrated on probes.
+    """Return measured step times of several workers with the predictions, which are made from probes only.
 
     Returns:
         ``workers``, ``mode``, ``width``, ``batch_size``, ``measured_s`` (median over the repeats), ``predicted_s`` and
-        ``error``, a part of what was measured.
+        the relative ``error``.
 
     Raises:
-        UnknownNameError: as for ``predictions``.
+        UnknownNameError: As for ``predictions``.
     """
-    said = predictions(results)
-    said = said[said["link"] == MEASURED_LINK]
-    trials = baseline_rows(results)
+    predicted = predictions(results)
     keys = ["workers", *CASE]
+    predicted = predicted.loc[predicted["link"] == MEASURED_LINK, [*keys, "step_s"]]
+    trials = baseline_rows(results)
     trials = trials.assign(width=network_widths(trials))
     measured = trials[trials["workers"] > 1].groupby(keys, sort=False)["step_s"].median().rename("measured_s")
-    table = measured.reset_index().merge(said[[*keys, "step_s"]].rename(columns={"step_s": "predicted_s"}), on=keys)
+    table = measured.reset_index().merge(predicted.rename(columns={"step_s": "predicted_s"}), on=keys)
     return table.assign(error=table["predicted_s"] / table["measured_s"] - 1)
 
 
 def baseline_rows(results: Results) -> pd.DataFrame:
-    """Return the trials that exchanged their gradients as is done where nothing else is asked for."""
+    """Return the trials with the default gradient exchange."""
     trials = results.trials
-    for name, value in _PLAINLY.items():
+    for name, value in _BASELINE.items():
         if name in trials:
             trials = trials[trials[name] == value]
     return trials
 
 
 def network_widths(trials: pd.DataFrame) -> pd.Series:
-    """Return the width of each trial's network, as the predictions call it; 1 for a model that has none."""
-    known = trials["width"] if "width" in trials else pd.Series(1.0, index=trials.index)
-    return known.astype(float).fillna(1.0)
+    """Return the width of each trial's network as in the predictions; 1 for a model without a width."""
+    widths = trials["width"] if "width" in trials else pd.Series(1.0, index=trials.index)
+    return widths.astype(float).fillna(1.0)
 
 
 def min_efficient_width(results: Results) -> pd.DataFrame:
-    """Return from which width of the network on workers keep enough of their speed.
+    """Return the smallest network width with a certain efficiency, for each number of workers.
 
     Returns:
-        ``link``, ``workers``, ``aim`` (an efficiency), ``width`` (missing where none of the probed widths reaches it),
-        ``best_efficiency`` of all widths and ``best_width``, ``narrowest`` and ``widest`` of those probed.
+        ``link``, ``workers``, ``aim`` (an efficiency), ``width`` (missing if no probed width reaches it),
+        ``best_efficiency`` of all widths and ``best_width``, ``narrowest`` and ``widest`` probed width.
 
     Raises:
-        UnknownNameError: only one width was probed, or the results are no scaling measurement.
+        UnknownNameError: Only one width was probed, or the results are no scaling measurement.
     """
     rows = results.experiment.get("widths") or []
     if not rows:
-        raise UnknownNameError(f"{results.name} probed no networks of several widths")
+        raise UnknownNameError(f"{results.name} has no probes of several network widths")
     return pd.DataFrame(rows).astype({"width": float})
 
 
 def cost_pareto_front(results: Results) -> pd.DataFrame:
-    """Return what time costs: the seconds of a training against those of all its workers together.
+    """Return time and cost of a training: its seconds, and the seconds of all workers together.
 
     Returns:
         The configurations of a scaling measurement with ``train_s`` and ``worker_s`` (means over the repeats) and
-        ``is_efficient``: no other one of the same work, with other workers or another option, takes less of both.
+        ``is_efficient``: no configuration of the same work, with other workers or another option, is better in both.
 
     Raises:
-        UnknownNameError: the results are no scaling measurement.
+        UnknownNameError: The results are no scaling measurement.
     """
     if "worker_s" not in results.trials:
-        raise UnknownNameError(f"{results.name} has no column worker_s; tune-hpc scale measures it")
-    names = [name for name in results.varied_parameters if name != "seed"]
+        raise UnknownNameError(f"{results.name} has no column worker_s; measure it with tune-hpc scale")
     table = aggregate_seeds(results, ["train_s", "worker_s"]).dropna(subset=["train_s", "worker_s"])
-    table = table[[*(name for name in names if name in table), "train_s", "worker_s"]]
-    table = table.reset_index(drop=True)
-    others = [name for name in names if name in table and name not in ("workers", "option")]
-    work = table.groupby(others, dropna=False).ngroup() if others else pd.Series(0, index=table.index)
-    parts = [pd.Series(_efficient(own), index=own.index) for own in (table[work == one] for one in work.unique())]
-    return table.assign(is_efficient=pd.concat(parts) if parts else pd.Series(dtype=bool))
-
-
-def _efficient(table: pd.DataFrame) -> list[bool]:
-    """Return which rows no other one beats, in seconds and in those of all workers."""
-    pairs: list[Any] = list(zip(table["train_s"], table["worker_s"], strict=True))
-    return [
-        not any(
-            other[0] <= own[0] and other[1] <= own[1] and other != own and (other[0] < own[0] or other[1] < own[1])
-            for other in pairs
-        )
-        for own in pairs
-    ]
+    names = [name for name in searched_parameters(results) if name in table]
+    table = table[[*names, "train_s", "worker_s"]].reset_index(drop=True)
+    others = [name for name in names if name not in ("workers", "option")]
+    work = table.groupby(others, dropna=False).ngroup().to_numpy() if others else np.zeros(len(table))
+    costs = table[["train_s", "worker_s"]].to_numpy()
+    # Element [i, j]: whether configuration j dominates configuration i.
+    dominates = (costs <= costs[:, None]).all(axis=2) & (costs < costs[:, None]).any(axis=2)
+    return table.assign(is_efficient=~(dominates & (work == work[:, None])).any(axis=1))
