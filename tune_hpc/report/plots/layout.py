@@ -23,6 +23,8 @@ from tune_hpc.report.plots.axes import CHARACTER, format_ticks, label_text, wrap
 WIDTH = 6.5
 #: Height of a panel in inches, by the number of panels in a row.
 _PANEL_HEIGHTS = {1: 2.44, 2: 1.79}
+#: Inches by which the height of all rows may differ from the intended one.
+_TOLERANCE = 0.06
 #: Inches of a legend's handle with its gaps.
 _HANDLE = 0.66
 #: Characters of a row's name.
@@ -72,7 +74,7 @@ class CaptionedFigure:
         is_beside = may_be_beside and len(self.axes) == 1 and is_small
         place: Any = "outside right upper" if is_beside else "outside lower left"
         columns = 1 if is_beside else max(min(int(WIDTH / entry), len(labels), 5), 1)
-        self.figure.legend(
+        legend = self.figure.legend(
             handles=handles,
             labels=labels,
             title=heading,
@@ -81,6 +83,9 @@ class CaptionedFigure:
             ncols=columns,
             borderaxespad=0.6,
         )
+        if not is_beside:
+            inches = legend.get_window_extent().height / self.figure.dpi
+            self.figure.set_figheight(self.figure.get_figheight() + inches + 0.12)
 
     def add_colour_bar(self, ax: Axes, colours: ScalarMappable, metric: str, extend: str = "neither") -> None:
         """Add a colour bar on the right of a panel, as high as the panel, with the metric and its unit."""
@@ -106,9 +111,11 @@ class CaptionedFigure:
         columns = -(-len(self.axes) // len(self.heights))
         present = sum(ax.get_position().height for ax in self.axes[::columns])
         present *= self.figure.get_figheight()
-        self.figure.set_figheight(self.figure.get_figheight() + sum(self.heights) - present)
-        engine.execute(self.figure)
-        self.figure.set_layout_engine("none")
+        # A second layout costs as much as drawing; most figures do not need it.
+        if abs(missing := sum(self.heights) - present) > _TOLERANCE:
+            self.figure.set_figheight(self.figure.get_figheight() + missing)
+            engine.execute(self.figure)
+        self.figure.set_layout_engine(None)  # the layout is final; rendering need not repeat it
         return self
 
 
@@ -121,7 +128,7 @@ def new_figure(title: str, heights: Sequence[float], num_columns: int = 1) -> Ca
         num_columns: Panels in a row.
     """
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06, wspace=0.02, hspace=0.03)
-    figure = Figure(figsize=(WIDTH, sum(heights) + 0.6 * len(heights) + 0.5), layout=layout)
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.5 * len(heights) + 0.25), layout=layout)
     FigureCanvasAgg(figure)
     figure.suptitle(textwrap.fill(title, 78), x=0.018, ha="left", weight="bold", size=9.5)
     axes = figure.subplots(len(heights), num_columns, squeeze=False, height_ratios=heights)
