@@ -31,14 +31,14 @@ class TestOnRay:
         experiments = [experiment("first"), experiment("second"), experiment("third")]
         folders = folders_in(tmp_path / "all", experiments)
         stop = tmp_path / "stop"
-        launch(experiments[:1], folders[:1], go_on=True, show_progress=False)
+        launch(experiments[:1], folders[:1], resume_started=True, show_progress=False)
         stop.touch()
-        launched = launch(experiments[:2], folders[:2], go_on=True, show_progress=False, stop_file=stop)
+        launched = launch(experiments[:2], folders[:2], resume_started=True, show_progress=False, stop_file=stop)
         assert [results.experiment["state"] for results in launched] == ["finished", "stopped"]
         assert launched[1].experiment["ended_by"] == "a stop was requested"
         finished = (folders[0] / "trials.parquet").read_bytes()
         for _ in range(2):
-            whole = launch(experiments, folders, go_on=True, show_progress=False)
+            whole = launch(experiments, folders, resume_started=True, show_progress=False)
             assert [one.name for one in whole] == ["first", "second", "third"]
             assert [one.experiment["state"] for one in whole] == ["finished"] * 3
             assert [len(one.trials) for one in whole] == [3, 3, 3]
@@ -62,7 +62,7 @@ class TestOnRay:
 def test_different_search_is_not_resumed(changes, message):
     if "space" in changes:
         changes = {"space": Space(changes["space"], keys={})}
-    with pytest.raises(FolderError, match=f"runs/a holds another search: {message}"):
+    with pytest.raises(FolderError, match=f"runs/a has another search: {message}"):
         experiment().replace(**changes).check_matches(stored(experiment()), "runs/a")
 
 
@@ -77,20 +77,20 @@ def test_finished_measurement_is_not_repeated(tmp_path, monkeypatch):
     folder.mkdir()
     finished = stored(scaling.quick_version()) | {"state": "finished", "config_keys": []}
     (folder / "experiment.json").write_text(json.dumps(finished), encoding="utf-8")
-    (results,) = measure_all([scaling.quick_version()], folders=[folder], go_on=True)
+    (results,) = measure_all([scaling.quick_version()], folders=[folder], resume_started=True)
     assert results.experiment["state"] == "finished"
-    with pytest.raises(FolderError, match="holds another search: "):
-        measure_all([scaling], folders=[folder], go_on=True)
+    with pytest.raises(FolderError, match="has another search: "):
+        measure_all([scaling], folders=[folder], resume_started=True)
     assert experiment_from_json(finished).name == "exercise4"
 
 
 def test_stop_file_stops_a_search(tmp_path, monkeypatch):
     monkeypatch.setattr("tune_hpc.search.stopping.DRIVER_POLL_INTERVAL_S", 0.0)
-    limits = StopCriteria(stop_file=tmp_path / "stop")
-    assert not limits.are_reached()
+    criteria = StopCriteria(stop_file=tmp_path / "stop")
+    assert not criteria.is_met()
     (tmp_path / "stop").touch()
-    assert limits.are_reached()
-    assert (limits.reason, limits.is_user_request) == ("a stop was requested", True)
+    assert criteria.is_met()
+    assert (criteria.reason, criteria.is_user_request) == ("a stop was requested", True)
 
 
 @pytest.mark.parametrize(

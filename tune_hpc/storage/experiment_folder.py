@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_hpc.errors import ConflictError, FolderError
-from tune_hpc.storage.filesystem import DISK_FULL_ERRNOS, Storage, write_error  # noqa: F401
+from tune_hpc.storage.filesystem import Storage
 from tune_hpc.storage.process import this_process
 
 if TYPE_CHECKING:
@@ -84,23 +84,6 @@ class ExperimentFolder:
         """Name of the folder on every machine."""
         return self.storage.uri
 
-    # TEMPORARY ALIASES: begin
-    @property
-    def place(self) -> str:
-        return self.uri
-
-    @property
-    def parts(self) -> Path:
-        return self.trials
-
-    @property
-    def bundles(self) -> Path:
-        return self.trials / "bundles.json"
-
-    def part(self, trial_id: str) -> Path:
-        return self.trial_file(trial_id)
-
-    # TEMPORARY ALIASES: end
     def absolute(self) -> "ExperimentFolder":
         """Return the same folder with an absolute path."""
         return ExperimentFolder(self.path.absolute(), self.attempt)
@@ -221,7 +204,7 @@ class ExperimentFolder:
 
     @property
     def holds_experiment(self) -> bool:
-        """Whether the folder has an experiment.json."""
+        """True if the folder has an experiment.json."""
         return self.storage.download(self.experiment_file)
 
     def check_free(self, name: str, *, overwrite: bool = False) -> None:
@@ -343,16 +326,5 @@ def new_folder(name: str, parent: str | Path = "runs") -> Path:
 
 
 # TEMPORARY SHIMS
-find_one = find_experiment
-
-
-def write_atomic(path: Path, write: Any, *, make_folder: bool = True) -> None:
-    Storage(path.parent).write_atomic(path, write, make_folder=make_folder)
-
-
-def create_exclusive(path: Path, text: str) -> bool:
-    return Storage(path.parent).create_exclusive(path, text)
-
-
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:  # noqa: D103
     Storage(folder).check_writable()

@@ -66,7 +66,7 @@ class Storage:
 
     @property
     def is_remote(self) -> bool:
-        """Whether the root is in a bucket."""
+        """True if the root is in a bucket."""
         return s3.key_of(self.root) is not None
 
     def absolute(self) -> "Storage":
@@ -186,11 +186,10 @@ class Storage:
     def list_names(self, prefix: Name = "") -> list[str]:
         """Return the sorted names of all files and folders directly in a folder."""
         folder = self.local_path(prefix)
-        key = s3.key_of(folder)
         with _access(folder):
-            if key is None:
-                return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-            return sorted(info.base_name for info in s3.list_infos(key, recursive=False))
+            if (key := s3.key_of(folder)) is not None:
+                return sorted(info.base_name for info in s3.list_infos(key, recursive=False))
+            return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
     def list_files(self, prefix: Name = "") -> list[FileInfo]:
         """Return all files below a folder, in the order of their names; one request on S3."""
@@ -387,45 +386,26 @@ def _access(path: Path) -> Iterator[None]:
 
 
 # TEMPORARY SHIMS
-cache_dir = s3.working_copies
-_store = s3.filesystem
-
-
-def here(place: str | os.PathLike[str]) -> Path:
-    return Storage(place).root
+# ruff: noqa: D103
+def here(uri: str | os.PathLike[str]) -> Path:
+    return Storage(uri).root
 
 
 def uri(path: Path) -> str:
     return s3.uri_of(path)
 
 
-def is_remote(place: str | os.PathLike[str]) -> bool:
-    return Storage(place).is_remote
+def is_remote(uri: str | os.PathLike[str]) -> bool:
+    return Storage(uri).is_remote
 
 
-def push(path: Path, source: Path | None = None) -> None:
-    s3.upload_file(path, source)
+def push(path: Path) -> None:
+    s3.upload_file(path)
 
 
 def pull(path: Path) -> bool:
     return Storage(path.parent).download(path)
 
 
-def pull_tree(folder: Path) -> None:
-    Storage(folder).download_tree()
-
-
-def list_names(folder: Path) -> list[str]:
-    return Storage(folder).list_names()
-
-
 def delete(path: Path) -> None:
     Storage(path.parent).delete(path)
-
-
-def delete_tree(folder: Path) -> None:
-    Storage(folder).delete_tree()
-
-
-def list_versions(folder: Path) -> list[FileInfo]:
-    return Storage(folder).list_files()

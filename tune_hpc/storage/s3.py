@@ -137,9 +137,10 @@ def _is_current(path: Path, size: int, version: int) -> bool:
 
 def _is_surely_current(path: Path, info: Any) -> bool:
     """Return whether a working copy is the version in a listing, which knows the second only."""
-    if not path.is_file():
+    try:
+        local, mtime = path.stat(), int(info.mtime.timestamp())
+    except FileNotFoundError:
         return False
-    local, mtime = path.stat(), int(info.mtime.timestamp())
     return abs(time.time() - mtime) > _SETTLED_S and (local.st_size, int(local.st_mtime)) == (info.size, mtime)
 
 

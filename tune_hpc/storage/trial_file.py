@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tune_hpc.errors import FolderError
-from tune_hpc.storage.filesystem import Storage
 
 _ROW = b"tune_hpc.trial"
 
@@ -108,22 +107,3 @@ def read_table(path: Path) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise FolderError(f"{path} is not readable as Parquet ({reason}); restore it from a copy") from error
-
-
-# TEMPORARY SHIMS
-def write_trial(path: Path, row: Mapping[str, Any], history: pd.DataFrame) -> None:
-    Storage(path.parent).write_atomic(path, lambda temporary: write_table(temporary, row, history))
-
-
-def read_trial(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    table = read_table(path)
-    return to_row(path, table), table.to_pandas()
-
-
-def read_row(path: Path) -> dict[str, Any] | None:
-    return to_row(path, read_table(path)) if Storage(path.parent).download(path) else None
-
-
-def update_status(path: Path, changes: Mapping[str, Any]) -> None:
-    row, history = read_trial(path)
-    write_trial(path, row | dict(changes), history)
