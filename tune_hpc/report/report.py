@@ -104,6 +104,12 @@ def write_report(
 
     Raises:
         FolderError: A file cannot be written. If it is the page, no other file was written either.
+
+    Example:
+        >>> from tune_hpc import load, write_report
+        >>> results = load("docs/results/exercise2.softmax.shuffled")
+        >>> print(write_report([results], "report.html"))
+        report.html
     """
     path = Path(path)
     if path.is_dir():
