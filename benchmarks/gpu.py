@@ -131,9 +131,9 @@ def through_ray(experiment: "Experiment", folder: Path, on_gpu: bool) -> dict[st
 
 def whole_experiment(experiment: "Experiment", folder: Path) -> dict[str, Any]:
     """Run an experiment in a folder and return statistics of its training times."""
-    from tune_hpc.search.object_reference import load_reference
+    from tune_hpc.jobs.launch import launch
 
-    (results,) = load_reference(experiment.runner)([experiment], folders=[folder], overwrite=True)
+    (results,) = launch([experiment], [folder], overwrite=True)
     seconds = results.trials["train_s"]
     return {
         "num_trials": len(results.trials),

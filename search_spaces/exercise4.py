@@ -43,7 +43,7 @@ experiment = Experiment(
         ),
     ),
     quick_values={"num_timed_steps": 10, "repeats": 1},
-    runner="tune_hpc.scaling.measurement:run_all",
+    runner="scaling",
 )
 
 experiments = (experiment,)

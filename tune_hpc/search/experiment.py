@@ -1,7 +1,7 @@
-"""An experiment: what is run, how it is judged, what was published, and what is drawn of it.
+"""An experiment: a trainable over a space, with its metric, searcher, scheduler, published numbers and figures.
 
-An experiment is data. ``tune_hpc.search.runner.run`` runs one; ``to_json`` is what experiment.json holds of it, and all
-that the analysis knows.
+An experiment is data. ``tune_hpc.search.runner.run`` runs it. ``to_json`` returns the contents of experiment.json, on
+which the analysis is based.
 """
 
 from __future__ import annotations
@@ -22,21 +22,33 @@ from tune_hpc.search.space.samplers import quasi_random_configs, random_configs
 from tune_hpc.search.space.space import Space
 
 TRAIN = "tune_hpc.learning.training:train"
-#: How a trial may have ended.
+#: Statuses of trials that ended.
 ENDED = ("finished", "stopped", "diverged", "failed")
-#: What the line reports; images report all of ``METRICS``.
+#: Metrics of the model ``line``; models of images report all of ``METRICS``.
 LINE_METRICS = ("train_loss", "W", "b")
-#: What tells one search from another, whatever is drawn of it or said about it.
-_SAME = ("name", "trainable", "metric", "mode", "seeds", "searcher", "num_samples", "search_seed", "scheduler")
-#: The most configurations that a quick run of any but a grid tries.
+#: Fields that identify a search, apart from its space; figures and texts may change.
+_IDENTITY_FIELDS = (
+    "name",
+    "trainable",
+    "metric",
+    "mode",
+    "seeds",
+    "searcher",
+    "num_samples",
+    "search_seed",
+    "scheduler",
+)
+#: Maximum number of configurations of a quick run, except for a grid.
 QUICK_SAMPLES = 8
-#: Keys of the built-in trainable that may change while a trial runs: they affect neither the network nor its optimizer
-#: state.
+#: Keys of the built-in trainable that may change during a trial: they affect neither the shapes of the network nor the
+#: optimizer state.
 CHANGEABLE_KEYS = tuple(
     key.name for key in TRIAL_KEYS.values() if key.kind is float and key.name not in ("width", "initial_accumulator")
 )
-#: Trial ids have five digits, and the driver holds every configuration.
+#: Trial identifiers have five digits, and the driver stores every configuration.
 MAX_TRIALS = 100_000
+#: Fields with several records.
+_RECORDS = {"published": Published, "claims": Claim, "figures": Figure, "tables": Table}
 
 
 @dataclass(frozen=True)
@@ -44,48 +56,42 @@ class Experiment:
     """A trainable over a space.
 
     Attributes:
-        name: Lower-case words; a dot separates an exercise from its stage.
-        space: What may vary.
-        trainable: A function ``(config, report)``, or where it is: ``package.module:function``.
-        metric: The column of the trials frame that ranks trials.
+        name: Letters, digits, underscores, hyphens and dots; a dot separates an exercise from its stage.
+        space: The search space.
+        trainable: A function ``(config, report)``, or its reference ``package.module:function``.
+        metric: Column of the trials frame that ranks trials.
         mode: ``min`` or ``max``.
-        seeds: Every configuration runs once with each; the trainable finds its seed as ``config["seed"]``. Empty when
-            the space itself has the parameter ``seed``, or when the trainable has no use for one.
-        searcher: ``grid`` (every configuration), ``random``, ``quasi_random`` (a scrambled Sobol sequence), or one that
-            learns from the trials that ended: ``tpe`` or ``gp`` (Optuna's).
-        num_samples: Configurations that any but the grid tries.
-        search_seed: Fixes what a searcher draws; at least 0. With ``tpe`` and ``gp`` the order in which trials end has
-            a say, too.
-        scheduler: What spends steps where they pay: ``none``; ``asha``, by which the best third go on (halving.py);
-            ``asha_stopping``, ``hyperband`` or ``median``, which end trials that do badly (schedulers.py); or ``pbt``,
-            which lets them copy better ones (population.py).
+        seeds: Every configuration runs once with each seed, as ``config["seed"]``. Empty if the space has the parameter
+            ``seed``, or if the trainable has no seed.
+        searcher: ``grid`` (every configuration), ``random``, ``quasi_random`` (a scrambled Sobol sequence), or an
+            adaptive searcher of Optuna: ``tpe`` or ``gp``.
+        num_samples: Number of configurations; not for a grid.
+        search_seed: Seed of the searcher, at least 0. The suggestions of ``tpe`` and ``gp`` also depend on the order in
+            which trials end.
+        scheduler: Early-stopping scheduler. ``none``; ``asha``, which promotes the best third (schedulers/asha.py);
+            ``asha_stopping``, ``hyperband`` or ``median``, which stop bad trials (schedulers/ray_schedulers.py); or
+            ``pbt``, in which bad trials copy better ones (schedulers/pbt.py).
         title: One line for tables and reports.
-        description: What is done and why, in a few sentences.
-        source: Where the experiment was published.
-        published: The published numbers.
-        claims: The published sentences that can be checked.
-        figures: What is drawn.
-        tables: What is tabulated beyond the standard tables.
-        quick_values: What a quick run changes in the space.
+        description: Purpose and method, in a few sentences.
+        source: Publication of the experiment.
+        published: Published numbers.
+        claims: Published sentences that can be checked.
+        figures: Figures of the report.
+        tables: Tables of the report beyond the standard ones.
+        quick_values: Changes of a quick run to the space.
         quick: Whether this is a quick run, whose numbers are not comparable with published ones.
-        runner: Who runs it, as ``package.module:function``.
+        runner: ``search``, ``scaling``, or ``package.module:function``.
 
     Raises:
-        InvalidExperimentError: fields that contradict one another, or more than ``MAX_TRIALS`` trials.
-        InvalidSpaceError: a parameter that the trainable does not know, or a quick value that it does not allow.
+        InvalidExperimentError: Fields contradict each other, or there are more than ``MAX_TRIALS`` trials.
+        InvalidSpaceError: The trainable does not know a parameter, or the space does not allow a quick value.
 
     Example:
         >>> from ray import tune
         >>> from tune_hpc import Experiment, Space
-        >>> def train(config, report):
-        ...     for step in range(1, 11):
-        ...         report(step, {"loss": (config["x"] - 3) ** 2 / step})
-        >>> space = Space({"x": tune.choice([1.0, 2.0, 3.0])})
-        >>> experiment = Experiment("parabola", space, train, metric="loss", mode="min", seeds=(0, 1))
-        >>> experiment.num_trials
+        >>> space = Space({"optimizer": tune.choice(["adam", "momentum"]), "learning_rate": 0.01})
+        >>> Experiment("optimizers", space, seeds=(0, 1, 2)).num_trials
         6
-        >>> experiment.replace(searcher="random", num_samples=5).num_trials
-        10
     """
 
     name: str
@@ -107,14 +113,15 @@ class Experiment:
     tables: tuple[Table, ...] = ()
     quick_values: Mapping[str, Any] = field(default_factory=dict)
     quick: bool = False
-    runner: str = "tune_hpc.search.runner:run_all"
+    runner: str = "search"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seeds", tuple(self.seeds))
         object.__setattr__(self, "quick_values", dict(self.quick_values))
+        object.__setattr__(self, "runner", runner_name(self.runner))
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
             raise InvalidExperimentError(
-                f"an experiment's name is letters, digits, underscores, dots and hyphens; got {self.name!r}"
+                f"the name of an experiment is letters, digits, underscores, dots and hyphens; got {self.name!r}"
             )
         if self.mode not in ("min", "max"):
             raise InvalidExperimentError(f"mode must be min or max; got {self.mode!r}")
@@ -127,9 +134,9 @@ class Experiment:
         if "seed" in self.space and self.seeds:
             object.__setattr__(self, "seeds", self.seeds if self.seeds != (0,) else ())
             if self.seeds:
-                inside = self.space.describe("seed")
+                in_space = self.space.describe("seed")
                 raise InvalidExperimentError(
-                    f"the seed is given twice: seed={inside} in the space and seeds={list(self.seeds)}"
+                    f"the seed is given twice: seed={in_space} in the space and seeds={list(self.seeds)}"
                 )
         if len(set(self.seeds)) < len(self.seeds):
             raise InvalidExperimentError(f"each seed is given once; got {list(self.seeds)}")
@@ -150,7 +157,7 @@ class Experiment:
         elif self.searcher == "quasi_random" and self.space.size is not None and self.num_samples > self.space.size:
             raise InvalidExperimentError(
                 f"a quasi-random search tries no configuration twice; got num_samples={self.num_samples} for "
-                f"{self.space.size} configurations: ask for fewer, or for a grid"
+                f"{self.space.size} configurations: use fewer, or a grid"
             )
         if self.searcher in ADAPTIVE and not self.space.varying:
             raise InvalidExperimentError(f"{self.searcher} needs a parameter that varies; {self.name} has none")
@@ -162,12 +169,12 @@ class Experiment:
         if configurations is not None and configurations * max(1, len(self.seeds)) > MAX_TRIALS:
             raise InvalidExperimentError(
                 f"an experiment has at most {MAX_TRIALS} trials; {self.name} has {self.num_trials}: narrow its space, "
-                "or draw fewer with num_samples"
+                "or use fewer with num_samples"
             )
         reference_to(self.trainable)
         if taken := [name for name in self.space if name in {*IDENTITY, *MEASURES}]:
             raise InvalidSpaceError(
-                f"{taken[0]} is a column that every trial has; call the parameter otherwise (taken: "
+                f"{taken[0]} is a column of every trial; rename the parameter (reserved: "
                 f"{', '.join([*IDENTITY, *MEASURES])})"
             )
         if self.trainable == TRAIN:
@@ -178,7 +185,7 @@ class Experiment:
     def _check_population(self) -> None:
         if self.searcher in ADAPTIVE:
             raise InvalidExperimentError(
-                f"pbt learns by itself; got searcher={self.searcher}: begin with one of {', '.join(DESIGNS)}"
+                f"pbt has its own search; got searcher={self.searcher}: use one of {', '.join(DESIGNS)}"
             )
         if not self.changeable_parameters:
             among = f", of {', '.join(CHANGEABLE_KEYS)}" if self.trainable == TRAIN else ""
@@ -187,8 +194,8 @@ class Experiment:
             )
 
     def _check_metric(self) -> None:
-        """Refuse a metric that our own trainable never reports; one would know only when everything has run."""
-        on_line = _possible(self.space, "model") == ["line"]
+        """Raise if the built-in trainable never reports the metric, which would show only at the end."""
+        on_line = _reachable_values(self.space, "model") == ["line"]
         known = [
             *(LINE_METRICS if on_line else METRICS),
             *(name for name in MEASURES if name not in ("num_fused", "attempt", "host", "device")),
@@ -199,19 +206,19 @@ class Experiment:
             )
 
     def _check_keys(self) -> None:
-        """Hold the space against the keys of our own trainable."""
+        """Raise if the built-in trainable does not know a parameter, or does not use it with the owner's values."""
         for name in self.space:
             try:
                 check_key(name)
             except InvalidConfigError as error:
                 raise InvalidSpaceError(str(error)) from None
         for owner, keys in OWNERS.items():
-            chosen = _possible(self.space, owner)
+            values = _reachable_values(self.space, owner)
             for name in self.space:
-                owners = [one for one, defaults in keys.items() if name in defaults]
-                if owners and not set(owners) & set(chosen):
+                owners = [value for value, defaults in keys.items() if name in defaults]
+                if owners and not set(owners) & set(values):
                     raise InvalidSpaceError(
-                        f"{name} belongs to {', '.join(owners)}; the space has {owner}={', '.join(chosen)}"
+                        f"{name} belongs to {', '.join(owners)}; the space has {owner}={', '.join(values)}"
                     )
 
     def replace(self, **changes: Any) -> Experiment:
@@ -223,32 +230,30 @@ class Experiment:
         return replace(self, **self.changed_by(values))
 
     def changed_by(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields that differ once some parameters have changed: the space, and what the description says."""
+        """Return the fields that change with some parameters: the space and the description."""
         space = self.space_with(values)
         names = [name for name in values if name not in self.space or space.describe(name) != self.space.describe(name)]
         if not names or not self.description:
             return {"space": space}
-        told = ", ".join(f"{name}={space.describe(name)}" for name in names)
-        return {"space": space, "description": f"{self.description} Changed here: {told}."}
+        changes = ", ".join(f"{name}={space.describe(name)}" for name in names)
+        return {"space": space, "description": f"{self.description} Changed here: {changes}."}
 
     def space_with(self, values: Mapping[str, Any]) -> Space:
-        """Return its space with some parameters changed or added.
+        """Return the space with some parameters changed or added.
 
-        With another optimizer or schedule the keys that only the former one had go.
+        With another optimizer or schedule, the keys that only the previous one had are removed.
         """
         space = self.space | values
         for owner, keys in OWNERS.items():
             if self.trainable == TRAIN and owner in values:
-                kept = {name for one in _possible(space, owner) for name in keys[one]}
-                space = space.without(
-                    *(one for one in owned_keys(owner) if one in self.space and one not in kept | {*values})
-                )
+                used = {name for value in _reachable_values(space, owner) for name in keys[value]} | {*values}
+                space = space.without(*(name for name in owned_keys(owner) if name in self.space and name not in used))
         return space
 
     def quick_version(self) -> Experiment:
-        """Return the experiment at a size for a first look: fewer steps and values, and marked as such."""
-        few = None if self.num_samples is None else min(self.num_samples, QUICK_SAMPLES)
-        return replace(self, space=self.space | self.quick_values, num_samples=few, quick=True)
+        """Return the experiment with fewer steps and values, marked as a quick run."""
+        num_samples = None if self.num_samples is None else min(self.num_samples, QUICK_SAMPLES)
+        return replace(self, space=self.space | self.quick_values, num_samples=num_samples, quick=True)
 
     @property
     def changeable_parameters(self) -> list[str]:
@@ -259,39 +264,41 @@ class Experiment:
 
     @property
     def max_steps(self) -> int:
-        """The most steps that a trial may take.
+        """Maximum number of steps of a trial.
 
         Raises:
-            InvalidExperimentError: the space does not say.
+            InvalidExperimentError: The space does not define it.
         """
         default = [TRIAL_KEYS["steps"].default] if self.trainable == TRAIN else []
         values = self.space.reachable_values("steps") if "steps" in self.space else default
-        if not values or not all(isinstance(one, int) and one >= 1 for one in values):
+        if not values or not all(isinstance(value, int) and value >= 1 for value in values):
             raise InvalidExperimentError(
-                f"a scheduler counts in steps; give the space of {self.name} a parameter steps, the last step that a "
-                "trial reports"
+                "a scheduler counts steps; add the parameter steps, the last step of a trial, to the space of "
+                f"{self.name}"
             )
         return int(max(values))
 
     @property
     def num_trials(self) -> int:
-        """How many trials it has."""
+        """Number of trials."""
         configurations = self.space.size if self.searcher == "grid" else self.num_samples
         if configurations is None:
             next(self.space.grid())
         return int(configurations or 0) * max(1, len(self.seeds))
 
     def configs(self) -> Iterator[dict[str, Any]]:
-        """Yield the configuration of every trial, in the order in which they start.
+        """Yield the configuration of every trial, in the order of their starts.
 
         The order is that of the space, each configuration with all its seeds in turn: the same on every machine.
 
         Raises:
-            InvalidSpaceError: a grid over a continuous parameter.
-            InvalidExperimentError: the searcher has to see how trials end before it proposes more.
+            InvalidSpaceError: A grid over a continuous parameter.
+            InvalidExperimentError: The searcher is adaptive.
         """
         if self.searcher in ADAPTIVE:
-            raise InvalidExperimentError(f"what {self.searcher} tries is known when it has tried it")
+            raise InvalidExperimentError(
+                f"the configurations of an adaptive searcher ({self.searcher}) are not known in advance"
+            )
         if self.searcher == "grid":
             configurations: Iterator[dict[str, Any]] = self.space.grid()
         else:
@@ -304,32 +311,32 @@ class Experiment:
         """Return a configuration once with each seed."""
         return [{**configuration, "seed": seed} for seed in self.seeds] or [dict(configuration)]
 
-    def check_matches(self, held: Mapping[str, Any], place: Any) -> None:
-        """Refuse to go on with another search than this one.
+    def check_matches(self, description: Mapping[str, Any], folder: Any) -> None:
+        """Raise if an experiment folder has another search than this experiment.
 
         Args:
-            held: What an experiment.json holds.
-            place: Where it stands.
+            description: Contents of its experiment.json.
+            folder: The folder, for the message.
 
         Raises:
-            FolderError: it is of another experiment, or of one that was asked for otherwise.
+            FolderError: A field that identifies the search, or a parameter of the space, differs.
         """
-        asked = self.to_json()
-        settings = [(name, held.get(name), asked[name]) for name in _SAME]
-        parameters = {**held.get("space", {}), **asked["space"]}
-        settings += [(name, held.get("space", {}).get(name), asked["space"].get(name)) for name in parameters]
-        for name, there, here in settings:
+        requested = self.to_json()
+        pairs = [(name, description.get(name), requested[name]) for name in _IDENTITY_FIELDS]
+        space = description.get("space", {})
+        pairs += [(name, space.get(name), requested["space"].get(name)) for name in {**space, **requested["space"]}]
+        for name, there, here in pairs:
             if there != here:
                 raise FolderError(
-                    f"{place} holds another search: {name} is {there} there and {here} here; choose another folder, or "
-                    "go on with that one as it is (tune-hpc resume)"
+                    f"{folder} has another search: {name} is {there} there and {here} here; choose another folder, or "
+                    "resume that search unchanged (tune-hpc resume)"
                 )
 
     def to_json(self) -> dict[str, Any]:
-        """Return what experiment.json holds of the experiment."""
-        plain = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("space", "trainable")}
-        for several in ("published", "claims", "figures", "tables"):
-            plain[several] = [asdict(one) for one in plain[several]]
+        """Return the contents of experiment.json that describe the experiment."""
+        plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        for name in _RECORDS:
+            plain[name] = [asdict(record) for record in plain[name]]
         return plain | {
             "seeds": list(self.seeds),
             "space": self.space.to_json(),
@@ -343,36 +350,45 @@ def experiment_from_json(plain: Mapping[str, Any], trainable: str | Callable[...
     """Return the experiment that experiment.json describes.
 
     Args:
-        plain: What ``to_json`` returned; more keys do no harm.
-        trainable: The function, where its module cannot be imported by the name that is written there.
+        plain: Result of ``to_json``; further keys are ignored.
+        trainable: The function, if its module cannot be imported by the name in the file.
 
     Raises:
-        FolderError: it lacks what an experiment needs.
-        InvalidExperimentError: it describes one that contradicts itself.
-        InvalidSpaceError: so does its space.
+        FolderError: A field of the experiment is missing or unknown.
+        InvalidExperimentError: Fields contradict each other.
+        InvalidSpaceError: The space is invalid.
     """
-    kinds = {"published": Published, "claims": Claim, "figures": Figure, "tables": Table}
-    # Folders of before there were any have none.
+    # Folders of early releases have no claims.
     plain = {"claims": [], **plain}
     try:
-        own = {one.name: plain[one.name] for one in fields(Experiment)}
-        keys = TRIAL_KEYS if own["trainable"] == TRAIN else {}
-        for name, kind in kinds.items():
-            own[name] = tuple(kind(**{key: _as_tuple(value) for key, value in one.items()}) for one in own[name])
+        values = {entry.name: plain[entry.name] for entry in fields(Experiment)}
+        keys = TRIAL_KEYS if values["trainable"] == TRAIN else {}
+        for name, record in _RECORDS.items():
+            values[name] = tuple(
+                record(**{key: _as_tuple(value) for key, value in entry.items()}) for entry in values[name]
+            )
     except (KeyError, TypeError) as error:
-        raise FolderError(f"experiment.json lacks or has too much of {error}; restore it from a copy") from error
-    own |= {
-        "space": Space.from_json(own["space"], keys=keys),
-        "quick_values": dict(Space.from_json(own["quick_values"], keys=keys)),
-        "trainable": trainable if trainable is not None else own["trainable"],
+        raise FolderError(f"experiment.json has a missing or unknown field: {error}; restore it from a copy") from error
+    values |= {
+        "space": Space.from_json(values["space"], keys=keys),
+        "quick_values": dict(Space.from_json(values["quick_values"], keys=keys)),
+        "trainable": trainable if trainable is not None else values["trainable"],
     }
-    return Experiment(**own)
+    return Experiment(**values)
+
+
+def runner_name(runner: str) -> str:
+    """Return the name of a runner; folders of earlier releases have references to functions."""
+    for name in ("search", "scaling"):
+        if runner.startswith(f"tune_hpc.{name}."):
+            return name
+    return runner
 
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _possible(space: Space, name: str) -> list[Any]:
-    """Return the values that a parameter of a few values may take."""
+def _reachable_values(space: Space, name: str) -> list[Any]:
+    """Return the values of a parameter with few values."""
     return space.reachable_values(name) if name in space else [TRIAL_KEYS[name].default]

@@ -1,167 +1,166 @@
-"""Which trials of an experiment train as one program: a bundle, carried by one trial of Ray's.
+"""Groups of trials that train as one fused program.
 
-Fused, a small model's trial costs a fraction of what it costs alone (docs/performance.md): members share the reading of
-their images, and one call from Python serves all of them. Large models keep a core busy by themselves; there a bundle
-would gain nothing and hold results back.
+A small model in a fused program costs a fraction of a separate trial (docs/performance.md). The trials share the
+loading of their images, and one call from Python serves all of them. A large model occupies a core by itself, so that
+fusion would only delay its results.
 """
 
 import itertools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from tune_hpc.errors import FolderError, InvalidExperimentError
 from tune_hpc.learning.fusion import fusion_key, max_fused_trials, stream_key
 from tune_hpc.search.experiment import TRAIN
-from tune_hpc.storage.experiment_folder import ExperimentFolder, write_atomic
-from tune_hpc.storage.filesystem import delete, pull
-from tune_hpc.storage.trial_file import read_row
+from tune_hpc.search.trial_spec import TrialGroup, TrialSpec
+from tune_hpc.storage.experiment_folder import ExperimentFolder
 
-Sample = Mapping[str, Any]
+#: Name of ``groups.json`` in folders of earlier releases.
+_OLD_GROUPS = "bundles.json"
 
 _log = logging.getLogger(__name__)
 
 
 def check_fuse(fuse: str | int) -> str | int:
-    """Return a request for fusing: ``auto``, ``off`` or the most members of a bundle.
+    """Return the option ``fuse``: ``auto``, ``off`` or the maximum number of trials of a group.
 
     Raises:
-        InvalidExperimentError: it is none of these.
+        InvalidExperimentError: The value is none of these.
     """
     if isinstance(fuse, str) and fuse.isdigit():
         fuse = int(fuse)
     if fuse in ("auto", "off") or (isinstance(fuse, int) and not isinstance(fuse, bool) and fuse >= 1):
         return fuse
-    raise InvalidExperimentError(f"fuse must be auto, off, or the most trials of one program, at least 1; got {fuse!r}")
+    raise InvalidExperimentError(
+        f"fuse must be auto, off, or the maximum number of trials of one program, at least 1; got {fuse!r}"
+    )
 
 
-def plan_bundles(
-    samples: Sequence[Sample],
+def plan_groups(
+    trials: Sequence[TrialSpec],
     trainables: Mapping[str, str | Callable[..., Any]],
     fuse: str | int,
     num_slots: int,
     on_gpu: bool,
     first: int = 0,
-) -> list[dict[str, Any]]:
-    """Sort trials into bundles.
+) -> list[TrialGroup]:
+    """Partition trials into groups.
 
-    Members are of one experiment and alike in what a program shares; where there is a choice, those of one seed come
-    together, for they see the same batches. There are at least as many bundles as slots, so that no core is idle.
+    The trials of a group belong to one experiment and agree in all that a program shares. Trials with the same seed,
+    which see the same batches, are in one group where possible. There are at least as many groups as slots, so that no
+    core is idle.
 
     Args:
-        samples: ``experiment``, ``trial_id`` and ``config`` of each trial.
-        trainables: What each experiment runs.
+        trials: The trials.
+        trainables: Trainable of each experiment.
         fuse: See ``check_fuse``.
-        num_slots: How many trials of Ray's run at once.
-        on_gpu: Whether they run on GPUs.
-        first: The number of the first bundle.
+        num_slots: Number of Ray trials that run at once.
+        on_gpu: Whether trials run on GPUs.
+        first: Number of the first group.
 
     Returns:
-        ``bundle_id`` and ``members`` (samples), in the order of each bundle's first member. A trial alone is a bundle
-        of its own name.
+        Groups in the order of their first trials.
     """
-    alone: list[list[Sample]] = []
-    groups: dict[tuple[str, str], list[Sample]] = {}
-    for sample in samples:
-        is_fusable = trainables[sample["experiment"]] == TRAIN and "workers" not in sample["config"]
-        if is_fusable and fuse != "off":
-            groups.setdefault((sample["experiment"], fusion_key(sample["config"])), []).append(sample)
+    groups: list[list[TrialSpec]] = []
+    fusable: dict[tuple[str, str], list[TrialSpec]] = {}
+    for trial in trials:
+        if trainables[trial.experiment] == TRAIN and "workers" not in trial.config and fuse != "off":
+            fusable.setdefault((trial.experiment, fusion_key(trial.config)), []).append(trial)
         else:
-            alone.append([sample])
-    bundles = alone
-    for group in groups.values():
-        limit = fuse if isinstance(fuse, int) else max_fused_trials(group[0]["config"], on_gpu)
-        num_bundles = max(_ceil(len(group), limit), _ceil(num_slots * len(group), len(samples)))
-        by_stream = sorted(group, key=lambda sample: stream_key(sample["config"]))
-        bundles += _even_parts(by_stream, min(num_bundles, len(group)))
-    places = {(sample["experiment"], sample["trial_id"]): place for place, sample in enumerate(samples)}
-    bundles = [
-        sorted(bundle, key=lambda sample: places[sample["experiment"], sample["trial_id"]]) for bundle in bundles
-    ]
-    bundles.sort(key=lambda bundle: places[bundle[0]["experiment"], bundle[0]["trial_id"]])
+            groups.append([trial])
+    for alike in fusable.values():
+        limit = fuse if isinstance(fuse, int) else max_fused_trials(alike[0].config, on_gpu)
+        num_groups = max(_ceil(len(alike), limit), _ceil(num_slots * len(alike), len(trials)))
+        by_stream = sorted(alike, key=lambda trial: stream_key(trial.config))
+        groups += _even_parts(by_stream, min(num_groups, len(alike)))
+    positions = {(trial.experiment, trial.trial_id): position for position, trial in enumerate(trials)}
+
+    def position(trial: TrialSpec) -> int:
+        return positions[trial.experiment, trial.trial_id]
+
+    groups = sorted((sorted(group, key=position) for group in groups), key=lambda group: position(group[0]))
     return [
-        {"bundle_id": _name(bundle[0]) if len(bundle) == 1 else f"b{number:05d}", "members": bundle}
-        for number, bundle in enumerate(bundles, first)
+        TrialGroup.single(group[0]) if len(group) == 1 else TrialGroup(f"b{number:05d}", tuple(group))
+        for number, group in enumerate(groups, first)
     ]
 
 
-def _name(sample: Sample) -> str:
-    """Return a name that no other trial of Ray's has: one that pauses is a new trial to Ray when it goes on."""
-    return f"{sample['trial_id']}.{sample['stage']}" if "stage" in sample else str(sample["trial_id"])
+def unfinished_trials(group: TrialGroup, folder: ExperimentFolder) -> list[TrialSpec]:
+    """Return the trials of a group whose files do not record an end, in order."""
+    rows = [folder.read_row(trial.trial_id) for trial in group.trials]
+    return [trial for trial, row in zip(group.trials, rows, strict=True) if row is None or row["status"] == "running"]
 
 
-def unfinished_trials(bundle: Mapping[str, Any], home: ExperimentFolder) -> list[Sample]:
-    """Return the trials of a bundle that have not listed themselves as ended, in order."""
-    rows = [read_row(home.part(sample["trial_id"])) for sample in bundle["members"]]
-    return [
-        sample for sample, row in zip(bundle["members"], rows, strict=True) if row is None or row["status"] == "running"
-    ]
+def running_trials(group: TrialGroup, folder: ExperimentFolder) -> list[TrialSpec]:
+    """Return the trials of a group that have started and not ended; at most one of a sequential group."""
+    unfinished = unfinished_trials(group, folder)
+    return unfinished[:1] if group.is_sequential else unfinished
 
 
-def running_trials(bundle: Mapping[str, Any], home: ExperimentFolder) -> list[Sample]:
-    """Return the trials of a bundle that have begun and not ended: of several in turn, one."""
-    waiting = unfinished_trials(bundle, home)
-    return waiting[:1] if bundle.get("in_turn") else waiting
+def write_groups(folder: ExperimentFolder, groups: Sequence[TrialGroup]) -> None:
+    """Add the fused groups to ``groups.json``: a resumed search continues each as the same program."""
+    folder.check_attempt()
+    fused = {group.group_id: [trial.trial_id for trial in group.trials] for group in groups if len(group.trials) > 1}
+    folder.storage.write_atomic(folder.groups, json.dumps(_read_groups(folder) | fused) + "\n")
 
 
-def write_bundles(home: ExperimentFolder, bundles: Sequence[Mapping[str, Any]]) -> None:
-    """Note which trials train as one program, for one that is interrupted goes on as that program."""
-    home.check_attempt()
-    members = {one["bundle_id"]: [sample["trial_id"] for sample in one["members"]] for one in bundles}
-    known = _read_bundles(home) | {name: own for name, own in members.items() if len(own) > 1}
-    text = json.dumps(known) + "\n"
-    write_atomic(home.bundles, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def interrupted_bundles(home: ExperimentFolder, samples: Sequence[Sample]) -> tuple[list[dict[str, Any]], int]:
-    """Return the programs of an earlier run that left a checkpoint, and the number of the next new one.
+def interrupted_groups(folder: ExperimentFolder, trials: Sequence[TrialSpec]) -> tuple[list[TrialGroup], int]:
+    """Return the fused groups of an earlier run that left a checkpoint, and the number of the next new group.
 
     Args:
-        home: The experiment's folder.
-        samples: The trials that are to run; a program of which some have ended is not taken up again.
+        folder: The experiment folder.
+        trials: The trials to run; the checkpoint of a group is deleted if one of its trials has ended.
     """
-    waiting = {sample["trial_id"]: sample for sample in samples}
-    known = _read_bundles(home)
+    due = {trial.trial_id: trial for trial in trials}
+    known = _read_groups(folder)
     found = []
-    for name, members in known.items():
-        if pull(home.checkpoint(name)):
-            if all(one in waiting for one in members):
-                found.append({"bundle_id": name, "members": [waiting[one] for one in members]})
-            else:
-                delete(home.checkpoint(name))
-    return found, max((int(name[1:]) + 1 for name in known), default=0)
+    for group_id, trial_ids in known.items():
+        if not folder.storage.exists(folder.checkpoint(group_id)):
+            continue
+        if all(trial_id in due for trial_id in trial_ids):
+            found.append(TrialGroup(group_id, tuple(due[trial_id] for trial_id in trial_ids)))
+        else:
+            folder.delete_checkpoint(group_id)
+    return found, max((int(group_id[1:]) + 1 for group_id in known), default=0)
 
 
-def _read_bundles(home: ExperimentFolder) -> dict[str, list[str]]:
-    if not pull(home.bundles):
-        return {}
-    try:
-        return dict(json.loads(home.bundles.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise FolderError(
-            f"{home.bundles} cannot be read: {error}; remove it, and programs that were interrupted begin afresh"
-        ) from error
+def _read_groups(folder: ExperimentFolder) -> dict[str, list[str]]:
+    for path in (folder.groups, folder.groups.with_name(_OLD_GROUPS)):
+        try:
+            return dict(json.loads(folder.storage.read_text(path)))
+        except FileNotFoundError:
+            continue
+        except (FolderError, ValueError, TypeError) as error:
+            raise FolderError(
+                f"{path} cannot be read: {error}; remove it, and interrupted programs restart from step 0"
+            ) from error
+    return {}
 
 
-def log_unfused_trials(trainables: Mapping[str, str | Callable[..., Any]], fuse: str | int) -> None:
-    """Tell the user, once for each experiment, that the trials of a trainable of their own are not fused."""
+def log_unfused_trials(
+    trainables: Mapping[str, str | Callable[..., Any]], with_scheduler: Collection[str], fuse: str | int
+) -> None:
+    """Log once for each experiment why its trials are not fused.
+
+    Args:
+        trainables: Trainable of each experiment.
+        with_scheduler: Names of the experiments that have a scheduler.
+        fuse: See ``check_fuse``.
+    """
     for experiment, trainable in trainables.items():
-        if trainable != TRAIN and fuse != "off":
-            _log.info("%s: each trial runs by itself, for only tune_hpc's own models train as one program", experiment)
-
-
-def log_scheduler_unfused(experiments: Sequence[str], fuse: str | int) -> None:
-    """Tell the user, once for each experiment, that trials of which a scheduler decides on each are not fused."""
-    for experiment in experiments:
-        if fuse != "off":
-            _log.info("%s: each trial runs by itself, for the scheduler decides on each of them", experiment)
+        reason = "only the built-in trainable trains several trials as one program" if trainable != TRAIN else ""
+        if experiment in with_scheduler:
+            reason = "the scheduler decides on each of them"
+        if reason and fuse != "off":
+            _log.info("%s: trials run separately, because %s", experiment, reason)
 
 
 def _ceil(numerator: int, denominator: int) -> int:
     return -(-numerator // denominator)
 
 
-def _even_parts(samples: Sequence[Sample], num_parts: int) -> list[list[Sample]]:
-    bounds = [number * len(samples) // num_parts for number in range(num_parts + 1)]
-    return [list(samples[start:end]) for start, end in itertools.pairwise(bounds)]
+def _even_parts(trials: Sequence[TrialSpec], num_parts: int) -> list[list[TrialSpec]]:
+    bounds = [number * len(trials) // num_parts for number in range(num_parts + 1)]
+    return [list(trials[start:end]) for start, end in itertools.pairwise(bounds)]

@@ -1,7 +1,7 @@
-"""Which parameters decide whether a configuration is among the best, by Optuna.
+"""Parameter importance by PED-ANOVA (Watanabe et al., 2023), through Optuna.
 
-PED-ANOVA (Watanabe et al. 2023) holds the values of the best configurations against those of all: a parameter of which
-the best ones have other values than the rest is important. It knows conditions, and needs no model.
+The method compares the distribution of each parameter among the best configurations with that among all. It supports
+conditional parameters, and needs no model.
 """
 
 import math
@@ -16,29 +16,29 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.search.searchers.optuna_study import study_of
 
-#: The best of a search are a tenth of it, but at least five: Optuna's authors say that fewer tell little.
-PART, LEAST_BEST = 0.1, 5
-#: Then half of the configurations are among the best.
-LEAST = 2 * LEAST_BEST
+#: Fraction of the best configurations, and their minimum number, which Optuna's authors recommend.
+QUANTILE, MIN_BEST = 0.1, 5
+#: Minimum number of configurations, of which at most half are the best.
+MIN_CONFIGURATIONS = 2 * MIN_BEST
 
 
 def importance(results: Results) -> pd.DataFrame:
-    """Say which parameters decide whether a configuration is among the best tenth, or the best five.
+    """Return the importance of each parameter for the best tenth of the configurations, at least five.
 
-    Configurations of which a seed diverged or failed, or that a scheduler stopped, do not count: these have no value
-    that could be held against the others'.
+    Configurations are excluded if a seed diverged or failed, or if a scheduler stopped them: their values are not
+    comparable.
 
     Args:
         results: A search over parameters that vary.
 
     Returns:
-        One row per parameter that varies, the most important first: ``parameter``, named as ``to_optuna`` names it (one
-        with several cases has a row for each: ``learning_rate[optimizer=adam]``), ``importance``: a fraction; all of
-        them add up to 1.
+        One row per varied parameter, the most important first: ``parameter``, with the name of ``to_optuna`` (a
+        conditional parameter has a row for each case: ``learning_rate[optimizer=adam]``), and ``importance``, a
+        fraction. The fractions add up to 1.
 
     Raises:
-        UnknownNameError: no column of the metric, nothing varies, less than ten configurations with a value, or values
-            so much alike that no configuration is among the best.
+        UnknownNameError: The metric has no column, nothing varies, fewer than ten configurations have a value, or their
+            values are too similar.
 
     Source: Watanabe et al. 2023, PED-ANOVA (arXiv 2304.10255).
 
@@ -56,22 +56,22 @@ def importance(results: Results) -> pd.DataFrame:
     valued = [trial for trial in complete if math.isfinite(trial.values[0])]
     names = list(dict.fromkeys(name for trial in valued for name in trial.params))
     if complete and not any(trial.params for trial in complete):
-        raise UnknownNameError(f"nothing varies in {results.name}, so nothing is important")
-    if len(valued) < LEAST:
+        raise UnknownNameError(f"nothing varies in {results.name}; importance needs a varied parameter")
+    if len(valued) < MIN_CONFIGURATIONS:
         raise UnknownNameError(
-            f"importance takes at least {LEAST} configurations that finished; {results.name} has {len(valued)}"
+            f"importance needs at least {MIN_CONFIGURATIONS} finished configurations; {results.name} has {len(valued)}"
         )
-    found = _importances(study, max(PART, LEAST_BEST / len(valued)), names)
-    if not sum(found.values()):
-        raise UnknownNameError(f"the values of {results.metric} in {results.name} are too much alike to say")
-    df = pd.DataFrame({"parameter": names, "importance": [found[name] for name in names]})
+    importances = _importances(study, max(QUANTILE, MIN_BEST / len(valued)), names)
+    if not sum(importances.values()):
+        raise UnknownNameError(f"the values of {results.metric} in {results.name} are too similar for importances")
+    df = pd.DataFrame({"parameter": names, "importance": [importances[name] for name in names]})
     df["importance"] /= df["importance"].sum()
     return df.sort_values("importance", ascending=False, kind="stable", ignore_index=True)
 
 
-def _importances(study: optuna.Study, part: float, names: list[str]) -> dict[str, float]:
+def _importances(study: optuna.Study, quantile: float, names: list[str]) -> dict[str, float]:
     with warnings.catch_warnings():
-        # Optuna remarks on its own experimental options, and on cases of few trials.
+        # Optuna warns of its experimental options, and of cases with few trials.
         warnings.simplefilter("ignore")
-        evaluator = PedAnovaImportanceEvaluator(target_quantile=part)
+        evaluator = PedAnovaImportanceEvaluator(target_quantile=quantile)
         return get_param_importances(study, evaluator=evaluator, params=names, normalize=False)

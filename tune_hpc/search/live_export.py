@@ -1,7 +1,7 @@
-"""Exports that follow a search: each a process of its own beside the driver, of low priority.
+"""Exports of a running search: each in its own process of low priority beside the driver.
 
-An exporter reads the folders (export/__init__.py) and ends by itself when the searches have, or when the driver's
-process is gone. What goes wrong in one is told when the search has ended, and changes nothing of its results.
+An exporter reads the experiment folders (export/export.py). It ends when the searches have ended or the driver is gone.
+An error in it is logged at the end of the search, and has no effect on results.
 """
 
 import logging
@@ -13,26 +13,26 @@ from pathlib import Path
 
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
-#: Seconds that exporters have to finish when the searches have; what takes longer goes on in the background.
+#: Seconds to wait for exporters at the end of the searches; a slower one continues in the background.
 WAIT_S = 10.0
 
-#: Trials need the cores more.
+#: The command line with a lower priority than that of the trials.
 _PROGRAM = "import os; os.nice(10); from tune_hpc.cli import run_and_exit; run_and_exit()"
 
 _log = logging.getLogger(__name__)
 
 
 class LiveExport:
-    """The processes that export some searches.
+    """Processes that export searches.
 
     Args:
-        homes: The folders of the searches, which have begun.
-        tools: Where to, by the names of ``exports.TOOLS``.
+        folders: Folders of the searches, which have started.
+        tools: Names of registered exporters.
     """
 
-    def __init__(self, homes: Sequence[ExperimentFolder], tools: Sequence[str]) -> None:
-        self._folders = [str(home.path) for home in homes]
-        self._logs = {tool: homes[0].log(f"export.{tool}") for tool in tools}
+    def __init__(self, folders: Sequence[ExperimentFolder], tools: Sequence[str]) -> None:
+        self._folders = [str(folder.path) for folder in folders]
+        self._logs = {tool: folders[0].log(f"export.{tool}") for tool in tools}
         self._processes = {tool: self._start(tool) for tool in tools}
 
     def _start(self, tool: str) -> subprocess.Popen[bytes]:
@@ -44,28 +44,28 @@ class LiveExport:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
-                # Ctrl-C is for the driver: what ends after it is to be exported, too.
+                # Ctrl-C is for the driver only: trials that end after it are exported, too.
                 start_new_session=True,
             )
 
     def wait(self) -> None:
-        """Wait a while for the exporters to finish, and say which of them have not, or failed."""
+        """Wait for the exporters, and log which of them are not finished or have failed."""
         deadline = time.monotonic() + WAIT_S
         for tool, process in self._processes.items():
-            again = f"`tune-hpc export {' '.join(self._folders)} --to {tool}`"
             try:
                 code = process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                _log.info("the export to %s goes on in the background, process %d", tool, process.pid)
+                _log.info("the export to %s continues in the background, process %d", tool, process.pid)
                 continue
             if code:
-                reason = _last_line(self._logs[tool])
+                command = f"`tune-hpc export {' '.join(self._folders)} --to {tool}`"
                 _log.warning(
-                    "the export to %s failed: %s; the results are whole, and %s exports them", tool, reason, again
-                )
+                    "the export to %s failed: %s; the results are complete, and %s repeats the export",
+                    tool, _last_line(self._logs[tool]), command,
+                )  # fmt: skip
 
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    last = next((line for line in reversed(lines) if line.strip()), "it says nothing")
+    last = next((line for line in reversed(lines) if line.strip()), "its log is empty")
     return last.removeprefix("tune-hpc: ")

@@ -1,10 +1,12 @@
-"""Functions and experiments by name: ``package.module:attribute``, to the object and back."""
+"""Objects by name: references ``package.module:attribute``, and entry points of installed packages."""
 
 import importlib
 import inspect
 import sys
 import traceback
 from collections.abc import Callable
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +14,44 @@ from tune_hpc.errors import InvalidExperimentError, UnknownNameError
 
 
 def load_reference(reference: str) -> Any:
-    """Return the object at ``package.module:attribute``; the working folder is searched, too.
+    """Return the object at ``package.module:attribute``, also of a module in the working directory.
 
     Raises:
-        UnknownNameError: no such module, one that cannot be imported, or nothing of that name in it.
+        UnknownNameError: There is no such module, it cannot be imported, or it has no such attribute.
     """
     module_name, colon, attribute = reference.partition(":")
     if not (module_name and colon and attribute) or not all(module_name.split(".")):
-        raise UnknownNameError(f"{reference!r} is no reference; it reads package.module:attribute")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
+        raise UnknownNameError(f"{reference!r} is not a reference; use the form package.module:attribute")
+    working_dir = str(Path.cwd())
+    if working_dir not in sys.path:
+        sys.path.append(working_dir)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise UnknownNameError(f"{module_name} needs the module {error.name}, which is not installed") from error
         raise UnknownNameError(
-            f"no module {module_name!r}, neither installed nor in {here}; a reference reads package.module:attribute"
+            f"no module {module_name!r}, neither installed nor in {working_dir}; use the form package.module:attribute"
         ) from error
     except Exception as error:
-        # A module may do anything when it is imported; where it broke off is what its author must know.
+        # A module may raise anything; the message names the line that failed.
         reason = " ".join("".join(traceback.format_exception_only(error)).split())
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-        where = f" ({Path(own[-1].filename).name} line {own[-1].lineno})" if own[1:] else ""
-        raise UnknownNameError(f"{module_name} cannot be imported: {reason}{where}") from error
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+        location = f" ({Path(frames[-1].filename).name} line {frames[-1].lineno})" if frames[1:] else ""
+        raise UnknownNameError(f"{module_name} cannot be imported: {reason}{location}") from error
     try:
         return getattr(module, attribute)
     except AttributeError as error:
         public = [name for name, value in vars(module).items() if name[0] != "_" and not inspect.ismodule(value)]
-        named = f"there are {', '.join(public[:20])}{', ...' if public[20:] else ''}" if public else "it is empty"
-        raise UnknownNameError(f"nothing is called {attribute!r} in {module_name}; {named}") from error
+        names = f"it has {', '.join(public[:20])}{', ...' if public[20:] else ''}" if public else "it is empty"
+        raise UnknownNameError(f"{module_name} has no {attribute!r}; {names}") from error
 
 
 def reference_to(target: str | Callable[..., Any]) -> str:
-    """Return where a function is, as ``package.module:function``.
+    """Return the reference ``package.module:function`` of a function.
 
     Raises:
-        InvalidExperimentError: an object without a name of its own.
+        InvalidExperimentError: The object is not a named function.
     """
     if isinstance(target, str):
         return target
@@ -59,3 +61,15 @@ def reference_to(target: str | Callable[..., Any]) -> str:
             f"a trainable is a function (config, report) or package.module:function; got {target!r}"
         )
     return f"{target.__module__}:{name}"
+
+
+@cache
+def load_entry_point(group: str, name: str) -> Any:
+    """Return the object of an entry point of an installed package.
+
+    Raises:
+        UnknownNameError: There is no such entry point.
+    """
+    for point in entry_points(group=group, name=name):
+        return point.load()
+    raise UnknownNameError(f"no entry point {name!r} in the group {group}; install tune-hpc again")

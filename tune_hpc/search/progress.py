@@ -1,5 +1,7 @@
-"""How far a search is: a bar on a terminal, a line a minute elsewhere."""
+"""Progress of a search: a bar on a terminal or a line a minute elsewhere, and ``progress.json`` in its folder."""
 
+import contextlib
+import json
 import math
 import sys
 import time
@@ -12,19 +14,27 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-#: Seconds between two lines where there is no terminal.
+from tune_hpc.errors import ConflictError, FolderError
+from tune_hpc.search.provenance import now
+from tune_hpc.storage.experiment_folder import ExperimentFolder
+
+#: Seconds between two lines without a terminal.
 LINE_INTERVAL_S = 60.0
+#: Seconds between two writes of the progress file after a change.
+FILE_INTERVAL_S = 2.0
+#: Seconds between two writes without a change, which show that the search runs.
+FILE_IDLE_S = 20.0
 
 
 @dataclass
 class TrialCounts:
-    """What is known of an experiment under way, or of several together.
+    """Counts of the trials of one experiment, or of several.
 
     Attributes:
-        num_trials: Trials in all.
-        ended: How many ended with each status.
-        running: How many are under way.
-        best: The best value of each experiment so far, with its trial.
+        num_trials: Total number of trials.
+        ended: Number of ended trials by status.
+        running: Number of running trials.
+        best: Best value and its trial so far, by experiment.
     """
 
     num_trials: int
@@ -34,55 +44,55 @@ class TrialCounts:
 
     @property
     def num_ended(self) -> int:
-        """How many trials ended, whatever their status."""
+        """Number of ended trials."""
         return sum(self.ended.values())
 
     @classmethod
-    def of_all(cls, tallies: Collection["TrialCounts"]) -> "TrialCounts":
-        """Return what is known of several experiments together."""
-        whole = cls(sum(one.num_trials for one in tallies))
-        for one in tallies:
-            whole.ended.update(one.ended)
-            whole.running += one.running
-            whole.best |= one.best
-        return whole
+    def total(cls, parts: Collection["TrialCounts"]) -> "TrialCounts":
+        """Return the sum of the counts of several experiments."""
+        total = cls(sum(part.num_trials for part in parts))
+        for part in parts:
+            total.ended.update(part.ended)
+            total.running += part.running
+            total.best |= part.best
+        return total
 
-    def note_value(self, experiment: str, trial_id: str, value: float | None, mode: str) -> None:
-        """Take a value into account; one that is absent or not finite counts for nothing."""
+    def record_value(self, experiment: str, trial_id: str, value: float | None, mode: str) -> None:
+        """Update the best value; values that are absent or not finite have no effect."""
         if value is None or not math.isfinite(value):
             return
         best = self.best.get(experiment)
         if best is None or (value < best[0] if mode == "min" else value > best[0]):
             self.best[experiment] = (value, trial_id)
 
-    def counts(self) -> str:
-        """Return the counts in words, leaving out what there is none of."""
+    def summary(self) -> str:
+        """Return the counts that are not zero as text, without finished trials."""
         words = [f"{self.running} running"] if self.running else []
         words += [f"{count} {status}" for status, count in self.ended.items() if status != "finished" and count]
         return ", ".join(words)
 
 
 class SearchProgress:
-    """Shows tallies as one.
+    """Shows the progress of all searches of a run.
 
     Args:
-        tallies: What to show, one for each experiment; they change under way.
-        metrics: The metric that ranks trials, by experiment.
-        stream: Where to show it; standard error by default, so that output can be piped.
-        clock: Seconds that only grow.
+        counts: Counts of each experiment, which change while it runs.
+        metrics: Metric that ranks trials, by experiment.
+        stream: Output stream; default: standard error, so that standard output can be piped.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(
         self,
-        tallies: Collection[TrialCounts],
+        counts: Collection[TrialCounts],
         metrics: dict[str, str],
         stream: Any = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.tallies = tallies
-        self.metrics = metrics
+        self._counts = counts
+        self._metrics = metrics
         self._clock = clock
-        self._began = self._line_at = clock()
+        self._started_at = self._line_at = clock()
         self._stream = stream or sys.stderr
         self._bar: Progress | None = None
         if self._stream.isatty():
@@ -96,12 +106,7 @@ class SearchProgress:
                 TimeRemainingColumn(),
                 console=Console(file=self._stream),
             )
-            self._task = self._bar.add_task("", total=self.tally.num_trials)
-
-    @property
-    def tally(self) -> TrialCounts:
-        """What is shown."""
-        return TrialCounts.of_all(self.tallies)
+            self._task = self._bar.add_task("", total=TrialCounts.total(counts).num_trials)
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -115,28 +120,76 @@ class SearchProgress:
             self.update()
             self._bar.stop()
         else:
-            self._write_line()
+            self._write_line(TrialCounts.total(self._counts))
 
     def update(self) -> None:
-        """Show the tally as it stands; without a terminal, once a minute."""
-        tally = self.tally
+        """Show the current counts; without a terminal, once a minute."""
+        total = TrialCounts.total(self._counts)
         if self._bar:
-            self._bar.update(self._task, completed=tally.num_ended, description=self._description(tally))
-        elif tally.num_ended < tally.num_trials and self._clock() - self._line_at >= LINE_INTERVAL_S:
+            self._bar.update(self._task, completed=total.num_ended, description=self._description(total))
+        elif total.num_ended < total.num_trials and self._clock() - self._line_at >= LINE_INTERVAL_S:
             self._line_at = self._clock()
-            self._write_line()
+            self._write_line(total)
 
-    def _description(self, tally: TrialCounts) -> str:
-        parts = [tally.counts()]
-        if len(tally.best) == 1:
-            ((experiment, (value, trial_id)),) = tally.best.items()
-            parts.append(f"best {self.metrics[experiment]} {value:.4g} ({trial_id})")
+    def _description(self, total: TrialCounts) -> str:
+        parts = [total.summary()]
+        if len(total.best) == 1:
+            ((experiment, (value, trial_id)),) = total.best.items()
+            parts.append(f"best {self._metrics[experiment]} {value:.4g} ({trial_id})")
         return "; ".join(part for part in parts if part)
 
-    def _write_line(self) -> None:
-        tally = self.tally
-        elapsed = self._clock() - self._began
-        done, total = tally.num_ended, tally.num_trials
-        left = f", about {elapsed / done * (total - done):.0f} s left" if 0 < done < total else ""
-        text = f"{done}/{total} trials, {elapsed:.0f} s{left}"
-        print("; ".join(part for part in (text, self._description(tally)) if part), file=self._stream, flush=True)
+    def _write_line(self, total: TrialCounts) -> None:
+        elapsed = self._clock() - self._started_at
+        done, num_trials = total.num_ended, total.num_trials
+        left = f", about {elapsed / done * (num_trials - done):.0f} s left" if 0 < done < num_trials else ""
+        text = f"{done}/{num_trials} trials, {elapsed:.0f} s{left}"
+        line = "; ".join(part for part in (text, self._description(total)) if part)
+        print(line, file=self._stream, flush=True)
+
+
+class ProgressFile:
+    """Progress of one experiment in its folder, for readers elsewhere.
+
+    ``progress.json`` has the keys ``num_trials``, ``ended`` (number by status), ``running``, ``best`` (best value so
+    far and its trial, or null), ``elapsed_s`` (of this run), ``left_s`` (estimate; null if unknown) and ``at`` (UTC).
+
+    Args:
+        folder: The experiment folder.
+        counts: Counts of the experiment, which change while it runs.
+    """
+
+    def __init__(self, folder: ExperimentFolder, counts: TrialCounts) -> None:
+        self._folder = folder
+        self._counts = counts
+        self._started_at = time.monotonic()
+        self._num_before = counts.num_ended
+        self._state: object = None
+        self._written_at = -FILE_IDLE_S
+
+    def write(self, *, is_last: bool = False) -> None:
+        """Write the file if it is due; a storage that does not answer has no effect."""
+        state = (self._counts.num_ended, self._counts.running, dict(self._counts.best))
+        moment = time.monotonic()
+        interval_s = FILE_INTERVAL_S if state != self._state else FILE_IDLE_S
+        if not is_last and moment - self._written_at < interval_s:
+            return
+        self._state, self._written_at = state, moment
+        with contextlib.suppress(FolderError, ConflictError):
+            self._folder.check_attempt()
+            text = json.dumps(self._content(moment - self._started_at)) + "\n"
+            self._folder.storage.write_atomic(self._folder.progress, text)
+
+    def _content(self, elapsed_s: float) -> dict[str, Any]:
+        counts = self._counts
+        num_done = counts.num_ended - self._num_before
+        left_s = elapsed_s / num_done * (counts.num_trials - counts.num_ended) if num_done else None
+        best = next(iter(counts.best.values()), None)
+        return {
+            "at": now(),
+            "num_trials": counts.num_trials,
+            "ended": {status: count for status, count in counts.ended.items() if count},
+            "running": counts.running,
+            "best": best and {"value": best[0], "trial_id": best[1]},
+            "elapsed_s": round(elapsed_s, 1),
+            "left_s": None if left_s is None else round(left_s, 1),
+        }

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit, machine, command, time."""
+"""Provenance of results: versions, commit, machine, command, time."""
 
 import os
 import platform
@@ -16,12 +16,12 @@ _PACKAGES = ("tune-hpc", "ray", "torch", "optuna", "pandas", "numpy")
 
 
 def now() -> str:
-    """Return the present moment, in UTC, to the second."""
+    """Return the current time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def provenance() -> dict[str, Any]:
-    """Return what one needs to judge and to repeat a run that begins now, on the connected cluster."""
+    """Return the facts that are needed to repeat a run that starts now on the connected cluster."""
     cluster = ray.cluster_resources()
     return {
         **{name.replace("-", "_"): _version(name) for name in _PACKAGES},
@@ -47,12 +47,11 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Return the commit of the working tree this package runs from, marked where files differ from it."""
-    here = Path(__file__).parent
+    """Return the commit of the working tree of this package, marked if files differ from it."""
     try:
         run = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, timeout=5, check=False,
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None

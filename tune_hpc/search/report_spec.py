@@ -1,4 +1,4 @@
-"""What an experiment declares beside its trials: published numbers, figures, tables. All of it is data."""
+"""Declarations of an experiment for its report: published numbers, claims, figures and tables. All are data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,17 +7,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Published:
-    """One published number, and which trials it is to be held against.
+    """One published number, and the trials to compare with it.
 
     Attributes:
-        where: Configuration values that the number holds for.
-        metric: The column of the trials frame that measures the same thing.
-        value: The number as published, in that column's unit.
-        source: Where it stands.
-        best_over: A parameter over which the number is the best one; ``None``: ``where`` names everything.
-        best_values: The values of ``best_over`` that the source names as the best.
-        resolution: The last digit that was printed, in the column's unit: 0.001 of an accuracy of 99.1 %.
-        size: Configuration values without which a measurement is not comparable: steps, the network's width.
+        where: Configuration values of the number.
+        metric: Column of the trials frame that measures the same quantity.
+        value: The number as published, in the unit of the column.
+        source: Table or page of the publication.
+        best_over: Parameter over which the number is the best one; ``None``: ``where`` names everything.
+        best_values: Best values of ``best_over`` according to the source.
+        resolution: Last printed digit, in the unit of the column: 0.001 for an accuracy of 99.1 %.
+        size: Configuration values that a comparable measurement needs, such as steps and the width of the network.
     """
 
     where: Mapping[str, Any]
@@ -32,21 +32,21 @@ class Published:
 
 @dataclass(frozen=True)
 class Claim:
-    """A published sentence, and the number of each trial by which it holds or does not.
+    """A published sentence, and the measure of each trial that confirms or refutes it.
 
     Attributes:
         text: The sentence, short.
-        source: Where it stands.
-        parameter: Whose values are held against one another.
-        values: These, in the order that the sentence implies.
-        measure: What is read off a trial's history; one of ``analysis.claims.MEASURES``.
-        metric: Of this column.
-        relation: What holds of the numbers: ``rising`` or ``falling`` (in the order of the values), ``first_lowest``,
-            ``at_most`` or ``above`` (each of them, the bound), ``some_above_first``.
-        steps: How far into the run; a shorter one cannot tell.
-        bound: What the relation compares with.
-        target: Where the metric should go.
-        tolerance: How near is near enough.
+        source: Page of the publication.
+        parameter: Parameter whose values are compared.
+        values: The values, in the order that the sentence implies.
+        measure: Measure of the history of a trial; one of ``analysis.claims.MEASURES``.
+        metric: Column of the history.
+        relation: Relation of the measures: ``rising`` or ``falling`` (in the order of the values), ``first_lowest``,
+            ``at_most`` or ``above`` (each measure, the bound), ``some_above_first``.
+        steps: Number of steps of the sentence; shorter trials are inconclusive.
+        bound: Bound of the relation.
+        target: Target of the metric.
+        tolerance: Distance from the target that counts as reached.
     """
 
     text: str
@@ -64,28 +64,27 @@ class Claim:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the report, as data.
+    """A figure of the report.
 
     Attributes:
-        kind: ``curve``: metrics against steps; ``response``: a trial's metrics against one parameter; ``heatmap``: a
-            trial's metrics over two, ``parameter`` across and ``line`` down; ``published``: the published numbers
-            beside ours, a row each, with their verdicts; ``parallel``: each configuration as a line across an axis per
-            parameter and one for the metric, a figure for each metric; ``ranking``: the values of ``line``, the best
-            first, with their intervals; ``budget``: what fewer configurations would have found; ``target``: which part
-            of the configurations had reached ``target`` by when; ``stack``: parts on top of one another, a bar for each
-            value of ``parameter``; ``speedup``: metrics against the number of workers, beside what they would be if no
-            work were lost.
-        metrics: One panel each. Columns of the history (``curve``) or of the trials (all others); of ``published``
-            none means all that there are numbers of.
-        title: What is shown, without numbers.
-        line: The parameter whose values get a line each; the rows of a heat map, or of a ranking.
-        page: The parameter whose values get a figure each.
-        parameter: What a response is drawn against; the columns of a heat map.
-        last_step: Where a curve is cut.
+        kind: ``curve``: metrics against steps; ``response``: final metrics against one parameter; ``heatmap``: final
+            metrics over two parameters, ``parameter`` across and ``line`` down; ``published``: published numbers beside
+            measured ones, with verdicts; ``parallel``: parallel coordinates, one figure for each metric; ``ranking``:
+            values of ``line`` with their intervals, the best first; ``budget``: expected best value of smaller
+            searches; ``target``: fraction of configurations that reached ``target`` against time; ``stack``: stacked
+            parts, one bar for each value of ``parameter``; ``speedup``: metrics against the number of workers, beside
+            the ideal ones.
+        metrics: Columns of the history (``curve``) or of the trials (all others), one panel each; for ``published``, an
+            empty tuple means all metrics with published numbers.
+        title: Subject of the figure, without numbers.
+        line: Parameter with one line for each value; the rows of a heat map, or of a ranking.
+        page: Parameter with one figure for each value.
+        parameter: Horizontal axis of a response; columns of a heat map.
+        last_step: Last step of a curve.
         log_x: Whether the horizontal axis is logarithmic.
         log_y: Whether the vertical axis is logarithmic.
-        published: The metric of the published numbers that a response is drawn with.
-        target: What the metric is to reach, in its own unit.
+        published: Metric of the published numbers in a response.
+        target: Target of the metric, in its unit.
     """
 
     kind: str
@@ -103,16 +102,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the report, as data.
+    """A table of the report.
 
     Attributes:
         kind: ``best_per``: the best trial for each value of ``rows``; ``pivot``: the mean of ``metrics[0]`` by ``rows``
             and ``columns``; ``trials``: ``metrics`` of each trial; ``at_steps``: the same at some of its steps.
-        title: What is shown.
-        metrics: Columns of the trials, for ``at_steps`` of the history.
-        rows: A parameter.
-        columns: A parameter.
-        steps: The steps at which ``at_steps`` reads.
+        title: Subject of the table.
+        metrics: Columns of the trials; for ``at_steps``, of the history.
+        rows: Parameter of the rows.
+        columns: Parameter of the columns.
+        steps: Steps of ``at_steps``.
     """
 
     kind: str

@@ -1,14 +1,13 @@
-"""Runs experiments on Ray Tune, goes on with interrupted ones, and adds trials to finished ones.
+"""Run experiments, resume interrupted searches, and extend searches.
 
-Several experiments share one run: their trials queue for the same actors, so that what a process start and an
-``import torch`` cost is paid once. A trial of Ray's carries a bundle of ours (bundles.py). Each of our trials leaves
-one file in its experiment's folder (trial.py); when the run ends these become the two frames. The folder is all that a
-search needs to go on: Ray's own files are kept beside it and are needed for nothing.
+Several experiments share one run: their trials use the same actors, so that the start of a process and ``import torch``
+are paid once. Each trial writes one file into the folder of its experiment (trial_runner.py), and the end of the run
+turns these into two data frames. The folder is all that a resumed search needs. Ray's files in it are never read.
 """
 
 import inspect
+import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,40 +18,47 @@ import ray
 
 from tune_hpc.analysis.results import Results, load, load_all, load_folder
 from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError
-from tune_hpc.export.export import check_tools
-from tune_hpc.search.experiment import ENDED, TRAIN, Experiment, experiment_from_json
+from tune_hpc.search.experiment import TRAIN, Experiment, experiment_from_json, runner_name
+from tune_hpc.search.exporter_registry import check_tools
 from tune_hpc.search.fused_trials import check_fuse
-from tune_hpc.search.limits import check_limits
 from tune_hpc.search.object_reference import load_reference
 from tune_hpc.search.options import ADAPTIVE, PAUSING, RunOptions
-from tune_hpc.search.resources import check_request
-from tune_hpc.search.running import run_searches
+from tune_hpc.search.ray_runner import RayRunner
+from tune_hpc.search.resources import check_gpus
 from tune_hpc.search.schedulers.asha import AsyncSuccessiveHalving
 from tune_hpc.search.schedulers.pbt import PopulationBasedTraining
 from tune_hpc.search.schedulers.ray_schedulers import monitored_metric
 from tune_hpc.search.search_state import Search
 from tune_hpc.search.searchers.optuna_searcher import OptunaSearcher
 from tune_hpc.search.searchers.searcher import remaining_trials
-from tune_hpc.storage.experiment_folder import FORMAT, ExperimentFolder, find_experiments, find_one, new_folder
-from tune_hpc.storage.filesystem import here
+from tune_hpc.storage.experiment_folder import FORMAT, ExperimentFolder, find_experiment, find_experiments, new_folder
 from tune_hpc.storage.process import is_running, may_be_running
-
-#: The runner whose searches can go on.
-RUNNER = "tune_hpc.search.runner:run_all"
 
 
 def run(experiment: Experiment, *, output_dir: str | Path | None = None, **options: Any) -> Results:
-    """Run one experiment and return what happened.
+    """Run one experiment and return its results.
 
     Args:
-        experiment: What to run.
-        output_dir: The experiment folder; by default a new one, ``runs/NAME`` or ``runs/NAME-2`` and so on.
-        **options: Those of ``run_all``.
+        experiment: The experiment.
+        output_dir: The experiment folder; by default a new folder ``runs/NAME``, ``runs/NAME-2`` and so on.
+        **options: Options of ``run_all``.
 
     Raises:
-        TuneHpcError: a rule is broken; nothing was started.
+        TuneHpcError: As ``run_all``.
+
+    Example:
+        >>> from ray import tune
+        >>> from tune_hpc import Experiment, Space, run
+        >>> def train(config, report):
+        ...     x = 0.0
+        ...     for step in range(1, 51):
+        ...         x -= config["rate"] * 2 * (x - 3)
+        ...         report(step, {"loss": (x - 3) ** 2})
+        >>> space = Space({"rate": tune.choice([0.1, 0.4])})
+        >>> experiment = Experiment("parabola", space, train, metric="loss", mode="min")
+        >>> results = run(experiment, output_dir="runs/parabola")  # doctest: +SKIP
     """
-    folder = here(output_dir) if output_dir is not None else new_folder(experiment.name)
+    folder = output_dir if output_dir is not None else new_folder(experiment.name)
     return run_all([experiment], folders=[folder], **options)[0]
 
 
@@ -61,7 +67,7 @@ def run_all(
     *,
     folders: Sequence[str | Path],
     overwrite: bool = False,
-    go_on: bool = False,
+    resume_started: bool = False,
     warm_start: Sequence[str | Path] = (),
     check_only: bool = False,
     **options: Any,
@@ -69,184 +75,182 @@ def run_all(
     """Run several experiments as one stream of trials.
 
     Args:
-        experiments: What to run, in this order.
-        folders: One experiment folder each, on storage that every node of the cluster sees.
-        overwrite: Replace what earlier runs of the same experiments left there.
-        go_on: Go on with the same experiments that folders hold already, as ``resume`` does; the others begin.
-        warm_start: Folders of other searches, whose trials a searcher that learns is told first.
-        check_only: Refuse what can be refused without a cluster, and start nothing.
-        **options: ``address``, ``cpus_per_trial``, ``gpus_per_trial``, ``max_concurrent``, ``fuse``, ``data_dir``,
-            ``checkpoint_interval_s``, ``time_budget_s``, ``target``, ``export``, ``show_progress``, ``stream``,
-            ``stop_file``, ``attempt`` and ``force``, as ``RunOptions`` describes them.
+        experiments: The experiments, in order.
+        folders: One experiment folder each, on a storage that every node of the cluster sees.
+        overwrite: Replace the results of earlier runs of the same experiments.
+        resume_started: Resume experiments whose folders have results already, as ``resume`` does; start the others.
+        warm_start: Folders of other searches, whose trials an adaptive searcher receives first.
+        check_only: Check the input without a cluster, and start nothing.
+        **options: Fields of ``RunOptions``.
 
     Returns:
-        One per experiment, in order.
+        Results of each experiment, in order.
 
     Raises:
-        InvalidExperimentError: two experiments of one name, or options that contradict one another.
-        InvalidConfigError: a configuration that the trainable would refuse.
-        FolderError: a folder that cannot be written, or holds something else.
-        ConflictError: another process runs the search, may run it, or has resumed it.
-        MissingPackageError: an export needs a package that is not installed.
-        DataUnavailableError: image data that are not here and cannot be fetched.
-        ClusterError: no such cluster, or one on which no trial fits.
+        InvalidExperimentError: Two experiments have the same name, or options contradict each other.
+        InvalidConfigError: The trainable does not accept a configuration.
+        FolderError: A folder cannot be written, or has other contents.
+        ConflictError: Another process runs the search, may run it, or has resumed it.
+        MissingPackageError: An export needs a package that is not installed.
+        DataUnavailableError: Image data are missing and cannot be downloaded.
+        ClusterError: There is no such cluster, or no trial fits on it.
     """
-    chosen = _validated_options(options)
+    run_options = _validated_options(options)
     names = [experiment.name for experiment in experiments]
     if len(set(names)) < len(names) or len(folders) != len(names):
-        raise InvalidExperimentError(f"each experiment is given once, with a folder of its own; got {', '.join(names)}")
-    before = [load(folder) for folder in warm_start]
-    if before and not any(experiment.searcher in ADAPTIVE for experiment in experiments):
+        raise InvalidExperimentError(f"each experiment is given once, with its own folder; got {', '.join(names)}")
+    others = [load(folder) for folder in warm_start]
+    if others and not any(experiment.searcher in ADAPTIVE for experiment in experiments):
         raise InvalidExperimentError(
-            f"only {' and '.join(ADAPTIVE)} learn from other searches' trials; {names[0]} is searched by "
+            f"only {' and '.join(ADAPTIVE)} learn from other searches' trials; the searcher of {names[0]} is "
             f"{experiments[0].searcher}"
         )
     searches = []
-    for position, (experiment, folder) in enumerate(zip(experiments, folders, strict=True)):
-        home = ExperimentFolder(here(folder).absolute())
-        if go_on and home.holds_experiment:
-            description = home.read()
-            experiment.check_matches(description, home.path)
+    for position, (experiment, path) in enumerate(zip(experiments, folders, strict=True)):
+        folder = ExperimentFolder(path).absolute()
+        if resume_started and folder.holds_experiment:
+            description = folder.read()
+            experiment.check_matches(description, folder.path)
             if description.get("state") != "finished":
-                searches.append(_resumed_search(home, chosen, experiment.trainable, claim=not check_only))
+                searches.append(_resumed_search(folder, run_options, experiment.trainable, claim=not check_only))
             continue
-        search = Search(
-            experiment, home, pickle_by_value(experiment.trainable), position=position, number=chosen.attempt
-        )  # fmt: skip
-        _plan(search, warm_start=before)
-        search.claim = partial(home.claim, experiment.name, overwrite=overwrite)
+        trainable = pickle_by_value(experiment.trainable)
+        search = Search(experiment, folder, trainable, position=position, attempt=run_options.attempt)
+        _plan(search, warm_start=others)
+        search.claim = partial(folder.claim, experiment.name, overwrite=overwrite)
         searches.append(search)
     for search in searches:
         if not search.before:
-            search.home.check_free(search.name, overwrite=overwrite)
+            search.folder.check_free(search.name, overwrite=overwrite)
     if check_only:
         return []
-    ran = {one.name: one for one in (run_searches(searches, chosen) if searches else [])}
+    ran = {results.name: results for results in (RayRunner(searches, run_options).run() if searches else [])}
     return [ran.get(name) or load(folder) for name, folder in zip(names, folders, strict=True)]
 
 
 def resume(folder: str | Path, *, trainable: str | Callable[..., Any] | None = None, **options: Any) -> list[Results]:
-    """Go on with searches that ended before their time: by an interrupt, a time limit, a lost machine.
+    """Resume searches that stopped early: by an interrupt, a time limit or a lost machine.
 
-    Trials that ended are kept as they are; those under way go on from their last checkpoint; the rest follows.
+    Trials that ended remain as they are. Interrupted trials resume from their last checkpoints, and the others follow.
 
     Args:
-        folder: An experiment folder, or one that holds several, of one run or not.
-        trainable: The function, where its module cannot be imported by the name in the folder.
-        **options: Those of ``run_all``.
+        folder: An experiment folder, or a folder of several.
+        trainable: The function, if its module cannot be imported by the name in the folder.
+        **options: Options of ``run_all``.
 
     Returns:
-        Every search in the folder.
+        Results of every search in the folder.
 
     Raises:
-        FolderError: the folder holds no search, or one whose state cannot be read.
-        TuneHpcError: as ``run_all``.
+        FolderError: The folder has no search, or a search whose state cannot be read.
+        TuneHpcError: As ``run_all``.
     """
-    chosen = _validated_options(options)
-    homes = [ExperimentFolder(one.path.absolute()) for one in find_experiments(folder)]
-    found = [home for home in homes if home.read().get("runner") == RUNNER]
-    if not found:
-        raise FolderError(f"{folder} holds no search that could go on; run its experiments again")
-    searches = [_resumed_search(home, chosen, trainable) for home in found if home.read().get("state") != "finished"]
-    if searches:
-        run_searches(searches, chosen)
-    return [one for one in load_all(folder) if one.experiment.get("runner") == RUNNER]
+    run_options = _validated_options(options)
+    found = [folder.absolute() for folder in find_experiments(folder)]
+    descriptions = [(search, search.read()) for search in found]
+    searches = [(search, state) for search, state in descriptions if _is_search(state)]
+    if not searches:
+        raise FolderError(f"{folder} has no search to resume; run its experiments again")
+    due = [
+        _resumed_search(search, run_options, trainable)
+        for search, state in searches
+        if state.get("state") != "finished"
+    ]
+    if due:
+        RayRunner(due, run_options).run()
+    return [results for results in load_all(folder) if _is_search(results.experiment)]
 
 
 def extend(
     folder: str | Path, *, num_samples: int, trainable: str | Callable[..., Any] | None = None, **options: Any
 ) -> Results:
-    """Add configurations to a search, finished or not; its searcher knows all that was tried.
+    """Add configurations to a search, finished or not; its searcher knows all earlier trials.
 
     Args:
         folder: The experiment folder.
-        num_samples: How many more configurations to try.
+        num_samples: Number of further configurations.
         trainable: As for ``resume``.
-        **options: Those of ``run_all``.
+        **options: Options of ``run_all``.
 
     Raises:
-        InvalidExperimentError: a grid, which has no more configurations, or a number below 1.
-        FolderError: as for ``resume``.
-        TuneHpcError: as ``run_all``.
+        InvalidExperimentError: The search is a grid or uses PBT, or the number is below 1.
+        FolderError: As for ``resume``.
+        TuneHpcError: As ``run_all``.
     """
-    chosen = _validated_options(options)
+    run_options = _validated_options(options)
     if num_samples < 1:
         raise InvalidExperimentError(f"num_samples must be at least 1; got {num_samples}")
-    home = ExperimentFolder(find_one(folder).path.absolute())
-    return run_searches([_resumed_search(home, chosen, trainable, num_samples)], chosen)[0]
+    search = _resumed_search(find_experiment(folder).absolute(), run_options, trainable, num_samples)
+    return RayRunner([search], run_options).run()[0]
 
 
 def _resumed_search(
-    home: ExperimentFolder,
+    folder: ExperimentFolder,
     options: RunOptions,
     trainable: str | Callable[..., Any] | None,
-    more: int = 0,
+    num_more: int = 0,
     *,
     claim: bool = True,
 ) -> Search:
-    """Return what is left to do of a search, and some more of it.
+    """Return the remaining trials of a search, with more configurations if requested.
 
     The folder is claimed before its trials are read, so that an earlier driver adds none in between.
 
     Raises:
-        ConflictError: another process runs the search, may run it, or has resumed it.
+        ConflictError: Another process runs the search, may run it, or has resumed it.
     """
-    last, description = home.last_attempt(), home.read()
-    _check_not_running(home, description, force=options.force)
+    last, description = folder.last_attempt(), folder.read()
+    _check_not_running(folder, description, force=options.force)
     experiment = experiment_from_json(description, trainable)
-    if more and experiment.scheduler == "pbt":
-        raise InvalidExperimentError(f"{experiment.name} is a population, which nobody joins; run another one")
-    if more and experiment.searcher == "grid":
+    if num_more and experiment.scheduler == "pbt":
+        raise InvalidExperimentError(f"{experiment.name} uses PBT, which cannot be extended; start a new search")
+    if num_more and experiment.searcher == "grid":
         raise InvalidExperimentError(
-            f"a grid has no more configurations; run another over the values that {experiment.name} lacks"
+            f"a grid has no more configurations; start a new search over the values that {experiment.name} lacks"
         )
-    if more:
-        experiment = experiment.replace(num_samples=(experiment.num_samples or 0) + more)
+    if num_more:
+        experiment = experiment.replace(num_samples=(experiment.num_samples or 0) + num_more)
     if claim:
-        home.claim_attempt(last, options.attempt)
-    before = load_folder(home)
-    ended = before.trials.loc[before.trials["status"].isin(ENDED)]
-    search = Search(
-        experiment, home, pickle_by_value(experiment.trainable), before=before, ended_before=Counter(ended["status"])
-    )
+        folder.claim_attempt(last, options.attempt)
+    search = Search(experiment, folder, pickle_by_value(experiment.trainable), before=load_folder(folder))
     _plan(search)
     return search
 
 
 def _plan(search: Search, warm_start: Sequence[Results] = ()) -> None:
-    """Decide what there is to try, and what is asked for more.
+    """Set the searcher of a search, or its trials if they are known beforehand.
 
     Raises:
-        InvalidExperimentError: the scheduler needs trials that can pause, and the trainable cannot.
+        InvalidExperimentError: The scheduler pauses trials, and the trainable does not support it.
     """
-    experiment, home, before = search.experiment, search.home, search.before
+    experiment, folder, before = search.experiment, search.folder, search.before
     if experiment.scheduler in PAUSING:
         _check_supports_pause(search)
-    seen = monitored_metric(experiment.metric, experiment.mode, search.trainable == TRAIN)
-    learner = OptunaSearcher(experiment, home, before, warm_start) if experiment.searcher in ADAPTIVE else None
+    metric = monitored_metric(experiment.metric, experiment.mode, search.trainable == TRAIN)
+    adaptive = OptunaSearcher(experiment, folder, before, warm_start) if experiment.searcher in ADAPTIVE else None
     if experiment.scheduler == "pbt":
-        search.proposer = PopulationBasedTraining(experiment, home, seen, before)
+        search.searcher = PopulationBasedTraining(experiment, folder, metric, before)
     elif experiment.scheduler == "asha":
-        search.proposer = AsyncSuccessiveHalving(experiment, home, seen, learner, before)
-    elif learner:
-        search.proposer, search.samples = learner, learner.unfinished
+        search.searcher = AsyncSuccessiveHalving(experiment, folder, metric, adaptive, before)
+    elif adaptive:
+        search.searcher, search.trials = adaptive, adaptive.unfinished
     else:
-        search.samples = remaining_trials(experiment, before)
+        search.trials = remaining_trials(experiment, before)
 
 
 def _check_supports_pause(search: Search) -> None:
-    """Refuse a trainable that cannot pause."""
+    """Raise if a trainable has no parameter ``checkpoint``."""
     trainable, scheduler = search.trainable, search.experiment.scheduler
     if not isinstance(trainable, str) and "checkpoint" not in inspect.signature(trainable).parameters:
-        remedy = "; asha_stopping does without" if scheduler == "asha" else ""
+        remedy = "add it, or use asha_stopping" if scheduler == "asha" else "add it"
         raise InvalidExperimentError(
-            f"{scheduler} needs a trainable that saves its state; the function of {search.name} takes no checkpoint"
-            f"{remedy}"
+            f"{scheduler} needs a trainable that saves its state; the function of {search.name} has no parameter "
+            f"checkpoint: {remedy}"
         )
 
 
 def pickle_by_value(trainable: str | Callable[..., Any]) -> str | Callable[..., Any]:
-    """Return a user's trainable such that it reaches machines that do not have its module."""
+    """Return a user's trainable in a form that reaches machines without its module."""
     if trainable == TRAIN:
         return trainable
     function = load_reference(trainable) if isinstance(trainable, str) else trainable
@@ -258,36 +262,50 @@ def pickle_by_value(trainable: str | Callable[..., Any]) -> str | Callable[..., 
 
 
 def _validated_options(options: Mapping[str, Any]) -> RunOptions:
-    if unknown := set(options).difference(RunOptions.__dataclass_fields__):
-        raise TypeError(f"no such option: {', '.join(sorted(unknown))}")
-    given = {name: value for name, value in options.items() if value is not None}
-    chosen = RunOptions(**given)
-    check_request(chosen.cpus_per_trial, chosen.gpus_per_trial, chosen.max_concurrent)
-    check_limits(chosen.time_budget_s, chosen.target)
-    return replace(chosen, fuse=check_fuse(chosen.fuse), export=check_tools(chosen.export))
-
-
-def _check_not_running(home: ExperimentFolder, description: Mapping[str, Any], *, force: bool) -> None:
-    """Raise if another process works on the folder or may do so, or if it holds no search.
-
-    Args:
-        home: The folder.
-        description: The contents of its experiment.json.
-        force: Accept a process of another machine, of which nothing is known.
+    """Return the options of a run, of which ``None`` means the default.
 
     Raises:
-        FolderError: the folder holds no search, or one of another release.
-        ConflictError: another process works on it, or may.
+        TypeError: There is no such option.
+        InvalidExperimentError: A value is out of bounds.
     """
-    if description.get("runner") != RUNNER:
-        raise FolderError(f"{home.path} holds no search but {description['name']}, which cannot go on; run it again")
+    if unknown := set(options).difference(RunOptions.__dataclass_fields__):
+        raise TypeError(f"no such option: {', '.join(sorted(unknown))}")
+    given = RunOptions(**{name: value for name, value in options.items() if value is not None})
+    if given.target is not None and math.isnan(given.target):
+        raise InvalidExperimentError(f"target must be a number; got {given.target}")
+    check_gpus(given.gpus_per_trial)
+    return replace(given, fuse=check_fuse(given.fuse), export=check_tools(given.export))
+
+
+def _is_search(description: Mapping[str, Any]) -> bool:
+    return runner_name(description.get("runner", "")) == "search"
+
+
+def _check_not_running(folder: ExperimentFolder, description: Mapping[str, Any], *, force: bool) -> None:
+    """Raise if another process works on a folder or may do so, or if the folder has no search.
+
+    Args:
+        folder: The folder.
+        description: Contents of its experiment.json.
+        force: Accept a process of another machine, whose state is unknown.
+
+    Raises:
+        FolderError: The folder has no search, or a search of another release.
+        ConflictError: Another process works on it, or may do so.
+    """
+    if not _is_search(description):
+        raise FolderError(f"{folder.path} has {description['name']}, which cannot be resumed; run it again")
     if description.get("format") != FORMAT:
-        raise FolderError(f"{home.path} is of another release's format; it can be read, but not go on")
+        raise FolderError(
+            f"{folder.path} has the format of another release; it can be read, but not resumed: start a new search"
+        )
     process = description.get("process") if description.get("state") == "running" else None
     if process and not force and is_running(process):
-        raise ConflictError(f"{home.path} is being run by process {process['pid']} of this machine; stop that first")
+        raise ConflictError(
+            f"{folder.path} is being run by process {process['pid']} of this machine; stop that process first"
+        )
     if process and not force and may_be_running(process):
         raise ConflictError(
-            f"{home.path} was being run by process {process['pid']} on {process['host']}, and this machine cannot tell "
-            "whether it still runs; make sure that it has ended, then use --force"
+            f"{folder.path} was being run by process {process['pid']} on {process['host']}, which this machine cannot "
+            "check; make sure that it has ended, then use --force"
         )

@@ -1,88 +1,254 @@
-"""How a search ends before all its trials have: it asks those under way to save their state, and waits for a while."""
+"""Early stop of a search: time budget, target, stop file, signals, and takeover by another attempt.
+
+Every stop works alike. No further trial starts, running trials save their states, and ``resume`` continues from there.
+The driver decides with ``StopCriteria`` and publishes the decision in the control file of each folder
+(``GracefulStopper``). Trials poll this file on their machines (``StopRequest``).
+"""
+
+from __future__ import annotations
 
 import contextlib
 import logging
+import signal
+import threading
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from ray.tune import Stopper
 
 from tune_hpc.errors import FolderError
-from tune_hpc.search.callback import SearchCallback
-from tune_hpc.search.limits import LOOK_INTERVAL_S, StopCriteria
 from tune_hpc.storage.experiment_folder import ExperimentFolder
+from tune_hpc.storage.filesystem import Storage
 
-#: Seconds that trials under way have to save their state, or to end; batch systems warn a minute or more before theirs.
+if TYPE_CHECKING:
+    from tune_hpc.search.callback import SearchCallback
+
+#: Signal by which a batch system warns that the time of a job is nearly over.
+WARNING_SIGNAL = signal.SIGUSR1
+#: Signals that stop a search after its trials have saved their states.
+SIGNALS = (WARNING_SIGNAL, signal.SIGTERM, signal.SIGINT)
+#: Seconds between two reads of the stop file and of the control file by the driver.
+DRIVER_POLL_INTERVAL_S = 1.0
+#: Seconds between two reads of the control file by a trial, which may offer its state at every step.
+TRIAL_POLL_INTERVAL_S = 0.2
+#: The same on S3, where each read is a request.
+REMOTE_POLL_INTERVAL_S = 2.0
+#: Seconds that running trials have to save their states or to end; batch systems warn a minute or more before the end.
 WAIT_S = 30.0
 
 _log = logging.getLogger(__name__)
 
 
-class GracefulStopper(Stopper):
-    """Ray Tune asks this between any two events, ten times a second at least, whether to stop everything.
+class StopRequested(BaseException):
+    """Unwinds a trainable after its state was saved; ``except Exception`` in a trainable does not catch it."""
+
+
+class StopRequest:
+    """A trial's view of the control file of its search.
 
     Args:
-        limits: They know why the search is to end.
-        watcher: It knows what is under way.
-        homes: The folders of the experiments.
+        folder: The experiment folder, with the attempt of the trial.
+
+    Attributes:
+        is_superseded: Whether another attempt may write now: the trial stops and writes nothing.
     """
 
-    def __init__(self, limits: StopCriteria, watcher: SearchCallback, homes: Iterable[ExperimentFolder]) -> None:
-        self.limits = limits
-        self.watcher = watcher
-        self.homes = list(homes)
-        self._asked_at: float | None = None
-        self._read_at = time.monotonic()
+    def __init__(self, folder: ExperimentFolder) -> None:
+        self.is_superseded = False
+        self._folder = folder
+        self._is_made = False
+        self._read_at: float | None = None
+        self._interval_s = REMOTE_POLL_INTERVAL_S if folder.storage.is_remote else TRIAL_POLL_INTERVAL_S
+
+    @property
+    def is_made(self) -> bool:
+        """Return whether the trial must stop: it saves its state, unless it was superseded."""
+        is_old = self._read_at is None or time.monotonic() - self._read_at >= self._interval_s
+        if is_old and not self._is_made:
+            self.check()
+            self._read_at = time.monotonic()
+        return self._is_made
+
+    def check(self) -> bool:
+        """Read the control file now, and return whether this attempt may still write.
+
+        A storage that does not answer has no effect.
+        """
+        with contextlib.suppress(FolderError):
+            number, is_stop = self._folder.read_control()
+            self.is_superseded = number != self._folder.attempt
+            self._is_made = self._is_made or is_stop or self.is_superseded
+        return not self.is_superseded
+
+
+class StopCriteria:
+    """Reasons to stop a search before all its trials have ended.
+
+    Args:
+        time_budget_s: Seconds from ``start`` on; ``None``: no limit.
+        target: Value of the metric that ranks trials at which the search stops; ``None``: no target.
+        stop_file: File whose existence stops the search; ``None``: no such file.
+
+    Attributes:
+        reason: Reason of the stop; ``None``: the search runs.
+        is_warned: Whether a batch system requested the stop.
+        is_terminated: Whether SIGTERM requested it.
+        is_interrupted: Whether the user pressed Ctrl-C.
+        is_superseded: Whether another process has resumed the search.
+        force_stop: Whether the user pressed Ctrl-C again and waits for nothing more.
+    """
+
+    def __init__(
+        self, time_budget_s: float | None = None, target: float | None = None, stop_file: Path | None = None
+    ) -> None:
+        self.time_budget_s = time_budget_s
+        self.target = target
+        self.stop_file = stop_file
+        self.reason: str | None = None
+        self.is_warned = False
+        self.is_terminated = False
+        self.is_superseded = False
+        self.is_interrupted = False
+        self.force_stop = False
+        self._started_at = self._polled_at = time.monotonic()
+        self._previous_handler: Any = signal.default_int_handler
+
+    @property
+    def is_user_request(self) -> bool:
+        """Whether the search stopped by a criterion that its user set."""
+        by_signal = self.is_warned or self.is_terminated or self.is_interrupted
+        return self.reason is not None and not by_signal and not self.is_superseded
+
+    def start(self) -> None:
+        """Start the clock of the time budget: trials can start now."""
+        self._started_at = time.monotonic()
+
+    def record_value(self, value: float | None, mode: str) -> None:
+        """Compare the value of a trial that ended with the target."""
+        if self.target is None or value is None or self.reason:
+            return
+        if value <= self.target if mode == "min" else value >= self.target:
+            self.reason = f"a trial reached {value:g}, and {self.target:g} was the target"
+
+    def is_met(self) -> bool:
+        """Return whether the search must stop."""
+        now = time.monotonic()
+        if not self.reason and self.time_budget_s is not None and now - self._started_at > self.time_budget_s:
+            self.reason = f"the time budget of {self.time_budget_s:g} s is spent"
+        if not self.reason and self.stop_file is not None and now - self._polled_at >= DRIVER_POLL_INTERVAL_S:
+            self._polled_at = now
+            # A storage that does not answer has no effect.
+            with contextlib.suppress(FolderError):
+                self.reason = "a stop was requested" if Storage(self.stop_file.parent).exists(self.stop_file) else None
+        return self.reason is not None
+
+    @contextlib.contextmanager
+    def restoring_signal_handlers(self) -> Iterator[None]:
+        """Restore the signal handlers after the block; only the main thread can have changed them."""
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        self._previous_handler = before[signal.SIGINT] or signal.default_int_handler
+        try:
+            yield
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in before.items():
+                    signal.signal(number, handler or signal.SIG_DFL)
+
+    def install_signal_handlers(self, *, interrupts: bool = True) -> None:
+        """Handle warnings, SIGTERM and interrupts, instead of the handlers of Ray and Ray Tune."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(WARNING_SIGNAL, self._warn)
+            signal.signal(signal.SIGTERM, self._terminate)
+            if interrupts:
+                signal.signal(signal.SIGINT, self._interrupt)
+
+    def _warn(self, number: int, frame: FrameType | None) -> None:
+        if self.reason is None:
+            self.is_warned = True
+            self.reason = "the batch system's time is nearly over (SIGUSR1)"
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        if self.reason is None:
+            self.is_terminated = True
+            self.reason = "terminated (SIGTERM)"
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.reason is None:
+            self.is_interrupted = True
+            self.reason = "interrupted"
+        else:
+            self.force_stop = True
+            # A third Ctrl-C ends the process at once, without the shutdown of Ray.
+            signal.signal(signal.SIGINT, self._previous_handler)
+
+
+class GracefulStopper(Stopper):
+    """Ray Tune stopper that lets running trials save their states; Ray Tune polls it at least ten times a second.
+
+    Args:
+        criteria: Reasons to stop.
+        callback: Callback that knows the running trials.
+        folders: Experiment folders of the searches.
+    """
+
+    def __init__(self, criteria: StopCriteria, callback: SearchCallback, folders: Iterable[ExperimentFolder]) -> None:
+        self.criteria = criteria
+        self.callback = callback
+        self.folders = list(folders)
+        self._requested_at: float | None = None
+        self._polled_at = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Ray pickles it for a restore that is never asked for.
+        # Ray Tune pickles its stopper for Tuner.restore, which is not used.
         return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """End no single trial."""
+        """Stop no single trial."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether to stop everything: all that was under way has ended or saved its state, or had the time for it."""
-        self.watcher.show()
+        """Return whether Ray Tune must stop now: every trial has saved its state or ended, or had time to."""
+        self.callback.show()
         if self._is_superseded():
-            self.watcher.kill_running()
+            self.callback.kill_running()
             return True
-        if not self.limits.are_reached():
+        if not self.criteria.is_met():
             return False
-        if self._asked_at is None:
-            self._ask()
-            self._asked_at = time.monotonic()
-        if not self.watcher.is_any_under_way:
+        if self._requested_at is None:
+            self._request_stop()
+            self._requested_at = time.monotonic()
+        if not self.callback.any_running:
             return True
-        if self.limits.force_stop or time.monotonic() - self._asked_at >= WAIT_S:
-            self.watcher.kill_running()
+        if self.criteria.force_stop or time.monotonic() - self._requested_at >= WAIT_S:
+            self.callback.kill_running()
             return True
         return False
 
     def _is_superseded(self) -> bool:
-        """Return whether another attempt of a search has begun; read once a second."""
-        if self.limits.is_superseded or time.monotonic() - self._read_at < LOOK_INTERVAL_S:
-            return self.limits.is_superseded
-        self._read_at = time.monotonic()
-        # A storage that does not answer for a while orders nothing.
+        """Return whether another attempt of a search has started; read once a second."""
+        criteria = self.criteria
+        if criteria.is_superseded or time.monotonic() - self._polled_at < DRIVER_POLL_INTERVAL_S:
+            return criteria.is_superseded
+        self._polled_at = time.monotonic()
+        # A storage that does not answer has no effect.
         with contextlib.suppress(FolderError):
-            if any(home.is_superseded() for home in self.homes):
-                self.limits.is_superseded, self.limits.reason = True, "another process resumed the search"
-        return self.limits.is_superseded
+            if any(folder.is_superseded() for folder in self.folders):
+                criteria.is_superseded, criteria.reason = True, "another process resumed the search"
+        return criteria.is_superseded
 
-    def _ask(self) -> None:
-        for home in self.homes:
+    def _request_stop(self) -> None:
+        for folder in self.folders:
             try:
-                home.write_control(stop=True)
+                folder.write_control(stop=True)
             except FolderError as error:
-                _log.warning("%s, or make room; its trials will go on from the state that they kept last", error)
-        if self.watcher.is_any_under_way and not self.limits.force_stop:
-            reason, again = ("stopping", "again ") if self.limits.is_interrupted else (self.limits.reason, "")
+                _log.warning("%s, or make room; its trials resume from their last checkpoints", error)
+        if self.callback.any_running and not self.criteria.force_stop:
+            is_interrupted = self.criteria.is_interrupted
+            reason, again = ("stopping", "again ") if is_interrupted else (self.criteria.reason, "")
             _log.info(
-                "%s: trials under way save their state, at most %g s; press Ctrl-C %sto stop at once",
-                reason,
-                WAIT_S,
-                again,
-            )
+                "%s: running trials save their states within %g s; press Ctrl-C %sto stop at once",
+                reason, WAIT_S, again,
+            )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Asks every node of a cluster whether it sees the storage: before trials write where nobody will look.
+"""Check that every node of a cluster has access to the storage, before trials write files that the driver cannot see.
 
-Each node reads a file that the driver wrote and writes one that the driver reads. It is asked in a process that runs
-our own code, so that a node without it, or with another version, is found out, too.
+Each node reads a file that the driver wrote, and writes a file that the driver reads. The check runs in a process with
+the code of this package, so that it also finds nodes without it or with another version.
 """
 
 import secrets
@@ -16,23 +16,22 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_hpc.errors import ClusterError, FolderError
-from tune_hpc.storage.experiment_folder import check_writable
-from tune_hpc.storage.filesystem import delete, here, is_remote, pull, push, uri
+from tune_hpc.storage.filesystem import Storage
 
-#: Seconds that all nodes together have: each starts a process, and NFS may deny for a while that a file is new.
+#: Seconds that all nodes together have: each starts a process, and NFS may show a new file late.
 ANSWER_WAIT_S = 60.0
-#: Seconds until a file that another node wrote must be seen.
-SEEN_WAIT_S = 10.0
+#: Seconds until a file of another node must be visible.
+VISIBLE_WAIT_S = 10.0
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a node says.
+    """Result of the check on one node.
 
     Attributes:
-        host: Its name.
-        version: Of tune_hpc there.
-        problem: Why it cannot work on the storage; empty: it can.
+        host: Name of the node.
+        version: Version of tune_hpc there.
+        problem: Reason why the node cannot use the storage; empty if it can.
     """
 
     host: str
@@ -41,112 +40,100 @@ class ProbeResult:
 
 
 def check_storage(folders: Sequence[Path]) -> None:
-    """Refuse a storage that not all nodes of the connected cluster see, at once and leaving nothing behind.
+    """Raise if a node of the connected cluster has no access to a folder; leave no files behind.
 
     Args:
-        folders: Folders that trials are to write to; they need not be there yet.
+        folders: Folders for the files of trials; they need not exist.
 
     Raises:
-        ClusterError: a node does not see one of them, cannot write there, does not answer, or has another tune_hpc.
-        FolderError: this machine cannot write there.
+        ClusterError: A node cannot see or write a folder, does not answer, or has another version of tune_hpc.
+        FolderError: This machine cannot write to a folder.
     """
-    here = ray.get_runtime_context().get_node_id()
-    others = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-    if set(others) <= {here}:
+    driver_id = ray.get_runtime_context().get_node_id()
+    nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    if set(nodes) <= {driver_id}:
         return
-    for place in dict.fromkeys(map(_existing, folders)):
-        _check_place(place, others)
+    for storage in {storage.uri: storage for storage in map(_existing_storage, folders)}.values():
+        _check_nodes(storage, nodes)
 
 
-def _check_place(place: Path, nodes: dict[str, str]) -> None:
+def _check_nodes(storage: Storage, nodes: dict[str, str]) -> None:
     token = secrets.token_hex(8)
-    asked = place / f".probe-{token}"
-    written = [asked]
+    request = f".probe-{token}"
+    replies = {node_id: f"{request}-{node_id[:12]}" for node_id in nodes}
     try:
-        try:
-            _write(asked, token)
-        except OSError as error:
-            raise FolderError(
-                f"{uri(place)} cannot be written: {error.strerror or error}; choose another folder"
-            ) from error
+        storage.write_atomic(request, token)
         probe = ray.remote(num_cpus=0, max_retries=0)(_probe)
         answers = {}
-        for node_id in nodes:
-            there = place / f".probe-{token}-{node_id[:12]}"
-            written.append(there)
+        for node_id, reply in replies.items():
             affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
-            answers[node_id] = probe.options(scheduling_strategy=affinity).remote(uri(asked), uri(there), token)
+            remote = probe.options(scheduling_strategy=affinity).remote
+            answers[node_id] = remote(storage.uri, request, reply, token)
         deadline = time.monotonic() + ANSWER_WAIT_S
-        for (node_id, host), there in zip(nodes.items(), written[1:], strict=True):
-            problem = _problem(answers[node_id], there, token, deadline)
+        for node_id, host in nodes.items():
+            problem = _problem(answers[node_id], storage.local_path(replies[node_id]), token, deadline)
             if problem:
-                told = problem.format(place=uri(place))
                 raise ClusterError(
-                    f"node {host} {told}; choose a storage that every node sees under this name: a shared file system, "
-                    "or s3://"
+                    f"node {host} {problem.format(uri=storage.uri)}; choose a storage that every node sees under this "
+                    "name: a shared file system, or s3://"
                 )
     finally:
-        for path in written:
-            delete(path)
+        for name in (request, *replies.values()):
+            storage.delete(name)
 
 
-def _problem(answer: "ray.ObjectRef[ProbeResult]", there: Path, token: str, deadline: float) -> str:
-    """Return what is wrong with a node; empty: nothing."""
+def _problem(answer: "ray.ObjectRef[ProbeResult]", reply: Path, token: str, deadline: float) -> str:
+    """Return the problem of a node; empty if there is none."""
     try:
-        told = ray.get(answer, timeout=max(0.1, deadline - time.monotonic()))
+        result = ray.get(answer, timeout=max(0.1, deadline - time.monotonic()))
     except ray.exceptions.GetTimeoutError:
-        return f"did not answer for {ANSWER_WAIT_S:g} s, when asked for {{place}}"
+        return f"did not answer within {ANSWER_WAIT_S:g} s about {{uri}}"
     except ray.exceptions.RayError as error:
         last = str(error).strip().rpartition("\n")[2].replace("{", "(").replace("}", ")")
         return f"cannot run tune_hpc {version('tune-hpc')} ({last})"
-    if told.version != version("tune-hpc"):
-        return f"has tune_hpc {told.version} and not {version('tune-hpc')}"
-    if told.problem:
-        return told.problem
-    return "" if _is_seen(there, token) else "writes to {place}, but this machine does not see what it wrote"
+    if result.version != version("tune-hpc"):
+        return f"has tune_hpc {result.version} and not {version('tune-hpc')}"
+    if result.problem:
+        return result.problem
+    return "" if _is_visible(reply, token) else "writes to {uri}, but this machine does not see its file"
 
 
-def _probe(asked: str, there: str, token: str) -> ProbeResult:
-    """Read and write, on the node that is asked."""
+def _probe(uri: str, request: str, reply: str, token: str) -> ProbeResult:
+    """Read and write on the node where this function runs."""
     problem = ""
-    if not _is_seen(here(asked), token):
-        problem = "does not see {place}"
+    storage = Storage(uri)
+    if not _is_visible(storage.local_path(request), token):
+        problem = "does not see {uri}"
     else:
         try:
-            _write(here(there), token)
-        except OSError as error:
-            problem = f"cannot write to {{place}} ({error.strerror or error})"
+            storage.write_atomic(reply, token)
+        except FolderError as error:
+            problem = f"cannot write to {{uri}} ({error})"
     return ProbeResult(socket.gethostname(), version("tune-hpc"), problem)
 
 
-def _write(path: Path, token: str) -> None:
-    if is_remote(uri(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(token, encoding="utf-8")
-    push(path)
-
-
-def _is_seen(path: Path, token: str) -> bool:
-    """Whether a file is there, with what it should hold; if its folder is there, it may take a while to show."""
-    deadline = time.monotonic() + SEEN_WAIT_S
+def _is_visible(path: Path, token: str) -> bool:
+    """Return whether a file with the given content is visible; if its folder is, wait a while for the file."""
+    storage = Storage(path.parent)
+    deadline = time.monotonic() + VISIBLE_WAIT_S
     while True:
         try:
-            if pull(path) and path.read_text(encoding="utf-8") == token:
+            if storage.read_text(path) == token:
                 return True
+        except FileNotFoundError:
+            if not storage.is_remote and not path.parent.is_dir():
+                return False
         except FolderError:
-            return False
-        except OSError:
-            pass
-        if not is_remote(uri(path)) and not path.parent.is_dir():
             return False
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.2)
 
 
-def _existing(folder: Path) -> Path:
-    """Return a folder, or the nearest above it that is there; in an object store each is."""
-    if is_remote(uri(folder)):
-        return folder
-    check_writable(folder)
-    return next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
+def _existing_storage(folder: Path) -> Storage:
+    """Return a folder, or its nearest existing parent; on S3, every folder exists."""
+    storage = Storage(folder)
+    if storage.is_remote:
+        return storage
+    storage.check_writable()
+    return Storage(next(path for path in (folder, *folder.absolute().parents) if path.is_dir()))

@@ -1,8 +1,15 @@
-"""Typed records of trials: one trial, a group of trials, and what became of a trial."""
+"""Typed records of trials, which searchers, the driver and workers exchange."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import ray
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +32,13 @@ class TrialSpec:
 
     @property
     def run_id(self) -> str:
-        """Identifier of this run of the trial: the trial's own, with the stage for a trial that pauses."""
+        """Identifier of this run of the trial, which differs after each pause."""
         return self.trial_id if self.stage is None else f"{self.trial_id}.{self.stage}"
 
-    def until(self, max_step: int | None, stage: int) -> "TrialSpec":
-        """Return the trial with a step at which it pauses."""
-        return replace(self, max_step=max_step, stage=stage)
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of the trial that are known before it runs."""
+        config = {name: to_jsonable(value) for name, value in self.config.items()}
+        return {"experiment": self.experiment, "trial_id": self.trial_id, **config}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +78,77 @@ class TrialOutcome(NamedTuple):
     status: str
     value: float | None
     steps: int
+
+
+@dataclass(frozen=True)
+class MonitoredMetric:
+    """Metric of a trial that a scheduler monitors.
+
+    Attributes:
+        column: Metric that the trainable reports.
+        is_best: Whether its best value so far counts, not its latest.
+        mode: ``min`` or ``max``.
+    """
+
+    column: str
+    is_best: bool
+    mode: str
+
+    def shown(self, value: float, before: float) -> float:
+        """Return the value for the scheduler; ``before`` is the previous one, initially NaN."""
+        if not self.is_best or math.isnan(before):
+            return value
+        return min(value, before) if self.mode == "min" else max(value, before)
+
+
+@dataclass(frozen=True)
+class WorkerPlacement:
+    """Resources of the workers of a trial.
+
+    Attributes:
+        per_worker: Resources of each worker, as a Ray request.
+        folder: Folder for the files of Ray Train.
+        images: Data set of the trial in Ray's object store, as a list of one reference; empty without images.
+    """
+
+    per_worker: Mapping[str, float]
+    folder: str
+    images: "tuple[ray.ObjectRef, ...]" = ()
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """Facts about an experiment that its trials need on any machine.
+
+    Attributes:
+        experiment: Name of the experiment.
+        folder: URI of the experiment folder.
+        trainable: The function, or its reference.
+        metric: Column that ranks trials.
+        attempt: Number of the attempt of the search.
+        checkpoint_interval_s: Seconds between two checkpoints.
+        monitored: Metric that a Ray Tune scheduler monitors; ``None``: no such scheduler.
+        max_steps: Steps of a complete trial, as the scheduler counts them.
+        placement: Resources of the workers; ``None``: a trial has no workers.
+    """
+
+    experiment: str
+    folder: str
+    trainable: str | Callable[..., Any]
+    metric: str
+    attempt: int
+    checkpoint_interval_s: float
+    monitored: MonitoredMetric | None = None
+    max_steps: int = 1
+    placement: WorkerPlacement | None = None
+
+
+def to_jsonable(value: Any) -> Any:
+    """Return a value that JSON and Parquet accept; of other values, their JSON or text."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return json.dumps(value, default=str)

@@ -1,10 +1,6 @@
-"""A fair comparison: every value of what is compared is tuned with the same budget, and its winner run anew.
+"""Fair comparison of methods: each is tuned with the same budget, and its best configuration runs with fresh seeds.
 
-    from tune_hpc import compare
-    outcome = compare(experiment, budget=20, seeds=5)      # experiment.space has roles={"optimizer": "scientific"}
-    outcome.winners.trials                                 # each optimizer at its own best configuration, five seeds
-
-Source: the deep learning tuning playbook (Godbole et al., 2023): scientific and nuisance parameters.
+Source: Deep learning tuning playbook (Godbole et al., 2023): scientific and nuisance parameters.
 """
 
 import itertools
@@ -24,11 +20,11 @@ from tune_hpc.storage.experiment_folder import ExperimentFolder, new_folder
 
 @dataclass(frozen=True)
 class TuningComparison:
-    """What a comparison found.
+    """Results of a comparison.
 
     Attributes:
-        arms: The search of each value, or combination of values, of the scientific parameters.
-        winners: The best configuration of each, run with fresh seeds.
+        arms: Search of each value, or combination of values, of the scientific parameters.
+        winners: Best configuration of each arm, with fresh seeds.
     """
 
     arms: Sequence[Results]
@@ -40,33 +36,30 @@ def compare(
 ) -> TuningComparison:
     """Tune each value of the scientific parameters with the same budget, and run the winners with fresh seeds.
 
-    An arm is searched by the experiment's searcher; where that is ``grid``, quasi-randomly. Called once more with the
-    same folder, it goes on where it was interrupted.
+    Each arm has the searcher of the experiment, or ``quasi_random`` instead of ``grid``. A second call with the same
+    folder resumes an interrupted comparison.
 
     Args:
-        experiment: Its space has scientific parameters, and what else varies is tuned for each of their values.
-        budget: How many configurations each arm tries; all of them, where an arm has fewer.
-        seeds: How many seeds each winner runs with, none of them used in the search.
-        output_dir: Where the arms' folders and ``winners`` go; by default a new one below ``runs``.
-        **options: Those of ``run_all``.
+        experiment: Its space has scientific parameters; the other parameters are tuned for each of their values.
+        budget: Number of configurations of each arm; an arm with fewer tries all of them.
+        seeds: Number of seeds of each winner, none of them used in the search.
+        output_dir: Parent of the folders of the arms and of ``winners``; by default a new folder below ``runs``.
+        **options: Options of ``run_all``.
 
     Raises:
-        InvalidExperimentError: nothing to compare, or a budget or a number of seeds below 1.
-        TrialError: an arm without a trial that ended well.
-        TuneHpcError: as ``run_all``.
+        InvalidExperimentError: There is nothing to compare, or the budget or the number of seeds is below 1.
+        TrialError: No trial of an arm finished.
+        TuneHpcError: As ``run_all``.
 
     Example:
         >>> from ray import tune
         >>> from tune_hpc import Experiment, Space, compare
-        >>> def train(config, report):
-        ...     report(1, {"loss": (config["x"] - config["center"]) ** 2 + config["seed"] / 100})
-        >>> parameters = {"center": tune.choice([0.0, 5.0]), "x": tune.uniform(0, 1)}
-        >>> space = Space(parameters, roles={"center": "scientific"})
-        >>> options = {"metric": "loss", "mode": "min", "searcher": "random", "num_samples": 2}
-        >>> experiment = Experiment("parabola", space, train, **options)
-        >>> outcome = compare(experiment, budget=3, seeds=2, output_dir="runs/centers", show_progress=False)
-        >>> outcome.winners.trials.groupby("center").size().to_dict()
-        {0.0: 2, 5.0: 2}
+        >>> space = Space(
+        ...     {"optimizer": tune.choice(["adam", "momentum"]), "learning_rate": tune.loguniform(1e-4, 1)},
+        ...     roles={"optimizer": "scientific"},
+        ... )
+        >>> comparison = compare(Experiment("optimizers", space), budget=20, seeds=5)  # doctest: +SKIP
+        >>> comparison.winners.trials  # doctest: +SKIP
     """
     if not experiment.space.scientific:
         raise InvalidExperimentError(
@@ -77,10 +70,10 @@ def compare(
     parent = Path(output_dir) if output_dir is not None else new_folder(f"{experiment.name}.compare")
     values = list(_values(experiment.space))
     arms = [_arm(experiment, value, budget) for value in values]
-    results = _run_or_go_on(arms, [parent / one.name.removeprefix(f"{experiment.name}.") for one in arms], options)
-    _check_whole(results, parent)
+    results = _run_or_resume(arms, [parent / arm.name.removeprefix(f"{experiment.name}.") for arm in arms], options)
+    _check_finished(results, parent)
     final = _winners(experiment, values, results, seeds)
-    (winners,) = _run_or_go_on([final], [parent / "winners"], options)
+    (winners,) = _run_or_resume([final], [parent / "winners"], options)
     return TuningComparison(results, winners)
 
 
@@ -92,16 +85,17 @@ def _values(space: Space) -> Iterator[dict[str, Any]]:
 
 def _arm(experiment: Experiment, value: Mapping[str, Any], budget: int) -> Experiment:
     space = experiment.space | value
-    own = {
+    levels = ", ".join(f"{name}={level}" for name, level in value.items())
+    changes = {
         "name": f"{experiment.name}.{'-'.join(map(str, value.values()))}",
         "space": space,
         "published": (),
-        "title": f"{experiment.title or experiment.name}: {', '.join(f'{name}={one}' for name, one in value.items())}",
+        "title": f"{experiment.title or experiment.name}: {levels}",
     }
     if space.size is not None and space.size <= budget:
-        return experiment.replace(**own, searcher="grid", num_samples=None)
+        return experiment.replace(**changes, searcher="grid", num_samples=None)
     searcher = "quasi_random" if experiment.searcher == "grid" else experiment.searcher
-    return experiment.replace(**own, searcher=searcher, num_samples=budget)
+    return experiment.replace(**changes, searcher=searcher, num_samples=budget)
 
 
 def _winners(
@@ -112,8 +106,8 @@ def _winners(
     tuned: dict[str, Any] = {}
     for value, arm in zip(values, arms, strict=True):
         if arm.metric not in arm.trials or arm.top(1).empty:
-            raise TrialError(f"no trial of {arm.name} ended well, so it has no winner; look into {arm.folder}")
-        best = {str(name): one for name, one in arm.best().items()}
+            raise TrialError(f"no trial of {arm.name} finished, so that it has no winner; see {arm.folder}")
+        best = {str(name): level for name, level in arm.best().items()}
         config = (space | value).config_in(best) or {}
         for name in space.varying:
             if name not in space.scientific and name in config:
@@ -129,31 +123,31 @@ def _winners(
         scheduler="none",
         seeds=tuple(range(first, first + seeds)),
         published=(),
-        title=f"{experiment.title or experiment.name}: each at its best, fresh seeds",
+        title=f"{experiment.title or experiment.name}: best configurations, fresh seeds",
     )
 
 
-def _check_whole(results: Sequence[Results], parent: Path) -> None:
-    """Refuse to go on after a search that ended before its time, which may have been the user's wish."""
-    if any(one.experiment["state"] != "finished" for one in results):
-        raise TrialError(f"the comparison in {parent} was interrupted; call it again with this folder, and it goes on")
+def _check_finished(results: Sequence[Results], parent: Path) -> None:
+    """Raise after a search that stopped early, perhaps at the request of the user."""
+    if any(arm.experiment["state"] != "finished" for arm in results):
+        raise TrialError(f"the comparison in {parent} was interrupted; call it again with this folder to resume it")
 
 
-def _run_or_go_on(
+def _run_or_resume(
     experiments: Sequence[Experiment], folders: Sequence[Path], options: Mapping[str, Any]
 ) -> list[Results]:
-    """Run experiments, those of them that have not been, and resume those that were interrupted."""
-    fresh = []
+    """Run experiments without results, and resume interrupted ones."""
+    new = []
     for experiment, folder in zip(experiments, folders, strict=True):
         if not ExperimentFolder(folder).holds_experiment:
-            fresh.append((experiment, folder))
+            new.append((experiment, folder))
             continue
-        before = load(folder)
-        asked = {name: before.experiment.get(name) for name in ("name", "space", "num_samples", "seeds")}
-        if asked != {name: value for name, value in experiment.to_json().items() if name in asked}:
-            raise FolderError(f"{folder} holds another comparison's search; choose another output folder")
-        if before.experiment["state"] != "finished":
-            _check_whole(resume(folder, trainable=experiment.trainable, **options), folder.parent)
-    if fresh:
-        run_all([one for one, _ in fresh], folders=[folder for _, folder in fresh], **options)
+        before = load(folder).experiment
+        requested = experiment.to_json()
+        if any(before.get(name) != requested[name] for name in ("name", "space", "num_samples", "seeds")):
+            raise FolderError(f"{folder} has a search of another comparison; choose another output folder")
+        if before["state"] != "finished":
+            _check_finished(resume(folder, trainable=experiment.trainable, **options), folder.parent)
+    if new:
+        run_all([experiment for experiment, _ in new], folders=[folder for _, folder in new], **options)
     return [load(folder) for folder in folders]

@@ -1,0 +1,58 @@
+"""Patches of Ray 2.5x, for which it has no option. Tests: tests/search/test_ray_session.py, test_runner.py.
+
+All patches apply inside a block only. They are written for Ray 2.50 and later. In another version that lacks a patched
+name, Ray works as without the patch, except for the names that are imported here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from ray._private import ray_constants, services
+from ray._private.node import Node
+from ray.air._internal import usage
+
+#: Methods that start processes without a use on one machine: the autoscaler, and the monitor that sends the output of
+#: trials to the driver, which is in files here.
+_UNUSED = ("start_monitor", "start_log_monitor")
+#: Method that starts the state API, for whose start of a second Ray waits.
+_STATE_API = "start_api_server"
+
+
+@contextmanager
+def minimal_ray_processes(*, with_state: bool = False) -> Iterator[None]:
+    """Start a Ray inside the block that listens on loopback only and has no process that one machine does not need.
+
+    Signals to the process group of this process do not reach it.
+
+    Args:
+        with_state: Whether to start the state API.
+    """
+    unused = _UNUSED if with_state else (*_UNUSED, _STATE_API)
+    methods = {name: getattr(Node, name) for name in unused if hasattr(Node, name)}
+    for name in methods:
+        setattr(Node, name, lambda *_, **__: None)
+    # Ray listens on loopback only on Windows and macOS, unless RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is set on import. Its
+    # option _node_ip_address replaces 127.0.0.1 by the address of the network.
+    is_cluster, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    # Each process has its own process group, as with SIGINT in Ray: a SIGTERM to our group (from timeout or a shell)
+    # reaches only this process, so that trials can save their states. Ray's processes still end with this process.
+    popen, services.ConsolePopen = services.ConsolePopen, partial(services.ConsolePopen, process_group=0)
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = is_cluster
+        services.ConsolePopen = popen
+        for name, method in methods.items():
+            setattr(Node, name, method)
+
+
+@contextmanager
+def without_usage_stats() -> Iterator[None]:
+    """Disable the count of callbacks for Ray's telemetry, which imports MLflow if it is installed (1 s)."""
+    tag_callbacks = usage.tag_callbacks
+    usage.tag_callbacks = lambda callbacks: False
+    try:
+        yield
+    finally:
+        usage.tag_callbacks = tag_callbacks

@@ -1,0 +1,277 @@
+"""Run of searches on Ray Tune: resources, groups of trials, the Tuner, and the results."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import TrialScheduler
+
+from tune_hpc.analysis.results import Results
+from tune_hpc.errors import ClusterError, InvalidExperimentError
+from tune_hpc.learning.download import read_arrays
+from tune_hpc.search.callback import SearchCallback
+from tune_hpc.search.experiment import TRAIN
+from tune_hpc.search.fused_trials import interrupted_groups, log_unfused_trials, plan_groups, write_groups
+from tune_hpc.search.live_export import LiveExport
+from tune_hpc.search.options import RunOptions
+from tune_hpc.search.provenance import provenance
+from tune_hpc.search.ray_patches import without_usage_stats
+from tune_hpc.search.ray_session import node_resources, ray_session
+from tune_hpc.search.resources import TrialResources, choose_resources
+from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, make_scheduler, replay_results
+from tune_hpc.search.search_state import Search
+from tune_hpc.search.searchers.ray_searcher import RaySearcherAdapter
+from tune_hpc.search.stopping import GracefulStopper, StopCriteria
+from tune_hpc.search.storage_check import check_storage
+from tune_hpc.search.trial_runner import run_group
+from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, WorkerPlacement
+
+
+class RayRunner:
+    """Runs the remaining trials of searches on Ray Tune, as one stream of trials.
+
+    Args:
+        searches: The searches, in order.
+        options: Options of the run.
+    """
+
+    def __init__(self, searches: Sequence[Search], options: RunOptions) -> None:
+        self.searches = searches
+        self.options = options
+        self.criteria = StopCriteria(options.time_budget_s, options.target, options.stop_file)
+        self.callback: SearchCallback
+        self._contexts: dict[str, TrialContext]
+        self._images: dict[str, ray.ObjectRef]
+
+    def run(self) -> list[Results]:
+        """Run the searches, and return the results of each.
+
+        Raises:
+            TuneHpcError: As ``runner.run_all``.
+        """
+        with self.criteria.restoring_signal_handlers():
+            # While Ray starts, Ctrl-C ends the process at once; other signals wait until trials can save their states.
+            self.criteria.install_signal_handlers(interrupts=False)
+            num_workers = _max_workers(self.searches)
+            images = _load_images(self.searches, self.options.data_dir)
+            with ray_session(self.options.address, with_state=bool(num_workers)):
+                return self._run_connected(num_workers, images)
+
+    def _run_connected(self, num_workers: int, images: dict[str, Any]) -> list[Results]:
+        searches, options = self.searches, self.options
+        folders = {search.name: search.folder for search in searches}
+        with_scheduler = [search.name for search in searches if search.experiment.scheduler != "none"]
+        log_unfused_trials({search.name: search.trainable for search in searches}, with_scheduler, options.fuse)
+        num_trials = sum(search.num_to_run for search in searches)
+        resources = choose_resources(
+            node_resources(), num_trials, options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent,
+            num_workers,
+        )  # fmt: skip
+        check_storage([folder.path for folder in folders.values()])
+        origin = provenance()
+        for search in searches:
+            search.start(origin)
+        self._contexts = {search.name: self._context(search, resources) for search in searches}
+        self.callback = SearchCallback(
+            {search.name: search.experiment for search in searches},
+            folders,
+            options.show_progress,
+            self.criteria,
+            options.stream,
+        )
+        for search in searches:
+            self._count_earlier_trials(search)
+        self.criteria.start()
+        self.callback.start()
+        stopper = GracefulStopper(self.criteria, self.callback, folders.values())
+        self._images = {name: ray.put(arrays) for name, arrays in images.items()}
+        exports = LiveExport(list(folders.values()), options.export)
+        try:
+            num_due = 0
+            for part in _split_by_scheduler(searches):
+                self._fit(part, resources, stopper)
+                num_due += sum(search.experiment.num_trials for search in part)
+                if self.criteria.reason or self.callback.num_ended < num_due:
+                    break
+        except (ray.exceptions.RayError, tune.TuneError) as error:
+            # Ray Tune's message is a traceback, with the cause in its last line.
+            reason = str(error).strip().rpartition("\n")[2]
+            raise ClusterError(
+                f"Ray ended the search: {reason}; the trials that ended are in {searches[0].folder.path}"
+            ) from error
+        finally:
+            self.callback.show(is_last=True)
+            results = [search.finish(self.callback, self.criteria) for search in searches]
+            exports.wait()
+        return results
+
+    def _context(self, search: Search, resources: TrialResources) -> TrialContext:
+        attempt = search.folder.attempt
+        assert attempt is not None
+        return TrialContext(
+            search.name,
+            search.folder.uri,
+            search.trainable,
+            search.experiment.metric,
+            attempt,
+            self.options.checkpoint_interval_s,
+            search.monitored,
+            search.experiment.max_steps if search.monitored else 1,
+            WorkerPlacement(resources.per_worker, str(search.folder.ray)) if resources.workers else None,
+        )
+
+    def _count_earlier_trials(self, search: Search) -> None:
+        """Count the trials that ended before this run."""
+        counts, metric = self.callback.counts[search.name], search.experiment.metric
+        counts.ended.update(search.ended_before)
+        if search.before and metric in search.before.trials:
+            best = search.before.top(1)
+            for trial_id, value in zip(best["trial_id"], best[metric], strict=True):
+                counts.record_value(search.name, trial_id, value, search.experiment.mode)
+
+    def _searcher(self, searches: Sequence[Search], resources: TrialResources) -> RaySearcherAdapter:
+        """Return the searcher for Ray Tune: the groups of all known trials, and the searchers for further ones."""
+        has_scheduler = searches[0].experiment.scheduler != "none"
+        fuse = "off" if has_scheduler else self.options.fuse
+        trainables = {search.name: search.trainable for search in self.searches}
+        groups: list[TrialGroup] = []
+        new: list[TrialSpec] = []
+        next_number = 0
+        for search in searches:
+            resumed, number = interrupted_groups(search.folder, search.trials) if search.before else ([], 0)
+            next_number = max(next_number, number)
+            groups += resumed
+            assigned = {trial.trial_id for group in resumed for trial in group.trials}
+            new += [trial for trial in search.trials if trial.trial_id not in assigned]
+
+        def make_groups(trials: Sequence[TrialSpec], num_slots: int = 1) -> list[TrialGroup]:
+            nonlocal next_number
+            planned = plan_groups(trials, trainables, fuse, num_slots, resources.gpus > 0, next_number)
+            next_number += len(planned)
+            for search in searches:
+                fused = [group for group in planned if group.experiment == search.name and len(group.trials) > 1]
+                if fused:
+                    write_groups(search.folder, fused)
+            return planned
+
+        groups += make_groups(new, resources.num_slots)
+        return RaySearcherAdapter(
+            groups,
+            [search.searcher for search in searches if search.searcher],
+            make_groups,
+            {search.name: search.folder for search in searches},
+            resources.num_slots,
+            one_by_one=has_scheduler,
+            should_stop=self.criteria.is_met,
+            batch_size=fuse if isinstance(fuse, int) else 1,
+        )
+
+    def _fit(self, searches: Sequence[Search], resources: TrialResources, stopper: GracefulStopper) -> None:
+        """Run some of the searches on Ray Tune until no trial is left or the run stops."""
+        for search in searches:
+            if search.searcher:
+                search.searcher.record_stopped = self.callback.record_stopped
+        storage = searches[0].folder.ray
+        trainable = tune.with_parameters(run_group, contexts=self._contexts, images=self._images)
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, resources.as_ray()),
+            tune_config=tune.TuneConfig(
+                search_alg=self._searcher(searches, resources),
+                scheduler=_make_scheduler(searches[0]),
+                num_samples=-1,
+                max_concurrent_trials=resources.num_slots,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial.config["group"].group_id,
+                trial_dirname_creator=lambda trial: (
+                    f"{trial.config['group'].experiment}.{trial.config['group'].group_id}"
+                ),
+            ),
+            run_config=tune.RunConfig(
+                name=storage.name,
+                storage_path=str(storage.parent),
+                callbacks=[self.callback],
+                stop=stopper,
+                failure_config=tune.FailureConfig(max_failures=1),
+                verbose=0,
+            ),
+        )
+        with (
+            _environment(
+                TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+                # By default Ray Tune requests the next trial only when the previous one runs.
+                TUNE_MAX_PENDING_TRIALS_PG=str(2 * resources.num_slots),
+                RAY_CHDIR_TO_TRIAL_DIR="0",
+                RAY_AIR_NEW_OUTPUT="0",
+            ),
+            without_usage_stats(),
+            self.callback.progress or nullcontext(),
+            self.criteria.restoring_signal_handlers(),
+        ):
+            tuner.fit()
+
+
+def _max_workers(searches: Sequence[Search]) -> int:
+    """Return the maximum number of workers of a trial; 0 if trials have no workers.
+
+    Raises:
+        InvalidExperimentError: Only some of the searches have trials with workers.
+    """
+    workers = {search.name: search.max_workers for search in searches}
+    if any(workers.values()) and not all(workers.values()):
+        with_workers, without = (next(name for name in workers if bool(workers[name]) == has) for has in (True, False))
+        raise InvalidExperimentError(
+            f"searches of one run all have trials with several workers, or none; got {with_workers} with workers and "
+            f"{without} without: run one after the other"
+        )
+    return max(workers.values(), default=0)
+
+
+def _split_by_scheduler(searches: Sequence[Search]) -> list[list[Search]]:
+    """Return the searches in parts that run at once: a search with a scheduler alone, because it sees all trials."""
+    parts: list[list[Search]] = []
+    for search in searches:
+        has_scheduler = search.experiment.scheduler != "none"
+        if parts and not has_scheduler and parts[-1][-1].experiment.scheduler == "none":
+            parts[-1].append(search)
+        else:
+            parts.append([search])
+    return parts
+
+
+def _load_images(searches: Sequence[Search], data_dir: str | Path | None) -> dict[str, Any]:
+    """Load the image data of all trials."""
+    names = {trial.config["data"] for search in searches if search.trainable == TRAIN for trial in search.trials}
+    for search in searches:
+        if search.searcher and search.trainable == TRAIN:
+            names |= set(search.searcher.possible_data())
+    return {name: read_arrays(name, Path(data_dir) if data_dir else None) for name in sorted(names - {"line"})}
+
+
+def _make_scheduler(search: Search) -> TrialScheduler:
+    """Return the Ray Tune scheduler of a search, with the results of earlier trials."""
+    metric, experiment = search.monitored, search.experiment
+    if metric is None:
+        return FifoMixin()
+    scheduler = make_scheduler(experiment.scheduler, experiment.mode, experiment.max_steps, experiment.search_seed)
+    if search.before:
+        replay_results(scheduler, search.before, metric, experiment.max_steps)
+    return scheduler
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Set environment variables inside the block; some settings of Ray Tune have no other interface."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
