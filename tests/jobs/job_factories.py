@@ -5,7 +5,7 @@ import os
 import time
 
 from tune_hpc.jobs.job_folder import JobFolder, make_id, timestamp
-from tune_hpc.jobs.launchers import DriverState
+from tune_hpc.jobs.status import DriverState
 
 
 def job_in(storage, name="synthetic", **changes):

@@ -130,9 +130,9 @@ def test_job_that_exceeds_the_cluster_fails_with_one_line(client):
     job = client.submit(walk(client.storage.root.parent), cpus_per_trial=99)
     status = job.wait(90)
     assert status.state is JobState.FAILED
-    assert "a trial asks for 99 CPU" in status.reason
+    assert "a trial requests 99 CPU" in status.reason
     assert "\n" not in status.reason
-    assert "a trial asks for 99 CPU" in "".join(job.logs())
+    assert "a trial requests 99 CPU" in "".join(job.logs())
 
 
 def test_job_stopped_before_its_start_is_resumed(client):

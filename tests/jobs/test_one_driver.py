@@ -13,8 +13,7 @@ from tune_hpc import extend, resume
 from tune_hpc.errors import ClusterError, ConflictError, RequestError, TuneHpcError, UnknownNameError
 from tune_hpc.jobs.client import JobClient
 from tune_hpc.jobs.job_folder import JobFolder
-from tune_hpc.jobs.launchers import DriverState
-from tune_hpc.jobs.status import HEARTBEAT_TIMEOUT_S, JobState
+from tune_hpc.jobs.status import HEARTBEAT_TIMEOUT_S, DriverState, JobState
 from tune_hpc.search import runner
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.filesystem import Storage

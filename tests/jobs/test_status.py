@@ -13,8 +13,7 @@ import pytest
 from tests.jobs.job_factories import beat, job_in, set_age, write_progress
 from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.jobs.job_folder import JobFolder, is_id, make_id
-from tune_hpc.jobs.launchers import DriverState
-from tune_hpc.jobs.status import HEARTBEAT_TIMEOUT_S, LAUNCH_TIMEOUT_S, JobState, job_status
+from tune_hpc.jobs.status import HEARTBEAT_TIMEOUT_S, LAUNCH_TIMEOUT_S, DriverState, JobState, job_status
 from tune_hpc.storage import filesystem
 from tune_hpc.storage.process import is_running, may_be_running, process_of, this_process
 

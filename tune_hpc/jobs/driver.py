@@ -89,7 +89,7 @@ def _run(job: JobFolder, number: int, output: TextIO) -> list[Results]:
         extend(job.experiment(extended.name).path, num_samples=num_more, **options)
         experiments = [_current(job, plain) for plain in request["experiments"]]
     folders = [job.experiment(experiment.name).path for experiment in experiments]
-    results = launch(experiments, folders, go_on=True, **options)
+    results = launch(experiments, folders, resume_started=True, **options)
     if job.attempt_numbers()[-1:] != [number]:
         raise ConflictError(
             f"attempt {number} of {job.id} was superseded, or the job was deleted; it writes nothing more"

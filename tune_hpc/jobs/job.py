@@ -16,8 +16,8 @@ from tune_hpc.errors import (
     UnknownNameError,
 )
 from tune_hpc.jobs.job_folder import JobFolder
-from tune_hpc.jobs.launchers import TIMEOUT_S, DriverState
-from tune_hpc.jobs.status import HEARTBEAT_TIMEOUT_S, JobState, JobStatus, job_status
+from tune_hpc.jobs.launchers import TIMEOUT_S
+from tune_hpc.jobs.status import HEARTBEAT_TIMEOUT_S, DriverState, JobState, JobStatus, job_status
 
 if TYPE_CHECKING:
     from tune_hpc.jobs.client import JobClient

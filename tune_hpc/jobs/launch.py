@@ -41,7 +41,7 @@ def launch(
         folders: One experiment folder each.
         address: Address of a Ray cluster; ``None``: a running cluster of this machine, or a new local one.
         check_only: Check the input without a cluster, and start nothing.
-        **options: Options of the runners. With ``go_on=True`` experiments that have started are resumed.
+        **options: Options of the runners. With ``resume_started=True`` experiments that have started are resumed.
 
     Returns:
         The results of each experiment that ran. If one stops early, the next runner does not start.

@@ -8,24 +8,15 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from enum import StrEnum
 from typing import Any
 
 from tune_hpc.errors import ClusterError
 from tune_hpc.jobs.job_folder import Attempt, JobFolder
+from tune_hpc.jobs.status import DriverState
 from tune_hpc.storage.process import is_running, kill_session, process_of, this_process
 
 #: Default limit in seconds on a request to a cluster.
 TIMEOUT_S = 15.0
-
-
-class DriverState(StrEnum):
-    """State of a driver as its launcher sees it."""
-
-    WAITING = "waiting"
-    ALIVE = "alive"
-    GONE = "gone"
-    UNKNOWN = "unknown"  #: a process of another machine, or a cluster that does not answer
 
 
 class Launcher(ABC):

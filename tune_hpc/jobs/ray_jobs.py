@@ -13,7 +13,8 @@ from urllib.parse import quote, urlsplit
 
 from tune_hpc.errors import ClusterError
 from tune_hpc.jobs.job_folder import Attempt, JobFolder
-from tune_hpc.jobs.launchers import TIMEOUT_S, DriverState, Launcher, driver_command
+from tune_hpc.jobs.launchers import TIMEOUT_S, Launcher, driver_command
+from tune_hpc.jobs.status import DriverState
 from tune_hpc.search.ray_session import find_token
 
 #: The default port of a cluster's dashboard.

@@ -8,7 +8,6 @@ from enum import StrEnum
 from typing import Any
 
 from tune_hpc.jobs.job_folder import Attempt, JobFolder
-from tune_hpc.jobs.launchers import DriverState
 from tune_hpc.storage.process import is_running, this_process
 
 #: Seconds without a heartbeat after which the state of a driver is unknown, unless its launcher knows that it is gone.
@@ -33,6 +32,15 @@ class JobState(StrEnum):
     def is_active(self) -> bool:
         """Return whether a driver runs or will start."""
         return self in (JobState.PENDING, JobState.RUNNING, JobState.STOPPING)
+
+
+class DriverState(StrEnum):
+    """State of a driver as its launcher sees it."""
+
+    WAITING = "waiting"
+    ALIVE = "alive"
+    GONE = "gone"
+    UNKNOWN = "unknown"  #: a process of another machine, or a cluster that does not answer
 
 
 @dataclass(frozen=True)
