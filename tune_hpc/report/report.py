@@ -106,9 +106,10 @@ def write_report(
         FolderError: A file cannot be written. If it is the page, no other file was written either.
 
     Example:
+        >>> import shutil
         >>> from tune_hpc import load, write_report
-        >>> results = load("docs/results/exercise2.softmax.shuffled")
-        >>> print(write_report([results], "report.html"))
+        >>> folder = shutil.copytree("docs/results/exercise2.softmax.shuffled", "runs/softmax")
+        >>> print(write_report([load(folder)], "report.html"))
         report.html
     """
     path = Path(path)
