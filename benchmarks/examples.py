@@ -1,10 +1,10 @@
-"""Runs the Python examples of a page and writes what they give below each of them.
+"""Run the Python examples of a page and write their outputs below them.
 
     python benchmarks/examples.py docs/analysis.md          # rewrites the page
-    python benchmarks/examples.py docs/analysis.md --check  # says whether it would change anything
+    python benchmarks/examples.py docs/analysis.md --check  # exits with 1 if the page would change
 
-An example is a block of Python; where its last line is an expression, the block of text after it is what that gives.
-All examples of a page share their names, and run in the repository's root.
+An example is a block of Python. If its last line is an expression, the block of text after it has its value. The
+examples of a page share one namespace and run in the root of the repository.
 """
 
 import argparse
@@ -24,7 +24,7 @@ _EXAMPLE = re.compile(r"```python\n(?P<code>.*?)```\n(?P<output>\n```text\n.*?``
 
 
 def rewritten(text: str) -> str:
-    """Return a page with the outputs that its examples give now.
+    """Return a page with the current outputs of its examples.
 
     Args:
         text: The page, in Markdown.
@@ -42,7 +42,7 @@ def rewritten(text: str) -> str:
 
 
 def _run(code: str, names: dict[str, Any]) -> str | None:
-    """Run a block; return what its last line gives as text, ``None`` where that is no expression."""
+    """Run a block; return the value of its last line as text, ``None`` if that is no expression."""
     *before, last = ast.parse(code).body
     exec(compile(ast.Module(before, []), "example", "exec"), names)
     if not isinstance(last, ast.Expr):

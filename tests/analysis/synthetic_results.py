@@ -1,4 +1,4 @@
-"""Searches of which the truth is known, as frames: rows of what varies and the seeds' values."""
+"""Synthetic searches with known true values."""
 
 from typing import Any
 
@@ -11,19 +11,21 @@ from tune_hpc.analysis.results import Results
 EMPTY = pd.DataFrame({"trial_id": pd.Series(dtype="str"), "step": []})
 
 
-def searched(space: dict[str, Any], rows: list[dict[str, Any]], history: pd.DataFrame = EMPTY, **asked: Any) -> Results:
+def searched(
+    space: dict[str, Any], rows: list[dict[str, Any]], history: pd.DataFrame = EMPTY, **settings: Any
+) -> Results:
     """Return the results of a search for the lowest ``loss``; a row without a status has finished."""
     rows = [
         {"experiment": "made.up", "trial_id": f"t{number:05d}", "status": "finished", "seed": 0} | row
         for number, row in enumerate(rows)
     ]
     keys = [*space, "seed"]
-    experiment = {"name": "made.up", "metric": "loss", "mode": "min", "config_keys": keys, "space": space} | asked
+    experiment = {"name": "made.up", "metric": "loss", "mode": "min", "config_keys": keys, "space": space} | settings
     return Results(experiment, trials_frame(rows, keys), history)
 
 
 def repeated(rows: list[dict[str, Any]], deviation: float = 0.01, num_seeds: int = 5) -> list[dict[str, Any]]:
-    """Return each row with several seeds, its loss off by a seed's luck."""
+    """Return each row with several seeds and normal noise on its loss."""
     generator = np.random.default_rng(0)
     return [
         row | {"seed": seed, "loss": row["loss"] + generator.normal(0, deviation)}

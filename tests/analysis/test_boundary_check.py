@@ -1,4 +1,4 @@
-"""The edges of what was searched: made-up searches of which one knows where the best lies."""
+"""Boundary checks of synthetic searches with a known best configuration."""
 
 import numpy as np
 import pandas as pd
@@ -10,10 +10,10 @@ from tune_hpc.errors import UnknownNameError
 from tune_hpc.search.space.parsing import parse_parameter
 
 
-def alarm(domain, best, others=(), name="x", **asked):
-    """Return the alarm of one parameter of which one value is the best."""
+def check(domain, best, others=(), name="x", **settings):
+    """Return the row of a search over one parameter with a known best value."""
     rows = [{name: best, "loss": 0.1}, *({name: one, "loss": 0.5} for one in others)]
-    df = check_boundaries(searched({name: domain}, rows, **asked))
+    df = check_boundaries(searched({name: domain}, rows, **settings))
     assert len(df) == 1
     return df.iloc[0]
 
@@ -26,10 +26,10 @@ def alarm(domain, best, others=(), name="x", **asked):
         ({"uniform": [-1.0, 3.0]}, -0.9, "low", "uniform(-5, 3)"),
         ({"loguniform": [1e-4, 1e-3]}, 1.1e-4, "low", "loguniform(1e-05, 0.001)"),
         ({"loguniform": [1e-3, 1e-2]}, 9.5e-3, "high", "loguniform(0.001, 0.1)"),
-        # What is at least 0 stays there.
+        # Non-negative parameters stay non-negative.
         ({"uniform": [0.0, 0.5]}, 0.0, "low", None),
         ({"uniform": [0.1, 0.5]}, 0.1, "low", "uniform(0.02, 0.5)"),
-        # Whole numbers, of which Ray leaves the upper bound out.
+        # Integers; Ray Tune excludes their upper bound.
         ({"randint": [1, 10]}, 9, "high", "randint(1, 18)"),
         ({"randint": [1, 10]}, 1, "low", None),
         ({"randint": [10, 21]}, 10, "low", "randint(5, 21)"),
@@ -38,7 +38,7 @@ def alarm(domain, best, others=(), name="x", **asked):
         ({"qrandint": [16, 64, 16]}, 48, None, None),
         ({"quniform": [2.0, 4.0, 0.5]}, 4.0, "high", "quniform(2, 6, 0.5)"),
         ({"qloguniform": [0.5, 4.0, 0.5]}, 4.0, "high", "qloguniform(0.5, 32, 0.5)"),
-        # Lists, in whatever order.
+        # Lists, in any order.
         ({"choice": [0.5, 0.125, 0.25]}, 0.125, "low", "choice: add 0.03125, 0.0625"),
         ({"choice": [0.01, 0.1, 0.001]}, 0.1, "high", "choice: add 1, 10"),
         ({"choice": [16, 32, 64]}, 64, "high", "choice: add 128, 256"),
@@ -48,7 +48,7 @@ def alarm(domain, best, others=(), name="x", **asked):
         ({"choice": [1, 2, 3]}, 1, "low", None),
         ({"choice": [0.0, 0.1, 0.5]}, 0.0, "low", None),
         ({"choice": [0.0, 1e-3, 1e-2, 1e-1]}, 0.1, "high", "choice: add 1, 10"),
-        # The spacing of the report's own learning rates.
+        # The spacing of the report's learning rates.
         ({"choice": [0.001, 0.005, 0.01, 0.05, 0.1]}, 0.001, "low", "choice: add 1e-04, 2e-04"),
         ({"choice": [1, 2, 4]}, 2, None, None),
         ({"uniform": [10.0, 20.0]}, 10.6, None, None),
@@ -56,11 +56,11 @@ def alarm(domain, best, others=(), name="x", **asked):
         ({"randn": [0.0, 1.0]}, 7.0, None, None),
     ],
 )  # fmt: skip
-def test_edges_and_what_lies_beyond(domain, best, edge, suggestion):
-    told = alarm(domain, best)
-    assert (None if pd.isna(told["edge"]) else told["edge"]) == edge
-    assert (None if pd.isna(told["suggestion"]) else told["suggestion"]) == suggestion
-    assert told["best"] == best
+def test_edges_and_suggestions(domain, best, edge, suggestion):
+    found = check(domain, best)
+    assert (None if pd.isna(found["edge"]) else found["edge"]) == edge
+    assert (None if pd.isna(found["suggestion"]) else found["suggestion"]) == suggestion
+    assert found["best"] == best
 
 
 @pytest.mark.parametrize(
@@ -73,31 +73,31 @@ def test_edges_and_what_lies_beyond(domain, best, edge, suggestion):
         ({"choice": [0.9, 0.99]}, 0.99, "choice: add 0.999"),
     ],
 )
-def test_a_part_of_a_whole_stays_one(domain, best, suggestion):
-    told = alarm(domain, best, name="momentum")["suggestion"]
-    assert (None if pd.isna(told) else told) == suggestion
+def test_fractions_stay_below_one(domain, best, suggestion):
+    found = check(domain, best, name="momentum")["suggestion"]
+    assert (None if pd.isna(found) else found) == suggestion
 
 
 @pytest.mark.parametrize(
     "kind", ["uniform", "loguniform", "quniform", "qloguniform", "randint", "lograndint", "qrandint"]
 )
 @pytest.mark.parametrize("best", [4, 16])
-def test_what_is_suggested_of_a_range_can_be_searched(kind, best):
-    # Ray leaves the upper bound of whole numbers out.
+def test_suggested_range_is_valid_and_contains_the_searched_range(kind, best):
+    # Ray Tune excludes the upper bound of integers.
     arguments = [4, 17 if kind in ("randint", "lograndint") else 16]
-    told = alarm({kind: [*arguments, 2] if kind.startswith("q") else arguments}, best)
-    low, high = parse_parameter("x", told["suggestion"]).bounds
+    found = check({kind: [*arguments, 2] if kind.startswith("q") else arguments}, best)
+    low, high = parse_parameter("x", found["suggestion"]).bounds
     assert (low < 4) if best == 4 else (high > 16)
     assert low <= 4 < 16 <= high
 
 
-def test_bounds_are_those_that_were_searched():
-    assert alarm({"choice": [4, 1, 2]}, 2)[["low", "high"]].tolist() == [1, 4]
-    assert alarm({"randint": [1, 10]}, 5)[["low", "high"]].tolist() == [1, 9]
-    assert alarm({"randn": [0.0, 1.0]}, 5)[["low", "high"]].isna().all()
+def test_bounds_are_the_searched_ones():
+    assert check({"choice": [4, 1, 2]}, 2)[["low", "high"]].tolist() == [1, 4]
+    assert check({"randint": [1, 10]}, 5)[["low", "high"]].tolist() == [1, 9]
+    assert check({"randn": [0.0, 1.0]}, 5)[["low", "high"]].isna().all()
 
 
-def test_what_is_no_number_or_does_not_vary_is_left_out():
+def test_constants_and_non_numeric_parameters_are_omitted():
     space = {
         "name": {"choice": ["a", "b"]}, "is_on": {"choice": [True, False]}, "mixed": {"choice": [1, "auto"]},
         "one": {"choice": [3]}, "constant": 7, "x": {"choice": [1, 2], "role": "scientific"},
@@ -112,28 +112,28 @@ def test_what_is_no_number_or_does_not_vary_is_left_out():
 LIST = {"choice": [1.0, 2.0, 4.0]}
 
 
-class TestForSure:
-    def sure(self, domain, losses, deviation=0.001, num_seeds=5):
+class TestSignificance:
+    def is_significant(self, domain, losses, deviation=0.001, num_seeds=5):
         rows = [{"x": x, "loss": loss} for x, loss in losses.items()]
         return check_boundaries(searched({"x": domain}, repeated(rows, deviation, num_seeds)))[
             "edge_is_significant"
         ].iloc[0]
 
-    def test_of_a_list_it_is_better_than_every_other_value(self):
-        assert self.sure(LIST, {1.0: 0.1, 2.0: 0.5, 4.0: 0.9})
-        assert not self.sure(LIST, {1.0: 0.1, 2.0: 0.101, 4.0: 0.9}, 0.05)
+    def test_best_of_a_list_must_beat_every_other_value(self):
+        assert self.is_significant(LIST, {1.0: 0.1, 2.0: 0.5, 4.0: 0.9})
+        assert not self.is_significant(LIST, {1.0: 0.1, 2.0: 0.101, 4.0: 0.9}, 0.05)
 
-    def test_of_a_range_than_the_best_inside(self):
+    def test_best_of_a_range_must_beat_the_best_inside(self):
         domain = {"uniform": [0.0, 100.0]}
-        assert self.sure(domain, {1.0: 0.1, 2.0: 0.11, 50.0: 0.5, 70.0: 0.9})
-        assert not self.sure(domain, {1.0: 0.1, 50.0: 0.101, 70.0: 0.9}, 0.05)
+        assert self.is_significant(domain, {1.0: 0.1, 2.0: 0.11, 50.0: 0.5, 70.0: 0.9})
+        assert not self.is_significant(domain, {1.0: 0.1, 50.0: 0.101, 70.0: 0.9}, 0.05)
 
-    def test_one_seed_cannot_tell(self):
-        assert self.sure(LIST, {1.0: 0.1, 2.0: 0.5}, num_seeds=1) is pd.NA
-        assert self.sure({"uniform": [0.0, 100.0]}, {1.0: 0.1, 2.0: 0.5}) is pd.NA
+    def test_single_seed_is_inconclusive(self):
+        assert self.is_significant(LIST, {1.0: 0.1, 2.0: 0.5}, num_seeds=1) is pd.NA
+        assert self.is_significant({"uniform": [0.0, 100.0]}, {1.0: 0.1, 2.0: 0.5}) is pd.NA
 
-    def test_a_best_value_inside_is_at_no_edge(self):
-        assert self.sure(LIST, {1.0: 0.5, 2.0: 0.1, 4.0: 0.5}) == np.False_
+    def test_best_value_inside_is_not_significant(self):
+        assert self.is_significant(LIST, {1.0: 0.5, 2.0: 0.1, 4.0: 0.5}) == np.False_
 
 
 CASES = {
@@ -153,14 +153,14 @@ ROWS = [
 
 
 class TestCases:
-    def test_the_case_that_holds_for_the_best_one_counts(self):
+    def test_conditional_parameter_is_checked_in_the_case_of_the_best_configuration(self):
         df = check_boundaries(searched(CASES, repeated(ROWS, 0.001)))
         assert df["parameter"].tolist() == ["rate"]
         assert df.loc[0, ["low", "high", "edge", "suggestion"]].tolist() == [1e-4, 1e-2, "high", "loguniform(1e-04, 1)"]
-        # Of adam's rates alone, among which there is one more.
+        # Compared with the other rate of adam only.
         assert df.loc[0, "edge_is_significant"]
 
-    def test_each_optimizer_has_edges_of_its_own(self):
+    def test_conditions_select_the_trials(self):
         df = check_boundaries(searched(CASES, ROWS), where={"optimizer": "momentum"}).set_index("parameter")
         assert df["best"].to_dict() == {"rate": 0.1, "momentum": 0.9}
         assert df.loc["momentum", ["edge", "suggestion"]].tolist() == ["high", "choice: add 0.95"]
@@ -168,7 +168,7 @@ class TestCases:
             check_boundaries(searched(CASES, ROWS), where={"optimizer": "ftrl"})
 
 
-def test_results_that_do_not_tell_their_space_are_refused():
+def test_missing_space_is_an_error():
     results = searched({"x": {"choice": [1, 2]}}, [{"x": 1, "loss": 1.0}])
     results.experiment["space"] = None
     with pytest.raises(UnknownNameError, match=r"experiment.json of made.up has no space"):

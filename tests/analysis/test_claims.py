@@ -1,4 +1,4 @@
-"""Published sentences, checked on made-up curves."""
+"""Published statements, checked on synthetic curves."""
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,7 @@ from tune_hpc.analysis.claims import MEASURES, RELATIONS, check_claims, claim_nu
 from tune_hpc.report import findings, tables
 
 STEPS = np.arange(9)
-#: Towards 1 from 0: a swing, a detour, straight on, and never there.
+#: From 0 to 1: with oscillations, with a detour, straight, and without convergence.
 CURVES = {
     "swing": [0, 1.5, 0.6, 1.3, 0.8, 1.1, 0.992, 1.004, 1.0],
     "detour": [0, -0.5, -0.2, 0.3, 0.7, 0.9, 0.96, 0.999, 1.0],
@@ -19,8 +19,8 @@ CURVES = {
 
 def claim(measure, relation="rising", values=tuple(CURVES), **more):
     defaults = {"steps": 8, "bound": 0, "target": 1, "tolerance": 0.01}
-    own = {"text": "so it is", "source": "report", "parameter": "optimizer", "values": values, "metric": "W"}
-    return own | {"measure": measure, "relation": relation} | defaults | more
+    fixed = {"text": "so it is", "source": "report", "parameter": "optimizer", "values": values, "metric": "W"}
+    return fixed | {"measure": measure, "relation": relation} | defaults | more
 
 
 @pytest.fixture
@@ -46,17 +46,17 @@ def curves(trial, results_of):
         ("max_departure_step", [0, 1, 0, 0]),
     ],
 )
-def test_numbers_are_read_off_the_curves(curves, measure, expected):
+def test_measures_have_known_values(curves, measure, expected):
     assert claim_numbers(curves(), claim(measure)).tolist() == pytest.approx(expected)
 
 
-def test_the_part_that_is_left(curves):
+def test_remaining_fraction_is_relative_to_the_first_value(curves):
     history = curves()
     history.history["W"] += 1
     assert claim_numbers(history, claim("remaining_fraction")).tolist() == pytest.approx([2, 2, 1.995, 1.4])
 
 
-def test_a_crossing_within_rounding_is_none(curves):
+def test_crossings_within_the_tolerance_are_ignored(curves):
     assert claim_numbers(curves(), claim("crossings", tolerance=0.5)).iloc[0] == 0
     assert claim_numbers(curves(), claim("crossings", tolerance=0)).iloc[0] == 7
 
@@ -72,11 +72,11 @@ def test_a_crossing_within_rounding_is_none(curves):
         ("some_above_first", [1, 0, 2], 0, True), ("some_above_first", [1, 0, 1], 0, False),
     ],
 )  # fmt: skip
-def test_relations(relation, numbers, bound, holds):
+def test_relations_hold_or_not(relation, numbers, bound, holds):
     assert RELATIONS[relation](np.array(numbers, float), bound) is holds
 
 
-def test_a_table_has_the_numbers_and_whether_it_holds(curves):
+def test_table_has_the_numbers_and_the_outcome(curves):
     made = curves(
         claim("settling_step", "at_most", ("swing", "never"), bound=8), claim("value", "above", ("swing",), bound=0.5)
     )
@@ -89,7 +89,7 @@ def test_a_table_has_the_numbers_and_whether_it_holds(curves):
     assert tables.report_tables(made)[0][0] == "Published statements, checked"
 
 
-def test_a_shorter_run_and_a_missing_trial_cannot_tell(curves):
+def test_shorter_runs_and_missing_trials_are_inconclusive(curves):
     made = curves(claim("value", steps=9), claim("value", values=("swing", "ftrl")), claim("value", metric="b"))
     df = check_claims(made)
     assert df["holds"].isna().all()
@@ -97,7 +97,7 @@ def test_a_shorter_run_and_a_missing_trial_cannot_tell(curves):
     assert not any("published statements" in sentence for sentence in findings.findings(made))
 
 
-def test_what_diverged_is_not_measured_and_repeats_count_by_their_median(curves, results_of, trial):
+def test_diverged_trials_are_ignored_and_repeats_count_by_their_median(curves, results_of, trial):
     made = curves(swing={"status": "diverged"})
     assert np.isnan(claim_numbers(made, claim("value"))["swing"])
     trials = [
@@ -107,5 +107,5 @@ def test_what_diverged_is_not_measured_and_repeats_count_by_their_median(curves,
     assert claim_numbers(results_of(*trials), claim("value", values=("a",), steps=1))["a"] == 2.0
 
 
-def test_every_measure_has_words():
+def test_every_measure_has_a_description():
     assert all(describe_measure(claim(measure)) for measure in MEASURES)

@@ -1,4 +1,4 @@
-"""Which value is better: on made-up trials of which the truth is known."""
+"""Comparisons of synthetic trials with known true values."""
 
 import numpy as np
 import pandas as pd
@@ -12,8 +12,10 @@ from tune_hpc.errors import UnknownNameError
 SPACE = {"optimizer": {"choice": []}, "learning_rate": {"choice": []}}
 
 
-def made(truth, *, seeds=5, deviation=0.01, shared=0.0, rates=(0.1,), generator=None, metric="test_accuracy", **asked):
-    """Return trials of optimizers whose true accuracy is known; ``shared`` of the deviation is the seed's own."""
+def made(
+    truth, *, seeds=5, deviation=0.01, shared=0.0, rates=(0.1,), generator=None, metric="test_accuracy", **settings
+):
+    """Return trials of optimizers with known accuracies; ``shared`` is the deviation that a seed has in all of them."""
     generator = generator or np.random.default_rng(0)
     luck = generator.normal(0, shared, seeds)
     rows = [
@@ -28,7 +30,7 @@ def made(truth, *, seeds=5, deviation=0.01, shared=0.0, rates=(0.1,), generator=
         )
     ]  # fmt: skip
     keys = ["optimizer", "learning_rate", "seed"]
-    experiment = {"name": "made.up", "metric": metric, "mode": "max", "config_keys": keys, "space": SPACE} | asked
+    experiment = {"name": "made.up", "metric": metric, "mode": "max", "config_keys": keys, "space": SPACE} | settings
     return Results(experiment, trials_frame(rows, keys), pd.DataFrame({"trial_id": [], "step": []}))
 
 
@@ -40,16 +42,16 @@ def changed(results, where, **columns):
 
 
 class TestVerdicts:
-    def test_at_no_difference_there_are_ties_and_a_winner_as_seldom_as_it_says(self):
+    def test_false_positive_rate_is_nominal(self):
         generator = np.random.default_rng(1)
         wrong = 0
         for _ in range(200):
             ranking = made(dict.fromkeys("abcd", 0.9), generator=generator).compare("optimizer")
             wrong += (ranking.pairs["verdict"] == BETTER).any()
-        # Of all six pairs together, in one study of twenty.
+        # For all six pairs together: one study in twenty.
         assert wrong / 200 <= 0.09
 
-    def test_a_large_difference_has_the_right_winner(self):
+    def test_large_differences_are_ranked_correctly(self):
         generator = np.random.default_rng(2)
         for _ in range(50):
             ranking = made({"a": 0.9, "b": 0.95, "c": 0.8}, generator=generator).compare("optimizer")
@@ -69,10 +71,10 @@ class TestVerdicts:
         assert verdicts[frozenset("ab")] == verdicts[frozenset("cd")] == TIE
         assert list(verdicts.values()).count(BETTER) == 4
 
-    def test_whoever_nobody_beats_for_sure_is_tied_for_the_best_and_comes_first(self):
+    def test_unbeaten_values_are_tied_for_the_best_and_sorted_first(self):
         generator = np.random.default_rng(4)
         results = made({"a": 0.95, "b": 0.95, "c": 0.948, "d": 0.947}, deviation=0.0002, generator=generator)
-        # One that varies more than the others cannot be told from the best, though its mean is lower.
+        # A value with a larger deviation ties with the best despite its lower mean.
         is_d = results.trials["optimizer"] == "d"
         wide = changed(results, is_d, test_accuracy=[0.93, 0.96, 0.94, 0.955, 0.95])
         values = wide.compare("optimizer").values
@@ -80,75 +82,75 @@ class TestVerdicts:
         assert list(values["rank"]) == [1, 1, 1, 3]
         assert values["is_tied_for_best"].tolist() == [True, True, True, False]
 
-    def test_what_seeds_share_does_not_hide_a_difference(self):
+    def test_pairing_removes_the_variation_that_seeds_share(self):
         truth = {"a": 0.90, "b": 0.91}
         results = made(truth, deviation=0.001, shared=0.05)
         ranking = results.compare("optimizer")
         assert ranking.pairs.loc[0, ["first", "verdict", "num_pairs"]].tolist() == ["b", BETTER, 5]
-        # Other seeds share nothing: the same trials tell nothing then.
+        # Without common seeds the same values are unpaired and tie.
         apart = changed(results, results.trials["optimizer"] == "b", seed=[10, 11, 12, 13, 14])
         assert apart.compare("optimizer").pairs.loc[0, ["verdict", "num_pairs"]].tolist() == [TIE, 0]
 
-    def test_less_of_a_loss_is_better(self):
+    def test_lower_losses_are_better(self):
         results = made({"a": 0.9, "b": 0.2}, metric="test_loss", mode="min")
         assert results.compare("optimizer").values["optimizer"].tolist() == ["b", "a"]
         assert made({"a": 0.9, "b": 0.2}, metric="x", mode="min").compare("optimizer").lower_is_better
 
-    def test_intervals_of_all_pairs_hold_together(self):
+    def test_intervals_of_all_pairs_are_simultaneous(self):
         generator = np.random.default_rng(3)
-        held = 0
+        num_covered = 0
         for _ in range(200):
             pairs = made({"a": 0.9, "b": 0.91, "c": 0.92}, generator=generator).compare("optimizer").pairs
             truth = {"a": 0.9, "b": 0.91, "c": 0.92}
             difference = pairs["first"].map(truth) - pairs["second"].map(truth)
-            held += ((pairs["low"] <= difference) & (difference <= pairs["high"])).all()
-        assert 0.91 <= held / 200 <= 1
+            num_covered += ((pairs["low"] <= difference) & (difference <= pairs["high"])).all()
+        assert 0.91 <= num_covered / 200 <= 1
 
 
 class TestConfigurations:
-    def test_each_value_stands_with_its_best_configuration(self):
+    def test_each_value_is_represented_by_its_best_configuration(self):
         results = made({"a": 0.9, "b": 0.8}, rates=(0.001, 0.1, 10), deviation=0.001)
         values = results.compare("optimizer").values
         assert list(values["learning_rate"]) == [0.1, 0.1]
         assert list(values["num_configurations"]) == [3, 3]
         assert list(values["num_seeds"]) == [5, 5]
 
-    def test_one_of_which_a_seed_diverged_is_not_chosen(self):
+    def test_configuration_with_a_diverged_seed_is_not_selected(self):
         results = made({"a": 0.9, "b": 0.8}, rates=(0.01, 0.1), deviation=0.001)
         first = results.trials.index[(results.trials["optimizer"] == "a") & (results.trials["learning_rate"] == 0.1)][0]
         ranking = changed(results, first, status="diverged", test_accuracy=np.nan).compare("optimizer")
         a = ranking.values.set_index("optimizer").loc["a"]
         assert (a["learning_rate"], a["num_diverged"]) == (0.01, 1)
 
-    def test_they_may_be_chosen_by_another_metric_than_is_compared(self):
+    def test_experiments_metric_selects_and_another_is_compared(self):
         results = made({"a": 0.9, "b": 0.8}, rates=(0.1, 1.0))
         trials = results.trials.assign(score=results.trials["learning_rate"])
         results = Results({**results.experiment, "metric": "score"}, trials, results.history)
         values = results.compare("optimizer", "test_accuracy").values
         assert list(values["learning_rate"]) == [1.0, 1.0]
 
-    def test_a_condition_narrows_the_trials(self):
+    def test_condition_selects_the_trials(self):
         results = made({"a": 0.9, "b": 0.8}, rates=(0.1, 1.0))
         values = results.compare("optimizer", where={"learning_rate": 1.0}).values
         assert list(values["learning_rate"]) == [1.0, 1.0]
         assert list(values["num_configurations"]) == [1, 1]
 
-    def test_a_parameter_that_some_configurations_lack(self):
+    def test_missing_parameter_value_is_a_value(self):
         results = made({"a": 0.9, "b": 0.8}, rates=(0.1, 1.0))
         results = changed(results, results.trials["optimizer"] == "b", learning_rate=np.nan)
         values = results.compare("learning_rate").values
         assert values["learning_rate"].tolist()[:2] == [0.1, 1.0] or values["learning_rate"].isna().any()
         assert len(values) == 3
 
-    def test_a_configuration_that_ran_twice_with_a_seed_is_one_repeat(self):
+    def test_trials_with_equal_configuration_and_seed_are_one_repeat(self):
         results = made({"a": 0.9, "b": 0.8})
         twice = Results(results.experiment, pd.concat([results.trials, results.trials]), results.history)
         values = twice.compare("optimizer").values
         pd.testing.assert_frame_equal(values, results.compare("optimizer").values)
 
 
-class TestLittle:
-    def test_one_seed_cannot_tell(self):
+class TestFewTrials:
+    def test_single_seed_is_inconclusive(self):
         ranking = made({"a": 0.9, "b": 0.8, "c": 0.7}, seeds=1).compare("optimizer")
         assert list(ranking.values["optimizer"]) == ["a", "b", "c"]
         assert ranking.values["rank"].isna().all()
@@ -156,25 +158,25 @@ class TestLittle:
         assert set(ranking.pairs["verdict"]) == {INCONCLUSIVE}
         assert "inconclusive with one seed each" in str(ranking)
 
-    def test_seeds_that_change_nothing_cannot_tell(self):
+    def test_identical_repeats_are_inconclusive(self):
         ranking = made({"a": 0.9, "b": 0.8, "c": 0.8}, deviation=0).compare("optimizer")
         assert ranking.values["low"].isna().all()
         assert dict(zip(ranking.pairs["second"], ranking.pairs["verdict"], strict=True))["b"] == INCONCLUSIVE
         assert ranking.pairs.loc[ranking.pairs["first"] != "a", "verdict"].tolist() == [TIE]
         assert "has the best test accuracy" in str(ranking)
 
-    def test_differences_that_are_the_same_by_chance_are_held_as_wholes(self):
+    def test_identical_differences_are_compared_unpaired(self):
         results = made({"a": 0.9, "b": 0.5}, seeds=3)
         by_rounding = changed(results, slice(None), test_accuracy=[0.97, 0.98, 0.99, 0.47, 0.48, 0.49])
         pair = by_rounding.compare("optimizer").pairs.iloc[0]
         assert (pair["first"], pair["verdict"], pair["num_pairs"]) == ("a", BETTER, 0)
 
-    def test_one_value(self):
+    def test_single_value_has_no_pairs(self):
         ranking = made({"a": 0.9}).compare("optimizer")
         assert len(ranking.pairs) == 0
         assert str(ranking).startswith("Only optimizer a has a value: test accuracy 0.9")
 
-    def test_no_value_at_all(self):
+    def test_missing_values_give_an_empty_comparison(self):
         results = made({"a": 0.9, "b": 0.8})
         ranking = changed(results, slice(None), status="diverged", test_accuracy=np.nan).compare("optimizer")
         assert ranking.values.empty
@@ -184,13 +186,13 @@ class TestLittle:
             name for name in results.compare("optimizer").values if name not in ("optimizer", "learning_rate")
         ]
 
-    def test_a_range_that_was_sampled_has_too_many_values(self):
+    def test_too_many_values_are_rejected(self):
         results = made({"a": 0.9}, rates=np.logspace(-4, 0, 101), seeds=1)
         with pytest.raises(UnknownNameError, match="learning_rate has 101 values in made"):
             results.compare("learning_rate")
 
     @pytest.mark.parametrize(
-        ("parameter", "options", "told"),
+        ("parameter", "options", "message"),
         [
             ("optimiser", {}, "no parameter 'optimiser' in made.up; there are optimizer, learning_rate"),
             ("seed", {}, "no parameter 'seed' in made.up"),
@@ -202,28 +204,27 @@ class TestLittle:
             ("optimizer", {"where": {"learning_rate": 7}}, "no trial of made.up has learning_rate=7"),
         ],
     )
-    def test_what_is_not_there_is_told_in_one_line(self, parameter, options, told):
-        with pytest.raises(UnknownNameError, match=told) as error:
+    def test_unknown_names_are_one_line_errors(self, parameter, options, message):
+        with pytest.raises(UnknownNameError, match=message) as error:
             made({"a": 0.9, "b": 0.8}).compare(parameter, **options)
         assert "\n" not in str(error.value)
 
 
 class TestSentences:
-    def test_a_clear_winner(self):
-        said = made({"a": 0.9, "b": 0.95, "c": 0.8}, deviation=0.001).compare("optimizer").sentences()
-        assert said[0].startswith("b is significantly the best optimizer: test accuracy 0.9")
-        assert "95 % interval" in said[0]
-        assert said[1].startswith("a and c are significantly worse than one of the best: a is 0.0")
+    def test_clear_winner_is_significant(self):
+        sentences = made({"a": 0.9, "b": 0.95, "c": 0.8}, deviation=0.001).compare("optimizer").sentences()
+        assert sentences[0].startswith("b is significantly the best optimizer: test accuracy 0.9")
+        assert "95 % interval" in sentences[0]
+        assert sentences[1].startswith("a and c are significantly worse than one of the best: a is 0.0")
 
-    def test_ties_and_what_the_seeds_could_tell(self):
+    def test_ties_are_reported_with_the_detectable_difference(self):
         ranking = made({"a": 0.95, "b": 0.95, "c": 0.5}, rates=(0.1, 1), deviation=0.001).compare("optimizer")
-        said = ranking.sentences()
-        assert said[0].startswith("a and b tie for the best optimizer: a has test accuracy 0.95")
-        assert said[1].startswith("c is significantly worse than one of the best: c is 0.4")
-        assert said[2].startswith("Differences below about 0.00") and said[2].endswith(
-            " are not detectable with these seeds."
-        )
-        assert said[3].startswith(
+        sentences = ranking.sentences()
+        assert sentences[0].startswith("a and b tie for the best optimizer: a has test accuracy 0.95")
+        assert sentences[1].startswith("c is significantly worse than one of the best: c is 0.4")
+        assert sentences[2].startswith("Differences below about 0.00")
+        assert sentences[2].endswith(" are not detectable with these seeds.")
+        assert sentences[3].startswith(
             "Each value is represented by the best of up to 2 configurations, selected on the same seeds"
         )
         assert ranking._repr_html_().count("<p>") == 4

@@ -1,4 +1,4 @@
-"""Several searches held against each other."""
+"""Several searches as one, with the search as a parameter."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ def named(name, folder=None, **truth):
     return replace(results, experiment={**results.experiment, "name": name}, folder=folder and Path(folder))
 
 
-def test_the_better_search_is_found_at_its_best_configuration():
+def test_searches_are_ranked_by_their_best_configurations():
     both = concat([named("one", a=0.9, b=0.95), named("other", a=0.8, b=0.85)])
     assert len(both.trials) == 20
     assert both.trials["trial_id"].is_unique
@@ -27,14 +27,14 @@ def test_the_better_search_is_found_at_its_best_configuration():
     assert both.compare("optimizer").values["search"].tolist() == ["one", "one"]
 
 
-def test_searches_of_one_name_are_told_apart_by_their_folders_or_numbers():
+def test_equal_names_are_replaced_by_folder_names_or_numbered():
     apart = concat([named("one", "runs/one", a=0.9), named("one", "runs/one-2", a=0.8)])
     assert set(apart.trials["search"]) == {"one", "one-2"}
     alike = concat([named("one", a=0.9), named("one", a=0.8)])
     assert set(alike.trials["search"]) == {"one (1)", "one (2)"}
 
 
-def test_searches_that_are_judged_otherwise_cannot_be_compared():
+def test_searches_with_different_metrics_are_rejected():
     lossy = made({"a": 0.1}, metric="loss")
     other = replace(lossy, experiment={**lossy.experiment, "name": "two"})
     with pytest.raises(UnknownNameError, match="one by the max of test_accuracy, two by the max of loss; compare"):

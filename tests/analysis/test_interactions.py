@@ -1,4 +1,4 @@
-"""Shares of the variance: on tables that are sums, products and mixtures by construction."""
+"""Shares of the variance, for tables that are sums, products and mixtures by construction."""
 
 import itertools
 
@@ -13,14 +13,14 @@ SPACE = {"a": {"choice": [1, 2, 3]}, "b": {"choice": [1, 2]}}
 
 
 def grid(value, space=SPACE):
-    """Return a grid of which each configuration's loss is known."""
+    """Return a grid search with a known loss of each configuration."""
     combinations = [
         dict(zip(space, one, strict=True)) for one in itertools.product(*(own["choice"] for own in space.values()))
     ]
     return searched(space, [config | {"loss": value(**config)} for config in combinations])
 
 
-def test_a_sum_has_no_interaction():
+def test_sum_has_no_interaction():
     row = interactions(grid(lambda a, b: 3.0 * a + b)).iloc[0]
     assert row[["first", "second", "num_cells", "note"]].tolist() == ["a", "b", 6, ""]
     # The variance of 3, 6, 9 is 6, that of 1, 2 a quarter.
@@ -29,12 +29,12 @@ def test_a_sum_has_no_interaction():
     assert row["interaction_share"] == pytest.approx(0, abs=1e-12)
 
 
-def test_what_only_both_together_tell_is_all_interaction():
+def test_product_of_centered_values_is_all_interaction():
     row = interactions(grid(lambda a, b: float((a - 2) * (b - 1.5)))).iloc[0]
     assert row[["first_share", "second_share", "interaction_share"]].tolist() == pytest.approx([0, 0, 1])
 
 
-def test_shares_add_up_and_the_largest_interaction_comes_first():
+def test_shares_add_up_and_the_largest_interaction_is_first():
     space = {**SPACE, "c": {"choice": ["x", "y"]}}
     luck = np.random.default_rng(0)
     df = interactions(grid(lambda a, b, c: a * b * 10.0 + (c == "x") + luck.normal(0, 0.01), space))
@@ -44,14 +44,14 @@ def test_shares_add_up_and_the_largest_interaction_comes_first():
     assert df["interaction_share"].is_monotonic_decreasing
 
 
-def test_another_metric_may_be_split():
+def test_variance_of_another_metric_is_split():
     results = grid(lambda a, b: float(a))
     results.trials["test_accuracy"] = results.trials["b"].astype(float)
     assert interactions(results, "test_accuracy")["second_share"].iloc[0] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("drop", "diverged"), [([0], []), ([], [0])])
-def test_an_incomplete_table_is_told(drop, diverged):
+def test_incomplete_table_has_no_shares(drop, diverged):
     results = grid(lambda a, b: 3.0 * a + b)
     results.trials.loc[diverged, "status"] = "diverged"
     row = interactions(type(results)(results.experiment, results.trials.drop(index=drop), results.history)).iloc[0]
@@ -59,7 +59,7 @@ def test_an_incomplete_table_is_told(drop, diverged):
     assert row[["first_share", "second_share", "interaction_share"]].isna().all()
 
 
-def test_one_parameter_alone_is_refused():
+def test_single_parameter_is_rejected():
     results = grid(lambda a, b: 3.0 * a + b)
     alone = results.trials[results.trials["a"] == 1]
     with pytest.raises(UnknownNameError, match=r"needs two parameters that vary; in made.up b does"):
@@ -73,7 +73,7 @@ def test_a_divergence_in_a_cell_with_others_leaves_no_table():
     assert set(notes.values()) == {"1 configurations have no value"}
 
 
-def test_cells_with_more_configurations_than_others_are_told():
+def test_unequal_cells_have_no_shares():
     results = grid(lambda a, b, c: a + b + float(c), {**SPACE, "c": {"choice": [1, 2]}})
     fewer = results.trials.drop(index=0)
     df = interactions(type(results)(results.experiment, fewer, results.history))
@@ -88,7 +88,7 @@ def test_a_search_at_random_has_no_table():
     assert row[["num_cells", "note"]].tolist() == [5000, "5000 of 25000000 cells have a value"]
 
 
-def test_cells_that_are_all_alike_have_nothing_to_share():
+def test_equal_cells_have_no_shares():
     row = interactions(grid(lambda a, b: 0.1)).iloc[0]
     assert row["note"] == "all cells are equal"
     assert np.isnan(row["first_share"])

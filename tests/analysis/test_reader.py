@@ -1,4 +1,4 @@
-"""A search looked at again and again while it runs: what is read, and that it is what a whole reading gives."""
+"""Incremental reading of a running search, compared with a complete reading."""
 
 import os
 
@@ -18,126 +18,126 @@ KEYS = ["optimizer", "learning_rate", "batch_size", "seed"]
 
 
 @pytest.fixture
-def home(tmp_path):
-    home = ExperimentFolder(tmp_path / "run")
-    home.claim("made.up")
-    home.write({"name": "made.up", "metric": "test_loss", "mode": "min", "config_keys": KEYS})
-    return home
+def folder(tmp_path):
+    folder = ExperimentFolder(tmp_path / "run")
+    folder.claim("made.up")
+    folder.write({"name": "made.up", "metric": "test_loss", "mode": "min", "config_keys": KEYS})
+    return folder
 
 
 @pytest.fixture
 def was_read(monkeypatch):
-    """Return the trials whose files were read, in this order."""
+    """Return the trials whose files were read, in order."""
     read, names = reader.read_trial_table, []
 
-    def noted(part):
+    def record(part):
         names.append(part.stem)
         return read(part)
 
-    monkeypatch.setattr(reader, "read_trial_table", noted)
+    monkeypatch.setattr(reader, "read_trial_table", record)
     return names
 
 
-def write(home, made):
+def write(folder, made):
     row, history = made
-    home.write_trial(row["trial_id"], row, history)
+    folder.write_trial(row["trial_id"], row, history)
 
 
-def check_matches(followed, home):
-    whole = results.load(home.path)
+def check_matches(followed, folder):
+    whole = results.load(folder.path)
     pd.testing.assert_frame_equal(followed.trials, whole.trials)
     pd.testing.assert_frame_equal(followed.history, whole.history)
-    assert (followed.experiment, followed.folder, followed.counts()) == (whole.experiment, home.path, whole.counts())
+    assert (followed.experiment, followed.folder, followed.counts()) == (whole.experiment, folder.path, whole.counts())
 
 
-def test_only_what_is_new_is_read(home, trial, was_read):
-    followed = ResultsReader(home)
+def test_only_changed_files_are_read(folder, trial, was_read):
+    followed = ResultsReader(folder)
     assert (followed.results().trials.empty, followed.version) == (True, 1)
     for name in ("a", "b"):
-        write(home, trial(name))
-    check_matches(followed.results(), home)
+        write(folder, trial(name))
+    check_matches(followed.results(), folder)
     assert (followed.version, was_read) == (2, ["a", "b"])
     assert followed.results() is followed.results()
-    write(home, trial("c", status="failed"))
-    write(home, trial("a", loss=0.1))
-    check_matches(followed.results(), home)
+    write(folder, trial("c", status="failed"))
+    write(folder, trial("a", loss=0.1))
+    check_matches(followed.results(), folder)
     assert (followed.version, was_read) == (3, ["a", "b", "a", "c"])
     assert followed.results().num_bytes > 0
 
 
-def test_what_has_gone_into_the_frames_is_followed(home, trial, results_of, was_read):
-    followed = ResultsReader(home)
+def test_trials_that_move_into_the_frames_are_found(folder, trial, results_of, was_read):
+    followed = ResultsReader(folder)
     made = [trial(name) for name in ("a", "b")]
-    for one in made:
-        write(home, one)
+    for trial_data in made:
+        write(folder, trial_data)
     followed.results()
     whole = results_of(*made)
-    write_frames(home, whole.trials, whole.history)
+    write_frames(folder, whole.trials, whole.history)
     for name in ("a", "b"):
-        os.remove(home.trial_file(name))
-    check_matches(followed.results(), home)
-    write(home, trial("c"))
-    check_matches(followed.results(), home)
+        os.remove(folder.trial_file(name))
+    check_matches(followed.results(), folder)
+    write(folder, trial("c"))
+    check_matches(followed.results(), folder)
     assert list(followed.results().trials["trial_id"]) == ["a", "b", "c"]
     assert was_read == ["a", "b", "c"]
 
 
-def test_a_part_that_goes_while_all_are_read_is_found_in_the_frames(home, trial, results_of, monkeypatch):
+def test_trial_file_deleted_during_a_read_is_found_in_the_frames(folder, trial, results_of, monkeypatch):
     made = [trial(name) for name in ("a", "b")]
-    for one in made:
-        write(home, one)
+    for trial_data in made:
+        write(folder, trial_data)
     read = reader.read_trial_table
 
     def ended(part):
         if part.stem == "b" and part.exists():
             whole = results_of(*made)
-            write_frames(home, whole.trials, whole.history)
+            write_frames(folder, whole.trials, whole.history)
             for name in ("a", "b"):
-                os.remove(home.trial_file(name))
+                os.remove(folder.trial_file(name))
         return read(part)
 
     monkeypatch.setattr(reader, "read_trial_table", ended)
-    followed = ResultsReader(home)
+    followed = ResultsReader(folder)
     assert list(followed.results().trials["trial_id"]) == ["a", "b"]
-    check_matches(followed.results(), home)
+    check_matches(followed.results(), folder)
 
 
-def test_parts_that_go_between_the_listing_and_the_frames_are_not_missed(home, trial, results_of, monkeypatch):
-    write(home, trial("a"))
+def test_trial_files_deleted_after_the_listing_are_found_in_the_frames(folder, trial, results_of, monkeypatch):
+    write(folder, trial("a"))
     whole, read = results_of(trial("a")), frames.read_frames
 
     def ended(folder):
         found = read(folder)
-        if home.trial_file("a").exists():
-            write_frames(home, whole.trials, whole.history)
-            os.remove(home.trial_file("a"))
+        if folder.trial_file("a").exists():
+            write_frames(folder, whole.trials, whole.history)
+            os.remove(folder.trial_file("a"))
         return found
 
     monkeypatch.setattr(frames, "read_frames", ended)
-    assert list(results.load(home.path).trials["trial_id"]) == ["a"]
-    check_matches(ResultsReader(home).results(), home)
+    assert list(results.load(folder.path).trials["trial_id"]) == ["a"]
+    check_matches(ResultsReader(folder).results(), folder)
 
 
-def test_an_unreadable_file_is_named_and_read_again_once_it_is_well(home, trial):
-    followed = ResultsReader(home)
-    write(home, trial("a"))
+def test_damaged_file_is_named_and_read_again_after_its_repair(folder, trial):
+    followed = ResultsReader(folder)
+    write(folder, trial("a"))
     followed.results()
-    home.trial_file("b").write_bytes(b"PAR1 garbage")
+    folder.trial_file("b").write_bytes(b"PAR1 garbage")
     for _ in range(2):
         with pytest.raises(FolderError, match=r"b.parquet is not readable as Parquet"):
             followed.results()
-    write(home, trial("b"))
-    check_matches(followed.results(), home)
+    write(folder, trial("b"))
+    check_matches(followed.results(), folder)
 
 
 metrics = st.lists(st.sampled_from(["loss", "accuracy", "own"]), unique=True)
 values = st.one_of(st.just(np.nan), st.floats(-1, 1))
-#: Of some trials which metrics they reported, and where; and how many of them are in the frames already.
+#: Metrics and values of some trials.
 reported = st.lists(st.tuples(metrics, st.lists(values, max_size=4)), max_size=5)
 
 
 @given(reported, st.integers(0, 5), st.sets(st.integers(0, 5)))
-def test_histories_put_together_are_those_that_went_in(trials, num_framed, asked):
+def test_concatenated_history_equals_its_parts(trials, num_framed, numbers):
     alone = {
         f"t{number}": pd.DataFrame({"step": range(len(taken)), **dict.fromkeys(names, taken)}).astype({"step": "int64"})
         for number, (names, taken) in enumerate(trials)
@@ -146,25 +146,25 @@ def test_histories_put_together_are_those_that_went_in(trials, num_framed, asked
     frame = pd.concat(first, ignore_index=True) if first else pd.DataFrame({"trial_id": [], "step": []})
     tables = {name: reader.pa.Table.from_pandas(df) for name, df in list(alone.items())[num_framed:]}
     histories = LazyHistory(frame, tables)
-    for wanted in (None, {f"t{number}" for number in asked}):
+    for wanted in (None, {f"t{number}" for number in numbers}):
         df = histories.frame(wanted)
         assert list(df) == histories.columns
-        for name, one in alone.items():
-            own = df[df["trial_id"] == name].drop(columns="trial_id").reset_index(drop=True)
-            expected = one if wanted is None or name in wanted else one.iloc[:0]
-            for column in one if len(one) else ():
-                np.testing.assert_array_equal(own[column].to_numpy(float), expected[column].to_numpy(float))
-            assert len(own) == len(expected)
+        for name, part in alone.items():
+            rows = df[df["trial_id"] == name].drop(columns="trial_id").reset_index(drop=True)
+            expected = part if wanted is None or name in wanted else part.iloc[:0]
+            for column in part if len(part) else ():
+                np.testing.assert_array_equal(rows[column].to_numpy(float), expected[column].to_numpy(float))
+            assert len(rows) == len(expected)
     for metric in ("loss", "accuracy", "own"):
-        took = {name for name, one in alone.items() if metric in one and one[metric].notna().any()}
+        took = {name for name, part in alone.items() if metric in part and part[metric].notna().any()}
         assert histories.trials_with(metric) == took
 
 
-def test_trials_are_told_whatever_their_files_lack(home, trial):
+def test_trials_with_different_metrics_are_concatenated(folder, trial):
     row, history = trial("a")
-    home.write_trial("a", row, history[["step", "train_loss"]])
-    write(home, trial("b"))
-    found = ResultsReader(home).results()
+    folder.write_trial("a", row, history[["step", "train_loss"]])
+    write(folder, trial("b"))
+    found = ResultsReader(folder).results()
     assert found.histories.trials_with("test_loss") == {"b"}
     assert found.histories.frame(["a"])["test_loss"].isna().all()
     assert list(found.histories.frame([])) == found.histories.columns

@@ -13,14 +13,14 @@ from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import TrialFileWriter, summarise
 
-ASKED = {"name": "made.up", "metric": "test_loss", "mode": "min", "config_keys": ["learning_rate", "seed"]}
+EXPERIMENT = {"name": "made.up", "metric": "test_loss", "mode": "min", "config_keys": ["learning_rate", "seed"]}
 
 
 @pytest.fixture
 def folder(tmp_path):
     folder = ExperimentFolder(tmp_path / "run")
     folder.claim("made.up")
-    folder.write(ASKED)
+    folder.write(EXPERIMENT)
     return folder
 
 
@@ -29,7 +29,7 @@ def write(folder, made):
     folder.write_trial(row["trial_id"], row, history)
 
 
-def test_frames_load_as_they_were_written(folder, grid):
+def test_frames_round_trip(folder, grid):
     made = grid()
     write_frames(folder, made.trials, made.history)
     loaded = results.load(folder.path)
@@ -38,7 +38,7 @@ def test_frames_load_as_they_were_written(folder, grid):
     assert loaded.folder == folder.path
 
 
-def test_parts_of_a_running_search_load_as_frames(folder, trial):
+def test_trial_files_of_a_running_search_are_loaded(folder, trial):
     write(folder, trial("00000"))
     write(folder, trial("00001", status="failed"))
     (folder.trials / ".00002.parquet.7.tmp").write_bytes(b"half")
@@ -48,16 +48,16 @@ def test_parts_of_a_running_search_load_as_frames(folder, trial):
     assert loaded.counts() == {"finished": 1, "failed": 1}
 
 
-def test_a_part_that_ended_later_replaces_the_row_of_a_running_trial(folder, trial):
+def test_trial_file_replaces_the_row_of_a_running_trial(folder, trial):
     row, history = trial("00000", status="running")
-    write_frames(folder, trials_frame([row], ASKED["config_keys"]), history.assign(trial_id="00000").iloc[:3])
+    write_frames(folder, trials_frame([row], EXPERIMENT["config_keys"]), history.assign(trial_id="00000").iloc[:3])
     write(folder, trial("00000"))
     loaded = results.load(folder.path)
     assert loaded.counts() == {"finished": 1}
     assert len(loaded.history) == len(history)
 
 
-def test_a_search_without_trials_yet_loads(folder):
+def test_search_without_trials_is_loaded(folder):
     loaded = results.load(folder.path)
     assert loaded.trials.empty
     assert loaded.counts() == {}
@@ -68,7 +68,7 @@ def test_a_search_without_trials_yet_loads(folder):
 
 
 @pytest.mark.parametrize("name", ["trials.parquet", "history.parquet", "trials/00099.parquet"])
-def test_a_corrupted_parquet_file_is_named(folder, grid, name):
+def test_error_names_a_damaged_parquet_file(folder, grid, name):
     made = grid()
     write_frames(folder, made.trials, made.history)
     (folder.path / name).parent.mkdir(exist_ok=True)
@@ -77,7 +77,7 @@ def test_a_corrupted_parquet_file_is_named(folder, grid, name):
         results.load(folder.path)
 
 
-def test_foreign_parquet_files_are_named(folder):
+def test_error_names_a_foreign_parquet_file(folder):
     folder.trials.mkdir()
     pd.DataFrame({"x": [1]}).to_parquet(folder.trial_file("00000"))
     with pytest.raises(FolderError, match="is not a trial file"):
@@ -93,7 +93,7 @@ def test_several_experiments_are_loaded_by_load_all_only(folder):
     assert [one.name for one in results.load_all(folder.path.parent)] == ["made.up"]
 
 
-def test_the_best_trials_are_healthy_ones(trial, results_of):
+def test_best_trials_are_completed_ones(trial, results_of):
     made = results_of(
         trial("00000", 0.5), trial("00001", 0.1, "diverged"), trial("00002", 0.2), trial("00003", status="failed"),
         trial("00004", 0.05, "running"), trial("00005", 0.3, "stopped"),
@@ -114,12 +114,12 @@ def test_short_durations_and_high_rates_are_best(trial, results_of):
     assert made.best("samples_per_s")["trial_id"] == "00001"
 
 
-def test_no_finished_trial_is_an_error_in_words(trial, results_of):
+def test_missing_best_trial_is_an_error(trial, results_of):
     with pytest.raises(UnknownNameError, match=r"no trial of made\.up finished with a value of test_loss"):
         results_of(trial("00000", status="diverged")).best()
 
 
-def test_a_curve_is_one_column_per_trial(trial, results_of):
+def test_curve_has_one_column_per_trial(trial, results_of):
     made = results_of(trial("00000", 0.1), trial("00001", 0.2, num_steps=5))
     curve = made.curve("test_loss")
     assert list(curve.columns) == ["00000", "00001"]
@@ -127,7 +127,7 @@ def test_a_curve_is_one_column_per_trial(trial, results_of):
     assert curve["00001"].notna().sum() == 6
 
 
-def test_values_of_no_single_type_are_kept_as_text(tmp_path):
+def test_mixed_values_become_text(tmp_path):
     rows = [{"trial_id": str(n), "status": "finished", "layers": v} for n, v in enumerate([3, "auto", [64, 32], None])]
     df = trials_frame(rows, ["layers"])
     assert list(df["layers"].iloc[:3]) == ["3", "auto", "[64, 32]"]
@@ -135,7 +135,7 @@ def test_values_of_no_single_type_are_kept_as_text(tmp_path):
     df.to_parquet(tmp_path / "x.parquet")
 
 
-def test_a_summary_has_last_values_and_both_protocols():
+def test_summary_has_last_best_and_selected_values():
     history = pd.DataFrame(
         {
             "step": [0, 10, 20, 30],
@@ -152,7 +152,7 @@ def test_a_summary_has_last_values_and_both_protocols():
 
 
 @given(st.data(), st.lists(st.floats(), min_size=1, max_size=30))
-def test_a_history_is_the_same_however_its_blocks_are_split(data, values):
+def test_history_does_not_depend_on_its_blocks(data, values):
     steps = np.arange(len(values))
     metrics = {"train_loss": np.array(values), "test_loss": -np.array(values)}
     whole = TrialFileWriter({})
@@ -170,7 +170,7 @@ def test_a_history_is_the_same_however_its_blocks_are_split(data, values):
     pd.testing.assert_frame_equal(one_by_one.history(), whole.history())
 
 
-def test_metrics_taken_at_other_steps_meet_in_one_row_per_step():
+def test_metrics_of_one_step_share_a_row():
     record = TrialFileWriter({})
     assert list(record.history().columns) == ["step"]
     record.add([2, 3], {"train_loss": [0.2, 0.3]})
@@ -182,13 +182,13 @@ def test_metrics_taken_at_other_steps_meet_in_one_row_per_step():
     assert list(history["test_loss"].dropna()) == [9.0]
 
 
-def test_reading_results_loads_neither_matplotlib_nor_torch_nor_ray():
+def test_results_import_neither_matplotlib_nor_torch_nor_ray():
     code = "import sys, tune_hpc.analysis.results; print({'matplotlib', 'torch', 'ray'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
-def test_what_varies_is_what_was_searched_not_what_came_along(trial, results_of):
+def test_varied_parameters_are_the_searched_ones(trial, results_of):
     keys = ["optimizer", "learning_rate", "momentum", "steps", "seed"]
     trials = [
         trial("00000", optimizer="adam", steps=5, seed=0),
@@ -205,20 +205,20 @@ def test_what_varies_is_what_was_searched_not_what_came_along(trial, results_of)
     ]
 
 
-def test_a_column_of_words_ranks_nothing(trial, results_of):
+def test_text_column_cannot_rank_trials(trial, results_of):
     with pytest.raises(
         UnknownNameError, match=r"column optimizer of made\.up is not numeric; numeric columns are learning_rate, "
     ):
         results_of(trial("00000")).top(metric="optimizer")
 
 
-def test_a_description_without_what_the_analysis_needs_is_refused(folder):
+def test_incomplete_experiment_json_is_an_error(folder):
     folder.write({"name": "made.up", "mode": "min"})
     with pytest.raises(FolderError, match="describes no experiment: it has no config_keys, metric; restore it"):
         results.load(folder.path)
 
 
-def test_they_say_what_they_found_where_they_are_shown(grid):
+def test_repr_summarizes_counts_and_the_best_trial(grid):
     made = grid()
     summary = "made.up: 12 trials (12 finished); best test_loss 0.3366 with optimizer=adam, learning_rate=0.01, seed=0"
     assert repr(made) == f"Results of {summary}"
@@ -227,12 +227,12 @@ def test_they_say_what_they_found_where_they_are_shown(grid):
     assert html.count("<tr") == 11
 
 
-def test_a_name_that_is_markup_is_shown_as_it_is(results_of):
+def test_markup_in_a_name_is_escaped(results_of):
     assert "&lt;b&gt;" in results_of(name="<b>")._repr_html_()
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_both_frames_go_to_files(grid, tmp_path, kind):
+def test_both_frames_are_exported(grid, tmp_path, kind):
     made = grid()
     files = getattr(made, f"to_{kind}")(tmp_path / "new")
     assert [file.name for file in files] == [f"trials.{kind}", f"history.{kind}"]

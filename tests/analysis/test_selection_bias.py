@@ -1,4 +1,4 @@
-"""How a search was judged: the two protocols, and optimizers beside what they contain."""
+"""Selection bias of the test set, and optimizers compared with their special cases."""
 
 import numpy as np
 import pandas as pd
@@ -15,40 +15,40 @@ RATES = {"rate": {"choice": [0.1, 0.01]}}
 BEST = {0.1: [0.90, 0.92, 0.91], 0.01: [0.80, 0.81, 0.82]}
 
 
-class TestProtocols:
-    def results(self, **asked):
+class TestSelectionBias:
+    def results(self, **settings):
         rows = [
             {"rate": rate, "seed": seed, "loss": 1 - best, "best_test_accuracy": best,
              "selected_test_accuracy": best - 0.01 * (1 + seed), "test_accuracy": best - 0.05}
-            for rate, own in BEST.items() for seed, best in enumerate(own)
+            for rate, rows in BEST.items() for seed, best in enumerate(rows)
         ]  # fmt: skip
-        return searched(RATES, rows, **asked)
+        return searched(RATES, rows, **settings)
 
-    def test_means_with_students_intervals_and_the_flattery_by_seed(self):
+    def test_table_has_means_intervals_and_the_bias_by_seed(self):
         df = selection_bias(self.results())
         assert df["rate"].tolist() == [0.1, 0.01, 0.1]
         assert df["is_chosen"].tolist() == [False, False, True]
         assert df["num_seeds"].tolist() == [3, 3, 3]
-        told = mean_interval(BEST[0.1])
+        found = mean_interval(BEST[0.1])
         assert df.loc[0, "best_test_accuracy"] == pytest.approx(0.91)
-        assert df.loc[0, "best_test_accuracy_half"] == pytest.approx(told.half)
+        assert df.loc[0, "best_test_accuracy_half"] == pytest.approx(found.half)
         assert df.loc[0, "test_accuracy"] == pytest.approx(0.86)
-        # What the seeds share does not widen the difference.
+        # Variation that the seeds share does not widen the interval of the difference.
         assert df["selection_bias"].tolist() == pytest.approx([0.02] * 3)
         assert df.loc[0, "selection_bias_half"] == pytest.approx(mean_interval([0.01, 0.02, 0.03]).half)
         pd.testing.assert_series_equal(df.loc[2].drop("is_chosen"), df.loc[0].drop("is_chosen"), check_names=False)
 
-    def test_chosen_is_the_best_by_the_experiments_metric(self):
+    def test_chosen_configuration_is_the_best_by_the_experiments_metric(self):
         assert selection_bias(self.results(mode="max")).iloc[-1]["rate"] == 0.01
 
-    def test_one_seed_has_no_interval(self):
+    def test_single_seed_has_no_interval(self):
         results = self.results()
-        own = results.trials[results.trials["seed"] == 0]
-        df = selection_bias(type(results)(results.experiment, own, results.history))
+        rows = results.trials[results.trials["seed"] == 0]
+        df = selection_bias(type(results)(results.experiment, rows, results.history))
         assert df["selection_bias"].tolist() == pytest.approx([0.01] * 3)
         assert df["selection_bias_half"].isna().all()
 
-    def test_a_divergence_leaves_a_gap_and_is_not_chosen(self):
+    def test_diverged_configuration_has_missing_values_and_is_not_chosen(self):
         results = self.results()
         results.trials.loc[results.trials["rate"] == 0.1, ["status", "best_test_accuracy"]] = ["diverged", np.nan]
         df = selection_bias(results)
@@ -56,7 +56,7 @@ class TestProtocols:
         assert np.isnan(df["selection_bias"].iloc[0])
         assert df["rate"].iloc[-1] == 0.01
 
-    def test_without_validation_images_it_is_refused(self):
+    def test_missing_validation_accuracy_is_an_error(self):
         results = self.results()
         without = results.trials.drop(columns="selected_test_accuracy")
         with pytest.raises(UnknownNameError, match=r"no selected_test_accuracy in the trials of made.up") as error:
@@ -74,13 +74,13 @@ class TestSpecialCases:
         df = special_cases(self.results(*arguments, **options))
         return dict(zip(zip(df["general"], df["special"], strict=True), df["verdict"], strict=True))
 
-    def test_a_general_one_that_is_better_or_ties_is_as_it_should_be(self):
-        told = self.verdicts({"adam": 0.1, "momentum": 0.3, "gradient_descent": 0.3, "rmsprop": 0.5})
-        assert told == dict.fromkeys(
+    def test_better_and_tied_general_optimizers_are_as_expected(self):
+        found = self.verdicts({"adam": 0.1, "momentum": 0.3, "gradient_descent": 0.3, "rmsprop": 0.5})
+        assert found == dict.fromkeys(
             [("momentum", "gradient_descent"), ("adam", "momentum"), ("adam", "rmsprop")], "as expected"
         )
 
-    def test_one_that_is_worse_loses(self):
+    def test_worse_general_optimizer_loses(self):
         df = special_cases(self.results({"adam": 0.5, "momentum": 0.3}))
         row = df.iloc[0]
         assert row["verdict"] == "loses: its space or budget is too small"
@@ -89,34 +89,34 @@ class TestSpecialCases:
         assert row["low"] < row["difference"] < row["high"]
         assert row["low"] > 0
 
-    def test_the_difference_is_the_general_ones_less_the_special_ones(self):
+    def test_difference_is_general_less_special(self):
         row = special_cases(self.results({"adam": 0.3, "momentum": 0.5})).iloc[0]
         assert row["low"] < row["difference"] < row["high"] < 0
 
-    def test_a_proximal_one_without_penalties_is_equal(self):
+    def test_proximal_optimizer_without_penalties_must_be_equal(self):
         losses = {"proximal_adagrad": 0.3, "adagrad": 0.3, "proximal_gradient_descent": 0.1, "gradient_descent": 0.5}
         df = special_cases(self.results(losses))
         assert df["general"].tolist() == ["proximal_gradient_descent", "proximal_adagrad"]
         assert df["expected"].tolist() == ["equal", "equal"]
         assert df["verdict"].tolist() == ["differs: should be equal", "as expected"]
 
-    def test_with_penalties_it_need_not_be(self):
+    def test_proximal_optimizer_with_penalties_must_be_no_worse(self):
         df = special_cases(self.results({"proximal_adagrad": 0.1, "adagrad": 0.3}, l1=0.01))
         assert df.loc[0, ["expected", "verdict"]].tolist() == ["no worse", "as expected"]
 
-    def test_one_seed_tells_only_what_is_the_very_same(self):
+    def test_single_seed_is_conclusive_for_identical_values_only(self):
         losses = {"adam": 0.1, "momentum": 0.3, "proximal_adagrad": 0.3, "adagrad": 0.3}
-        told = self.verdicts(losses, num_seeds=1, deviation=0.0)
-        assert told == {("adam", "momentum"): "inconclusive", ("proximal_adagrad", "adagrad"): "as expected"}
+        found = self.verdicts(losses, num_seeds=1, deviation=0.0)
+        assert found == {("adam", "momentum"): "inconclusive", ("proximal_adagrad", "adagrad"): "as expected"}
 
-    def test_one_that_never_finished_cannot_be_told(self):
+    def test_unfinished_optimizer_is_inconclusive(self):
         results = self.results({"adam": 0.1, "momentum": 0.3})
         results.trials.loc[results.trials["optimizer"] == "adam", ["status", "loss"]] = ["diverged", np.nan]
         row = special_cases(results).iloc[0]
         assert row["verdict"] == "inconclusive"
         assert np.isnan(row["difference"])
 
-    def test_another_parameter_and_none_at_all(self):
+    def test_another_parameter_is_accepted_and_missing_pairs_are_rejected(self):
         results = searched({"rule": {"choice": ["adam", "momentum"]}}, repeated(
             [{"rule": "adam", "loss": 0.1}, {"rule": "momentum", "loss": 0.3}]))  # fmt: skip
         assert special_cases(results, "rule")["verdict"].tolist() == ["as expected"]

@@ -1,4 +1,4 @@
-"""Every question is answered, or refused in one line, whatever the trials are."""
+"""Every function of results gives an answer or a one-line error for degenerate trials."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from tune_hpc.report import tables
 from tune_hpc.report.findings import findings
 from tune_hpc.report.plots import figures
 
-QUESTIONS = {
+FUNCTIONS = {
     "repr": repr,
     "html": lambda results: results._repr_html_(),
     "best": lambda results: results.best(),
@@ -33,9 +33,9 @@ QUESTIONS = {
     "sentences": findings,
     "tables": tables.report_tables,
     "figures": figures.render_all,
-    "figures of the search": lambda results: [figures.draw(results, one) for one in OF_THE_SEARCH],
+    "search figures": lambda results: [figures.draw(results, one) for one in SEARCH_FIGURES],
 }
-OF_THE_SEARCH = [
+SEARCH_FIGURES = [
     {"kind": "ranking", "metrics": ["test_loss", "test_accuracy"], "title": "Ranking", "line": "optimizer"},
     {"kind": "budget", "metrics": ["test_loss", "test_accuracy"], "title": "Budget"},
     {"kind": "target", "metrics": ["test_loss"], "title": "Target", "line": "optimizer", "target": 0.5},
@@ -52,64 +52,62 @@ CLAIM = {
 SPACE = {"optimizer": {"choice": ["adam", "momentum"]}, "learning_rate": {"choice": [0.1, 0.01, 0.001]}}
 
 
-def one_trial(grid, trial, results_of, asked):
-    return results_of(trial("00000"), **asked)
+def one_trial(grid, trial, results_of, settings):
+    return results_of(trial("00000"), **settings)
 
 
-def all_diverged(grid, trial, results_of, asked):
-    return results_of(*(trial(f"{n:05d}", status="diverged", seed=n) for n in range(4)), **asked)
+def all_diverged(grid, trial, results_of, settings):
+    return results_of(*(trial(f"{n:05d}", status="diverged", seed=n) for n in range(4)), **settings)
 
 
-def all_failed(grid, trial, results_of, asked):
-    return results_of(*(trial(f"{n:05d}", status="failed", seed=n) for n in range(4)), **asked)
+def all_failed(grid, trial, results_of, settings):
+    return results_of(*(trial(f"{n:05d}", status="failed", seed=n) for n in range(4)), **settings)
 
 
-def one_seed(grid, trial, results_of, asked):
-    whole = grid(**asked)
+def one_seed(grid, trial, results_of, settings):
+    whole = grid(**settings)
     trials = whole.trials[whole.trials["seed"] == 0].reset_index(drop=True)
     return Results(whole.experiment, trials, whole.history)
 
 
-def twice_the_same(grid, trial, results_of, asked):
-    whole = grid(**asked)
+def duplicated_trials(grid, trial, results_of, settings):
+    whole = grid(**settings)
     again = whole.trials.assign(trial_id="x" + whole.trials["trial_id"])
     return Results(whole.experiment, pd.concat([whole.trials, again], ignore_index=True), whole.history)
 
 
-def no_metric(grid, trial, results_of, asked):
-    whole = grid(**asked)
+def no_metric(grid, trial, results_of, settings):
+    whole = grid(**settings)
     return Results(whole.experiment, whole.trials.drop(columns=["test_loss"]), whole.history.drop(columns="test_loss"))
 
 
-def metric_missing_everywhere(grid, trial, results_of, asked):
-    whole = grid(**asked)
+def metric_missing_everywhere(grid, trial, results_of, settings):
+    whole = grid(**settings)
     return Results(whole.experiment, whole.trials.assign(test_loss=np.nan), whole.history.assign(test_loss=np.nan))
 
 
-def no_trials(grid, trial, results_of, asked):
-    return results_of(**asked)
+def no_trials(grid, trial, results_of, settings):
+    return results_of(**settings)
 
 
-def still_running(grid, trial, results_of, asked):
-    return results_of(*(trial(f"{n:05d}", status="running", seed=n) for n in range(3)), **asked)
+def still_running(grid, trial, results_of, settings):
+    return results_of(*(trial(f"{n:05d}", status="running", seed=n) for n in range(3)), **settings)
 
 
 KINDS = (
-    one_trial, all_diverged, all_failed, one_seed, twice_the_same, no_metric, metric_missing_everywhere, no_trials,
+    one_trial, all_diverged, all_failed, one_seed, duplicated_trials, no_metric, metric_missing_everywhere, no_trials,
     still_running,
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("question", QUESTIONS)
-def test_an_answer_or_one_line(grid, trial, results_of, kind, question):
-    asked = {"published": PUBLISHED, "claims": [CLAIM], "space": SPACE, "searcher": "grid", "seeds": [0, 1]}
-    results = kind(grid, trial, results_of, asked)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_function_gives_an_answer_or_a_one_line_error(grid, trial, results_of, kind, name):
+    settings = {"published": PUBLISHED, "claims": [CLAIM], "space": SPACE, "searcher": "grid", "seeds": [0, 1]}
+    results = kind(grid, trial, results_of, settings)
     try:
-        answer = QUESTIONS[question](results)
+        answer = FUNCTIONS[name](results)
     except TuneHpcError as error:
-        told = str(error)
-        assert told
-        assert "\n" not in told
-        return
+        answer = None if "\n" in str(error) else str(error)
     assert answer is not None
+    assert str(answer) != ""

@@ -1,3 +1,5 @@
+"""Contents of the HTML report."""
+
 import re
 from dataclasses import replace
 
@@ -21,7 +23,7 @@ def page_of(*results, path):
     return report.write_report(results, path).read_text(encoding="utf-8")
 
 
-def test_a_page_refers_to_nothing_outside_itself(grid, tmp_path):
+def test_page_is_self_contained(grid, tmp_path):
     page = page_of(grid(figures=[FIGURE], published=[PUBLISHED]), path=tmp_path / "report.html")
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     assert "@import" not in page
@@ -29,7 +31,7 @@ def test_a_page_refers_to_nothing_outside_itself(grid, tmp_path):
     assert page.count('<img src="data:image/') == 1
 
 
-def test_conclusions_lead_and_everything_is_there(grid, tmp_path):
+def test_page_has_findings_tables_figures_and_provenance(grid, tmp_path):
     made = grid(figures=[FIGURE], published=[PUBLISHED], provenance=PROVENANCE, title="Made up", state="finished")
     page = page_of(made, path=tmp_path / "report.html")
     assert page.index("12 trials, 12 finished.") < page.index("Published and measured values") < page.index("<img")
@@ -41,7 +43,7 @@ def test_conclusions_lead_and_everything_is_there(grid, tmp_path):
     assert "<nav" not in page
 
 
-def test_quick_stands_beside_every_number_that_stands_beside_a_published_one(grid, tmp_path):
+def test_quick_runs_are_marked_beside_published_numbers(grid, tmp_path):
     page = page_of(grid(published=[PUBLISHED], figures=[FIGURE], quick=True), path=tmp_path / "report.html")
     assert 'measured <span class="quick">quick</span>' in page
     assert "quick run: not comparable" in page
@@ -50,7 +52,7 @@ def test_quick_stands_beside_every_number_that_stands_beside_a_published_one(gri
     )
 
 
-def test_texts_from_trials_are_escaped(trial, results_of, tmp_path):
+def test_texts_of_trials_are_escaped(trial, results_of, tmp_path):
     made = results_of(
         trial("00000"), trial("00001", status="failed"), title="<script>alert(2)</script>", description="a < b"
     )
@@ -59,7 +61,7 @@ def test_texts_from_trials_are_escaped(trial, results_of, tmp_path):
     assert "RuntimeError: &lt;script&gt;alert(1)&lt;/script&gt; | out of memory" in page
 
 
-def test_many_experiments_have_contents_and_a_summary(grid, results_of, trial, tmp_path):
+def test_several_experiments_have_contents_and_a_summary(grid, results_of, trial, tmp_path):
     other = results_of(trial("00000", status="diverged"), name="other.one", state="interrupted", figures=[FIGURE])
     page = page_of(
         grid(title="First", figures=[FIGURE]),
@@ -75,18 +77,18 @@ def test_many_experiments_have_contents_and_a_summary(grid, results_of, trial, t
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed", "running", "finished"])
-def test_one_trial_of_any_fate_makes_a_page(trial, results_of, tmp_path, status):
+def test_single_trial_of_any_status_makes_a_page(trial, results_of, tmp_path, status):
     made = results_of(trial("00000", status=status), figures=[FIGURE], published=[PUBLISHED])
     assert "1 trial, 1 " + status in page_of(made, path=tmp_path / "report.html")
 
 
-def test_a_running_search_without_trials_makes_a_page(results_of, tmp_path):
+def test_running_search_without_trials_makes_a_page(results_of, tmp_path):
     page = page_of(results_of(figures=[FIGURE], published=[PUBLISHED], tables=[]), path=tmp_path / "report.html")
     assert "No trial has ended yet." in page
     assert "No trial has data for a figure." in page
 
 
-def test_an_experiment_folder_gets_its_tables_figures_and_page(grid, tmp_path):
+def test_tables_figures_and_page_are_written_into_the_folder(grid, tmp_path):
     made = replace(grid(figures=[FIGURE]), folder=tmp_path / "run")
     page = tmp_path / "run" / "report.html"
     assert report.write_report([made], page) == page
@@ -96,7 +98,7 @@ def test_an_experiment_folder_gets_its_tables_figures_and_page(grid, tmp_path):
     assert (tmp_path / "elsewhere.html").read_text() == (tmp_path / "run" / "report.html").read_text()
 
 
-def test_which_parameters_decide_is_a_table_and_a_figure_where_one_can_say(grid, results_of, trial, tmp_path):
+def test_importance_is_a_table_and_a_figure_unless_it_raises(grid, results_of, trial, tmp_path):
     table = pd.DataFrame({"parameter": ["learning_rate", "optimizer"], "importance": [0.7512, 0.2488]})
 
     def importance(results):
@@ -113,7 +115,7 @@ def test_which_parameters_decide_is_a_table_and_a_figure_where_one_can_say(grid,
     assert "Parameter importance" not in page
 
 
-def test_searches_of_one_name_are_told_apart_and_a_comparison_leads(grid, tmp_path):
+def test_comparison_is_first_and_equal_names_are_distinguished(grid, tmp_path):
     searches = [replace(grid(title="Made up"), folder=tmp_path / name) for name in ("first", "second")]
     ranking = concat(searches).compare("search")
     page = report.write_report(searches, tmp_path / "both.html", in_folders=False, comparison=ranking)

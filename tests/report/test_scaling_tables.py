@@ -1,10 +1,10 @@
-"""What a scaling measurement says beyond what it timed."""
+"""Derived tables and figures of a scaling measurement."""
 
 from dataclasses import replace
 
 import pytest
 
-from tests.report.figure_checks import assert_tidy
+from tests.report.figure_checks import assert_no_overlap
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.findings import findings
 from tune_hpc.report.plots import figures
@@ -24,7 +24,7 @@ SPEEDUP = {"kind": "speedup", "metrics": ["speedup", "efficiency"], "title": "Sp
 STEPS = {1: (1.0, 1.1, 0.9), 2: (0.6, 0.5, 5.0), 4: (0.7, 0.7, 0.7)}
 
 
-def foretold(link, width, steps):
+def predicted_rows(link, width, steps):
     return [
         {"link": link, "workers": workers, "mode": "strong", "width": width, "batch_size": 150, "step_s": step_s,
          "compute_s": step_s, "communicate_s": 0.0, "samples_per_s": 150 / step_s, "speedup": 1 / step_s,
@@ -35,7 +35,7 @@ def foretold(link, width, steps):
 
 @pytest.fixture
 def measured(trial, results_of):
-    """Three repeats on 1, 2 and 4 workers, at each width or with each option."""
+    """Return a maker of three repeats on 1, 2 and 4 workers, at each width or with each option."""
 
     def make(widths=(1.0,), options=("none",)):
         trials = []
@@ -54,9 +54,11 @@ def measured(trial, results_of):
                         }  # fmt: skip
                         trials.append((row, history.iloc[:0]))
         made = results_of(*trials, config_keys=["workers", "width", "seed", "mode", "option"])
-        said = [row for width in widths for row in foretold("this machine", width, {1: 1.0, 2: 0.66, 4: 0.63})]
-        said += [row for width in widths for row in foretold("NVLink 4", width, {1: 1.0, 2: 0.5, 4: 0.25, 8: 0.2})]
-        made.experiment["predictions"] = said
+        rows = [row for width in widths for row in predicted_rows("this machine", width, {1: 1.0, 2: 0.66, 4: 0.63})]
+        rows += [
+            row for width in widths for row in predicted_rows("NVLink 4", width, {1: 1.0, 2: 0.5, 4: 0.25, 8: 0.2})
+        ]
+        made.experiment["predictions"] = rows
         made.experiment["widths"] = [
             {"link": "this machine", "workers": 2, "aim": 0.8, "width": 1.5, "best_efficiency": 0.9,
              "best_width": 4.0, "narrowest": 0.25, "widest": 4.0},
@@ -72,73 +74,81 @@ def measured(trial, results_of):
     return make
 
 
-def test_the_model_is_held_against_the_median_of_the_repeats(measured):
+def test_predictions_are_compared_with_the_median_of_the_repeats(measured):
     table = predicted_against_measured(measured())
     assert list(table["workers"]) == [2, 4]
     assert table["measured_s"].to_list() == [0.6, 0.7]
     assert table["error"].to_list() == pytest.approx([0.1, -0.1])
 
 
-def test_what_was_exchanged_otherwise_is_not_held_against_the_model(measured):
+def test_other_gradient_exchanges_are_not_compared_with_the_model(measured):
     table = predicted_against_measured(measured(options=("larger_steps", "none")))
     assert table["measured_s"].to_list() == [0.6, 0.7]
 
 
-def test_cost_is_told_and_what_no_other_choice_beats(measured):
+def test_pareto_front_has_no_dominated_configuration(measured):
     table = cost_pareto_front(measured())
     assert table["worker_s"].to_list() == pytest.approx([10.0, 2 * 61 / 3, 28.0])
-    # Two workers have one repeat of 50 s; four are quicker for less.
+    # A slow repeat makes two workers slower and more expensive than four.
     assert table["is_efficient"].to_list() == [True, False, True]
-    # Networks of two widths are not the same work.
+    # Networks of different widths are different work.
     assert cost_pareto_front(measured((0.5, 1.0)))["is_efficient"].to_list() == [True, False, True] * 2
 
 
-def test_the_sentences_say_it(measured):
-    said = findings(measured())
-    assert any("2 workers: 660 ms, measured 600 (+10%); 4 workers: 630 ms, measured 700 (-10%)" in one for one in said)
-    assert any("A worker takes 18% of the whole batch's time for one of 10 shares of the batch" in one for one in said)
-    assert "2 workers reach an efficiency of 80% from width 1.5 on (predicted)." in said
+def test_findings_describe_the_measurement(measured):
+    sentences = findings(measured())
     assert any(
-        one.startswith("4 workers reach an efficiency of 80% at no width from 0.25 to 4") and "the best is 40%" in one
-        for one in said
+        "2 workers: 660 ms, measured 600 (+10%); 4 workers: 630 ms, measured 700 (-10%)" in sentence
+        for sentence in sentences
     )
     assert any(
-        "with workers 4, takes 0.70 of the time of the cheapest, with workers 1, and 2.80 times" in one for one in said
+        "A worker takes 18% of the whole batch's time for sentence of 10 shares of the batch" in sentence
+        for sentence in sentences
     )
-    assert not any("test accuracy" in one for one in said)
+    assert "2 workers reach an efficiency of 80% from width 1.5 on (predicted)." in sentences
+    assert any(
+        sentence.startswith("4 workers reach an efficiency of 80% at no width from 0.25 to 4")
+        and "the best is 40%" in sentence
+        for sentence in sentences
+    )
+    assert any(
+        "with workers 4, takes 0.70 of the time of the cheapest, with workers 1, and 2.80 times" in sentence
+        for sentence in sentences
+    )
+    assert not any("test accuracy" in sentence for sentence in sentences)
     options = findings(measured(options=("none", "larger_steps")))
     assert "Larger steps (workers 4): 0.50 of the time; test accuracy 0.9500 instead of 0.9800." in options
 
 
-def test_crosses_stand_where_the_model_puts_the_steps(measured):
+def test_speedup_figure_marks_predictions_with_crosses(measured):
     sheet = figures.draw(measured(), SPEEDUP)[0]
     crosses = [line for line in sheet.axes[0].get_lines() if line.get_marker() == "x"]
     assert [list(line.get_xdata()) for line in crosses] == [[2, 4]]
     assert list(crosses[0].get_ydata()) == pytest.approx([1 / 0.66, 1 / 0.63])
     assert "predicted" in [text.get_text() for text in sheet.figure.legends[0].get_texts()]
     assert "none of which is a step of several workers" in sheet.caption
-    assert_tidy(sheet)
+    assert_no_overlap(sheet)
     widths = figures.draw(measured((0.5, 1.0)), {**SPEEDUP, "line": "width"})[0]
     assert len([line for line in widths.axes[0].get_lines() if line.get_marker() == "x"]) == 2
-    # Of an option the model says nothing.
+    # The model does not predict options.
     options = figures.draw(measured(options=("none", "larger_steps")), {**SPEEDUP, "line": "option"})[0]
     assert "predicted" not in [text.get_text() for text in options.figure.legends[0].get_texts()]
 
 
-def test_other_links_are_a_line_each_beside_what_was_measured(measured):
+def test_links_figure_has_one_line_per_link(measured):
     sheet = figures.draw(measured(), LINKS)[0]
     ideal, line, stars = sheet.axes[0].get_lines()
     assert list(ideal.get_ydata()) == [1, 2, 4, 8]
     assert list(line.get_ydata()) == pytest.approx([1, 2, 4, 5])
     assert list(stars.get_xdata()) == [1, 2, 4]
     assert "Predicted, not measured, but for the stars" in sheet.caption
-    assert_tidy(sheet)
+    assert_no_overlap(sheet)
     assert figures.draw(measured((0.5, 1.0)), LINKS) == []
     assert len(figures.draw(measured((0.5, 1.0)), {**LINKS, "page": "width"})) == 2
     assert figures.draw(measured(options=("none", "larger_steps")), {**LINKS, "page": "option"}) == []
 
 
-def test_efficiency_is_drawn_against_the_width_with_a_panel_for_each_number_of_workers(measured):
+def test_widths_figure_has_one_panel_per_number_of_workers(measured):
     made = measured()
     made.experiment["width_curves"] = [
         {"link": link, "workers": workers, "width": width, "efficiency": width**0.1 / workers}
@@ -150,26 +160,26 @@ def test_efficiency_is_drawn_against_the_width_with_a_panel_for_each_number_of_w
     assert list(first.get_xdata()) == [0.25, 1, 4]
     assert list(stars.get_xdata()) == [1]
     assert set(aim.get_ydata()) == {0.8}
-    assert_tidy(sheet)
+    assert_no_overlap(sheet)
     assert figures.draw(measured(), WIDTHS) == []
 
 
-def test_cost_is_drawn_with_a_ray_for_each_number_of_workers(measured):
+def test_cost_figure_has_one_ray_per_number_of_workers(measured):
     sheet = figures.draw(measured(options=("none", "larger_steps")), {**COST, "line": "option"})[0]
     rays = [line for line in sheet.axes[0].get_lines() if line.get_xdata()[0] == 0]
     assert len(rays) == 3
     assert [text.get_text() for text in sheet.axes[0].texts] == ["1", "2", "4"]
-    assert_tidy(sheet)
+    assert_no_overlap(sheet)
 
 
-def test_the_report_has_a_table_of_each(measured):
+def test_report_has_the_scaling_tables(measured):
     titles = [title for title, *_ in report_tables(measured())]
     assert "Predicted and measured step times" in titles
     assert "Training time and cost" in titles
     assert "Minimum network width for efficient scaling" in titles
 
 
-def test_results_without_a_model_say_so_in_one_line(measured):
+def test_missing_predictions_are_one_line_errors(measured):
     made = measured()
     made.experiment["predictions"] = made.experiment["widths"] = []
     with pytest.raises(UnknownNameError, match="has no predictions; make them with tune-hpc scale"):

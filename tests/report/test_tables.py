@@ -22,7 +22,7 @@ EXACT = {
 }
 
 
-def test_a_published_best_is_held_against_the_best_mean_over_seeds(grid):
+def test_published_best_value_is_compared_with_the_best_mean(grid):
     df = compare_to_published(grid(published=PUBLISHED))
     assert list(df["where"]) == ["optimizer adam", "optimizer momentum"]
     assert list(df["measured_best"]) == [0.01, 0.1]
@@ -35,14 +35,14 @@ def test_a_published_best_is_held_against_the_best_mean_over_seeds(grid):
     assert df["difference"].iloc[0] == pytest.approx(0.005 + end)
 
 
-def test_of_best_values_that_were_never_tried_nothing_is_said(grid):
-    told = [{**PUBLISHED[0], "best_values": values} for values in ((0.02, 0.05), (0.05, 0.1))]
-    made = grid(published=told)
+def test_untried_best_values_are_neither_equal_nor_different(grid):
+    published = [{**PUBLISHED[0], "best_values": values} for values in ((0.02, 0.05), (0.05, 0.1))]
+    made = grid(published=published)
     assert list(compare_to_published(made)["best_agrees"]) == [pd.NA, False]
     assert any("Of 1 published best learning rates, 0 are also ours." in one for one in findings.findings(made))
 
 
-def test_values_that_were_drawn_make_no_table_of_all_pairs(trial, results_of):
+def test_sampled_values_have_no_pivot(trial, results_of):
     drawn = results_of(
         *(trial(f"{n}", optimizer=name, learning_rate=0.012345678 * (n + 1)) for n, name in enumerate("abcdef"))
     )
@@ -53,7 +53,7 @@ def test_values_that_were_drawn_make_no_table_of_all_pairs(trial, results_of):
     assert "0.012345" not in text
 
 
-def test_a_published_number_is_held_against_the_trials_it_names(grid):
+def test_published_number_is_compared_with_its_trials(grid):
     made = grid(published=[EXACT])
     row = compare_to_published(made).iloc[0]
     trials = made.trials.query("optimizer == 'adam' and learning_rate == 0.1")
@@ -63,39 +63,39 @@ def test_a_published_number_is_held_against_the_trials_it_names(grid):
 
 
 class TestVerdicts:
-    def test_a_run_like_ours_agrees_as_often_as_it_says(self):
+    def test_agreement_rate_of_equal_distributions_is_nominal(self):
         generator = np.random.default_rng(0)
         for num_seeds in (3, 5, 10):
-            told = []
+            verdicts = []
             for _ in range(2000):
                 *ours, theirs = generator.normal(0.99, 0.001, num_seeds + 1)
-                told.append(verdict(theirs, mean_interval(ours), num_seeds))
-            assert told.count(AGREES) / 2000 == pytest.approx(0.95, abs=0.02)
-            assert set(told) == {AGREES, DIFFERS}
+                verdicts.append(verdict(theirs, mean_interval(ours), num_seeds))
+            assert verdicts.count(AGREES) / 2000 == pytest.approx(0.95, abs=0.02)
+            assert set(verdicts) == {AGREES, DIFFERS}
 
-    def test_another_one_differs(self):
+    def test_distant_run_differs(self):
         generator = np.random.default_rng(1)
         ours = mean_interval(generator.normal(0.99, 0.001, 5))
         assert verdict(0.98, ours, 5, resolution=0.001) == DIFFERS
 
-    def test_what_was_rounded_away_is_no_difference(self):
+    def test_resolution_widens_the_interval(self):
         close = mean_interval([0.99118, 0.9912, 0.99122])
         assert verdict(0.991, close, 3) == DIFFERS
         assert verdict(0.991, close, 3, resolution=0.001) == AGREES
         assert verdict(0.992, close, 3, resolution=0.001) == DIFFERS
 
-    def test_seeds_that_change_nothing_tell_nothing(self):
+    def test_identical_seeds_are_inconclusive(self):
         same = mean_interval([0.3055, 0.3055, 0.3055])
         assert verdict(0.32, same, 3, resolution=0.01) == INCONCLUSIVE
         assert verdict(0.31, same, 3, resolution=0.01) == AGREES
 
     @pytest.mark.parametrize(("published", "expected"), [(0.991, AGREES), (0.989, AGREES), (0.9, INCONCLUSIVE)])
-    def test_one_seed_tells_no_more_than_the_images_do(self, published, expected):
+    def test_single_seed_is_compared_by_the_binomial_error(self, published, expected):
         alone = mean_interval([0.9904])
         assert verdict(published, alone, 1, resolution=0.001, num_images=10_000) == expected
         assert verdict(0.95, Interval(0.99, 0.94, 1.04), 2, resolution=0.001, num_images=10_000) == INCONCLUSIVE
 
-    def test_a_table_has_them(self, trial, results_of):
+    def test_table_has_the_verdicts(self, trial, results_of):
         trials = [trial(f"0000{seed}", loss=1 + seed / 1000, seed=seed) for seed in range(3)]
         published = [
             {**EXACT, "value": 0.793}, {**EXACT, "value": 0.7},
@@ -110,8 +110,8 @@ class TestVerdicts:
         assert list(others["note"])[:2] == ["measured with batch size 100"] * 2
         quick = compare_to_published(results_of(*trials, published=published, quick=True))
         assert list(quick["verdict"].fillna("")) == ["not comparable"] * 3 + [""]
-        said = findings.findings(results_of(*trials, published=published))
-        assert "Of 2 published numbers, 1 agrees with ours, 1 differs." in said
+        sentences = findings.findings(results_of(*trials, published=published))
+        assert "Of 2 published numbers, 1 agrees with ours, 1 differs." in sentences
 
 
 @pytest.mark.parametrize(
@@ -122,13 +122,13 @@ class TestVerdicts:
         ({"optimizer": "adam"}, "trials there also differ in learning_rate"),
     ],
 )
-def test_what_cannot_be_measured_is_missing_and_says_why(grid, where, note):
+def test_missing_measurement_has_a_note(grid, where, note):
     row = compare_to_published(grid(published=[{**EXACT, "where": where}])).iloc[0]
     assert np.isnan(row["measured"])
     assert row["note"] == note
 
 
-def test_diverged_and_failed_trials_leave_missing_values(trial, results_of):
+def test_diverged_and_failed_trials_have_missing_values(trial, results_of):
     made = results_of(
         trial("00000", status="diverged"),
         trial("00001", status="failed", learning_rate=0.01),
@@ -143,7 +143,7 @@ def test_diverged_and_failed_trials_leave_missing_values(trial, results_of):
     ]
 
 
-def test_a_rate_at_which_a_seed_diverged_is_never_the_best(trial, results_of):
+def test_rate_with_a_diverged_seed_is_not_the_best(trial, results_of):
     made = results_of(
         trial("00000", 0.1, learning_rate=0.5, seed=0),
         trial("00001", 0.1, "diverged", learning_rate=0.5, seed=1),
@@ -157,30 +157,30 @@ def test_a_rate_at_which_a_seed_diverged_is_never_the_best(trial, results_of):
     assert best["num_diverged"].iloc[0] == 1
 
 
-def test_a_quick_run_says_so_beside_published_numbers(grid):
+def test_quick_run_is_marked_beside_published_numbers(grid):
     made = grid(published=PUBLISHED, quick=True)
     text = tables.to_markdown(compare_to_published(made))
     assert "measured (quick)" in text
     assert "Of 2 published best learning rates, 1 is also ours (quick run: not comparable)." in findings.findings(made)
 
 
-def test_sentences_are_made_from_the_numbers(grid):
-    said = findings.findings(grid(published=PUBLISHED))
-    assert said[0] == "12 trials, 12 finished."
-    assert said[1] == "Lowest test loss 0.3416 with optimizer adam, learning rate 0.01 (mean of 2 seeds)."
-    assert said[2] == "Of 2 published best learning rates, 1 is also ours."
-    assert said[3] == "Of 2 published numbers, 2 are inconclusive with so few seeds."
-    assert said[4] == "Mean distance from the published values: 0.04163 on 2 numbers for test loss."
+def test_findings_have_the_numbers(grid):
+    sentences = findings.findings(grid(published=PUBLISHED))
+    assert sentences[0] == "12 trials, 12 finished."
+    assert sentences[1] == "Lowest test loss 0.3416 with optimizer adam, learning rate 0.01 (mean of 2 seeds)."
+    assert sentences[2] == "Of 2 published best learning rates, 1 is also ours."
+    assert sentences[3] == "Of 2 published numbers, 2 are inconclusive with so few seeds."
+    assert sentences[4] == "Mean distance from the published values: 0.04163 on 2 numbers for test loss."
 
 
-def test_best_per_value_of_a_parameter(grid):
+def test_best_per_has_one_row_per_value(grid):
     df = tables.best_per(grid(), "optimizer", ["test_loss", "test_accuracy"])
     assert list(df["optimizer"]) == ["adam", "momentum"]
     assert list(df["learning_rate"]) == [0.01, 0.1]
     assert list(df.columns[2:4]) == ["test_loss", "test_loss_deviation"]
 
 
-def test_a_pivot_has_the_means_of_the_healthy(grid):
+def test_pivot_has_the_means_of_completed_trials(grid):
     made = grid()
     made.trials.loc[made.trials["learning_rate"] == 0.001, "status"] = "diverged"
     df = tables.pivot(made, "optimizer", "learning_rate", "test_loss")
@@ -191,7 +191,7 @@ def test_a_pivot_has_the_means_of_the_healthy(grid):
     assert list(tables.pivot(made, "learning_rate", None, "test_loss")["learning_rate"]) == [0.001, 0.01, 0.1]
 
 
-def test_at_steps_reads_that_step_or_the_last_before(trial, results_of):
+def test_metrics_at_steps_are_the_last_before_a_step(trial, results_of):
     row, history = trial("00000", num_steps=20)
     made = results_of((row, history[history["step"] % 8 == 0]))
     df = tables.metrics_at_steps(made, [7, 16, 1000], ["train_loss", "W"])
@@ -201,12 +201,12 @@ def test_at_steps_reads_that_step_or_the_last_before(trial, results_of):
     assert df["W"].isna().all()
 
 
-def test_at_steps_says_nothing_of_steps_after_a_divergence(trial, results_of):
+def test_metrics_at_steps_are_missing_after_a_divergence(trial, results_of):
     df = tables.metrics_at_steps(results_of(trial("00000", status="diverged", num_steps=5)), [5, 6], ["train_loss"])
     assert list(df["train_loss"].isna()) == [False, True]
 
 
-def test_every_table_answers_without_trials(results_of, tmp_path):
+def test_tables_without_trials_are_empty(results_of, tmp_path):
     declared = [
         {"kind": "best_per", "title": "a", "metrics": ["test_loss"], "rows": "optimizer"},
         {"kind": "pivot", "title": "a", "metrics": ["test_loss"], "rows": "optimizer", "columns": "learning_rate"},
@@ -219,7 +219,7 @@ def test_every_table_answers_without_trials(results_of, tmp_path):
     assert findings.findings(results_of()) == ["No trial has ended yet."]
 
 
-def test_every_table_answers_when_no_metric_was_taken(trial, results_of):
+def test_tables_without_metrics_are_empty(trial, results_of):
     row, history = trial("00000")
     row = {name: value for name, value in row.items() if not name.endswith(("loss", "accuracy"))}
     made = results_of((row, history.iloc[:0]), metric="test_loss", published=[EXACT], tables=[
@@ -230,7 +230,7 @@ def test_every_table_answers_when_no_metric_was_taken(trial, results_of):
     assert tables.best_trials(made).empty
 
 
-def test_csv_keeps_what_markdown_rounds(grid, tmp_path):
+def test_csv_has_full_precision_and_markdown_is_rounded(grid, tmp_path):
     made = grid(published=PUBLISHED)
     files = tables.write_tables(made, tmp_path)
     assert tmp_path / "tables" / "best-trials.md" in files
@@ -242,12 +242,12 @@ def test_csv_keeps_what_markdown_rounds(grid, tmp_path):
     assert "Source: report." in (tmp_path / "tables" / "published-and-measured-values.md").read_text()
 
 
-def test_errors_cannot_break_a_markdown_table(trial, results_of):
+def test_error_texts_are_escaped_in_markdown(trial, results_of):
     text = tables.to_markdown(tables.trials_with_status(results_of(trial("00000", status="failed")), "failed"))
     assert "&lt;script&gt;alert(1)&lt;/script&gt; \\| out of memory" in text
 
 
-def test_columns_without_information_are_left_out_of_markdown(trial, results_of):
+def test_uninformative_columns_are_omitted_from_markdown(trial, results_of):
     text = tables.to_markdown(compare_to_published(results_of(trial("00000"), published=[EXACT])))
     assert "deviation" not in text
     assert "measured_best" not in text
@@ -261,7 +261,7 @@ def test_columns_without_information_are_left_out_of_markdown(trial, results_of)
         (23456.7, "samples_per_s", "23,457"), (3.0, "num_seeds", "3"),
     ],
 )  # fmt: skip
-def test_numbers_have_the_digits_that_mean_something(value, column, text):
+def test_metrics_have_significant_digits(value, column, text):
     assert format_metric(value, column) == text
 
 
@@ -273,7 +273,7 @@ def test_configuration_values_are_short(value, text):
     assert format_number(value) == text
 
 
-def test_a_hundred_thousand_trials_are_summed_up_in_seconds(results_of):
+def test_hundred_thousand_trials_are_aggregated(results_of):
     rng = np.random.default_rng(0)
     n = 100_000
     made = results_of()
@@ -290,7 +290,7 @@ def test_a_hundred_thousand_trials_are_summed_up_in_seconds(results_of):
     )
 
 
-def test_the_best_trials_by_another_metric_show_it_first(grid):
+def test_best_trials_by_another_metric_have_it_first(grid):
     df = tables.best_trials(grid(), 3, "test_accuracy")
     assert list(df.columns[:5]) == ["trial_id", "optimizer", "learning_rate", "seed", "test_accuracy"]
     assert df["test_accuracy"].is_monotonic_decreasing
@@ -299,7 +299,7 @@ def test_the_best_trials_by_another_metric_show_it_first(grid):
         tables.best_trials(grid(), 3, "accuracy")
 
 
-def test_published_numbers_are_shown_with_the_same_decimals(grid):
+def test_published_numbers_have_equal_decimals(grid):
     published = [
         {
             "where": {"optimizer": "adam", "learning_rate": rate},
@@ -315,7 +315,7 @@ def test_published_numbers_are_shown_with_the_same_decimals(grid):
     assert "0.991 |" in text
 
 
-def test_a_quick_runs_and_another_machines_distance_is_not_told(grid):
+def test_distance_of_quick_runs_and_durations_is_omitted(grid):
     where = {"optimizer": "adam", "learning_rate": 0.1}
     published = [{"where": where, "metric": "test_loss", "value": 0.3, "source": "x"}]
     seconds = [published[0] | {"metric": "train_s", "value": 19.254}]
@@ -324,7 +324,7 @@ def test_a_quick_runs_and_another_machines_distance_is_not_told(grid):
     assert not any("Mean distance" in one for one in findings.findings(grid(published=seconds)))
 
 
-def test_every_trial_is_listed_with_the_columns_asked_for(trial, results_of):
+def test_trials_table_has_every_trial_and_the_requested_columns(trial, results_of):
     results = results_of(trial("t0", optimizer="adam"), trial("t1", optimizer="ftrl", status="failed"))
     df = tables.trials_table(results, ["train_s", "no_such_column"])
     assert list(df) == ["optimizer", "train_s"]

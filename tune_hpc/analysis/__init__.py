@@ -1,1 +1,1 @@
-"""What comes of the trials: frames, tables, figures, the report. Nothing here imports torch or Ray."""
+"""Results and statistics: frames, aggregation, comparisons and checks, without torch and Ray."""

@@ -71,12 +71,12 @@ def seeds(trials: pd.DataFrame) -> pd.Series:
 
 
 def is_scaling(results: "Results") -> bool:
-    """Whether the results are a scaling measurement instead of a search."""
+    """Return whether the results are a scaling measurement instead of a search."""
     return {"workers", "speedup", "efficiency", "communicate_s"} <= set(results.trials)
 
 
 def is_crossed_design(configurations: pd.DataFrame, first: str, second: str) -> bool:
-    """Whether at least half of the pairs of values of two parameters were tried, as in a grid."""
+    """Return whether at least half of the pairs of values of two parameters were tried, as in a grid."""
     pairs = configurations[[first, second]].dropna().drop_duplicates()
     return 2 * len(pairs) >= pairs[first].nunique() * pairs[second].nunique()
 

@@ -215,7 +215,7 @@ def _axis(domain: Any, is_fraction: bool = False) -> _Axis | None:
 
 
 def _is_geometric(values: np.ndarray) -> bool:
-    """Whether the spacing is more even in logarithms; for two numbers, whether one is at least twice the other."""
+    """Return whether the spacing is more even in logarithms; of two numbers, whether one is twice the other or more."""
     if (values <= 0).any():
         return False
     if len(values) == 2:
@@ -227,7 +227,7 @@ def _is_geometric(values: np.ndarray) -> bool:
 def _is_significant(
     results: Results, trials: pd.DataFrame, ranked: pd.DataFrame, parameter: str, axis: _Axis
 ) -> bool | None:  # fmt: skip
-    """Whether the best value, at an edge, is significantly better than the others; ``None`` if inconclusive."""
+    """Return whether the best value, at an edge, is significantly better than the others; ``None`` if inconclusive."""
     values = numeric_column(ranked, parameter)
     if axis.kind != "choice" or len(axis.values) > MAX_COMPARED:
         # The values of a range are all different: compare the best configuration with the best inside.

@@ -165,9 +165,8 @@ def format_table(df: pd.DataFrame) -> pd.DataFrame:
     """Format a table as texts, without columns that have no information in it.
 
     Returns:
-        Strings only; the headings of a quick run's measurements end in `` (quick)``. ``attrs["is_text"]`` tells for
-        each column whether it is text instead of numbers; ``attrs["source"]`` is the source that all rows share, else
-        empty.
+        Strings only; the headings of a quick run's measurements end in `` (quick)``. ``attrs["is_text"]`` has,
+        for each column, whether it is text; ``attrs["source"]`` is the source that all rows share, else empty.
     """
     metric_of = df.attrs.get("metric_of", {})
     is_quick = "quick" in df and bool(df["quick"].any())

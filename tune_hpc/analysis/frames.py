@@ -195,10 +195,9 @@ def rungs_frame(file: Path, num_seeds: int) -> pd.DataFrame:
     """
 
     def to_frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
-        # Earlier versions wrote "came" and "goes on".
-        promoted = {
-            (line["configuration"], line["rung"] - 1) for line in lines if line["event"] in ("promoted", "goes on")
-        }
+        events = {"came": "reached", "goes on": "promoted"}  # quotation of files of earlier versions
+        lines = [{**line, "event": events.get(line["event"], line["event"])} for line in lines]
+        promoted = {(line["configuration"], line["rung"] - 1) for line in lines if line["event"] == "promoted"}
         rows = [
             {
                 "rung": line["rung"] + 1,
@@ -208,7 +207,7 @@ def rungs_frame(file: Path, num_seeds: int) -> pd.DataFrame:
                 "is_promoted": (line["configuration"], line["rung"]) in promoted,
             }
             for line in lines
-            if line["event"] in ("reached", "came")
+            if line["event"] == "reached"
         ]
         return pd.DataFrame(rows, columns=["rung", "trial_id", "step", "value", "is_promoted"])
 

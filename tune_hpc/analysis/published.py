@@ -106,7 +106,7 @@ def _compare_one(
 
 
 def _has(ranked: pd.DataFrame, name: str, value: Any) -> bool:
-    """Whether the best configuration has a value."""
+    """Return whether the best configuration has a value."""
     return bool(row_mask(ranked.head(1), {name: value}).all())
 
 

@@ -138,7 +138,7 @@ class Results:
         return completed.sort_values(metric, ascending=self.is_lower_better(metric), kind="stable").head(n)
 
     def is_lower_better(self, metric: str) -> bool:
-        """Whether lower values of a metric are better: the experiment's mode, else true of losses and durations."""
+        """Return whether a metric is best when low: by the experiment's mode, or else for losses and durations."""
         if metric == self.metric:
             return bool(self.experiment["mode"] == "min")
         return metric.endswith("loss") or (metric.endswith("_s") and not metric.endswith("_per_s"))
