@@ -242,7 +242,7 @@ def test_search_that_may_run_elsewhere_is_resumed_only_by_force(tmp_path, monkey
     with pytest.raises(ConflictError, match=r"was being run by process 7 on elsewhere.*make sure.*then use --force"):
         change(folder.path)
     assert folder.last_attempt() == 1
-    monkeypatch.setattr(runner, "run_searches", lambda searches, options: searches)
+    monkeypatch.setattr(runner.RayRunner, "run", lambda self: [None])
     change(folder.path, force=True)
     assert folder.last_attempt() == 2
     assert folder.is_superseded()
@@ -261,7 +261,7 @@ def test_search_that_runs_here_is_not_resumed(tmp_path):
 
 def test_simultaneous_resumes_of_a_folder_have_one_winner(tmp_path, monkeypatch):
     folder = searched(tmp_path / "x", state="interrupted")
-    monkeypatch.setattr(runner, "run_searches", lambda searches, options: searches)
+    monkeypatch.setattr(runner.RayRunner, "run", lambda self: [None])
     seen = ExperimentFolder.last_attempt
     monkeypatch.setattr(ExperimentFolder, "last_attempt", lambda self: (seen(self), time.sleep(0.05))[0])
     outcomes = in_threads(*[lambda: resume(folder.path)] * 2)
