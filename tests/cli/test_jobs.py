@@ -150,7 +150,7 @@ def test_invalid_input_is_rejected_in_one_line_and_nothing_is_written(folder, ca
 
 def test_id_of_an_existing_folder_is_a_folder(ended, capsys, monkeypatch):
     monkeypatch.chdir(ended.path.parent)
-    assert "holds no search" in run(capsys, "resume", ended.id, code=USAGE).err
+    assert "has no search to resume" in run(capsys, "resume", ended.id, code=USAGE).err
 
 
 def test_grid_cannot_be_extended(folder, capsys):

@@ -160,7 +160,7 @@ LINE, WINNER = "exercise1_1stpart", "exercise3.winner"
         ([LINE, "--set", "learning_rate=loguniform(0, 1)", "--num-samples", "3"],
          "learning_rate: the lower bound of loguniform must be above 0; got 0, 1"),
         ([LINE, "--set", "steps=randint(1, 1000000000)"], "an experiment has at most 100000 trials; exercise1_1stpart "
-         "has 4999999995: narrow its space, or draw fewer with num_samples"),
+         "has 4999999995: narrow its space, or use fewer with num_samples"),
         ([LINE, "--seeds", "0"], "seeds must be at least 1; got 0"),
         ([LINE, "--seeds", "2", "--set", "seed=1"], "the seed is given twice: seed=1 in the space and seeds=[0, 1]"),
         ([LINE, "--num-samples", "0"], "num_samples must be at least 1; got 0"),
@@ -174,7 +174,7 @@ LINE, WINNER = "exercise1_1stpart", "exercise3.winner"
         ([LINE, "--scheduler", "best"],
          "scheduler must be one of none, asha, pbt, asha_stopping, hyperband, median; got 'best'"),
         (["mine:train", "--set", "x=1,2", "--scheduler", "asha"],
-         "a scheduler counts in steps; give the space of mine.train a parameter steps"),
+         "a scheduler counts steps; add the parameter steps, the last step of a trial, to the space of mine.train"),
         ([LINE, "--set", "momentum[optimizer=adamm]=0.9"], "optimizer must be one of gradient_descent, momentum"),
         ([LINE, "--set", "momentum[optimizer=adam]=0.9"], "momentum: its condition optimizer=adam never holds"),
         ([LINE, "--set", "momentum[width=2]=0.9"], "momentum: its condition is on width, which is no parameter"),
@@ -187,15 +187,15 @@ LINE, WINNER = "exercise1_1stpart", "exercise3.winner"
         ([LINE, "--cpus-per-trial", "0"], "cpus_per_trial must be above 0; got 0.0"),
         ([LINE, "--gpus-per-trial", "1.5"], "gpus_per_trial must be a fraction up to 1, or a whole number; got 1.5"),
         ([LINE, "--max-concurrent", "0"], "max_concurrent must be at least 1; got 0"),
-        ([LINE, LINE], "each experiment is given once, with a folder of its own; got exercise1_1stpart, exercise1_1st"),
+        ([LINE, LINE], "each experiment is given once, with its own folder; got exercise1_1stpart, exercise1_1st"),
         (["exercise5"], "no experiment is called 'exercise5'; registered are exercise1_1stpart, exercise1_2ndpart, "),
         (["no_such_module:train"], "no module 'no_such_module', neither installed nor in "),
-        (["..mine:train"], "'..mine:train' is no reference; it reads package.module:attribute"),
-        (["mine:trian"], "nothing is called 'trian' in mine; there are Experiment, Space, train, experiment, number,"),
+        (["..mine:train"], "'..mine:train' is not a reference; use the form package.module:attribute"),
+        (["mine:trian"], "mine has no 'trian'; it has Experiment, Space, train, experiment, number,"),
         (["mine:number"], "mine:number is of type int; it must be an Experiment or a list of them"),
         (["mine:nothing"], "mine:nothing is of type list; it must be an Experiment or a list of them"),
         (["mine:train"], "mine:train is a function: give its parameters with --set KEY=VALUE, or name an Experiment"),
-        (["mine:train", "--set", "status=1"], "status is a column that every trial has; call the parameter otherwise"),
+        (["mine:train", "--set", "status=1"], "status is a column of every trial; rename the parameter"),
         (["mine:experiment", "--metric", "score"],
          "metric score needs a mode, min or max; mine is ranked by the min of loss"),
         (["mine:lost"], "no module 'no_such_module', neither installed nor in "),
@@ -235,7 +235,7 @@ def test_folder_of_one_experiment_rejects_several(reject, finished):
     [
         (
             ["--seeds", "2"],
-            "a scaling measurement has one value of seed; got 0, 1; its repeats have seeds of their own: set repeats",
+            "a scaling measurement has one value of seed; got 0, 1; its repeats have distinct seeds: set repeats",
         ),
         (["--set", "workers=0"], "workers must be a whole number at least 1; got 0"),
         (["--set", "workers=151"], "workers must be a whole number from 1 to the batch size 150; got 151"),
@@ -299,7 +299,7 @@ def test_corrupted_description_is_named(reject, finished, text, message):
         (["export", "nowhere", "--to", "optuna,mlfow"], "an export goes to mlflow, optuna, tensorboard; got 'mlfow'"),
         (["report", "foreign"], "foreign is no experiment folder: no experiment.json in it or below it"),
         (["report", "run", "nowhere"], "nowhere is no experiment folder: the folder does not exist"),
-        (["report", "run", "-o", "foreign"], "foreign is a folder; name the file that the page is to be"),
+        (["report", "run", "-o", "foreign"], "foreign is a folder; name the HTML file to write"),
         (["report", "run", "-o", "file/page.html"], "file is a file; choose another output folder"),
         (["list", "exercise5"], "no experiment is called 'exercise5'; registered are exercise1_1stpart, "),
         (["data", "emnist"], "no such image data set 'emnist'; there are mnist, fashion_mnist"),
@@ -376,7 +376,7 @@ def test_flags_reach_the_runner(run_pretended, capsys):
     assert code == cli.SUCCESS
     assert [str(folder) for folder in options.pop("folders")] == ["there"]
     assert options == {
-        "address": None, "overwrite": True, "go_on": False, "cpus_per_trial": 2, "gpus_per_trial": None,
+        "address": None, "overwrite": True, "resume_started": False, "cpus_per_trial": 2, "gpus_per_trial": None,
         "max_concurrent": 3, "data_dir": "images", "fuse": "16", "time_budget_s": 5400.0, "target": 0.99,
         "force": False, "export": ["optuna,tensorboard"],
     }  # fmt: skip
@@ -465,7 +465,7 @@ def test_compare_ranks_values_and_searches(finished, capsys):
     output, html = capsys.readouterr().out, page.read_text(encoding="utf-8")
     assert output.endswith(f"report: {page}\n")
     assert html.count("<section id=") == 3
-    assert html.index(output.splitlines()[0]) < html.index("Where the numbers come from")
+    assert html.index(output.splitlines()[0]) < html.index("Provenance")
     assert cli.main(["compare", str(finished)]) == cli.USAGE
     assert "is one search; name another folder, or a parameter: --by" in capsys.readouterr().err
 

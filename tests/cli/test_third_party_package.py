@@ -75,7 +75,7 @@ def test_unknown_name_is_answered_with_the_registered_ones(tune_hpc):
 
 @pytest.mark.slow
 def test_experiment_of_a_package_runs(tune_hpc, tmp_path):
-    done = tune_hpc("run", "valley", "-o", str(tmp_path / "out"))
+    done = tune_hpc("run", "valley", "--output-dir", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert "3 finished" in done.stdout
     assert "best loss 0.3333" in done.stdout

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -50,9 +50,12 @@ class ResponseCache:
 
     async def once(self, key: Hashable, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in a thread, once for all concurrent calls with this key."""
+        return await self._share(key, lambda: self.run(function, *arguments))
+
+    async def _share(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = asyncio.ensure_future(self.run(function, *arguments))
+            flight = self._flights[key] = asyncio.ensure_future(start())
             flight.add_done_callback(lambda done: (self._flights.pop(key, None), done.cancelled() or done.exception()))
         # A client that disconnects does not cancel the response to other clients.
         result: T = await asyncio.shield(flight)
@@ -71,10 +74,15 @@ class ResponseCache:
         if entry and entry[0] == version and (is_final or time.monotonic() - entry[1] < MAX_AGE_S):
             self._entries.move_to_end(key)
             return entry[2]
-        moment = time.monotonic()
-        response = await self.once((key, version), make)
-        self._store(key, version, moment, response)
-        return response
+
+        async def fill() -> CachedResponse:
+            moment = time.monotonic()
+            response = await self.run(make)
+            # Before the flight ends, so that the next request finds the response.
+            self._store(key, version, moment, response)
+            return response
+
+        return await self._share((key, version), fill)
 
     def _store(self, key: str, version: str, moment: float, response: CachedResponse) -> None:
         if replaced := self._entries.pop(key, None):

@@ -9,14 +9,10 @@ from tune_hpc.errors import InvalidExperimentError, InvalidSpaceError, RequestEr
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.options import MAX_REQUEST_SAMPLES
 from tune_hpc.search.space.space import Space
-from tune_hpc.service.schemas import SearchRequest
+from tune_hpc.service.schemas import SearchRequest, SpaceDetail
 
 #: Values of a parameter or a condition.
 MAX_VALUES = 1000
-_DESCRIBED = (
-    "name", "title", "description", "source", "metric", "mode", "searcher", "num_samples", "scheduler", "seeds",
-    "num_trials",
-)  # fmt: skip
 
 
 class Registry:
@@ -84,12 +80,13 @@ class Registry:
         """Return the description of an experiment, as in responses."""
         experiment = self[name]
         plain, quick = experiment.to_json(), experiment.quick_version()
-        return {key: plain[key] for key in _DESCRIBED} | {
+        values = plain | {
             "quick_num_trials": quick.num_trials,
             "parameters": plain["space"],
             "quick_parameters": quick.space.to_json(),
             "varies": experiment.space.varying,
         }
+        return {name: values[name] for name in SpaceDetail.model_fields}
 
 
 def _parse_parameters(plain: Mapping[str, Any], space: Space) -> dict[str, Any]:

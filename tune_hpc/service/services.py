@@ -21,7 +21,7 @@ from tune_hpc.jobs.job_folder import JobFolder, is_id
 from tune_hpc.jobs.status import JobState, JobStatus
 from tune_hpc.service.cache import MAX_AGE_S, CachedResponse, ResponseCache, ResultsCache
 from tune_hpc.service.registry import Registry
-from tune_hpc.service.schemas import SearchStatus
+from tune_hpc.service.schemas import ExperimentDetail, SearchStatus
 
 #: Seconds in which a cluster must report whether a driver is alive; after that its state is unknown.
 CLUSTER_TIMEOUT_S = 2.0
@@ -232,22 +232,21 @@ class Services:
 def describe_status(status: JobStatus, experiments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the status of a job as in responses."""
     by_name = {plain["name"]: plain for plain in experiments}
-    properties = ("title", "mode", "quick", "searcher", "scheduler")
-    details = [
-        asdict(one)
-        | {"num_ended": one.num_ended, "counts": dict(one.counts)}
-        | {"best_value": _finite(one.best_value), "remaining_s": _finite(one.remaining_s)}
-        | {key: by_name.get(one.name, {}).get(key) for key in properties}
-        for one in status.experiments
-    ]
-    return {
-        **{name: getattr(status, name) for name in ("id", "reason", "num_trials", "num_ended", "attempt")},
-        **{name: getattr(status, name) for name in ("requested_at", "started_at", "ended_at")},
+    details = []
+    for progress in status.experiments:
+        values = {**by_name.get(progress.name, {}), **asdict(progress)}
+        values |= {"num_ended": progress.num_ended, "counts": dict(progress.counts)}
+        values |= {key: _finite(values[key]) for key in ("best_value", "remaining_s")}
+        details.append({name: values.get(name) for name in ExperimentDetail.model_fields})
+    values = asdict(status) | {
+        "num_trials": status.num_trials,
+        "num_ended": status.num_ended,
         "state": str(status.state),
         "is_active": status.state.is_active,
         "location": {key: status.location.get(key) for key in ("kind", "host", "address")},
         "experiments": details,
     }
+    return {name: values[name] for name in SearchStatus.model_fields}
 
 
 def _finite(value: Any) -> Any:
