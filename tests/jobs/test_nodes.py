@@ -94,7 +94,7 @@ def test_node_without_this_release_is_reported(ray_session, tmp_path):
         return _problem(answer, tmp_path / "probe", "token", deadline)
 
     assert problem(ray.put(ProbeResult("far", "0.0.9", ""))) == f"has tune_hpc 0.0.9 and not {tune_hpc.__version__}"
-    assert problem(ray.put(ProbeResult("far", tune_hpc.__version__, "does not see {place}"))) == "does not see {place}"
+    assert problem(ray.put(ProbeResult("far", tune_hpc.__version__, "does not see {uri}"))) == "does not see {uri}"
     (tmp_path / "probe").write_text("token", encoding="utf-8")
     assert problem(ray.put(ProbeResult("far", tune_hpc.__version__, ""))) == ""
 

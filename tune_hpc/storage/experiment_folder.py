@@ -323,8 +323,3 @@ def new_folder(name: str, parent: str | Path = "runs") -> Path:
         if not folder.exists():
             return folder
         number += 1
-
-
-# TEMPORARY SHIMS
-def check_writable(folder: Path) -> None:  # noqa: D103
-    Storage(folder).check_writable()

@@ -383,29 +383,3 @@ def _access(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _read_error(path, error) from error
-
-
-# TEMPORARY SHIMS
-# ruff: noqa: D103
-def here(uri: str | os.PathLike[str]) -> Path:
-    return Storage(uri).root
-
-
-def uri(path: Path) -> str:
-    return s3.uri_of(path)
-
-
-def is_remote(uri: str | os.PathLike[str]) -> bool:
-    return Storage(uri).is_remote
-
-
-def push(path: Path) -> None:
-    s3.upload_file(path)
-
-
-def pull(path: Path) -> bool:
-    return Storage(path.parent).download(path)
-
-
-def delete(path: Path) -> None:
-    Storage(path.parent).delete(path)
