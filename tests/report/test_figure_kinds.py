@@ -1,28 +1,65 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib.lines import Line2D
 
-from tests.report.figure_checks import assert_tidy
+from tests.report.figure_checks import SPECIFICATIONS, assert_no_overlap, legend_texts
+from tune_hpc.analysis.results import load
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.plots import figures, series
 from tune_hpc.report.plots.heatmap import heat_table, tied_with_best
 from tune_hpc.report.plots.parallel_coordinates import parallel_table
 
-HEAT = {"kind": "heatmap", "metrics": ["test_accuracy"], "title": "Heat", "parameter": "learning_rate",
-        "line": "optimizer"}  # fmt: skip
-PUBLISHED = {"kind": "published", "metrics": [], "title": "Published"}
-PARALLEL = {"kind": "parallel", "metrics": ["test_loss"], "title": "Parallel"}
+HEAT, PUBLISHED, PARALLEL = (SPECIFICATIONS[kind] for kind in ("heatmap", "published", "parallel"))
+#: Kinds of figures of a scaling measurement.
+SCALING = ("stack", "speedup", "cost", "links", "widths")
 
 
 def texts(ax):
     return [text.get_text() for text in ax.texts]
 
 
-def test_a_cell_is_the_mean_over_seeds_and_the_best_is_framed(grid):
-    made = grid()
-    sheet = figures.draw(made, HEAT)[0]
+def numbers(*metrics, rates=(0.1, 0.01, 0.001)):
+    return [
+        {"where": {"optimizer": "adam", "learning_rate": rate}, "metric": metric, "value": 0.4}
+        for metric in metrics
+        for rate in rates
+    ]
+
+
+@pytest.mark.parametrize("kind", figures.KINDS)
+def test_parts_do_not_overlap_and_two_runs_give_equal_bytes(kind, grid):
+    specification = {**SPECIFICATIONS[kind], "page": None}
+    if kind in SCALING:
+        results = load(Path(__file__).parents[2] / "docs" / "scaling" / "wide")
+        results.experiment["width_curves"] = [
+            {"link": link, "workers": workers, "width": width, "efficiency": width**0.1 / workers}
+            for link in ("this machine", "NVLink 4") for workers in (2, 4) for width in (0.25, 1.0, 4.0)
+        ]  # fmt: skip
+    else:
+        results = grid(published=numbers("test_loss", "test_accuracy"))
+    (sheet,), (again,) = figures.draw(results, specification), figures.draw(results, specification)
+    assert_no_overlap(sheet)
+    rendered = figures.render(sheet, kind)
+    assert rendered == figures.render(again, kind)
+    assert rendered.png.startswith(b"\x89PNG")
+    assert b"<svg" in rendered.svg
+
+
+@pytest.mark.parametrize("kind", [kind for kind in figures.KINDS if kind != "importance"])
+def test_no_figure_without_data(kind, trial, results_of):
+    lost = [trial(f"{n}", status="failed", learning_rate=0.1 * n, workers=n) for n in range(1, 4)]
+    published = numbers("test_loss", "test_accuracy")
+    for results in (results_of(published=published), results_of(*lost, published=published)):
+        assert figures.draw(results, SPECIFICATIONS[kind]) == []
+
+
+def test_cell_is_mean_over_seeds_and_best_is_framed(grid):
+    results = grid()
+    sheet = figures.draw(results, HEAT)[0]
     ax = sheet.axes[0]
-    means = made.trials.groupby(["optimizer", "learning_rate"])["test_accuracy"].mean()
+    means = results.trials.groupby(["optimizer", "learning_rate"])["test_accuracy"].mean()
     placed = {text.get_position(): text.get_text() for text in ax.texts}
     for column, rate in enumerate((0.001, 0.01, 0.1)):
         for row, optimizer in enumerate(("adam", "momentum")):
@@ -33,13 +70,13 @@ def test_a_cell_is_the_mean_over_seeds_and_the_best_is_framed(grid):
     # Momentum at 0.1 has the very same losses.
     assert [patch.get_linestyle() == "solid" for patch in ax.patches].count(True) == 1
     assert [patch.get_xy() for patch in ax.patches if patch.get_linestyle() != "solid"] == [(1.52, 0.53)]
-    table = heat_table(made, "test_accuracy", "learning_rate", "optimizer", {})
+    table = heat_table(results, "test_accuracy", "learning_rate", "optimizer", {})
     assert table.loc[table["is_best"], "value"].item() == means.max()
     assert "Framed: the best cell." in sheet.caption
-    assert_tidy(sheet)
+    assert_no_overlap(sheet)
 
 
-def test_cells_are_ties_where_a_ranking_calls_their_values_so(trial, results_of):
+def test_tied_cells_are_those_of_a_comparison(trial, results_of):
     rng = np.random.default_rng(0)
     rates = [0.1, 0.2, 0.3, 0.4]
     trials = [
@@ -48,26 +85,26 @@ def test_cells_are_ties_where_a_ranking_calls_their_values_so(trial, results_of)
         for seed in range(5)
     ]
     trials.append(trial("lost", loss=0.5, learning_rate=0.4, batch_size=20, status="diverged"))
-    made = results_of(*trials)
-    table = heat_table(made, "test_loss", "learning_rate", "batch_size", {})
-    tied = tied_with_best(made, "test_loss", table)
-    ranking = made.compare("learning_rate", where={"batch_size": 10}).values
+    results = results_of(*trials)
+    table = heat_table(results, "test_loss", "learning_rate", "batch_size", {})
+    tied = tied_with_best(results, "test_loss", table)
+    ranking = results.compare("learning_rate", where={"batch_size": 10}).values
     ties = set(ranking.loc[ranking["rank"] == 1, "learning_rate"])
     assert set(table.loc[tied | table["is_best"], "x"]) == ties == {0.1, 0.2}
-    sheet = figures.draw(made, {**HEAT, "metrics": ["test_loss"], "line": "batch_size"})[0]
+    sheet = figures.draw(results, {**HEAT, "metrics": ["test_loss"], "line": "batch_size"})[0]
     assert "Dashed: cells that do not differ significantly from it" in sheet.caption
-    assert "tied with the best" in [text.get_text() for text in sheet.figure.legends[0].get_texts()]
+    assert "tied with the best" in legend_texts(sheet)
     one_seed = results_of(*trials[::5])
     table = heat_table(one_seed, "test_loss", "learning_rate", "batch_size", {})
     assert not tied_with_best(one_seed, "test_loss", table).any()
 
 
-def test_accuracies_that_are_near_one_another_get_a_fourth_decimal(trial, results_of):
-    made = results_of(*(
+def test_close_accuracies_have_four_decimals(trial, results_of):
+    results = results_of(*(
         trial(f"{rate}{size}", loss=0.02 + 0.01 * rate, learning_rate=rate, batch_size=size)
         for rate in (0.1, 0.2) for size in (10, 20)
     ))  # fmt: skip
-    sheet = figures.draw(made, {**HEAT, "line": "batch_size"})[0]
+    sheet = figures.draw(results, {**HEAT, "line": "batch_size"})[0]
     assert {len(text) for text in texts(sheet.axes[0])} == {len("0.9955")}
 
 
@@ -76,7 +113,7 @@ def test_accuracies_that_are_near_one_another_get_a_fourth_decimal(trial, result
     [HEAT | {"line": "batch_size"}, PUBLISHED, PARALLEL | {"metrics": ["test_accuracy"]}],
     ids=lambda one: one["kind"],
 )
-def test_each_page_shows_its_own_trials(figure, trial, results_of):
+def test_page_shows_only_its_trials(figure, trial, results_of):
     trials = [
         trial(f"{name}{rate}{size}", loss=0.3 if name == "adam" else 0.6, optimizer=name, learning_rate=rate,
               batch_size=size)
@@ -86,8 +123,8 @@ def test_each_page_shows_its_own_trials(figure, trial, results_of):
         {"where": {"optimizer": name, "learning_rate": rate, "batch_size": 10}, "metric": "test_loss", "value": 0.4}
         for name in ("adam", "momentum") for rate in (0.1, 0.2)
     ]  # fmt: skip
-    made = results_of(*trials, published=published)
-    sheets = figures.draw(made, {**figure, "page": "optimizer"})
+    results = results_of(*trials, published=published)
+    sheets = figures.draw(results, {**figure, "page": "optimizer"})
     assert [sheet.title for sheet in sheets] == [f"{figure['title']}: optimizer {one}" for one in ("adam", "momentum")]
     for sheet, optimizer in zip(sheets, ("adam", "momentum"), strict=True):
         alone = results_of(*trials[:4] if optimizer == "adam" else trials[4:],
@@ -95,21 +132,21 @@ def test_each_page_shows_its_own_trials(figure, trial, results_of):
         expected = figures.draw(alone, figure)[0]
         for ax, same in zip(sheet.axes, expected.axes, strict=True):
             assert texts(ax) == texts(same)
-            drawn, wanted = ax.get_lines(), same.get_lines()
-            # The rows of published numbers are named by what tells them from those of the other page, too.
-            read = Line2D.get_xdata if figure is PUBLISHED else Line2D.get_ydata
-            assert [list(read(line)) for line in drawn] == [list(read(line)) for line in wanted]
+            lines, expected_lines = ax.get_lines(), same.get_lines()
+            # Names of published rows state the page, too; thus their heights differ.
+            get_data = Line2D.get_xdata if figure is PUBLISHED else Line2D.get_ydata
+            assert [list(get_data(line)) for line in lines] == [list(get_data(line)) for line in expected_lines]
 
 
-def test_a_kind_of_figure_that_there_is_none_of_is_refused(grid):
+def test_unknown_kind_is_rejected(grid):
     with pytest.raises(UnknownNameError, match=r"unknown figure kind 'pie' in made\.up; use one of curve, "):
         figures.draw(grid(), {**HEAT, "kind": "pie"})
 
 
-def test_every_text_in_a_cell_fits_and_reads(grid):
+def test_cell_text_fits_and_contrasts(grid):
     sheet = figures.draw(grid(), {**HEAT, "metrics": ["test_loss", "test_accuracy", "train_s"]})[0]
     assert len(sheet.axes) == 3
-    assert_tidy(sheet)
+    assert_no_overlap(sheet)
     for ax in sheet.axes:
         for text in ax.texts:
             assert text.get_window_extent().width < ax.get_window_extent().width / 3
@@ -117,7 +154,7 @@ def test_every_text_in_a_cell_fits_and_reads(grid):
     assert [ax.get_ylabel() for ax in sheet.figure.axes if ax.get_label() == "colour bar"][2] == "training time (s)"
 
 
-def test_cells_that_diverged_and_cells_without_trials_are_told_apart(trial, results_of):
+def test_diverged_and_empty_cells_differ(trial, results_of):
     trials = [
         trial("0", optimizer="adam", learning_rate=0.1), trial("1", optimizer="adam", learning_rate=0.01),
         trial("2", optimizer="momentum", learning_rate=0.1, status="diverged"),
@@ -125,11 +162,11 @@ def test_cells_that_diverged_and_cells_without_trials_are_told_apart(trial, resu
     sheet = figures.draw(results_of(*trials), HEAT)[0]
     assert "Striped: diverged (1 of 4 cells)." in sheet.caption
     assert "Dotted: no trial there gave a value (1 of 4 cells)." in sheet.caption
-    assert [text.get_text() for text in sheet.figure.legends[0].get_texts()] == ["best", "diverged", "no value"]
-    assert_tidy(sheet)
+    assert legend_texts(sheet) == ["best", "diverged", "no value"]
+    assert_no_overlap(sheet)
 
 
-def test_a_cell_that_lost_a_seed_is_starred_and_never_the_best(trial, results_of):
+def test_cell_with_diverged_seed_is_starred_and_never_best(trial, results_of):
     trials = [
         trial("0", loss=0.1, optimizer="adam", seed=0), trial("1", optimizer="adam", seed=1, status="diverged"),
         trial("2", loss=0.5, optimizer="momentum", seed=0), trial("3", loss=0.5, optimizer="momentum", seed=1),
@@ -141,60 +178,51 @@ def test_a_cell_that_lost_a_seed_is_starred_and_never_the_best(trial, results_of
     assert sum(text.endswith("*") for text in texts(sheet.axes[0])) == 1
 
 
-def test_where_more_parameters_vary_the_best_configuration_counts(trial, results_of):
+def test_cell_is_best_configuration_if_more_parameters_vary(trial, results_of):
     trials = [
         trial(f"{n}", loss=loss, learning_rate=rate, optimizer=optimizer, batch_size=size)
         for n, (loss, rate, optimizer, size) in enumerate(
             [(0.5, 0.1, "adam", 10), (0.3, 0.1, "adam", 20), (0.4, 0.2, "momentum", 10), (0.6, 0.2, "adam", 20)]
         )
     ]
-    made = results_of(*trials)
-    table = heat_table(made, "test_loss", "learning_rate", "optimizer", {}).set_index(["x", "y"])
+    results = results_of(*trials)
+    table = heat_table(results, "test_loss", "learning_rate", "optimizer", {}).set_index(["x", "y"])
     assert table.loc[(0.1, "adam"), "value"] == pytest.approx(0.3, abs=0.1)
     assert table.loc[(0.1, "adam"), "num_configurations"] == 2
-    sheet = figures.draw(made, HEAT)[0]
+    sheet = figures.draw(results, HEAT)[0]
     assert "a cell is the best configuration's" in sheet.caption
 
 
-def test_an_exploded_cell_does_not_make_all_others_one_colour(trial, results_of):
+def test_exploded_cell_limits_colours(trial, results_of):
     trials = [
         trial(f"{rate}{size}", loss=1e6 if rate == 1.0 else rate, learning_rate=rate, batch_size=size)
         for rate in (0.1, 0.2, 0.5, 1.0) for size in (10, 20)
     ]  # fmt: skip
     sheet = figures.draw(results_of(*trials), {**HEAT, "metrics": ["test_loss"], "line": "batch_size"})[0]
     assert "The colours end at" in sheet.caption
-    assert_tidy(sheet)
+    assert_no_overlap(sheet)
 
 
-def test_without_data_there_is_no_heat_map(trial, results_of, grid):
+def test_no_heat_map_without_data(trial, results_of, grid):
     lost = [trial(f"{n}", status="diverged", learning_rate=rate) for n, rate in enumerate((0.1, 0.2))]
     row, history = trial("00000", status="diverged")
     row = {name: value for name, value in row.items() if "loss" not in name and "accuracy" not in name}
-    for made in (results_of(), results_of(trial("0")), results_of(trial("0", status="failed")), results_of(*lost),
-                 results_of((row, history))):  # fmt: skip
-        assert figures.draw(made, HEAT) == []
+    for results in (results_of(trial("0")), results_of(*lost), results_of((row, history))):
+        assert figures.draw(results, HEAT) == []
     assert figures.draw(grid(), {**HEAT, "metrics": ["nothing"]}) == []
     assert figures.draw(grid(), {**HEAT, "line": "nothing"}) == []
     assert figures.draw(grid(), {**HEAT, "line": None}) == []
 
 
-def test_many_drawn_values_are_cut_to_the_best(trial, results_of):
+def test_best_of_many_sampled_values_are_drawn(trial, results_of):
     rates = np.geomspace(1e-4, 1, 40)
     trials = [trial(f"{n:03d}", learning_rate=rate, batch_size=10 + n % 2) for n, rate in enumerate(rates)]
     sheet = figures.draw(results_of(*trials), {**HEAT, "line": "batch_size"})[0]
     assert "The best 24 values of learning rate are shown." in sheet.caption
-    assert_tidy(sheet)
+    assert_no_overlap(sheet)
 
 
-def numbers(*metrics, rates=(0.1, 0.01, 0.001)):
-    return [
-        {"where": {"optimizer": "adam", "learning_rate": rate}, "metric": metric, "value": 0.4}
-        for metric in metrics
-        for rate in rates
-    ]
-
-
-def test_a_published_number_has_a_row_with_a_diamond_and_ours(grid):
+def test_published_number_has_row_with_diamond(grid):
     sheet = figures.draw(grid(published=numbers("test_loss", "test_accuracy")), PUBLISHED)[0]
     assert [ax.get_xlabel() for ax in sheet.axes] == ["test loss", "test accuracy"]
     for ax in sheet.axes:
@@ -204,35 +232,31 @@ def test_a_published_number_has_a_row_with_a_diamond_and_ours(grid):
         "learning rate 0.1", "learning rate 0.01", "learning rate 0.001",
     ]  # fmt: skip
     assert "95 % interval" in sheet.caption
-    assert_tidy(sheet)
+    assert_no_overlap(sheet)
 
 
-def test_many_published_numbers_are_several_figures_and_a_quick_run_says_so(trial, results_of):
+def test_many_published_numbers_are_several_figures_marked_quick(trial, results_of):
     rates = [round(0.01 * n, 2) for n in range(1, 26)]
     trials = [trial(f"{n:03d}", learning_rate=rate) for n, rate in enumerate(rates)]
-    made = results_of(*trials, published=numbers("test_loss", rates=rates), quick=True)
-    sheets = figures.draw(made, PUBLISHED)
+    results = results_of(*trials, published=numbers("test_loss", rates=rates), quick=True)
+    sheets = figures.draw(results, PUBLISHED)
     assert [len(sheet.axes[0].get_yticks()) for sheet in sheets] == [12, 13]
     assert all("quick run: not comparable" in sheet.title for sheet in sheets)
     for sheet in sheets:
-        assert_tidy(sheet)
+        assert_no_overlap(sheet)
 
 
-def test_published_numbers_without_measurements_are_no_figure(trial, results_of):
-    lost = trial("0", status="failed")
-    for made in (results_of(published=numbers("test_loss")), results_of(lost, published=numbers("test_loss")),
-                 results_of(trial("0")), results_of(trial("0"), published=numbers("nothing"))):  # fmt: skip
-        assert figures.draw(made, PUBLISHED) == []
-    one = figures.draw(
-        results_of(trial("0"), published=numbers("test_loss", "train_loss", rates=(0.1, 7))), PUBLISHED
-    )
+def test_no_figure_of_published_numbers_without_measurements(trial, results_of):
+    for results in (results_of(trial("0")), results_of(trial("0"), published=numbers("nothing"))):
+        assert figures.draw(results, PUBLISHED) == []
+    one = figures.draw(results_of(trial("0"), published=numbers("test_loss", "train_loss", rates=(0.1, 7))), PUBLISHED)
     assert "Without a measurement: 2." in one[0].caption
-    assert_tidy(one[0])
+    assert_no_overlap(one[0])
 
 
 @pytest.fixture
-def drawn(trial, results_of):
-    """Configurations drawn at random, some without a momentum; the last is the best."""
+def sampled(trial, results_of):
+    """Return a maker of sampled configurations, half of them without momentum; the last is the best."""
 
     def make(num_trials=30):
         rng = np.random.default_rng(0)
@@ -247,14 +271,14 @@ def drawn(trial, results_of):
     return make
 
 
-def test_a_configuration_is_a_line_with_gaps_and_the_best_is_last_and_thick(drawn):
-    made = drawn()
-    table, scales, num_configurations = parallel_table(made, "test_loss", {})
+def test_configuration_is_line_with_gaps_and_best_is_thick(sampled):
+    results = sampled()
+    table, scales, num_configurations = parallel_table(results, "test_loss", {})
     assert num_configurations == 30
     assert [scale.name for scale in scales] == ["optimizer", "momentum", "learning_rate", "batch_size", "test_loss"]
     assert [scale.is_log for scale in scales] == [False, False, True, False, False]
-    assert table["test_loss"].iloc[-1] == made.trials["test_loss"].min()
-    sheet = figures.draw(made, PARALLEL)[0]
+    assert table["test_loss"].iloc[-1] == results.trials["test_loss"].min()
+    sheet = figures.draw(results, PARALLEL)[0]
     lines = sheet.axes[0].get_lines()[:30]
     assert lines[-1].get_linewidth() == max(line.get_linewidth() for line in lines)
     assert sum(np.isnan(line.get_ydata()).any() for line in lines) == 15
@@ -271,31 +295,30 @@ def test_a_configuration_is_a_line_with_gaps_and_the_best_is_last_and_thick(draw
         assert not any(part.overlaps(other) for other in parts[number + 1 :])
 
 
-def test_of_many_configurations_the_best_and_a_sample_are_drawn(drawn):
-    made = drawn(400)
-    table, _, num_configurations = parallel_table(made, "test_loss", {})
+def test_best_and_sample_of_many_configurations_are_drawn(sampled):
+    results = sampled(400)
+    table, _, num_configurations = parallel_table(results, "test_loss", {})
     assert (len(table), num_configurations) == (300, 400)
-    assert table["test_loss"].min() == made.trials["test_loss"].min()
-    assert "300 of 400 configurations" in figures.draw(made, PARALLEL)[0].caption
+    assert table["test_loss"].min() == results.trials["test_loss"].min()
+    assert "300 of 400 configurations" in figures.draw(results, PARALLEL)[0].caption
 
 
-def test_without_anything_to_compare_there_are_no_parallel_coordinates(trial, results_of, grid):
+def test_no_parallel_coordinates_without_two_configurations(trial, results_of, grid):
     lost = [trial(f"{n}", status="diverged", learning_rate=0.1 * n) for n in range(1, 4)]
-    for made in (results_of(), results_of(trial("0")), results_of(*lost), results_of(trial("0"), trial("1", seed=1)),
-                 results_of(*lost, trial("9", learning_rate=5.0))):  # fmt: skip
-        assert figures.draw(made, PARALLEL) == []
+    for trials in ([trial("0")], lost, [trial("0"), trial("1", seed=1)], [*lost, trial("9", learning_rate=5.0)]):
+        assert figures.draw(results_of(*trials), PARALLEL) == []
     assert figures.draw(grid(), {**PARALLEL, "metrics": ["nothing"]}) == []
 
 
-def test_three_parameters_get_parallel_coordinates_and_so_does_an_incomplete_grid(drawn, trial, results_of):
-    assert [one["kind"] for one in figures.default_figures(drawn())][-2:] == ["parallel", "budget"]
+def test_three_parameters_and_incomplete_grids_have_parallel_coordinates(sampled, trial, results_of):
+    assert [one["kind"] for one in figures.default_figures(sampled())][-2:] == ["parallel", "budget"]
     corners = [("adam", 0.1), ("adam", 0.2), ("momentum", 0.1)]
     some = results_of(*(trial(f"{n}", optimizer=name, learning_rate=rate) for n, (name, rate) in enumerate(corners)))
     assert [one["kind"] for one in figures.default_figures(some)] == ["curve", "response", "response", "parallel"]
-    assert figures.render_all(drawn(6))
+    assert figures.render_all(sampled(6))
 
 
-def test_values_are_geometric_when_they_are_spread_so():
+def test_geometric_values_are_recognised():
     assert series.is_geometric([1e-4, 1e-3, 1e-2, 1e-1])
     assert not series.is_geometric(list(np.linspace(0.01, 3, 40)))
     assert not series.is_geometric([50, 100, 150, 250])

@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
 
-from tests.report.figure_checks import assert_tidy
+from tests.report.figure_checks import SPECIFICATIONS, assert_no_overlap, legend_texts
 from tune_hpc.report import tables
 from tune_hpc.report.findings import findings
 from tune_hpc.report.plots import figures
 
-STACK = {"kind": "stack", "metrics": ["compute_s", "communicate_s"], "title": "Where time goes", "parameter": "workers"}
-SPEEDUP = {"kind": "speedup", "metrics": ["speedup", "efficiency"], "title": "Speed-up", "parameter": "workers"}
+STACK, SPEEDUP = SPECIFICATIONS["stack"], SPECIFICATIONS["speedup"]
 
 
 @pytest.fixture
@@ -31,20 +30,20 @@ def measured(trial, results_of):
     return make
 
 
-def test_parts_stand_on_one_another(measured):
+def test_parts_are_stacked(measured):
     sheet = figures.draw(measured(), STACK)[0]
     bars = sheet.axes[0].patches
     assert [bar.get_height() for bar in bars[:3]] == [1.0, 0.5, 0.25]
     np.testing.assert_allclose([bar.get_y() for bar in bars[3:]], [1.0, 0.5, 0.25])
     np.testing.assert_allclose([bar.get_height() for bar in bars[3:]], [0.01, 0.11, 0.31])
     assert [text.get_text() for text in sheet.axes[0].texts] == ["1.01", "0.61", "0.56"]
-    assert [text.get_text() for text in sheet.figure.legends[0].get_texts()] == ["communicate", "compute"]
+    assert legend_texts(sheet) == ["communicate", "compute"]
     assert (sheet.axes[0].get_xlabel(), sheet.axes[0].get_ylabel()) == ("workers", "seconds a step")
     assert "With workers 4 they share cores or GPUs." in sheet.caption
-    assert_tidy(sheet)
+    assert_no_overlap(sheet)
 
 
-def test_gains_stand_beside_what_they_would_be_if_nothing_were_lost(measured):
+def test_speedup_has_ideal_line(measured):
     sheet = figures.draw(measured(), SPEEDUP)[0]
     speedup, efficiency = sheet.axes
     ideal, own = speedup.get_lines()
@@ -53,25 +52,25 @@ def test_gains_stand_beside_what_they_would_be_if_nothing_were_lost(measured):
     assert list(efficiency.get_lines()[0].get_ydata()) == [1, 1, 1]
     assert [label.get_text() for label in speedup.get_xticklabels()] == ["1", "2", "4"]
     assert speedup.get_ylim()[0] == efficiency.get_ylim()[0] == 0
-    assert_tidy(sheet)
+    assert_no_overlap(sheet)
 
 
-def test_a_line_for_each_width_and_no_stack_of_several(measured):
-    made = measured((0.5, 1.0))
-    sheet = figures.draw(made, {**SPEEDUP, "line": "width"})[0]
+def test_line_per_width_and_no_stack_of_several_widths(measured):
+    results = measured((0.5, 1.0))
+    sheet = figures.draw(results, {**SPEEDUP, "line": "width"})[0]
     assert len(sheet.axes[0].get_lines()) == 3
-    assert [text.get_text() for text in sheet.figure.legends[0].get_texts()] == ["0.5", "1", "if nothing were lost"]
-    assert figures.draw(made, STACK) == []
-    assert [sheet.title for sheet in figures.draw(made, {**STACK, "page": "width"})] == [
-        "Where time goes: width 0.5", "Where time goes: width 1",
+    assert legend_texts(sheet) == ["0.5", "1", "if nothing were lost"]
+    assert figures.draw(results, STACK) == []
+    assert [sheet.title for sheet in figures.draw(results, {**STACK, "page": "width"})] == [
+        "Title: width 0.5", "Title: width 1",
     ]  # fmt: skip
 
 
-def test_the_report_says_what_workers_give_and_suggests_no_wider_search(measured):
-    said = findings(measured())
+def test_findings_state_speedup_and_suggest_no_wider_search(measured):
+    sentences = findings(measured())
     gain = "4 workers reach a speed-up of 2.00, an efficiency of 50%; "
-    assert gain + "communication adds 55% of a step." in said
-    assert not any("boundary of the search space" in one for one in said)
+    assert gain + "communication adds 55% of a step." in sentences
+    assert not any("boundary of the search space" in one for one in sentences)
     widths = findings(measured((0.5, 1.0)))
     assert [one.partition(" reach ")[0] for one in widths if "communication" in one] == [
         "4 workers at width 0.5", "4 workers at width 1",
@@ -79,15 +78,14 @@ def test_the_report_says_what_workers_give_and_suggests_no_wider_search(measured
     assert not any("communication" in one for one in findings(measured(numbers=(1,))))
 
 
-def test_it_is_no_search_whose_budget_or_interactions_are_told(measured):
-    made = measured((0.25, 0.5, 1.0, 2.0), numbers=(1, 2, 4, 8, 16))
-    assert [one["kind"] for one in figures.default_figures(made)] == [
+def test_scaling_measurement_has_no_budget_or_interactions(measured):
+    results = measured((0.25, 0.5, 1.0, 2.0), numbers=(1, 2, 4, 8, 16))
+    assert [one["kind"] for one in figures.default_figures(results)] == [
         "speedup", "stack", "cost", "links", "widths",
     ]  # fmt: skip
-    assert [title for title, _, _ in tables.report_tables(made)] == ["Best trials", "Trials by status"]
+    assert [title for title, _, _ in tables.report_tables(results)] == ["Best trials", "Trials by status"]
 
 
-def test_without_measurements_there_is_no_figure(trial, results_of):
-    for made in (results_of(), results_of(trial("0")), results_of(trial("0", status="failed", workers=2))):
-        assert figures.draw(made, STACK) == []
-        assert figures.draw(made, SPEEDUP) == []
+def test_no_figure_without_measurements(trial, results_of):
+    for kind in ("stack", "speedup"):
+        assert figures.draw(results_of(trial("0")), SPECIFICATIONS[kind]) == []
