@@ -259,7 +259,9 @@ class TestResume:
 
 def test_trainable_without_checkpoint_is_rejected(tmp_path):
     blind = climbers().replace(trainable=trainables.descend)
-    with pytest.raises(InvalidExperimentError, match="climbers takes no checkpoint; asha_stopping does without"):
+    with pytest.raises(
+        InvalidExperimentError, match="climbers has no parameter checkpoint: add it, or use asha_stopping"
+    ):
         run(blind, output_dir=tmp_path / "out", **QUIET)
     assert not (tmp_path / "out").exists()
 

@@ -7,7 +7,7 @@ import ray
 from ray.core.generated.gcs_service_pb2 import CheckAliveReply
 
 from tune_hpc.errors import ClusterError
-from tune_hpc.search.cluster_address import check_cluster
+from tune_hpc.search.ray_session import check_cluster
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_without_seeds_the_configuration_has_none():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "a/b"}, "name is letters, digits, underscores, dots and hyphens; got 'a/b'"),
+        ({"name": "a/b"}, "name of an experiment is letters, digits, underscores, dots and hyphens; got 'a/b'"),
         ({"name": "../x"}, "got '../x'"),
         ({"name": ""}, "got ''"),
         ({"mode": "maximum"}, "mode must be min or max; got 'maximum'"),
@@ -150,9 +150,7 @@ def test_a_hyperparameter_that_one_optimizer_has_may_stand_beside_others():
 def test_a_function_of_the_users_own_gives_keys_its_own_meaning():
     experiment = Experiment("x", Space({"optimizer": "mine", "colour": "red"}, keys={}), function, metric="score")
     assert experiment.to_json()["trainable"] == f"{__name__}:function"
-    with pytest.raises(
-        InvalidSpaceError, match="status is a column that every trial has; call the parameter otherwise"
-    ):
+    with pytest.raises(InvalidSpaceError, match="status is a column of every trial; rename the parameter"):
         Experiment("x", Space({"status": 1}, keys={}), function)
 
 
@@ -295,5 +293,5 @@ def test_a_folder_of_before_there_were_claims_has_none():
     del plain["claims"]
     assert experiment_from_json(plain).claims == ()
     del plain["metric"]
-    with pytest.raises(FolderError, match="lacks or has too much of 'metric'"):
+    with pytest.raises(FolderError, match="has a missing or unknown field: 'metric'"):
         experiment_from_json(plain)

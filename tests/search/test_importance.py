@@ -68,15 +68,13 @@ class TestRefused:
         assert "\n" not in str(error.value)
 
     def test_too_few_configurations(self):
-        self.refused(
-            searched(SPACE, lambda config: config["x"], 9), "at least 10 configurations that finished; shape has 9"
-        )
+        self.refused(searched(SPACE, lambda config: config["x"], 9), "at least 10 finished configurations; shape has 9")
 
     def test_nothing_but_divergences(self):
         results = searched(SPACE, lambda config: config["x"])
         self.refused(
             Results(results.experiment, results.trials.assign(status="diverged", loss=np.nan), results.history),
-            "at least 10 configurations that finished; shape has 0",
+            "at least 10 finished configurations; shape has 0",
         )
 
     def test_no_trials(self):
@@ -93,4 +91,4 @@ class TestRefused:
         self.refused(searched(space, lambda config: 1.0), "nothing varies in shape")
 
     def test_values_that_are_all_alike(self):
-        self.refused(searched(SPACE, lambda config: 1.0), "the values of loss in shape are too much alike")
+        self.refused(searched(SPACE, lambda config: 1.0), "the values of loss in shape are too similar")

@@ -57,8 +57,8 @@ def test_an_export_that_fails_is_told_with_its_reason_and_its_remedy(home, monke
     start(home, monkeypatch, program).wait()
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"the export to optuna failed: no room; the results are whole, and `tune-hpc export {home.path} --to optuna` "
-        "exports them"
+        f"the export to optuna failed: no room; the results are complete, and `tune-hpc export {home.path} --to "
+        "optuna` repeats the export"
     )
 
 
@@ -68,7 +68,7 @@ def test_an_export_that_takes_long_goes_on_in_the_background(home, monkeypatch, 
     started = start(home, monkeypatch, "import time; time.sleep(30)")
     started.wait()
     (process,) = started._processes.values()
-    assert caplog.messages == [f"the export to optuna goes on in the background, process {process.pid}"]
+    assert caplog.messages == [f"the export to optuna continues in the background, process {process.pid}"]
     assert process.poll() is None
     process.kill()
     process.wait()

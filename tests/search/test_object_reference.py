@@ -32,7 +32,7 @@ def test_the_working_folder_hides_nothing_that_is_installed(write_module):
 
 @pytest.mark.parametrize("text", ["json", ":loads", "json:", "", ":", ".json:loads", "a..b:c", "json.:loads"])
 def test_text_that_is_no_reference_is_refused(text):
-    with pytest.raises(UnknownNameError, match=r"is no reference; it reads package\.module:attribute"):
+    with pytest.raises(UnknownNameError, match=r"is not a reference; use the form package\.module:attribute"):
         load_reference(text)
 
 
@@ -69,10 +69,10 @@ def test_a_module_that_breaks_off_says_where(write_module, source, message):
 
 def test_a_missing_attribute_is_answered_with_those_there_are(write_module):
     write_module("my_search_d", "import os\n_hidden = 1\ndef train(config, report): ...\ndef search(): ...\n")
-    with pytest.raises(UnknownNameError, match=r"nothing is called 'tran' in my_search_d; there are train, search$"):
+    with pytest.raises(UnknownNameError, match=r"my_search_d has no 'tran'; it has train, search$"):
         load_reference("my_search_d:tran")
     write_module("my_search_e", "")
-    with pytest.raises(UnknownNameError, match=r"nothing is called 'train' in my_search_e; it is empty$"):
+    with pytest.raises(UnknownNameError, match=r"my_search_e has no 'train'; it is empty$"):
         load_reference("my_search_e:train")
 
 

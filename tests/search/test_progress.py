@@ -28,7 +28,7 @@ def line_progress(num_trials=4):
 def test_the_best_value_is_kept_with_its_trial(mode, best):
     tally = TrialCounts(4)
     for trial_id, value in (("t0", 0.5), ("t1", 0.1), ("t2", 0.9), ("t3", 0.5)):
-        tally.note_value("a", trial_id, value, mode)
+        tally.record_value("a", trial_id, value, mode)
     assert tally.best == {"a": best}
 
 
@@ -36,19 +36,19 @@ def test_the_best_value_is_kept_with_its_trial(mode, best):
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
 def test_a_value_that_is_no_number_counts_for_nothing(mode, value):
     tally = TrialCounts(4)
-    tally.note_value("a", "t0", value, mode)
+    tally.record_value("a", "t0", value, mode)
     assert tally.best == {}
-    tally.note_value("a", "t1", 0.5, mode)
-    tally.note_value("a", "t2", value, mode)
+    tally.record_value("a", "t1", 0.5, mode)
+    tally.record_value("a", "t2", value, mode)
     assert tally.best == {"a": (0.5, "t1")}
 
 
 def test_counts_leave_out_what_there_is_none_of():
     tally = TrialCounts(9)
-    assert tally.counts() == ""
+    assert tally.summary() == ""
     tally.running = 2
     tally.ended.update(finished=3, diverged=1, failed=1)
-    assert tally.counts() == "2 running, 1 diverged, 1 failed"
+    assert tally.summary() == "2 running, 1 diverged, 1 failed"
     assert tally.num_ended == 5
 
 
@@ -70,7 +70,7 @@ def test_a_line_tells_the_time_left_the_counts_and_the_best():
         clock.now += LINE_INTERVAL_S
         tally.running = 2
         tally.ended.update(finished=1, diverged=1)
-        tally.note_value("a", "t00001", 0.123456, "min")
+        tally.record_value("a", "t00001", 0.123456, "min")
         progress.update()
         assert stream.getvalue() == (
             "2/4 trials, 60 s, about 60 s left; 2 running, 1 diverged; best test_loss 0.1235 (t00001)\n"
@@ -79,8 +79,8 @@ def test_a_line_tells_the_time_left_the_counts_and_the_best():
 
 def test_the_best_values_of_several_experiments_are_not_mixed():
     tally, _, stream, progress = line_progress()
-    tally.note_value("a", "t0", 0.1, "min")
-    tally.note_value("b", "t0", 0.9, "max")
+    tally.record_value("a", "t0", 0.1, "min")
+    tally.record_value("b", "t0", 0.9, "max")
     with progress:
         pass
     assert "best" not in stream.getvalue()
@@ -101,7 +101,7 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch):
     with SearchProgress([tally], {"a": "test_loss"}, stream) as progress:
         tally.ended["finished"] = 3
         tally.running = 1
-        tally.note_value("a", "t00002", 0.25, "min")
+        tally.record_value("a", "t00002", 0.25, "min")
         progress.update()
     shown = stream.getvalue()
     assert "3/4 trials" in shown

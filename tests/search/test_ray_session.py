@@ -55,7 +55,9 @@ def test_a_ray_that_a_busy_machine_does_not_let_start_in_time_is_started_once_mo
         with ray_session():
             assert tried == ["local", "local"]
     else:
-        with pytest.raises(ClusterError, match=r"^Ray did not start on this machine in 30 s, twice; it is too busy"):
+        with pytest.raises(
+            ClusterError, match=r"^Ray did not start on this machine in 30 s, twice; the machine is too busy"
+        ):
             ray_session().__enter__()
     assert len(ended) == 2
 

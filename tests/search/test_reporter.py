@@ -1,4 +1,4 @@
-"""What a trainable reports, and what its state is kept in: the parts of a trial that need no Ray."""
+"""Metrics of a trial on their way, its checkpoint, and the values of its row; without Ray."""
 
 import json
 import math
@@ -9,18 +9,17 @@ import torch
 
 from tune_hpc.search import reporter
 from tune_hpc.search.reporter import (
-    KEEP_INTERVAL_S,
-    KEEP_RATIO,
     REPORT_INTERVAL_S,
+    WRITE_INTERVAL_S,
+    WRITE_RATIO,
     Diverged,
-    MonitoredMetric,
     RayReporter,
     Reporter,
     SchedulerReporter,
     Throttle,
-    TrialCheckpoint,
 )
-from tune_hpc.search.trial_runner import identity_columns, to_jsonable
+from tune_hpc.search.trial_checkpoint import TrialCheckpoint
+from tune_hpc.search.trial_spec import MonitoredMetric, TrialSpec, to_jsonable
 from tune_hpc.storage.trial_file import TrialFileWriter
 
 
@@ -48,64 +47,64 @@ def report(clock, forwarded):
     return Reporter(TrialFileWriter({}), "test_loss", forwarded.append)
 
 
-def test_what_is_reported_is_kept(report):
+def test_reported_metrics_are_recorded(report):
     report(1, {"test_loss": 0.5})
     report(np.arange(2, 4), {"train_loss": np.array([0.4, 0.3]), "test_loss": [0.2, 0.1]})
     report(3, {"note": np.float32(7)})
-    history = report.record.history()
+    history = report.writer.history()
     assert history["step"].tolist() == [1, 2, 3]
     assert history["test_loss"].tolist() == [0.5, 0.2, 0.1]
     assert history["train_loss"].tolist()[1:] == [0.4, 0.3]
     assert history["note"].tolist()[2] == 7
 
 
-def test_torch_numbers_are_taken_as_they_are(report):
+def test_torch_numbers_are_accepted(report):
     report(torch.tensor(3), {"test_loss": torch.tensor(0.5), "curve": torch.tensor([0.25])})
-    assert report.record.history().to_dict("records") == [{"step": 3, "test_loss": 0.5, "curve": 0.25}]
+    assert report.writer.history().to_dict("records") == [{"step": 3, "test_loss": 0.5, "curve": 0.25}]
 
 
 @pytest.mark.parametrize("name", ["test_loss", "train_loss", "my_own_loss"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
-def test_a_loss_that_is_no_number_ends_the_trial(report, name, value):
+def test_non_finite_loss_ends_the_trial(report, name, value):
     with pytest.raises(Diverged, match=f"non-finite {name} at step 7"):
         report(7, {"W": 1.0, name: value})
 
 
-def test_what_came_before_a_divergence_is_kept(report):
+def test_metrics_before_a_divergence_are_recorded(report):
     report(0, {"train_loss": 1.0})
     with pytest.raises(Diverged, match="non-finite train_loss at step 3"):
         report([1, 2, 3, 4], {"train_loss": [0.9, 0.8, math.nan, 0.7], "W": [1, 2, 3, 4]})
-    history = report.record.history()
+    history = report.writer.history()
     assert history["step"].tolist() == [0, 1, 2]
     assert history["train_loss"].tolist() == [1.0, 0.9, 0.8]
     assert history["W"].tolist()[1:] == [1, 2]
 
 
-def test_other_metrics_may_be_anything(report):
+def test_other_metrics_may_be_non_finite(report):
     report(1, {"W": math.inf, "gradient_norm": math.nan, "test_loss": 1.0})
-    assert report.record.history()["W"].tolist() == [math.inf]
+    assert report.writer.history()["W"].tolist() == [math.inf]
 
 
-def test_a_metric_that_ranks_trials_must_be_finite_whatever_it_is_called(clock):
+def test_metric_that_ranks_trials_must_be_finite(clock):
     with pytest.raises(Diverged, match="non-finite score at step 1"):
         Reporter(TrialFileWriter({}), "score", print)(1, {"score": math.nan})
 
 
 @pytest.mark.parametrize("value", [[1.0, 2.0], [], "high", [[1.0, 2.0]]])
-def test_a_metric_that_does_not_match_its_steps_is_named(report, value):
+def test_message_names_a_metric_that_does_not_match_its_steps(report, value):
     with pytest.raises(ValueError, match=r"report takes one number for each step; test_loss has .* for 1$"):
         report(3, {"test_loss": value})
 
 
-def test_empty_arrays_are_nothing(report, clock, forwarded):
+def test_empty_arrays_have_no_effect(report, clock, forwarded):
     clock.now += 10 * REPORT_INTERVAL_S
     report([], {"test_loss": []})
     report(np.arange(0), {"test_loss": np.empty(0)})
     assert forwarded == []
-    assert len(report.record.history()) == 0
+    assert len(report.writer.history()) == 0
 
 
-def test_what_is_forwarded_is_the_last_value_of_the_metric_as_a_plain_number(report, forwarded):
+def test_last_value_of_the_metric_is_forwarded_as_a_float(report, forwarded):
     report(1, {"train_loss": 0.5})
     assert forwarded == []
     report(np.arange(5), {"test_loss": np.linspace(1, 0.2, 5)})
@@ -113,7 +112,7 @@ def test_what_is_forwarded_is_the_last_value_of_the_metric_as_a_plain_number(rep
     assert json.dumps(forwarded)
 
 
-def test_of_a_metric_that_is_a_best_the_best_so_far_is_forwarded(clock, forwarded):
+def test_best_value_so_far_is_forwarded(clock, forwarded):
     report = Reporter(TrialFileWriter({}), "best_valid_accuracy", forwarded.append)
     for step, accuracy in enumerate((0.5, 0.9, 0.7)):
         report(step, {"train_loss": 1.0})
@@ -121,26 +120,26 @@ def test_of_a_metric_that_is_a_best_the_best_so_far_is_forwarded(clock, forwarde
     assert forwarded == [0.5, 0.9, 0.9]
 
 
-def test_ray_is_told_once_a_second_at_most_the_latest_value_of_each_trial(clock, monkeypatch):
-    told = []
-    monkeypatch.setattr(reporter.tune, "report", told.append)
-    forward = RayReporter()
-    notes = [forward.for_trial(name) for name in ("a", "b")]
+def test_latest_values_are_reported_at_most_once_a_second(clock, monkeypatch):
+    results = []
+    monkeypatch.setattr(reporter.tune, "report", results.append)
+    ray_reporter = RayReporter()
+    notes = [ray_reporter.for_trial(name) for name in ("a", "b")]
     for step in range(100):
         clock.now += REPORT_INTERVAL_S / 10
         notes[step % 2](float(step))
-    assert len(told) in (9, 10)
-    for one in told:
-        (first, second) = sorted(one["members"], key=lambda member: member["trial_id"])
+    assert len(results) in (9, 10)
+    for result in results:
+        (first, second) = sorted(result["trials"], key=lambda line: line["trial_id"])
         assert (first["trial_id"], second["trial_id"]) == ("a", "b")
         assert abs(first["value"] - second["value"]) == 1.0
     rows = [
         {"trial_id": "a", "status": "finished", "loss": 0.5, "steps_run": 100},
         {"trial_id": "b", "status": "failed", "steps_run": 7},
     ]
-    forward.ended(rows, "loss", {"took_s": 0.5})
-    assert told[-1] == {
-        "members": [
+    ray_reporter.report_end(rows, "loss", {"took_s": 0.5})
+    assert results[-1] == {
+        "trials": [
             {"trial_id": "a", "status": "finished", "value": 0.5, "steps": 100},
             {"trial_id": "b", "status": "failed", "value": None, "steps": 7},
         ],
@@ -149,7 +148,7 @@ def test_ray_is_told_once_a_second_at_most_the_latest_value_of_each_trial(clock,
     }
 
 
-def test_a_checkpoint_is_kept_no_more_often_than_asked(tmp_path, clock):
+def test_checkpoint_is_saved_once_per_interval(tmp_path, clock):
     made = []
     checkpoint = TrialCheckpoint(tmp_path / "t.checkpoint", [TrialFileWriter({})], interval_s=60)
 
@@ -165,19 +164,19 @@ def test_a_checkpoint_is_kept_no_more_often_than_asked(tmp_path, clock):
     assert [file.name for file in tmp_path.iterdir()] == ["t.checkpoint"]
 
 
-def test_a_checkpoint_brings_back_the_state_and_what_was_reported(tmp_path, clock):
-    record = TrialFileWriter({})
-    record.add(np.arange(3), {"train_loss": np.array([3.0, 2.0, 1.0])})
-    record.add(3, {"test_loss": 0.5})
+def test_checkpoint_restores_state_and_metrics(tmp_path, clock):
+    writer = TrialFileWriter({})
+    writer.add(np.arange(3), {"train_loss": np.array([3.0, 2.0, 1.0])})
+    writer.add(3, {"test_loss": 0.5})
     clock.now += 1
-    TrialCheckpoint(tmp_path / "t.checkpoint", [record], interval_s=0).save(3, lambda: {"step": 3, "w": torch.ones(2)})
+    TrialCheckpoint(tmp_path / "t.checkpoint", [writer], interval_s=0).save(3, lambda: {"step": 3, "w": torch.ones(2)})
 
     again = TrialFileWriter({})
     again.add(99, {"train_loss": 9.0})
     state = TrialCheckpoint(tmp_path / "t.checkpoint", [again], interval_s=0).load()
     assert state["step"] == 3
     assert torch.equal(state["w"], torch.ones(2))
-    assert again.history().equals(record.history())
+    assert again.history().equals(writer.history())
 
 
 @pytest.mark.parametrize(
@@ -188,64 +187,62 @@ def test_a_checkpoint_brings_back_the_state_and_what_was_reported(tmp_path, cloc
         ([1, 2], "[1, 2]"), ({"a": (1, 2)}, '{"a": [1, 2]}'), ({1}, '"{1}"'),
     ],
 )  # fmt: skip
-def test_every_value_becomes_one_that_json_and_parquet_hold(value, expected):
+def test_every_value_becomes_jsonable(value, expected):
     made = to_jsonable(value)
     assert made == expected
     assert type(made) is type(expected)
     json.dumps(made, allow_nan=False)
 
 
-def test_a_trial_is_known_before_it_runs():
-    assert identity_columns("x", "t00001", {"steps": np.int64(5), "layers": [1, 2]}) == {
+def test_columns_of_a_trial_are_jsonable():
+    assert TrialSpec("x", "t00001", {"steps": np.int64(5), "layers": [1, 2]}).columns() == {
         "experiment": "x", "trial_id": "t00001", "steps": 5, "layers": "[1, 2]",
     }  # fmt: skip
 
 
-class TestDecision:
+class TestSchedulerReporter:
     @pytest.fixture
-    def told(self, monkeypatch):
-        told = []
-        monkeypatch.setattr(reporter.tune, "report", told.append)
-        return told
+    def results(self, monkeypatch):
+        results = []
+        monkeypatch.setattr(reporter.tune, "report", results.append)
+        return results
 
-    def reporter(self, forwarded, is_best, kept):
+    def reporter(self, forwarded, is_best, written):
         decision = SchedulerReporter(
-            "t00000", MonitoredMetric("valid_accuracy", is_best, "max"), lambda: kept.append(1)
+            "t00000", MonitoredMetric("valid_accuracy", is_best, "max"), lambda: written.append(1)
         )
         return Reporter(TrialFileWriter({}), "best_valid_accuracy", forwarded.append, decision)
 
     @pytest.mark.parametrize(("is_best", "shown"), [(True, [0.5, 0.5, 0.7]), (False, [0.5, 0.4, 0.7])])
-    def test_every_result_has_what_the_scheduler_watches_and_nothing_else_is_told(
-        self, told, forwarded, clock, is_best, shown
-    ):
-        kept = []
-        report = self.reporter(forwarded, is_best, kept)
+    def test_every_result_has_the_monitored_metric(self, results, forwarded, clock, is_best, shown):
+        written = []
+        report = self.reporter(forwarded, is_best, written)
         for step, accuracy in ((10, 0.5), (20, 0.4), (30, 0.7)):
             clock.now += 2 * REPORT_INTERVAL_S
             report(np.arange(step - 9, step + 1), {"train_loss": np.ones(10)})
             report(step, {"valid_accuracy": accuracy, "best_valid_accuracy": 0.1})
-        assert [(one["step"], one["value"]) for one in told] == list(zip((10, 20, 30), shown, strict=True))
+        assert [(one["step"], one["value"]) for one in results] == list(zip((10, 20, 30), shown, strict=True))
         assert forwarded == []
-        assert len(kept) == 3
+        assert len(written) == 3
 
-    def test_what_was_reported_is_kept_before_the_scheduler_decides(self, monkeypatch, forwarded):
+    def test_file_is_written_before_the_scheduler_decides(self, monkeypatch, forwarded):
         order = []
-        monkeypatch.setattr(reporter.tune, "report", lambda result: order.append("told"))
-        decision = SchedulerReporter("t00000", MonitoredMetric("loss", False, "min"), lambda: order.append("kept"))
+        monkeypatch.setattr(reporter.tune, "report", lambda result: order.append("reported"))
+        decision = SchedulerReporter("t00000", MonitoredMetric("loss", False, "min"), lambda: order.append("written"))
         Reporter(TrialFileWriter({}), "loss", forwarded.append, decision)(1, {"loss": 0.5})
-        assert order == ["kept", "told"]
+        assert order == ["written", "reported"]
 
 
-class TestRateLimit:
-    def test_what_takes_a_moment_is_done_every_few_seconds(self, clock):
+class TestThrottle:
+    def test_fast_call_is_made_every_few_seconds(self, clock):
         done = []
         limited = Throttle(lambda: done.append(clock.now))
-        for _ in range(10 * int(KEEP_INTERVAL_S)):
+        for _ in range(10 * int(WRITE_INTERVAL_S)):
             clock.now += 0.5
             limited()
-        assert np.diff(done).tolist() == [KEEP_INTERVAL_S] * 4
+        assert np.diff(done).tolist() == [WRITE_INTERVAL_S] * 4
 
-    def test_what_takes_long_is_done_for_a_hundredth_of_the_time(self, clock):
+    def test_slow_call_takes_a_hundredth_of_the_time(self, clock):
         done = []
 
         def slow():
@@ -256,13 +253,13 @@ class TestRateLimit:
         while clock.now < 1050:
             clock.now += 0.5
             limited()
-        assert np.diff(done).tolist() == [KEEP_RATIO * 2.0 + 2.0] * (len(done) - 1)
+        assert np.diff(done).tolist() == [WRITE_RATIO * 2.0 + 2.0] * (len(done) - 1)
         assert len(done) == 5
 
-    def test_a_reporter_has_its_record_kept(self, clock, forwarded):
+    def test_reporter_writes_after_each_report(self, clock, forwarded):
         lengths = []
-        record = TrialFileWriter({})
-        report = Reporter(record, "loss", forwarded.append, keep=lambda: lengths.append(len(record.history())))
+        writer = TrialFileWriter({})
+        report = Reporter(writer, "loss", forwarded.append, write=lambda: lengths.append(len(writer.history())))
         report(np.arange(4), {"loss": np.ones(4)})
         report(9, {"other": 1.0})
         assert lengths == [4, 5]

@@ -243,7 +243,7 @@ def test_two_experiments_of_one_name_are_refused(tmp_path):
 
 
 def test_a_request_that_no_node_can_hold_is_refused_with_the_numbers(tmp_path):
-    with pytest.raises(ClusterError, match="a trial asks for 64 CPU cores and 0 GPUs; the largest node has 2 and 0"):
+    with pytest.raises(ClusterError, match="a trial requests 64 CPU cores and 0 GPUs; the largest node has 2 and 0"):
         run(Experiment("large", X, trainables.fails_at_two, **OWN), output_dir=tmp_path / "large", cpus_per_trial=64)
     assert not any(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""Searches that end before their time: who is asked, what is kept, how long it takes, and that nothing runs twice."""
+"""Early stop of searches: stop requests, criteria, saved states, and resumption without repeated steps."""
 
 import json
 import logging
@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -18,27 +17,36 @@ from ray.tune.search import Searcher
 
 from tests.search.trainables import counts, lingers
 from tune_hpc import Experiment, Space, resume, run, run_all, when
-from tune_hpc.search import reporter, stop_request, stopping, trial_runner
+from tune_hpc.search import reporter, stopping, trial_runner
 from tune_hpc.search.callback import SearchCallback
-from tune_hpc.search.limits import StopCriteria
-from tune_hpc.search.reporter import MonitoredMetric, TrialCheckpoint
 from tune_hpc.search.searchers.optuna_searcher import OptunaSearcher
 from tune_hpc.search.searchers.ray_searcher import RaySearcherAdapter
-from tune_hpc.search.stop_request import LOOK_INTERVAL_S, StopRequest, StopRequested
-from tune_hpc.search.stopping import GracefulStopper
-from tune_hpc.search.trial_runner import TrialContext, run_bundle
+from tune_hpc.search.stopping import (
+    TRIAL_POLL_INTERVAL_S,
+    GracefulStopper,
+    StopCriteria,
+    StopRequest,
+    StopRequested,
+)
+from tune_hpc.search.trial_checkpoint import TrialCheckpoint
+from tune_hpc.search.trial_runner import run_group
+from tune_hpc.search.trial_spec import MonitoredMetric, TrialContext, TrialGroup, TrialOutcome, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.trial_file import TrialFileWriter, read_row
+from tune_hpc.storage.trial_file import TrialFileWriter
 
 QUIET = {"show_progress": False}
 
 
+def claimed_folder(path):
+    folder = ExperimentFolder(path)
+    folder.path.mkdir()
+    folder.claim_attempt(0)
+    return folder
+
+
 @pytest.fixture
-def home(tmp_path):
-    home = ExperimentFolder(tmp_path / "out")
-    home.path.mkdir()
-    home.claim_attempt(0)
-    return home
+def folder(tmp_path):
+    return claimed_folder(tmp_path / "out")
 
 
 @pytest.fixture
@@ -50,305 +58,295 @@ def clock(monkeypatch):
             return self.now
 
     clock = Clock()
-    for module in (stopping, stop_request):
-        monkeypatch.setattr(module.time, "monotonic", clock.monotonic)
+    monkeypatch.setattr(stopping.time, "monotonic", clock.monotonic)
     return clock
 
 
-class TestRequest:
-    def test_a_trial_looks_five_times_a_second_at_most(self, home, clock):
-        request = StopRequest(home)
+class TestStopRequest:
+    def test_trial_polls_at_most_five_times_a_second(self, folder, clock):
+        request = StopRequest(folder)
         assert not request.is_made
-        home.write_control(stop=True)
-        clock.now += 0.9 * LOOK_INTERVAL_S
+        folder.write_control(stop=True)
+        clock.now += 0.9 * TRIAL_POLL_INTERVAL_S
         assert not request.is_made
-        clock.now += 0.2 * LOOK_INTERVAL_S
+        clock.now += 0.2 * TRIAL_POLL_INTERVAL_S
         assert request.is_made
 
-    def test_who_was_asked_stops_whatever_the_next_search_says(self, home, clock):
-        home.write_control(stop=True)
-        request = StopRequest(home)
+    def test_request_is_not_withdrawn_by_the_next_search(self, folder, clock):
+        folder.write_control(stop=True)
+        request = StopRequest(folder)
         assert request.is_made
-        home.write_control()
+        folder.write_control()
         clock.now += 10
         assert request.is_made
-        assert not StopRequest(home).is_made
+        assert not StopRequest(folder).is_made
 
-    def test_a_folder_without_the_file_asks_nothing(self, tmp_path):
+    def test_folder_without_the_file_requests_nothing(self, tmp_path):
         assert not StopRequest(ExperimentFolder(tmp_path)).is_made
 
     @pytest.mark.parametrize("error", [PermissionError("no"), OSError(116, "stale"), OSError(5, "io")])
-    def test_storage_that_does_not_answer_for_a_while_orders_nothing(self, home, clock, monkeypatch, error):
+    def test_storage_that_does_not_answer_has_no_effect(self, folder, clock, monkeypatch, error):
         def fail(*arguments, **options):
             raise error
 
-        request, limits = StopRequest(home), StopCriteria(stop_file=home.path / "1.stop")
-        limits._looked_at = 0.0
-        monkeypatch.setattr(Path, "is_file", fail)
-        monkeypatch.setattr(Path, "read_text", fail)
+        request, criteria = StopRequest(folder), StopCriteria(stop_file=folder.path / "1.stop")
+        criteria._polled_at = 0.0
+        for method in ("is_file", "read_text", "read_bytes"):
+            monkeypatch.setattr(Path, method, fail)
         assert not request.is_made
-        assert not limits.are_reached()
+        assert not criteria.is_met()
         monkeypatch.undo()
-        home.write_control(stop=True)
-        assert StopRequest(home).is_made
+        folder.write_control(stop=True)
+        assert StopRequest(folder).is_made
 
-    def test_trial_of_a_superseded_attempt_stops_and_saves_nothing(self, home):
-        ExperimentFolder(home.path).claim_attempt(1)
-        request = StopRequest(home)
+    def test_trial_of_a_superseded_attempt_stops_and_saves_nothing(self, folder):
+        ExperimentFolder(folder.path).claim_attempt(1)
+        request = StopRequest(folder)
         assert request.is_made
         assert request.is_superseded
-        checkpoint = TrialCheckpoint(home.checkpoint("t00000"), [TrialFileWriter({})], 0.0, StopRequest(home))
+        checkpoint = TrialCheckpoint(folder.checkpoint("t00000"), [TrialFileWriter({})], 0.0, StopRequest(folder))
         with pytest.raises(StopRequested):
             checkpoint.save(1, lambda: {"step": 1})
-        assert not home.checkpoint("t00000").exists()
+        assert not folder.checkpoint("t00000").exists()
 
-    def test_the_state_that_is_offered_next_is_kept_whatever_the_interval(self, home):
-        path = home.checkpoint("t00000")
-        record = TrialFileWriter({})
-        checkpoint = TrialCheckpoint(path, [record], 3600, StopRequest(home))
+    def test_next_state_is_saved_regardless_of_the_interval(self, folder):
+        path = folder.checkpoint("t00000")
+        writer = TrialFileWriter({})
+        checkpoint = TrialCheckpoint(path, [writer], 3600, StopRequest(folder))
         checkpoint.save(1, lambda: {"step": 1})
         assert not path.exists()
         assert not checkpoint.has_stopped
-        home.write_control(stop=True)
-        record.add(2, {"loss": 0.5})
-        checkpoint = TrialCheckpoint(path, [record], 3600, StopRequest(home))
+        folder.write_control(stop=True)
+        writer.add(2, {"loss": 0.5})
+        checkpoint = TrialCheckpoint(path, [writer], 3600, StopRequest(folder))
         with pytest.raises(StopRequested):
             checkpoint.save(2, lambda: {"step": 2})
         assert checkpoint.has_stopped
         assert TrialCheckpoint(path, [TrialFileWriter({})], 3600).load() == {"step": 2}
 
-    def test_no_trainable_takes_it_for_a_failure_of_its_own(self):
+    def test_handlers_of_exception_do_not_catch_it(self):
         assert not issubclass(StopRequested, Exception)
 
 
-class TestEnding:
-    """When everything is stopped, without Ray."""
+class TestGracefulStopper:
+    """Decisions of the stopper, without Ray."""
 
-    class SearchCallback:
-        """What is under way, as far as anybody asks."""
+    class Callback:
+        """Stands for the callback of the run."""
 
-        is_any_under_way = True
-        num_cut_off = 0
-
+        any_running = True
+        num_killed = 0
         num_shown = 0
 
         def kill_running(self):
-            self.num_cut_off += 1
+            self.num_killed += 1
 
         def show(self):
             self.num_shown += 1
 
     @pytest.fixture
-    def homes(self, tmp_path):
-        homes = [ExperimentFolder(tmp_path / name) for name in "ab"]
-        for home in homes:
-            home.path.mkdir()
-            home.claim_attempt(0)
-        return homes
+    def folders(self, tmp_path):
+        return [claimed_folder(tmp_path / name) for name in "ab"]
 
     @pytest.fixture
-    def limits(self):
+    def criteria(self):
         return StopCriteria()
 
     @pytest.fixture
-    def asked(self, limits, homes, caplog):
+    def stopper(self, criteria, folders, caplog):
         caplog.set_level(logging.INFO)
-        return GracefulStopper(limits, self.SearchCallback(), homes)
+        return GracefulStopper(criteria, self.Callback(), folders)
 
-    def test_a_search_that_no_limit_ends_goes_on(self, asked, homes):
-        assert not asked.stop_all()
-        assert not any(StopRequest(home).is_made for home in homes)
-        # A search of long trials has no news for minutes, but shows that it lives.
-        assert asked.watcher.num_shown == 1
+    def test_search_without_a_reason_continues(self, stopper, folders):
+        assert not stopper.stop_all()
+        assert not any(StopRequest(folder).is_made for folder in folders)
+        # A search of long trials reports nothing for minutes, but shows that it runs.
+        assert stopper.callback.num_shown == 1
 
-    def test_all_experiments_are_asked_and_waited_for(self, asked, limits, homes, clock, caplog):
-        limits._interrupt(signal.SIGINT, None)
+    def test_trials_of_all_experiments_have_time_to_stop(self, stopper, criteria, folders, clock, caplog):
+        criteria._interrupt(signal.SIGINT, None)
         for _ in range(10):
-            assert not asked.stop_all()
+            assert not stopper.stop_all()
             clock.now += 2.9
-        assert all(StopRequest(home).is_made for home in homes)
+        assert all(StopRequest(folder).is_made for folder in folders)
         assert [record.message for record in caplog.records] == [
-            "stopping: trials under way save their state, at most 30 s; press Ctrl-C again to stop at once"
+            "stopping: running trials save their states within 30 s; press Ctrl-C again to stop at once"
         ]
-        asked.watcher.is_any_under_way = False
-        assert asked.stop_all()
-        assert asked.watcher.num_cut_off == 0
+        stopper.callback.any_running = False
+        assert stopper.stop_all()
+        assert stopper.callback.num_killed == 0
 
-    def test_who_takes_too_long_is_cut_off(self, asked, limits, clock, caplog):
-        limits._warn(signal.SIGUSR1, None)
-        assert not asked.stop_all()
+    def test_slow_trials_are_killed(self, stopper, criteria, clock, caplog):
+        criteria._warn(signal.SIGUSR1, None)
+        assert not stopper.stop_all()
         clock.now += stopping.WAIT_S
-        assert asked.stop_all()
-        assert asked.watcher.num_cut_off == 1
+        assert stopper.stop_all()
+        assert stopper.callback.num_killed == 1
         assert caplog.records[0].message == (
-            "the batch system's time is nearly over (SIGUSR1): trials under way save their state, at most 30 s; "
+            "the batch system's time is nearly over (SIGUSR1): running trials save their states within 30 s; "
             "press Ctrl-C to stop at once"
         )
 
-    def test_a_folder_that_cannot_be_written_keeps_no_other_one_from_being_asked(self, asked, limits, homes, caplog):
-        homes[0].control.unlink()
-        homes[0].control.mkdir()
-        limits._interrupt(signal.SIGINT, None)
-        assert not asked.stop_all()
-        assert StopRequest(homes[1]).is_made
+    def test_unwritable_folder_does_not_affect_other_requests(self, stopper, criteria, folders, caplog):
+        folders[0].control.unlink()
+        folders[0].control.mkdir()
+        criteria._interrupt(signal.SIGINT, None)
+        assert not stopper.stop_all()
+        assert StopRequest(folders[1]).is_made
         assert "control cannot be written: Is a directory; choose another folder, or make room" in caplog.messages[0]
 
-    def test_with_nothing_under_way_nobody_is_waited_for(self, asked, limits, caplog):
-        limits._warn(signal.SIGUSR1, None)
-        asked.watcher.is_any_under_way = False
-        assert asked.stop_all()
+    def test_search_without_running_trials_stops_at_once(self, stopper, criteria, caplog):
+        criteria._warn(signal.SIGUSR1, None)
+        stopper.callback.any_running = False
+        assert stopper.stop_all()
         assert not caplog.records
 
     @pytest.mark.parametrize("first", ["_interrupt", "_warn"])
-    def test_an_interrupt_while_it_ends_ends_it_at_once(self, asked, limits, first):
+    def test_interrupt_during_the_stop_forces_it(self, stopper, criteria, first):
         before = signal.getsignal(signal.SIGINT)
-        with limits.restoring_signal_handlers():
-            limits.install_signal_handlers()
-            getattr(limits, first)(0, None)
-            assert not asked.stop_all()
-            limits._interrupt(signal.SIGINT, None)
-            assert asked.stop_all()
-            assert asked.watcher.num_cut_off == 1
-            assert limits.is_warned == (first == "_warn")
+        with criteria.restoring_signal_handlers():
+            criteria.install_signal_handlers()
+            getattr(criteria, first)(0, None)
+            assert not stopper.stop_all()
+            criteria._interrupt(signal.SIGINT, None)
+            assert stopper.stop_all()
+            assert stopper.callback.num_killed == 1
+            assert criteria.is_warned == (first == "_warn")
             assert signal.getsignal(signal.SIGINT) == before
         assert signal.getsignal(signal.SIGINT) == before
 
-    def test_a_warning_after_an_interrupt_changes_nothing(self, limits):
-        limits._interrupt(signal.SIGINT, None)
-        limits._warn(signal.SIGUSR1, None)
-        limits._warn(signal.SIGUSR1, None)
-        assert (limits.reason, limits.is_warned, limits.force_stop) == ("interrupted", False, False)
+    def test_warning_after_an_interrupt_has_no_effect(self, criteria):
+        criteria._interrupt(signal.SIGINT, None)
+        criteria._warn(signal.SIGUSR1, None)
+        criteria._warn(signal.SIGUSR1, None)
+        assert (criteria.reason, criteria.is_warned, criteria.force_stop) == ("interrupted", False, False)
 
-    def test_signals_are_given_back(self, limits):
+    def test_signal_handlers_are_restored(self, criteria):
         numbers = (signal.SIGINT, signal.SIGUSR1)
         before = [signal.getsignal(number) for number in numbers]
-        with limits.restoring_signal_handlers():
-            limits.install_signal_handlers()
+        with criteria.restoring_signal_handlers():
+            criteria.install_signal_handlers()
             assert not set(before) & {signal.getsignal(number) for number in numbers}
         assert [signal.getsignal(number) for number in numbers] == before
 
 
-class TestProposals:
-    class OptunaSearcher:
-        """Remembers what it is told."""
+class TestSearcher:
+    class Recorder:
+        """Records the outcomes that it receives."""
 
         def __init__(self):
             self.experiment = Experiment("e", Space({"x": 1}, keys={}), lingers, metric="loss", mode="min", seeds=())
-            self.told = []
+            self.outcomes = []
 
-        def ended(self, *what):
-            self.told.append(what)
+        def on_trial_complete(self, *outcome):
+            self.outcomes.append(outcome)
 
-    def test_nothing_is_handed_out_once_a_search_is_to_end_and_no_learner_hears_of_what_did_not_begin(self):
-        members = [{"experiment": "e", "trial_id": f"t{number}", "config": {}} for number in range(3)]
-        is_ending = []
-        learner = self.OptunaSearcher()
-        proposals = RaySearcherAdapter(
-            [{"bundle_id": "b", "members": members}, {"bundle_id": "t9", "members": members[:1]}],
-            [learner], lambda samples: [], {}, 1, is_ending=lambda: bool(is_ending),
+    def test_stopped_search_suggests_nothing_and_omits_trials_that_did_not_start(self):
+        trials = tuple(TrialSpec("e", f"t{number}", {}) for number in range(3))
+        should_stop = []
+        recorder = self.Recorder()
+        group = TrialGroup("b", trials)
+        adapter = RaySearcherAdapter(
+            [group, TrialGroup("t9", trials[:1])], [recorder], lambda trials: [], {}, 1,
+            should_stop=lambda: bool(should_stop),
         )  # fmt: skip
-        assert proposals.suggest("ray")["bundle_id"] == "b"
-        is_ending.append(True)
-        assert proposals.suggest("other") == Searcher.FINISHED
-        told = [
+        assert adapter.suggest("ray") == {"group": group}
+        should_stop.append(True)
+        assert adapter.suggest("other") == Searcher.FINISHED
+        lines = [
             {"trial_id": "t0", "status": "finished", "value": 0.5, "steps": 9},
             {"trial_id": "t1", "status": "running", "value": 0.7, "steps": 4},
         ]
-        proposals.on_trial_complete("ray", {"members": told, "last": True, "done": True, "step": 4, "value": 0.7})
-        assert learner.told == [("t0", "finished", 0.5, 9), ("t1", "running", 0.7, 4)]
+        adapter.on_trial_complete("ray", {"trials": lines, "last": True, "done": True, "step": 4, "value": 0.7})
+        assert recorder.outcomes == [
+            ("t0", TrialOutcome("finished", 0.5, 9)),
+            ("t1", TrialOutcome("running", 0.7, 4)),
+        ]
 
-    def test_a_learner_waits_for_a_trial_that_saved_its_state(self, home):
+    def test_adaptive_searcher_waits_for_a_paused_trial(self, folder):
         space = Space({"x": tune.uniform(0, 1)}, keys={})
         search = Experiment(
             "e", space, lingers, metric="loss", mode="min", seeds=(), searcher="tpe", num_samples=2
         )  # fmt: skip
-        learner = OptunaSearcher(search, home)
-        (sample,) = learner.propose()
-        learner.ended(sample["trial_id"], "running", 0.7, 4)
-        assert [one.state for one in learner.study.trials] == [TrialState.RUNNING]
-        learner.ended(sample["trial_id"], "finished", 0.5, 9)
-        assert [one.state for one in learner.study.trials] == [TrialState.COMPLETE]
+        searcher = OptunaSearcher(search, folder)
+        (trial,) = searcher.suggest()
+        for status, state in (("running", TrialState.RUNNING), ("finished", TrialState.COMPLETE)):
+            searcher.on_trial_complete(trial.trial_id, TrialOutcome(status, 0.7, 4))
+            assert [one.state for one in searcher.study.trials] == [state]
 
 
-class TestBundle:
-    """What a bundle leaves, in this process."""
+class TestGroup:
+    """Files of a stopped group, without Ray."""
 
     @pytest.fixture
-    def told(self, monkeypatch):
-        told = []
-        monkeypatch.setattr(reporter.tune, "report", told.append)
+    def results(self, monkeypatch):
+        results = []
+        monkeypatch.setattr(reporter.tune, "report", results.append)
         monkeypatch.setattr(trial_runner, "_match_threads", lambda: None)
-        return told
+        monkeypatch.setattr(stopping, "TRIAL_POLL_INTERVAL_S", 0.0)
+        return results
 
-    def bundle(self, home, trainable, number=1, **more):
-        members = [
-            {"experiment": "e", "trial_id": f"t{each}", "config": {"x": each, "home": str(home.path), **more}}
-            for each in range(number)
-        ]
-        bundle = {"bundle_id": "t0", "members": members, "in_turn": number > 1}
-        return bundle, {"e": TrialContext("e", str(home.path), trainable, "loss", 1, 3600.0)}, {}
+    def run(self, folder, trainable, number=1, monitored=None, **config):
+        trials = tuple(
+            TrialSpec("e", f"t{x}", {"x": x, "folder": str(folder.path), **config}) for x in range(number)
+        )  # fmt: skip
+        context = TrialContext("e", str(folder.path), trainable, "loss", 1, 3600.0, monitored)
+        run_group({"group": TrialGroup("t0", trials, is_sequential=number > 1)}, {"e": context}, {})
 
-    def status(self, home):
-        return {path.stem: read_row(path)["status"] for path in sorted(home.parts.glob("*.parquet"))}
+    def statuses(self, folder):
+        return {name: folder.read_row(name)["status"] for name in folder.trial_ids()}
 
-    @pytest.mark.parametrize("watched", [None, MonitoredMetric("loss", False, "min")])
-    def test_who_comes_to_his_turn_too_late_does_not_begin(self, home, told, watched):
-        home.write_control(stop=True)
-        bundle, assignments, images = self.bundle(home, lingers)
-        run_bundle(bundle, {"e": replace(assignments["e"], watched=watched)}, images)
-        assert told[-1]["members"] == []
-        assert told[-1]["last"]
-        assert ({"step", "progress", "value"} <= set(told[-1])) == (watched is not None)
-        assert self.status(home) == {}
+    @pytest.mark.parametrize("monitored", [None, MonitoredMetric("loss", False, "min")])
+    def test_group_after_the_stop_does_not_start(self, folder, results, monitored):
+        folder.write_control(stop=True)
+        self.run(folder, lingers, monitored=monitored)
+        assert results[-1]["trials"] == []
+        assert results[-1]["last"]
+        assert ({"step", "progress", "value"} <= set(results[-1])) == (monitored is not None)
+        assert self.statuses(folder) == {}
 
-    def test_of_several_in_turn_one_saves_its_state_and_the_rest_do_not_begin(self, home, told, monkeypatch):
-        monkeypatch.setattr(stop_request, "LOOK_INTERVAL_S", 0.0)
-
-        def asks(config, report, checkpoint):
+    def test_sequential_group_saves_one_state_and_starts_no_further_trial(self, folder, results):
+        def stops(config, report, checkpoint):
             report(1, {"loss": 1.0})
             if config["x"] == 1:
-                ExperimentFolder(config["home"], 1).write_control(stop=True)
+                ExperimentFolder(config["folder"], 1).write_control(stop=True)
             checkpoint.save(1, lambda: {"step": 1})
             report(2, {"loss": 0.5})
 
-        run_bundle(*self.bundle(home, asks, 3))
-        assert self.status(home) == {"t0": "finished", "t1": "running"}
-        assert [(one["trial_id"], one["status"], one["steps"]) for one in told[-1]["members"]] == [
+        self.run(folder, stops, 3)
+        assert self.statuses(folder) == {"t0": "finished", "t1": "running"}
+        assert [(line["trial_id"], line["status"], line["steps"]) for line in results[-1]["trials"]] == [
             ("t0", "finished", 2),
             ("t1", "running", 1),
         ]
-        assert [path.name for path in home.parts.glob("*.checkpoint")] == ["t1.checkpoint"]
+        assert [path.name for path in folder.trials.glob("*.checkpoint")] == ["t1.checkpoint"]
 
-    @pytest.mark.parametrize("afterwards", ["returns", "raises"])
-    def test_a_trainable_that_swallows_everything_has_stopped_all_the_same(self, home, told, monkeypatch, afterwards):
-        monkeypatch.setattr(stop_request, "LOOK_INTERVAL_S", 0.0)
-
+    @pytest.mark.parametrize("end", ["returns", "raises"])
+    def test_trainable_that_catches_everything_is_stopped(self, folder, results, end):
         def swallows(config, report, checkpoint):
             report(1, {"loss": 1.0})
-            ExperimentFolder(config["home"], 1).write_control(stop=True)
+            ExperimentFolder(config["folder"], 1).write_control(stop=True)
             try:
                 checkpoint.save(1, lambda: {"step": 1})
             except BaseException:  # noqa: BLE001 - as a careless user would
-                if config["afterwards"] == "raises":
+                if config["end"] == "raises":
                     raise ValueError("it failed to save") from None
 
-        run_bundle(*self.bundle(home, swallows, afterwards=afterwards))
-        assert self.status(home) == {"t0": "running"}
-        assert home.checkpoint("t0").exists()
+        self.run(folder, swallows, end=end)
+        assert self.statuses(folder) == {"t0": "running"}
+        assert folder.checkpoint("t0").exists()
 
-    def test_a_trial_without_a_state_runs_to_its_end(self, home, told, monkeypatch):
-        monkeypatch.setattr(stop_request, "LOOK_INTERVAL_S", 0.0)
-
+    def test_trial_without_a_state_runs_to_its_end(self, folder, results):
         def short(config, report):
-            ExperimentFolder(config["home"], 1).write_control(stop=True)
+            ExperimentFolder(config["folder"], 1).write_control(stop=True)
             report(1, {"loss": 1.0})
 
-        run_bundle(*self.bundle(home, short, 2))
-        assert self.status(home) == {"t0": "finished"}
+        self.run(folder, short, 2)
+        assert self.statuses(folder) == {"t0": "finished"}
 
 
 def counting(folder: Path, trainable=counts, scheduler: str = "none", **changes) -> Experiment:
-    """Return three trials, that take two seconds each and write down each step that they make."""
+    """Return three trials that take two seconds each and append each step to a file."""
     files = {name: str(folder / name) for name in ("journal", "hurry")}
     space = {"x": tune.choice([1, 2, 3]), "steps": 40, "pause": 0.05, **files, **changes}
     return Experiment(
@@ -358,33 +356,33 @@ def counting(folder: Path, trainable=counts, scheduler: str = "none", **changes)
 
 
 def lines(folder: Path) -> list[str]:
-    """Return what the trials of a folder have written down."""
+    """Return the steps that the trials of a folder have made."""
     journal = folder / "journal"
     return journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []
 
 
 @pytest.fixture
 def at_first_result(monkeypatch):
-    """Do something with the watcher when a trial has told of a value for the first time."""
+    """Call a function with the callback after the first result."""
 
     def arrange(act):
-        told = []
+        results = []
 
-        class Seen(SearchCallback):
+        class Recorder(SearchCallback):
             def on_trial_result(self, *arguments, **named):
                 super().on_trial_result(*arguments, **named)
-                told.append(1)
-                if len(told) == 1:
+                results.append(1)
+                if len(results) == 1:
                     act(self)
 
-        monkeypatch.setattr("tune_hpc.search.running.SearchCallback", Seen)
+        monkeypatch.setattr("tune_hpc.search.ray_runner.SearchCallback", Recorder)
 
     return arrange
 
 
 @pytest.fixture
 def after_lines(tmp_path):
-    """Send this process signals when the trials have written so many lines; return the moments."""
+    """Send signals to this process when the trials have made a number of steps; return the times."""
     moments, threads = [], []
 
     def send(number, signals, pause_s=0.5):
@@ -392,9 +390,9 @@ def after_lines(tmp_path):
             deadline = time.monotonic() + 60
             while len(lines(tmp_path)) < number and time.monotonic() < deadline:
                 time.sleep(0.02)
-            for one in signals if len(lines(tmp_path)) >= number else ():
+            for number_of_signal in signals if len(lines(tmp_path)) >= number else ():
                 moments.append(time.monotonic())
-                os.kill(os.getpid(), one)
+                os.kill(os.getpid(), number_of_signal)
                 time.sleep(pause_s)
 
         threads.append(threading.Thread(target=wait))
@@ -402,8 +400,8 @@ def after_lines(tmp_path):
         return moments
 
     yield send
-    for one in threads:
-        one.join()
+    for thread in threads:
+        thread.join()
 
 
 @pytest.mark.ray
@@ -411,14 +409,14 @@ def after_lines(tmp_path):
 class TestOnRay:
     @pytest.mark.slow
     @pytest.mark.parametrize("how", ["interrupt", "warning", "time budget", "target"])
-    def test_each_trial_goes_on_exactly_where_it_was_asked_to_stop(self, how, tmp_path, at_first_result):
+    def test_trials_resume_exactly_at_their_last_step(self, how, tmp_path, at_first_result):
         steps = when(20, x=1) | 60 if how == "target" else 40
         experiment = counting(tmp_path, steps=steps, is_careless=how == "interrupt")
         options = {"target": {"target": 1.5}, "time budget": {"time_budget_s": 3600}}.get(how, {})
 
-        def end(watcher):
+        def end(callback):
             if how == "time budget":
-                watcher.limits._began -= 3600
+                callback.criteria._started_at -= 3600
             elif how != "target":
                 os.kill(os.getpid(), signal.SIGINT if how == "interrupt" else signal.SIGUSR1)
 
@@ -435,13 +433,11 @@ class TestOnRay:
         assert first.counts().get("running", 0) >= 1
         made = Counter(lines(tmp_path))
         assert set(made.values()) == {1}
-        # All that was made was reported, and is there.
+        # Every step was reported and is in the results.
         assert len(first.history) == len(made)
         assert first.trials["steps_run"].sum() == len(made)
 
-        home = ExperimentFolder(tmp_path / "out")
-        home.attempt = 1
-        assert StopRequest(home).is_made  # Until the next search begins.
+        assert StopRequest(ExperimentFolder(tmp_path / "out", 1)).is_made  # until the next search starts
         (tmp_path / "hurry").touch()
         (whole,) = resume(tmp_path / "out", **QUIET)
         assert whole.experiment["state"] == "finished"
@@ -450,24 +446,23 @@ class TestOnRay:
         assert len(whole.history) == len(lines(tmp_path)) == whole.trials["steps"].sum()
 
     @pytest.mark.slow
-    def test_a_fused_program_goes_on_to_the_same_bits(self, tmp_path):
+    def test_fused_group_resumes_to_the_same_bits(self, tmp_path):
         space = {"model": "softmax", "optimizer": tune.choice(["adam", "momentum"]), "learning_rate": 0.01,
                  "steps": 4000, "num_evaluations": 100, "num_evaluation_images": 1000}  # fmt: skip
         fused = Experiment("fused", Space(space), metric="valid_loss", mode="min", seeds=(0, 1))
-        parts = tmp_path / "out" / "trials"
+        trials = tmp_path / "out" / "trials"
 
         def warn_at_the_first_state():
             deadline = time.monotonic() + 120
-            while not list(parts.glob("b*.checkpoint")) and time.monotonic() < deadline:
+            while not list(trials.glob("b*.checkpoint")) and time.monotonic() < deadline:
                 time.sleep(0.01)
-            if list(parts.glob("b*.checkpoint")):
+            if list(trials.glob("b*.checkpoint")):
                 os.kill(os.getpid(), signal.SIGUSR1)
 
         threading.Thread(target=warn_at_the_first_state, daemon=True).start()
         half = run(fused, output_dir=tmp_path / "out", checkpoint_interval_s=0.0, **QUIET)
         assert half.experiment["state"] == "interrupted"
-        kept = list(parts.glob("b*.checkpoint"))
-        assert half.counts() == {"running": 2 * len(kept)}
+        assert half.counts() == {"running": 2 * len(list(trials.glob("b*.checkpoint")))}
         assert half.trials["steps_run"].between(1, 3999).all()
         (resumed,) = resume(tmp_path / "out", **QUIET)
         whole = run(fused, output_dir=tmp_path / "whole", **QUIET)
@@ -475,9 +470,7 @@ class TestOnRay:
         pd.testing.assert_frame_equal(resumed.history, whole.history, check_exact=True)
 
     @pytest.mark.slow
-    def test_trials_without_a_state_end_in_the_time_that_there_is_or_begin_afresh(
-        self, tmp_path, after_lines, monkeypatch
-    ):
+    def test_trials_without_a_state_end_in_time_or_restart(self, tmp_path, after_lines, monkeypatch):
         monkeypatch.setattr(stopping, "WAIT_S", 3.0)
         experiment = counting(tmp_path, lingers, steps=when(20, x=1) | 200)
         moments = after_lines(2, [signal.SIGUSR1])
@@ -489,7 +482,7 @@ class TestOnRay:
         assert whole.counts() == {"finished": 3}
         assert Counter(lines(tmp_path)) == {"1": 1, "2": 2, "3": 1}
 
-    def test_a_second_interrupt_ends_it_at_once(self, tmp_path, after_lines):
+    def test_second_interrupt_stops_at_once(self, tmp_path, after_lines):
         before = signal.getsignal(signal.SIGINT)
         moments = after_lines(2, [signal.SIGINT, signal.SIGINT])
         first = run(counting(tmp_path, lingers, steps=600), output_dir=tmp_path / "out", **QUIET)
@@ -499,7 +492,7 @@ class TestOnRay:
         assert first.counts() == {"running": 2}
 
     @pytest.mark.slow
-    def test_a_stop_is_none_of_a_schedulers_and_ends_all_that_was_to_follow(self, tmp_path, after_lines):
+    def test_stop_ends_all_following_searches(self, tmp_path, after_lines):
         experiments = [counting(tmp_path, scheduler="asha"), counting(tmp_path, scheduler="none")]
         folders = [tmp_path / one.name for one in experiments]
         after_lines(30, [signal.SIGINT])
@@ -509,11 +502,11 @@ class TestOnRay:
         assert len(second.trials) == 0
         assert [one.experiment["state"] for one in (first, second)] == ["interrupted"] * 2
         assert all(StopRequest(ExperimentFolder(folder, 1)).is_made for folder in folders)
-        asked = json.loads((folders[0] / "experiment.json").read_text(encoding="utf-8"))
-        assert asked["ended_by"] == "interrupted"
+        description = json.loads((folders[0] / "experiment.json").read_text(encoding="utf-8"))
+        assert description["ended_by"] == "interrupted"
         (tmp_path / "hurry").touch()
-        goes_on, fresh = resume(tmp_path, **QUIET)
-        assert goes_on.experiment["state"] == fresh.experiment["state"] == "finished"
-        assert set(goes_on.counts()) <= {"finished", "stopped"}
-        assert len(goes_on.trials) == len(fresh.trials) == 3
+        resumed, fresh = resume(tmp_path, **QUIET)
+        assert resumed.experiment["state"] == fresh.experiment["state"] == "finished"
+        assert set(resumed.counts()) <= {"finished", "stopped"}
+        assert len(resumed.trials) == len(fresh.trials) == 3
         assert fresh.counts() == {"finished": 3}

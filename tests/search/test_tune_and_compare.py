@@ -71,7 +71,7 @@ class TestComparison:
 
     def test_an_arm_without_a_winner_is_named(self, tmp_path):
         broken = experiment().with_values({"broken": "slow"})
-        with pytest.raises(TrialError, match=r"no trial of methods\.slow ended well"):
+        with pytest.raises(TrialError, match=r"no trial of methods\.slow finished"):
             compare(broken, budget=2, seeds=1, output_dir=tmp_path / "out", **QUIET)
 
 
@@ -102,6 +102,6 @@ def test_an_arm_that_is_interrupted_is_the_last_one_that_goes_on(tmp_path, monke
     monkeypatch.setattr(tune_and_compare, "ExperimentFolder", lambda folder: SimpleNamespace(holds_experiment=True))
     monkeypatch.setattr(tune_and_compare, "load", lambda folder: states[folder.name])
     monkeypatch.setattr(tune_and_compare, "resume", interrupted)
-    with pytest.raises(TrialError, match=r"was interrupted; call it again with this folder, and it goes on"):
-        tune_and_compare._run_or_go_on(arms, [tmp_path / one.name for one in arms], {})
+    with pytest.raises(TrialError, match=r"was interrupted; call it again with this folder to resume it"):
+        tune_and_compare._run_or_resume(arms, [tmp_path / one.name for one in arms], {})
     assert resumed == ["a"]
