@@ -144,6 +144,14 @@ def resume(folder: str | Path, *, trainable: str | Callable[..., Any] | None = N
     Raises:
         FolderError: The folder has no search, or a search whose state cannot be read.
         TuneHpcError: As ``run_all``.
+
+    Example:
+        >>> from search_spaces.exercise1_1stpart import experiments
+        >>> from tune_hpc import resume, run
+        >>> results = run(experiments[0].with_values({"steps": 20}), output_dir="runs/line", show_progress=False)
+        >>> (resumed,) = resume("runs/line", show_progress=False)    # finished trials are not repeated
+        >>> resumed.counts()
+        {'finished': 5}
     """
     run_options = _validated_options(options)
     found = [folder.absolute() for folder in find_experiments(folder)]
@@ -176,6 +184,17 @@ def extend(
         InvalidExperimentError: The search is a grid or uses PBT, or the number is below 1.
         FolderError: As for ``resume``.
         TuneHpcError: As ``run_all``.
+
+    Example:
+        >>> from ray import tune
+        >>> from search_spaces.exercise1_1stpart import experiments
+        >>> from tune_hpc import extend, run
+        >>> experiment = experiments[0].with_values({"steps": 20, "learning_rate": tune.loguniform(1e-3, 1e-1)})
+        >>> experiment = experiment.replace(searcher="random", num_samples=2)
+        >>> results = run(experiment, output_dir="runs/line", show_progress=False)
+        >>> extended = extend("runs/line", num_samples=3, show_progress=False)
+        >>> len(extended.trials)
+        5
     """
     run_options = _validated_options(options)
     if num_samples < 1:
