@@ -154,7 +154,7 @@ LINE, WINNER = "exercise1_1stpart", "exercise3.winner"
         ([LINE, "--set", "steps=5,5"], "steps: choice takes each value once; got 5, 5"),
         ([LINE, "--set", "beta1=0.5"], "beta1 belongs to adam; the space has optimizer=gradient_descent"),
         ([LINE, "--set", "data=mnist"],
-         "the model line fits the data line and no other; got model='line' with data='mnist'"),
+         "the model line and the data line need each other; got model='line' with data='mnist'"),
         ([LINE, "--set", "learning_rate=loguniform(1e-4, 1)"], "a grid needs finite parameters; learning_rate is "
          "loguniform(0.0001, 1): list its values, or search at random with num_samples"),
         ([LINE, "--set", "learning_rate=loguniform(0, 1)", "--num-samples", "3"],

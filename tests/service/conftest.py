@@ -15,7 +15,7 @@ from search_spaces import exercise1_1stpart, exercise2
 from tune_hpc.analysis.frames import trials_frame, write_frames
 from tune_hpc.jobs.client import JobClient
 from tune_hpc.jobs.job_folder import timestamp
-from tune_hpc.jobs.launchers import DriverState
+from tune_hpc.jobs.status import DriverState
 from tune_hpc.search.experiment import Experiment, Space
 from tune_hpc.service.app import create_app
 from tune_hpc.service.auth import AccessRules, Credentials

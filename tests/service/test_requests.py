@@ -10,7 +10,7 @@ import pytest
 
 from tests.service.conftest import API, StandInLauncher, problem_of, serve
 from tune_hpc.errors import ClusterError
-from tune_hpc.jobs.launchers import DriverState
+from tune_hpc.jobs.status import DriverState
 from tune_hpc.service import middleware
 
 LINE = {"space": "exercise1_1stpart"}

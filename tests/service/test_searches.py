@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.service.conftest import API, RANDOM, REGISTERED, problem_of, serve
-from tune_hpc.jobs.launchers import DriverState
+from tune_hpc.jobs.status import DriverState
 from tune_hpc.search.space.space import Space
 
 LINE = {"space": "exercise1_1stpart"}

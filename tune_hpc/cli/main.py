@@ -214,7 +214,7 @@ def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.
     if flags.resume and flags.overwrite:
         raise InvalidExperimentError("--resume keeps earlier results and --overwrite removes them; use one of them")
     parent = Storage(flags.output_dir).root if flags.output_dir else new_folder(name)
-    options |= run_options(flags) | {"overwrite": flags.overwrite, "go_on": flags.resume, "force": flags.force}
+    options |= run_options(flags) | {"overwrite": flags.overwrite, "resume_started": flags.resume, "force": flags.force}
     if flags.warm_start:
         options["warm_start"] = flags.warm_start
     results = launch(experiments, folders_in(parent, experiments), **options)

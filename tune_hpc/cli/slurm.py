@@ -79,7 +79,7 @@ def _slurm(flags: argparse.Namespace) -> int:
     experiments, output_dir = find_experiments(flags.names, flags), flags.output_dir or str(new_folder(name[:100]))
     warm_start = {"warm_start": flags.warm_start} if flags.warm_start else {}
     folders = folders_in(Storage(output_dir).root, experiments)
-    launch(experiments, folders, check_only=True, go_on=True, **run_options(flags), **warm_start)
+    launch(experiments, folders, check_only=True, resume_started=True, **run_options(flags), **warm_start)
     command = ["tune-hpc", "run", *flags.names, *_run_flags(flags), f"--output-dir={output_dir}", "--resume"]
     text = batch_script(allocation, command)
     if not flags.output:
