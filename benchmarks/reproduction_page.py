@@ -181,7 +181,7 @@ def draw_discoveries(runs: Mapping[str, Results], folder: Path) -> dict[str, str
     if {"exercise3.batch_size_single_pass", "exercise3.batch_size_shuffled"} <= set(runs):
         captions["a-single-pass"] = (
             "Table 4.1 is a single pass over the training images. Trained so, the network reproduces it; "
-            "with shuffled images it reproduces Table 4.2. One run each; bars are 1.96 binomial standard errors of 10,000 images."
+            "with shuffled images it reproduces Table 4.2. One run each; bars are 1.96 binomial standard errors."
         )
         once, shuffled = runs["exercise3.batch_size_single_pass"], runs["exercise3.batch_size_shuffled"]
         sizes = sorted(once.trials["batch_size"].unique())

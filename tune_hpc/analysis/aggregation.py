@@ -31,19 +31,18 @@ def aggregate_seeds(results: "Results", metrics: Sequence[str]) -> pd.DataFrame:
         Every configuration column but ``seed``; ``num_seeds`` (of completed trials), ``num_diverged``, ``num_failed``;
         for each metric its mean and ``METRIC_deviation``.
     """
-    trials = results.trials
-    keys = searched_parameters(results)
-    completed = trials["status"].isin(COMPLETED)
-    group = configuration_numbers(results)
+    trials, values = results.trials, trial_values(results, metrics)
+    group, status = values["configuration"], trials["status"]
     columns: dict[str, Any] = {
-        "num_seeds": seeds(trials).where(completed).groupby(group).nunique(),
-        "num_diverged": (trials["status"] == "diverged").groupby(group).sum(),
-        "num_failed": (trials["status"] == "failed").groupby(group).sum(),
+        "num_seeds": values["seed"].where(status.isin(COMPLETED)).groupby(group).nunique(),
+        "num_diverged": (status == "diverged").groupby(group).sum(),
+        "num_failed": (status == "failed").groupby(group).sum(),
     }
     for metric in dict.fromkeys(metrics):
-        values = numeric_column(trials, metric).where(completed).groupby(group)
-        columns |= {metric: values.mean(), f"{metric}_deviation": values.std()}
+        by_configuration = values[metric].groupby(group)
+        columns |= {metric: by_configuration.mean(), f"{metric}_deviation": by_configuration.std()}
     configurations = pd.DataFrame(index=columns["num_seeds"].index)
+    keys = searched_parameters(results)
     for name in keys:  # groupby.first() would skip missing values
         configurations[name] = trials[name].groupby(group).head(1).to_numpy()
     for name in results.config_columns:
@@ -65,9 +64,16 @@ def configuration_numbers(results: "Results") -> pd.Series:
     return results.trials.groupby(keys, dropna=False, sort=False).ngroup()
 
 
-def seeds(trials: pd.DataFrame) -> pd.Series:
-    """Return the seed of each trial; without a seed column each trial is a repeat of its own."""
-    return trials["seed"] if "seed" in trials else pd.Series(range(len(trials)), index=trials.index)
+def trial_values(results: "Results", metrics: Sequence[str]) -> pd.DataFrame:
+    """Return ``configuration`` (its number), ``seed`` and metrics of each trial.
+
+    Without a seed column each trial is a separate repeat. Metrics of trials that did not complete are missing.
+    """
+    trials = results.trials
+    completed = trials["status"].isin(COMPLETED)
+    values = {name: numeric_column(trials, name).where(completed) for name in metrics}
+    seeds = trials["seed"] if "seed" in trials else np.arange(len(trials))
+    return pd.DataFrame({"configuration": configuration_numbers(results), "seed": seeds, **values})
 
 
 def is_scaling(results: "Results") -> bool:

@@ -8,12 +8,11 @@ import pandas as pd
 from tune_hpc.analysis.aggregation import (
     COMPLETED,
     check_columns,
-    configuration_numbers,
     measured_configurations,
     numeric_column,
     searched_parameters,
-    seeds,
     sort_by_metric,
+    trial_values,
 )
 from tune_hpc.analysis.intervals import student_interval
 from tune_hpc.analysis.results import Results
@@ -119,6 +118,7 @@ def _mean_and_quantiles(values: np.ndarray, probabilities: np.ndarray) -> tuple[
         return np.nan, np.nan, np.nan
     probabilities = probabilities / probabilities.sum()
     order = np.argsort(values, kind="stable")
+    # np.quantile has weights, too, but no tolerance for the rounding of their sums.
     ranks = np.searchsorted(np.cumsum(probabilities[order]) + 1e-12, QUANTILES)
     low, high = values[order][np.minimum(ranks, len(values) - 1)]
     return float(values @ probabilities), float(low), float(high)
@@ -163,14 +163,7 @@ def time_to_target(results: Results, target: float, metric: str | None = None) -
     has_ended = trials["status"].isin(COMPLETED) & trials["trial_id"].isin(history["trial_id"].unique())
     fraction = step / numeric_column(trials, "steps_run").replace(0, np.nan)
     seconds = (numeric_column(trials, "train_s") * fraction).where(step != 0, 0.0).where(step.notna(), np.inf)
-    df = pd.DataFrame(
-        {
-            "configuration": configuration_numbers(results),
-            "seed": seeds(trials),
-            "step": step.fillna(np.inf),
-            "seconds": seconds,
-        }
-    )
+    df = trial_values(results, []).assign(step=step.fillna(np.inf), seconds=seconds)
     counts = df[step.notna() | has_ended | (trials["status"] == "diverged")]
     repeats = counts.groupby(["configuration", "seed"], sort=False, dropna=False)[["step", "seconds"]].median()
     repeats = repeats.reset_index().assign(is_reached=lambda df: np.isfinite(df["step"]))

@@ -19,14 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import (
-    COMPLETED,
-    check_columns,
-    filter_trials,
-    numeric_column,
-    searched_parameters,
-    seeds,
-)
+from tune_hpc.analysis.aggregation import check_columns, filter_trials, searched_parameters, trial_values
 from tune_hpc.analysis.formatting import display_name, format_metric, format_number, format_value
 from tune_hpc.analysis.intervals import Difference, holm, mean_interval, paired_difference, welch_difference
 from tune_hpc.errors import UnknownNameError
@@ -183,31 +176,26 @@ def compare_values(
 
 
 def _candidates(results: "Results", parameter: str, metric: str) -> list[_Candidate]:
-    trials = results.trials.reset_index(drop=True)
+    results = results.with_trials(results.trials)  # with an index of unique row numbers
+    trials = results.trials
     others = [name for name in searched_parameters(results) if name != parameter]
-    completed = trials["status"].isin(COMPLETED)
-    df = pd.DataFrame(
-        {
-            "value": trials[parameter],
-            "configuration": trials.groupby([parameter, *others], dropna=False, sort=False).ngroup(),
-            "seed": seeds(trials),
-            "metric": numeric_column(trials, metric).where(completed),
-            "selection_metric": numeric_column(trials, results.metric).where(completed),
-            "has_diverged": trials["status"] == "diverged",
-        }
+    df = trial_values(results, [metric, results.metric]).assign(
+        value=trials[parameter],
+        configuration=trials.groupby([parameter, *others], dropna=False, sort=False).ngroup(),
+        has_diverged=trials["status"] == "diverged",
     )
     by_configuration = df.groupby("configuration", sort=False)
-    merit = by_configuration["selection_metric"].mean().where(~by_configuration["has_diverged"].any())
+    merit = by_configuration[results.metric].mean().where(~by_configuration["has_diverged"].any())
     merit = merit if results.is_lower_better(results.metric) else -merit
     candidates = []
     for value, rows in df.groupby("value", sort=False, dropna=False, observed=True):
         ranked = merit[rows["configuration"].unique()].dropna().sort_values(kind="stable")
         for configuration in ranked.index:
-            measured = rows[rows["configuration"] == configuration].dropna(subset=["metric"])
+            measured = rows[rows["configuration"] == configuration].dropna(subset=[metric])
             if len(measured):
                 first = trials.loc[measured.index[0]]
                 # Trials with the same configuration and seed are one repeat: their mean.
-                repeats = measured.groupby("seed")["metric"].mean()
+                repeats = measured.groupby("seed")[metric].mean()
                 num_diverged = int(rows["has_diverged"].sum())
                 config = {name: first[name] for name in others}
                 candidates.append(_Candidate(value, config, repeats, rows["configuration"].nunique(), num_diverged))

@@ -30,6 +30,8 @@ _WORDS = {
     "setup_s": "set-up time",
     "num_workers": "number of workers",
     "num_values": "number of values",
+    "prob_best": "probability of the best",
+    "prob_all_diverged": "probability that all diverge",
 }
 _UNITS = {
     "step": "optimizer steps",

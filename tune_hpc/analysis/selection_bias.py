@@ -7,16 +7,14 @@ import numpy as np
 import pandas as pd
 
 from tune_hpc.analysis.aggregation import (
-    COMPLETED,
     check_columns,
-    configuration_numbers,
     describe_statuses,
     measured_configurations,
     numeric_column,
     row_mask,
     searched_parameters,
-    seeds,
     sort_configurations,
+    trial_values,
 )
 from tune_hpc.analysis.comparison import BETTER, INCONCLUSIVE, Comparison
 from tune_hpc.analysis.intervals import student_interval
@@ -66,19 +64,17 @@ def selection_bias(results: Results) -> pd.DataFrame:
                 "and validation accuracies at the same steps"
             )
     configurations = measured_configurations(results, [BEST, SELECTED, LAST])
-    trials, completed = results.trials, results.trials["status"].isin(COMPLETED)
-    df = pd.DataFrame({name: numeric_column(trials, name).where(completed) for name in (BEST, SELECTED, LAST)})
+    df = trial_values(results, [BEST, SELECTED, LAST])
     if df[[BEST, SELECTED]].isna().any(axis="columns").all():
         raise UnknownNameError(
             f"no trial of {results.name} has both {BEST} and {SELECTED} ({describe_statuses(results)})"
         )
     df["selection_bias"] = df[BEST] - df[SELECTED]
     # Trials with the same configuration and seed are one repeat: their mean.
-    repeats = [configuration_numbers(results).rename("configuration"), seeds(trials).rename("seed")]
-    by_configuration = df.groupby(repeats, dropna=False).mean().groupby("configuration")
+    by_configuration = df.groupby(["configuration", "seed"], dropna=False).mean().groupby("configuration")
     means, deviations, counts = by_configuration.mean(), by_configuration.std(), by_configuration.count()
     table = configurations[[*searched_parameters(results), "num_seeds"]].copy()
-    for name in map(str, df):
+    for name in (BEST, SELECTED, LAST, "selection_bias"):
         factors = {number: student_interval(0.0, 1.0, number).half for number in counts[name].unique()}
         table[name] = means[name]
         # Identical values have no interval.

@@ -10,15 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.patches import Patch, Rectangle
 
-from tune_hpc.analysis.aggregation import (
-    COMPLETED,
-    aggregate_seeds,
-    configuration_numbers,
-    is_crossed_design,
-    numeric_column,
-    row_mask,
-    seeds,
-)
+from tune_hpc.analysis.aggregation import aggregate_seeds, is_crossed_design, row_mask, trial_values
 from tune_hpc.analysis.comparison import compare_samples
 from tune_hpc.analysis.formatting import axis_label, display_name
 from tune_hpc.analysis.results import Results
@@ -103,9 +95,7 @@ def tied_with_best(results: Results, metric: str, table: pd.DataFrame) -> pd.Ser
     others = table.index[~table["is_best"] & table["value"].notna() & ~table["is_partial"]]
     if not table["is_best"].any() or others.empty:
         return tied
-    trials = results.trials
-    values = numeric_column(trials, metric).where(trials["status"].isin(COMPLETED))
-    by_seed = values.groupby([configuration_numbers(results), seeds(trials)]).mean().dropna()
+    by_seed = trial_values(results, [metric]).groupby(["configuration", "seed"])[metric].mean().dropna()
     best = by_seed[table.loc[table["is_best"], "configuration"].item()]
     p = [compare_samples(best, by_seed[table.loc[cell, "configuration"]], CONFIDENCE).p for cell in others]
     tied[others] = np.array(p) >= 1 - CONFIDENCE
