@@ -167,7 +167,7 @@ class _Cluster:
         if done.returncode:
             sys.exit(f"two_hosts: {done.stderr}")
         job = LocalClient(storage).job(done.stdout.strip())
-        trials = job.folder.experiment("exercise3.baseline").parts
+        trials = job.folder.experiment("exercise3.baseline").trials
         in_the_middle = 0
         if is_lost:
             checkpoints = "checkpoints of four trials; with more --steps each trial saves one, after a minute"
