@@ -20,13 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tune_hpc.errors import (
-    ConflictError,
-    FolderError,
-    InvalidExperimentError,
-    TuneHpcError,
-    UnknownNameError,
-)
+from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError, TuneHpcError, UnknownNameError
 from tune_hpc.jobs.job import KEYS, Job, as_json, reused_key_error
 from tune_hpc.jobs.job_folder import JobFolder, is_id, make_id, timestamp
 from tune_hpc.jobs.launch import launch

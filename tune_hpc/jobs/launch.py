@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tune_hpc.analysis.results import Results
-from tune_hpc.errors import FolderError
+from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.search.experiment import Experiment
-from tune_hpc.search.object_reference import load_reference
 from tune_hpc.search.ray_session import ray_session
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
@@ -75,14 +74,17 @@ def launch(
 
 
 def _runner(name: str) -> Callable[..., list[Results]]:
-    """Return the function of a runner: ``search``, ``scaling``, or a user's ``package.module:function``."""
-    if name in ("search", "tune_hpc.search.runner:run_all"):
+    """Return the function of a runner.
+
+    Raises:
+        UnknownNameError: there is no such runner.
+    """
+    if name == "search":
         from tune_hpc.search.runner import run_all
 
         return run_all
-    if name in ("scaling", "tune_hpc.scaling.measurement:run_all"):
+    if name == "scaling":
         from tune_hpc.scaling.measurement import run_all as run_scaling
 
         return run_scaling
-    run: Callable[..., list[Results]] = load_reference(name)
-    return run
+    raise UnknownNameError(f"no runner {name!r}; the runners are search and scaling")
