@@ -27,10 +27,11 @@ SPECIFICATIONS = {
 
 
 def assert_no_overlap(sheet):
-    """Legends, panels and colour bars do not overlap, and nothing leaves the figure."""
+    """Title, legends, panels and colour bars do not overlap, and nothing leaves the figure."""
     sheet.figure.canvas.draw()
     box = sheet.figure.bbox
     parts = [legend.get_window_extent() for legend in sheet.figure.legends]
+    parts += [text.get_window_extent() for text in sheet.figure.texts]
     parts += [ax.get_tightbbox() for ax in sheet.figure.axes]
     for number, part in enumerate(parts):
         assert part.x0 >= 0

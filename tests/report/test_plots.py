@@ -72,6 +72,10 @@ def test_legend_does_not_overlap_other_panels(metrics, grid):
     assert_no_overlap(figures.draw(grid(published=PUBLISHED), {**CURVE, "metrics": metrics})[0])
 
 
+def test_long_title_does_not_overlap_legend(grid):
+    assert_no_overlap(figures.draw(grid(published=PUBLISHED, quick=True), {**RESPONSE, "title": "Word " * 20})[0])
+
+
 @pytest.mark.parametrize("zeros", [slice(10, None), slice(5, 8)])
 def test_exact_zeros_lie_on_lower_edge_of_log_axis(trial, results_of, zeros):
     row, history = trial("00000")

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from tune_hpc.analysis.aggregation import COMPLETED, numeric_column, row_mask
+from tune_hpc.analysis.aggregation import numeric_column, row_mask, trial_values
 from tune_hpc.analysis.formatting import axis_label, display_name, format_config
 from tune_hpc.analysis.results import Results
 from tune_hpc.report.plots.axes import clip_error_bars, label_text, line_style, set_log_y
@@ -39,10 +39,11 @@ def curve_lines(results: Results, line: str | None, where: Mapping[str, Any], va
     Returns:
         ``trial_id`` and ``line``. If other parameters vary, a line is the configuration with the best mean metric.
     """
-    trials = results.trials[row_mask(results.trials, where)]
+    mask = row_mask(results.trials, where)
+    trials = results.trials[mask]
     free = free_parameters(results, [line, *where])
     df = trials[["trial_id"]].assign(
-        score=numeric_column(trials, results.metric).where(trials["status"].isin(COMPLETED)),
+        score=trial_values(results, [results.metric]).loc[mask, results.metric],
         line=trials[line]
         if line
         else [format_config(dict(zip(free, row, strict=True))) for row in trials[free].itertuples(index=False)],

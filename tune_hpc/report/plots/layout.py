@@ -29,8 +29,8 @@ _TOLERANCE = 0.06
 _HANDLE = 0.66
 #: Characters of a row's name.
 _MAX_NAME = 40
-#: Widest and longest legend, in inches and entries, that stands beside a single panel.
-_BESIDE_WIDTH, _BESIDE_ENTRIES = 2.3, 13
+#: Inches and entries of the largest legend beside a panel, and characters of the longest title beside such a legend.
+_BESIDE_WIDTH, _BESIDE_ENTRIES, _BESIDE_TITLE = 2.3, 13, 50
 
 
 @dataclass
@@ -70,7 +70,7 @@ class CaptionedFigure:
     ) -> None:
         """Add a legend below the panels; a small one stands beside a single panel if it may."""
         entry = max(map(len, [*labels, heading or ""]), default=0) * CHARACTER + _HANDLE
-        is_small = entry < _BESIDE_WIDTH and 1 < len(labels) <= _BESIDE_ENTRIES
+        is_small = entry < _BESIDE_WIDTH and 1 < len(labels) <= _BESIDE_ENTRIES and len(self.title) <= _BESIDE_TITLE
         is_beside = may_be_beside and len(self.axes) == 1 and is_small
         place: Any = "outside right upper" if is_beside else "outside lower left"
         columns = 1 if is_beside else max(min(int(WIDTH / entry), len(labels), 5), 1)
@@ -130,7 +130,7 @@ def new_figure(title: str, heights: Sequence[float], num_columns: int = 1) -> Ca
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06, wspace=0.02, hspace=0.03)
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.5 * len(heights) + 0.25), layout=layout)
     FigureCanvasAgg(figure)
-    figure.suptitle(textwrap.fill(title, 78), x=0.018, ha="left", weight="bold", size=9.5)
+    figure.suptitle(textwrap.fill(title, 72), x=0.018, ha="left", weight="bold", size=9.5)
     axes = figure.subplots(len(heights), num_columns, squeeze=False, height_ratios=heights)
     return CaptionedFigure(figure, list(axes.flat), title, heights)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import COMPLETED, numeric_column, searched_parameters
+from tune_hpc.analysis.aggregation import searched_parameters, trial_values
 from tune_hpc.analysis.formatting import display_name
 from tune_hpc.analysis.intervals import ROUNDING, student_interval
 from tune_hpc.analysis.results import Results
@@ -31,8 +31,8 @@ def best_values(results: Results, parameter: str | None, limit: int = MAX_LINES)
     if len(values) <= limit or parameter is None:
         return values
     lower_is_better = results.experiment["mode"] == "min"
-    score = numeric_column(results.trials, results.metric).where(results.trials["status"].isin(COMPLETED))
-    best = score.groupby(results.trials[parameter]).agg("min" if lower_is_better else "max")
+    scores = trial_values(results, [results.metric])[results.metric]
+    best = scores.groupby(results.trials[parameter]).agg("min" if lower_is_better else "max")
     selected = set(best.sort_values(ascending=lower_is_better).index[:limit])
     return [value for value in values if value in selected]
 
