@@ -251,7 +251,7 @@ class ExperimentFolder:
             experiment = json.loads(self.storage.read_text(self.experiment_file))
         except FileNotFoundError:
             raise FolderError(f"{self.path} is no experiment folder: it has no experiment.json") from None
-        except (FolderError, ValueError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise FolderError(f"{self.experiment_file} cannot be read: {error}; restore it from a copy") from error
         if not isinstance(experiment, dict) or "name" not in experiment:
             raise FolderError(f"{self.experiment_file} describes no experiment: it has no name; restore it from a copy")
