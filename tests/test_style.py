@@ -15,7 +15,7 @@ import io
 import re
 import sys
 import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +73,8 @@ def _python_files() -> Iterator[Path]:
 
 def _documents() -> Iterator[Path]:
     for pattern in DOCUMENTS:
-        yield from (path for path in ROOT.glob(pattern) if path.is_file() and path.suffix != ".py")
+        paths = (path for path in ROOT.glob(pattern) if path.is_file())
+        yield from (path for path in paths if not path.name.endswith((".py", ".min.js")))
 
 
 def _in_text(name: str, text: str, first_line: int = 1) -> list[Finding]:
@@ -84,17 +85,17 @@ def _in_text(name: str, text: str, first_line: int = 1) -> list[Finding]:
 
 
 def _in_python(name: str, text: str) -> list[Finding]:
-    tree = ast.parse(text, name)
+    nodes = list(ast.walk(ast.parse(text, name)))
     quoted = {number for number, line in enumerate(text.splitlines(), 1) if QUOTATION in line}
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and quoted.isdisjoint(_lines(node)):
             found |= set(_in_text(name, node.value, node.lineno))
         found |= set(_names(name, node))
     found |= {
-        Finding(name, line, "identifier", identifier) for line, identifier in _identifiers(tree) if line not in quoted
+        Finding(name, line, "identifier", identifier) for line, identifier in _identifiers(nodes) if line not in quoted
     }
-    for first_line, comment in _comments(text):
+    for first_line, comment in _comments(text) if WORDS.search(text) else ():
         found |= {finding for finding in _in_text(name, comment, first_line) if finding.line not in quoted}
     return sorted(found)
 
@@ -117,16 +118,16 @@ def _lines(node: ast.expr) -> range:
     return range(node.lineno, (node.end_lineno or node.lineno) + 1)
 
 
-def _comprehension_targets(tree: ast.AST) -> set[int]:
+def _comprehension_targets(nodes: Iterable[ast.AST]) -> set[int]:
     """Identities of the names that comprehensions bind."""
-    targets = [node.target for node in ast.walk(tree) if isinstance(node, ast.comprehension)]
+    targets = [node.target for node in nodes if isinstance(node, ast.comprehension)]
     return {id(name) for target in targets for name in ast.walk(target)}
 
 
-def _identifiers(tree: ast.Module) -> Iterator[tuple[int, str]]:
+def _identifiers(nodes: Sequence[ast.AST]) -> Iterator[tuple[int, str]]:
     """Line and name of every definition of a name in ``IDENTIFIERS``."""
-    bound = _comprehension_targets(tree)
-    for node in ast.walk(tree):
+    bound = _comprehension_targets(nodes)
+    for node in nodes:
         match node:
             case ast.Name(id=name, ctx=ast.Store()) if not (id(node) in bound and name in {"one", "own"}):
                 pass
