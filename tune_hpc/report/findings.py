@@ -3,6 +3,7 @@
 Pure functions of ``Results``; a sentence that the numbers do not support is omitted.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -140,10 +141,10 @@ def _claims(claims: pd.DataFrame) -> str:
 
 
 def _selection_bias(results: Results) -> str:
-    try:
-        row = selection_bias(results).iloc[-1]
-    except UnknownNameError:
+    table = _table(selection_bias, results)
+    if table is None:
         return ""
+    row = table.iloc[-1]
     if not row["is_chosen"] or not row["selection_bias"] >= MIN_SELECTION_BIAS:
         return ""
     best, selected, bias = (format_metric(row[name], BEST) for name in (BEST, SELECTED, "selection_bias"))
@@ -155,28 +156,24 @@ def _selection_bias(results: Results) -> str:
 
 
 def _boundaries(results: Results) -> list[str]:
-    try:
-        df = check_boundaries(results)
-    except UnknownNameError:
+    table = _table(check_boundaries, results)
+    if table is None:
         return []
     return [
         f"The best {display_name(row['parameter'])}, {format_value(row['best'], 4)}, is on the "
         f"{'lower' if row['edge'] == 'low' else 'upper'} boundary of the search space; search next: "
         f"{row['suggestion']}."
-        for row in df.dropna(subset=["edge", "suggestion"]).to_dict("records")
+        for row in table.dropna(subset=["edge", "suggestion"]).to_dict("records")
     ]
 
 
 def _worse_values(results: Results, special: pd.DataFrame | None) -> list[str]:
-    if "optimizer" not in results.varied_parameters:
-        return []
-    try:
-        df = special_cases(results) if special is None else special
-    except UnknownNameError:
+    table = _table(special_cases, results) if special is None else special
+    if "optimizer" not in results.varied_parameters or table is None:
         return []
     return [
         f"{row['general']} loses to its special case {row['special']}: its space or budget is too small."
-        for row in df[df["verdict"] == LOSES].to_dict("records")
+        for row in table[table["verdict"] == LOSES].to_dict("records")
     ]
 
 
@@ -197,15 +194,14 @@ def _speedup(results: Results) -> list[str]:
 
 def _prediction(results: Results) -> list[str]:
     """Compare the step-time model with the measurement, and state the part of a step that does not scale."""
-    try:
-        table = predicted_against_measured(results).dropna(subset=["error"])
-    except UnknownNameError:
+    table = _table(predicted_against_measured, results)
+    if table is None or table["error"].isna().all():
         return []
-    if table.empty:
-        return []
+    table = table.dropna(subset=["error"])
+    has_widths = len(table["width"].unique()) > 1
 
     def at_width(width: Any) -> str:
-        return f" at width {format_value(width)}" if len(table["width"].unique()) > 1 else ""
+        return f" at width {format_value(width)}" if has_widths else ""
 
     steps = "; ".join(
         f"{row['workers']} workers{at_width(row['width'])}: {_ms(row['predicted_s'])} ms, measured "
@@ -225,9 +221,8 @@ def _prediction(results: Results) -> list[str]:
 
 def _widths(results: Results) -> list[str]:
     """State the network width from which the measured workers scale efficiently."""
-    try:
-        table = min_efficient_width(results)
-    except UnknownNameError:
+    table = _table(min_efficient_width, results)
+    if table is None:
         return []
     sentences = []
     for row in table[table["link"] == MEASURED_LINK].to_dict("records"):
@@ -247,9 +242,8 @@ def _widths(results: Results) -> list[str]:
 
 def _cost(results: Results) -> list[str]:
     """Compare the cost of the fastest training with the cheapest; networks of several widths are different work."""
-    try:
-        table = cost_pareto_front(results)
-    except UnknownNameError:
+    table = _table(cost_pareto_front, results)
+    if table is None:
         return []
     if "option" in table:
         table = table[table["option"] == NO_OPTION]
@@ -288,6 +282,14 @@ def _options(results: Results) -> list[str]:
         option, ratio = display_name(row["option"]).capitalize(), row["train_s"] / other["train_s"]
         sentences.append(f"{option} ({where}): {ratio:.2f} of the time{accuracy}.")
     return sentences
+
+
+def _table(analysis: Callable[[Results], pd.DataFrame], results: Results) -> pd.DataFrame | None:
+    """Return the table of an analysis; ``None`` if the results do not allow it."""
+    try:
+        return analysis(results)
+    except UnknownNameError:
+        return None
 
 
 def _ms(seconds: float) -> str:
