@@ -12,10 +12,10 @@ from tune_hpc.search.ray_session import check_cluster
 
 @pytest.fixture
 def cluster(monkeypatch, tmp_path):
-    """Return a function that starts what answers as a cluster's head does, and returns its address."""
+    """Return a function that starts a server like the head of a cluster, and returns its address."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        # Set first, so that what the code sets goes again after the test.
+        # Set first, so that a value of the code is removed after the test.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     servers = []
@@ -26,7 +26,7 @@ def cluster(monkeypatch, tmp_path):
                 assert call.method == "/ray.rpc.NodeInfoGcsService/CheckAlive"
                 return grpc.unary_unary_rpc_method_handler(self.answer)
 
-            def answer(self, asked, context):
+            def answer(self, request, context):
                 if token and dict(context.invocation_metadata()).get("authorization") != f"Bearer {token}":
                     context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
                 return CheckAliveReply(ray_version=version).SerializeToString()
@@ -47,20 +47,20 @@ def write_token(folder, token):
     (folder / ".ray" / "auth_token").write_text(f"{token}\n", encoding="utf-8")
 
 
-def test_a_cluster_without_a_token_is_joined_without_one(cluster, tmp_path):
+def test_cluster_without_a_token_accepts_a_client_without_one(cluster, tmp_path):
     write_token(tmp_path, "left over from another cluster")
     check_cluster(cluster())
     assert "RAY_AUTH_MODE" not in os.environ
 
 
-def test_the_token_that_is_at_home_is_used_where_one_is_wanted(cluster, tmp_path):
+def test_token_in_the_home_folder_is_used_if_required(cluster, tmp_path):
     write_token(tmp_path, "right")
     check_cluster(cluster(token="right"))
     assert os.environ["RAY_AUTH_MODE"] == "token"
 
 
 @pytest.mark.parametrize("variable", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
-def test_a_token_that_is_named_counts_more_than_the_one_at_home(cluster, tmp_path, monkeypatch, variable):
+def test_token_in_the_environment_takes_precedence(cluster, tmp_path, monkeypatch, variable):
     write_token(tmp_path, "another")
     (tmp_path / "named").write_text("right", encoding="utf-8")
     monkeypatch.setenv(variable, "right" if variable == "RAY_AUTH_TOKEN" else str(tmp_path / "named"))
@@ -68,7 +68,7 @@ def test_a_token_that_is_named_counts_more_than_the_one_at_home(cluster, tmp_pat
     assert os.environ["RAY_AUTH_MODE"] == "token"
 
 
-def test_a_missing_and_a_wrong_token_are_told_apart(cluster, tmp_path):
+def test_messages_on_a_missing_and_a_wrong_token_differ(cluster, tmp_path):
     address = cluster(token="right")
     with pytest.raises(ClusterError, match=r"requires a token, and this machine has none; copy ~/.ray/auth_token from"):
         check_cluster(address)
@@ -78,17 +78,17 @@ def test_a_missing_and_a_wrong_token_are_told_apart(cluster, tmp_path):
     assert "RAY_AUTH_MODE" not in os.environ
 
 
-def test_a_token_file_that_cannot_be_read_is_named(cluster, monkeypatch):
+def test_message_names_an_unreadable_token_file(cluster, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/not/there")
     with pytest.raises(ClusterError, match="RAY_AUTH_TOKEN_PATH names /not/there, which cannot be read"):
         check_cluster(cluster(token="right"))
 
 
-def test_another_version_is_named_with_what_to_install(cluster):
+def test_message_on_another_version_has_the_remedy(cluster):
     with pytest.raises(ClusterError, match=r"runs Ray 1\.2\.3 and .*pip install ray==1\.2\.3"):
         check_cluster(cluster(version="1.2.3"))
 
 
 @pytest.mark.parametrize("address", ["auto", "ray://host:10001", "local"])
-def test_what_is_no_host_and_port_is_left_to_ray(address):
+def test_other_addresses_are_not_checked(address):
     check_cluster(address)

@@ -1,4 +1,4 @@
-"""Searchers with schedulers, on a space of which a third diverges; on a real Ray."""
+"""Combinations of searchers and schedulers on a space of which a third diverges, on Ray."""
 
 from collections import defaultdict
 
@@ -12,7 +12,7 @@ from tune_hpc.search.options import ADAPTIVE
 from tune_hpc.search.searchers.optuna_study import AskTellStudy
 
 STEPS = 27
-#: Those that no other test has: test_going_on.py and test_schedulers.py have more.
+#: Combinations that no other test has; more are in test_resume_extend.py and test_schedulers.py.
 COMBINATIONS = (
     ("grid", "asha"), ("quasi_random", "asha"), ("tpe", "asha"), ("gp", "asha"), ("gp", "asha_stopping"),
     ("gp", "hyperband"), ("grid", "median"), ("quasi_random", "pbt"),
@@ -31,7 +31,7 @@ def descent(searcher: str, scheduler: str) -> Experiment:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_all_of_them_finish_and_leave_nothing_running(ray_session, tmp_path, monkeypatch):
+def test_all_combinations_finish_and_leave_no_trial_running(ray_session, tmp_path, monkeypatch):
     studies = defaultdict(list)
 
     class Seen(AskTellStudy):
@@ -42,21 +42,21 @@ def test_all_of_them_finish_and_leave_nothing_running(ray_session, tmp_path, mon
     monkeypatch.setattr("tune_hpc.search.searchers.optuna_study.AskTellStudy", Seen)
     experiments = [descent(searcher, scheduler) for searcher, scheduler in COMBINATIONS]
     results = run_all(experiments, folders=[tmp_path / one.name for one in experiments], show_progress=False)
-    for one in results:
-        assert one.experiment["state"] == "finished", one.name
-        assert len(one.trials) == 12, one.name
-        healthy = one.trials["x"] <= 0.67
-        if one.experiment["scheduler"] == "pbt":
-            # Whoever does not diverge at once copies one that does not.
-            assert set(one.trials.loc[healthy, "status"]) == {"finished"}, one.name
+    for result in results:
+        assert result.experiment["state"] == "finished", result.name
+        assert len(result.trials) == 12, result.name
+        healthy = result.trials["x"] <= 0.67
+        if result.experiment["scheduler"] == "pbt":
+            # A member that does not diverge at once copies another such member.
+            assert set(result.trials.loc[healthy, "status"]) == {"finished"}, result.name
             continue
-        assert set(one.trials.loc[~healthy, "status"]) == {"diverged"}, one.name
-        assert set(one.trials.loc[healthy, "status"]) <= {"finished", "stopped"}, one.name
-        assert one.trials.loc[one.trials["loss"].idxmin(), "status"] == "finished", one.name
-        assert set(one.trials.loc[one.trials["status"] == "finished", "steps_run"]) == {STEPS}, one.name
+        assert set(result.trials.loc[~healthy, "status"]) == {"diverged"}, result.name
+        assert set(result.trials.loc[healthy, "status"]) <= {"finished", "stopped"}, result.name
+        assert result.trials.loc[result.trials["loss"].idxmin(), "status"] == "finished", result.name
+        assert set(result.trials.loc[result.trials["status"] == "finished", "steps_run"]) == {STEPS}, result.name
         states = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "diverged": TrialState.COMPLETE}
-        told = [trial.state for trial in to_optuna(one).trials]
-        assert told == [states[status] for status in one.trials["status"]], one.name
+        exported = [trial.state for trial in to_optuna(result).trials]
+        assert exported == [states[status] for status in result.trials["status"]], result.name
     monkeypatch.undo()
     for sampler in ADAPTIVE:
         assert len(studies[sampler]) == sum(searcher == sampler for searcher, _ in COMBINATIONS)

@@ -1,3 +1,5 @@
+"""Experiments: rejected contradictions, changes, configurations and their JSON; also of all registered ones."""
+
 import functools
 import json
 import pickle
@@ -31,7 +33,7 @@ EVERYTHING = [
     for full in registered_experiments()
     for one in (full, full.quick_version())
 ]
-#: What the scaling measurement's rows have beside the standard columns.
+#: Columns of a scaling measurement beyond the standard ones.
 SCALING_COLUMNS = {
     "train_s", "extrapolated", "num_timed_steps", "step_s", "warmup_s", "startup_s", "samples_per_s", "speedup",
     "efficiency", "cores_per_worker", "oversubscribed", "compute_s", "communicate_s", "data_s", "gradient_bytes",
@@ -39,20 +41,20 @@ SCALING_COLUMNS = {
 }  # fmt: skip
 
 
-#: Kinds of figures that are drawn by a parameter.
+#: Kinds of figures over a parameter.
 BY_PARAMETER = ("response", "heatmap", "stack", "speedup", "cost", "links")
 
 
-def drawn_beforehand(experiment):
-    """Return an experiment whose searcher learns as one whose configurations can be told before it runs."""
+def without_adaptive_searcher(experiment):
+    """Return an experiment whose configurations are known in advance."""
     return experiment.replace(searcher="quasi_random") if experiment.searcher in ADAPTIVE else experiment
 
 
 def function(config, report):
-    """Be a trainable of the user's own."""
+    """Do nothing, as a trainable of a user."""
 
 
-def test_every_configuration_runs_with_all_its_seeds_in_turn():
+def test_configuration_is_followed_by_itself_with_the_next_seed():
     experiment = Experiment("x", GRID, seeds=(3, 1))
     assert [(one["optimizer"], one["learning_rate"], one["seed"]) for one in experiment.configs()] == [
         ("adam", 0.1, 3), ("adam", 0.1, 1), ("adam", 0.01, 3), ("adam", 0.01, 1),
@@ -61,7 +63,7 @@ def test_every_configuration_runs_with_all_its_seeds_in_turn():
     assert experiment.num_trials == 8
 
 
-def test_repeats_of_a_random_search_share_their_configurations():
+def test_seeds_of_a_random_search_share_configurations():
     experiment = Experiment("x", RANGE, searcher="random", num_samples=3, seeds=[0, 1])
     configs = list(experiment.configs())
     assert experiment.num_trials == len(configs) == 6
@@ -70,18 +72,18 @@ def test_repeats_of_a_random_search_share_their_configurations():
     assert len({config["learning_rate"] for config in configs}) == 3
 
 
-def test_a_search_seed_draws_the_same_configurations_always():
-    def drawn(search_seed, num_samples=5):
+def test_search_seed_determines_the_configurations():
+    def configs(search_seed, num_samples=5):
         return list(
             Experiment("x", RANGE, searcher="random", num_samples=num_samples, search_seed=search_seed).configs()
         )
 
-    assert drawn(7) == drawn(7)
-    assert drawn(7, 9)[:5] == drawn(7)
-    assert drawn(7) != drawn(8)
+    assert configs(7) == configs(7)
+    assert configs(7, 9)[:5] == configs(7)
+    assert configs(7) != configs(8)
 
 
-def test_a_seed_in_the_space_replaces_the_seeds():
+def test_seed_in_the_space_replaces_the_seeds():
     experiment = Experiment("x", Space({"seed": tune.choice([4, 5])}))
     assert experiment.seeds == ()
     assert list(experiment.configs()) == [{"seed": 4}, {"seed": 5}]
@@ -90,7 +92,7 @@ def test_a_seed_in_the_space_replaces_the_seeds():
         experiment.replace(seeds=(0, 1))
 
 
-def test_without_seeds_the_configuration_has_none():
+def test_configuration_without_seeds_has_no_seed():
     experiment = Experiment("x", Space({"a": 1}, keys={}), function, seeds=())
     assert list(experiment.configs()) == [{"a": 1}]
     assert experiment.num_trials == 1
@@ -118,7 +120,7 @@ def test_without_seeds_the_configuration_has_none():
         ({"space": Space({"seed": tune.randint(0, 10**9)})}, "at most 100000 trials; x has 1000000000"),
     ],
 )
-def test_an_experiment_that_contradicts_itself_is_refused(changes, message):
+def test_contradictions_are_rejected(changes, message):
     with pytest.raises(InvalidExperimentError, match=message):
         Experiment(**{"name": "x", "space": GRID} | changes)
 
@@ -135,34 +137,34 @@ def test_an_experiment_that_contradicts_itself_is_refused(changes, message):
         ({"optimizer": tune.choice(["adam", "ftrl"]), "rho": 0.5}, "rho belongs to adadelta, rmsprop; .*=adam, ftrl"),
     ],
 )
-def test_a_parameter_that_our_trainable_has_no_use_for_is_refused(values, message):
+def test_parameter_without_an_effect_is_rejected(values, message):
     with pytest.raises(InvalidSpaceError, match=message):
         Experiment("x", Space(values))
 
 
-def test_a_hyperparameter_that_one_optimizer_has_may_stand_beside_others():
+def test_hyperparameter_of_one_optimizer_is_accepted_beside_others():
     experiment = Experiment(
         "x", Space({"optimizer": tune.choice(["adam", "momentum"]), "momentum": tune.choice([0.5, 0.9])})
     )
     assert ["momentum" in complete(config) for config in experiment.configs()] == [False, False, True, True]
 
 
-def test_a_function_of_the_users_own_gives_keys_its_own_meaning():
+def test_user_function_may_have_any_keys():
     experiment = Experiment("x", Space({"optimizer": "mine", "colour": "red"}, keys={}), function, metric="score")
     assert experiment.to_json()["trainable"] == f"{__name__}:function"
     with pytest.raises(InvalidSpaceError, match="status is a column of every trial; rename the parameter"):
         Experiment("x", Space({"status": 1}, keys={}), function)
 
 
-def test_a_quick_value_is_checked_when_the_experiment_is_made():
+def test_quick_values_are_checked_by_the_constructor():
     with pytest.raises(InvalidSpaceError, match="steps must be"):
         Experiment("x", GRID, quick_values={"steps": 0})
-    own = Experiment("x", Space({"steps": "all"}, keys={}), function, quick_values={"steps": "few"})
-    assert own.to_json()["quick_values"] == {"steps": "few"}
-    assert own.quick_version().space["steps"] == "few"
+    experiment = Experiment("x", Space({"steps": "all"}, keys={}), function, quick_values={"steps": "few"})
+    assert experiment.to_json()["quick_values"] == {"steps": "few"}
+    assert experiment.quick_version().space["steps"] == "few"
 
 
-def test_a_grid_over_a_range_says_what_to_do():
+def test_message_on_a_grid_over_a_range_has_the_remedy():
     experiment = Experiment("x", RANGE)
     for attempt in (lambda: list(experiment.configs()), lambda: experiment.num_trials, experiment.to_json):
         with pytest.raises(
@@ -171,7 +173,7 @@ def test_a_grid_over_a_range_says_what_to_do():
             attempt()
 
 
-def test_an_experiment_cannot_be_changed_only_replaced():
+def test_experiment_is_immutable():
     values = {"steps": 5}
     experiment = Experiment("x", GRID, quick_values=values)
     with pytest.raises(FrozenInstanceError):
@@ -183,7 +185,7 @@ def test_an_experiment_cannot_be_changed_only_replaced():
     assert (experiment.name, experiment.num_trials) == ("x", 4)
 
 
-def test_a_quick_experiment_is_marked_and_the_full_one_stays():
+def test_quick_version_is_marked():
     experiment = Experiment("x", GRID, quick_values={"steps": 5})
     quick = experiment.quick_version()
     assert (quick.quick, quick.space["steps"]) == (True, 5)
@@ -192,10 +194,10 @@ def test_a_quick_experiment_is_marked_and_the_full_one_stays():
 
 
 @pytest.mark.parametrize("experiment", EVERYTHING)
-def test_the_description_of_an_experiment_is_plain_json(experiment):
+def test_json_of_an_experiment_is_plain(experiment):
     plain = experiment.to_json()
     again = json.loads(json.dumps(plain, allow_nan=False))
-    assert again["num_trials"] == experiment.num_trials == len(list(drawn_beforehand(experiment).configs()))
+    assert again["num_trials"] == experiment.num_trials == len(list(without_adaptive_searcher(experiment).configs()))
     assert Space.from_json(again["space"]) == experiment.space
     assert again["quick"] is experiment.quick
     assert len(again["published"]) == len(experiment.published)
@@ -204,19 +206,19 @@ def test_the_description_of_an_experiment_is_plain_json(experiment):
 
 
 @pytest.mark.parametrize("experiment", EVERYTHING)
-def test_an_experiment_survives_pickling(experiment):
+def test_experiment_can_be_pickled(experiment):
     assert pickle.loads(pickle.dumps(experiment)).to_json() == experiment.to_json()
 
 
 @pytest.mark.parametrize("experiment", EVERYTHING)
-def test_every_configuration_is_one_that_training_takes(experiment):
-    for config in drawn_beforehand(experiment).configs():
+def test_training_accepts_every_configuration(experiment):
+    for config in without_adaptive_searcher(experiment).configs():
         complete({name: value for name, value in config.items() if name in TRIAL_KEYS})
         assert set(config) - set(TRIAL_KEYS) <= {"workers", "num_timed_steps", "repeats"}
 
 
 @pytest.mark.parametrize("experiment", EVERYTHING)
-def test_figures_tables_and_published_numbers_name_what_there_is(experiment):
+def test_figures_tables_and_published_numbers_have_known_columns(experiment):
     columns = {*METRICS, *MEASURES, *(LINE_METRICS if experiment.space["model"] == "line" else ())}
     if experiment.trainable != TRAIN:
         columns = SCALING_COLUMNS
@@ -234,27 +236,27 @@ def test_figures_tables_and_published_numbers_name_what_there_is(experiment):
         assert table.kind in ("best_per", "pivot", "trials", "at_steps")
         assert set(table.metrics) <= (history if table.kind == "at_steps" else columns)
         assert {table.rows, table.columns} - {None} <= set(experiment.space.varying)
-    for one in experiment.published:
-        assert one.metric in columns
-        assert set(one.where) <= {*experiment.space, "workers"}
-        assert one.best_over in {None, *experiment.space.varying}
-        assert bool(one.best_values) == bool(one.best_over)
-        assert one.source.startswith("report, ")
+    for published in experiment.published:
+        assert published.metric in columns
+        assert set(published.where) <= {*experiment.space, "workers"}
+        assert published.best_over in {None, *experiment.space.varying}
+        assert bool(published.best_values) == bool(published.best_over)
+        assert published.source.startswith("report, ")
 
 
 @pytest.mark.parametrize("experiment", [one for one in EVERYTHING if not one.values[0].quick])
-def test_every_published_number_speaks_of_trials_that_run(experiment):
-    configs = list(drawn_beforehand(experiment).configs())
-    for one in experiment.published:
-        found = [config for config in configs if one.where.items() <= config.items()]
+def test_every_published_number_has_trials(experiment):
+    configs = list(without_adaptive_searcher(experiment).configs())
+    for published in experiment.published:
+        found = [config for config in configs if published.where.items() <= config.items()]
         assert found
-        if one.best_over:
-            assert set(one.best_values) <= {config[one.best_over] for config in found}
+        if published.best_over:
+            assert set(published.best_values) <= {config[published.best_over] for config in found}
         else:
             assert len(found) == 1
 
 
-def test_with_another_schedule_or_optimizer_the_keys_of_the_former_go():
+def test_keys_of_a_replaced_schedule_or_optimizer_are_removed():
     decayed = Experiment("x", Space({"optimizer": "momentum", "momentum": 0.5, "decay_rate": 0.95}))
     assert dict(decayed.with_values({"schedule": "cosine"}).space) == {
         "optimizer": "momentum", "momentum": 0.5, "schedule": "cosine"
@@ -262,14 +264,14 @@ def test_with_another_schedule_or_optimizer_the_keys_of_the_former_go():
     assert dict(decayed.with_values({"optimizer": "nesterov"}).space) == dict(decayed.space) | {"optimizer": "nesterov"}
     assert "momentum" not in decayed.with_values({"optimizer": "adam"}).space
     assert "momentum" in decayed.with_values({"optimizer": tune.choice(["adam", "momentum"])}).space
-    # What is asked for must be possible.
+    # The requested values must be possible.
     with pytest.raises(InvalidSpaceError, match="decay_rate belongs to staircase; the space has schedule=one_cycle"):
         decayed.with_values({"schedule": "one_cycle", "decay_rate": 0.9})
-    own = Experiment("x", Space({"schedule": "cosine", "momentum": 1}, keys={}), function)
-    assert set(own.with_values({"optimizer": "mine", "schedule": "x"}).space) == {"schedule", "momentum", "optimizer"}
+    users = Experiment("x", Space({"schedule": "cosine", "momentum": 1}, keys={}), function)
+    assert set(users.with_values({"optimizer": "mine", "schedule": "x"}).space) == {"schedule", "momentum", "optimizer"}
 
 
-def test_a_description_says_what_was_changed():
+def test_description_lists_the_changes():
     winner = exercise3.winner
     smaller = winner.with_values({"width": 0.5, "batch_size": 150, "dropout": tune.choice([0.1, 0.5])})
     assert smaller.description == f"{winner.description} Changed here: width=0.5, dropout=choice(0.1, 0.5)."
@@ -277,18 +279,18 @@ def test_a_description_says_what_was_changed():
     assert winner.replace(description="").with_values({"width": 0.5}).description == ""
 
 
-def test_numbers_of_numpy_are_plain_in_the_description():
+def test_numpy_numbers_are_plain_in_json():
     published = (Published({"steps": np.float64(5)}, "test_loss", np.float64(0.5), "report"),)
     assert json.dumps(Experiment("x", GRID, published=published).to_json(), allow_nan=False)
 
 
-def test_all_errors_are_ours_and_the_nearest_builtin():
+def test_errors_are_value_errors():
     for error in (InvalidSpaceError, InvalidExperimentError):
         assert issubclass(error, TuneHpcError)
         assert issubclass(error, ValueError)
 
 
-def test_a_folder_of_before_there_were_claims_has_none():
+def test_folder_of_an_early_release_has_no_claims():
     plain = Experiment("plain", GRID).to_json()
     del plain["claims"]
     assert experiment_from_json(plain).claims == ()

@@ -1,4 +1,4 @@
-"""Which parameters decide: on searches of which one knows."""
+"""Parameter importance on searches with a known answer."""
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ SPACE = Space({"x": tune.uniform(0, 1), "y": tune.uniform(0, 1), "z": tune.choic
 
 
 def searched(space, loss, num_samples=60, mode="min"):
-    """Return a search at random of which each configuration's loss is known."""
+    """Return a random search whose losses are a function of the configuration."""
     generator = np.random.default_rng(0)
     configs = [space.sample(generator) for _ in range(num_samples)]
     experiment = Experiment("shape", space, "somewhere:train", "loss", mode, searcher="random", num_samples=60)
@@ -25,12 +25,12 @@ def searched(space, loss, num_samples=60, mode="min"):
         config | {"trial_id": f"t{number:05d}", "status": "finished", "seed": 0, "loss": loss(config)}
         for number, config in enumerate(configs)
     ]
-    asked = experiment.to_json() | {"config_keys": [*space, "seed"]}
-    return Results(asked, pd.DataFrame(rows), pd.DataFrame({"trial_id": [], "step": []}))
+    description = experiment.to_json() | {"config_keys": [*space, "seed"]}
+    return Results(description, pd.DataFrame(rows), pd.DataFrame({"trial_id": [], "step": []}))
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_what_decides_comes_first(mode):
+def test_most_important_parameter_is_first(mode):
     df = importance(searched(SPACE, lambda config: (config["x"] - 0.3) ** 2 + config["y"] / 1000, mode=mode))
     assert list(df) == ["parameter", "importance"]
     assert df["parameter"].iloc[0] == "x"
@@ -40,7 +40,7 @@ def test_what_decides_comes_first(mode):
     assert df["importance"].is_monotonic_decreasing
 
 
-def test_cases_are_named_as_the_study_names_them():
+def test_cases_have_the_names_of_the_study():
     space = Space(
         {
             "optimizer": tune.choice(["adam", "momentum"]),
@@ -52,43 +52,43 @@ def test_cases_are_named_as_the_study_names_them():
     assert set(df["parameter"]) == {"optimizer", "rate", "rate[optimizer=adam]"}
 
 
-def test_it_says_the_same_every_time_and_by_its_public_name():
+def test_result_is_deterministic():
     results = searched(SPACE, lambda config: config["x"])
     pd.testing.assert_frame_equal(importance(results), tune_hpc.importance(results))
 
 
-def test_few_configurations_do():
+def test_ten_configurations_are_enough():
     assert importance(searched(SPACE, lambda config: config["x"], 10))["importance"].sum() == pytest.approx(1)
 
 
-class TestRefused:
-    def refused(self, results, told):
-        with pytest.raises(UnknownNameError, match=told) as error:
+class TestErrors:
+    def check(self, results, message):
+        with pytest.raises(UnknownNameError, match=message) as error:
             importance(results)
         assert "\n" not in str(error.value)
 
     def test_too_few_configurations(self):
-        self.refused(searched(SPACE, lambda config: config["x"], 9), "at least 10 finished configurations; shape has 9")
+        self.check(searched(SPACE, lambda config: config["x"], 9), "at least 10 finished configurations; shape has 9")
 
-    def test_nothing_but_divergences(self):
+    def test_only_divergences(self):
         results = searched(SPACE, lambda config: config["x"])
-        self.refused(
+        self.check(
             Results(results.experiment, results.trials.assign(status="diverged", loss=np.nan), results.history),
             "at least 10 finished configurations; shape has 0",
         )
 
     def test_no_trials(self):
         results = searched(SPACE, lambda config: config["x"])
-        self.refused(Results(results.experiment, results.trials[:0], results.history), "shape has no trials")
+        self.check(Results(results.experiment, results.trials[:0], results.history), "shape has no trials")
 
-    def test_no_such_metric(self):
+    def test_unknown_metric(self):
         results = searched(SPACE, lambda config: config["x"])
         without = results.trials.drop(columns="loss")
-        self.refused(Results(results.experiment, without, results.history), "no trial of shape reported loss")
+        self.check(Results(results.experiment, without, results.history), "no trial of shape reported loss")
 
-    def test_nothing_varies(self):
+    def test_constant_space(self):
         space = Space({"w": 7}, keys={})
-        self.refused(searched(space, lambda config: 1.0), "nothing varies in shape")
+        self.check(searched(space, lambda config: 1.0), "nothing varies in shape")
 
-    def test_values_that_are_all_alike(self):
-        self.refused(searched(SPACE, lambda config: 1.0), "the values of loss in shape are too similar")
+    def test_equal_values(self):
+        self.check(searched(SPACE, lambda config: 1.0), "the values of loss in shape are too similar")

@@ -1,4 +1,4 @@
-"""Exports beside a search: on a real Ray, and what becomes of one that fails or takes long."""
+"""Exports of a running search on Ray, and the messages on failed and slow exports."""
 
 import logging
 
@@ -17,7 +17,7 @@ from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_what_is_exported_beside_a_search_holds_all_its_trials(tmp_path, monkeypatch, caplog):
+def test_live_export_has_all_trials(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(live_export, "WAIT_S", 120.0)
     space = Space({"learning_rate": tune.uniform(0.01, 0.5), "steps": 20}, keys={})
@@ -28,11 +28,11 @@ def test_what_is_exported_beside_a_search_holds_all_its_trials(tmp_path, monkeyp
     tools = {"export": ("tensorboard", "optuna"), "show_progress": False}
     run(experiment, output_dir=folder, **tools)
     extend(folder, num_samples=1, **tools)
-    home = ExperimentFolder(folder)
+    files = ExperimentFolder(folder)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    runs = sorted(path.name for path in home.tensorboard.iterdir() if path.is_dir())
+    runs = sorted(path.name for path in files.tensorboard.iterdir() if path.is_dir())
     assert runs == [f"t{number:05d}" for number in range(8)]
-    storage = JournalStorage(JournalFileBackend(str(home.optuna_journal)))
+    storage = JournalStorage(JournalFileBackend(str(files.optuna_journal)))
     trials = optuna.load_study(study_name="parabola", storage=storage).trials
     ids = sorted(tuple(trial.user_attrs["trial_ids"]) for trial in trials)
     assert ids == [(f"t{number:05d}", f"t{number + 1:05d}") for number in range(0, 8, 2)]
@@ -41,31 +41,31 @@ def test_what_is_exported_beside_a_search_holds_all_its_trials(tmp_path, monkeyp
 
 
 @pytest.fixture
-def home(tmp_path):
-    home = ExperimentFolder(tmp_path / "run")
-    home.claim("made.up")
-    return home
+def folder(tmp_path):
+    folder = ExperimentFolder(tmp_path / "run")
+    folder.claim("made.up")
+    return folder
 
 
-def start(home, monkeypatch, program):
+def start(folder, monkeypatch, program):
     monkeypatch.setattr(live_export, "_PROGRAM", program)
-    return LiveExport([home], ["optuna"])
+    return LiveExport([folder], ["optuna"])
 
 
-def test_an_export_that_fails_is_told_with_its_reason_and_its_remedy(home, monkeypatch, caplog):
+def test_failed_export_is_logged_with_reason_and_remedy(folder, monkeypatch, caplog):
     program = "import sys; print('tune-hpc: no room', file=sys.stderr); sys.exit(2)"
-    start(home, monkeypatch, program).wait()
+    start(folder, monkeypatch, program).wait()
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"the export to optuna failed: no room; the results are complete, and `tune-hpc export {home.path} --to "
+        f"the export to optuna failed: no room; the results are complete, and `tune-hpc export {folder.path} --to "
         "optuna` repeats the export"
     )
 
 
-def test_an_export_that_takes_long_goes_on_in_the_background(home, monkeypatch, caplog):
+def test_slow_export_continues_in_the_background(folder, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(live_export, "WAIT_S", 0.1)
-    started = start(home, monkeypatch, "import time; time.sleep(30)")
+    started = start(folder, monkeypatch, "import time; time.sleep(30)")
     started.wait()
     (process,) = started._processes.values()
     assert caplog.messages == [f"the export to optuna continues in the background, process {process.pid}"]

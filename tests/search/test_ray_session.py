@@ -1,4 +1,4 @@
-"""Connecting to Ray: what is refused before Ray is asked."""
+"""Connection to Ray: rejected addresses, retries, processes and ports of a local Ray."""
 
 import os
 import re
@@ -15,31 +15,31 @@ from tune_hpc.search.ray_session import ray_session
 
 @pytest.fixture
 def free_port(monkeypatch):
-    """Return a port of this machine at which nothing listens, in a process that is not connected to Ray."""
+    """Return a free port of this machine, in a process that is not connected to Ray."""
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return taken.getsockname()[1]
 
 
-def test_an_address_at_which_nothing_listens_is_refused_at_once(free_port):
+def test_address_without_a_server_is_rejected_at_once(free_port):
     with pytest.raises(ClusterError, match=f"no Ray cluster at 127.0.0.1:{free_port}: .*check the address"):
         ray_session(f"127.0.0.1:{free_port}").__enter__()
 
 
-def test_the_address_of_the_environment_counts_where_none_is_given(free_port, monkeypatch):
+def test_address_of_the_environment_is_the_default(free_port, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port}")
     with pytest.raises(ClusterError, match=str(free_port)):
         ray_session().__enter__()
 
 
-def test_an_impossible_port_is_refused(free_port):
+def test_impossible_port_is_rejected(free_port):
     with pytest.raises(ClusterError, match=r"no Ray cluster at 127\.0\.0\.1:99999999"):
         ray_session("127.0.0.1:99999999").__enter__()
 
 
 @pytest.mark.parametrize("num_late", [1, 2])
-def test_a_ray_that_a_busy_machine_does_not_let_start_in_time_is_started_once_more(num_late, monkeypatch):
+def test_start_on_a_busy_machine_is_retried_once(num_late, monkeypatch):
     tried, ended = [], []
 
     def start(**settings):
@@ -63,8 +63,8 @@ def test_a_ray_that_a_busy_machine_does_not_let_start_in_time_is_started_once_mo
 
 
 @pytest.mark.slow
-def test_a_ray_of_this_machine_has_no_process_that_a_search_does_not_need():
-    """What a Ray of another release starts beside them shows here."""
+def test_local_ray_has_no_unused_process():
+    """Another release of Ray may start further processes, which this test shows."""
     source = """
 import os, pathlib, ray
 from tune_hpc.search.ray_session import ray_session
@@ -85,7 +85,7 @@ with ray_session():
 
 
 @pytest.mark.slow
-def test_ray_of_this_machine_listens_on_loopback_only_and_its_token_is_its_owners(tmp_path):
+def test_local_ray_listens_on_loopback_only_and_protects_its_token(tmp_path):
     code = """
 import os, signal, subprocess
 from pathlib import Path

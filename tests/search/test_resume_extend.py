@@ -1,4 +1,4 @@
-"""Searches that learn, go on after an interrupt, and are extended; on a real Ray."""
+"""Adaptive searches, and searches that are resumed and extended, on Ray."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from tests.search.trainables import counts, valley
 from tune_hpc import Experiment, Space, extend, load, resume, run, run_all
 from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError
 from tune_hpc.search.searchers.optuna_study import AskTellStudy
-from tune_hpc.storage.trial_file import read_row
+from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -34,25 +34,25 @@ def experiment(folder: Path, searcher: str, **changes) -> Experiment:
 
 
 def files(folder: Path) -> dict[str, str]:
-    """Return where trials note what they do, and the file that tells them not to pause any more."""
+    """Return the paths of the file to which trials append, and of the file that ends their pauses."""
     return {name: str(folder / name) for name in ("journal", "hurry")}
 
 
 def started(folder: Path) -> Counter:
-    """Return how often a trial began, by its ``x``."""
+    """Return the number of starts of each trial, by its ``x``."""
     return Counter(float(line) for line in (folder / "journal").read_text(encoding="utf-8").split())
 
 
 def workers_of(process: int) -> set[int]:
-    """Return the processes of the Ray that a process started in which tasks and actors run, or are to run."""
+    """Return the worker processes of the Ray that a process started."""
     titles, parents = {}, {}
     for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # It has ended by now.
+        with contextlib.suppress(OSError):  # the process has ended
             parents[int(path.name)] = int((path / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
             titles[int(path.name)] = (path / "cmdline").read_bytes().decode(errors="replace")
 
-    def is_below(one: int) -> bool:
-        return one in parents and (parents[one] == process or is_below(parents[one]))
+    def is_below(number: int) -> bool:
+        return number in parents and (parents[number] == process or is_below(parents[number]))
 
     return {
         one for one, title in titles.items() if title.startswith("ray::") and "Agent" not in title and is_below(one)
@@ -61,10 +61,10 @@ def workers_of(process: int) -> set[int]:
 
 @pytest.fixture
 def studies(monkeypatch):
-    """Every Optuna study that is made, with the calls it got."""
+    """Record every Optuna study with its calls."""
     made = []
 
-    class Seen(AskTellStudy):
+    class Recorder(AskTellStudy):
         def __init__(self, *args):
             super().__init__(*args)
             self.calls = []
@@ -72,7 +72,7 @@ def studies(monkeypatch):
 
         def ask(self):
             number, config = super().ask()
-            self.calls.append(("ask", number))
+            self.calls.append(("suggest", number))
             return number, config
 
         def add(self, config, outcome):
@@ -80,22 +80,22 @@ def studies(monkeypatch):
             self.calls.append(("add", number))
             return number
 
-    monkeypatch.setattr("tune_hpc.search.searchers.optuna_study.AskTellStudy", Seen)
+    monkeypatch.setattr("tune_hpc.search.searchers.optuna_study.AskTellStudy", Recorder)
     return made
 
 
 @pytest.fixture(scope="module")
-def everyone(ray_session, tmp_path_factory):
-    """A search by each searcher, in one run."""
-    parent = tmp_path_factory.mktemp("everyone")
+def by_searcher(ray_session, tmp_path_factory):
+    """Return one search by each searcher, from one run."""
+    parent = tmp_path_factory.mktemp("by_searcher")
     searches = [experiment(parent, name, num_samples=12) for name in ("random", "quasi_random", "tpe", "gp")]
     results = run_all(searches, folders=[parent / one.name for one in searches], **QUIET)
     return {one.experiment["searcher"]: one for one in results}
 
 
 @pytest.mark.parametrize("searcher", ["random", "quasi_random", "tpe", "gp"])
-def test_a_study_of_which_a_third_diverges_finishes_with_every_searcher(everyone, searcher):
-    results = everyone[searcher]
+def test_every_searcher_copes_with_divergences(by_searcher, searcher):
+    results = by_searcher[searcher]
     assert results.experiment["state"] == "finished"
     assert len(results.trials) == 12
     assert set(results.trials.loc[results.trials["x"] > 0.7, "status"]) == {"diverged"}
@@ -103,15 +103,15 @@ def test_a_study_of_which_a_third_diverges_finishes_with_every_searcher(everyone
     assert 0 < results.counts()["diverged"] < 8
 
 
-def test_what_was_proposed_is_written_down(everyone):
-    lines = (everyone["tpe"].folder / "proposals.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["config"]["x"] for line in lines] == list(everyone["tpe"].trials["x"])
-    assert not (everyone["random"].folder / "proposals.jsonl").exists()
+def test_suggestions_are_recorded(by_searcher):
+    lines = (by_searcher["tpe"].folder / "proposals.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["config"]["x"] for line in lines] == list(by_searcher["tpe"].trials["x"])
+    assert not (by_searcher["random"].folder / "proposals.jsonl").exists()
 
 
 @pytest.fixture(scope="module")
 def on_slots(ray_session, tmp_path_factory):
-    """The trials of three searches, by the number of slots that they ran on."""
+    """Return the trials of three searches by the number of slots."""
     found = {}
     for slots, cpus in ((1, 1), (4, 0.5)):
         parent = tmp_path_factory.mktemp(f"slots{slots}")
@@ -123,15 +123,15 @@ def on_slots(ray_session, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("searcher", "num_trials"), [("grid", 4), ("random", 7), ("quasi_random", 7)])
-def test_a_study_seed_has_the_same_configurations_on_any_number_of_slots(on_slots, searcher, num_trials):
-    one, four = (on_slots[slots][searcher][["trial_id", "x"]] for slots in (1, 4))
-    assert len(one) == num_trials
-    pd.testing.assert_frame_equal(one, four)
+def test_configurations_do_not_depend_on_the_number_of_slots(on_slots, searcher, num_trials):
+    first, second = (on_slots[slots][searcher][["trial_id", "x"]] for slots in (1, 4))
+    assert len(first) == num_trials
+    pd.testing.assert_frame_equal(first, second)
 
 
 @pytest.fixture(scope="module")
 def six_of_each(ray_session, tmp_path_factory):
-    """The folder of six trials by each searcher that can be extended, in one run."""
+    """Return the folders of searches with six trials each, from one run."""
     parents = {name: tmp_path_factory.mktemp(name) for name in ("random", "quasi_random", "tpe")}
     searches = [experiment(parent, name) for name, parent in parents.items()]
     run_all(searches, folders=[parent / "out" for parent in parents.values()], **QUIET)
@@ -139,7 +139,7 @@ def six_of_each(ray_session, tmp_path_factory):
 
 
 @pytest.mark.parametrize("searcher", ["random", "quasi_random", "tpe"])
-def test_a_finished_search_is_extended_and_none_of_it_run_again(searcher, six_of_each, studies):
+def test_extension_repeats_no_trial(searcher, six_of_each, studies):
     folder = six_of_each[searcher]
     whole = experiment(folder, searcher)
     first = load(folder / "out")
@@ -153,15 +153,15 @@ def test_a_finished_search_is_extended_and_none_of_it_run_again(searcher, six_of
     assert len(started(folder)) == 12
     if searcher == "tpe":
         (study,) = studies
-        assert study.calls == [("add", number) for number in range(6)] + [("ask", n) for n in range(6, 12)]
-        told = [trial.params["x"] for trial in study.trials]
-        assert told == list(second.trials["x"])
+        assert study.calls == [("add", number) for number in range(6)] + [("suggest", n) for n in range(6, 12)]
+        suggested = [trial.params["x"] for trial in study.trials]
+        assert suggested == list(second.trials["x"])
     else:
         again = [one["x"] for one in whole.replace(num_samples=12).configs()]
         assert list(second.trials["x"]) == again
 
 
-def test_each_seed_of_a_configuration_runs_and_the_study_hears_of_their_mean(tmp_path, studies):
+def test_study_receives_the_mean_over_the_seeds(tmp_path, studies):
     run(experiment(tmp_path, "tpe", num_samples=4, seeds=(0, 1)), output_dir=tmp_path / "out", **QUIET)
     results = load(tmp_path / "out")
     assert len(results.trials) == 8
@@ -173,37 +173,39 @@ def test_each_seed_of_a_configuration_runs_and_the_study_hears_of_their_mean(tmp
         assert trial.state is TrialState.COMPLETE
 
 
-def test_a_search_is_told_of_another_ones_trials(everyone, tmp_path, studies):
+def test_warm_start_adds_the_trials_of_another_search(by_searcher, tmp_path, studies):
     begun = experiment(tmp_path, "tpe", num_samples=3)
-    # Another journal is another configuration, and so is a value outside the range.
-    narrow = begun.with_values({"x": tune.uniform(0.2, 0.6), **files(everyone["random"].folder.parent)})
-    run(narrow, output_dir=tmp_path / "out", warm_start=[everyone["random"].folder], **QUIET)
-    inside = everyone["random"].trials["x"].between(0.2, 0.6)
+    # Configurations with another journal or a value outside the range are not added.
+    narrow = begun.with_values({"x": tune.uniform(0.2, 0.6), **files(by_searcher["random"].folder.parent)})
+    run(narrow, output_dir=tmp_path / "out", warm_start=[by_searcher["random"].folder], **QUIET)
+    inside = by_searcher["random"].trials["x"].between(0.2, 0.6)
     added = [number for call, number in studies[0].calls if call == "add"]
     assert len(added) == inside.sum() > 0
     assert len(load(tmp_path / "out").trials) == 3
 
 
-def test_a_searcher_that_does_not_learn_has_no_use_for_other_trials(everyone, tmp_path):
+def test_warm_start_of_other_searchers_is_rejected(by_searcher, tmp_path):
     with pytest.raises(InvalidExperimentError, match="only tpe and gp learn"):
-        run(experiment(tmp_path, "random"), output_dir=tmp_path / "out", warm_start=[everyone["tpe"].folder], **QUIET)
+        run(
+            experiment(tmp_path, "random"), output_dir=tmp_path / "out", warm_start=[by_searcher["tpe"].folder], **QUIET
+        )
 
 
-def test_other_trials_without_the_metric_are_refused(everyone, tmp_path):
+def test_warm_start_without_the_metric_is_rejected(by_searcher, tmp_path):
     other = experiment(tmp_path, "tpe", metric="accuracy", mode="max")
     with pytest.raises(FolderError, match=r"has no accuracy, by which valley\.tpe ranks"):
-        run(other, output_dir=tmp_path / "out", warm_start=[everyone["random"].folder], **QUIET)
+        run(other, output_dir=tmp_path / "out", warm_start=[by_searcher["random"].folder], **QUIET)
 
 
-def test_a_grid_cannot_be_extended(tmp_path):
+def test_grid_cannot_be_extended(tmp_path):
     whole = experiment(tmp_path, "grid", num_samples=None).with_values({"x": tune.choice([0.1, 0.2])})
     run(whole, output_dir=tmp_path / "out", **QUIET)
     with pytest.raises(InvalidExperimentError, match="a grid has no more configurations"):
         extend(tmp_path / "out", num_samples=3, **QUIET)
 
 
-def test_a_finished_search_is_left_as_it_is(everyone):
-    folder = everyone["random"].folder
+def test_finished_search_is_not_changed(by_searcher):
+    folder = by_searcher["random"].folder
     before = (folder / "trials.parquet").read_bytes()
     (again,) = resume(folder, **QUIET)
     assert (folder / "trials.parquet").read_bytes() == before
@@ -211,10 +213,10 @@ def test_a_finished_search_is_left_as_it_is(everyone):
 
 
 class TestInterrupted:
-    """A driver that is killed at once, in a process of its own with a Ray of its own."""
+    """Resumption after SIGKILL of a driver in its own process and with its own Ray."""
 
     def killed(self, folder: Path, searcher: str, num_samples: int, enough: int) -> None:
-        """Run a search and kill it when so many of its trials have ended."""
+        """Run a search, and kill it after a number of trials."""
         self.killed_in(
             folder,
             "from tests.search.test_resume_extend import experiment, Path, tune, run\n"
@@ -224,7 +226,7 @@ class TestInterrupted:
         )
 
     def killed_in(self, folder: Path, script: str, enough: int) -> None:
-        """Run a script and kill it when so many trials of its search have ended."""
+        """Run a script, and kill it after a number of trials of its search."""
         root = Path(__file__).parents[2]
         environment = {**os.environ, "PYTHONPATH": str(root)}
         process = subprocess.Popen([sys.executable, "-c", script], cwd=folder, env=environment)
@@ -235,10 +237,10 @@ class TestInterrupted:
             resume(folder / "out", **QUIET)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        time.sleep(1.0)  # Until its Ray, which dies with it, writes no more.
+        time.sleep(1.0)  # until its Ray has ended, too
 
     @pytest.mark.parametrize("searcher", ["quasi_random", "tpe"])
-    def test_a_killed_search_goes_on_and_repeats_nothing_that_ended(self, searcher, tmp_path, studies):
+    def test_killed_search_repeats_no_ended_trial(self, searcher, tmp_path, studies):
         self.killed(tmp_path, searcher, 16, 5)
         half = load(tmp_path / "out")
         assert half.experiment["state"] == "running"
@@ -248,8 +250,8 @@ class TestInterrupted:
         assert whole.experiment["state"] == "finished"
         assert len(whole.trials) == 16
         assert set(whole.counts()) <= {"finished", "diverged"}
-        kept = whole.trials.set_index("trial_id").loc[half.trials["trial_id"], ["status", "x", "loss", "train_s"]]
-        pd.testing.assert_frame_equal(kept, half.trials.set_index("trial_id")[list(kept)], check_dtype=False)
+        repeated = whole.trials.set_index("trial_id").loc[half.trials["trial_id"], ["status", "x", "loss", "train_s"]]
+        pd.testing.assert_frame_equal(repeated, half.trials.set_index("trial_id")[list(repeated)], check_dtype=False)
         began = started(tmp_path)
         assert all(began[x] == 1 for x in half.trials["x"])
         assert set(began) == set(whole.trials["x"])
@@ -262,7 +264,7 @@ class TestInterrupted:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("is_killed", [False, True])
-    def test_twenty_trials_are_extended_by_twenty_and_none_is_run_again(self, is_killed, tmp_path, studies):
+    def test_interrupted_extension_repeats_no_trial(self, is_killed, tmp_path, studies):
         whole = experiment(tmp_path, "tpe", num_samples=20).with_values({"pause": 0.1 if is_killed else 0})
         hurry = tmp_path / "hurry"
         hurry.touch()
@@ -287,17 +289,17 @@ class TestInterrupted:
         assert study.calls[: len(before)] == [("add", number) for number in range(len(before))]
         assert [trial.params["x"] for trial in study.trials] == list(second.trials["x"])
         assert all(trial.state is TrialState.COMPLETE for trial in study.trials)
-        told = second.trials["loss"].where(second.trials["status"] == "finished")
-        assert [trial.value for trial, loss in zip(study.trials, told, strict=True) if loss == loss] == pytest.approx(
-            list(told.dropna())
+        losses = second.trials["loss"].where(second.trials["status"] == "finished")
+        assert [trial.value for trial, loss in zip(study.trials, losses, strict=True) if loss == loss] == pytest.approx(
+            list(losses.dropna())
         )
         began = started(tmp_path)
         assert set(began) == set(second.trials["x"])
         assert {began[x] for x in before["x"]} == {1}
-        # Those under way when it was killed, on two slots, are the only ones that began twice.
+        # Only the trials that were running at the kill, on two slots, started twice.
         assert began.total() <= 40 + 2 * is_killed
 
-    def test_a_program_of_several_trials_goes_on_from_its_checkpoint_to_the_same_bits(self, tmp_path):
+    def test_fused_group_of_a_killed_search_resumes_to_the_same_bits(self, tmp_path):
         space = {"model": "softmax", "optimizer": tune.choice(["adam", "momentum"]), "learning_rate": 0.01,
                  "steps": 6000, "num_evaluations": 60, "num_evaluation_images": 4000}  # fmt: skip
         fused = Experiment("fused", Space(space), metric="valid_loss", mode="min", seeds=(0, 1))
@@ -316,26 +318,26 @@ class TestInterrupted:
             cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
         )  # fmt: skip
         deadline = time.monotonic() + 120
-        parts = tmp_path / "out" / "trials"
+        out, parts = ExperimentFolder(tmp_path / "out"), tmp_path / "out" / "trials"
         while len(list(parts.glob("b*.checkpoint"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
         time.sleep(1.0)
         assert len(list(parts.glob("b*.checkpoint"))) == 2
-        # No trial has ended; on a busy machine they have been under way for long enough to say so.
-        assert {read_row(part)["status"] for part in parts.glob("*.parquet")} <= {"running"}
+        # No trial has ended; on a busy machine they may have run long enough to write their files.
+        assert {out.read_row(trial_id)["status"] for trial_id in out.trial_ids()} <= {"running"}
         (resumed,) = resume(tmp_path / "out", **QUIET)
         assert list(resumed.trials["num_fused"]) == list(whole.trials["num_fused"]) == [2] * 4
         for trial_id in whole.trials["trial_id"]:
-            one, other = (
+            first, second = (
                 each.history[each.history["trial_id"] == trial_id].reset_index(drop=True) for each in (whole, resumed)
             )
-            pd.testing.assert_frame_equal(one, other, check_exact=True)
+            pd.testing.assert_frame_equal(first, second, check_exact=True)
         assert not parts.exists()
 
 
-def test_a_search_whose_proposals_are_damaged_does_not_begin_afresh(tmp_path):
+def test_damaged_suggestions_are_an_error(tmp_path):
     run(experiment(tmp_path, "tpe", num_samples=3), output_dir=tmp_path / "out", **QUIET)
     file = tmp_path / "out" / "proposals.jsonl"
     whole = file.read_text(encoding="utf-8")
@@ -354,11 +356,11 @@ class TestLimits:
     def slow(self, folder: Path, **changes) -> Experiment:
         return experiment(folder, "quasi_random", num_samples=30).with_values({"pause": 0.2, **changes})
 
-    def test_a_time_budget_ends_a_search_that_can_go_on(self, tmp_path):
+    def test_search_resumes_after_its_time_budget(self, tmp_path):
         first = run(self.slow(tmp_path), output_dir=tmp_path / "out", time_budget_s=4, **QUIET)
         assert first.experiment["state"] == "stopped"
         assert first.experiment["ended_by"] == "the time budget of 4 s is spent"
-        assert len(first.trials) < 30  # On a busy machine none begins so early.
+        assert len(first.trials) < 30  # possibly none on a busy machine
         (tmp_path / "hurry").touch()
         (whole,) = resume(tmp_path / "out", **QUIET)
         assert whole.experiment["state"] == "finished"
@@ -368,14 +370,14 @@ class TestLimits:
         began = started(tmp_path)
         assert all(began[x] == 1 for x in ended["x"])
 
-    def test_a_target_that_is_reached_ends_it(self, tmp_path):
+    def test_target_stops_the_search(self, tmp_path):
         results = run(self.slow(tmp_path, pause=0.05), output_dir=tmp_path / "out", target=0.53, **QUIET)
         assert results.experiment["state"] == "stopped"
         assert results.best()["loss"] <= 0.53
         assert results.experiment["ended_by"].endswith("and 0.53 was the target")
         assert len(results.trials) < 30
 
-    def test_a_searcher_that_learns_is_told_of_what_ended_and_asked_nothing_twice(self, tmp_path, studies):
+    def test_resumed_study_repeats_no_suggestion(self, tmp_path, studies):
         space = Space({"x": tune.uniform(0, 1), "steps": 20, "pause": 0.02, **files(tmp_path)}, keys={})
         search = Experiment(
             "counts.tpe", space, counts, metric="loss", mode="min", seeds=(), searcher="tpe", num_samples=8
@@ -387,9 +389,9 @@ class TestLimits:
         (whole,) = resume(tmp_path / "out", **QUIET)
         assert whole.counts() == {"finished": 8}
         before, after = (Counter(call for call, _ in study.calls) for study in studies)
-        # A trial may have been asked for and not begun when the target was reached.
-        assert len(first.trials) <= before["ask"] < 8
-        assert after == {"add": num_ended, "ask": 8 - before["ask"]}
+        # A suggested trial may not have started when the target was reached.
+        assert len(first.trials) <= before["suggest"] < 8
+        assert after == {"add": num_ended, "suggest": 8 - before["suggest"]}
         assert [trial.params["x"] for trial in studies[1].trials] == list(whole.trials["x"])
         assert all(trial.state is TrialState.COMPLETE for trial in studies[1].trials)
         steps = Counter((tmp_path / "journal").read_text(encoding="utf-8").splitlines())
@@ -397,8 +399,8 @@ class TestLimits:
         assert len(steps) == 8 * 20 == len(whole.history)
 
     @pytest.mark.parametrize(("sent", "code"), [(signal.SIGUSR1, 75), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
-    def test_a_signal_ends_it_with_a_code_that_tells_what_to_do(self, sent, code, tmp_path):
-        # Two trials end, and those after them run until they are asked to stop.
+    def test_signal_determines_the_exit_code(self, sent, code, tmp_path):
+        # Two trials end, and the later ones run until the stop request.
         (tmp_path / "slow.py").write_text(
             "import time\n"
             "from pathlib import Path\n"
@@ -419,48 +421,48 @@ class TestLimits:
         )
         deadline = time.monotonic() + 120
         workers = set()
-        # A trial that has not begun when the signal comes does not begin: on a busy machine the second may be late.
+        # No trial starts after the signal; on a busy machine the second may be late.
         begun = [tmp_path / f"begun-{x}" for x in (1, 2, 3)]
         while not all(one.exists() for one in begun) and time.monotonic() < deadline:
             workers |= workers_of(search.pid)
             time.sleep(0.1)
         workers |= workers_of(search.pid)
         search.send_signal(sent)
-        told, logged = search.communicate(timeout=120)
-        # A Ray of its own starts no process that the search has no use for.
+        output, logged = search.communicate(timeout=120)
+        # The local Ray starts no unused worker.
         assert 1 <= len(workers) <= len(os.sched_getaffinity(0))
         assert search.returncode == code
         half = load(tmp_path / "out")
         assert half.experiment["state"] == "interrupted"
         assert 3 <= half.counts()["finished"] < 60
-        assert half.counts().get("running", 0) == 0  # They had the time to end.
+        assert half.counts().get("running", 0) == 0  # they had time to end
         assert half.best()["x"] == 1
-        reason, said = {
+        reason, message = {
             signal.SIGUSR1: ("the batch system's time is nearly over (SIGUSR1)",) * 2,
             signal.SIGTERM: ("terminated (SIGTERM)",) * 2,
             signal.SIGINT: ("interrupted", "stopping"),
         }[sent]
-        assert f"slow.train: {reason}; `tune-hpc resume {tmp_path / 'out'}` goes on\n" in told
+        assert f"slow.train: {reason}; to resume: tune-hpc resume {tmp_path / 'out'}\n" in output
         again = "again " if sent is signal.SIGINT else ""
-        told_once = f"{said}: trials under way save their state, at most 30 s; press Ctrl-C {again}to stop at once"
-        assert [line for line in logged.splitlines() if "Ctrl-C" in line] == [told_once]
+        expected = f"{message}: running trials save their states within 30 s; press Ctrl-C {again}to stop at once"
+        assert [line for line in logged.splitlines() if "Ctrl-C" in line] == [expected]
         assert "Traceback" not in logged
 
 
 @pytest.mark.parametrize(
-    ("limits", "told"),
+    ("criteria", "message"),
     [
         ({"time_budget_s": 0}, "time_budget_s must be above 0; got 0"),
         ({"target": float("nan")}, "target must be a number"),
     ],
 )
-def test_limits_that_no_search_could_keep_are_refused(limits, told, tmp_path):
-    with pytest.raises(InvalidExperimentError, match=told):
-        run(experiment(tmp_path, "random"), output_dir=tmp_path / "out", **limits, **QUIET)
+def test_impossible_stop_criteria_are_rejected(criteria, message, tmp_path):
+    with pytest.raises(InvalidExperimentError, match=message):
+        run(experiment(tmp_path, "random"), output_dir=tmp_path / "out", **criteria, **QUIET)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_searcher_that_learns_is_asked_for_a_whole_program(studies, tmp_path):
+def test_suggestions_fill_a_fused_group(studies, tmp_path):
     space = Space(
         {
             "model": "softmax", "steps": 5, "batch_size": 10, "num_evaluations": 1, "num_evaluation_images": 50,
@@ -470,9 +472,8 @@ def test_a_searcher_that_learns_is_asked_for_a_whole_program(studies, tmp_path):
     search = Experiment("learns", space, metric="valid_loss", mode="min", searcher="tpe", num_samples=11, seeds=(0, 1))
     results = run(search, output_dir=tmp_path / "out", fuse=8, **QUIET)
     assert results.counts() == {"finished": 22}
-    # Four configurations with two seeds each, twice; then the three that are left.
+    # Four configurations with two seeds each, twice; then the last three.
     assert list(results.trials["num_fused"]) == [8] * 16 + [6] * 6
     (study,) = studies
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 11
-    asked = [number for call, number in study.calls if call == "ask"]
-    assert asked == list(range(11))
+    assert [number for call, number in study.calls if call == "suggest"] == list(range(11))

@@ -1,4 +1,4 @@
-"""Searches on a real Ray. Runs are shared: one run of several experiments, then one claim a test."""
+"""Searches on Ray. The tests share one run of several experiments."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ from tune_hpc.learning.training import train
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 X = Space({"x": tune.choice([1, 2, 3])})
-OWN = {"metric": "loss", "mode": "min", "seeds": ()}
+MINIMIZE = {"metric": "loss", "mode": "min", "seeds": ()}
 
 SOFTMAX = Space(
     {
@@ -40,17 +40,17 @@ CNN = {"model": "cnn", "optimizer": "adam", "learning_rate": 1e-3, "width": 0.12
 
 @pytest.fixture(scope="module")
 def mixed(ray_session, mnist, tmp_path_factory):
-    """Several experiments in one run: healthy, failing, diverging and dying trials side by side."""
+    """Return several experiments of one run: healthy, failing, diverging and dying trials side by side."""
     parent = tmp_path_factory.mktemp("mixed")
     experiments = [
         Experiment("softmax", SOFTMAX, metric="valid_loss", mode="min", seeds=(0, 1)),
-        Experiment("parabola", Space({"learning_rate": tune.choice([0.1, 0.5])}), trainables.parabola, **OWN),
-        Experiment("fails", X, trainables.fails_at_two, **OWN),
-        Experiment("not_finite", X, trainables.not_finite, **OWN),
+        Experiment("parabola", Space({"learning_rate": tune.choice([0.1, 0.5])}), trainables.parabola, **MINIMIZE),
+        Experiment("fails", X, trainables.fails_at_two, **MINIMIZE),
+        Experiment("not_finite", X, trainables.not_finite, **MINIMIZE),
         Experiment(
             "rates", SOFTMAX | {"learning_rate": tune.choice([0.05, 1e6]), "optimizer": "adam"}, metric="valid_accuracy"
         ),
-        Experiment("dies", X, trainables.dies, **OWN),
+        Experiment("dies", X, trainables.dies, **MINIMIZE),
         Experiment("cnn", Space(CNN)),
         Experiment(
             "resumed",
@@ -69,8 +69,8 @@ def mixed(ray_session, mnist, tmp_path_factory):
     return {one.name: one for one in results}
 
 
-def alone(config: dict, mnist) -> pd.DataFrame:
-    """Return the history of a trial that runs in this process, by itself."""
+def separate_history(config: dict, mnist) -> pd.DataFrame:
+    """Return the history of a trial that runs in this process."""
     import torch
 
     from tune_hpc.storage.trial_file import TrialFileWriter
@@ -84,21 +84,21 @@ def alone(config: dict, mnist) -> pd.DataFrame:
 
 
 def history(results, trial_id: str) -> pd.DataFrame:
-    own = results.history[results.history["trial_id"] == trial_id].drop(columns="trial_id")
-    return own.dropna(axis="columns", how="all").reset_index(drop=True)
+    rows = results.history[results.history["trial_id"] == trial_id].drop(columns="trial_id")
+    return rows.dropna(axis="columns", how="all").reset_index(drop=True)
 
 
-def test_a_trial_among_others_in_a_reused_actor_has_the_bits_of_one_alone(mixed, mnist):
+def test_trial_in_a_reused_actor_has_the_bits_of_a_separate_one(mixed, mnist):
     trials = mixed["softmax"].trials
     assert len(trials) == 8
     for trial in trials.to_dict("records"):
         keys = ("model", "optimizer", "learning_rate", "batching", "decay_rate", "steps", "num_evaluations",
                 "num_evaluation_images", "seed")  # fmt: skip
-        expected = alone({key: trial[key] for key in keys}, mnist)
+        expected = separate_history({key: trial[key] for key in keys}, mnist)
         pd.testing.assert_frame_equal(history(mixed["softmax"], trial["trial_id"]), expected, check_exact=True)
 
 
-def test_the_same_trials_in_another_order_have_the_same_bits(mixed, tmp_path):
+def test_order_of_trials_does_not_change_their_bits(mixed, tmp_path):
     turned = SOFTMAX | {"learning_rate": tune.choice([0.005, 0.05]), "optimizer": tune.choice(["adam", "momentum"])}
     again = run(
         Experiment("softmax", turned, metric="valid_loss", mode="min", seeds=(1, 0)),
@@ -112,15 +112,15 @@ def test_the_same_trials_in_another_order_have_the_same_bits(mixed, tmp_path):
         pd.testing.assert_frame_equal(history(mixed["softmax"], first), history(again, second), check_exact=True)
 
 
-def test_a_trial_whose_process_died_half_way_goes_on_from_its_checkpoint_to_the_same_bits(mixed, mnist):
+def test_trial_of_a_dead_process_resumes_to_the_same_bits(mixed, mnist):
     resumed, whole = mixed["resumed"], mixed["cnn"]
     assert Path(resumed.trials.loc[0, "marker"]).exists()
     assert resumed.counts() == {"finished": 1}
     pd.testing.assert_frame_equal(history(resumed, "t00000"), history(whole, "t00000"), check_exact=True)
-    pd.testing.assert_frame_equal(history(whole, "t00000"), alone(CNN, mnist), check_exact=True)
+    pd.testing.assert_frame_equal(history(whole, "t00000"), separate_history(CNN, mnist), check_exact=True)
 
 
-def test_a_failing_trial_is_listed_with_its_error_and_the_others_go_on(mixed):
+def test_failed_trial_has_its_error_and_does_not_affect_others(mixed):
     trials = mixed["fails"].trials.set_index("x")
     assert list(trials["status"]) == ["finished", "failed", "finished"]
     assert trials.loc[2, "error"].startswith("RuntimeError: two is not allowed (in fails_at_two, trainables.py line ")
@@ -131,7 +131,7 @@ def test_a_failing_trial_is_listed_with_its_error_and_the_others_go_on(mixed):
     assert trials.loc[3, "loss"] == pytest.approx(0.5 / 3)
 
 
-def test_a_trial_whose_process_dies_is_listed_and_the_others_go_on(mixed):
+def test_trial_of_a_dead_process_does_not_affect_others(mixed):
     trials = mixed["dies"].trials.set_index("x")
     assert list(trials["status"]) == ["finished", "failed", "finished"]
     assert trials.loc[2, "stop_reason"] == "process died"
@@ -140,7 +140,7 @@ def test_a_trial_whose_process_dies_is_listed_and_the_others_go_on(mixed):
     assert (mixed["dies"].folder / "logs" / f"{trials.loc[2, 'trial_id']}.log").is_file()
 
 
-def test_a_non_finite_metric_ends_the_trial_as_diverged(mixed):
+def test_non_finite_metric_ends_the_trial_as_diverged(mixed):
     trials = mixed["not_finite"].trials.set_index("x")
     assert list(trials["status"]) == ["finished", "diverged", "finished"]
     assert trials.loc[2, "stop_reason"] == "non-finite loss at step 4"
@@ -148,7 +148,7 @@ def test_a_non_finite_metric_ends_the_trial_as_diverged(mixed):
     assert np.isfinite(mixed["not_finite"].history["loss"]).all()
 
 
-def test_a_diverged_rate_among_healthy_ones_spoils_no_frame_table_or_figure(mixed, tmp_path):
+def test_diverged_trial_does_not_spoil_the_report(mixed, tmp_path):
     from tune_hpc import write_report
 
     results = mixed["rates"]
@@ -162,7 +162,7 @@ def test_a_diverged_rate_among_healthy_ones_spoils_no_frame_table_or_figure(mixe
     assert trials.loc[1e6, "stop_reason"] in page
 
 
-def test_every_row_tells_configuration_metrics_times_and_place(mixed):
+def test_every_row_has_configuration_metrics_times_and_host(mixed):
     row = mixed["softmax"].trials.iloc[0]
     completed = complete({"optimizer": row["optimizer"]})
     assert set(completed) <= set(mixed["softmax"].trials)
@@ -175,23 +175,23 @@ def test_every_row_tells_configuration_metrics_times_and_place(mixed):
 
 @pytest.fixture(scope="module")
 def fused(ray_session, tmp_path_factory):
-    """The healthy trials of ``mixed`` and the diverging ones, several as one program; beside them a user's own."""
+    """Return healthy and diverging trials of ``mixed`` as fused groups, and trials of a user's function."""
     parent = tmp_path_factory.mktemp("fused")
     experiments = [
         Experiment("softmax", SOFTMAX, metric="valid_loss", mode="min", seeds=(0, 1)),
         Experiment(
             "rates", SOFTMAX | {"learning_rate": tune.choice([0.05, 1e6]), "optimizer": "adam"}, metric="valid_accuracy"
         ),
-        Experiment("parabola", Space({"learning_rate": tune.choice([0.1, 0.5])}), trainables.parabola, **OWN),
+        Experiment("parabola", Space({"learning_rate": tune.choice([0.1, 0.5])}), trainables.parabola, **MINIMIZE),
     ]
     results = run_all(experiments, folders=[parent / one.name for one in experiments], show_progress=False)
     return {one.name: one for one in results}
 
 
-def test_fused_trials_are_listed_as_if_each_had_run_alone(fused, mixed):
+def test_fused_trials_have_the_rows_of_separate_ones(fused, mixed):
     separate, together = mixed["softmax"], fused["softmax"]
     assert list(separate.trials["num_fused"]) == [1] * 8
-    # Twelve trials on two cores, eight of these: two programs, one for each seed, whose members see the same batches.
+    # Twelve trials on two cores, eight of these in two groups: one for each seed, with the same batches.
     assert list(together.trials["num_fused"]) == [4] * 8
     exact = ["trial_id", "status", "stop_reason", "optimizer", "learning_rate", "seed", "steps_run"]
     pd.testing.assert_frame_equal(together.trials[exact], separate.trials[exact])
@@ -205,7 +205,7 @@ def test_fused_trials_are_listed_as_if_each_had_run_alone(fused, mixed):
     assert not (together.folder / "logs").exists()
 
 
-def test_a_member_that_diverges_is_listed_so_and_the_other_goes_on(fused, mixed):
+def test_diverged_trial_does_not_affect_its_group(fused, mixed):
     separate, together = (each["rates"].trials.set_index("learning_rate") for each in (mixed, fused))
     assert list(together["num_fused"]) == [2, 2]
     for column in ("status", "stop_reason", "steps_run"):
@@ -213,12 +213,12 @@ def test_a_member_that_diverges_is_listed_so_and_the_other_goes_on(fused, mixed)
     assert together.loc[0.05, "valid_loss"] == pytest.approx(separate.loc[0.05, "valid_loss"], rel=1e-4)
 
 
-def test_a_trainable_of_ones_own_runs_unfused(fused):
+def test_user_function_is_not_fused(fused):
     assert list(fused["parabola"].trials["num_fused"]) == [1, 1]
     assert fused["parabola"].counts() == {"finished": 2}
 
 
-def test_the_folder_tells_the_same_as_the_run_did(mixed):
+def test_folder_has_the_results_of_the_run(mixed):
     results = mixed["softmax"]
     loaded = load(results.folder)
     pd.testing.assert_frame_equal(loaded.trials, results.trials)
@@ -227,31 +227,35 @@ def test_the_folder_tells_the_same_as_the_run_did(mixed):
     assert not (results.folder / "trials").exists()
 
 
-def test_a_folder_that_holds_an_experiment_is_left_alone(mixed):
+def test_folder_with_an_experiment_is_not_changed(mixed):
     folder = mixed["parabola"].folder
     before = (folder / "experiment.json").read_bytes()
     with pytest.raises(FolderError, match="already holds the experiment parabola"):
-        run(Experiment("other", X, trainables.fails_at_two, **OWN), output_dir=folder)
+        run(Experiment("other", X, trainables.fails_at_two, **MINIMIZE), output_dir=folder)
     assert (folder / "experiment.json").read_bytes() == before
 
 
-def test_two_experiments_of_one_name_are_refused(tmp_path):
-    one = Experiment("twice", X, trainables.fails_at_two, **OWN)
+def test_two_experiments_with_one_name_are_rejected(tmp_path):
+    twice = Experiment("twice", X, trainables.fails_at_two, **MINIMIZE)
     with pytest.raises(InvalidExperimentError, match="given once"):
-        run_all([one, one], folders=[tmp_path / "a", tmp_path / "b"])
+        run_all([twice, twice], folders=[tmp_path / "a", tmp_path / "b"])
     assert not any(tmp_path.iterdir())
 
 
-def test_a_request_that_no_node_can_hold_is_refused_with_the_numbers(tmp_path):
+def test_message_on_an_impossible_request_has_the_numbers(tmp_path):
     with pytest.raises(ClusterError, match="a trial requests 64 CPU cores and 0 GPUs; the largest node has 2 and 0"):
-        run(Experiment("large", X, trainables.fails_at_two, **OWN), output_dir=tmp_path / "large", cpus_per_trial=64)
+        run(
+            Experiment("large", X, trainables.fails_at_two, **MINIMIZE),
+            output_dir=tmp_path / "large",
+            cpus_per_trial=64,
+        )
     assert not any(tmp_path.iterdir())
 
 
-def test_a_users_own_function_runs_by_its_name(write_module, tmp_path, capsys, monkeypatch):
+def test_user_function_runs_by_its_name(write_module, tmp_path, capsys, monkeypatch):
     from tune_hpc.cli import main
 
-    # Ray Tune would import MLflow, to count for its telemetry what nobody is told.
+    # Ray Tune would import MLflow for its telemetry.
     monkeypatch.setattr("ray.air._internal.usage._count_callbacks", lambda callbacks: pytest.fail("was counted"))
     write_module(
         "my_own_search",
@@ -272,7 +276,7 @@ def train(config, report):
     assert "best loss" in capsys.readouterr().out
 
 
-def test_a_changed_search_space_of_the_report_runs_from_python(tmp_path):
+def test_changed_experiment_of_the_report_runs(tmp_path):
     from search_spaces import exercise3
 
     smaller = exercise3.learning_rate.with_values(
@@ -284,7 +288,7 @@ def test_a_changed_search_space_of_the_report_runs_from_python(tmp_path):
     assert set(results.trials["learning_rate"]) == {1e-3, 2e-3}
 
 
-def test_a_space_is_a_param_space_of_ray_tune_as_it_stands(tmp_path):
+def test_space_is_a_param_space_of_ray_tune(tmp_path):
     space = Space({"x": tune.choice([1, 3]), "constant": 7})
 
     def trainable(config):
@@ -315,7 +319,7 @@ FOUR_GPUS = """
 """
 
 
-def test_eight_trials_at_half_a_gpu_are_spread_two_to_a_gpu(tmp_path):
+def test_two_trials_with_half_a_gpu_share_one(tmp_path):
     meeting = tmp_path / "meeting"
     meeting.mkdir()
     script = tmp_path / "four_gpus.py"

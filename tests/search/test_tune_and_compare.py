@@ -1,4 +1,4 @@
-"""Comparisons: the same budget for each, winners with fresh seeds; on a real Ray."""
+"""Comparisons on Ray: the same budget for each arm, winners with fresh seeds."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ QUIET = {"show_progress": False}
 
 
 def experiment(**changes) -> Experiment:
-    """Return a search in which ``fast`` is the better method, at its own best rate."""
+    """Return a search in which ``fast`` is the better method, at its best rate."""
     space = Space(
         {
             "method": tune.choice(["fast", "slow"]),
@@ -32,7 +32,7 @@ def experiment(**changes) -> Experiment:
 
 @pytest.fixture(scope="module")
 def outcome(ray_session, tmp_path_factory):
-    """The folder of a comparison, and what it found."""
+    """Return the folder of a comparison, and its results."""
     folder = tmp_path_factory.mktemp("compare") / "out"
     return folder, compare(experiment(), budget=6, seeds=3, output_dir=folder, **QUIET)
 
@@ -40,57 +40,57 @@ def outcome(ray_session, tmp_path_factory):
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 class TestComparison:
-    def test_every_arm_has_the_same_number_of_trials_over_its_own_range(self, outcome):
-        _, tune_and_compare = outcome
-        assert [len(arm.trials) for arm in tune_and_compare.arms] == [6, 6]
-        fast, slow = (arm.trials for arm in tune_and_compare.arms)
+    def test_every_arm_has_the_same_number_of_trials(self, outcome):
+        _, comparison = outcome
+        assert [len(arm.trials) for arm in comparison.arms] == [6, 6]
+        fast, slow = (arm.trials for arm in comparison.arms)
         assert set(fast["method"]) == {"fast"}
         assert fast["rate"].between(0.1, 0.9).all()
         assert slow["rate"].between(0.001, 0.01).all()
 
-    def test_each_winner_runs_at_its_own_best_with_seeds_the_search_did_not_use(self, outcome):
-        _, tune_and_compare = outcome
-        trials = tune_and_compare.winners.trials
+    def test_winners_have_their_best_configurations_and_fresh_seeds(self, outcome):
+        _, comparison = outcome
+        trials = comparison.winners.trials
         assert sorted(trials["seed"]) == [1, 1, 2, 2, 3, 3]
-        for arm in tune_and_compare.arms:
+        for arm in comparison.arms:
             best = arm.best()
-            own = trials[trials["method"] == best["method"]]
-            assert set(own["rate"]) == {best["rate"]}
-            assert len(own) == 3
+            winners = trials[trials["method"] == best["method"]]
+            assert set(winners["rate"]) == {best["rate"]}
+            assert len(winners) == 3
         means = trials.groupby("method")["loss"].mean()
         assert means["fast"] < means["slow"]
 
-    def test_called_again_it_repeats_nothing(self, outcome):
-        folder, tune_and_compare = outcome
+    def test_second_call_repeats_nothing(self, outcome):
+        folder, comparison = outcome
         files = {file: file.stat().st_mtime_ns for file in folder.rglob("trials.parquet")}
         again = compare(experiment(), budget=6, seeds=3, output_dir=folder, **QUIET)
         assert {file: file.stat().st_mtime_ns for file in folder.rglob("trials.parquet")} == files
-        assert list(again.winners.trials["loss"]) == list(tune_and_compare.winners.trials["loss"])
+        assert list(again.winners.trials["loss"]) == list(comparison.winners.trials["loss"])
         with pytest.raises(FolderError, match="another comparison"):
             compare(experiment(), budget=7, seeds=3, output_dir=folder, **QUIET)
 
-    def test_an_arm_without_a_winner_is_named(self, tmp_path):
+    def test_message_names_an_arm_without_a_winner(self, tmp_path):
         broken = experiment().with_values({"broken": "slow"})
         with pytest.raises(TrialError, match=r"no trial of methods\.slow finished"):
             compare(broken, budget=2, seeds=1, output_dir=tmp_path / "out", **QUIET)
 
 
 @pytest.mark.parametrize(
-    ("changes", "numbers", "told"),
+    ("changes", "numbers", "message"),
     [
         ({"space": Space({"method": "fast"}, keys={})}, {"budget": 3}, "has nothing to compare; give its space roles"),
         ({}, {"budget": 0}, "at least 1; got 0 and 5"),
         ({}, {"budget": 3, "seeds": 0}, "at least 1; got 3 and 0"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(changes, numbers, told, tmp_path):
+def test_impossible_comparisons_are_rejected(changes, numbers, message, tmp_path):
     searcher = {"searcher": "grid", "num_samples": None} if changes else {}
-    with pytest.raises(InvalidExperimentError, match=told):
+    with pytest.raises(InvalidExperimentError, match=message):
         compare(experiment(**changes, **searcher), output_dir=tmp_path / "out", **numbers)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_arm_that_is_interrupted_is_the_last_one_that_goes_on(tmp_path, monkeypatch):
+def test_interrupted_arm_is_the_last_one_to_be_resumed(tmp_path, monkeypatch):
     arms = [experiment().replace(name=name) for name in "ab"]
     states = {one.name: SimpleNamespace(experiment=one.to_json() | {"state": "interrupted"}) for one in arms}
     resumed = []

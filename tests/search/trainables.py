@@ -1,4 +1,4 @@
-"""Trainables as a user would write them, for the tests on Ray."""
+"""Trainables of users, for the tests on Ray."""
 
 import os
 import time
@@ -24,7 +24,7 @@ def fails_at_two(config, report):
 
 
 def not_finite(config, report):
-    """Report a loss that is not a number after a while, for one value."""
+    """Report a non-finite loss at step 4, for one value."""
     for step in range(1, 11):
         report(step, {"loss": float("nan") if config["x"] == 2 and step == 4 else 1.0 / step})
 
@@ -37,8 +37,8 @@ def dies(config, report):
 
 
 def train_and_die_once(config, report, *, checkpoint, images):
-    """Train as usual, but lose the process once, right after a state half-way was kept."""
-    from tune_hpc.learning.training import train  # Brings torch, which no other one needs.
+    """Train, but end the process once, right after the state in the middle was saved."""
+    from tune_hpc.learning.training import train  # imports torch, which the others do not need
 
     marker = Path(config["marker"])
     config = {key: value for key, value in config.items() if key != "marker"}
@@ -57,7 +57,7 @@ def train_and_die_once(config, report, *, checkpoint, images):
 
 
 def which_gpu(config, report):
-    """Tell the GPU this trial sees, once all trials are there."""
+    """Report the GPU of this trial, after all trials have started."""
     meeting = Path(config["meeting"])
     (meeting / str(config["number"])).touch()
     deadline = time.monotonic() + 120
@@ -68,7 +68,7 @@ def which_gpu(config, report):
 
 
 def valley(config, report):
-    """Note in a file that this trial began, and report a loss that is lowest at 0.3; above 0.7 it is not finite."""
+    """Append the start to a file, and report a loss with its minimum at 0.3; above 0.7 it is not finite."""
     with Path(config["journal"]).open("a", encoding="utf-8") as file:
         file.write(f"{config['x']}\n")
     for step in (1, 2):
@@ -90,7 +90,7 @@ def returns_at_once(config, report):
 
 
 def method(config, report):
-    """Go towards 1 by a rate, from a start that the seed decides; a broken method raises."""
+    """Approach 1 by a rate, from a start that depends on the seed; a broken method raises."""
     if config["method"] == config.get("broken"):
         raise RuntimeError("broken")
     x = config["seed"] / 100
@@ -100,7 +100,7 @@ def method(config, report):
 
 
 def counts(config, report, *, checkpoint):
-    """Note in a file each step that is made, and go on where the state was kept; a careless one swallows all errors."""
+    """Append each step to a file, and resume from the saved state; a careless trial catches all exceptions."""
     state = checkpoint.load() or {"step": 0}
     for step in range(state["step"] + 1, config["steps"] + 1):
         try:
@@ -115,7 +115,7 @@ def counts(config, report, *, checkpoint):
 
 
 def lingers(config, report):
-    """Take a while, without a state that could be kept."""
+    """Take a while, without a state."""
     with Path(config["journal"]).open("a", encoding="utf-8") as file:
         file.write(f"{config['x']}\n")
     for step in range(1, config["steps"] + 1):
@@ -124,13 +124,13 @@ def lingers(config, report):
 
 
 def _pause(config):
-    """Take as long for a step as the configuration says, until there is a file that says to hurry."""
+    """Wait for the time of a step, unless the file ``hurry`` exists."""
     if config.get("pause") and not Path(config["hurry"]).exists():
         time.sleep(config["pause"])
 
 
 def climbs(config, report, *, checkpoint):
-    """Climb by ``rate`` each step, and offer the height each tenth one."""
+    """Climb by ``rate`` each step, and offer the state at each tenth step."""
     step, height = checkpoint.load() or (0, 0.0)
     while step < config["steps"]:
         time.sleep(config.get("pause", 0))

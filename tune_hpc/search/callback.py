@@ -143,7 +143,7 @@ class SearchCallback(tune.Callback):
 
     @property
     def any_running(self) -> bool:
-        """Whether any trial has started and neither ended nor saved its state."""
+        """Return whether any trial has started and neither ended nor saved its state."""
         return bool(self._running)
 
     def kill_running(self) -> None:

@@ -118,7 +118,7 @@ class StopCriteria:
 
     @property
     def is_user_request(self) -> bool:
-        """Whether the search stopped by a criterion that its user set."""
+        """Return whether the search stopped by a criterion that its user set."""
         by_signal = self.is_warned or self.is_terminated or self.is_interrupted
         return self.reason is not None and not by_signal and not self.is_superseded
 
