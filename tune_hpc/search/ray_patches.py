@@ -1,12 +1,13 @@
-"""Patches of Ray 2.5x, for which it has no option. Tests: tests/search/test_ray_session.py, test_runner.py.
+"""Patches of Ray 2.5x and 2.6x, for which it has no option. Tests: tests/search/test_ray_session.py, test_runner.py.
 
-All patches apply inside a block only. They are written for Ray 2.50 and later. In another version that lacks a patched
-name, Ray works as without the patch, except for the names that are imported here.
+Each patch applies inside a block only. A version of Ray without one of the methods that start processes works as
+without that patch.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from unittest.mock import patch
 
 from ray._private import ray_constants, services
 from ray._private.node import Node
@@ -28,31 +29,22 @@ def minimal_ray_processes(*, with_state: bool = False) -> Iterator[None]:
     Args:
         with_state: Whether to start the state API.
     """
-    unused = _UNUSED if with_state else (*_UNUSED, _STATE_API)
-    methods = {name: getattr(Node, name) for name in unused if hasattr(Node, name)}
-    for name in methods:
-        setattr(Node, name, lambda *_, **__: None)
-    # Ray listens on loopback only on Windows and macOS, unless RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is set on import. Its
-    # option _node_ip_address replaces 127.0.0.1 by the address of the network.
-    is_cluster, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
-    # Each process has its own process group, as with SIGINT in Ray: a SIGTERM to our group (from timeout or a shell)
-    # reaches only this process, so that trials can save their states. Ray's processes still end with this process.
-    popen, services.ConsolePopen = services.ConsolePopen, partial(services.ConsolePopen, process_group=0)
-    try:
+    with ExitStack() as patches:
+        for name in _UNUSED if with_state else (*_UNUSED, _STATE_API):
+            if hasattr(Node, name):
+                patches.enter_context(patch.object(Node, name, lambda *_, **__: None))
+        # Ray listens on loopback only on Windows and macOS, unless RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is set on import.
+        # Its option _node_ip_address replaces 127.0.0.1 by the address of the network.
+        patches.enter_context(patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False))
+        # Each process has its own process group, as with SIGINT in Ray: a SIGTERM to our group (from timeout or a
+        # shell) reaches only this process, so that trials can save their states. Ray still ends with this process.
+        popen = partial(services.ConsolePopen, process_group=0)
+        patches.enter_context(patch.object(services, "ConsolePopen", popen))
         yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = is_cluster
-        services.ConsolePopen = popen
-        for name, method in methods.items():
-            setattr(Node, name, method)
 
 
 @contextmanager
 def without_usage_stats() -> Iterator[None]:
     """Disable the count of callbacks for Ray's telemetry, which imports MLflow if it is installed (1 s)."""
-    tag_callbacks = usage.tag_callbacks
-    usage.tag_callbacks = lambda callbacks: False
-    try:
+    with patch.object(usage, "tag_callbacks", lambda callbacks: False):
         yield
-    finally:
-        usage.tag_callbacks = tag_callbacks

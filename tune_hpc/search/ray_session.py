@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +68,19 @@ def ray_session(address: str | None = None, *, with_state: bool = False) -> Iter
 
 def _start(*, with_state: bool) -> None:
     """Start Ray on this machine with the cores of this process."""
-    settings = {
+    settings: dict[str, Any] = {
         "address": "local",
         "num_cpus": len(os.sched_getaffinity(0)),
         # Ray Tune's actors have their own runtime environment, so that prestarted processes would remain unused.
         "_system_config": {"prestart_worker_first_driver": False},
         "include_dashboard": False,
     }
-    if not with_state:
-        with minimal_ray_processes():
-            _protect_token()
-            _init(settings)
-    else:
-        with state_api_address() as state_settings, minimal_ray_processes(with_state=True):
-            _protect_token()
-            _init(settings | state_settings)
+    with ExitStack() as stack:
+        if with_state:
+            settings |= stack.enter_context(state_api_address())
+        stack.enter_context(minimal_ray_processes(with_state=with_state))
+        _protect_token()
+        _init(settings)
     _protect_token()
 
 
