@@ -2,8 +2,8 @@
 
     python scripts/exercise1_2ndpart.py --quick
 
-Flags are those of ``tune-hpc run`` (``--help`` lists them); frames, tables, figures and the report go to
-``runs/exercise1_2ndpart`` unless ``--output-dir`` says otherwise.
+Flags are those of ``tune-hpc run`` (``--help`` lists them). Frames, tables, figures and the report are written to
+``runs/exercise1_2ndpart``, or to ``--output-dir``.
 """
 
 import sys

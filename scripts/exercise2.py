@@ -2,8 +2,8 @@
 
     python scripts/exercise2.py --quick
 
-Flags are those of ``tune-hpc run`` (``--help`` lists them); frames, tables, figures and the report go to
-``runs/exercise2`` unless ``--output-dir`` says otherwise.
+Flags are those of ``tune-hpc run`` (``--help`` lists them). Frames, tables, figures and the report are written to
+``runs/exercise2``, or to ``--output-dir``.
 """
 
 import sys

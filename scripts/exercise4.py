@@ -2,8 +2,8 @@
 
     python scripts/exercise4.py --quick
 
-Flags are those of ``tune-hpc run`` (``--help`` lists them); frames, tables, figures and the report go to
-``runs/exercise4`` unless ``--output-dir`` says otherwise.
+Flags are those of ``tune-hpc run`` (``--help`` lists them). Frames, tables, figures and the report are written to
+``runs/exercise4``, or to ``--output-dir``.
 """
 
 import sys

@@ -1,12 +1,12 @@
-"""One trial without Ray: the same training loop as in a search, alone or on several processes under torchrun.
+"""One trial without Ray: the training loop of a search on one process, or on several under torchrun.
 
     python scripts/torchrun_trial.py --set model=cnn --set steps=1000 --output trial.json
     torchrun --nproc-per-node 4 scripts/torchrun_trial.py --set model=cnn --set batch_size=100 --output trial.json
 
-For machines that Ray has no packages for, such as Power9: torch and numpy are all that is imported. Several processes
-share each batch and learn what one learns. The keys of a configuration are those of ``tune_hpc/learning/config.py``.
-The file that is written holds ``config``, ``row`` (the columns of a trial in the trials frame) and ``history``: a list
-of values for ``step`` and each metric, null where a step has none. A trial that is cut off begins anew.
+For machines without packages of Ray, such as Power9: the script imports only torch and numpy. Several processes share
+each batch and learn the same as one. ``tune_hpc/learning/config.py`` lists the keys of a configuration. The output file
+contains ``config``, ``row`` (columns of the trials frame) and ``history``: a list of values for ``step`` and each
+metric, null for steps without a value. There are no checkpoints: an interrupted trial restarts.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from tune_hpc.errors import InvalidConfigError, TuneHpcError
 from tune_hpc.learning.config import check_key, complete
 from tune_hpc.learning.training import train
 from tune_hpc.scaling.communication import DistributedCommunicator
-from tune_hpc.scaling.plan import GRADIENT_SYNC_KEYS, GradientSync
+from tune_hpc.scaling.plan import GradientSync
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train one model, and write what came of it.
+    """Train one model and write its trial.
 
     Returns:
         0; 2 on wrong input.
@@ -54,10 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read_config(settings: Sequence[str]) -> dict[str, Any]:
-    """Return the configuration that ``KEY=VALUE`` settings give.
+    """Return the configuration of ``KEY=VALUE`` settings.
 
     Raises:
-        InvalidConfigError: a setting of another form, an unknown key, or a value that its key does not allow.
+        InvalidConfigError: a malformed setting, an unknown key, or a value that its key does not allow.
     """
     config: dict[str, Any] = {}
     for setting in settings:
@@ -73,14 +73,14 @@ def read_config(settings: Sequence[str]) -> dict[str, Any]:
 
 
 class TorchrunCommunicator:
-    """The processes that torchrun started, as a communicator, for as long as the block lasts; without torchrun one alone.
+    """Context manager of the process group of torchrun; without torchrun, of a single process.
 
     Args:
-        config: The configuration, which may say what they exchange.
+        config: Configuration with the options of the gradient synchronization.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self._exchange = GradientSync(**{name: config[name] for name in GRADIENT_SYNC_KEYS if name in config})
+        self._gradient_sync = GradientSync.from_config(config)
 
     def __enter__(self) -> DistributedCommunicator:
         size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -92,7 +92,11 @@ class TorchrunCommunicator:
             return DistributedCommunicator(device=device, allow_cuda_graphs=True)
         distributed.init_process_group("nccl" if has_gpu else "gloo")
         return DistributedCommunicator(
-            distributed.get_rank(), size, group=distributed.group.WORLD, device=device, exchange=self._exchange
+            distributed.get_rank(),
+            size,
+            group=distributed.group.WORLD,
+            device=device,
+            gradient_sync=self._gradient_sync,
         )
 
     def __exit__(self, *_: object) -> None:
@@ -101,14 +105,14 @@ class TorchrunCommunicator:
 
 
 def run(config: Mapping[str, Any], communicator: DistributedCommunicator) -> dict[str, Any]:
-    """Train, and return the trial: ``config``, ``row`` and ``history``."""
+    """Return the trained trial: ``config``, ``row`` and ``history``."""
     reported: dict[int, dict[str, float]] = {}
 
     def report(step: Any, metrics: Mapping[str, Any]) -> None:
         steps = np.atleast_1d(step)
         for name, values in metrics.items():
-            for one, value in zip(steps, np.broadcast_to(values, len(steps)), strict=True):
-                reported.setdefault(int(one), {})[name] = float(value)
+            for number, value in zip(steps, np.broadcast_to(values, len(steps)), strict=True):
+                reported.setdefault(int(number), {})[name] = float(value)
 
     row = train(config, report, device=communicator.device, communicator=communicator)
     names = dict.fromkeys(name for metrics in reported.values() for name in metrics)
@@ -120,7 +124,7 @@ def run(config: Mapping[str, Any], communicator: DistributedCommunicator) -> dic
 
 
 def write(trial: Mapping[str, Any], path: Path) -> None:
-    """Write a trial as a whole: under a temporary name, then renamed."""
+    """Write a trial atomically, by a rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(trial, allow_nan=True), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Each of the five scripts, at a tiny size, in the shared Ray session."""
+"""Each of the five scripts at a tiny size, in the shared Ray session."""
 
 import gc
 import runpy
@@ -25,21 +25,21 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
         ("exercise4", ["--set", "width=0.1", "--set", "workers=1,2"], 1, 2),
     ],
 )  # fmt: skip
-def test_each_script_writes_frames_tables_figures_and_a_report(
+def test_script_writes_frames_tables_figures_and_a_report(
     name, flags, num_experiments, num_trials, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick", "--output-dir", str(tmp_path / "out"), *flags])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
-    gc.unfreeze()  # This process goes on.
+    gc.unfreeze()  # This process continues.
     assert ended.value.code == 0
     results = load_all(tmp_path / "out")
     assert len(results) == num_experiments
     assert sum(len(one.trials) for one in results) == num_trials
     assert all(one.counts() == {"finished": len(one.trials)} for one in results)
-    for one in results:
-        assert list((one.folder / "tables").glob("*.csv"))
-        assert list((one.folder / "figures").glob("*.svg")), one.name
+    for result in results:
+        assert list((result.folder / "tables").glob("*.csv"))
+        assert list((result.folder / "figures").glob("*.svg")), result.name
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert all(one.experiment["title"].partition(" (")[0] in page for one in results)
     assert "http://" not in page.replace("http://www.w3.org", "")

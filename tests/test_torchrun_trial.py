@@ -1,4 +1,4 @@
-"""The trainable without Ray: alone, and on two processes of torchrun's."""
+"""The trainable without Ray: on one process, and on two under torchrun."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "torchrun_trial.py"
-#: A machine that has neither Ray nor pandas nor torchvision.
+#: Runs the script as on a machine without Ray, pandas and torchvision.
 WITHOUT = f"""
 import runpy, sys
 for package in ("ray", "pandas", "pyarrow", "torchvision"):
@@ -20,7 +20,7 @@ SETTINGS = {"model": "softmax", "learning_rate": 0.01, "batch_size": 100, "steps
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mnist")]
 
 
-def trained(folder: Path, *launcher: str, settings: dict = SETTINGS) -> dict:
+def train_script(folder: Path, *launcher: str, settings: dict = SETTINGS) -> dict:
     folder.mkdir(exist_ok=True)
     (folder / "without.py").write_text(WITHOUT, encoding="utf-8")
     words = [f"--set={key}={value}" for key, value in settings.items()]
@@ -33,29 +33,29 @@ def trained(folder: Path, *launcher: str, settings: dict = SETTINGS) -> dict:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("alone"))
+def single(tmp_path_factory):
+    return train_script(tmp_path_factory.mktemp("single"))
 
 
-def test_one_process_learns_what_the_loop_does_in_a_search(alone):
+def test_one_process_learns_the_same_as_the_training_loop(single):
     from tune_hpc.learning.training import train
 
     reported = {}
     train(SETTINGS, lambda step, metrics: reported.update(metrics) if "test_loss" in metrics else None, device="cpu")
-    last = {name: alone["row"][name] for name in reported}
+    last = {name: single["row"][name] for name in reported}
     assert last == {name: float(value) for name, value in reported.items()}
-    assert alone["row"]["status"] == "finished"
-    assert alone["config"]["optimizer"] == "gradient_descent"
-    assert len(alone["history"]["train_loss"]) == len(alone["history"]["step"])
-    assert [value for value in alone["history"]["test_loss"] if value is not None][-1] == last["test_loss"]
+    assert single["row"]["status"] == "finished"
+    assert single["config"]["optimizer"] == "gradient_descent"
+    assert len(single["history"]["train_loss"]) == len(single["history"]["step"])
+    assert [value for value in single["history"]["test_loss"] if value is not None][-1] == last["test_loss"]
 
 
-def test_two_processes_learn_what_one_does(alone, tmp_path):
-    both = trained(tmp_path, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+def test_two_processes_learn_the_same_as_one(single, tmp_path):
+    both = train_script(tmp_path, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     assert both["row"]["workers"] == 2
-    assert both["history"]["step"] == alone["history"]["step"]
+    assert both["history"]["step"] == single["history"]["step"]
     for name in ("train_loss", "test_loss", "test_accuracy"):
-        assert both["row"][name] == pytest.approx(alone["row"][name], rel=1e-4)
+        assert both["row"][name] == pytest.approx(single["row"][name], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_two_processes_learn_what_one_does(alone, tmp_path):
     [("steps", "each key is set once"), ("stepz=3", "no such key 'stepz'"), ("steps=many", "steps must be"),
      ("optimizer=adamm", "optimizer must be one of")],
 )  # fmt: skip
-def test_a_wrong_setting_is_told_in_one_line(setting, message, tmp_path):
+def test_invalid_setting_is_reported_in_one_line(setting, message, tmp_path):
     done = subprocess.run(
         [sys.executable, SCRIPT, "--set", setting], cwd=tmp_path, capture_output=True, text=True, check=False
     )

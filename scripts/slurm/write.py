@@ -1,9 +1,8 @@
-"""Writes the two batch scripts beside it: a search, and a scaling measurement, both on two nodes of four GPUs.
+"""Write two example batch scripts to this folder: a search and a scaling measurement on two nodes of four GPUs.
 
     python scripts/slurm/write.py
 
-They are examples to edit; ``tune-hpc slurm NAME --nodes 2 --gpus-per-node 4 --time 02:00:00`` writes one for a search
-of yours.
+``tune-hpc slurm NAME --nodes 2 --gpus-per-node 4 --time 02:00:00`` writes the script of another search.
 """
 
 from pathlib import Path
@@ -15,7 +14,7 @@ SCRIPTS = {
         Allocation("02:00:00", nodes=2, gpus_per_node=4, job_name="search", environment=".venv"),
         ["tune-hpc", "run", "exercise3.open", "--num-samples=64", "--output-dir=runs/search", "--resume"],
     ),
-    # A measurement that is cut off is made anew: nobody warns it.
+    # An interrupted measurement restarts, so the script needs no warning before the time limit.
     "scale.sbatch": (
         Allocation("02:00:00", nodes=2, gpus_per_node=4, warning_s=None, job_name="scale", environment=".venv"),
         ["tune-hpc", "scale", "--workers=1,2,4,8", "--output-dir=runs/scaling", "--resume"],
@@ -24,7 +23,7 @@ SCRIPTS = {
 
 
 def texts() -> dict[str, str]:
-    """Return the text of each script by its file's name."""
+    """Return the text of each script by file name."""
     return {name: batch_script(*what) for name, what in SCRIPTS.items()}
 
 

@@ -11,7 +11,7 @@ from tune_hpc.learning.training import Training, train, train_fused
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """One core a test: sums do not depend on the machine, and small tensors are not spread over idle threads."""
+    """Use one thread, so that sums do not depend on the machine and small tensors are processed quickly."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -25,7 +25,7 @@ def images():
 
 @pytest.fixture
 def made(monkeypatch):
-    """Every ``Training`` that a run makes, for a look at its parameters."""
+    """Collect every ``Training`` that a run makes."""
     trainings = []
 
     class Recorded(Training):
@@ -39,7 +39,7 @@ def made(monkeypatch):
 
 @pytest.fixture
 def run(images, made):
-    """Train one model on the made-up images; returns the row, the history and the final parameters."""
+    """Return a function that trains one model and returns the row, the history and the final parameters."""
 
     def run_one(config, **kwargs):
         history = History()
@@ -51,7 +51,7 @@ def run(images, made):
 
 @pytest.fixture
 def run_fused(images, made):
-    """Train several as one program; returns for each what ``run`` does."""
+    """Return a function that trains several models as one program and returns the results of ``run`` for each."""
 
     def run_all(configs, **kwargs):
         histories = [History() for _ in configs]

@@ -1,6 +1,6 @@
-"""Members that train as one program: of every optimizer, with rates, decays, seeds and dropouts of their own."""
+"""Configurations of fused training, with every optimizer and with different rates, decays, seeds and dropouts."""
 
-#: Two learning rates of each optimizer at which its model learns.
+#: Two learning rates of each optimizer at which the model learns.
 SOFTMAX_RATES = {
     "gradient_descent": (0.3, 0.1),
     "momentum": (0.05, 0.02),
@@ -20,14 +20,14 @@ LINE_RATES = {
     "adagrad": (0.1, 0.2),
     "adadelta": (0.6, 1.3),
     "adam": (0.01, 0.05),
-    # At the default rate it jumps about the optimum from step 160 on, and the last digit decides on which side it is
-    # (see test_training.py). At these it is still on its way after 500 steps.
+    # At the default rate it oscillates around the optimum after step 160, and the last digit decides about the side
+    # (see test_training.py). At these rates it has not arrived after 500 steps.
     "rmsprop": (0.001, 0.0005),
     "ftrl": (0.1, 0.3),
     "proximal_adagrad": (0.2, 0.3),
     "proximal_gradient_descent": (0.02, 0.01),
 }
-#: The nine of Exercise 2.
+#: The nine optimizers of Exercise 2.
 CNN_RATES = {
     "gradient_descent": (0.1, 0.05),
     "momentum": (0.05,),
@@ -53,12 +53,12 @@ CNN = {
 
 
 def fused_configs(rates, **config):
-    """Members at all rates that a table gives, with decays, seeds, initial weights and dropouts of their own."""
+    """Return configurations at all rates of a table, with different decays, seeds, initial weights and dropouts."""
     members = [
-        {**config, "optimizer": optimizer, "learning_rate": own[row]}
+        {**config, "optimizer": optimizer, "learning_rate": values[row]}
         for row in range(2)
-        for optimizer, own in rates.items()
-        if row < len(own)
+        for optimizer, values in rates.items()
+        if row < len(values)
     ]
     for number, member in enumerate(members):
         member |= {"decay_rate": (1.0, 0.95, 0.99)[number % 3], "seed": (3, 0, 7)[number // 2 % 3]}

@@ -1,4 +1,4 @@
-"""A data set that is made, not fetched."""
+"""Synthetic data set."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from tune_hpc.learning.data import ImageData
 
 
 def synthetic_images() -> ImageData:
-    """Return 600, 100 and 100 images of ten classes: faint noise, and a bright square whose place is the class."""
+    """Return 600, 100 and 100 images of ten classes: faint noise, and a bright square at the position of the class."""
     rng = np.random.default_rng(0)
     arrays = {"name": np.array("mnist")}
     for split, number in (("train", 600), ("valid", 100), ("test", 100)):

@@ -1,4 +1,4 @@
-"""What TensorFlow 1 did on Exercise 1's line, with its names translated into ours."""
+"""Recorded runs of TensorFlow 1 on Exercise 1's line, with translated names."""
 
 import json
 from pathlib import Path
@@ -28,18 +28,18 @@ TOLERANCE = {"float32": 3e-5, "float64": 1e-11}
 
 
 def optimizer_name(run):
-    """Our name of a recorded run's optimizer; the recorded one has a variant after an underscore."""
+    """Return the optimizer of a recorded run, without the variant after an underscore."""
     return OPTIMIZER_NAMES[run["optimizer"].split("_")[0]]
 
 
 def hyperparameters(run):
-    """A recorded run's hyperparameters under our names."""
-    ours = {_HYPERPARAMETERS.get(key, key): value for key, value in run["hyperparameters"].items()}
-    ours.pop("use_nesterov", None)
-    assert ours.pop("beta", 0.0) == 0.0
-    return ours
+    """Return the translated hyperparameters of a recorded run."""
+    translated = {_HYPERPARAMETERS.get(key, key): value for key, value in run["hyperparameters"].items()}
+    translated.pop("use_nesterov", None)
+    assert translated.pop("beta", 0.0) == 0.0
+    return translated
 
 
 def label(run):
-    """A recorded run's name among the tests."""
+    """Return the test id of a recorded run."""
     return "-".join(str(run[key]) for key in ("optimizer", "learning_rate", "sequence", "dtype") if key in run)

@@ -1,3 +1,5 @@
+"""Checkpoint files: round trips, damage and code."""
+
 import contextlib
 import os
 import pickle
@@ -32,7 +34,7 @@ def path(tmp_path):
 
 
 def as_lists(value):
-    """The same with tensors as dtype and numbers, which compare."""
+    """Convert tensors to their type and numbers, which can be compared."""
     if isinstance(value, torch.Tensor):
         return str(value.dtype), value.tolist()
     if isinstance(value, dict):
@@ -41,7 +43,7 @@ def as_lists(value):
 
 
 class TestRoundTrip:
-    def test_a_state_comes_back_to_the_last_bit(self, path):
+    def test_state_is_restored_to_the_bit(self, path):
         assert as_lists(load_state(path)) == as_lists(STATE)
 
     def test_channels_last_weights_keep_their_layout(self, tmp_path):
@@ -53,32 +55,32 @@ class TestRoundTrip:
 
 
 class TestDamage:
-    def test_a_file_cut_short_is_refused_with_its_name_and_the_remedy(self, path):
+    def test_truncated_file_is_rejected_with_its_name_and_the_remedy(self, path):
         path.write_bytes(path.read_bytes()[:-100])
-        with pytest.raises(FolderError, match=r"checkpoint\.pt is not readable as a checkpoint \(.*\); remove it"):
+        with pytest.raises(FolderError, match=r"checkpoint\.pt is not readable as a checkpoint \(.*\); delete it"):
             load_state(path)
 
     @pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"PK\x03\x04", bytes(1000), b"\x80\x02}."])
-    def test_what_is_no_checkpoint_is_refused(self, path, content):
+    def test_other_contents_are_rejected(self, path, content):
         path.write_bytes(content)
         with pytest.raises(FolderError, match="is not readable as a checkpoint"):
             load_state(path)
 
-    def test_one_flipped_bit_in_the_numbers_is_noticed(self, path):
+    def test_flipped_bit_in_a_tensor_is_detected(self, path):
         content = bytearray(path.read_bytes())
         start = content.index(STATE["model"]["weight"].numpy().tobytes())
         content[start + 17] ^= 1
         path.write_bytes(content)
-        with pytest.raises(FolderError, match=r"the sum of .*data.* differs"):
+        with pytest.raises(FolderError, match=r"the checksum of .*data.* differs"):
             load_state(path)
 
     @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4))
-    def test_a_changed_byte_leads_to_the_same_state_or_to_our_error(self, path, changes):
+    def test_changed_bytes_give_the_same_state_or_a_folder_error(self, path, changes):
         save_state(path, STATE)
         content = bytearray(path.read_bytes())
-        for place, byte in changes:
-            content[int(place * len(content))] = byte
+        for position, byte in changes:
+            content[int(position * len(content))] = byte
         path.write_bytes(content)
         # Any other error passes through and fails the test.
         with contextlib.suppress(FolderError):
@@ -87,8 +89,8 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("offset", "value", "message"), [(38, 0x10, "is marked as a folder"), (10, 8, "decompressing")]
     )
-    def test_a_tensor_under_a_false_flag_is_refused(self, path, offset, value, message):
-        # In its entry of the archive's directory: a folder, which torch reads as zeros; or compressed.
+    def test_tensor_with_a_wrong_flag_is_rejected(self, path, offset, value, message):
+        # The flags in the directory of the archive: a folder, which torch reads as zeros; or compressed.
         content = bytearray(path.read_bytes())
         entry = content.rindex(b"PK\x01\x02", 0, content.rindex(b"checkpoint/data/0"))
         content[entry + offset] = value
@@ -96,14 +98,14 @@ class TestDamage:
         with pytest.raises(FolderError, match=message):
             load_state(path)
 
-    def test_a_file_that_holds_no_mapping_is_refused(self, path):
+    def test_file_without_a_mapping_is_rejected(self, path):
         torch.save(torch.ones(3), path)
-        with pytest.raises(FolderError, match="it holds no state"):
+        with pytest.raises(FolderError, match="it contains no state"):
             load_state(path)
 
 
 class MakesFolder:
-    """A pickle of this makes a folder on loading."""
+    """An object whose pickle makes a folder when it is loaded."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -113,14 +115,14 @@ class MakesFolder:
 
 
 class TestCode:
-    def test_a_checkpoint_with_code_is_refused_and_nothing_of_it_runs(self, path, tmp_path):
+    def test_checkpoint_with_code_is_rejected_before_it_runs(self, path, tmp_path):
         trap = tmp_path / "trap"
         torch.save({"model": MakesFolder(trap)}, path)
         with pytest.raises(FolderError, match="is not readable as a checkpoint"):
             load_state(path)
         assert not trap.exists()
 
-    def test_a_bare_pickle_with_code_is_refused_and_nothing_of_it_runs(self, path, tmp_path):
+    def test_pickle_with_code_is_rejected_before_it_runs(self, path, tmp_path):
         trap = tmp_path / "trap"
         path.write_bytes(pickle.dumps(MakesFolder(trap)))
         with pytest.raises(FolderError, match="is not readable as a checkpoint"):
@@ -129,7 +131,7 @@ class TestCode:
 
 
 class TestWithoutTorch:
-    """In a process that has not loaded it: what is kept is then written and read without it."""
+    """States of a process without torch are saved and loaded without it."""
 
     STATE: ClassVar = {"step": 500, "height": (0.1 + 0.2, None, [1, "two", b"three"]), "order": OrderedDict(b=1, a=2)}
 
@@ -143,44 +145,44 @@ class TestWithoutTorch:
         save_state(file, self.STATE)
         return file
 
-    def test_a_state_comes_back_to_the_last_bit(self, path):
+    def test_state_is_restored_to_the_bit(self, path):
         assert load_state(path) == self.STATE
         assert "torch" not in sys.modules
 
-    def test_a_process_that_has_torch_reads_it_too(self, path, monkeypatch):
+    def test_process_with_torch_loads_the_state(self, path, monkeypatch):
         monkeypatch.setitem(sys.modules, "torch", torch)
         assert load_state(path) == self.STATE
 
-    def test_one_flipped_bit_is_noticed(self, path):
+    def test_flipped_bit_is_detected(self, path):
         content = bytearray(path.read_bytes())
         content[content.index(b"three")] ^= 1
         path.write_bytes(content)
-        with pytest.raises(FolderError, match=r"the sum of plain\.pkl differs"):
+        with pytest.raises(FolderError, match=r"the checksum of plain\.pkl differs"):
             load_state(path)
 
     @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4))
-    def test_a_changed_byte_leads_to_the_same_state_or_to_our_error(self, path, monkeypatch, changes):
+    def test_changed_bytes_give_the_same_state_or_a_folder_error(self, path, monkeypatch, changes):
         with monkeypatch.context() as patched:
             patched.delitem(sys.modules, "torch", raising=False)
             save_state(path, self.STATE)
-        monkeypatch.setitem(sys.modules, "torch", torch)  # A changed name leads to torch, whose errors are ours, too.
+        monkeypatch.setitem(sys.modules, "torch", torch)  # A changed name makes torch load the file.
         content = bytearray(path.read_bytes())
-        for place, byte in changes:
-            content[int(place * len(content))] = byte
+        for position, byte in changes:
+            content[int(position * len(content))] = byte
         path.write_bytes(content)
         with contextlib.suppress(FolderError):
             assert load_state(path) == self.STATE
 
-    def test_code_is_refused_and_nothing_of_it_runs(self, path, tmp_path):
+    def test_code_is_rejected_before_it_runs(self, path, tmp_path):
         trap = tmp_path / "trap"
         save_state(path, {"model": MakesFolder(trap)})
         with pytest.raises(FolderError, match=r"is not readable as a checkpoint \(it names posix\.mkdir\)"):
             load_state(path)
         assert not trap.exists()
 
-    def test_a_file_that_holds_no_mapping_is_refused(self, path):
+    def test_file_without_a_mapping_is_rejected(self, path):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("plain.pkl", pickle.dumps([1, 2]))
-        with pytest.raises(FolderError, match="it holds no state"):
+        with pytest.raises(FolderError, match="it contains no state"):
             load_state(path)

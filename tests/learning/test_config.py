@@ -1,3 +1,5 @@
+"""Completion and validation of configurations."""
+
 import math
 import subprocess
 import sys
@@ -56,84 +58,81 @@ configs = st.fixed_dictionaries(
 
 
 class TestCompletion:
-    def test_an_empty_configuration_takes_every_default(self):
+    def test_empty_configuration_gets_every_default(self):
         assert complete({}) == DEFAULTS
 
-    def test_the_keys_come_in_their_documented_order(self):
+    def test_keys_have_the_documented_order(self):
         assert list(complete({"seed": 1, "model": "cnn"})) == list(DEFAULTS)
 
     @pytest.mark.parametrize("name", OPTIMIZER_DEFAULTS)
-    def test_each_optimizer_brings_its_own_hyperparameters_and_no_other(self, name):
+    def test_completed_config_has_only_keys_of_its_optimizer(self, name):
         completed = complete({"optimizer": name})
-        own = owned_keys("optimizer")
-        assert {key: completed[key] for key in completed if key in own} == OPTIMIZER_DEFAULTS[name]
+        owned = owned_keys("optimizer")
+        assert {key: completed[key] for key in completed if key in owned} == OPTIMIZER_DEFAULTS[name]
 
     @pytest.mark.parametrize("name", SCHEDULE_DEFAULTS)
-    def test_each_schedule_brings_its_own_keys_and_no_other(self, name):
+    def test_completed_config_has_only_keys_of_its_schedule(self, name):
         completed = complete({"schedule": name, "learning_rate": 1})
-        own = owned_keys("schedule")
-        assert {key: completed[key] for key in completed if key in own} == SCHEDULE_DEFAULTS[name]
+        owned = owned_keys("schedule")
+        assert {key: completed[key] for key in completed if key in owned} == SCHEDULE_DEFAULTS[name]
         assert complete({"schedule": name, "decay_rate": 0.5, "warmup": 0.5}).keys() == completed.keys()
 
-    def test_a_hyperparameter_of_another_optimizer_is_dropped(self):
+    def test_hyperparameter_of_another_optimizer_is_dropped(self):
         assert complete({"optimizer": "adam", "momentum": 0.5, "l1": 1.0}) == complete({"optimizer": "adam"})
         assert complete({"optimizer": "momentum", "momentum": 0.5})["momentum"] == 0.5
 
-    def test_a_dropped_hyperparameter_is_checked_all_the_same(self):
+    def test_dropped_hyperparameter_is_validated(self):
         with pytest.raises(InvalidConfigError, match="momentum must be a number at least 0 and below 1; got 1"):
             complete({"optimizer": "adam", "momentum": 1.0})
 
     @given(configs)
-    def test_completing_twice_changes_nothing(self, config):
+    def test_completion_is_idempotent(self, config):
         completed = complete(config)
         assert complete(completed) == completed
         assert list(complete(completed)) == list(completed)
 
     @given(configs)
-    def test_each_value_is_of_its_key_s_kind(self, config):
+    def test_each_value_has_the_kind_of_its_key(self, config):
         assert all(type(value) is TRIAL_KEYS[name].kind for name, value in complete(config).items())
 
     @given(configs)
-    def test_what_was_given_is_kept_and_not_changed(self, config):
+    def test_given_values_are_unchanged(self, config):
         before = dict(config)
         completed = complete(config)
         assert config == before
         assert all(completed[name] == value for name, value in config.items() if name in completed)
 
     @pytest.mark.parametrize("key", TRIAL_KEYS.values(), ids=lambda key: key.name)
-    def test_every_default_is_allowed(self, key):
+    def test_every_default_is_valid(self, key):
         for value in [
             key.default,
             *(own[key.name] for keys in OWNERS.values() for own in keys.values() if key.name in own),
         ]:
             assert value is None or key.check(value) == value
 
-    def test_no_torch_is_imported(self):
+    def test_import_loads_no_torch(self):
         code = "import sys, tune_hpc.learning.config; print('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
 class TestLineAndImages:
-    def test_the_line_takes_its_own_data_and_the_others_mnist(self):
-        assert [complete({"model": model})["data"] for model in ("line", "softmax", "cnn")] == [
-            "line",
-            "mnist",
-            "mnist",
-        ]
+    def test_default_data_set_depends_on_the_model(self):
+        data = [complete({"model": model})["data"] for model in ("line", "softmax", "cnn")]
+        assert data == ["line", "mnist", "mnist"]
 
     @pytest.mark.parametrize(
         "config", [{"model": "line", "data": "mnist"}, {"model": "cnn", "data": "line"}, {"data": "line"}]
     )
-    def test_the_line_and_images_do_not_mix(self, config):
-        with pytest.raises(InvalidConfigError, match="the model line fits the data line and no other"):
+    def test_line_and_images_cannot_be_mixed(self, config):
+        with pytest.raises(InvalidConfigError, match="the model line and the data line need each other"):
             complete(config)
 
-    def test_fashion_mnist_is_taken_by_name(self):
+    def test_fashion_mnist_is_accepted(self):
         assert complete({"data": "fashion_mnist"})["data"] == "fashion_mnist"
 
 
-class TestRefusals:
-    def test_an_unknown_key_is_answered_with_the_known_ones(self):
+class TestValidation:
+    def test_unknown_key_is_rejected_with_the_known_names(self):
         with pytest.raises(InvalidConfigError, match=r"no such key 'epochs'; a trial's keys are model, .*l2_shrinkage"):
             complete({"epochs": 3})
 
@@ -173,16 +172,16 @@ class TestRefusals:
             ("precision", "float16", "one of float32, float64"),
         ],
     )
-    def test_a_value_that_breaks_its_key_s_rule_is_named_with_the_rule(self, name, value, rule):
+    def test_invalid_value_is_rejected_with_the_rule(self, name, value, rule):
         with pytest.raises(InvalidConfigError, match=rf"^{name} must be {rule}.*; got "):
             complete({name: value})
 
-    def test_bounds_are_open_only_where_they_say_so(self):
+    def test_closed_bounds_include_their_value(self):
         assert complete({"decay_rate": 1})["decay_rate"] == 1.0
         assert complete({"dropout": 0})["dropout"] == 0.0
         assert complete({"batch_size": 50_000, "seed": 2**31 - 1})["seed"] == 2**31 - 1
 
-    def test_whole_numbers_may_be_spelled_as_floats_and_the_other_way_round(self):
+    def test_whole_floats_and_integers_are_converted(self):
         completed = complete({"steps": 1e3, "learning_rate": 1})
         assert (completed["steps"], completed["learning_rate"]) == (1000, 1.0)
         assert (type(completed["steps"]), type(completed["learning_rate"])) == (int, float)

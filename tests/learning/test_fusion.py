@@ -1,7 +1,7 @@
-"""Fused equals separate: what a model learns does not depend on the models that train beside it.
+"""Fused training agrees with separate training.
 
-Not to the last bit, for a matrix product of another shape adds its terms up in another order; but nearly, and what
-happens to one member changes no bit of another.
+They agree within rounding, because matrix products of other shapes add their terms in another order. Changes of one
+member do not change a bit of another.
 """
 
 import itertools
@@ -34,7 +34,7 @@ from tune_hpc.learning.fusion import MEMBER_KEYS, check_fusible, fusion_key, max
 from tune_hpc.learning.tasks import ImageClassification
 from tune_hpc.learning.training import Training, train_fused
 
-every_bundle = pytest.mark.parametrize("members", FUSED_CONFIGS.values(), ids=FUSED_CONFIGS)
+every_model = pytest.mark.parametrize("members", FUSED_CONFIGS.values(), ids=FUSED_CONFIGS)
 
 
 def ending(row):
@@ -42,7 +42,7 @@ def ending(row):
 
 
 def assert_agree(results, others, rtol, atol=0.0, parameter_atol=1e-12):
-    """Compare what members left: how they ended, every number reported, the final parameters."""
+    """Compare the ends, the histories and the final parameters of members."""
     for (row, history, parameters), (other_row, other_history, other_parameters) in zip(results, others, strict=True):
         assert ending(row) == ending(other_row)
         assert list(history) == list(other_history)
@@ -61,40 +61,40 @@ class TestFusedEqualsSeparate:
     @pytest.mark.parametrize(
         ("batching", "steps"), [("shuffled", 500), ("random", 500), ("sequential", 500), ("single_pass", 85)]
     )
-    def test_softmax_with_all_optimizers_in_every_order_of_batches(self, run, run_fused, batching, steps):
-        # 500 batches of 7 are five passes over the 600 images and a part; a single pass has 85.
-        own = {"precision": "float64", "batching": batching, "batch_size": 7, "steps": 500}
-        members = [member | own for member in SOFTMAX_CONFIGS]
+    def test_softmax_with_all_optimizers_and_batching_policies(self, run, run_fused, batching, steps):
+        # 500 batches of 7 are more than five passes over the 600 images; a single pass has 85.
+        shared = {"precision": "float64", "batching": batching, "batch_size": 7, "steps": 500}
+        members = [member | shared for member in SOFTMAX_CONFIGS]
         together = run_fused(members)
         assert {row["steps_run"] for row, _, _ in together} == {steps}
-        # Seen: up to 1.2e-11, at a loss of 3e-6, which is the small difference of numbers near 1; else 2e-14.
+        # Observed: up to 1.2e-11 at a loss of 3e-6, which is a difference of numbers near 1; else 2e-14.
         assert_agree(together, [run(member) for member in members], rtol=1e-9)
 
     def test_lines_with_all_optimizers(self, run, run_fused):
         members = [member | {"precision": "float64", "steps": 500} for member in LINE_CONFIGS]
-        # Seen: up to 3e-13, at a b of 5e-4 on its way through 0.
+        # Observed: up to 3e-13, at b = 5e-4 near its zero crossing.
         assert_agree(run_fused(members), [run(member) for member in members], rtol=1e-11, atol=1e-15)
 
     def test_cnns_with_dropout_in_double_precision(self, run, run_fused):
         members = [member | {"precision": "float64", "steps": 20} for member in CNN_CONFIGS]
-        # Seen over six sets of seeds: up to 1.3e-14, and 8e-15 in the parameters.
+        # Observed with six sets of seeds: up to 1.3e-14, and 8e-15 in the parameters.
         assert_agree(run_fused(members), [run(member) for member in members], rtol=1e-11)
 
-    def test_cnns_with_distortions(self, run, run_fused):
-        own = {"precision": "float64", "steps": 20, "max_shift": 2.0, "max_rotation": 10.0, "max_scaling": 0.1}
-        members = [member | own for member in CNN_CONFIGS]
+    def test_cnns_with_augmentation(self, run, run_fused):
+        shared = {"precision": "float64", "steps": 20, "max_shift": 2.0, "max_rotation": 10.0, "max_scaling": 0.1}
+        members = [member | shared for member in CNN_CONFIGS]
         assert_agree(run_fused(members), [run(member) for member in members], rtol=1e-11)
 
     @pytest.mark.parametrize("seed", [0, 10])
     def test_cnns_with_dropout_in_single_precision(self, run, run_fused, seed):
-        # At a fifth of the rates. At the full ones they learn so fast that 20 steps make 1e-3 of a rounding, wherever
-        # it decides which of four numbers is the largest, or whether one is above zero.
+        # A fifth of the rates. At the full rates 20 steps amplify rounding to 1e-3 if it decides which of four numbers
+        # is the largest, or whether one is above zero.
         members = [
             member | {"steps": 20, "seed": member["seed"] + seed, "learning_rate": member["learning_rate"] / 5}
             for member in CNN_CONFIGS
         ]
-        # Seen over 20 sets of seeds: losses within 4.2e-7; parameters mostly within 4e-6, three times 1e-5 to 1.7e-5,
-        # for Adam turns a gradient that is nothing but rounding into a step that is not.
+        # Observed with 20 sets of seeds: losses within 4.2e-7; parameters mostly within 4e-6, in three cases 1e-5 to
+        # 1.7e-5, because Adam turns a gradient of pure rounding into a full step.
         assert_agree(run_fused(members), [run(member) for member in members], rtol=3e-6, parameter_atol=1e-4)
 
     @pytest.mark.parametrize("optimizer", ["gradient_descent", "adam"])
@@ -109,10 +109,10 @@ class TestFusedEqualsSeparate:
             ("initial_weights", ("tutorial", "pytorch")),
         ],
     )
-    def test_members_that_differ_in_one_thing(self, run, run_fused, name, values, optimizer):
+    def test_members_that_differ_in_one_key(self, run, run_fused, name, values, optimizer):
         config = CNN | {"width": 0.03} if name == "dropout" else SOFTMAX
-        own = {"precision": "float64", "optimizer": optimizer}
-        members = [config | own | {name: value} for value in (*values, values[0])]
+        shared = {"precision": "float64", "optimizer": optimizer}
+        members = [config | shared | {name: value} for value in (*values, values[0])]
         results = run_fused(members)
         assert_agree(results, [run(member) for member in members], rtol=1e-11)
         assert results[0][1] != results[1][1]
@@ -135,37 +135,37 @@ class TestFusedEqualsSeparate:
         batch_size=st.integers(1, 100),
         batching=st.sampled_from(["single_pass", "sequential", "shuffled", "random"]),
     )
-    def test_any_softmax_regressions(self, run, run_fused, members, batch_size, batching):
+    def test_random_softmax_regressions(self, run, run_fused, members, batch_size, batching):
         shared = {"batch_size": batch_size, "batching": batching, "steps": 12, "num_evaluations": 3}
         members = [member | shared | {"precision": "float64"} for member in members]
         assert_agree(run_fused(members), [run(member) for member in members], rtol=1e-9, atol=1e-14)
 
 
-class TestWhoseIsWhose:
+class TestMembers:
     @pytest.mark.parametrize("seed", [0, 1])
-    def test_the_order_in_which_members_are_given_does_not_matter(self, run, run_fused, seed):
+    def test_order_of_members_does_not_matter(self, run, run_fused, seed):
         members = [member | {"precision": "float64"} for member in SOFTMAX_CONFIGS]
         alone = [run(member) for member in members]
         order = random.Random(seed).sample(range(len(members)), len(members))
         together = run_fused([members[number] for number in order])
         assert_agree(together, [alone[number] for number in order], rtol=1e-9)
 
-    @every_bundle
-    def test_the_same_members_in_the_same_order_give_the_same_bits(self, run_fused, members):
+    @every_model
+    def test_fused_training_is_reproducible_to_the_bit(self, run_fused, members):
         first = run_fused(members)
         torch.manual_seed(123)
         run_fused(SOFTMAX_CONFIGS[3:5])
         assert_same_bits(run_fused(members), first)
 
-    @every_bundle
-    def test_members_that_are_equal_learn_the_same(self, run_fused, members):
+    @every_model
+    def test_equal_members_learn_the_same(self, run_fused, members):
         members = [member | {"precision": "float64"} for member in members]
         results = run_fused([*members, *members[::-1]])
-        # Not to the last bit: a product's last rows, and a kernel's last numbers, may be summed up in another order.
+        # Not to the bit: the last rows of a product and the last numbers of a kernel may be summed in another order.
         assert_agree(results[: len(members)], results[len(members) :][::-1], rtol=1e-10, atol=1e-14)
 
-    def test_hyperparameters_of_an_optimizer_are_each_member_s_own(self, run, run_fused):
-        own = [
+    def test_members_have_individual_hyperparameters(self, run, run_fused):
+        changes = [
             {"optimizer": "rmsprop", "momentum": 0.5, "centered": True, "rho": 0.8},
             {"optimizer": "rmsprop", "learning_rate": 0.005},
             {"optimizer": "ftrl", "l1": 0.01, "l2": 0.01, "l2_shrinkage": 0.01, "initial_accumulator": 0.0},
@@ -180,25 +180,23 @@ class TestWhoseIsWhose:
             {"optimizer": "momentum", "momentum": 0.0},
             {"optimizer": "momentum", "momentum": 0.5},
         ]
-        members = [SOFTMAX | {"precision": "float64", "initial_weights": "pytorch"} | member for member in own]
+        members = [SOFTMAX | {"precision": "float64", "initial_weights": "pytorch"} | change for change in changes]
         assert_agree(run_fused(members), [run(member) for member in members], rtol=1e-9)
 
 
 def at_rate(members, optimizers, rate):
-    """The same, but for the rate of each optimizer's first member; returns them with the places of the changed."""
-    places = [next(n for n, one in enumerate(members) if one["optimizer"] == name) for name in optimizers]
-    return [one | ({"learning_rate": rate} if n in places else {}) for n, one in enumerate(members)], places
+    """Change the rate of the first member of each optimizer; return the members and the indices of the changed ones."""
+    changed = [next(n for n, one in enumerate(members) if one["optimizer"] == name) for name in optimizers]
+    return [one | ({"learning_rate": rate} if n in changed else {}) for n, one in enumerate(members)], changed
 
 
 class TestSideEffects:
-    @every_bundle
+    @every_model
     @pytest.mark.parametrize("optimizer", ["gradient_descent", "adagrad", "adam", "rmsprop"])
-    def test_another_s_rate_changes_no_bit_of_one_not_even_where_it_becomes_the_same(
-        self, run_fused, members, optimizer
-    ):
-        first, second = (place for place, member in enumerate(members) if member["optimizer"] == optimizer)
+    def test_rate_of_one_member_changes_no_bit_of_another(self, run_fused, members, optimizer):
+        first, second = (index for index, member in enumerate(members) if member["optimizer"] == optimizer)
         like_second = {key: members[second][key] for key in ("learning_rate", "decay_rate")}
-        alike = [member | (like_second if place == first else {}) for place, member in enumerate(members)]
+        alike = [member | (like_second if index == first else {}) for index, member in enumerate(members)]
         results, changed = run_fused(members), run_fused(alike)
         del results[first], changed[first]
         assert_same_bits(changed, results)
@@ -220,34 +218,32 @@ class TestDivergence:
             ("cnn", 1e38, list(CNN_RATES)),
         ],
     )
-    def test_one_that_diverges_changes_no_bit_of_another(self, run, run_fused, model, rate, optimizers):
+    def test_diverging_member_changes_no_bit_of_another(self, run, run_fused, model, rate, optimizers):
         healthy = run_fused(FUSED_CONFIGS[model])
-        members, places = at_rate(FUSED_CONFIGS[model], optimizers, rate)
+        members, diverging = at_rate(FUSED_CONFIGS[model], optimizers, rate)
         results = run_fused(members)
-        others = [number for number in range(len(members)) if number not in places]
+        others = [number for number in range(len(members)) if number not in diverging]
         assert others
         assert_same_bits([results[number] for number in others], [healthy[number] for number in others])
-        for place in places:
-            (row, history, _), (alone, alone_history, _) = results[place], run(members[place])
+        for index in diverging:
+            (row, history, _), (alone, alone_history, _) = results[index], run(members[index])
             assert row["status"] == "diverged"
             assert ending(row) == ending(alone)
             assert list(history) == list(alone_history)
 
-    def test_one_whose_evaluation_is_not_finite_ends_alone(self, run, run_fused):
-        bundle = [member | {"num_evaluations": 40} for member in SOFTMAX_CONFIGS]
-        healthy = run_fused(bundle)
-        members, (place,) = at_rate(bundle, ["adam"], 1e38)
+    def test_member_with_non_finite_evaluation_ends_alone(self, run, run_fused):
+        configs = [member | {"num_evaluations": 40} for member in SOFTMAX_CONFIGS]
+        healthy = run_fused(configs)
+        members, (index,) = at_rate(configs, ["adam"], 1e38)
         results = run_fused(members)
-        row, history, _ = results.pop(place)
+        row, history, _ = results.pop(index)
         assert ending(row) == ["diverged", "non-finite evaluation loss at step 1", 1]
         assert list(history) == [("train_loss", 0)]
-        del healthy[place]
+        del healthy[index]
         assert_same_bits(results, healthy)
 
     @pytest.mark.parametrize(("num_evaluations", "expected"), [(4, ["run"]), (40, ["run", "evaluate"])])
-    def test_nothing_more_is_run_or_evaluated_once_all_have_diverged(
-        self, run_fused, monkeypatch, num_evaluations, expected
-    ):
+    def test_training_ends_when_all_members_have_diverged(self, run_fused, monkeypatch, num_evaluations, expected):
         calls = []
         for name in ("run", "evaluate"):
             method = getattr(Training, name)
@@ -266,10 +262,8 @@ class TestTime:
         wild, tame, other = SOFTMAX_CONFIGS[:3]
         return [wild | {"learning_rate": 1e38}, tame, other]
 
-    def test_the_members_share_the_program_s_time_and_one_that_diverged_has_no_more_of_it(
-        self, run_fused, monkeypatch, members
-    ):
-        # Every look at this clock is a second after the one before.
+    def test_active_members_share_the_time_of_the_program(self, run_fused, monkeypatch, members):
+        # Each call of this clock returns one second more.
         monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
         rows = [row for row, _, _ in run_fused(members)]
         assert [row["setup_s"] for row in rows] == pytest.approx([1 / 3] * 3)
@@ -279,7 +273,7 @@ class TestTime:
             [1 * 35 * 3, 40 * 35 / (11 / 6), 40 * 35 / (11 / 6)]
         )
 
-    def test_shares_add_up_to_no_more_than_what_passed(self, run_fused, members):
+    def test_shares_add_up_to_at_most_the_elapsed_time(self, run_fused, members):
         began = time.perf_counter()
         rows = [row for row, _, _ in run_fused(members)]
         passed = time.perf_counter() - began
@@ -290,35 +284,35 @@ class TestTime:
 
 
 class TestResuming:
-    @every_bundle
-    def test_a_bundle_goes_on_from_a_file_to_the_last_bit(self, run_fused, tmp_path, members):
-        # One member is over before the checkpoint; of the lines another one diverges after it.
+    @every_model
+    def test_fused_training_resumes_from_a_file_to_the_same_bits(self, run_fused, tmp_path, members):
+        # One member diverges before the checkpoint, and one of the lines after it.
         members, (early,) = at_rate(members, ["momentum"], 1e38)
         if members[0]["model"] == "line":
             members, _ = at_rate(members, ["gradient_descent"], 0.0311)
         whole = run_fused(members)
         checkpoint = FileCheckpoint(tmp_path / "checkpoint", since=members[0]["steps"] // 2)
-        watched = run_fused(members, checkpoint=checkpoint)
+        saved = run_fused(members, checkpoint=checkpoint)
         resumed = run_fused(members, checkpoint=FileCheckpoint(tmp_path / "checkpoint"))
         middle = checkpoint.saved_at
         assert 0 < middle < members[0]["steps"]
         for number, (row, history, parameters) in enumerate(whole):
-            assert ending(watched[number][0]) == ending(resumed[number][0]) == ending(row)
-            assert watched[number][1] == history
+            assert ending(saved[number][0]) == ending(resumed[number][0]) == ending(row)
+            assert saved[number][1] == history
             assert resumed[number][1] == {
                 (name, step): value
                 for (name, step), value in history.items()
                 if step > middle or (step == middle and name in ("train_loss", "W", "b"))
             }
             if row["status"] == "finished":
-                assert same_bits(watched[number][2], parameters)
+                assert same_bits(saved[number][2], parameters)
                 assert same_bits(resumed[number][2], parameters)
         assert whole[early][0]["steps_run"] < middle
         assert resumed[early][1] == {}
         late = [row for row, _, _ in whole if row["status"] == "diverged" and row["steps_run"] > middle]
         assert len(late) == (members[0]["model"] == "line")
 
-    def test_time_goes_on_too(self, run_fused, tmp_path, monkeypatch):
+    def test_times_accumulate_after_a_resume(self, run_fused, tmp_path, monkeypatch):
         members = SOFTMAX_CONFIGS[:2]
         path = tmp_path / "checkpoint"
         monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
@@ -327,7 +321,7 @@ class TestResuming:
             assert [(row["train_s"], row["eval_s"]) for row in rows] == [(2, 2), (2, 2)]
 
 
-#: Another value of every key that members share.
+#: Different value of each shared key.
 OTHER_VALUES = {
     "model": "cnn",
     "data": "fashion_mnist",
@@ -342,8 +336,8 @@ OTHER_VALUES = {
     "num_evaluations": 5,
     "num_evaluation_images": 30,
 }
-#: Another value of every key that each has for itself.
-OWN_VALUES = {
+#: Different value of each member key.
+MEMBER_VALUES = {
     "optimizer": "adam",
     "learning_rate": 0.5,
     "schedule": "cosine",
@@ -355,7 +349,7 @@ OWN_VALUES = {
 
 
 class TestWhoMayTrainTogether:
-    def test_every_key_is_either_shared_or_a_member_s_own(self):
+    def test_each_key_is_either_shared_or_a_member_key(self):
         assert {*OTHER_VALUES, *MEMBER_KEYS, *WORKER_KEYS} == set(TRIAL_KEYS)
         assert not {*OTHER_VALUES} & {*MEMBER_KEYS}
 
@@ -366,7 +360,7 @@ class TestWhoMayTrainTogether:
             ("compression", ("none", "bf16")), ("local_steps", (1, 2)),
         ],
     )  # fmt: skip
-    def test_members_that_differ_in_how_workers_train_them_are_refused(self, name, values):
+    def test_members_with_different_worker_keys_are_rejected(self, name, values):
         assert name in WORKER_KEYS
         first, second = (complete({name: value}) for value in values)
         assert fusion_key(first) != fusion_key(second)
@@ -376,28 +370,28 @@ class TestWhoMayTrainTogether:
             check_fusible([complete({}), second])
 
     @pytest.mark.parametrize("name", OTHER_VALUES)
-    def test_members_that_differ_in_a_shared_key_are_refused_by_its_name(self, images, name):
+    def test_members_with_different_shared_keys_are_rejected(self, images, name):
         members = [{"batching": "shuffled"}, {name: OTHER_VALUES[name]}]
         first, second = (complete(member) for member in members)
         assert fusion_key(first) != fusion_key(second)
-        message = f"trials that train as one program share {name}; got {first[name]!r} and {second[name]!r}"
+        message = f"fused trials must share {name}; got {first[name]!r} and {second[name]!r}"
         with pytest.raises(InvalidConfigError, match=f"^{message}$"):
             check_fusible([first, first, second])
         with pytest.raises(InvalidConfigError, match=f"share {name}"):
             train_fused(members, [History(), History()], images=images, device="cpu")
 
-    @pytest.mark.parametrize("name", OWN_VALUES)
-    def test_members_may_differ_in_what_is_their_own(self, name):
-        first, second = complete({}), complete({name: OWN_VALUES[name]})
+    @pytest.mark.parametrize("name", MEMBER_VALUES)
+    def test_members_may_differ_in_member_keys(self, name):
+        first, second = complete({}), complete({name: MEMBER_VALUES[name]})
         assert first != second
         assert fusion_key(first) == fusion_key(second)
         check_fusible([first, second])
 
-    def test_the_order_of_a_configuration_s_keys_does_not_matter(self):
+    def test_order_of_keys_does_not_matter(self):
         config = complete({})
         assert fusion_key(dict(reversed(config.items()))) == fusion_key(config)
 
-    def test_a_broken_rule_of_one_member_is_refused_before_anything_runs(self, images):
+    def test_invalid_member_is_rejected_before_the_training(self, images):
         history = History()
         with pytest.raises(InvalidConfigError, match="learning_rate must be a number above 0"):
             train_fused([{}, {"learning_rate": -1.0}], [history, History()], images=images, device="cpu")
@@ -405,16 +399,16 @@ class TestWhoMayTrainTogether:
 
     @pytest.mark.parametrize("batching", ["single_pass", "sequential", "shuffled", "random"])
     @pytest.mark.parametrize("seeds", [(1, 1), (1, 2)])
-    def test_members_of_one_stream_key_see_the_same_batches(self, images, batching, seeds):
+    def test_members_with_one_stream_key_have_the_same_batches(self, images, batching, seeds):
         configs = [complete({"batching": batching, "seed": seed}) for seed in seeds]
         task = ImageClassification(configs, images, torch.device("cpu"), 0)
         num_streams = task.batch_indices(0, 1).shape[1]
         assert num_streams == len({stream_key(config) for config in configs})
 
-    def test_lines_all_see_the_same(self):
+    def test_lines_have_one_stream_key(self):
         assert len({stream_key(complete({"model": "line", "seed": seed})) for seed in range(3)}) == 1
 
-    def test_wide_cnns_train_alone_on_a_cpu(self):
+    def test_wide_cnns_are_not_fused_on_a_cpu(self):
         wide, narrow = (complete({"model": "cnn", "width": width}) for width in (0.25, 0.03))
         assert max_fused_trials(wide, on_gpu=False) == 1
         assert max_fused_trials(narrow, on_gpu=False) > 1

@@ -1,3 +1,5 @@
+"""Models: sizes, initial weights, stacks and dropout."""
+
 import itertools
 
 import pytest
@@ -14,7 +16,7 @@ CNN_SHAPES = {
     0.5: [(16, 1, 5, 5), (16,), (32, 16, 5, 5), (32,), (512, 1568), (512,), (10, 512), (10,)],
     1e-9: [(1, 1, 5, 5), (1,), (1, 1, 5, 5), (1,), (1, 49), (1,), (10, 1), (10,)],
 }
-#: The same layers as torch has them, at width 0.2.
+#: torch's layers of the models at width 0.2.
 TORCH_LAYERS = {
     "softmax": lambda: [nn.Linear(784, 10)],
     "cnn": lambda: [nn.Conv2d(1, 6, 5), nn.Conv2d(6, 13, 5), nn.Linear(13 * 49, 205), nn.Linear(205, 10)],
@@ -22,7 +24,7 @@ TORCH_LAYERS = {
 
 
 def stack(model, members, **config):
-    """A stack of models that share a configuration but for what ``members`` say."""
+    """Return a stack of models with one configuration, apart from the keys in ``members``."""
     return build_model([complete({"model": model, **config, **member}) for member in members])
 
 
@@ -36,12 +38,12 @@ def values(parameters):
 
 class TestSizes:
     @pytest.mark.parametrize(("model", "width"), NUM_PARAMETERS)
-    def test_the_numbers_of_parameters_are_the_known_ones(self, model, width):
+    def test_number_of_parameters(self, model, width):
         assert values(build(model, width=width).parameters()).numel() == NUM_PARAMETERS[model, width]
 
     @pytest.mark.parametrize("num_members", [1, 3])
     @pytest.mark.parametrize("width", CNN_SHAPES)
-    def test_width_scales_features_and_hidden_units_but_leaves_at_least_one(self, width, num_members):
+    def test_width_scales_features_and_hidden_units_down_to_one(self, width, num_members):
         model = stack("cnn", [{}] * num_members, width=width)
         assert [tuple(parameter.shape) for parameter in model.parameters()] == [
             (num_members, *shape) for shape in CNN_SHAPES[width]
@@ -51,22 +53,22 @@ class TestSizes:
 
     @pytest.mark.parametrize("model", ["softmax", "cnn"])
     @pytest.mark.parametrize("num_members", [1, 2])
-    def test_images_become_ten_logits_for_each_member(self, model, num_members):
+    def test_each_member_has_ten_logits_for_each_image(self, model, num_members):
         model = stack(model, [{}] * num_members, width=0.1)
         for num_streams in {1, num_members}:
             assert model(torch.rand(num_streams, 3, 1, 28, 28)).shape == (num_members, 10, 3)
 
-    def test_points_become_one_number_for_each_member(self):
+    def test_each_line_has_one_value_for_each_point(self):
         assert stack("line", [{}] * 3)(torch.rand(2, 5)).shape == (3, 5)
 
     @pytest.mark.parametrize("model", ["line", "softmax", "cnn"])
-    def test_float64_goes_all_the_way(self, model):
+    def test_float64_applies_to_parameters_and_outputs(self, model):
         network = build(model, precision="float64", width=0.1)
         inputs = torch.ones((2, 4) if model == "line" else (1, 2, 1, 28, 28), dtype=torch.float64)
         assert {parameter.dtype for parameter in network.parameters()} == {torch.float64}
         assert network(inputs).dtype == torch.float64
 
-    def test_only_float64_s_parameters_are_not_float32(self):
+    def test_parameters_are_float32_except_in_float64(self):
         precisions = ["float32", "float64", "tf32", "bfloat16"]
         types = [torch.float32, torch.float64, torch.float32, torch.float32]
         assert [parameter_type(precision) for precision in precisions] == types
@@ -76,29 +78,29 @@ class TestSizes:
 
 class TestInitialWeights:
     @pytest.mark.parametrize("precision", ["float32", "float64"])
-    def test_the_line_starts_at_0_3_and_minus_0_3_to_the_last_bit(self, precision):
+    def test_line_starts_exactly_at_0_3_and_minus_0_3(self, precision):
         line = build("line", precision=precision)
-        assert line.traced == {"W": 0, "b": 1}
+        assert line.recorded_parameters == {"W": 0, "b": 1}
         dtype = getattr(torch, precision)
         assert torch.equal(line.coefficients, torch.tensor([[0.3, -0.3]], dtype=dtype))
         x = torch.tensor([[0.0, 1.0, 2.0], [1.0, 1.0, 1.0]], dtype=dtype)
         assert line(x)[0].tolist() == pytest.approx([-0.3, 0.0, 0.3], abs=1e-7)
 
-    def test_the_tutorial_s_softmax_starts_at_zero(self):
+    def test_tutorial_weights_of_softmax_are_zero(self):
         assert not values(build("softmax").parameters()).any()
 
-    def test_the_tutorial_s_cnn_starts_from_a_normal_cut_at_two_deviations(self):
+    def test_tutorial_weights_of_the_cnn_are_truncated_normal(self):
         for name, parameter in build("cnn").named_parameters():
             if name.endswith("bias"):
                 assert (parameter == 0.1).all()
             else:
                 assert parameter.abs().max() <= 0.2
-                # A normal of deviation 0.1, cut there, keeps 0.8796 of its deviation.
+                # The truncation reduces the deviation of 0.1 by a factor of 0.8796.
                 assert parameter.std().item() == pytest.approx(0.08796, rel=0.05 if parameter.numel() > 1000 else 0.15)
                 assert parameter.mean().item() == pytest.approx(0, abs=0.01)
 
     @pytest.mark.parametrize("model", TORCH_LAYERS)
-    def test_pytorch_s_own_are_those_of_its_layers(self, model):
+    def test_pytorch_weights_are_those_of_torch_layers(self, model):
         torch.manual_seed(5)
         layers = TORCH_LAYERS[model]()
         expected = values(parameter for layer in layers for parameter in layer.parameters())
@@ -108,7 +110,7 @@ class TestInitialWeights:
 
     @pytest.mark.parametrize("model", ["softmax", "cnn"])
     @pytest.mark.parametrize("initial_weights", ["tutorial", "pytorch"])
-    def test_the_seed_determines_them(self, model, initial_weights):
+    def test_seed_determines_the_initial_weights(self, model, initial_weights):
         first, again, other = (
             values(build(model, seed=seed, width=0.1, initial_weights=initial_weights).parameters())
             for seed in (1, 1, 2)
@@ -117,7 +119,7 @@ class TestInitialWeights:
         assert torch.equal(first, other) == (model == "softmax" and initial_weights == "tutorial")
 
     @pytest.mark.parametrize("model", ["line", "softmax", "cnn"])
-    def test_each_member_of_a_stack_has_those_that_it_has_alone(self, model):
+    def test_each_member_has_the_same_initial_weights_as_alone(self, model):
         members = [
             {"initial_weights": initial_weights, "seed": seed}
             for initial_weights, seed in itertools.product(("pytorch", "tutorial"), (4, 1, 4))
@@ -126,17 +128,17 @@ class TestInitialWeights:
         for number, member in enumerate(members):
             alone = build(model, width=0.1, **member)
             assert [name for name, _ in whole.named_parameters()] == [name for name, _ in alone.named_parameters()]
-            own = (parameter[number] for parameter in whole.parameters())
-            assert torch.equal(values(own), values(alone.parameters()))
+            member_parameters = (parameter[number] for parameter in whole.parameters())
+            assert torch.equal(values(member_parameters), values(alone.parameters()))
 
-    def test_the_precision_changes_no_more_than_the_rounding(self):
+    def test_initial_weights_of_both_precisions_agree(self):
         single, double = (
             values(build("cnn", width=0.1, precision=name).parameters()) for name in ("float32", "float64")
         )
         assert torch.equal(single.double(), double)
 
     @pytest.mark.parametrize("initial_weights", ["tutorial", "pytorch"])
-    def test_the_global_generator_is_left_as_it_was(self, initial_weights):
+    def test_global_generator_is_restored(self, initial_weights):
         torch.manual_seed(11)
         before = torch.get_rng_state()
         build("cnn", width=0.1, seed=3, initial_weights=initial_weights)
@@ -145,19 +147,19 @@ class TestInitialWeights:
 
 class TestMembers:
     @pytest.mark.parametrize("model", ["softmax", "cnn"])
-    @pytest.mark.parametrize("num_streams", [1, 3], ids=["shared_images", "own_images"])
-    def test_each_computes_what_it_does_alone(self, model, num_streams):
+    @pytest.mark.parametrize("num_streams", [1, 3], ids=["shared_images", "separate_images"])
+    def test_each_member_computes_the_same_as_alone(self, model, num_streams):
         members = [{"seed": seed} for seed in (3, 1, 2)]
         config = {"width": 0.1, "precision": "float64", "initial_weights": "pytorch"}
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(num_streams, 4, 1, 28, 28, dtype=torch.float64, generator=generator)
         logits = stack(model, members, **config)(images)
         for number, member in enumerate(members):
-            own = images[[number if num_streams > 1 else 0]]
-            expected = build(model, **config, **member)(own)
+            member_images = images[[number if num_streams > 1 else 0]]
+            expected = build(model, **config, **member)(member_images)
             torch.testing.assert_close(logits[[number]], expected, rtol=0, atol=1e-14)
 
-    def test_lines_too(self):
+    def test_lines_of_a_stack_are_independent(self):
         lines = stack("line", [{}] * 3, precision="float64")
         with torch.no_grad():
             lines.coefficients.copy_(torch.tensor([[1, 2], [0, 1], [-1, 0.5]]))
@@ -174,14 +176,14 @@ class TestDropout:
     def pictures(self):
         return torch.rand(1, 4, 1, 28, 28, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
-    def test_a_mask_of_ones_is_no_mask(self, cnn, pictures):
+    def test_mask_of_ones_has_no_effect(self, cnn, pictures):
         assert torch.equal(cnn(pictures, torch.ones(1, cnn.num_hidden, 4, dtype=torch.float64)), cnn(pictures))
 
-    def test_a_mask_of_zeros_leaves_the_output_s_bias(self, cnn, pictures):
+    def test_mask_of_zeros_leaves_the_output_bias(self, cnn, pictures):
         logits = cnn(pictures, torch.zeros(1, cnn.num_hidden, 4, dtype=torch.float64))
         assert torch.equal(logits, cnn.output.bias[:, :, None].expand(1, 10, 4))
 
-    def test_a_mask_multiplies_each_hidden_unit(self, cnn, pictures):
+    def test_mask_multiplies_each_hidden_unit(self, cnn, pictures):
         mask = torch.zeros(1, cnn.num_hidden, 4, dtype=torch.float64)
         mask[:, 7] = 2.0
         with torch.no_grad():
@@ -191,7 +193,7 @@ class TestDropout:
             expected = 2 * (cnn(pictures) - bias) + bias
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-13)
 
-    def test_each_member_has_its_own_mask(self, pictures):
+    def test_mask_of_one_member_does_not_affect_others(self, pictures):
         cnns = stack("cnn", [{}] * 3, width=0.1, precision="float64")
         mask = torch.ones(3, cnns.num_hidden, 4, dtype=torch.float64)
         mask[1] = 0
@@ -199,10 +201,10 @@ class TestDropout:
         assert torch.equal(logits[1], cnns.output.bias[1, :, None].expand(10, 4))
         assert torch.equal(logits[[0, 2]], unmasked[[0, 2]])
 
-    def test_the_same_input_gives_the_same_output_in_training_and_evaluation(self, cnn, pictures):
+    def test_output_is_the_same_in_training_and_evaluation_mode(self, cnn, pictures):
         assert torch.equal(cnn.train()(pictures), cnn.eval()(pictures))
 
-    def test_models_without_hidden_units_have_nothing_to_drop(self):
+    def test_models_without_hidden_units_ignore_the_mask(self):
         assert (Line().num_hidden, Softmax().num_hidden) == (0, 0)
         pictures, softmax = torch.rand(1, 4, 1, 28, 28), build("softmax", initial_weights="pytorch")
         assert torch.equal(softmax(pictures, torch.zeros(1, 10, 4)), softmax(pictures))

@@ -1,3 +1,5 @@
+"""TensorFlow 1 optimizers: recorded steps, the contract of torch, and invariants."""
+
 import copy
 import io
 import itertools
@@ -23,7 +25,7 @@ VECTORS = json.loads((Path(__file__).parent.parent / "data" / "tensorflow1_vecto
 
 
 def build(run, parameters):
-    """The optimizer that a recorded run used."""
+    """Return the optimizer of a recorded run."""
     return build_optimizer(optimizer_name(run), parameters, run["learning_rate"], **hyperparameters(run))
 
 
@@ -32,7 +34,7 @@ def build_default(name, parameters, learning_rate=0.01):
 
 
 def reloaded(optimizer, new_optimizer):
-    """``new_optimizer`` with the state of ``optimizer``, sent through a file."""
+    """Return ``new_optimizer`` with the state of ``optimizer``, saved and loaded."""
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
@@ -41,7 +43,7 @@ def reloaded(optimizer, new_optimizer):
 
 
 def vector_steps(run, *, groups=1, reload_at=None):
-    """The parameters after each of the 20 recorded gradients."""
+    """Yield the parameters after each of the 20 recorded gradients."""
     sequence = VECTORS["sequences"][run["sequence"]]
     initial = torch.tensor(sequence["initial_params"], dtype=torch.float64)
     parameters = [torch.nn.Parameter(part.clone()) for part in initial.tensor_split(groups)]
@@ -62,25 +64,25 @@ vector_runs = pytest.mark.parametrize("run", VECTORS["runs"], ids=label)
 class TestVectors:
     @vector_runs
     @pytest.mark.parametrize("how", [{}, {"groups": 2}, {"reload_at": 10}], ids=["one_group", "two_groups", "reloaded"])
-    def test_each_step_is_tensorflow_s(self, run, how):
+    def test_each_step_matches_tensorflow(self, run, how):
         expected = torch.tensor(run["params_after_step"], dtype=torch.float64)
         torch.testing.assert_close(
             torch.stack(list(vector_steps(run, **how))), expected, rtol=0, atol=TOLERANCE["float64"]
         )
 
     @vector_runs
-    def test_a_large_tensor_taken_in_pieces_makes_the_same_steps(self, run, monkeypatch):
+    def test_updates_in_pieces_match_tensorflow(self, run, monkeypatch):
         monkeypatch.setattr(ElementwiseOptimizer, "PIECE", 2)
         expected = torch.tensor(run["params_after_step"], dtype=torch.float64)
         actual = torch.stack(list(vector_steps(run)))
         torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE["float64"])
 
-    def test_every_optimizer_is_among_the_recorded_runs(self):
+    def test_recorded_runs_cover_every_optimizer(self):
         assert {optimizer_name(run) for run in VECTORS["runs"]} == set(OPTIMIZER_DEFAULTS)
 
 
 def run_line(run):
-    """W, b after 0, 1, 2, ... steps."""
+    """Yield the step, W and b after 0, 1, 2, ... steps."""
     dtype = getattr(torch, run["dtype"])
     x = torch.tensor(LINE["x"], dtype=dtype)
     y = torch.tensor(LINE["y"], dtype=dtype)
@@ -97,17 +99,17 @@ def run_line(run):
 
 
 def sum_as_tensorflow(four):
-    # Its order of additions, which RMSprop's chaotic stretch makes visible.
+    # The order of additions matters in RMSprop's chaotic phase.
     pairs = four[:2] + four[2:]
     return pairs[0] + pairs[1]
 
 
 class TestLine:
-    # The other optimizers go down the line in test_training.py, inside the training loop: only RMSprop's results tell
-    # the loop's order of additions from TensorFlow's.
+    # test_training.py runs the other optimizers inside the training loop. Only RMSprop is sensitive to the loop's order
+    # of additions.
     @pytest.mark.parametrize("run", [run for run in LINE["runs"] if run["optimizer"] == "RMSProp"], ids=label)
-    def test_rmsprop_is_tensorflow_s_before_and_after_its_chaotic_stretch(self, run):
-        # In between it multiplies a shift of 1e-12 by a billion.
+    def test_rmsprop_matches_tensorflow_before_and_after_its_chaotic_phase(self, run):
+        # Between them it amplifies a shift of 1e-12 by a factor of a billion.
         records = {record["step"]: record for record in run["records"] if not 100 < record["step"] < 500}
         for step, slope, bias in run_line(run):
             if step in records:
@@ -115,11 +117,11 @@ class TestLine:
                 assert (slope, bias) == pytest.approx(expected, abs=TOLERANCE[run["dtype"]], rel=0)
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
-    def test_gradient_descent_is_tensorflow_s_over_30000_steps(self, dtype):
+    def test_gradient_descent_matches_tensorflow_over_30000_steps(self, dtype):
         runs = [run for run in LINE["runs"] if run["part"] == "a" and run["dtype"] == dtype]
         rates = torch.tensor([[run["learning_rate"]] for run in runs], dtype=torch.float64)
         assert sorted(rates.flatten().tolist()) == [1e-6, 1e-5, 1e-4, 1e-3, 1e-2]
-        # One row a rate, all in one tensor, so that 30,000 steps are walked once: the rates are in the gradients.
+        # One tensor has a row for each rate, and the gradients include the rates, so one run of 30,000 steps suffices.
         weights = torch.nn.Parameter(torch.tensor([[0.3, -0.3]] * len(runs), dtype=getattr(torch, dtype)))
         optimizer = build_default("gradient_descent", [weights], 0.01)
         x = torch.tensor(LINE["x"], dtype=weights.dtype)
@@ -141,7 +143,7 @@ every_optimizer = pytest.mark.parametrize("name", OPTIMIZER_DEFAULTS)
 
 
 def quadratic(name, num_steps=8, optimizer_of=build_default):
-    """A parameter of six numbers going down to 1, 2, 3, ...; returns it with its optimizer."""
+    """Return a parameter on its descent to 1, 2, ..., 6, and its optimizer."""
     parameter = torch.nn.Parameter(torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3))
     optimizer = optimizer_of(name, [parameter])
     descend(optimizer, parameter, num_steps)
@@ -158,7 +160,7 @@ def descend(optimizer, parameter, num_steps):
 
 class TestTorchContract:
     @every_optimizer
-    def test_a_scheduler_sets_the_rate_of_each_step(self, name):
+    def test_torch_scheduler_sets_the_rate_of_each_step(self, name):
         parameter, optimizer = quadratic(name, 0)
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
         by_hand, hand_optimizer = quadratic(name, 0)
@@ -171,7 +173,7 @@ class TestTorchContract:
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.5**6)
 
     @pytest.mark.parametrize("name", ["momentum", "nesterov", "adam", "rmsprop"])
-    def test_one_cycle_moves_the_momentum_too(self, name):
+    def test_one_cycle_scheduler_changes_the_momentum(self, name):
         parameter, optimizer = quadratic(name, 0)
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10)
         for _ in range(9):
@@ -182,7 +184,7 @@ class TestTorchContract:
         assert torch.isfinite(parameter).all()
 
     @every_optimizer
-    def test_a_copy_goes_on_as_the_original(self, name):
+    def test_copy_continues_like_the_original(self, name):
         parameter, optimizer = quadratic(name)
         for duplicate in (copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))):
             twin, twin_optimizer = duplicate((parameter, optimizer))
@@ -193,7 +195,7 @@ class TestTorchContract:
             assert torch.equal(twin, original)
 
     @every_optimizer
-    def test_the_closure_s_loss_is_returned(self, name):
+    def test_step_returns_the_loss_of_the_closure(self, name):
         parameter, optimizer = quadratic(name)
 
         def closure():
@@ -206,7 +208,7 @@ class TestTorchContract:
         assert optimizer.step(closure).item() == expected.item()
 
     @every_optimizer
-    def test_a_parameter_without_gradient_stays(self, name):
+    def test_parameter_without_gradient_is_unchanged(self, name):
         idle = torch.nn.Parameter(torch.ones(3))
         busy = torch.nn.Parameter(torch.ones(3))
         optimizer = build_default(name, [idle, busy])
@@ -216,7 +218,7 @@ class TestTorchContract:
         assert not torch.equal(busy, torch.ones(3))
 
     @every_optimizer
-    def test_a_parameter_that_joins_late_starts_at_its_own_first_step(self, name):
+    def test_late_parameter_starts_at_its_first_step(self, name):
         early, late, alone = (torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(3))
         both, single = build_default(name, [early, late]), build_default(name, [alone])
         for step in range(6):
@@ -229,7 +231,7 @@ class TestTorchContract:
         assert torch.equal(late, alone)
 
     @every_optimizer
-    def test_float32_channels_last_weights_are_updated_as_contiguous_ones(self, name):
+    def test_channels_last_weights_are_updated_like_contiguous_ones(self, name):
         torch.manual_seed(0)
         images = torch.rand(2, 3, 8, 8)
         plain = torch.nn.Conv2d(3, 4, 3)
@@ -243,7 +245,7 @@ class TestTorchContract:
         torch.testing.assert_close(twin.weight, plain.weight, rtol=1e-4, atol=1e-5)
 
     @every_optimizer
-    def test_a_gradient_laid_out_otherwise_than_its_parameter_counts_the_same(self, name):
+    def test_gradient_with_another_memory_layout_gives_the_same_update(self, name):
         gradient = torch.arange(6.0).reshape(2, 3) - 2
         after = []
         for layout in (gradient, gradient.t().contiguous().t()):
@@ -255,14 +257,14 @@ class TestTorchContract:
 
     @pytest.mark.parametrize("piece", [1, 2, 3, 5])
     @every_optimizer
-    def test_a_matrix_taken_in_pieces_makes_the_same_steps(self, name, monkeypatch, piece):
+    def test_matrix_in_pieces_has_the_same_updates(self, name, monkeypatch, piece):
         whole, _ = quadratic(name)
         monkeypatch.setattr(ElementwiseOptimizer, "PIECE", piece)
         in_pieces, _ = quadratic(name)
         torch.testing.assert_close(in_pieces, whole, rtol=0, atol=1e-14)
 
     @every_optimizer
-    def test_a_gradient_that_is_not_finite_does_not_pass_unseen(self, name):
+    def test_non_finite_gradient_makes_parameters_non_finite(self, name):
         parameter, optimizer = quadratic(name)
         parameter.grad = torch.full_like(parameter, math.nan)
         optimizer.step()
@@ -303,7 +305,7 @@ class TestInvariants:
 
     @settings(deadline=None, max_examples=50)
     @given(gradient_lists, rates, st.floats(0.01, 10))
-    def test_from_zero_ftrl_is_adagrad(self, gradients, lr, accumulator):
+    def test_ftrl_from_zero_is_adagrad(self, gradients, lr, accumulator):
         torch.testing.assert_close(
             walk("ftrl", [0.0] * 3, gradients, lr, initial_accumulator=accumulator),
             walk("adagrad", [0.0] * 3, gradients, lr, initial_accumulator=accumulator),
@@ -320,7 +322,7 @@ class TestInvariants:
 
     @settings(deadline=None, max_examples=50)
     @given(st.tuples(numbers, numbers, numbers), gradient_lists, rates, st.floats(0.0, 5.0))
-    def test_an_l1_penalty_never_turns_a_sign_and_zeroes_what_is_small(self, initial, gradients, lr, l1):
+    def test_l1_penalty_zeroes_small_values_and_changes_no_sign(self, initial, gradients, lr, l1):
         free = walk("proximal_gradient_descent", initial, gradients[:1], lr)
         shrunk = walk("proximal_gradient_descent", initial, gradients[:1], lr, l1=l1)
         assert (shrunk * free >= 0).all()
@@ -332,19 +334,19 @@ class TestInvariants:
         assert end[0] == end[2] == 0
         assert end[1] < 0
 
-    def test_ftrl_s_parameter_is_exactly_zero_while_the_linear_term_is_within_l1(self):
+    def test_ftrl_parameter_is_zero_while_the_linear_term_is_within_l1(self):
         end = walk("ftrl", [0.0] * 3, [(0.4, -0.4, 3.0)] * 2, 0.1, l1=1.0)
         assert end[0] == end[1] == 0
         assert end[2] < 0
 
 
 class TestRefusals:
-    def test_an_unknown_name_is_answered_with_the_known_ones(self):
+    def test_unknown_name_is_rejected_with_the_known_names(self):
         with pytest.raises(InvalidConfigError, match=r"no such optimizer 'adamw'; there are gradient_descent, .*adam"):
             build_optimizer("adamw", [torch.nn.Parameter(torch.ones(1))], 0.1)
 
     @every_optimizer
-    def test_a_foreign_hyperparameter_is_refused(self, name):
+    def test_hyperparameter_of_another_optimizer_is_rejected(self, name):
         parameter = torch.nn.Parameter(torch.ones(1))
         everything = set(itertools.chain.from_iterable(OPTIMIZER_DEFAULTS.values()))
         for foreign in sorted(everything - set(OPTIMIZER_DEFAULTS[name])):
@@ -364,13 +366,13 @@ class TestRefusals:
             ("proximal_gradient_descent", {"l1": -1.0}),
         ],
     )
-    def test_a_value_out_of_bounds_is_refused(self, name, hyperparameters):
+    def test_value_out_of_bounds_is_rejected(self, name, hyperparameters):
         (key,) = hyperparameters
         with pytest.raises(InvalidConfigError, match=key):
             build_optimizer(name, [torch.nn.Parameter(torch.ones(1))], 0.1, **hyperparameters)
 
     @every_optimizer
-    def test_a_rate_must_be_above_zero(self, name):
+    def test_nonpositive_learning_rate_is_rejected(self, name):
         with pytest.raises(InvalidConfigError, match="learning_rate must be a number above 0; got -1"):
             build_default(name, [torch.nn.Parameter(torch.ones(1))], -1.0)
 
@@ -393,7 +395,7 @@ class TestRefusals:
             (optimizers.ProximalGradientDescent, {"l1": -1}),
         ],
     )
-    def test_a_class_used_directly_checks_its_hyperparameters_as_torch_does(self, optimizer, wrong):
+    def test_class_checks_its_hyperparameters_like_torch(self, optimizer, wrong):
         (key,) = wrong
         with pytest.raises(ValueError, match=f"^{key} must be"):
             optimizer([torch.nn.Parameter(torch.ones(1))], **wrong)

@@ -1,3 +1,5 @@
+"""Learning rate schedules."""
+
 import numpy as np
 import pytest
 import torch
@@ -15,8 +17,8 @@ def rates(steps, num_samples=50_000, num_steps=5000, **config):
     return learning_rates(completed, steps, steps * completed["batch_size"] // num_samples, num_steps).tolist()
 
 
-def torch_s(num_steps, scheduler, **arguments):
-    """The rates that one of torch's schedulers gives to an optimizer whose rate is 0.3."""
+def torch_rates(num_steps, scheduler, **arguments):
+    """Return the rates of a torch scheduler for an optimizer with rate 0.3."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
     schedule = scheduler(optimizer, **arguments)
     curve = []
@@ -28,22 +30,22 @@ def torch_s(num_steps, scheduler, **arguments):
 
 
 class TestStaircase:
-    def test_the_rate_is_constant_unless_a_decay_is_asked_for(self):
+    def test_rate_is_constant_by_default(self):
         assert set(rates(range(5000))) == {1e-3}
 
-    def test_the_report_s_decay_steps_down_by_0_95_once_a_pass(self):
+    def test_decay_of_the_report_is_0_95_for_each_pass(self):
         curve = rates(range(5000), decay_rate=0.95)
-        # 5000 steps of 150 images are 15 passes over the 50,000; the last one has just begun.
+        # 5000 steps of 150 images are 15 passes over 50,000 images; the last one has just begun.
         falls = [step for step in range(1, 5000) if curve[step] != curve[step - 1]]
         assert falls == [-(-50_000 * epoch // 150) for epoch in range(1, 15)]
         assert [curve[0], *(curve[step] for step in falls)] == pytest.approx(
             [1e-3 * 0.95**n for n in range(15)], rel=1e-14
         )
 
-    def test_where_the_batch_divides_the_data_the_fall_is_at_the_first_step_of_the_next_pass(self):
+    def test_decay_happens_at_the_first_step_of_the_next_pass(self):
         assert rates([0, 499, 500, 999, 1000], batch_size=100, decay_rate=0.5) == [1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4]
 
-    def test_a_rate_is_in_double_precision_whatever_the_model_s(self):
+    def test_rates_are_float64_in_every_precision(self):
         config = complete({"learning_rate": 0.1, "decay_rate": 0.9, "precision": "float32"})
         curve = learning_rates(config, np.arange(3), np.arange(3), 3)
         assert (curve.dtype, curve.shape) == (np.float64, (3,))
@@ -52,8 +54,8 @@ class TestStaircase:
 
 class TestCosine:
     @pytest.mark.parametrize("num_steps", [1, 2, 100])
-    def test_it_is_torch_s_without_restarts(self, num_steps):
-        expected = torch_s(num_steps, CosineAnnealingLR, T_max=num_steps)
+    def test_cosine_matches_torch(self, num_steps):
+        expected = torch_rates(num_steps, CosineAnnealingLR, T_max=num_steps)
         assert rates(range(num_steps), num_steps=num_steps, learning_rate=0.3, schedule="cosine") == pytest.approx(
             expected, rel=1e-9
         )
@@ -62,14 +64,14 @@ class TestCosine:
 class TestOneCycle:
     @pytest.mark.parametrize("num_steps", [4, 10, 999])
     @pytest.mark.parametrize("warmup", [0.3, 0.5, 0.77])
-    def test_it_is_torch_s_with_its_defaults(self, num_steps, warmup):
-        expected = torch_s(num_steps - 1, OneCycleLR, max_lr=0.3, total_steps=num_steps, pct_start=warmup)
+    def test_one_cycle_matches_torch(self, num_steps, warmup):
+        expected = torch_rates(num_steps - 1, OneCycleLR, max_lr=0.3, total_steps=num_steps, pct_start=warmup)
         curve = rates(range(num_steps), num_steps=num_steps, learning_rate=0.3, schedule="one_cycle", warmup=warmup)
         assert curve[:-1] == pytest.approx(expected, rel=1e-9)
         assert curve[-1] == pytest.approx(0.3 / 25 / 1e4, rel=1e-9)
 
     @pytest.mark.parametrize("num_steps", [1, 2, 3])
-    def test_a_run_of_a_few_steps_has_rates_all_the_same(self, num_steps):
+    def test_run_of_few_steps_has_valid_rates(self, num_steps):
         curve = rates(range(num_steps), num_steps=num_steps, schedule="one_cycle")
         assert np.isfinite(curve).all()
         assert 0 < min(curve) <= max(curve) <= 1e-3
@@ -81,7 +83,7 @@ class TestOneCycle:
     peak=st.floats(1e-6, 10),
     more=st.fixed_dictionaries({"decay_rate": st.floats(0.1, 1), "warmup": st.floats(0.01, 0.99)}),
 )
-def test_a_rate_never_exceeds_the_learning_rate_nor_falls_below_zero(schedule, num_steps, peak, more):
+def test_rates_are_between_zero_and_the_learning_rate(schedule, num_steps, peak, more):
     curve = rates(range(num_steps), num_steps=num_steps, learning_rate=peak, schedule=schedule, **more)
     assert min(curve) >= 0
     assert max(curve) <= peak * (1 + 1e-12)

@@ -1,3 +1,5 @@
+"""Stacked layers, compared with torch."""
+
 import pytest
 import torch
 from torch.nn import functional
@@ -17,14 +19,14 @@ def random(*shape):
 
 
 def filled(layer):
-    """The layer with random numbers for three members, in double precision."""
+    """Return the layer with random float64 parameters for three members."""
     for name, parameter in list(layer.named_parameters()):
         setattr(layer, name, torch.nn.Parameter(random(NUM_MEMBERS, *parameter.shape[1:])))
     return layer
 
 
 def assert_same_function(outputs, expected, arguments):
-    """Compare the values, and the gradients by each argument."""
+    """Compare the values and the gradients of each argument."""
     torch.testing.assert_close(outputs, expected, rtol=0, atol=1e-12)
     weighting = random(*expected.shape)
     actual, by_torch = (torch.autograd.grad((one * weighting).sum(), arguments) for one in (outputs, expected))
@@ -33,8 +35,8 @@ def assert_same_function(outputs, expected, arguments):
 
 class TestStackedLinear:
     @pytest.mark.parametrize("num_outputs", [1, 10, FEW_OUTPUTS, FEW_OUTPUTS + 1, 40])
-    @pytest.mark.parametrize("num_streams", [1, NUM_MEMBERS], ids=["shared_inputs", "own_inputs"])
-    def test_members_are_torch_s_layers_side_by_side(self, num_streams, num_outputs):
+    @pytest.mark.parametrize("num_streams", [1, NUM_MEMBERS], ids=["shared_inputs", "separate_inputs"])
+    def test_members_match_torch_layers(self, num_streams, num_outputs):
         layer, inputs = filled(StackedLinear(20, num_outputs)), random(num_streams, 20, 6)
         expected = [
             functional.linear(inputs[member % num_streams].T, layer.weight[member], layer.bias[member]).T
@@ -42,7 +44,7 @@ class TestStackedLinear:
         ]
         assert_same_function(layer(inputs), torch.stack(expected), [inputs, *layer.parameters()])
 
-    def test_it_starts_as_one_layer_of_torch_s(self):
+    def test_initial_weights_are_those_of_the_torch_layer(self):
         torch.manual_seed(3)
         layer = StackedLinear(20, 4)
         torch.manual_seed(3)
@@ -54,19 +56,19 @@ class TestStackedLinear:
 class TestStackedConv2d:
     @pytest.mark.parametrize("kernel_size", [1, 3, 5])
     @pytest.mark.parametrize("num_inputs", [1, 2])
-    @pytest.mark.parametrize("num_streams", [1, NUM_MEMBERS], ids=["shared_images", "own_images"])
-    def test_members_are_torch_s_layers_side_by_side(self, num_streams, num_inputs, kernel_size):
+    @pytest.mark.parametrize("num_streams", [1, NUM_MEMBERS], ids=["shared_images", "separate_images"])
+    def test_members_match_torch_layers(self, num_streams, num_inputs, kernel_size):
         layer, images = filled(StackedConv2d(num_inputs, 4, kernel_size)), random(5, num_streams * num_inputs, 8, 9)
-        own = images.split(num_inputs, dim=1)
+        member_images = images.split(num_inputs, dim=1)
         expected = [
             functional.conv2d(
-                own[member % num_streams], layer.weight[member], layer.bias[member], padding=kernel_size // 2
+                member_images[member % num_streams], layer.weight[member], layer.bias[member], padding=kernel_size // 2
             )
             for member in range(NUM_MEMBERS)
         ]
         assert_same_function(layer(images), torch.cat(expected, dim=1), [images, *layer.parameters()])
 
-    def test_it_starts_as_one_layer_of_torch_s(self):
+    def test_initial_weights_are_those_of_the_torch_layer(self):
         torch.manual_seed(3)
         layer = StackedConv2d(2, 4, 5)
         torch.manual_seed(3)

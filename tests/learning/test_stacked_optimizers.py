@@ -1,3 +1,5 @@
+"""Optimizers of a stack, compared with separate ones."""
+
 import numpy as np
 import pytest
 import torch
@@ -19,15 +21,17 @@ def configs_of(members):
 
 
 def random(num_members):
-    """A stack of numbers for each shape."""
+    """Return random stacked tensors of each shape."""
     return [torch.rand(num_members, *shape, dtype=torch.float64) - 0.5 for shape in SHAPES]
 
 
 def walk_together(configs, initial, gradients, rates_on_device):
     parameters = [torch.nn.Parameter(one.clone()) for one in initial]
     optimizers = OptimizerStack(configs, parameters, rates_on_device)
-    for step_rates, own in zip(zip(*optimizers.rates(STEPS, EPOCHS, 7), strict=True), gradients, strict=True):
-        for parameter, gradient in zip(parameters, own, strict=True):
+    for step_rates, step_gradients in zip(
+        zip(*optimizers.rates(STEPS, EPOCHS, 7), strict=True), gradients, strict=True
+    ):
+        for parameter, gradient in zip(parameters, step_gradients, strict=True):
             parameter.grad = gradient
         optimizers.step(step_rates)
     return [parameter.detach() for parameter in parameters]
@@ -35,8 +39,8 @@ def walk_together(configs, initial, gradients, rates_on_device):
 
 def walk_alone(config, member, initial, gradients):
     parameters = [torch.nn.Parameter(one[member].clone()) for one in initial]
-    own = {name: config[name] for name in OPTIMIZER_DEFAULTS[config["optimizer"]]}
-    optimizer = build_optimizer(config["optimizer"], parameters, config["learning_rate"], **own)
+    hyperparameters = {name: config[name] for name in OPTIMIZER_DEFAULTS[config["optimizer"]]}
+    optimizer = build_optimizer(config["optimizer"], parameters, config["learning_rate"], **hyperparameters)
     for rate, step_gradients in zip(learning_rates(config, STEPS, EPOCHS, 7), gradients, strict=True):
         optimizer.param_groups[0]["lr"] = rate
         for parameter, gradient in zip(parameters, step_gradients, strict=True):
@@ -57,7 +61,7 @@ class TestOptimizerStack:
         ],
         ids=OPTIMIZER_DEFAULTS,
     )
-    def test_each_member_s_numbers_go_as_by_an_optimizer_of_its_own(self, monkeypatch, members, piece, rates_on_device):
+    def test_each_member_is_updated_like_by_a_separate_optimizer(self, monkeypatch, members, piece, rates_on_device):
         monkeypatch.setattr(ElementwiseOptimizer, "PIECE", piece)
         torch.manual_seed(0)
         configs = configs_of(members)
@@ -67,7 +71,7 @@ class TestOptimizerStack:
             alone = walk_alone(config, member, initial, gradients)
             torch.testing.assert_close([one[member] for one in together], alone, rtol=0, atol=1e-14)
 
-    def test_a_gradient_laid_out_otherwise_than_its_parameter_counts_the_same(self):
+    def test_gradient_with_another_memory_layout_gives_the_same_update(self):
         torch.manual_seed(0)
         configs = configs_of([{"optimizer": "adam"}, {"optimizer": "momentum"}])
         initial, gradients = random(2), [random(2) for _ in EPOCHS]
@@ -77,19 +81,19 @@ class TestOptimizerStack:
         ):
             assert torch.equal(actual, expected)
 
-    def test_adam_s_rates_have_the_corrections_of_their_steps(self):
+    def test_adam_rates_include_the_bias_corrections(self):
         configs = configs_of([{"optimizer": "adam", "learning_rate": 0.1, "decay_rate": 0.5}])
         (rates,) = OptimizerStack(configs, random(1)).rates(np.array([10, 11]), np.array([0, 1]), 20)
         expected = [0.1 * 0.5**epoch * (1 - 0.999**n) ** 0.5 / (1 - 0.9**n) for epoch, n in ((0, 11), (1, 12))]
         assert rates == pytest.approx(expected, rel=1e-14)
 
 
-class TestSliceOrder:
-    def test_those_of_one_optimizer_lie_side_by_side_in_the_order_in_which_they_came(self):
+class TestStackOrder:
+    def test_members_with_one_optimizer_are_adjacent_in_stable_order(self):
         names = ["adam", "ftrl", "adam", "momentum", "ftrl", "adam"]
         assert stack_order([complete({"optimizer": name}) for name in names]) == [0, 2, 5, 1, 4, 3]
 
-    def test_rates_decays_and_seeds_do_not_part_them_but_hyperparameters_do(self):
+    def test_hyperparameters_split_slices_but_rates_and_seeds_do_not(self):
         members = [
             {},
             {"beta1": 0.5},

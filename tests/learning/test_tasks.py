@@ -1,3 +1,5 @@
+"""Tasks: batches, replicas, augmentation, members and evaluation."""
+
 import dataclasses
 import math
 
@@ -21,7 +23,7 @@ def completed(members, **config):
 
 
 def make_task(config, images, num_hidden=0, members=({},), **replica):
-    """The task of members that share a configuration but for what ``members`` say."""
+    """Return the task of members with one configuration, apart from the keys in ``members``."""
     return ImageClassification(completed(members, **config), images, CPU, num_hidden, **replica)
 
 
@@ -30,15 +32,15 @@ def batch(task, step):
 
 
 def losses_and_gradients(config, images, num_steps, members=({},), **replica):
-    """What the last of some steps gives at the initial parameters: the earlier ones move the dropout generators only.
+    """Return loss and gradients of the last step at the initial parameters, a row for each member.
 
-    One row for each member, its loss first.
+    Earlier steps only advance the random generators.
     """
     model = build_model(completed(members, **config))
     task = make_task(config, images, model.num_hidden, members, **replica)
-    for chosen in task.batch_indices(0, num_steps):
+    for indices in task.batch_indices(0, num_steps):
         model.zero_grad()
-        losses = task.backward(model, chosen)
+        losses = task.backward(model, indices)
     return torch.cat([losses[:, None], *(parameter.grad.flatten(1) for parameter in model.parameters())], dim=1)
 
 
@@ -49,7 +51,7 @@ class TestReplicas:
     @pytest.mark.parametrize("num_replicas", [1, 2, 3, 4])
     @pytest.mark.parametrize("batch_size", [3, 7, 50], ids=lambda size: f"batch_{size}")
     @pytest.mark.parametrize("dropout", [0.0, 0.5], ids=lambda dropout: f"dropout_{dropout}")
-    def test_the_mean_of_their_gradients_is_that_of_the_whole_batch(self, images, dropout, batch_size, num_replicas):
+    def test_mean_gradient_of_replicas_is_that_of_the_whole_batch(self, images, dropout, batch_size, num_replicas):
         config = {**SMALL_CNN, "dropout": dropout, "batch_size": batch_size}
         whole = losses_and_gradients(config, images, 2)
         shares = [
@@ -58,14 +60,14 @@ class TestReplicas:
         ]
         torch.testing.assert_close(torch.stack(shares).mean(0), whole, rtol=0, atol=1e-12)
 
-    def test_softmax_s_gradients_too(self, images):
+    def test_softmax_gradients_of_replicas_average_to_the_whole(self, images):
         config = {"initial_weights": "pytorch", "precision": "float64", "batch_size": 100}
         shares = [losses_and_gradients(config, images, 1, replica=replica, num_replicas=3) for replica in range(3)]
         whole = losses_and_gradients(config, images, 1)
         torch.testing.assert_close(torch.stack(shares).mean(0), whole, rtol=0, atol=1e-12)
 
     @pytest.mark.parametrize("num_replicas", [1, 2, 3, 4])
-    def test_their_shares_are_the_batch_in_pieces_that_differ_by_one_at_most(self, images, num_replicas):
+    def test_slices_of_replicas_partition_the_batch_evenly(self, images, num_replicas):
         replicas = [
             make_task({"batch_size": 10}, images, replica=replica, num_replicas=num_replicas)
             for replica in range(num_replicas)
@@ -76,16 +78,16 @@ class TestReplicas:
 
 
 class TestBatches:
-    def test_pixels_are_fractions_of_full_brightness_in_the_order_of_the_policy(self, images):
+    def test_batches_are_scaled_images_in_the_order_of_the_policy(self, images):
         task = make_task({"batch_size": 20, "seed": 4}, images)
-        chosen = Batching("shuffled", 600, 20, 4).indices(7)
+        indices = Batching("shuffled", 600, 20, 4).indices(7)
         pictures, labels, mask = batch(task, 7)
-        assert torch.equal(pictures, images.train_images[chosen].float()[None] / 255)
-        assert torch.equal(labels, images.train_labels[chosen][None])
+        assert torch.equal(pictures, images.train_images[indices].float()[None] / 255)
+        assert torch.equal(labels, images.train_labels[indices][None])
         assert mask is None
 
     @pytest.mark.parametrize("batching", ["single_pass", "sequential", "shuffled", "random"])
-    def test_a_window_of_steps_is_laid_out_step_by_step(self, images, batching):
+    def test_batch_indices_of_a_window_equal_those_of_single_steps(self, images, batching):
         task = make_task({"batch_size": 70, "batching": batching}, images, members=[{"seed": 2}, {"seed": 5}])
         window = task.batch_indices(0, 8)
         assert window.shape == (8, 2 if batching in ("shuffled", "random") else 1, 70)
@@ -94,18 +96,18 @@ class TestBatches:
             for stream, seed in enumerate((2, 5)[: window.shape[1]]):
                 assert torch.equal(window[step, stream], Batching(batching, 600, 70, seed).indices(step))
 
-    def test_passes_are_counted_as_the_batches_are_made(self, images):
+    def test_epochs_match_the_batches(self, images):
         task, batching = make_task({"batch_size": 70}, images), Batching("shuffled", 600, 70, 0)
         steps = np.arange(100)
         assert task.epochs(steps).tolist() == [batching.epoch(step) for step in steps]
 
-    def test_a_dropout_mask_zeroes_its_share_and_scales_up_the_rest(self, images):
+    def test_dropout_mask_zeroes_a_fraction_and_scales_the_rest(self, images):
         _, _, mask = batch(make_task({"batch_size": 500, "dropout": 0.2}, images, num_hidden=100), 0)
         assert mask.shape == (1, 100, 500)
         assert set(mask.unique().tolist()) == {0.0, 1.25}
         assert (mask == 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
 
-    def test_the_masks_go_on_where_the_state_was_taken(self, images):
+    def test_masks_resume_from_a_state(self, images):
         config = {"batch_size": 5, "dropout": 0.5}
         members = [{"seed": 1}, {"seed": 2}]
         task, other = (make_task(config, images, num_hidden=30, members=members) for _ in range(2))
@@ -116,72 +118,72 @@ class TestBatches:
         assert torch.equal(batch(other, 1)[2], second)
         assert not torch.equal(first, second)
 
-    def test_nothing_is_dropped_where_nothing_is_hidden(self, images):
+    def test_no_mask_without_hidden_units(self, images):
         assert batch(make_task({"dropout": 0.5}, images, num_hidden=0), 0)[2] is None
 
 
-DISTORTED = {"max_shift": 2.0, "max_rotation": 15.0, "max_scaling": 0.1, "batch_size": 20}
+AUGMENTED = {"max_shift": 2.0, "max_rotation": 15.0, "max_scaling": 0.1, "batch_size": 20}
 
 
-class TestDistortedBatches:
-    def test_the_images_of_the_order_are_moved_each_time_anew(self, images):
-        task, plain = make_task(DISTORTED, images), make_task({"batch_size": 20}, images)
+class TestAugmentedBatches:
+    def test_each_use_of_an_image_has_another_augmentation(self, images):
+        task, plain = make_task(AUGMENTED, images), make_task({"batch_size": 20}, images)
         pictures, labels, _ = batch(task, 7)
         assert pictures.shape == (1, 20, 1, 28, 28)
         assert torch.equal(labels, batch(plain, 7)[1])
-        # About as bright as they were, and never the same twice.
+        # The brightness is similar, and each augmentation differs.
         assert pictures.mean().item() == pytest.approx(batch(plain, 7)[0].mean().item(), rel=0.2)
         assert not torch.equal(pictures, batch(task, 7)[0])
 
-    def test_nothing_is_drawn_where_nothing_moves(self, images):
+    def test_no_generator_without_augmentation(self, images):
         assert make_task({"batch_size": 20}, images).generators == []
 
-    def test_dropout_is_the_same_with_and_without(self, images):
+    def test_dropout_does_not_depend_on_augmentation(self, images):
         config = {"dropout": 0.5, "batch_size": 20}
-        masks = [batch(make_task({**config, **more}, images, 30), 0)[2] for more in ({}, DISTORTED)]
+        masks = [batch(make_task({**config, **more}, images, 30), 0)[2] for more in ({}, AUGMENTED)]
         assert torch.equal(*masks)
 
     @pytest.mark.parametrize("batching", ["sequential", "shuffled"])
-    def test_each_member_moves_what_it_does_alone(self, images, batching):
+    def test_each_member_has_the_same_augmentation_as_alone(self, images, batching):
         members = [{"seed": seed} for seed in (5, 1, 5)]
-        config = {**DISTORTED, "batching": batching, "precision": "float64"}
+        config = {**AUGMENTED, "batching": batching, "precision": "float64"}
         task = make_task(config, images, members=members)
         singles = [make_task({**config, **member}, images) for member in members]
         for step in range(3):
             pictures = batch(task, step)[0]
             assert pictures.shape == (3, 20, 1, 28, 28)
             assert not torch.equal(pictures[0], pictures[1])
-            for own, single in zip(pictures, singles, strict=True):
-                torch.testing.assert_close(own, batch(single, step)[0][0], rtol=0, atol=1e-14)
+            for member_pictures, single in zip(pictures, singles, strict=True):
+                torch.testing.assert_close(member_pictures, batch(single, step)[0][0], rtol=0, atol=1e-14)
 
-    def test_replicas_have_the_pieces_of_one_batch(self, images):
-        config = {**DISTORTED, "precision": "float64"}
+    def test_replicas_have_slices_of_one_batch(self, images):
+        config = {**AUGMENTED, "precision": "float64"}
         pieces = [batch(make_task(config, images, replica=replica, num_replicas=3), 0)[0] for replica in range(3)]
         whole = batch(make_task(config, images), 0)[0]
         torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=0, atol=1e-14)
 
-    def test_they_go_on_where_the_state_was_taken(self, images):
-        task, other = make_task(DISTORTED, images), make_task(DISTORTED, images)
+    def test_augmentation_resumes_from_a_state(self, images):
+        task, other = make_task(AUGMENTED, images), make_task(AUGMENTED, images)
         batch(task, 0)
         other.load_state_dict(task.state_dict())
         assert torch.equal(batch(task, 1)[0], batch(other, 1)[0])
 
-    def test_held_out_images_stay_as_they_are(self, images):
+    def test_evaluation_images_are_not_augmented(self, images):
         config = {**SMALL_CNN, "num_evaluation_images": 50}
         model = build_model(completed([{}], **config))
-        plain, distorted = (make_task({**config, **more}, images) for more in ({}, DISTORTED))
-        assert plain.evaluate(model) == distorted.evaluate(model)
+        plain, augmented = (make_task({**config, **more}, images) for more in ({}, AUGMENTED))
+        assert plain.evaluate(model) == augmented.evaluate(model)
 
 
 class TestMembers:
-    def test_those_of_one_seed_share_their_images(self, images):
+    def test_members_with_one_seed_share_images(self, images):
         task = make_task({"batch_size": 20}, images, members=[{"optimizer": "adam"}, {"learning_rate": 0.5}])
         pictures, labels, _ = batch(task, 7)
         alone = batch(make_task({"batch_size": 20}, images), 7)
         assert torch.equal(pictures, alone[0])
         assert torch.equal(labels, alone[1])
 
-    def test_those_of_several_seeds_see_what_each_does_alone(self, images):
+    def test_members_with_several_seeds_have_the_same_batches_as_alone(self, images):
         members = [{"seed": seed} for seed in (5, 1, 5, 0)]
         pictures, labels, _ = batch(make_task({"batch_size": 20}, images, members=members), 7)
         assert pictures.shape == (4, 20, 1, 28, 28)
@@ -191,11 +193,11 @@ class TestMembers:
             assert torch.equal(labels[number], alone[1][0])
 
     @pytest.mark.parametrize("batching", ["single_pass", "sequential"])
-    def test_all_share_their_images_where_the_order_has_no_seed(self, images, batching):
+    def test_members_share_images_if_the_order_has_no_seed(self, images, batching):
         task = make_task({"batch_size": 20, "batching": batching}, images, members=[{"seed": 1}, {"seed": 2}])
         assert batch(task, 7)[0].shape == (1, 20, 1, 28, 28)
 
-    def test_each_drops_what_it_does_alone(self, images):
+    def test_each_member_has_the_same_dropout_mask_as_alone(self, images):
         config = {"batch_size": 20}
         members = [{"seed": 5, "dropout": 0.5}, {"seed": 1, "dropout": 0.2}, {"seed": 5, "dropout": 0.7}]
         task = make_task(config, images, 30, members)
@@ -203,21 +205,21 @@ class TestMembers:
         for step in range(3):
             mask = batch(task, step)[2]
             assert mask.shape == (3, 30, 20)
-            for own, single in zip(mask, singles, strict=True):
-                assert torch.equal(own, batch(single, step)[2][0])
+            for member_mask, single in zip(mask, singles, strict=True):
+                assert torch.equal(member_mask, batch(single, step)[2][0])
 
-    def test_those_of_one_seed_draw_the_same_noise(self, images):
+    def test_members_with_one_seed_have_the_same_random_numbers(self, images):
         members = [{"dropout": 0.2}, {"dropout": 0.5}]
         _, _, mask = batch(make_task({"batch_size": 100}, images, 30, members), 0)
         assert ((mask[1] > 0) <= (mask[0] > 0)).all()
 
-    def test_one_without_dropout_among_others_keeps_every_unit(self, images):
+    def test_member_without_dropout_has_a_mask_of_ones(self, images):
         members = [{"dropout": 0.5}, {"dropout": 0.0}, {"dropout": 0.0, "seed": 3}]
         _, _, mask = batch(make_task({"batch_size": 100}, images, 30, members), 0)
         assert (mask[1:] == 1).all()
         assert (mask[0] == 0).any()
 
-    def test_there_is_one_generator_for_each_seed_and_none_where_nothing_is_dropped(self, images):
+    def test_each_distinct_seed_has_a_generator_if_there_is_dropout(self, images):
         seeds = [{"seed": seed} for seed in (5, 1, 5)]
         assert len(make_task({"dropout": 0.5}, images, 30, seeds).generators) == 2
         assert make_task({}, images, 30, seeds).generators == []
@@ -228,24 +230,24 @@ class TestMembers:
         [{"initial_weights": "pytorch", "precision": "float64"}, {**SMALL_CNN, "dropout": 0.5}],
         ids=["softmax", "cnn"],
     )
-    def test_each_has_the_loss_and_the_gradients_that_it_has_alone(self, images, config, seeds):
+    def test_each_member_has_the_same_loss_and_gradients_as_alone(self, images, config, seeds):
         config = {**config, "batch_size": 20}
         members = [{"seed": seed} for seed in seeds]
         together = losses_and_gradients(config, images, 2, members)
         alone = [losses_and_gradients({**config, **member}, images, 2) for member in members]
         torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-14)
 
-    def test_the_loss_is_the_same_with_and_without_the_gradients(self, images):
+    def test_losses_equal_those_of_the_backward_pass(self, images):
         config = {**SMALL_CNN, "batch_size": 20}
         model = build_model(completed([{}, {"seed": 1}], **config))
         task = make_task(config, images, model.num_hidden, [{}, {"seed": 1}])
-        (chosen,) = task.batch_indices(0, 1)
-        assert torch.equal(task.losses(model, chosen).detach(), task.backward(model, chosen))
+        (indices,) = task.batch_indices(0, 1)
+        assert torch.equal(task.losses(model, indices).detach(), task.backward(model, indices))
 
 
 @pytest.fixture
 def three_and_two():
-    """Black images but for one bright pixel each: of three for validation, and two for the test."""
+    """Images with one bright pixel each: three for validation, and two for the test."""
     arrays = {"name": np.array("mnist")}
     splits = {"train": ([0], [0]), "valid": ([1, 2, 2], [1, 2, 5]), "test": ([3, 9], [4, 9])}
     for split, (pixels, labels) in splits.items():
@@ -259,7 +261,7 @@ def three_and_two():
 class TestEvaluation:
     @pytest.fixture
     def model(self):
-        """Its logit of class c is log(3) where pixel c is white and 0 where it is black."""
+        """A model whose logit of class c is log(3) if pixel c is white, and 0 if it is black."""
         model = build_model(completed([{}], precision="float64"))
         with torch.no_grad():
             model.output.weight[0, :, :10] = math.log(3) * torch.eye(10, dtype=torch.float64)
@@ -269,8 +271,8 @@ class TestEvaluation:
         metrics = make_task({"precision": "float64", "batch_size": 1, **config}, images).evaluate(model)
         return {name: value for name, (value,) in metrics.items()}
 
-    def test_loss_and_accuracy_are_the_means_over_each_split(self, three_and_two, model):
-        # The softmax gives the bright class 3/12 and each of the nine others 1/12.
+    def test_metrics_are_means_over_each_split(self, three_and_two, model):
+        # The probability of the bright class is 3/12, and that of each other class 1/12.
         bright, dark = math.log(4), math.log(12)
         assert self.evaluate(three_and_two, model) == pytest.approx(
             {
@@ -282,18 +284,17 @@ class TestEvaluation:
             abs=1e-14,
         )
 
-    def test_only_the_first_images_count_where_fewer_are_asked_for(self, three_and_two, model):
+    def test_num_evaluation_images_selects_the_first_images(self, three_and_two, model):
         bright, dark = math.log(4), math.log(12)
         assert self.evaluate(three_and_two, model, num_evaluation_images=2) == pytest.approx(
             {"valid_loss": bright, "valid_accuracy": 1.0, "test_loss": (dark + bright) / 2, "test_accuracy": 0.5},
             abs=1e-14,
         )
-        one = self.evaluate(three_and_two, model, num_evaluation_images=1)
-        assert one == pytest.approx(
+        assert self.evaluate(three_and_two, model, num_evaluation_images=1) == pytest.approx(
             {"valid_loss": bright, "valid_accuracy": 1.0, "test_loss": dark, "test_accuracy": 0.0}, abs=1e-14
         )
 
-    def test_each_member_of_a_stack_has_its_own(self, images):
+    def test_each_member_has_the_same_metrics_as_alone(self, images):
         members = [{"seed": seed} for seed in (3, 1, 2)]
         config = {"initial_weights": "pytorch", "precision": "float64"}
         metrics = make_task(config, images, members=members).evaluate(build_model(completed(members, **config)))
@@ -301,7 +302,7 @@ class TestEvaluation:
             expected = self.evaluate(images, build_model(completed([member], **config)))
             assert {name: values[number] for name, values in metrics.items()} == pytest.approx(expected, abs=1e-14)
 
-    def test_the_size_of_a_forward_pass_does_not_matter(self, images, monkeypatch):
+    def test_size_of_a_forward_pass_does_not_change_the_metrics(self, images, monkeypatch):
         model = build_model(completed([{}], initial_weights="pytorch", precision="float64"))
         whole = self.evaluate(images, model)
         monkeypatch.setattr(evaluation, "SKIPPING_IMAGES", {"cpu": (7, 7)})
@@ -311,13 +312,13 @@ class TestEvaluation:
         ("numbers", "num_members", "size"),
         [(40_000, 1, 51), (40_000, 2, 25), (40_000, 8, 25), (80_000, 2, 51), (10_000_000, 1, 1000)],
     )
-    def test_a_forward_pass_has_as_many_images_as_its_largest_layer_may_have_numbers_but_25_to_1000(
+    def test_size_of_a_forward_pass_depends_on_the_largest_layer_between_25_and_1000(
         self, images, monkeypatch, numbers, num_members, size
     ):
         monkeypatch.setattr(evaluation, "EVALUATION_NUMBERS", {"cpu": numbers})
         pictures = images.valid_images.repeat(12, 1, 1, 1), images.valid_labels.repeat(12)
         many = ImageData("mnist", images.train_images, images.train_labels, *pictures, *pictures)
-        # One feature in the first layer: 784 numbers an image and member.
+        # One feature in the first layer, that is 784 numbers for each image and member.
         members = [{}] * num_members
         model = build_model(completed(members, model="cnn", width=0.03))
         sizes = []
@@ -326,10 +327,10 @@ class TestEvaluation:
         assert max(sizes) == sizes[0] == size
         assert sum(sizes) == 2400
 
-    def test_black_pixels_may_be_left_out(self, images, monkeypatch):
+    def test_skipped_black_pixels_do_not_change_the_metrics(self, images, monkeypatch):
         members = [{"seed": seed} for seed in (1, 2, 3)]
         model = build_model(completed(members, initial_weights="pytorch", precision="float64"))
-        # The made-up images have no black border: give them one.
+        # The synthetic images get a black border.
         framed = dataclasses.replace(
             images,
             valid_images=functional.pad(images.valid_images[..., 4:-4, 4:-4], (4, 4, 4, 4)),
@@ -348,7 +349,7 @@ class TestEvaluation:
         for name, values in whole.items():
             assert without[name] == pytest.approx(values, abs=1e-13)
 
-    def test_nothing_is_dropped(self, images):
+    def test_evaluation_has_no_dropout(self, images):
         model = build_model(completed([{}], model="cnn", width=0.05))
         evaluations = [
             make_task({"dropout": dropout}, images, num_hidden=model.num_hidden).evaluate(model)
@@ -357,33 +358,33 @@ class TestEvaluation:
         assert evaluations[0] == evaluations[1]
 
 
-class TestLineFit:
+class TestLineRegression:
     @pytest.fixture
     def line(self):
         return LineRegression(completed([{}], model="line", precision="float64"), CPU)
 
-    def test_the_loss_is_the_sum_of_squared_errors_over_all_points_at_every_step(self, line):
+    def test_line_loss_is_the_sum_of_squared_errors(self, line):
         model = build_model(completed([{}], model="line", precision="float64"))
         by_hand = sum((0.3 * x - 0.3 - (1 - x)) ** 2 for x in (1, 2, 3, 4))
         assert by_hand == pytest.approx(23.66)
         for step in (0, 1, 1000):
-            (chosen,) = line.batch_indices(step, step + 1)
-            assert line.losses(model, chosen).tolist() == pytest.approx([by_hand], abs=1e-14)
-            assert line.backward(model, chosen).tolist() == pytest.approx([by_hand], abs=1e-14)
+            (indices,) = line.batch_indices(step, step + 1)
+            assert line.losses(model, indices).tolist() == pytest.approx([by_hand], abs=1e-14)
+            assert line.backward(model, indices).tolist() == pytest.approx([by_hand], abs=1e-14)
 
-    def test_the_gradient_that_is_written_out_is_autograd_s(self, line):
+    def test_gradient_formula_matches_autograd(self, line):
         model = build_model(completed([{}] * 50, model="line", precision="float64"))
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             model.coefficients.uniform_(-5, 5, generator=generator)
-        (chosen,) = line.batch_indices(0, 1)
-        losses = line.losses(model, chosen)
+        (indices,) = line.batch_indices(0, 1)
+        losses = line.losses(model, indices)
         (expected,) = torch.autograd.grad(losses.sum(), [model.coefficients])
-        torch.testing.assert_close(line.backward(model, chosen), losses.detach(), rtol=1e-15, atol=0)
-        # The sums' terms are up to 200 in size.
+        torch.testing.assert_close(line.backward(model, indices), losses.detach(), rtol=1e-15, atol=0)
+        # The terms of the sums are up to 200.
         torch.testing.assert_close(model.coefficients.grad, expected, rtol=0, atol=1e-12)
 
-    def test_every_step_is_a_pass_and_there_is_nothing_to_evaluate_on(self, line):
+    def test_each_step_is_a_pass_and_there_are_no_evaluations(self, line):
         assert line.epochs(np.array([0, 1, 7])).tolist() == [0, 1, 7]
         assert line.evaluate(build_model(completed([{}], model="line"))) == {}
         assert (line.num_steps, line.generators) == (None, [])

@@ -1,3 +1,5 @@
+"""Training loop: curves, precision, divergence, resume and reproducibility."""
+
 import itertools
 import math
 
@@ -38,7 +40,7 @@ def run_line(**config):
 
 class TestLine:
     @pytest.mark.parametrize("recorded", [run for run in LINE["runs"] if run["part"] == "b"], ids=label)
-    def test_each_recorded_step_is_tensorflow_s(self, recorded):
+    def test_each_recorded_step_matches_tensorflow(self, recorded):
         row, history = run_line(
             optimizer=optimizer_name(recorded),
             learning_rate=recorded["learning_rate"],
@@ -53,9 +55,9 @@ class TestLine:
             actual = [history[name, step] for name in ("train_loss", "W", "b")]
             expected = [record["loss"], record["W"], record["b"]]
             if recorded["optimizer"] == "RMSProp" and step > 100:
-                # Its approach to the optimum multiplies a difference in the last digit a billion times, and torch adds
-                # the four points up in an order of its own. Then it jumps from one side of the optimum to the other at
-                # every step, and who is on which side is chance; how far away they are, and the loss, is not.
+                # The approach to the optimum amplifies the last digit by a factor of a billion, and torch adds the four
+                # points in another order. Then the parameters jump across the optimum at every step, on a random side,
+                # but with a determined distance and loss.
                 tolerance = max(TOLERANCE[recorded["dtype"]], 1e-6)
                 actual[1:] = [abs(actual[1] + 1), abs(actual[2] - 1)]
                 expected[1:] = [abs(expected[1] + 1), abs(expected[2] - 1)]
@@ -63,7 +65,7 @@ class TestLine:
 
     @pytest.mark.parametrize("precision", ["float32", "float64"])
     @pytest.mark.parametrize("learning_rate", [1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
-    def test_gradient_descent_is_tensorflow_s_at_each_rate_over_1000_steps(self, learning_rate, precision):
+    def test_gradient_descent_matches_tensorflow_at_each_rate(self, learning_rate, precision):
         (recorded,) = (
             run
             for run in LINE["runs"]
@@ -76,7 +78,7 @@ class TestLine:
                 expected = [record["loss"], record["W"], record["b"]]
                 assert actual == pytest.approx(expected, abs=TOLERANCE[precision], rel=0)
 
-    def test_the_loss_of_each_row_is_that_of_the_row_s_w_and_b(self):
+    def test_loss_of_a_row_belongs_to_its_parameters(self):
         _, history = run_line(steps=30, precision="float64", num_evaluations=7)
         for step in range(31):
             slope, bias = history["W", step], history["b", step]
@@ -84,12 +86,12 @@ class TestLine:
             assert history["train_loss", step] == pytest.approx(by_hand, abs=1e-13)
 
     @pytest.mark.parametrize("num_evaluations", [1, 7, 50])
-    def test_there_is_a_row_before_the_first_update_and_one_after_the_last(self, num_evaluations):
+    def test_rows_include_the_states_before_the_first_and_after_the_last_update(self, num_evaluations):
         _, history = run_line(steps=50, num_evaluations=num_evaluations)
         for name in CURVES["line"]:
             assert history.steps(name) == list(range(51))
 
-    def test_a_decay_falls_at_every_step_for_each_is_a_pass(self):
+    def test_decay_of_the_line_happens_at_every_step(self):
         _, history = run_line(steps=3, decay_rate=0.5, precision="float64")
         slope, bias = 0.3, -0.3
         for step in range(3):
@@ -101,14 +103,14 @@ class TestLine:
 
 class TestRows:
     @pytest.mark.parametrize("config", [SOFTMAX, CNN], ids=["softmax", "cnn"])
-    def test_images_have_a_loss_before_each_update_and_metrics_at_the_evaluations(self, run, config):
+    def test_images_have_a_loss_before_each_update_and_metrics_at_evaluations(self, run, config):
         _, history, _ = run(config)
         assert {name for name, _ in history} == {"train_loss"} | EVALUATIONS
         assert history.steps("train_loss") == list(range(24))
         for name in EVALUATIONS:
             assert history.steps(name) == [4, 8, 12, 16, 20, 24]
 
-    def test_a_row_describes_the_state_after_its_number_of_updates(self, run, images):
+    def test_row_describes_the_state_after_its_number_of_updates(self, run, images):
         _, history, parameters = run({**SOFTMAX, "steps": 5, "num_evaluations": 5})
         by_hand = Training([complete(SOFTMAX)], images, CPU)
         assert history["train_loss", 0] == pytest.approx(math.log(10), abs=1e-6)
@@ -118,33 +120,33 @@ class TestRows:
         assert same_bits(parameters, by_hand.model.parameters())
 
     @given(st.integers(1, 3000), st.integers(1, 200))
-    def test_evaluations_are_evenly_spaced_and_end_at_the_end(self, num_steps, num_evaluations):
+    def test_evaluations_are_evenly_spaced_up_to_the_last_step(self, num_steps, num_evaluations):
         steps = training._evaluation_steps(num_steps, num_evaluations)
         assert len(steps) == min(num_steps, num_evaluations)
         assert steps[-1] == num_steps
         gaps = [after - before for before, after in itertools.pairwise([0, *steps])]
         assert min(gaps) >= 1
-        # Each is rounded by half a step at most.
+        # Each step is rounded by at most one half.
         assert max(gaps) - min(gaps) <= 2
 
     def test_5000_steps_are_evaluated_every_100(self):
         assert training._evaluation_steps(5000, 50) == list(range(100, 5001, 100))
 
-    def test_how_often_it_is_evaluated_changes_no_update(self, run):
+    def test_number_of_evaluations_changes_no_update(self, run):
         seldom, often = (run({**CNN, "num_evaluations": number}) for number in (1, 24))
         assert seldom[1].curve("train_loss") == often[1].curve("train_loss")
         assert same_bits(seldom[2], often[2])
 
-    def test_it_learns(self, run):
+    def test_softmax_learns(self, run):
         _, history, _ = run({**SOFTMAX, "optimizer": "adam", "learning_rate": 0.01, "steps": 60})
         assert history["test_accuracy", 60] > 0.95
 
 
 class TestCurves:
-    """What ``Training.run`` and ``look`` return: (quantities, members, steps)."""
+    """Curves of ``Training.run`` and ``loss_at``: (quantities, members, steps)."""
 
     @pytest.mark.parametrize("config", [LINE_FIT, SOFTMAX, CNN], ids=["line", "softmax", "cnn"])
-    def test_there_is_a_number_for_each_quantity_member_and_step(self, images, config):
+    def test_curves_have_a_number_for_each_quantity_member_and_step(self, images, config):
         members = [complete({**config, "learning_rate": rate}) for rate in (1e-3, 2e-3, 3e-3)]
         stack = Training(members, None if config["model"] == "line" else images, CPU)
         assert set(stack.curves) == CURVES[config["model"]]
@@ -154,7 +156,7 @@ class TestCurves:
         assert np.isfinite(stack.run(4, 6)).all()
 
     @pytest.mark.parametrize("config", [LINE_FIT, SOFTMAX, CNN], ids=["line", "softmax", "cnn"])
-    def test_how_the_steps_are_divided_changes_no_bit(self, images, monkeypatch, config):
+    def test_division_into_windows_changes_no_bit(self, images, monkeypatch, config):
         whole, parts = (
             Training(
                 [complete({**config, "optimizer": optimizer, "decay_rate": 0.9}) for optimizer in ("adam", "ftrl")],
@@ -170,7 +172,7 @@ class TestCurves:
         assert same_bits(parts.model.parameters(), whole.model.parameters())
 
     @pytest.mark.parametrize("config", [LINE_FIT, SOFTMAX], ids=["line", "softmax"])
-    def test_a_look_is_what_the_next_step_starts_from_and_changes_nothing(self, images, config):
+    def test_loss_at_is_the_loss_of_the_next_step_and_has_no_side_effect(self, images, config):
         stack = Training([complete(config)], None if config["model"] == "line" else images, CPU)
         stack.run(0, 5)
         seen = stack.loss_at(5)
@@ -185,28 +187,28 @@ class TestPrecision:
 
     @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
     @pytest.mark.parametrize("config", [LINE_FIT, SOFTMAX, CNN], ids=["line", "softmax", "cnn"])
-    def test_parameters_are_float32_where_only_products_are_shorter(self, run_in, config, precision):
+    def test_parameters_are_float32_if_only_products_are_shorter(self, run_in, config, precision):
         row, history, parameters = run_in(config, precision)
         assert row["status"] == "finished"
         assert {parameter.dtype for parameter in parameters} == {torch.float32}
         assert all(math.isfinite(value) for value in history.values())
 
     @pytest.mark.parametrize("config", [LINE_FIT, SOFTMAX, CNN], ids=["line", "softmax", "cnn"])
-    def test_tf32_is_float32_to_the_last_bit_where_there_is_no_gpu(self, run_in, config):
+    def test_tf32_equals_float32_without_a_gpu(self, run_in, config):
         single, short = (run_in(config, precision) for precision in ("float32", "tf32"))
         assert short[1] == single[1]
         assert same_bits(short[2], single[2])
 
     @pytest.mark.parametrize("config", [SOFTMAX, CNN], ids=["softmax", "cnn"])
-    def test_bfloat16_is_close_to_float32_and_not_the_same(self, run_in, config):
+    def test_bfloat16_is_close_to_float32_but_different(self, run_in, config):
         single, short = (run_in(config, precision)[1] for precision in ("float32", "bfloat16"))
         assert short.curve("train_loss") != single.curve("train_loss")
-        # Its numbers have eight bits; the losses are up to 2.4, and were seen to differ by up to 0.0012.
+        # bfloat16 has eight bits. The losses are up to 2.4, with observed differences up to 0.0012.
         assert short.curve("train_loss") == pytest.approx(single.curve("train_loss"), abs=5e-3)
         assert short.curve("valid_loss") == pytest.approx(single.curve("valid_loss"), abs=5e-3)
 
     @pytest.mark.parametrize("precision", ["float32", "float64", "tf32", "bfloat16"])
-    def test_products_are_shorter_where_the_configuration_says_so_and_nowhere_else(self, images, precision):
+    def test_precision_of_products_applies_only_inside_the_training(self, images, precision):
         stack = Training([complete({**CNN, "precision": precision})], images, CPU)
         seen = []
         stack.model.register_forward_pre_hook(
@@ -230,7 +232,7 @@ class TestPrecision:
 
     @pytest.mark.parametrize(("around", "flag"), [("tf32", "tf32"), ("float64", "ieee")])
     @pytest.mark.parametrize("within", ["float32", "tf32"])
-    def test_how_gpus_made_products_before_is_restored_also_after_an_error(self, around, flag, within):
+    def test_product_precision_is_restored_after_success_and_error(self, around, flag, within):
         with training._matrix_products(around):
             with training._matrix_products(within):
                 assert _gpu_products() == ["tf32" if within == "tf32" else "ieee"] * 2
@@ -245,7 +247,7 @@ def _gpu_products():
 
 
 class TestEnds:
-    def test_the_returned_row_has_the_documented_keys(self, run):
+    def test_returned_row_has_the_documented_keys(self, run):
         row, _, _ = run(SOFTMAX)
         assert row == {
             "status": "finished",
@@ -260,42 +262,42 @@ class TestEnds:
         }
         assert min(row["setup_s"], row["train_s"], row["eval_s"]) > 0
 
-    def test_a_single_pass_ends_the_run_and_says_so(self, run):
+    def test_single_pass_ends_the_run_with_a_reason(self, run):
         row, history, _ = run({**SOFTMAX, "batching": "single_pass"})
         assert (row["status"], row["stop_reason"]) == ("finished", "single pass over after 15 steps")
         assert row["steps_run"] == 15
         assert history.steps("train_loss") == list(range(15))
         assert history.steps("test_loss")[-1] == 15
 
-    def test_a_single_pass_that_is_not_over_is_not_mentioned(self, run):
+    def test_unfinished_single_pass_is_not_a_stop_reason(self, run):
         for steps in (10, 15):
             row, _, _ = run({**SOFTMAX, "batching": "single_pass", "steps": steps})
             assert (row["steps_run"], row["stop_reason"]) == (steps, "all steps done")
 
-    def test_an_unknown_key_is_refused(self):
+    def test_unknown_key_is_rejected(self):
         with pytest.raises(InvalidConfigError, match="no such key 'epochs'"):
             train({"epochs": 5}, History())
 
-    def test_a_batch_larger_than_the_data_is_refused(self, run):
+    def test_batch_larger_than_the_data_is_rejected(self, run):
         with pytest.raises(InvalidConfigError, match="batch_size must be 1 to 600"):
             run({"batch_size": 601})
 
-    def test_the_default_device_works(self, images):
+    def test_default_device_works(self, images):
         history = History()
         row = train(SOFTMAX, history, images=images)
         assert row["status"] == "finished"
         assert (row["device"] == "cpu") == (not torch.cuda.is_available())
         assert len(history.steps("train_loss")) == 24
 
-    def test_images_are_loaded_where_none_are_given(self, images, monkeypatch):
-        asked = []
-        monkeypatch.setattr(training, "load_images", lambda name: asked.append(name) or images)
+    def test_images_are_loaded_by_default(self, images, monkeypatch):
+        loaded = []
+        monkeypatch.setattr(training, "load_images", lambda name: loaded.append(name) or images)
         train({**SOFTMAX, "data": "fashion_mnist", "steps": 1}, History(), device="cpu")
-        assert asked == ["fashion_mnist"]
+        assert loaded == ["fashion_mnist"]
 
 
 def fifth_loss_over_the_limit(learning_rate):
-    """At which step the line's loss is 10,000 times the first for the fifth time, in Python's own numbers."""
+    """Return the step at which the line's loss exceeds 10,000 times the first for the fifth time."""
     slope, bias, over = 0.3, -0.3, 0
     for step in itertools.count():
         errors = [slope * x + bias - (1 - x) for x in (1, 2, 3, 4)]
@@ -309,7 +311,7 @@ def fifth_loss_over_the_limit(learning_rate):
 class TestDivergence:
     @pytest.mark.parametrize("num_evaluations", [1, 50, 1000])
     @pytest.mark.parametrize("learning_rate", [0.035, 0.05, 0.5])
-    def test_it_is_noticed_at_its_step_however_seldom_the_device_is_asked(self, learning_rate, num_evaluations):
+    def test_divergence_is_detected_at_its_step_for_any_number_of_evaluations(self, learning_rate, num_evaluations):
         expected = fifth_loss_over_the_limit(learning_rate)
         row, history = run_line(
             learning_rate=learning_rate, steps=1000, precision="float64", num_evaluations=num_evaluations
@@ -319,13 +321,13 @@ class TestDivergence:
         assert f"at step {expected}, for 5 steps over 10000 times the first" in row["stop_reason"]
         assert history.steps("train_loss") == history.steps("W") == list(range(expected))
 
-    def test_a_loss_that_is_not_finite_ends_the_run_at_once(self, run):
+    def test_non_finite_loss_ends_the_run(self, run):
         row, history, _ = run({**SOFTMAX, "learning_rate": 1e38, "steps": 1000, "num_evaluations": 50})
         assert (row["status"], row["stop_reason"]) == ("diverged", "non-finite loss at step 1")
         assert row["steps_run"] == 1
         assert list(history) == [("train_loss", 0)]
 
-    def test_softmax_at_a_million_counts_as_diverged_although_it_stays_finite(self, run):
+    def test_softmax_at_a_huge_rate_diverges_with_finite_losses(self, run):
         row, history, _ = run({**SOFTMAX, "learning_rate": 1e6, "steps": 1000, "num_evaluations": 50})
         assert row["status"] == "diverged"
         assert "over 10000 times the first" in row["stop_reason"]
@@ -333,12 +335,12 @@ class TestDivergence:
         assert len(history.steps("train_loss")) == row["steps_run"]
 
     @pytest.mark.parametrize("optimizer", OPTIMIZER_DEFAULTS)
-    def test_a_rate_that_float32_cannot_hold_is_a_divergence_and_no_error(self, optimizer):
+    def test_rate_beyond_float32_is_a_divergence(self, optimizer):
         row, _ = run_line(optimizer=optimizer, learning_rate=1e39, steps=10)
         assert (row["status"], row["steps_run"]) == ("diverged", 1)
 
     @pytest.mark.parametrize("num_evaluations", [1, 12])
-    def test_a_loss_that_jumps_and_comes_back_is_no_divergence(self, run, num_evaluations):
+    def test_loss_that_recovers_is_no_divergence(self, run, num_evaluations):
         config = {**CNN, "width": 1.0, "optimizer": "adam", "learning_rate": 0.5, "steps": 12}
         row, history, _ = run({**config, "num_evaluations": num_evaluations})
         losses = [history["train_loss", step] for step in range(12)]
@@ -346,20 +348,20 @@ class TestDivergence:
         assert losses[-1] < 100
         assert (row["status"], row["steps_run"]) == ("finished", 12)
 
-    def test_an_evaluation_that_is_not_finite_counts_too(self, run):
+    def test_non_finite_evaluation_is_a_divergence(self, run):
         row, history, _ = run({**SOFTMAX, "learning_rate": 1e38, "steps": 1})
         assert (row["status"], row["stop_reason"]) == ("diverged", "non-finite evaluation loss at step 1")
         assert list(history) == [("train_loss", 0)]
 
     @pytest.mark.parametrize("optimizer", OPTIMIZER_DEFAULTS)
     @pytest.mark.parametrize("config", [SOFTMAX, CNN], ids=["softmax", "cnn"])
-    def test_whatever_happens_only_finite_numbers_are_reported(self, run, config, optimizer):
+    def test_only_finite_numbers_are_reported(self, run, config, optimizer):
         row, history, _ = run({**config, "optimizer": optimizer, "learning_rate": 1e6})
         assert row["status"] in ("finished", "diverged")
         assert all(math.isfinite(value) for value in history.values())
         assert len(history.steps("train_loss")) == row["steps_run"]
 
-    def test_a_healthy_run_between_two_diverged_ones_is_as_alone(self, run):
+    def test_diverged_runs_do_not_affect_the_next_run(self, run):
         wild = {**SOFTMAX, "learning_rate": 1e6}
         alone = run(SOFTMAX)
         run(wild)
@@ -369,13 +371,13 @@ class TestDivergence:
         assert same_bits(among[2], alone[2])
 
 
-def resumed_half_way(run, config, path):
-    """The same run without a checkpoint, with one, and from that one; checks that all three are one."""
+def check_resume(run, config, path):
+    """Check that a run without a checkpoint, one with it, and the resumed one are equal."""
     row, history, parameters = run(config)
     checkpoint = FileCheckpoint(path, since=row["steps_run"] // 2)
-    watched_row, watched, watched_parameters = run(config, checkpoint=checkpoint)
-    assert watched == history
-    assert same_bits(watched_parameters, parameters)
+    saved_row, saved, saved_parameters = run(config, checkpoint=checkpoint)
+    assert saved == history
+    assert same_bits(saved_parameters, parameters)
 
     resumed_row, resumed, resumed_parameters = run(config, checkpoint=FileCheckpoint(path))
     middle = checkpoint.saved_at
@@ -387,59 +389,59 @@ def resumed_half_way(run, config, path):
     }
     assert same_bits(resumed_parameters, parameters)
     for key in ("status", "stop_reason", "steps_run"):
-        assert resumed_row[key] == watched_row[key] == row[key]
+        assert resumed_row[key] == saved_row[key] == row[key]
     return row
 
 
 class TestResuming:
     @pytest.mark.parametrize("batching", BATCHING_POLICIES)
     @pytest.mark.parametrize("optimizer", OPTIMIZER_DEFAULTS)
-    def test_softmax_goes_on_to_the_last_bit(self, run, tmp_path, optimizer, batching):
+    def test_softmax_resumes_to_the_same_bits(self, run, tmp_path, optimizer, batching):
         config = {**SOFTMAX, "optimizer": optimizer, "batching": batching, "decay_rate": 0.95}
-        row = resumed_half_way(run, config, tmp_path / "checkpoint")
+        row = check_resume(run, config, tmp_path / "checkpoint")
         assert row["steps_run"] == (15 if batching == "single_pass" else 24)
 
     @pytest.mark.parametrize("optimizer", OPTIMIZER_DEFAULTS)
-    def test_the_cnn_goes_on_with_its_dropout_to_the_last_bit(self, run, tmp_path, optimizer):
-        resumed_half_way(run, {**CNN, "optimizer": optimizer, "decay_rate": 0.95}, tmp_path / "checkpoint")
+    def test_cnn_with_dropout_resumes_to_the_same_bits(self, run, tmp_path, optimizer):
+        check_resume(run, {**CNN, "optimizer": optimizer, "decay_rate": 0.95}, tmp_path / "checkpoint")
 
     @pytest.mark.parametrize("batching", BATCHING_POLICIES)
-    def test_the_cnn_goes_on_in_every_order_of_batches(self, run, tmp_path, batching):
+    def test_cnn_resumes_with_every_batching_policy(self, run, tmp_path, batching):
         config = {**CNN, "optimizer": "adam", "batching": batching, "decay_rate": 0.95}
-        resumed_half_way(run, config, tmp_path / "checkpoint")
+        check_resume(run, config, tmp_path / "checkpoint")
 
     @pytest.mark.parametrize("schedule", SCHEDULES)
-    def test_the_cnn_goes_on_with_its_distortions_and_its_schedule(self, run, tmp_path, schedule):
+    def test_cnn_resumes_with_augmentation_and_every_schedule(self, run, tmp_path, schedule):
         moved = {"max_shift": 2.0, "max_rotation": 10.0, "max_scaling": 0.1}
-        resumed_half_way(run, {**CNN, "optimizer": "adam", "schedule": schedule, **moved}, tmp_path / "checkpoint")
+        check_resume(run, {**CNN, "optimizer": "adam", "schedule": schedule, **moved}, tmp_path / "checkpoint")
 
     @pytest.mark.parametrize(
-        "own",
+        "optimizer_config",
         [
             {"optimizer": "rmsprop", "momentum": 0.5, "centered": True},
             {"optimizer": "ftrl", "l1": 0.01, "l2": 0.01, "l2_shrinkage": 0.01, "initial_accumulator": 0.0},
         ],
         ids=["rmsprop", "ftrl"],
     )
-    def test_every_slot_of_an_optimizer_is_kept(self, run, tmp_path, own):
-        resumed_half_way(run, {**SOFTMAX, **own}, tmp_path / "checkpoint")
+    def test_every_slot_of_an_optimizer_is_restored(self, run, tmp_path, optimizer_config):
+        check_resume(run, {**SOFTMAX, **optimizer_config}, tmp_path / "checkpoint")
 
     @pytest.mark.parametrize("optimizer", OPTIMIZER_DEFAULTS)
-    def test_the_line_goes_on_to_the_last_bit(self, run, tmp_path, optimizer):
+    def test_line_resumes_to_the_same_bits(self, run, tmp_path, optimizer):
         config = {"model": "line", "optimizer": optimizer, "steps": 40, "num_evaluations": 5}
-        resumed_half_way(run, config, tmp_path / "checkpoint")
+        check_resume(run, config, tmp_path / "checkpoint")
 
-    def test_a_divergence_after_resuming_is_measured_against_the_first_loss_of_all(self, run, tmp_path):
+    def test_divergence_after_a_resume_uses_the_first_loss_of_the_run(self, run, tmp_path):
         config = {"model": "line", "learning_rate": 0.035, "steps": 1000, "num_evaluations": 1000}
-        assert resumed_half_way(run, config, tmp_path / "checkpoint")["status"] == "diverged"
+        assert check_resume(run, config, tmp_path / "checkpoint")["status"] == "diverged"
 
-    def test_a_state_is_offered_after_every_evaluation_but_the_last(self, run, tmp_path):
+    def test_state_is_offered_after_every_evaluation_but_the_last(self, run, tmp_path):
         checkpoint = FileCheckpoint(tmp_path / "checkpoint")
         run(SOFTMAX, checkpoint=checkpoint)
         assert checkpoint.offered == [4, 8, 12, 16, 20]
         assert not checkpoint.path.exists()
 
-    def test_a_finished_run_can_be_made_longer(self, run, tmp_path):
+    def test_finished_run_can_be_extended(self, run, tmp_path):
         _, whole, parameters = run({**CNN, "num_evaluations": 6})
         run({**CNN, "steps": 16, "num_evaluations": 4}, checkpoint=FileCheckpoint(tmp_path / "checkpoint", since=12))
         row, rest, longer = run({**CNN, "num_evaluations": 6}, checkpoint=FileCheckpoint(tmp_path / "checkpoint"))
@@ -450,7 +452,7 @@ class TestResuming:
 
 class TestReproducibility:
     @pytest.mark.parametrize("config", [SOFTMAX, CNN], ids=["softmax", "cnn"])
-    def test_the_same_configuration_gives_the_same_bits_whatever_runs_in_between(self, run, config):
+    def test_run_is_reproducible_to_the_bit(self, run, config):
         first = run(config)
         torch.manual_seed(123)
         run({**CNN, "seed": 9, "optimizer": "adam", "width": 0.1, "precision": "float64"})
@@ -460,27 +462,27 @@ class TestReproducibility:
         assert same_bits(again[2], first[2])
 
     @pytest.mark.parametrize("config", [SOFTMAX, CNN], ids=["softmax", "cnn"])
-    def test_seeds_differ(self, run, config):
+    def test_seeds_give_different_results(self, run, config):
         first, second = (run({**config, "seed": seed})[1] for seed in (1, 2))
         assert first.curve("train_loss")[1:] != second.curve("train_loss")[1:]
 
-    def test_every_order_of_batches_is_another_run_except_that_a_single_pass_is_sequential(self, run):
+    def test_batching_policies_differ_except_single_pass_and_sequential(self, run):
         single_pass, sequential, shuffled, random = (
             run({**SOFTMAX, "steps": 15, "batching": batching})[1] for batching in BATCHING_POLICIES
         )
         assert single_pass == sequential
         assert sequential != shuffled != random != sequential
 
-    def test_dropout_makes_a_difference_to_the_cnn_and_none_to_softmax(self, run):
+    def test_dropout_changes_the_cnn_but_not_softmax(self, run):
         assert run({**CNN, "dropout": 0.0})[1] != run(CNN)[1]
         assert run({**SOFTMAX, "dropout": 0.5})[1] == run(SOFTMAX)[1]
 
-    def test_the_global_generator_is_left_alone(self, run):
+    def test_global_generator_is_unchanged(self, run):
         before = torch.get_rng_state()
         run(CNN)
         assert torch.equal(torch.get_rng_state(), before)
 
-    def test_the_images_are_left_as_they_were(self, run, images):
+    def test_images_are_unchanged(self, run, images):
         before = images.train_images.clone(), images.test_images.clone()
         run(CNN)
         assert same_bits(before, (images.train_images, images.test_images))

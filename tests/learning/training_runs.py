@@ -1,4 +1,4 @@
-"""What a run leaves behind, kept for tests to look at."""
+"""Records of a training run: history and checkpoints."""
 
 import math
 
@@ -9,13 +9,13 @@ from tune_hpc.learning.checkpoint import load_state, save_state
 
 
 class History(dict):
-    """A ``report`` that keeps every number by (metric, step), and refuses to be told the same twice."""
+    """A ``report`` that stores every number by (metric, step), each only once."""
 
     def __call__(self, step, metrics):
         for name, values in metrics.items():
-            for one_step, value in zip(np.atleast_1d(step), np.atleast_1d(values), strict=True):
-                assert (name, int(one_step)) not in self
-                self[name, int(one_step)] = float(value)
+            for number, value in zip(np.atleast_1d(step), np.atleast_1d(values), strict=True):
+                assert (name, int(number)) not in self
+                self[name, int(number)] = float(value)
 
     def steps(self, name):
         return [step for metric, step in self if metric == name]
@@ -25,7 +25,7 @@ class History(dict):
 
 
 class FileCheckpoint:
-    """Keeps the first state offered at or after a step in a file, and gives back whatever the file holds."""
+    """A checkpoint file that stores the first state offered at or after a step."""
 
     def __init__(self, path, since=math.inf):
         self.path, self.since, self.saved_at = path, since, None

@@ -1,4 +1,4 @@
-"""What the processes of a test do that train together, without Ray: each imports this module."""
+"""Process function of the replica tests: training on several processes without Ray."""
 
 from pathlib import Path
 
@@ -14,15 +14,15 @@ from tune_hpc.scaling.workers import make_training
 
 NUM_STEPS = 20
 NUMBERS = (1, 2, 4)
-#: 600 images in batches of 150, which four workers share as 37, 38, 37 and 38; float64, for sums in another order.
+#: Batches of 150, shared by four workers as 37, 38, 37 and 38; in float64, because the order of sums differs.
 SHARED = {"batch_size": 150, "precision": "float64", "steps": 5000, "batching": "shuffled", "seed": 3}
 CONFIGS = {
     "softmax": {**SHARED, "model": "softmax", "optimizer": "adam", "learning_rate": 0.01},
     "cnn": {**SHARED, "model": "cnn", "width": 0.0625, "optimizer": "momentum", "learning_rate": 0.01},
     "dropout": {**SHARED, "model": "cnn", "width": 0.0625, "optimizer": "adam", "dropout": 0.5, "max_shift": 2.0},
 }
-#: Ways of exchanging, on two workers; the softmax learns with each.
-WAYS = {
+#: Options of the synchronization on two workers of the softmax model.
+SYNCS = {
     "small_buckets": GradientSync(bucket_mb=0.001),
     "bucket_view": GradientSync(bucket_view=True),
     "bf16": GradientSync(compression="bf16"),
@@ -31,20 +31,20 @@ WAYS = {
 
 
 def train_together(rank: int, folder: str) -> None:
-    """Train each configuration on the first 1, 2 and 4 processes, and keep what each of them came to."""
+    """Train each configuration on the first 1, 2 and 4 processes, and save the parameters of each process."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=max(NUMBERS))
     images = synthetic_images()
     for number in NUMBERS:
-        machine = WorkerContext(images, torch.device("cpu"), rank, {number: make_group(number)})
+        context = WorkerContext(images, torch.device("cpu"), rank, {number: make_group(number)})
         for name, config in CONFIGS.items():
             if rank < number:
-                training = make_training(complete(config), machine, number)
+                training = make_training(complete(config), context, number)
                 training.run(0, NUM_STEPS)
                 torch.save(list(training.model.parameters()), Path(folder) / f"{name}-{number}-{rank}.pt")
         if number == 2 and rank < number:
-            for name, way in WAYS.items():
-                training = make_training(complete(CONFIGS["softmax"]), machine, number, way)
+            for name, gradient_sync in SYNCS.items():
+                training = make_training(complete(CONFIGS["softmax"]), context, number, gradient_sync)
                 training.run(0, NUM_STEPS)
                 before = [one.detach().clone() for one in training.model.parameters()]
                 training.communicator.sync_parameters(training.model)

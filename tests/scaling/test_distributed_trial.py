@@ -1,4 +1,4 @@
-"""Searches whose trials use several workers each, on a real Ray."""
+"""Searches with several workers for each trial, on a real Ray."""
 
 import os
 import time
@@ -16,7 +16,7 @@ from tune_hpc.learning.training import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 QUIET = {"show_progress": False}
-#: What Ray Train starts for a trial.
+#: Actors that Ray Train starts for a trial.
 ACTORS = ("TrainController", "RayTrainWorker", "PlacementGroupCleaner")
 SPACE = {
     "model": "softmax", "optimizer": "adam", "batch_size": 75, "steps": 54, "precision": "float64", "workers": 2,
@@ -25,7 +25,7 @@ SPACE = {
 
 
 def ray_train_processes():
-    """Return the command lines of Ray Train's actors that are alive in this process's own Ray, by process id."""
+    """Return the command lines of Ray Train's live actors below this process, by process id."""
     found, parents = {}, {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -37,7 +37,7 @@ def ray_train_processes():
             found[path.name] = text
 
     def is_ours(process):
-        # Other tests that run beside these have a Ray of their own.
+        # Tests that run at the same time have another Ray.
         while process in parents and process != str(os.getpid()):
             process = parents[process]
         return process == str(os.getpid())
@@ -46,23 +46,23 @@ def ray_train_processes():
 
 
 def left_behind():
-    """Return what is there of Ray Train: placement groups, actors, processes."""
+    """Return the placement groups, actors and processes of Ray Train."""
     groups = [one for one in list_placement_groups() if one.state != "REMOVED"]
     actors = [one for one in list_actors(filters=[("state", "!=", "DEAD")]) if one.class_name in ACTORS]
     return [*groups, *actors, *ray_train_processes().values()]
 
 
-def left_after_a_while():
-    """Return what is left behind when all that is about to end has ended, or half a minute has passed."""
-    patience = time.monotonic() + 30
-    while left_behind() and time.monotonic() < patience:
+def left_after_shutdown():
+    """Return what is left behind after up to half a minute."""
+    deadline = time.monotonic() + 30
+    while left_behind() and time.monotonic() < deadline:
         time.sleep(0.5)
     return left_behind()
 
 
 @pytest.mark.slow
-def test_trials_of_two_workers_some_of_which_are_stopped_leave_nothing_behind(mnist, tmp_path):
-    assert left_after_a_while() == []  # Nor do other tests leave any.
+def test_finished_and_stopped_trials_of_two_workers_leave_no_process(mnist, tmp_path):
+    assert left_after_shutdown() == []  # Earlier tests must leave none either.
     rates = [1e-2, 1e-4, 1e-6]
     experiment = Experiment(
         "together", Space(SPACE | {"learning_rate": tune.choice(rates)}), metric="valid_accuracy",
@@ -71,35 +71,35 @@ def test_trials_of_two_workers_some_of_which_are_stopped_leave_nothing_behind(mn
     trials = run(experiment, output_dir=tmp_path / "out", **QUIET).trials.set_index("learning_rate")
     assert trials["status"].to_dict() == {1e-2: "finished", 1e-4: "stopped", 1e-6: "stopped"}
     assert set(trials["workers"]) == {2}
-    # What two workers learn is what one learns alone.
-    alone = {}
+    # Two workers learn the same as one.
+    single = {}
     train(
         complete({name: value for name, value in SPACE.items() if name != "workers"} | {"learning_rate": 1e-2}),
-        lambda step, metrics: alone.update(metrics),
+        lambda step, metrics: single.update(metrics),
     )
     best = trials.loc[1e-2]
     assert best["steps_run"] == 54
-    np.testing.assert_allclose(best["valid_loss"], alone["valid_loss"], rtol=1e-9)
-    np.testing.assert_allclose(best["train_loss"], alone["train_loss"][-1], rtol=1e-9)
+    np.testing.assert_allclose(best["valid_loss"], single["valid_loss"], rtol=1e-9)
+    np.testing.assert_allclose(best["train_loss"], single["train_loss"][-1], rtol=1e-9)
     assert best["setup_s"] > 1
-    assert left_after_a_while() == []
+    assert left_after_shutdown() == []
 
 
-def test_workers_for_which_there_is_never_room_are_refused_with_the_numbers(mnist, tmp_path):
+def test_more_workers_than_the_cluster_has_are_rejected(mnist, tmp_path):
     experiment = Experiment("wide", Space(SPACE | {"workers": tune.randint(1, 10)}), searcher="random", num_samples=2)
-    with pytest.raises(ClusterError, match="asks for 9 workers of 1 CPU cores and 0 GPUs each; the cluster has room"):
+    with pytest.raises(ClusterError, match="requests 9 workers of 1 CPU cores and 0 GPUs each; the cluster has room"):
         run(experiment, output_dir=tmp_path / "out", **QUIET)
     assert not (tmp_path / "out" / "trials.parquet").exists()
 
 
-def test_more_workers_than_images_a_step_are_refused(tmp_path):
+def test_more_workers_than_images_per_step_are_rejected(tmp_path):
     with pytest.raises(InvalidConfigError, match="workers must be at most the batch size 75; got 80"):
         run(Experiment("wide", Space(SPACE | {"workers": 80})), output_dir=tmp_path / "out", **QUIET)
-    with pytest.raises(InvalidConfigError, match="the line's four points are not worth sharing"):
+    with pytest.raises(InvalidConfigError, match="the model line cannot share its four points"):
         complete({"model": "line", "workers": 2})
 
 
-def test_several_workers_and_none_do_not_share_a_run(mnist, tmp_path):
+def test_trials_with_and_without_workers_cannot_share_a_run(mnist, tmp_path):
     from tune_hpc import run_all
 
     experiments = [Experiment("one", Space({"model": "softmax"})), Experiment("two", Space(SPACE))]
@@ -107,6 +107,6 @@ def test_several_workers_and_none_do_not_share_a_run(mnist, tmp_path):
         run_all(experiments, folders=[tmp_path / one.name for one in experiments], **QUIET)
 
 
-def test_one_process_does_not_pretend_to_be_several():
-    with pytest.raises(InvalidConfigError, match="workers=2 train by way of Ray, in a search or a scaling measurement"):
+def test_one_process_rejects_several_workers():
+    with pytest.raises(InvalidConfigError, match="workers=2 needs Ray, in a search or a scaling measurement"):
         train({"model": "softmax", "workers": 2}, lambda step, metrics: None)

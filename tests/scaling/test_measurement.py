@@ -1,4 +1,4 @@
-"""Measurements on a real Ray, of next to nothing."""
+"""Tiny measurements on a real Ray."""
 
 import numpy as np
 import pytest
@@ -18,25 +18,25 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.mark.slow
-def test_a_row_for_each_case_and_repeat_whose_parts_add_up(ray_session, mnist, tmp_path):
-    made = scaling.measure(
+def test_each_case_and_repeat_has_a_row_whose_parts_add_up(ray_session, mnist, tmp_path):
+    results = scaling.measure(
         CONFIG | {"steps": 40, "num_evaluation_images": 500}, workers=(2, 1), mode="weak", repeats=2,
         num_timed_steps=8, options=("none", "larger_steps"), output_dir=tmp_path / "out", **QUIET,
     )  # fmt: skip
-    assert made.trials.equals(load(tmp_path / "out").trials)
-    assert set(made.varied_parameters) == {"workers", "option", "seed"}
-    larger = made.trials[made.trials["option"] == "larger_steps"]
-    # Ten steps of four batches: all of them run, so there is a model to be judged.
+    assert results.trials.equals(load(tmp_path / "out").trials)
+    assert set(results.varied_parameters) == {"workers", "option", "seed"}
+    larger = results.trials[results.trials["option"] == "larger_steps"]
+    # All ten steps of four batches run, so the trained model is evaluated.
     assert set(larger["global_batch_size"]) == {240, 480}
     assert set(larger["batch_size"]) == {60}
     assert not larger["extrapolated"].any()
     assert set(larger["num_timed_steps"]) == {7}
     assert (larger["valid_accuracy"] > 0.3).all()
     np.testing.assert_allclose(larger["train_s"], 10 * larger["step_s"])
-    trials = made.trials[made.trials["option"] == "none"]
+    trials = results.trials[results.trials["option"] == "none"]
     assert trials["valid_accuracy"].isna().all()
     np.testing.assert_allclose(trials["worker_s"], trials["train_s"] * trials["workers"])
-    table = predicted_against_measured(made)
+    table = predicted_against_measured(results)
     assert table[["workers", "mode", "batch_size"]].to_numpy().tolist() == [[2, "weak", 60]]
     assert (table["predicted_s"] > 0).all()
     assert list(trials["workers"]) == [2, 2, 1, 1]
@@ -47,29 +47,29 @@ def test_a_row_for_each_case_and_repeat_whose_parts_add_up(ray_session, mnist, t
     assert (parts >= 0).all(axis=None)
     np.testing.assert_allclose(parts.sum(axis="columns"), trials["step_s"])
     np.testing.assert_allclose(trials["samples_per_s"], trials["global_batch_size"] / trials["step_s"])
-    alone = trials[trials["workers"] == 1].set_index("seed")
-    assert (alone["speedup"] == 1).all()
-    assert (alone["communicate_s"] == 0).all()
-    together = trials[trials["workers"] == 2].set_index("seed")
-    np.testing.assert_allclose(together["efficiency"], together["speedup"] / 2)
+    single = trials[trials["workers"] == 1].set_index("seed")
+    assert (single["speedup"] == 1).all()
+    assert (single["communicate_s"] == 0).all()
+    pairs = trials[trials["workers"] == 2].set_index("seed")
+    np.testing.assert_allclose(pairs["efficiency"], pairs["speedup"] / 2)
     assert set(trials["gradient_bytes"]) == {(784 + 1) * 10 * 4}
     assert not trials["oversubscribed"].any()
     assert trials["extrapolated"].all()
     np.testing.assert_allclose(trials["train_s"], 40 * trials["step_s"])
-    # The repeats are what intervals stand on.
-    compared = made.compare("workers", "samples_per_s", where={"option": "none"})
+    # The repeats are the samples of the confidence intervals.
+    compared = results.compare("workers", "samples_per_s", where={"option": "none"})
     assert list(compared.values["num_seeds"]) == [2, 2]
 
 
 @pytest.mark.slow
-def test_a_worker_that_ends_leaves_an_error_and_no_number(ray_session, mnist, tmp_path):
-    # More than there are images, which is otherwise refused beforehand.
+def test_failed_worker_raises_an_error_without_results(ray_session, mnist, tmp_path):
+    # A batch larger than the data; ``measure`` would reject it earlier.
     plan = make_plan([{**CONFIG, "batch_size": 30_000, "workers": 2, "mode": "weak", "num_timed_steps": 1}], {"CPU": 2})
     with pytest.raises(TrialError, match=r"a worker ended: .*batch_size must be 1 to 50000, "):
         time_plan(plan, ExperimentFolder(tmp_path), read_arrays("mnist", None))
 
 
-def test_what_cannot_be_measured_is_refused_before_ray(mnist, tmp_path):
+def test_invalid_measurement_is_rejected_before_ray_starts(mnist, tmp_path):
     for changes, message in (
         ({"workers": ()}, "workers is empty; name at least one"),
         ({"width": ()}, "width is empty; name at least one"),

@@ -1,4 +1,4 @@
-"""How a scaling measurement is planned; tests/test_scripts.py runs one on Ray."""
+"""Benchmark plans; tests/test_scripts.py runs one on Ray."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def plan(workers=(1, 2, 4), cluster=CPUS, **changes):
     return make_plan([{**BASE, **changes, "workers": number} for number in workers], cluster)
 
 
-def test_exercise_4_is_planned_on_1_2_and_4_workers():
+def test_exercise_4_plans_1_2_and_4_workers():
     made = make_plan(list(exercise4.experiment.configs()), CPUS)
     assert [case.workers for case in made.cases] == [1, 2, 4]
     config = made.cases[0].config
@@ -28,10 +28,10 @@ def test_cpus_use_gloo_and_time_fewer_steps():
     assert (made.backend, made.use_gpu, made.cases[0].num_timed_steps) == ("gloo", False, NUM_TIMED_STEPS_ON_CPU)
 
 
-def test_gpus_use_nccl_and_time_every_step_but_those_that_warm_up():
+def test_gpus_use_nccl_and_time_every_step_after_the_warm_up():
     made = plan(cluster={"CPU": 16.0, "GPU": 4.0})
     assert (made.backend, made.use_gpu, made.cases[0].num_timed_steps) == ("nccl", True, 5000 - 3)
-    assert made.cases[0].is_whole
+    assert made.cases[0].covers_all_steps
     assert made.resources_per_worker == {"CPU": 1.0, "GPU": 1.0}
 
 
@@ -41,13 +41,13 @@ def test_fewer_gpus_than_workers_share_them_over_gloo():
     assert made.resources_per_worker["GPU"] == 0.25
 
 
-def test_more_workers_than_cores_or_gpus_are_marked():
+def test_more_workers_than_cores_or_gpus_are_oversubscribed():
     on_cpus, on_gpus = plan(), plan(cluster={"CPU": 16.0, "GPU": 2.0})
     assert [on_cpus.is_oversubscribed(number) for number in (1, 2, 4)] == [False, False, True]
     assert [on_gpus.is_oversubscribed(number) for number in (1, 2, 4)] == [False, False, True]
 
 
-def test_all_workers_fit_on_the_cores_there_are():
+def test_workers_share_the_available_cores():
     assert plan().resources_per_worker == {"CPU": 0.5}
     assert plan(workers=(1, 2)).resources_per_worker == {"CPU": 1.0}
 
@@ -60,7 +60,7 @@ def test_all_workers_fit_on_the_cores_there_are():
         ({"workers": (1.5,)}, "got 1.5"),
         ({"num_timed_steps": 5001}, "num_timed_steps must be a whole number from 1 to the 5000 steps; got 5001"),
         ({"num_timed_steps": "many"}, "got 'many'"),
-        ({"model": "line", "data": "line"}, "the line's four points are not worth sharing"),
+        ({"model": "line", "data": "line"}, "the model line cannot share its four points"),
         ({"colour": "red"}, "no such key 'colour'"),
         ({"mode": "huge"}, "mode must be one of strong, weak; got 'huge'"),
         ({"repeats": 0}, "repeats must be a whole number from 1 to 100; got 0"),
@@ -73,59 +73,57 @@ def test_all_workers_fit_on_the_cores_there_are():
         ({"compression": "zip"}, "compression must be one of none, bf16; got 'zip'"),
         (
             {"compression": "bf16", "local_steps": 2},
-            "with local_steps=2 no gradients travel, and parameters keep their",
+            "with local_steps=2 workers send no gradients; leave compression and bucket_view out",
         ),
         ({"batches_per_step": 0}, "batches_per_step must be a whole number from 1 to the 5000 steps; got 0"),
-        ({"batching": "single_pass"}, "a single pass may end before the clock does; time it with batching=sequential"),
+        ({"batching": "single_pass"}, "a single pass may end before the timed steps do; use batching=sequential"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_one_line(changes, message):
+def test_invalid_configuration_is_rejected_in_one_line(changes, message):
     with pytest.raises(InvalidConfigError) as error:
         plan(**changes)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_shared_batches_stay_and_own_batches_grow_with_the_workers():
-    shared, own = plan(), plan(mode="weak")
-    assert [case.batch_size for case in shared.cases] == [150, 150, 150]
-    assert [case.batch_size for case in own.cases] == [150, 300, 600]
-    assert [case.alone.batch_size for case in own.cases] == [150, 150, 150]
-    assert own.cases[2].training_config(repeat=2) == {**own.cases[0].config, "batch_size": 600, "seed": 2}
+def test_global_batch_is_constant_in_strong_and_grows_in_weak_scaling():
+    strong, weak = plan(), plan(mode="weak")
+    assert [case.batch_size for case in strong.cases] == [150, 150, 150]
+    assert [case.batch_size for case in weak.cases] == [150, 300, 600]
+    assert [case.single_worker.batch_size for case in weak.cases] == [150, 150, 150]
+    assert weak.cases[2].training_config(repeat=2) == {**weak.cases[0].config, "batch_size": 600, "seed": 2}
 
 
-def test_larger_steps_see_more_batches_and_are_fewer():
+def test_larger_steps_contain_more_batches_and_are_fewer():
     (case,) = plan(workers=(2,), option="larger_steps").cases
     assert (case.config["batch_size"], case.config["steps"]) == (600, 1250)
-    assert (case.asked["batch_size"], case.asked["steps"]) == (150, 5000)
-    assert case.alone.config == case.config
+    assert (case.requested_config["batch_size"], case.requested_config["steps"]) == (150, 5000)
+    assert case.single_worker.config == case.config
     assert plan(workers=(2,), option="larger_steps", batches_per_step=2).cases[0].config["batch_size"] == 300
 
 
-def test_every_option_differs_from_the_plain_way_in_one_thing():
-    plainly = plan(workers=(2,)).cases[0]
+def test_each_option_changes_one_key_of_the_baseline():
+    baseline = plan(workers=(2,)).cases[0]
     for name in set(OPTIONS) - {"none"}:
         (case,) = plan(workers=(2,), option=name).cases
-        changed = {key for key, value in case.options.items() if value != plainly.options[key]}
+        changed = {key for key, value in case.options.items() if value != baseline.options[key]}
         assert len(changed - {"option"}) == 1
-    assert plan(workers=(2,), option="none").cases[0] == plainly
+    assert plan(workers=(2,), option="none").cases[0] == baseline
 
 
-def test_workers_on_nodes_of_their_own_need_as_many_nodes():
+def test_workers_on_separate_nodes_need_as_many_nodes():
     made = plan(workers=(1, 2))
     made.check_nodes([{"CPU": 1.0}, {"CPU": 1.0}])
     with pytest.raises(ClusterError, match="2 workers on a node each need as many nodes; the cluster has 1 with 1 CPU"):
         made.check_nodes([{"CPU": 2.0}, {"CPU": 0.0}])
 
 
-def test_what_differs_is_measured_side_by_side_but_for_seeds_and_data():
-    several = [{**BASE, "workers": number, "batch_size": size} for size in (100, 150) for number in (1, 2)]
-    assert [(case.batch_size, case.workers) for case in make_plan(several, CPUS).cases] == [
+def test_several_configurations_share_a_plan_unless_seed_or_data_differ():
+    configs = [{**BASE, "workers": number, "batch_size": size} for size in (100, 150) for number in (1, 2)]
+    assert [(case.batch_size, case.workers) for case in make_plan(configs, CPUS).cases] == [
         (100, 1), (100, 2), (150, 1), (150, 2),
     ]  # fmt: skip
-    with pytest.raises(
-        InvalidConfigError, match="has one value of seed; got 0, 1; its repeats have seeds of their own"
-    ):
+    with pytest.raises(InvalidConfigError, match="has one value of seed; got 0, 1; its repeats have distinct seeds"):
         make_plan([{**BASE, "seed": seed} for seed in (0, 1)], CPUS)
     with pytest.raises(InvalidConfigError, match="has one value of data; got mnist, fashion_mnist"):
         make_plan([{**BASE, "data": name} for name in ("mnist", "fashion_mnist")], CPUS)

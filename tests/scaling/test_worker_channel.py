@@ -1,4 +1,4 @@
-"""What workers say to their trial, and hear from it."""
+"""Messages between a trial and its worker."""
 
 import threading
 from multiprocessing import AuthenticationError
@@ -11,10 +11,10 @@ from tune_hpc.scaling.worker_channel import CONTINUE, SEND_STATE, TrialServer, W
 
 
 class MemoryCheckpoint:
-    """A checkpoint that wants every second state."""
+    """A checkpoint that requests every second state, or raises an error after a state."""
 
-    def __init__(self, state=None):
-        self.state = state
+    def __init__(self, state=None, error=None):
+        self.state, self.error = state, error
         self.offered = []
 
     def load(self):
@@ -22,120 +22,120 @@ class MemoryCheckpoint:
 
     def save(self, step, make_state):
         self.offered.append(step)
-        if step % 2 == 0:
+        if step % 2 == 0 or self.error:
             self.state = make_state()
+        if self.error:
+            raise self.error
 
 
 @pytest.fixture
-def station():
-    made = TrialServer("127.0.0.1")
-    yield made
-    made.close()
+def server():
+    server = TrialServer("127.0.0.1")
+    yield server
+    server.close()
 
 
-def served(station, work, report=lambda step, metrics: None, checkpoint=None):
-    """Serve a worker that stands in another thread; return what came of both."""
-    said = []
+def serve(server, work, report=lambda step, metrics: None, checkpoint=None):
+    """Serve a worker in another thread; return the row and the worker's results."""
+    results = []
 
     def call():
-        caller = WorkerClient(station.address, station.key)
+        client = WorkerClient(server.address, server.key)
         try:
-            said.append(work(caller))
+            results.append(work(client))
         finally:
-            caller.close()
+            client.close()
 
     thread = threading.Thread(target=call)
     thread.start()
     try:
-        return station.serve(report, checkpoint), said
+        return server.serve(report, checkpoint), results
     finally:
         thread.join(10)
         assert not thread.is_alive()
 
 
-def test_reports_arrive_before_the_worker_goes_on(station):
-    heard = []
+def test_report_has_arrived_when_the_call_returns(server):
+    reports = []
 
-    def work(caller):
-        answers = [caller.report(step, {"valid_loss": 1 / step}) for step in (1, 2)]
-        seen = list(heard)
-        caller.end({"status": "finished"})
-        return answers, seen
+    def work(client):
+        answers = [client.report(step, {"valid_loss": 1 / step}) for step in (1, 2)]
+        arrived = list(reports)
+        client.end({"status": "finished"})
+        return answers, arrived
 
-    row, said = served(station, work, lambda step, metrics: heard.append((step, metrics["valid_loss"])))
+    row, results = serve(server, work, lambda step, metrics: reports.append((step, metrics["valid_loss"])))
     assert row == {"status": "finished"}
-    assert said == [([True, True], [(1, 1.0), (2, 0.5)])]
+    assert results == [([True, True], [(1, 1.0), (2, 0.5)])]
 
 
-def test_a_state_is_made_where_it_is_wanted_and_comes_back(station):
-    kept = MemoryCheckpoint({"step": 7})
+def test_requested_state_is_sent_and_loaded(server):
+    checkpoint = MemoryCheckpoint({"step": 7})
 
-    def work(caller):
-        found = caller.load()
-        answers = [caller.is_wanted(1), caller.is_wanted(2)]
-        gone_on = caller.give({"step": 2, "weights": torch.arange(1000)})
-        caller.end({})
-        return found, answers, gone_on
+    def work(client):
+        state = client.load()
+        answers = [client.offer_state(1), client.offer_state(2)]
+        continues = client.send_state({"step": 2, "weights": torch.arange(1000)})
+        client.end({})
+        return state, answers, continues
 
-    _, said = served(station, work, checkpoint=kept)
-    assert said == [({"step": 7}, [CONTINUE, SEND_STATE], True)]
-    assert kept.offered == [1, 2]
-    assert torch.equal(kept.state["weights"], torch.arange(1000))
-
-
-def test_without_a_checkpoint_there_is_no_state_and_none_is_wanted(station):
-    def work(caller):
-        found = caller.load(), caller.is_wanted(1)
-        caller.end({})
-        return found
-
-    assert served(station, work)[1] == [(None, CONTINUE)]
+    _, results = serve(server, work, checkpoint=checkpoint)
+    assert results == [({"step": 7}, [CONTINUE, SEND_STATE], True)]
+    assert checkpoint.offered == [1, 2]
+    assert torch.equal(checkpoint.state["weights"], torch.arange(1000))
 
 
-@pytest.mark.parametrize("end", [ValueError("diverged"), SystemExit(0)])
-def test_whatever_ends_the_trial_stops_the_workers_and_goes_on_up(station, end):
-    said = []
+def test_without_checkpoint_no_state_is_loaded_or_requested(server):
+    def work(client):
+        answers = client.load(), client.offer_state(1)
+        client.end({})
+        return answers
+
+    assert serve(server, work)[1] == [(None, CONTINUE)]
+
+
+@pytest.mark.parametrize("error", [ValueError("diverged"), SystemExit(0)])
+def test_error_of_report_stops_the_workers_and_is_raised(server, error):
+    answers = []
 
     def report(step, metrics):
-        raise end
+        raise error
 
-    with pytest.raises(type(end)):
-        served(station, lambda caller: said.append(caller.report(1, {})), report)
-    assert said == [False]
+    with pytest.raises(type(error)):
+        serve(server, lambda client: answers.append(client.report(1, {})), report)
+    assert answers == [False]
 
 
-def test_a_state_that_is_the_last_one_is_kept_and_the_workers_stop(station):
-    class Last(MemoryCheckpoint):
-        def save(self, step, make_state):
-            self.state = make_state()
-            raise KeyError("the search ends")
-
-    kept, said = Last(), []
+def test_error_after_the_last_state_stops_the_workers(server):
+    checkpoint, answers = MemoryCheckpoint(error=KeyError("the search ends")), []
     with pytest.raises(KeyError):
-        served(station, lambda caller: said.extend((caller.is_wanted(3), caller.give({"step": 3}))), checkpoint=kept)
-    assert said == [SEND_STATE, False]
-    assert kept.state == {"step": 3}
+        serve(
+            server,
+            lambda client: answers.extend((client.offer_state(3), client.send_state({"step": 3}))),
+            checkpoint=checkpoint,
+        )
+    assert answers == [SEND_STATE, False]
+    assert checkpoint.state == {"step": 3}
 
 
-def test_a_worker_that_is_lost_is_noticed(station):
+def test_lost_worker_is_detected(server):
     with pytest.raises(WorkersLost):
-        served(station, lambda caller: caller.report(1, {}))
+        serve(server, lambda client: client.report(1, {}))
 
 
-def test_workers_that_never_came_are_noticed(station):
-    threading.Timer(0.1, station.hang_up).start()
+def test_workers_that_never_connect_are_detected(server):
+    threading.Timer(0.1, server.report_loss).start()
     with pytest.raises(WorkersLost):
-        station.serve(lambda step, metrics: None, None)
+        server.serve(lambda step, metrics: None, None)
 
 
-def test_a_stranger_is_not_listened_to(station):
+def test_client_without_the_key_is_ignored(server):
     def call():
         with pytest.raises((AuthenticationError, EOFError, OSError)):
-            Client(station.address, authkey=b"guessed")
-        caller = WorkerClient(station.address, station.key)
-        caller.end({"status": "finished"})
+            Client(server.address, authkey=b"guessed")
+        WorkerClient(server.address, server.key).end({"status": "finished"})
 
     thread = threading.Thread(target=call)
     thread.start()
-    assert station.serve(lambda step, metrics: None, None) == {"status": "finished"}
+    assert server.serve(lambda step, metrics: None, None) == {"status": "finished"}
     thread.join(10)

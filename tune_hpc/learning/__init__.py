@@ -1,1 +1,1 @@
-"""The learning itself, in PyTorch and without Ray: data, batches, models, optimizers, the training loop."""
+"""Training in PyTorch without Ray: data sets, batching, models, optimizers, and the training loop."""

@@ -1,7 +1,7 @@
-"""Random shifts, rotations and scalings of training images, on the device where they are.
+"""Random affine augmentation of training images on their device: shifts, rotations and scalings.
 
-Every image of every batch is drawn anew, from numbers that the task's generators give; so a distorted batch is a pure
-function of those numbers, and a step that distorts can be recorded and replayed like any other.
+Each use of an image has new random parameters. An augmented batch is a pure function of the random numbers of the
+task's generators, so a CUDA graph can capture it.
 """
 
 import math
@@ -13,51 +13,48 @@ from torch.nn import functional
 
 from tune_hpc.learning.config import IMAGE_SIDE
 
-#: Uniform numbers that one image takes: for its shift to the right and down, its rotation and its scaling.
+#: Random numbers for each image: shift to the right, shift down, rotation and scaling.
 NUMBERS_PER_IMAGE = 4
 
 
 class RandomAffine:
-    """Shifts, rotates and scales images within bounds; what moves in from outside is black.
+    """Random shift, rotation and scaling of images within bounds; pixels from outside the image are black.
 
     Args:
-        config: ``max_shift`` (pixels), ``max_rotation`` (degrees) and ``max_scaling`` (part of the size) are read.
-        dtype: Of the images.
-        device: Where they are.
+        config: ``max_shift`` (pixels), ``max_rotation`` (degrees) and ``max_scaling`` (fraction of the size).
+        dtype: Type of the images.
+        device: Device of the images.
     """
 
     def __init__(self, config: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> None:
-        # In grid_sample's unit half a side is 1.
+        # The unit of grid_sample is half a side.
         shift = 2 * config["max_shift"] / IMAGE_SIDE
         bounds = [shift, shift, math.radians(config["max_rotation"]), config["max_scaling"]]
-        self.bounds = torch.tensor(bounds, dtype=torch.float32, device=device)[:, None]
+        self._bounds = torch.tensor(bounds, dtype=torch.float32, device=device)[:, None]
         centres = (2 * torch.arange(IMAGE_SIDE, dtype=dtype, device=device) + 1) / IMAGE_SIDE - 1
         down, right = torch.meshgrid(centres, centres, indexing="ij")
-        self.places = torch.stack([right.flatten(), down.flatten()])
-        self.dtype = dtype
+        self._positions = torch.stack([right.flatten(), down.flatten()])
+        self._dtype = dtype
 
     @staticmethod
     def has_augmentation(config: Mapping[str, Any]) -> bool:
-        """Whether a configuration asks for any."""
+        """Return whether a configuration has any augmentation."""
         return any(config[name] for name in ("max_shift", "max_rotation", "max_scaling"))
 
     def __call__(self, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Return distorted images.
+        """Return augmented images, (S, N, 1, 28, 28).
 
         Args:
             images: (S, N, 1, 28, 28).
-            noise: (S, 4, N) in [0, 1): where between its bounds each image's shift right, shift down, rotation
-                (clockwise) and growth are.
-
-        Returns:
-            (S, N, 1, 28, 28).
+            noise: (S, 4, N) in [0, 1): positions of shift right, shift down, clockwise rotation and scaling between
+                their bounds.
         """
-        drawn = ((2 * noise - 1) * self.bounds).to(self.dtype).transpose(0, 1).flatten(1)
-        right, down, angle, growth = drawn
-        # grid_sample wants to know where each pixel comes from: shifted back, turned back, shrunk.
+        parameters = ((2 * noise - 1) * self._bounds).to(self._dtype).transpose(0, 1).flatten(1)
+        right, down, angle, growth = parameters
+        # grid_sample takes the source of each output pixel, which is the inverse transformation.
         cosine, sine = angle.cos() / (1 + growth), angle.sin() / (1 + growth)
-        turn = torch.stack([torch.stack([cosine, sine], 1), torch.stack([-sine, cosine], 1)], 1)
-        places = self.places - torch.stack([right, down], 1)[:, :, None]
-        sources = (turn @ places).transpose(1, 2).unflatten(1, (IMAGE_SIDE, IMAGE_SIDE))
+        rotation = torch.stack([torch.stack([cosine, sine], 1), torch.stack([-sine, cosine], 1)], 1)
+        positions = self._positions - torch.stack([right, down], 1)[:, :, None]
+        sources = (rotation @ positions).transpose(1, 2).unflatten(1, (IMAGE_SIDE, IMAGE_SIDE))
         moved = functional.grid_sample(images.flatten(0, 1), sources, align_corners=False)
         return moved.unflatten(0, images.shape[:2])

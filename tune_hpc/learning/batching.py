@@ -1,13 +1,13 @@
-"""The order in which training samples are visited, by the name of a batching policy.
+"""Batching policies: the order in which a training visits the samples.
 
-Every policy is one endless stream of sample indices, made pass by pass; batch ``k`` is the stream's elements
-``k * batch_size`` to ``(k + 1) * batch_size``. So a batch is a pure function of (policy, seed, step): resuming needs no
-state, and each pass visits every sample exactly once even where the batch size does not divide the data.
+Each policy is an infinite stream of sample indices, generated pass by pass. Batch ``k`` consists of its elements
+``k * batch_size`` to ``(k + 1) * batch_size``. So a batch is a pure function of (policy, seed, step), and a resumed
+trial needs no state. Each pass visits every sample once, even if the batch size does not divide the number of samples.
 
-    single_pass   the stored order, once; it ends with the last full batch (the report's Table 4.1)
-    sequential    the stored order, again and again
-    shuffled      a fresh permutation each pass
-    random        drawn with replacement
+    single_pass   stored order, once; ends with the last full batch (the report's Table 4.1)
+    sequential    stored order, repeated
+    shuffled      new permutation in each pass
+    random        sampled with replacement
 """
 
 from typing import TypeVar
@@ -21,13 +21,13 @@ Steps = TypeVar("Steps", int, np.ndarray)
 
 
 class Batching:
-    """Batches of sample indices.
+    """Batches of sample indices by a batching policy.
 
     Args:
         policy: One of ``BATCHING_POLICIES``.
-        num_samples: Training samples.
-        batch_size: Samples a batch.
-        seed: Fixes ``shuffled`` and ``random``.
+        num_samples: Number of training samples.
+        batch_size: Samples in each batch.
+        seed: Seed of ``shuffled`` and ``random``.
 
     Raises:
         InvalidConfigError: an unknown policy, or a batch larger than the data.
@@ -46,23 +46,21 @@ class Batching:
 
     @property
     def num_batches(self) -> int | None:
-        """How many batches there are; ``None`` for an endless stream."""
+        """Number of batches; ``None`` for an infinite stream."""
         return self.num_samples // self.batch_size if self.policy == "single_pass" else None
 
     def epoch(self, step: Steps) -> Steps:
-        """Return how many passes over the data are complete before batch ``step``, a number or an array of them."""
+        """Return the number of complete passes before batch ``step``, a number or an array."""
         return step * self.batch_size // self.num_samples
 
     def indices(self, step: int) -> torch.Tensor:
-        """Return the samples of batch ``step`` as int64 indices of shape (batch_size,).
+        """Return the samples of batch ``step``: int64 indices of shape (batch_size,).
 
         Raises:
-            IndexError: a single pass is over.
+            IndexError: the single pass has ended.
         """
         if self.num_batches is not None and step >= self.num_batches:
-            raise IndexError(
-                f"a single pass has {self.num_batches} batches of {self.batch_size}; asked for number {step}"
-            )
+            raise IndexError(f"a single pass has {self.num_batches} batches of {self.batch_size}; got number {step}")
         epoch, start = divmod(step * self.batch_size, self.num_samples)
         end = start + self.batch_size
         first = self._pass(epoch)[start:end]
@@ -71,11 +69,11 @@ class Batching:
         return torch.cat([first, self._pass(epoch + 1)[: end - self.num_samples]])
 
     def _pass(self, epoch: int) -> torch.Tensor:
-        """Return the order of one pass, keeping only the latest two in memory."""
+        """Return the order of one pass; cache the latest two."""
         if self.policy in ("single_pass", "sequential"):
             epoch = 0
         if epoch not in self._passes:
-            self._passes = {kept: order for kept, order in self._passes.items() if kept == epoch - 1}
+            self._passes = {number: order for number, order in self._passes.items() if number == epoch - 1}
             self._passes[epoch] = self._order(epoch)
         return self._passes[epoch]
 

@@ -1,7 +1,6 @@
-"""States on disk: tensors, numbers, strings, lists and dictionaries, and nothing that could run on loading.
+"""Files for states of tensors, numbers, strings, lists and dictionaries; loading them runs no code.
 
-A process that has not loaded torch has no tensors. What it keeps is written and read without torch, whose import takes
-two seconds of each process of a trainable that has no use for it.
+A process without torch has no tensors. It saves and loads its state without torch, whose import takes two seconds.
 """
 
 import collections
@@ -17,9 +16,9 @@ from typing import Any
 
 from tune_hpc.errors import FolderError
 
-#: The bit by which an archive marks a folder: where it is set by damage, torch reads a tensor as zeros.
+#: Bit that marks a folder in an archive. If damage sets it, torch reads a tensor as zeros.
 _FOLDER = 0x10
-#: The one entry of an archive without tensors.
+#: Name of the only entry of an archive without tensors.
 _PLAIN = "plain.pkl"
 
 
@@ -35,20 +34,20 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read a state that ``save_state`` wrote, onto the CPU.
+    """Load a state of ``save_state`` onto the CPU.
 
     Raises:
-        FolderError: the file is damaged, or holds more than plain data.
+        FolderError: the file is damaged, or contains more than plain data.
     """
     try:
-        # torch neither verifies the sums in its own files nor answers damage with errors of its own.
+        # torch does not verify the checksums in its files, and damage raises arbitrary errors.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
             folders = [entry.filename for entry in archive.infolist() if entry.external_attr & _FOLDER]
             is_plain = damaged is None and _PLAIN in archive.namelist()
             plain = archive.read(_PLAIN) if is_plain else None
         if damaged is not None:
-            raise zipfile.BadZipFile(f"the sum of {damaged} differs")
+            raise zipfile.BadZipFile(f"the checksum of {damaged} differs")
         if folders:
             raise zipfile.BadZipFile(f"{folders[0]} is marked as a folder")
         state = _load_tensors(path) if plain is None else _PlainUnpickler(io.BytesIO(plain)).load()
@@ -64,7 +63,7 @@ def load_state(path: Path) -> dict[str, Any]:
     ) as error:
         raise _unreadable(path, str(error)) from error
     if not isinstance(state, dict):
-        raise _unreadable(path, "it holds no state")
+        raise _unreadable(path, "it contains no state")
     return state
 
 
@@ -75,7 +74,7 @@ def _load_tensors(path: Path) -> Any:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Calls nothing that a file names but what torch lets a file name, too."""
+    """Unpickler that allows the same classes as torch."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "collections" and name in ("Counter", "OrderedDict"):
@@ -85,4 +84,4 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def _unreadable(path: Path, reason: str) -> FolderError:
     first_line = next(iter(reason.splitlines()), "damaged")
-    return FolderError(f"{path} is not readable as a checkpoint ({first_line}); remove it to start that trial anew")
+    return FolderError(f"{path} is not readable as a checkpoint ({first_line}); delete it to restart the trial")

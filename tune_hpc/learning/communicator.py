@@ -1,7 +1,8 @@
-"""What the processes of one training have in common; one process alone is a team of one.
+"""Communicator interface between the workers of one training, and its default for a single process.
 
-The training loop is written for any number of workers that share each batch. All that they must do together it asks of
-its communicator, and every worker asks the same in the same order. How several do it is in ``tune_hpc.scaling.communication``.
+The training loop supports any number of workers that share each batch. It calls its communicator for everything that
+they do together, and all workers make the same calls in the same order. ``tune_hpc.scaling.communication`` implements
+the communicator of several processes.
 """
 
 from collections.abc import Callable
@@ -16,12 +17,12 @@ Value = TypeVar("Value")
 
 @dataclass
 class Communicator:
-    """One process alone.
+    """Communicator of a single process.
 
     Attributes:
-        rank: This worker's number, from 0.
-        size: How many workers share each batch.
-        allow_cuda_graphs: Whether a GPU may record a step and replay it.
+        rank: Number of this worker, from 0.
+        size: Number of workers that share each batch.
+        allow_cuda_graphs: Whether steps may be captured as CUDA graphs.
     """
 
     rank: int = 0
@@ -29,19 +30,19 @@ class Communicator:
     allow_cuda_graphs: bool = True
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return a model whose gradients are those of the whole batch once it went backward."""
+        """Return a model whose backward pass leaves the gradients of the whole batch."""
         return model
 
     def after_step(self, model: nn.Module, step: int) -> None:
-        """Do what is due after ``step`` updates of a model, where gradients are not what is exchanged."""
+        """Average parameters after ``step`` updates, if gradients are not averaged."""
 
     def sync_parameters(self, model: nn.Module) -> None:
-        """Give all workers the same parameters, where these may differ between two exchanges."""
+        """Give all workers the same parameters, if they may differ."""
 
     def mean(self, curves: np.ndarray) -> np.ndarray:
-        """Return the mean over the workers of what each of them measured on its share."""
+        """Return the mean of the workers' values."""
         return curves
 
     def broadcast_from_rank0(self, make: Callable[[], Value]) -> Value:
-        """Return what the first worker makes; the others wait for it."""
+        """Return the value that rank 0 makes."""
         return make()

@@ -1,8 +1,8 @@
-"""The keys of a trial's configuration: what each means, its default, and which values it may take.
+"""Keys of a trial's configuration: meaning, default and valid values.
 
-A configuration is a plain mapping from these keys to numbers and strings; the same spelling serves in search spaces,
-data frames, tables and command-line flags. ``complete`` checks one and fills in the defaults, so that a trial is a
-function of the completed mapping alone. No torch is imported here: listing and validating spaces must stay cheap.
+A configuration is a mapping from these keys to numbers and strings. Search spaces, data frames, tables and command-line
+flags use the same spelling. ``complete`` validates a configuration and adds the defaults, so that a trial is a function
+of the completed mapping. The module does not import torch, because spaces are listed and validated often.
 """
 
 import math
@@ -15,13 +15,13 @@ from tune_hpc.errors import InvalidConfigError
 
 MODELS = ("line", "softmax", "cnn")
 BATCHING_POLICIES = ("single_pass", "sequential", "shuffled", "random")
-#: Of MNIST's 60,000 training images the last 10,000 are kept for validation.
+#: The last 10,000 of the 60,000 training images of MNIST are for validation.
 NUM_TRAINING_IMAGES = 50_000
-#: Pixels, down and across.
+#: Pixels in a row or column of an image.
 IMAGE_SIDE = 28
 DATA_SETS = ("line", "mnist", "fashion_mnist")
 
-#: Which hyperparameters each optimizer has, with TensorFlow 1's defaults.
+#: Hyperparameters of each optimizer, with the defaults of TensorFlow 1.
 OPTIMIZER_DEFAULTS: dict[str, dict[str, float | bool]] = {
     "gradient_descent": {},
     "momentum": {"momentum": 0.9},
@@ -36,7 +36,7 @@ OPTIMIZER_DEFAULTS: dict[str, dict[str, float | bool]] = {
 }
 OPTIMIZERS = tuple(OPTIMIZER_DEFAULTS)
 
-#: Which keys each schedule of the learning rate has, with their defaults.
+#: Keys of each schedule of the learning rate, with their defaults.
 SCHEDULE_DEFAULTS: dict[str, dict[str, float | bool]] = {
     "staircase": {"decay_rate": 1.0},
     "cosine": {},
@@ -44,24 +44,24 @@ SCHEDULE_DEFAULTS: dict[str, dict[str, float | bool]] = {
 }
 SCHEDULES = tuple(SCHEDULE_DEFAULTS)
 
-#: How the gradients of several workers may travel.
+#: Formats of the gradients that workers exchange.
 COMPRESSIONS = ("none", "bf16")
 
 
 @dataclass(frozen=True)
 class ConfigKey:
-    """One key of a trial's configuration.
+    """Key of a trial's configuration.
 
     Attributes:
-        name: As it is spelled everywhere.
-        kind: ``int``, ``float``, ``bool`` or ``str``; an ``int`` is accepted where a ``float`` is wanted.
-        doc: Its meaning, in one line.
-        default: Its value when absent; ``None``: another key decides, as ``doc`` says.
-        choices: All allowed values, where there are few.
-        low: Lowest allowed value.
-        high: Highest allowed value.
-        low_open: Whether ``low`` itself is excluded.
-        high_open: Whether ``high`` itself is excluded.
+        name: Name of the key.
+        kind: ``int``, ``float``, ``bool`` or ``str``; a ``float`` key accepts an ``int``.
+        doc: Meaning, in one line.
+        default: Default value; ``None``: it depends on other keys, see ``doc``.
+        choices: Valid values, if they are few.
+        low: Lower bound.
+        high: Upper bound.
+        low_open: Whether ``low`` is excluded.
+        high_open: Whether ``high`` is excluded.
     """
 
     name: str
@@ -76,165 +76,102 @@ class ConfigKey:
 
     @property
     def allowed(self) -> str:
-        """The allowed values in words."""
+        """Valid values in words."""
         if self.choices:
             return "one of " + ", ".join(map(str, self.choices))
         if self.kind is bool:
             return "true or false"
-        word = {"int": "a whole number", "float": "a number", "str": "a string"}[self.kind.__name__]
+        noun = {"int": "a whole number", "float": "a number", "str": "a string"}[self.kind.__name__]
         bounds = []
         if self.low > -math.inf:
             bounds.append(f"{'above' if self.low_open else 'at least'} {self.low:g}")
         if self.high < math.inf:
             bounds.append(f"{'below' if self.high_open else 'at most'} {self.high:g}")
-        return " ".join([word, " and ".join(bounds)]).strip()
+        return " ".join([noun, " and ".join(bounds)]).strip()
 
     def check(self, value: Any) -> Any:
-        """Return ``value`` as this key's kind.
+        """Return a value, converted to the kind of this key.
 
         Raises:
-            InvalidConfigError: ``value`` is of another kind, out of bounds or not among the choices.
+            InvalidConfigError: the value has another kind, or is out of bounds or not among the choices.
         """
-        wrong = InvalidConfigError(f"{self.name} must be {self.allowed}; got {value!r}")
+        error = InvalidConfigError(f"{self.name} must be {self.allowed}; got {value!r}")
         if isinstance(value, bool) != (self.kind is bool):
-            raise wrong
+            raise error
         if isinstance(value, int) and abs(value) > sys.float_info.max:
-            raise wrong
+            raise error
         if self.kind is float and isinstance(value, int | float):
             value = float(value)
         elif self.kind is int and isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, self.kind) or (self.choices and value not in self.choices):
-            raise wrong
+            raise error
         if isinstance(value, int | float) and not isinstance(value, bool):
             too_low = value < self.low or (self.low_open and value == self.low)
             too_high = value > self.high or (self.high_open and value == self.high)
             if too_low or too_high or not math.isfinite(value):
-                raise wrong
+                raise error
         return value
 
 
+_POSITIVE: dict[str, Any] = {"low": 0, "low_open": True}
+_BELOW_ONE: dict[str, Any] = {"low": 0, "high": 1, "high_open": True}
 _KEYS = (
-    ConfigKey("model", str, "the network", "softmax", MODELS),
-    ConfigKey("data", str, "the data set; by default line for the model line, else mnist", None, DATA_SETS),
-    ConfigKey("optimizer", str, "the update rule, as TensorFlow 1 defines it", "gradient_descent", OPTIMIZERS),
-    ConfigKey("learning_rate", float, "the (initial) learning rate", 0.01, low=0, low_open=True),
-    ConfigKey(
-        "batch_size", int, "images a step; the line always takes its four points", 100, low=1, high=NUM_TRAINING_IMAGES
-    ),
-    ConfigKey("batching", str, "the order in which images are visited", "shuffled", BATCHING_POLICIES),
-    ConfigKey(
-        "schedule",
-        str,
-        "the course of the learning rate: staircase (decay_rate), cosine (down to 0), one_cycle (up, then down to 0)",
-        "staircase",
-        SCHEDULES,
-    ),
-    ConfigKey(
-        "decay_rate",
-        float,
-        "factor on the learning rate after each pass over the training data, of the staircase (1: constant)",
-        low=0,
-        low_open=True,
-        high=1,
-    ),
-    ConfigKey(
-        "warmup",
-        float,
-        "fraction of the steps in which one_cycle's rate rises to learning_rate (0.3)",
-        low=0,
-        low_open=True,
-        high=1,
-        high_open=True,
-    ),
-    ConfigKey(
-        "dropout", float, "probability that a hidden unit is dropped in training", 0.0, low=0, high=1, high_open=True
-    ),
-    ConfigKey(
-        "max_shift",
-        float,
-        "pixels by which a training image is shifted at random",
-        0.0,
-        low=0,
-        high=IMAGE_SIDE,
-    ),
-    ConfigKey("max_rotation", float, "degrees by which a training image is rotated at random", 0.0, low=0, high=180),
-    ConfigKey(
-        "max_scaling", float, "part by which a training image grows or shrinks at random, at most", 0.0, low=0, high=0.9
-    ),
-    ConfigKey("steps", int, "optimizer steps, one batch each", 1000, low=1),
-    ConfigKey("seed", int, "fixes initial weights, data order, dropout and distortions", 0, low=0, high=2**31 - 1),
-    ConfigKey("width", float, "factor on the number of features of the cnn", 1.0, low=0, low_open=True),
-    ConfigKey(
-        "initial_weights",
-        str,
-        "as in TensorFlow's tutorial (truncated normal 0.1, bias 0.1; zeros for softmax), or PyTorch's own",
-        "tutorial",
-        ("tutorial", "pytorch"),
-    ),
-    ConfigKey(
-        "precision",
-        str,
-        "type of parameters and of products; with tf32 (on GPUs) and bfloat16 of products only, parameters are float32",
-        "float32",
-        ("float32", "float64", "tf32", "bfloat16"),
-    ),
-    ConfigKey("num_evaluations", int, "evaluations a run, evenly spaced", 50, low=1),
-    ConfigKey(
-        "num_evaluation_images",
-        int,
-        "images of each evaluation split that are used, from its start",
-        10_000,
-        low=1,
-        high=10_000,
-    ),
-    ConfigKey(
-        "momentum", float, "momentum of momentum, nesterov (0.9) and rmsprop (0)", None, low=0, high=1, high_open=True
-    ),
-    ConfigKey(
-        "rho",
-        float,
-        "decay of the mean squared gradient of adadelta (0.95) and rmsprop (0.9)",
-        None,
-        low=0,
-        high=1,
-        high_open=True,
-    ),
-    ConfigKey("beta1", float, "decay of adam's mean gradient (0.9)", None, low=0, high=1, high_open=True),
-    ConfigKey("beta2", float, "decay of adam's mean squared gradient (0.999)", None, low=0, high=1, high_open=True),
-    ConfigKey("epsilon", float, "guards a division in adadelta, adam (1e-8) and rmsprop (1e-10)", None, low=0),
-    ConfigKey("centered", bool, "rmsprop divides by the variance, not by the second moment (false)", None),
-    ConfigKey(
-        "initial_accumulator",
-        float,
-        "initial sum of squared gradients of adagrad, ftrl and proximal_adagrad (0.1)",
-        None,
-        low=0,
-    ),
-    ConfigKey("learning_rate_power", float, "ftrl's power of the accumulator (-0.5)", None, high=0),
-    ConfigKey("l1", float, "l1 penalty of ftrl and the proximal optimizers (0)", None, low=0),
-    ConfigKey("l2", float, "l2 penalty of ftrl and the proximal optimizers (0)", None, low=0),
-    ConfigKey("l2_shrinkage", float, "ftrl's l2 penalty on the gradient's side (0)", None, low=0),
-    ConfigKey(
-        "workers", int, "processes that share each batch, by way of Ray Train; where it is not given, none do", low=1
-    ),
-    ConfigKey(
-        "bucket_mb", float, "megabytes of gradients that workers average at a time (25)", low=0, low_open=True, high=1e6
-    ),
-    ConfigKey("bucket_view", bool, "whether gradients are views of what workers send (false)"),
-    ConfigKey(
-        "compression", str, "how gradients travel: none, or bf16, in two bytes a number (none)", None, COMPRESSIONS
-    ),
-    ConfigKey("local_steps", int, "workers average their parameters after so many steps, and no gradients (1)", low=1),
-)
+    ConfigKey("model", str, "network", "softmax", MODELS),
+    ConfigKey("data", str, "data set; by default line for the model line, else mnist", None, DATA_SETS),
+    ConfigKey("optimizer", str, "optimizer, as defined by TensorFlow 1", "gradient_descent", OPTIMIZERS),
+    ConfigKey("learning_rate", float, "(initial) learning rate", 0.01, **_POSITIVE),
+    ConfigKey("batch_size", int, "images in a batch; the line always uses its four points", 100, low=1,
+              high=NUM_TRAINING_IMAGES),
+    ConfigKey("batching", str, "order of the training images", "shuffled", BATCHING_POLICIES),
+    ConfigKey("schedule", str, "learning rate schedule: staircase (decay_rate), cosine (down to 0), or one_cycle (up, "
+              "then down to 0)", "staircase", SCHEDULES),
+    ConfigKey("decay_rate", float, "factor on the learning rate after each pass over the training data, in the "
+              "staircase schedule (1: constant)", high=1, **_POSITIVE),
+    ConfigKey("warmup", float, "fraction of the steps in which the one_cycle rate increases to learning_rate (0.3)",
+              high=1, high_open=True, **_POSITIVE),
+    ConfigKey("dropout", float, "probability to drop a hidden unit in training", 0.0, **_BELOW_ONE),
+    ConfigKey("max_shift", float, "maximum random shift of a training image, in pixels", 0.0, low=0, high=IMAGE_SIDE),
+    ConfigKey("max_rotation", float, "maximum random rotation of a training image, in degrees", 0.0, low=0, high=180),
+    ConfigKey("max_scaling", float, "maximum random scaling of a training image, as a fraction of its size", 0.0,
+              low=0, high=0.9),
+    ConfigKey("steps", int, "optimizer steps, of one batch each", 1000, low=1),
+    ConfigKey("seed", int, "seed of initial weights, data order, dropout and augmentation", 0, low=0, high=2**31 - 1),
+    ConfigKey("width", float, "factor on the number of features of the cnn", 1.0, **_POSITIVE),
+    ConfigKey("initial_weights", str, "initial weights of TensorFlow's tutorial (truncated normal 0.1, bias 0.1; zeros "
+              "for softmax), or of PyTorch", "tutorial", ("tutorial", "pytorch")),
+    ConfigKey("precision", str, "type of parameters and products; tf32 (on GPUs) and bfloat16 apply to products only, "
+              "with float32 parameters", "float32", ("float32", "float64", "tf32", "bfloat16")),
+    ConfigKey("num_evaluations", int, "evenly spaced evaluations in a run", 50, low=1),
+    ConfigKey("num_evaluation_images", int, "images of each evaluation split, from its start", 10_000, low=1,
+              high=10_000),
+    ConfigKey("momentum", float, "momentum of the optimizers momentum, nesterov (0.9) and rmsprop (0)", **_BELOW_ONE),
+    ConfigKey("rho", float, "decay of the mean squared gradient of adadelta (0.95) and rmsprop (0.9)", **_BELOW_ONE),
+    ConfigKey("beta1", float, "decay of adam's mean gradient (0.9)", **_BELOW_ONE),
+    ConfigKey("beta2", float, "decay of adam's mean squared gradient (0.999)", **_BELOW_ONE),
+    ConfigKey("epsilon", float, "term against division by zero in adadelta, adam (1e-8) and rmsprop (1e-10)", low=0),
+    ConfigKey("centered", bool, "divide rmsprop by the variance instead of the second moment (false)"),
+    ConfigKey("initial_accumulator", float, "initial sum of squared gradients of adagrad, ftrl and proximal_adagrad "
+              "(0.1)", low=0),
+    ConfigKey("learning_rate_power", float, "power of the accumulator of ftrl (-0.5)", high=0),
+    ConfigKey("l1", float, "l1 penalty of ftrl and the proximal optimizers (0)", low=0),
+    ConfigKey("l2", float, "l2 penalty of ftrl and the proximal optimizers (0)", low=0),
+    ConfigKey("l2_shrinkage", float, "l2 penalty of ftrl that is added to the gradient (0)", low=0),
+    ConfigKey("workers", int, "processes that share each batch through Ray Train; none if absent", low=1),
+    ConfigKey("bucket_mb", float, "megabytes of gradients that workers average at a time (25)", high=1e6, **_POSITIVE),
+    ConfigKey("bucket_view", bool, "make gradients views of the communication buffers (false)"),
+    ConfigKey("compression", str, "format of exchanged gradients: none, or bf16, two bytes for each number (none)",
+              choices=COMPRESSIONS),
+    ConfigKey("local_steps", int, "steps between averages of the parameters; 1: average the gradients (1)", low=1),
+)  # fmt: skip
 
-#: Every key of a trial's configuration, by name, in the order in which frames show them.
+#: Keys of a trial's configuration by name, in the order of the columns of frames.
 TRIAL_KEYS: dict[str, ConfigKey] = {key.name: key for key in _KEYS}
 
-#: Keys of a trial that uses several workers: there where they are given.
+#: Keys of a trial with several workers; they have no defaults in a completed configuration.
 WORKER_KEYS = ("workers", "bucket_mb", "bucket_view", "compression", "local_steps")
 
-#: Keys that others decide on: which of them there are, and with which defaults, by the value of the key that decides.
+#: Conditional keys with their defaults, by the key that decides about them and its value.
 OWNERS: dict[str, dict[str, dict[str, float | bool]]] = {
     "optimizer": OPTIMIZER_DEFAULTS,
     "schedule": SCHEDULE_DEFAULTS,
@@ -242,15 +179,15 @@ OWNERS: dict[str, dict[str, dict[str, float | bool]]] = {
 
 
 def owned_keys(owner: str) -> tuple[str, ...]:
-    """Return the keys that ``owner``, one of ``OWNERS``, decides on."""
+    """Return the conditional keys of ``owner``, a key of ``OWNERS``."""
     return tuple(dict.fromkeys(name for defaults in OWNERS[owner].values() for name in defaults))
 
 
 def check_key(name: str) -> ConfigKey:
-    """Return the key of that name.
+    """Return the key of a name.
 
     Raises:
-        InvalidConfigError: there is none.
+        InvalidConfigError: no such key.
     """
     if name not in TRIAL_KEYS:
         raise InvalidConfigError(f"no such key {name!r}; a trial's keys are {', '.join(TRIAL_KEYS)}")
@@ -258,14 +195,14 @@ def check_key(name: str) -> ConfigKey:
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Check a configuration and fill in what it leaves out.
+    """Validate a configuration and add the defaults.
 
     Args:
-        config: Any of ``TRIAL_KEYS``.
+        config: Keys of ``TRIAL_KEYS``.
 
     Returns:
-        Every key with its value; of the keys of optimizers and schedules, those that the chosen ones have. Keys of
-        others are dropped, so that one fixed value may serve a space over several optimizers.
+        Every key with its value, but of the conditional keys only those of the selected optimizer and schedule. Others
+        are dropped, so that a space over several optimizers may fix a key that only some of them have.
 
     Raises:
         InvalidConfigError: an unknown key, or a value that its key does not allow.
@@ -276,14 +213,14 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
         completed["data"] = "line" if completed["model"] == "line" else "mnist"
     if (completed["model"] == "line") != (completed["data"] == "line"):
         raise InvalidConfigError(
-            f"the model line fits the data line and no other; got model={completed['model']!r} "
+            f"the model line and the data line need each other; got model={completed['model']!r} "
             f"with data={completed['data']!r}"
         )
     for owner, defaults in OWNERS.items():
-        own = defaults[completed[owner]]
+        selected = defaults[completed[owner]]
         for name in owned_keys(owner):
-            if name in own:
-                completed[name] = given.get(name, own[name])
+            if name in selected:
+                completed[name] = given.get(name, selected[name])
             else:
                 del completed[name]
     for name in WORKER_KEYS:
@@ -296,7 +233,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_workers(completed: Mapping[str, Any]) -> None:
     if completed["model"] == "line":
-        raise InvalidConfigError("the line's four points are not worth sharing; use model=softmax or model=cnn")
+        raise InvalidConfigError("the model line cannot share its four points; use model=softmax or model=cnn")
     if completed["workers"] > completed["batch_size"]:
         raise InvalidConfigError(
             f"workers must be at most the batch size {completed['batch_size']}; got {completed['workers']}"

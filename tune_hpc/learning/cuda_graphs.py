@@ -1,8 +1,7 @@
-"""Training steps recorded once as a CUDA graph and replayed: no Python and one launch a step.
+"""Capture of a training step as a CUDA graph, and its replay without Python and with one launch.
 
-A small network's step is some hundred kernels of microseconds each, which a GPU finishes sooner than Python can ask for
-the next. What a step reads (which images, which learning rate) it finds at a position in tables on the device, and
-moves on by one.
+A step of a small network is about a hundred kernels of microseconds, which a GPU executes faster than Python launches
+them. A captured step reads its batch and learning rates from tables on the device, at a position that it increments.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,34 +10,34 @@ from typing import Protocol
 
 import torch
 
-#: Steps that run eagerly before the recording, so that libraries have allocated what they need; they are real ones.
+#: Eager steps before the capture, in which libraries allocate memory; they are regular steps of the training.
 NUM_EAGER_STEPS = 3
 
 
 class GraphCapture(Protocol):
-    """What the training loop wants of a way to record steps."""
+    """Interface between the training loop and a capture of steps."""
 
     def eager_stream(self) -> AbstractContextManager[None]:
-        """Be where steps run that come before the recording."""
+        """Return the context of the steps before the capture."""
 
-    def record(self, step: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
-        """Record one step without making it; return what makes it."""
+    def capture(self, step: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
+        """Capture one step without running it; return its replay function."""
 
 
-class CudaRecorder:
-    """Records steps on the current CUDA device."""
+class CudaGraphCapture:
+    """Capture on the current CUDA device."""
 
     @contextmanager
     def eager_stream(self) -> Iterator[None]:
-        """Run the block on a stream of its own, as a recording must be preceded by."""
+        """Run the block on a side stream, as CUDA requires before a capture."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             yield
         torch.cuda.current_stream().wait_stream(side)
 
-    def record(self, step: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
-        """Record one step; the generators' states move on at each replay as they would eagerly."""
+    def capture(self, step: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
+        """Capture one step; each replay advances the generators as an eager step does."""
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)

@@ -1,4 +1,4 @@
-"""Which trials may train as one program. No torch is imported here: planning a search must stay cheap."""
+"""Rules of fused training: which trials may train as one program. The module does not import torch."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from tune_hpc.errors import InvalidConfigError
 from tune_hpc.learning.config import owned_keys
 
-#: What may differ between the members of one program; all else they share.
+#: Keys that may differ between the members of one program.
 MEMBER_KEYS = (
     *("optimizer", "learning_rate", "schedule", "dropout", "seed", "initial_weights"),
     *owned_keys("optimizer"),
@@ -16,16 +16,16 @@ MEMBER_KEYS = (
 
 
 def fusion_key(config: Mapping[str, Any]) -> str:
-    """Return what members of one program must share, as text that can be compared.
+    """Return the values that all members of one program must share, as a string.
 
     Args:
-        config: A completed configuration.
+        config: Completed configuration.
     """
     return json.dumps({name: value for name, value in sorted(config.items()) if name not in MEMBER_KEYS})
 
 
 def check_fusible(configs: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse members that cannot train as one program.
+    """Check that configurations can train as one program.
 
     Args:
         configs: Completed configurations.
@@ -38,31 +38,29 @@ def check_fusible(configs: Sequence[Mapping[str, Any]]) -> None:
             value = configs[0].get(name)
             for config in configs:
                 if config.get(name) != value:
-                    raise InvalidConfigError(
-                        f"trials that train as one program share {name}; got {value!r} and {config.get(name)!r}"
-                    )
+                    raise InvalidConfigError(f"fused trials must share {name}; got {value!r} and {config.get(name)!r}")
 
 
 def stream_key(config: Mapping[str, Any]) -> int:
-    """Return what members must share to see the same batches."""
+    """Return the value that members with the same batches share."""
     return int(config["seed"]) if config["batching"] in ("shuffled", "random") and config["model"] != "line" else 0
 
 
-#: The most members of one program, by model; on CPUs as measured in docs/performance.md. On GPUs no measurement stands
-#: behind them yet: they are bounded by memory at the network's full width.
+#: Maximum number of members of one program. Those for CPUs were measured (docs/performance.md). Those for GPUs were not
+#: measured; they follow from the memory at the network's full width.
 CPU_MEMBERS = {"line": 256, "softmax": 128, "cnn": 8}
 GPU_MEMBERS = {"line": 1024, "softmax": 512, "cnn": 72}
 
-#: Up to this width one call's overhead outweighs a CPU's work on the cnn.
+#: Maximum width of the cnn at which fusion is faster on a CPU, because the overhead of calls dominates.
 CPU_FUSED_WIDTH = 0.125
 
 
 def max_fused_trials(config: Mapping[str, Any], on_gpu: bool) -> int:
-    """Return up to how many trials like this one should train as one program.
+    """Return the maximum number of similar trials that should train as one program.
 
     Args:
-        config: A completed configuration.
-        on_gpu: Whether they run on a GPU.
+        config: Completed configuration.
+        on_gpu: Whether the trials run on a GPU.
     """
     if on_gpu:
         return GPU_MEMBERS[config["model"]]

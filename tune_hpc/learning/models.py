@@ -1,8 +1,8 @@
-"""The three models of the report: a line, softmax regression and the convolutional network of TensorFlow's tutorial.
+"""Models of the report: a line, softmax regression, and the convolutional network of TensorFlow's tutorial.
 
-Every model is a stack: its parameters have a leading axis of members that train side by side, and one model alone is a
-stack of one. Each is a pure function of its inputs and parameters: what is random (the dropout mask) is an input, so
-that a model behaves the same alone, on several workers, and among others in its stack.
+Every model is a stack: its parameters have a leading axis of members, and a single model is a stack of one. A model is
+a pure function of its inputs and parameters, and the dropout mask is an input. So a model computes the same alone, on
+several workers, and in any stack.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,18 +18,18 @@ from tune_hpc.learning.stacked_layers import StackedConv2d, StackedLinear
 IMAGE_PIXELS = IMAGE_SIDE**2
 NUM_CLASSES = 10
 
-#: See ``Model.frozen``.
+#: Result of ``Model.frozen``.
 FrozenModel = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 class Model(nn.Module):
-    """What the training loop wants to know of a network.
+    """Interface between a stack of models and the training loop.
 
     Attributes:
-        traced: Numbers of each member whose every value is kept: metric name to the column of the first parameter.
-        num_hidden: Units that dropout applies to; 0 for none.
-        num_activations: Numbers in its largest layer, for each member and sample.
-        skips_zero_pixels: Whether its frozen form takes images without the pixels that are black in all of them.
+        recorded_parameters: Parameters in the history, by metric name: columns of the first parameter tensor.
+        num_hidden: Number of units with dropout.
+        num_activations: Numbers in the largest layer, for each member and sample.
+        skips_zero_pixels: Whether the frozen model accepts images without their common black pixels.
     """
 
     recorded_parameters: Mapping[str, int] = {}
@@ -38,30 +38,30 @@ class Model(nn.Module):
     skips_zero_pixels: bool = False
 
     def frozen(self) -> FrozenModel:
-        """Return the model as it is now, for many forward passes without dropout.
+        """Return the current model for many forward passes without dropout.
 
         Returns:
-            A function of images (N, 1, 28, 28) and ``None``, giving logits (M, 10, N). Where ``skips_zero_pixels``, the
-            images may have L pixels only, (N, L), with the places of these among the 784, (L,), beside them.
+            A function of images (N, 1, 28, 28) and ``None`` that returns logits (M, 10, N). With ``skips_zero_pixels``
+            its arguments may be L pixels of each image, (N, L), and their indices among the 784, (L,).
         """
         return lambda images, lit: self(images[None])
 
 
 class Line(Model):
-    """``W * x + b``, from the starting point of Exercise 1.
+    """The line ``W * x + b`` with the initial parameters of Exercise 1.
 
-    Source: recovered from the report's Exercise 1 (it prints no data); W = 0.3, b = -0.3.
+    Source: reconstructed from the report's Exercise 1, which prints no data; W = 0.3, b = -0.3.
     """
 
     recorded_parameters: Mapping[str, int] = {"W": 0, "b": 1}
 
     def __init__(self) -> None:
         super().__init__()
-        # In double precision, from which both precisions round: 0.3 by way of float32 is 0.30000001.
+        # Both precisions round from float64; a float32 of 0.3 would be 0.30000001 in float64.
         self.coefficients = nn.Parameter(torch.tensor([[0.3, -0.3]], dtype=torch.float64))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the lines (M, N) at ``x`` (2, N): the abscissae, and ones beside them for the bias."""
+        """Return the lines (M, N) at ``x`` (2, N): the abscissae, and ones for the bias."""
         return self.coefficients @ x
 
 
@@ -80,7 +80,7 @@ class Softmax(Model):
 
         Args:
             images: (M or 1, N, 1, 28, 28).
-            dropout_mask: Not looked at: there is nothing that could be dropped.
+            dropout_mask: Ignored, because the model has no hidden units.
 
         Returns:
             (M, 10, N).
@@ -88,14 +88,14 @@ class Softmax(Model):
         return self.output(images.flatten(2).transpose(1, 2))
 
     def frozen(self) -> FrozenModel:
-        """See ``Model.frozen``: a black pixel adds nothing to a logit."""
-        # Pixels first: choosing some of them then copies whole rows.
+        """Return the current model; black pixels do not contribute to its logits."""
+        # With pixels as rows, the selection of pixels copies whole rows.
         weight = self.output.weight.flatten(0, 1).T.contiguous()
         bias = self.output.bias.flatten()[:, None]
 
         def logits(images: torch.Tensor, lit: torch.Tensor | None) -> torch.Tensor:
-            chosen = weight if lit is None else weight.index_select(0, lit)
-            return torch.addmm(bias, chosen.T, images.flatten(1).T).unflatten(0, self.output.bias.shape)
+            selected = weight if lit is None else weight.index_select(0, lit)
+            return torch.addmm(bias, selected.T, images.flatten(1).T).unflatten(0, self.output.bias.shape)
 
         return logits
 
@@ -103,12 +103,12 @@ class Softmax(Model):
 class CNN(Model):
     """Two 5x5 convolutions with 2x2 max pooling, a dense layer with dropout, and 10 classes.
 
-    At width 1 it has 32 and 64 features, 1024 hidden units and 3,274,634 parameters a member.
+    At width 1 a member has 32 and 64 features, 1024 hidden units and 3,274,634 parameters.
 
     Source: report, Exercise 2.
 
     Args:
-        width: Factor on the number of features and hidden units, rounded, at least 1 of each.
+        width: Factor on the numbers of features and hidden units, which are rounded and at least 1.
     """
 
     def __init__(self, width: float = 1.0) -> None:
@@ -124,14 +124,14 @@ class CNN(Model):
         """Return logits.
 
         Args:
-            images: (M, N, 1, 28, 28), or (1, N, 1, 28, 28) that all members share.
-            dropout_mask: (M, num_hidden, N): what the hidden units are multiplied by; ``None``: nothing is dropped.
+            images: (M, N, 1, 28, 28), or (1, N, 1, 28, 28) if all members share them.
+            dropout_mask: Factors of the hidden units, (M, num_hidden, N); ``None``: no dropout.
 
         Returns:
             (M, 10, N).
         """
         x = images.transpose(0, 1).flatten(1, 2)
-        # Pooled first, for a quarter of the work: the largest of rectified numbers is the largest one rectified.
+        # Max pooling and ReLU commute; ReLU after pooling is a quarter of the work.
         x = functional.relu(functional.max_pool2d(self.conv1(x), 2))
         x = functional.relu(functional.max_pool2d(self.conv2(x), 2))
         x = x.unflatten(1, (len(self.conv2.weight), -1)).transpose(0, 1).flatten(2)
@@ -143,7 +143,8 @@ def build_model(configs: Sequence[Mapping[str, Any]]) -> Model:
     """Return a stack with the initial weights of each configuration, on the CPU.
 
     Args:
-        configs: ``model``, ``width`` and ``precision``, alike in all, and ``initial_weights`` and ``seed`` are read.
+        configs: Configurations with one ``model``, ``width`` and ``precision``, and any ``initial_weights`` and
+            ``seed``.
     """
     singles: dict[tuple[str, int], Model] = {}
     for config in configs:
@@ -154,29 +155,29 @@ def build_model(configs: Sequence[Mapping[str, Any]]) -> Model:
     if len(configs) > 1:
         members = [dict(singles[config["initial_weights"], config["seed"]].named_parameters()) for config in configs]
         for path in members[0]:
-            owner, _, name = path.rpartition(".")
-            whole = nn.Parameter(torch.cat([member[path].detach() for member in members]))
-            setattr(stack.get_submodule(owner), name, whole)
+            module, _, name = path.rpartition(".")
+            stacked = nn.Parameter(torch.cat([member[path].detach() for member in members]))
+            setattr(stack.get_submodule(module), name, stacked)
     return stack.to(parameter_type(configs[0]["precision"]))
 
 
 def parameter_type(precision: str) -> torch.dtype:
-    """Return the type of parameters; products may be made in a shorter one."""
+    """Return the type of the parameters of a precision."""
     return torch.float64 if precision == "float64" else torch.float32
 
 
 def _build_single(config: Mapping[str, Any]) -> Model:
-    # PyTorch's own initialisation draws from the global generator: lend it a seed, then give it back as it was.
+    # PyTorch's initialization uses the global generator, whose state is restored afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
         model: Model = {"line": Line, "softmax": Softmax, "cnn": lambda: CNN(config["width"])}[config["model"]]()
         if config["initial_weights"] == "tutorial":
-            _as_in_tutorial(model)
+            _initialize_as_tutorial(model)
     return model
 
 
 @torch.no_grad()
-def _as_in_tutorial(model: Model) -> None:
+def _initialize_as_tutorial(model: Model) -> None:
     if isinstance(model, Softmax):
         for parameter in model.parameters():
             parameter.zero_()

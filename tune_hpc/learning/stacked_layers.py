@@ -1,30 +1,30 @@
-"""Layers for a stack of models: every parameter has a leading axis of members, and one call computes all of them.
+"""Linear and convolution layers of a stack of models, whose parameters have a leading axis of members.
 
-A stack of one is an ordinary layer at an ordinary layer's speed. Where all members see the same input, as the first
-layer of a stack does, it is read once: M small products become one wide one.
+A stack of one model is as fast as an ordinary layer. An input that all members share, as in the first layer, is read
+once: M small products become one wide product.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-#: Up to so many outputs a product with samples along memory is faster, by two at ten outputs on one CPU core; with more
-#: it is slower where the batch is small.
+#: Maximum number of outputs for the product with samples along memory. With ten outputs it is twice as fast on one CPU
+#: core; with more outputs and small batches it is slower.
 FEW_OUTPUTS = 16
 
 
 class StackedLinear(nn.Module):
     """M affine maps.
 
-    Features come before samples, so that what follows (a softmax over ten classes, say) runs along memory.
+    Features precede samples, so that the next operation, such as a softmax over ten classes, runs along memory.
 
     Attributes:
         weight: (M, out, in).
         bias: (M, out).
 
     Args:
-        num_inputs: Features in.
-        num_outputs: Features out.
+        num_inputs: Number of input features.
+        num_outputs: Number of output features.
     """
 
     def __init__(self, num_inputs: int, num_outputs: int) -> None:
@@ -37,7 +37,7 @@ class StackedLinear(nn.Module):
         """Return (M, out, N).
 
         Args:
-            inputs: (M, in, N), or (1, in, N) that all members share.
+            inputs: (M, in, N), or (1, in, N) if all members share them.
         """
         if inputs.shape[0] > 1:
             return torch.baddbmm(self.bias[:, :, None], self.weight, inputs)
@@ -50,16 +50,16 @@ class StackedLinear(nn.Module):
 
 
 class StackedConv2d(nn.Module):
-    """M convolutions that keep the size of their images; the members' channels lie side by side.
+    """M convolutions with outputs of the size of the images; the channels of the members are adjacent.
 
     Attributes:
         weight: (M, out, in, kernel, kernel).
         bias: (M, out).
 
     Args:
-        num_inputs: Channels in.
-        num_outputs: Channels out.
-        kernel_size: Odd.
+        num_inputs: Number of input channels.
+        num_outputs: Number of output channels.
+        kernel_size: Odd size of the kernel.
     """
 
     def __init__(self, num_inputs: int, num_outputs: int, kernel_size: int) -> None:
@@ -71,8 +71,13 @@ class StackedConv2d(nn.Module):
         self.bias = nn.Parameter(single.bias.detach()[None])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return (N, M * out, height, width) for images (N, M * in, height, width), or (N, in, ...) that all share."""
+        """Return (N, M * out, height, width).
+
+        Args:
+            images: (N, M * in, height, width), or (N, in, height, width) if all members share them.
+        """
         num_groups = images.shape[1] // self.weight.shape[2]
-        # Channels last: on one CPU core the cnn's forward pass is 2.7 times faster so at width 1/4, equal at width 1.
+        # On one CPU core the forward pass of the cnn is 2.7 times faster with channels last at width 1/4, and equally
+        # fast at width 1.
         weight = self.weight.flatten(0, 1).clone(memory_format=torch.channels_last)
         return functional.conv2d(images, weight, self.bias.flatten(), padding=self.padding, groups=num_groups)

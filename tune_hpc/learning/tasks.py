@@ -1,7 +1,7 @@
-"""What is learned: the line of Exercise 1, and the classification of images.
+"""Tasks: line regression and image classification.
 
-A task supports its data and its batches, those of every member of a stack. It is a pure function of its configurations,
-apart from the generators of dropout and distortions.
+A task provides data, batches and losses of all members of a stack. Apart from the random generators of dropout and
+augmentation it is a pure function of its configurations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,13 +23,13 @@ from tune_hpc.learning.seeded_rng import SeededRng, member_positions
 
 
 class Task(Protocol):
-    """What the training loop asks of a task.
+    """Interface between a task and the training loop.
 
     Attributes:
-        num_steps: After how many steps the data end; ``None``: never.
-        samples_per_step: Training samples a step.
-        is_full_batch: Whether every step sees all the data, so that the loss is known after the last one, too.
-        generators: What a step draws from.
+        num_steps: Number of steps until the data end; ``None``: no limit.
+        samples_per_step: Training samples in each step.
+        is_full_batch: Whether a step uses all data, so that the loss after the last step is defined, too.
+        generators: Random generators of a step.
     """
 
     num_steps: int | None
@@ -38,29 +38,29 @@ class Task(Protocol):
     generators: list[torch.Generator]
 
     def epochs(self, steps: np.ndarray) -> np.ndarray:
-        """Return how many passes over the data are complete before each of some steps."""
+        """Return the number of complete passes over the data before each step."""
 
     def batch_indices(self, start: int, end: int) -> torch.Tensor:
-        """Return which samples the steps ``start`` to ``end`` see, on the device: (steps, streams, samples)."""
+        """Return the samples of the steps ``start`` to ``end`` on the device, (steps, streams, samples)."""
 
-    def backward(self, model: nn.Module, chosen: torch.Tensor) -> torch.Tensor:
-        """Return each member's loss on a batch, (M,), and leave the gradients at the parameters."""
+    def backward(self, model: nn.Module, indices: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each member on a batch, (M,), and set the gradients of the parameters."""
 
-    def losses(self, model: nn.Module, chosen: torch.Tensor) -> torch.Tensor:
-        """Return each member's loss on a batch, (M,)."""
+    def losses(self, model: nn.Module, indices: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each member on a batch, (M,)."""
 
     def evaluate(self, model: Model) -> dict[str, list[float]]:
-        """Return each member's metrics on data that are not trained on."""
+        """Return the metrics of each member on validation and test data."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the next batches depend on beside the step."""
+        """Return the state of the random generators."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
+        """Restore a state of ``state_dict``."""
 
 
 class LineRegression:
-    """Exercise 1: the sum of squared errors over four points, all of them at every step."""
+    """Exercise 1: sum of squared errors over four points, all of them in every step."""
 
     num_steps: int | None = None
     samples_per_step = 4
@@ -73,51 +73,52 @@ class LineRegression:
         self._slopes = 2 * self.x.T.contiguous()
 
     def epochs(self, steps: np.ndarray) -> np.ndarray:
-        """Every step is a pass over the data."""
+        """Return the steps, because each step is a pass over the data."""
         return steps
 
     def batch_indices(self, start: int, end: int) -> torch.Tensor:
-        """Nothing is chosen: all points are seen."""
+        """Return empty indices, because each step uses all points."""
         return torch.empty(end - start, 0, device=self.x.device)
 
-    def losses(self, model: nn.Module, chosen: torch.Tensor) -> torch.Tensor:
-        """Return the summed squared errors, (M,)."""
+    def losses(self, model: nn.Module, indices: torch.Tensor) -> torch.Tensor:
+        """Return the sums of squared errors, (M,)."""
         return (model(self.x) - self.y).square().sum(1)
 
     @torch.no_grad()
-    def backward(self, model: nn.Module, chosen: torch.Tensor) -> torch.Tensor:
-        """Return the losses, and leave the gradients: written out, since autograd takes seven times as long."""
+    def backward(self, model: nn.Module, indices: torch.Tensor) -> torch.Tensor:
+        """Return the losses and set the gradients; this formula is seven times faster than autograd."""
         coefficients: torch.Tensor = model.coefficients  # type: ignore[assignment]
         errors = coefficients @ self.x - self.y
         coefficients.grad = errors @ self._slopes
         return (errors * errors).sum(1)
 
     def evaluate(self, model: Model) -> dict[str, list[float]]:
-        """There are no points beside the training points."""
+        """Return no metrics, because all points are training points."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing here changes."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing here changes."""
+        """Restore nothing."""
 
 
 class ImageClassification:
     """Mean cross-entropy over batches of images.
 
-    Members of one seed see the same batches and draw the same noise; where all members do, a batch is there once, for
-    all of them. Several replicas may share each batch: every one draws the whole batch and its noise and takes its own
-    slice, so the mean over replicas of their gradients is the gradient of the whole batch.
+    Members with one seed have the same batches and random numbers. If all members have one seed, a batch exists only
+    once. Several replicas may share each batch: each of them generates the indices and random numbers of the whole
+    batch and takes its slice, so the mean of their gradients is the gradient of the whole batch.
 
     Args:
-        configs: Completed configurations, alike in data, batch size, batching, distortions, precision and evaluation.
-        images: The data set, on any device.
-        device: Where to compute.
-        num_hidden: The model's units that dropout applies to.
-        replica: This replica's number.
-        num_replicas: How many share a batch.
+        configs: Completed configurations with the same data, batch size, batching, augmentation, precision and
+            evaluation.
+        images: Data set on any device.
+        device: Device of the computation.
+        num_hidden: Number of units with dropout.
+        replica: Number of this replica.
+        num_replicas: Number of replicas that share a batch.
     """
 
     is_full_batch = False
@@ -161,58 +162,58 @@ class ImageClassification:
         self.samples_per_step = batch_size
 
     def epochs(self, steps: np.ndarray) -> np.ndarray:
-        """Return how many passes are complete before each of some steps."""
+        """Return the number of complete passes over the data before each step."""
         return next(iter(self._streams.values())).epoch(steps)
 
     def batch_indices(self, start: int, end: int) -> torch.Tensor:
-        """Return the images of the steps ``start`` to ``end``: (steps, streams, samples), this replica's share."""
+        """Return this replica's samples of the steps ``start`` to ``end``, (steps, streams, samples)."""
         streams = [
             torch.stack([stream.indices(step)[self.share] for step in range(start, end)])
             for stream in self._streams.values()
         ]
         return torch.stack(streams, dim=1).to(self.device)
 
-    def backward(self, model: nn.Module, chosen: torch.Tensor) -> torch.Tensor:
-        """Return the losses, (M,), and leave the gradients at the parameters."""
-        losses = self.losses(model, chosen)
-        # Each member's parameters meet its own loss only: the gradient of the sum is the gradients of all.
+    def backward(self, model: nn.Module, indices: torch.Tensor) -> torch.Tensor:
+        """Return the losses, (M,), and set the gradients of the parameters."""
+        losses = self.losses(model, indices)
+        # The parameters of a member affect only its own loss, so the gradient of the sum consists of all gradients.
         losses.sum().backward()
         return losses.detach()
 
-    def losses(self, model: nn.Module, chosen: torch.Tensor) -> torch.Tensor:
+    def losses(self, model: nn.Module, indices: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropies of a batch, (M,).
 
-        Of several replicas each returns its share's sum over the batch size, times the number of replicas.
+        Each of several replicas returns the sum of its share over the batch size, times the number of replicas.
         """
-        images, labels, mask = self.batch(chosen)
+        images, labels, mask = self.batch(indices)
         with _products(self.device, self.precision):
             logits = model(images, mask)
-        each = functional.cross_entropy(
+        losses = functional.cross_entropy(
             logits.to(self.dtype), labels.expand(self.num_members, -1).contiguous(), reduction="none"
         )
-        return each.sum(1) * (self.num_replicas / self.samples_per_step)
+        return losses.sum(1) * (self.num_replicas / self.samples_per_step)
 
-    def batch(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return this replica's share of a batch.
+    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return this replica's slice of a batch.
 
         Args:
-            chosen: (streams, samples).
+            indices: (streams, samples).
 
         Returns:
-            Images (1 or M, N, 1, 28, 28), labels (1 or M, N) and dropout mask (M, num_hidden, N) or ``None``; an axis
-            of 1 is shared by all members.
+            Images (1 or M, N, 1, 28, 28), labels (1 or M, N) and dropout mask (M, num_hidden, N) or ``None``. All
+            members share an axis of 1.
         """
         if self._stream_positions is not None:
-            chosen = chosen[self._stream_positions]
-        pixels = self.images.train_images.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
-        labels = self.images.train_labels.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
+            indices = indices[self._stream_positions]
+        pixels = self.images.train_images.index_select(0, indices.flatten()).unflatten(0, indices.shape)
+        labels = self.images.train_labels.index_select(0, indices.flatten()).unflatten(0, indices.shape)
         return self._augmented(as_input(pixels, self.dtype)), labels, self._mask()
 
     def _augmented(self, images: torch.Tensor) -> torch.Tensor:
         if "distortions" not in self._noise:
             return images
         noise = self._noise["distortions"].draw(NUMBERS_PER_IMAGE, self.samples_per_step)[:, :, self.share]
-        # Members of several seeds may share the images, but never what is done to them.
+        # Members with different seeds may share the images, but not their augmentation.
         return self._augment(images.expand(len(noise), *images.shape[1:]), noise)
 
     def _mask(self) -> torch.Tensor | None:
@@ -222,23 +223,23 @@ class ImageClassification:
         return (noise >= self._dropout).to(self.dtype).div_(1 - self._dropout.to(self.dtype))
 
     def evaluate(self, model: Model) -> dict[str, list[float]]:
-        """Return each member's loss and accuracy on the validation and the test images."""
+        """Return the loss and accuracy of each member on the validation and test images."""
         return evaluate(
             model, self.images, self.num_evaluation_images, self.dtype, partial(_products, self.device, self.precision)
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the next batches depend on beside the step."""
+        """Return the state of the random generators."""
         return {name: noise.state_dict() for name, noise in self._noise.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
+        """Restore a state of ``state_dict``."""
         for name, noise in self._noise.items():
             noise.load_state_dict(state[name])
 
 
 def _products(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Make matrix products in the type that the configuration names."""
+    """Return the context of matrix products in a precision."""
     if precision != "bfloat16":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
@@ -246,5 +247,5 @@ def _products(device: torch.device, precision: str) -> AbstractContextManager[An
 
 @lru_cache(maxsize=2)
 def _on_device(images: ImageData, device: torch.device) -> ImageData:
-    """Keep a data set on a device from one trial of this process to the next."""
+    """Cache a data set on a device for the next trials of this process."""
     return images.to(device)

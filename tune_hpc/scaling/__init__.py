@@ -1,4 +1,4 @@
-"""Timing configurations on several workers, with Ray Train."""
+"""Strong and weak scaling: training time on several workers, measured with Ray Train."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["measure"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: it takes Ray.
+    # A lazy import: ``measure`` needs Ray.
     if name != "measure":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from tune_hpc.scaling.measurement import measure

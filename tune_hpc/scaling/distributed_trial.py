@@ -1,8 +1,8 @@
-"""A trial that uses several workers: a trainable that starts a TorchTrainer, and is its voice in the search.
+"""Trial on several workers: a trainable that starts a TorchTrainer and forwards its reports to the search.
 
-The trial's own process does no work. The workers train as the search's own trainable does, sharing each batch; the
-first of them says what there is to say (relay.py), and all of them hear the answer, so that they stop together. However
-a trial ends, its workers are told to, and it waits until they are gone.
+The process of the trial does no training. Its workers train as in a trial of one process, and share each batch. The
+worker of rank 0 exchanges messages with the trial (``worker_channel``) and broadcasts the answers, so that all workers
+stop together. When the trial ends, it waits until its workers have ended.
 """
 
 import os
@@ -20,15 +20,15 @@ from tune_hpc.errors import TrialError
 from tune_hpc.learning.config import complete
 from tune_hpc.learning.data import ImageData
 from tune_hpc.learning.training import Checkpoint
-from tune_hpc.learning.training import train as train_one
+from tune_hpc.learning.training import train as train_model
 from tune_hpc.scaling.communication import DistributedCommunicator
-from tune_hpc.scaling.plan import GRADIENT_SYNC_KEYS, GradientSync
+from tune_hpc.scaling.plan import GradientSync
 from tune_hpc.scaling.trainer import run_workers
 from tune_hpc.scaling.worker_channel import SEND_STATE, STOP, TrialServer, TrialStopped, WorkerClient, WorkersLost
 from tune_hpc.search.trial_spec import WorkerPlacement
 
-#: How long a trial that ends waits for its workers to be gone.
-LEAVING_TIMEOUT_S = 60
+#: Seconds that a trial waits for the end of its workers.
+SHUTDOWN_TIMEOUT_S = 60
 
 
 def train(
@@ -41,50 +41,50 @@ def train(
     """Train one model on several workers; a trainable, see ``tune_hpc.learning.training.train``.
 
     Args:
-        config: Keys of a trial; ``workers`` says how many, 1 where it is left out.
-        report: See there.
-        checkpoint: See there; a state may go on with another number of workers.
-        placement: Resources and folder of the workers, and the data set.
+        config: Keys of a trial; ``workers`` is their number (1).
+        report: See ``training.train``.
+        checkpoint: See ``training.train``; another number of workers may load its state.
+        placement: Resources and folder of the workers, and their data set.
 
     Returns:
-        What ``training.train`` returns on the first worker; ``setup_s`` includes the start of the workers.
+        The row of ``training.train`` on the worker of rank 0; ``setup_s`` includes the start of the workers.
 
     Raises:
-        InvalidConfigError: a rule of the configuration is broken.
+        InvalidConfigError: the configuration breaks a rule.
         TrialError: a worker was lost, or ended with an error.
     """
     entered = time.time()
-    GradientSync(**{name: config[name] for name in GRADIENT_SYNC_KEYS if name in config})
-    # A trial that is stopped needs longer than Ray's two seconds until its workers are gone.
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(LEAVING_TIMEOUT_S)
-    station = TrialServer(ray.util.get_node_ip_address())
+    GradientSync.from_config(config)
+    # Ray allows a stopped trial two seconds; the workers need longer to end.
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(SHUTDOWN_TIMEOUT_S)
+    server = TrialServer(ray.util.get_node_ip_address())
     failures: list[BaseException] = []
-    workers = threading.Thread(target=_run_workers, args=(dict(config), placement, station, failures), daemon=True)
+    workers = threading.Thread(target=_run_workers, args=(dict(config), placement, server, failures), daemon=True)
     workers.start()
     try:
-        row = station.serve(report, checkpoint)
+        row = server.serve(report, checkpoint)
     except WorkersLost:
-        workers.join(LEAVING_TIMEOUT_S)
+        workers.join(SHUTDOWN_TIMEOUT_S)
         if failures:
             raise failures[0] from None
-        raise TrialError("the workers ended without a word; look at Ray's logs") from None
+        raise TrialError("the workers ended without a result; look at Ray's logs") from None
     finally:
-        # Those that were told to stop are about to; what they were started by then removes what it has made.
-        station.close()
-        workers.join(LEAVING_TIMEOUT_S)
-    began = row.pop("began")
-    return row | {"setup_s": row["setup_s"] + began - entered}
+        # Stopped workers end soon; then Ray Train removes its actors and its placement group.
+        server.close()
+        workers.join(SHUTDOWN_TIMEOUT_S)
+    started = row.pop("began")
+    return row | {"setup_s": row["setup_s"] + started - entered}
 
 
 def _run_workers(
-    config: dict[str, Any], placement: WorkerPlacement, station: TrialServer, failures: list[BaseException]
+    config: dict[str, Any], placement: WorkerPlacement, server: TrialServer, failures: list[BaseException]
 ) -> None:
-    """Run the workers to their end; in a thread of its own."""
+    """Run the workers to their end; target of a thread."""
     settings = {
         "config": config,
         "images": list(placement.images),
-        "address": station.address,
-        "key": station.key,
+        "address": server.address,
+        "key": server.key,
         "num_threads": max(1, int(placement.per_worker["CPU"])),
     }
     try:
@@ -93,107 +93,108 @@ def _run_workers(
             settings,
             num_workers=config.get("workers", 1),
             per_worker=placement.per_worker,
-            # NCCL refuses two workers on one GPU; gloo carries their gradients through the host.
+            # NCCL rejects two workers on one GPU; gloo transfers their gradients through the host.
             backend="nccl" if placement.per_worker.get("GPU", 0) >= 1 else "gloo",
             folder=placement.folder,
             name=f"workers-{secrets.token_hex(6)}",
         )
-    except BaseException as error:  # noqa: BLE001 - it is told by the trial, which stands in another thread
+    except BaseException as error:  # noqa: BLE001 - the thread of the trial raises it
         failures.append(error)
     finally:
-        station.hang_up()
+        server.report_loss()
 
 
 def _work(settings: Mapping[str, Any]) -> None:
-    """Train with the others; run by every worker."""
+    """Train with the other workers; the function of every worker."""
     from ray.train.torch import get_device
 
     began = time.time()
     config = settings["config"]
     device = get_device()
     torch.set_num_threads(settings["num_threads"])
-    rank = distributed.get_rank() if distributed.is_initialized() else 0
-    exchange = GradientSync(**{name: config[name] for name in GRADIENT_SYNC_KEYS if name in config})
-    group = distributed.group.WORLD if distributed.is_initialized() else None
-    communicator = DistributedCommunicator(rank, config.get("workers", 1), group=group, device=device, exchange=exchange)
+    is_distributed = distributed.is_initialized()
+    communicator = DistributedCommunicator(
+        distributed.get_rank() if is_distributed else 0,
+        config.get("workers", 1),
+        group=distributed.group.WORLD if is_distributed else None,
+        device=device,
+        gradient_sync=GradientSync.from_config(config),
+    )
     images = ImageData.from_arrays(ray.get(settings["images"][0])).to(device) if settings["images"] else None
-    caller = WorkerClient(settings["address"], settings["key"]) if rank == 0 else None
-    said = DistributedReporter(communicator, caller)
+    client = WorkerClient(settings["address"], settings["key"]) if communicator.rank == 0 else None
+    reporter = DistributedReporter(communicator, client)
     try:
-        row = train_one(
-            {"workers": communicator.size, **complete(config)}, said.report, checkpoint=said, images=images, device=device,
-            communicator=communicator,
+        row = train_model(
+            {"workers": communicator.size, **complete(config)}, reporter.report, checkpoint=reporter, images=images,
+            device=device, communicator=communicator,
         )  # fmt: skip
-        if caller:
-            caller.end(row | {"began": began})
+        if client:
+            client.end(row | {"began": began})
     except TrialStopped:
         pass
     finally:
-        if caller:
-            caller.close()
+        if client:
+            client.close()
 
 
 class DistributedReporter:
-    """What the workers say, as one: the first of them speaks, all hear the answer.
+    """Report and checkpoint of all workers: rank 0 calls the trial and broadcasts the answers.
 
     Args:
-        communicator: They.
-        caller: The line to the trial, at the first one.
+        communicator: Communicator of the workers.
+        client: Connection of rank 0 to the trial; ``None`` on other ranks.
     """
 
-    def __init__(self, communicator: DistributedCommunicator, caller: WorkerClient | None) -> None:
+    def __init__(self, communicator: DistributedCommunicator, client: WorkerClient | None) -> None:
         self._communicator = communicator
-        self._caller = caller
+        self._client = client
 
     def report(self, step: Any, metrics: Mapping[str, Any]) -> None:
-        """Report.
+        """Report metrics.
 
         Raises:
-            Stopped: the trial ends here.
+            TrialStopped: the trial has stopped.
         """
-        caller = self._caller
-        if not self._communicator.broadcast_from_rank0(lambda: caller is None or caller.report(step, metrics)):
+        client = self._client
+        if not self._communicator.broadcast_from_rank0(lambda: client is None or client.report(step, metrics)):
             raise TrialStopped
 
     def load(self) -> Mapping[str, Any] | None:
-        """Return the state to go on from, or ``None``: each worker its own, where there are as many as there were."""
-        caller = self._caller
-        kept = self._communicator.broadcast_from_rank0(lambda: caller.load() if caller else None)
-        if kept is None:
+        """Return the latest state, or ``None``; each worker gets its own if their number is that of the states."""
+        client = self._client
+        state = self._communicator.broadcast_from_rank0(lambda: client.load() if client else None)
+        if state is None:
             return None
-        states = kept["workers"]
-        own: Mapping[str, Any] = states[self._communicator.rank if len(states) == self._communicator.size else 0]
-        return own
+        states: list[Mapping[str, Any]] = state["workers"]
+        return states[self._communicator.rank if len(states) == self._communicator.size else 0]
 
     def save(self, step: int, make_state: Callable[[], Mapping[str, Any]]) -> None:
-        """Offer a state; it is made only when it is wanted now.
+        """Offer a state, and send it if the trial requests it.
 
         Raises:
-            Stopped: the trial ends here.
+            TrialStopped: the trial has stopped.
         """
-        caller = self._caller
-        answer = self._communicator.broadcast_from_rank0(lambda: caller.is_wanted(step) if caller else "")
-        if answer == SEND_STATE:
-            answer = "" if self._give(make_state) else STOP
-        if answer == STOP:
+        client = self._client
+        answer = self._communicator.broadcast_from_rank0(lambda: client.offer_state(step) if client else "")
+        if answer == STOP or (answer == SEND_STATE and not self._send_state(make_state)):
             raise TrialStopped
 
-    def _give(self, make_state: Callable[[], Mapping[str, Any]]) -> bool:
-        """Give the state of all workers, which is one, unless each has an optimizer of its own."""
-        if self._communicator.exchange.local_steps > 1:
+    def _send_state(self, make_state: Callable[[], Mapping[str, Any]]) -> bool:
+        """Send the state of rank 0, or of all workers if each has an optimizer of its own."""
+        if self._communicator.gradient_sync.local_steps > 1:
             states = self._communicator.gather(_on_cpu(make_state()))
         else:
             states = [_on_cpu(make_state())] if self._communicator.rank == 0 else []
-        caller = self._caller
-        return bool(self._communicator.broadcast_from_rank0(lambda: caller is None or caller.give({"workers": states})))
+        client = self._client
+        return self._communicator.broadcast_from_rank0(lambda: client is None or client.send_state({"workers": states}))
 
 
 def _on_cpu(value: Any) -> Any:
-    """Return a state whose tensors are where every process can read them."""
+    """Return a state with all tensors on the CPU."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     if isinstance(value, Mapping):
-        return {name: _on_cpu(one) for name, one in value.items()}
+        return {name: _on_cpu(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_on_cpu(one) for one in value)
+        return type(value)(_on_cpu(item) for item in value)
     return value

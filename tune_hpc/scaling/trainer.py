@@ -1,4 +1,4 @@
-"""Workers that train together, started by Ray Train, from first to last."""
+"""Worker processes of one training, started by Ray Train."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from typing import Any
 
 from tune_hpc.errors import TrialError
 
-#: How long workers wait for one that has not come: lost while it started, it never will.
+#: Seconds that workers wait at the rendezvous for a worker that was lost during its start.
 RENDEZVOUS_TIMEOUT_S = 180
 
 
@@ -24,21 +24,21 @@ def run_workers(
     max_restarts: int = 0,
     spread: bool = False,
 ) -> Any:
-    """Run a function on several workers that can reach one another.
+    """Run a function on several workers of one process group.
 
     Args:
-        work: What each of them does.
-        settings: What it is given.
-        num_workers: How many there are.
-        per_worker: What each gets, ``CPU`` and perhaps ``GPU``.
+        work: Function of each worker.
+        settings: Its argument.
+        num_workers: Number of workers.
+        per_worker: Resources of each worker, ``CPU`` and optionally ``GPU``.
         backend: ``gloo`` or ``nccl``.
-        folder: Where Ray Train keeps its own files.
-        name: Of those; what it finds there under this name it goes on with.
-        max_restarts: How often all of them begin anew where one was lost.
-        spread: Whether each is to be on a node of its own.
+        folder: Folder for the files of Ray Train.
+        name: Name of the run; Ray Train resumes a run of this name in the folder.
+        max_restarts: Number of restarts of all workers after the loss of one.
+        spread: Whether each worker needs a separate node.
 
     Returns:
-        What the function returned on the first worker.
+        The result of the function on the worker of rank 0.
 
     Raises:
         TrialError: a worker was lost, or ended with an error.
@@ -60,18 +60,18 @@ def run_workers(
         run_config=RunConfig(name=name, storage_path=folder, failure_config=FailureConfig(max_failures=max_restarts)),
     )
     try:
-        with _own_interrupt_handler():
+        with _restored_interrupt_handler():
             return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        # Its traceback holds on to Ray Train's actors.
+        # Its traceback has references to Ray Train's actors.
         cause = error.with_traceback(None)
         raise TrialError(f"a worker ended: {lines[-1] if lines else 'no reason given'}") from cause
 
 
 @contextmanager
-def _own_interrupt_handler() -> Iterator[None]:
-    """Put back what Ctrl-C did before: Ray Train leaves a handler that holds on to its actors."""
+def _restored_interrupt_handler() -> Iterator[None]:
+    """Restore the handler of Ctrl-C: that of Ray Train has references to its actors."""
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT) if is_main else None
     try:

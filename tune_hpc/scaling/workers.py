@@ -1,9 +1,9 @@
-"""What each worker of a scaling measurement does, inside Ray Train.
+"""Worker function of a scaling measurement.
 
-The training step is the search's own (``learning.training.Training``); each worker takes its share of every batch.
+The training step is that of a search (``learning.training.Training``); each worker takes its share of every batch.
 
-Where a step's time goes is found by leaving out: the same steps without the exchange of gradients, and the batches
-alone. So the parts add up to the step, and what overlaps counts as what it hides behind.
+The parts of a step are found by omission: the same steps without gradient synchronization, and the batches alone. So
+the parts add up to the step, and communication that overlaps with computation counts as computation.
 """
 
 import socket
@@ -20,25 +20,25 @@ from tune_hpc.learning.tasks import ImageClassification
 from tune_hpc.learning.training import Training
 from tune_hpc.scaling.communication import DistributedCommunicator, make_group
 from tune_hpc.scaling.plan import NUM_WARMUP_STEPS, BenchmarkCase, GradientSync, Plan
-from tune_hpc.scaling.probes import WorkerContext, probe
+from tune_hpc.scaling.probes import WorkerContext, num_parameter_bytes, probe
 
-#: The parts of a step are timed on so many steps of those that are timed as a whole: one of four.
-PART_OF_STEPS = 4
+#: The parts of a step are timed on a quarter of the timed steps.
+PART_DIVISOR = 4
 
 
 def time_workers(config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]] | None:
-    """Time training steps on growing numbers of workers; run by every worker of a TorchTrainer.
+    """Time training steps on several numbers of workers; the function of every worker of a TorchTrainer.
 
     Args:
-        config: ``plan`` (a ``Plan``), ``images`` (a list of one reference to the data set's arrays) and ``called_at``
-            (when the trainer was called, in seconds since the epoch).
+        config: ``plan`` (a ``Plan``), ``images`` (a list of one reference to the arrays of the data set) and
+            ``called_at`` (start of the trainer in seconds since the epoch).
 
     Returns:
-        On the first worker: ``measured``, one mapping for each case and repeat, the repeats of a case together:
-        ``case`` and ``repeat`` (their numbers), ``step_s``, ``compute_s``, ``communicate_s``, ``data_s`` (a step's),
-        ``alone_s`` (a step's on one worker, in the same repeat), ``warmup_s``, ``gradient_bytes``, ``startup_s``,
-        ``cores_per_worker``, ``host``, ``num_nodes`` and ``device``, and where every step was run the metrics of the
-        model that came of it; ``probes``, what ``probes.probe`` measured. Elsewhere ``None``.
+        On rank 0 ``measured`` and ``probes``, else ``None``. ``measured`` has a mapping for each case and repeat:
+        ``case`` and ``repeat`` (numbers); seconds for each step in ``step_s``, ``compute_s``, ``communicate_s``,
+        ``data_s`` and ``alone_s`` (on one worker in the same repeat); ``warmup_s``, ``startup_s``, ``gradient_bytes``,
+        ``cores_per_worker``, ``host``, ``num_nodes`` and ``device``. Cases that run every step have the metrics of the
+        model, too. ``probes`` has the rows of ``probes.probe``.
     """
     from ray.train.torch import get_device
 
@@ -46,114 +46,94 @@ def time_workers(config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]] |
     plan: Plan = config["plan"]
     rank = distributed.get_rank() if distributed.is_initialized() else 0
     device = get_device()
-    # One core a worker, whatever their number: else the cores would grow with the workers' absence.
+    # One core for each worker; otherwise fewer workers would have more cores.
     torch.set_num_threads(1)
     images = ImageData.from_arrays(ray.get(config["images"][0])).to(device)
-    groups = {number: make_group(number) for number in sorted({1, plan.max_workers, *plan.numbers})}
-    machine = WorkerContext(images, device, rank, groups)
-    hosts = machine.communicator(plan.max_workers).gather(_node())
-    timed: dict[tuple[int, int], dict[str, Any]] = {}
-    probes: list[dict[str, Any]] = []
-    # All cases in each repeat, so that a machine that slows down does so for all of them.
-    for repeat in range(plan.repeats):
-        alone: dict[tuple[Any, ...], float] = {}
-        for number, case in enumerate(plan.cases):
-            own = _time_case(case, repeat, machine)
-            key = (*sorted(case.config.items()), case.num_timed_steps)
-            if case.workers == 1:
-                alone[key] = own["step_s"]
-            elif key not in alone:
-                alone[key] = _time_case(case.alone, repeat, machine)["step_s"]
-            timed[number, repeat] = own | {"alone_s": alone[key]}
-        probes += [{"repeat": repeat, **one} for one in probe(plan, machine, widths_too=repeat == 0)]
-    if rank != 0:
-        return None
+    groups = {number: make_group(number) for number in sorted({1, plan.max_workers, *plan.worker_counts})}
+    context = WorkerContext(images, device, rank, groups)
+    # Ray nodes instead of host names: a machine may run several nodes.
+    nodes = context.communicator(plan.max_workers).gather(str(ray.get_runtime_context().get_node_id()))
     shared = {
         "startup_s": startup_s,
         "cores_per_worker": torch.get_num_threads(),
         "host": socket.gethostname(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
-    return {
-        "measured": [
-            {
-                "case": number,
-                "repeat": repeat,
-                **timed[number, repeat],
-                **shared,
-                "num_nodes": len(set(hosts[: plan.cases[number].workers])),
-            }
-            for number in range(len(plan.cases))
-            for repeat in range(plan.repeats)
-        ],
-        "probes": probes,
-    }
-
-
-def _node() -> str:
-    """Return the id of Ray's node here: several may share a machine."""
-    return str(ray.get_runtime_context().get_node_id())
+    measured: list[dict[str, Any]] = []
+    probes: list[dict[str, Any]] = []
+    # Each repeat runs all cases, so that a slow phase of the machine affects all of them.
+    for repeat in range(plan.repeats):
+        baselines: dict[tuple[Any, ...], float] = {}
+        for number, case in enumerate(plan.cases):
+            times = _time_case(case, repeat, context)
+            key = (*sorted(case.config.items()), case.num_timed_steps)
+            if case.workers == 1:
+                baselines[key] = times["step_s"]
+            elif key not in baselines:
+                baselines[key] = _time_case(case.single_worker, repeat, context)["step_s"]
+            row = {"case": number, "repeat": repeat, **times, "alone_s": baselines[key], **shared}
+            measured.append(row | {"num_nodes": len(set(nodes[: case.workers]))})
+        probes += [{"repeat": repeat, **row} for row in probe(plan, context, vary_width=repeat == 0)]
+    if rank != 0:
+        return None
+    return {"measured": sorted(measured, key=lambda row: (row["case"], row["repeat"])), "probes": probes}
 
 
 def make_training(
-    config: Mapping[str, Any],
-    machine: WorkerContext,
-    number: int,
-    exchange: GradientSync | None = None,
+    config: Mapping[str, Any], context: WorkerContext, num_workers: int, gradient_sync: GradientSync | None = None
 ) -> Training:
-    """Return one worker's part of a training that ``number`` of them do together.
+    """Return the part of one worker in a training on several workers.
 
     Args:
-        config: A completed configuration; its batch is what all of them see in a step.
-        machine: This worker.
-        number: How many there are.
-        exchange: What they exchange, and how.
+        config: Completed configuration; ``batch_size`` is that of all workers.
+        context: This worker.
+        num_workers: Number of workers.
+        gradient_sync: Options of the gradient synchronization.
     """
-    communicator = machine.communicator(number, exchange)
-    return Training([config], machine.images, machine.device, communicator)
+    communicator = context.communicator(num_workers, gradient_sync)
+    return Training([config], context.images, context.device, communicator)
 
 
-def _time_case(case: BenchmarkCase, repeat: int, machine: WorkerContext) -> dict[str, Any]:
-    """Return what a step takes on a case's workers, and of what; the others wait and return nothing."""
-    timed: dict[str, Any] = {"step_s": 0.0}
-    if machine.rank < case.workers:
-        began = time.perf_counter()
-        training = make_training(case.training_config(repeat), machine, case.workers, case.exchange)
+def _time_case(case: BenchmarkCase, repeat: int, context: WorkerContext) -> dict[str, Any]:
+    """Return the times of a step and its parts; workers beyond those of the case only wait."""
+    times: dict[str, Any] = {"step_s": 0.0}
+    if context.rank < case.workers:
+        started = time.perf_counter()
+        training = make_training(case.training_config(repeat), context, case.workers, case.gradient_sync)
         communicator = training.communicator
         assert isinstance(communicator, DistributedCommunicator)
         training.run(0, NUM_WARMUP_STEPS)
-        machine.in_step(case.workers)
-        warmup_s = time.perf_counter() - began
+        context.barrier(case.workers)
+        warmup_s = time.perf_counter() - started
 
-        def seconds(run: Callable[[int, int], object], num_steps: int) -> float:
-            machine.in_step(case.workers)
+        def seconds_per_step(run: Callable[[int, int], object], num_steps: int) -> float:
+            context.barrier(case.workers)
             started = time.perf_counter()
             run(NUM_WARMUP_STEPS, NUM_WARMUP_STEPS + num_steps)
-            machine.in_step(case.workers)
+            context.barrier(case.workers)
             return (time.perf_counter() - started) / num_steps
 
-        step_s = seconds(training.run, case.num_timed_steps)
-        metrics = {name: own[0] for name, own in training.evaluate().items()} if case.is_whole else {}
-        few = max(1, case.num_timed_steps // PART_OF_STEPS)
+        step_s = seconds_per_step(training.run, case.num_timed_steps)
+        metrics = {name: values[0] for name, values in training.evaluate().items()} if case.covers_all_steps else {}
+        num_steps = max(1, case.num_timed_steps // PART_DIVISOR)
         with communicator.no_sync(training.wrapped_model):
-            without_s = seconds(training.run, few) if case.workers > 1 else step_s
-        data_s = min(seconds(lambda start, end: _batches(training, start, end), few), without_s)
-        communicate_s = max(step_s - without_s, 0.0)
-        timed = metrics | {
+            local_s = seconds_per_step(training.run, num_steps) if case.workers > 1 else step_s
+        data_s = min(seconds_per_step(lambda start, end: _make_batches(training, start, end), num_steps), local_s)
+        communicate_s = max(step_s - local_s, 0.0)
+        times = metrics | {
             "step_s": step_s,
             "communicate_s": communicate_s,
             "data_s": data_s,
             "compute_s": step_s - communicate_s - data_s,
             "warmup_s": warmup_s,
-            "gradient_bytes": sum(one.numel() * one.element_size() for one in training.model.parameters()),
+            "gradient_bytes": num_parameter_bytes(training),
         }
-    machine.wait_for_all()
-    return timed
+    context.wait_for_all()
+    return times
 
 
-def _batches(training: Training, start: int, end: int) -> None:
-    """Make the batches of some steps, and nothing of them."""
+def _make_batches(training: Training, start: int, end: int) -> None:
     task = training.task
     assert isinstance(task, ImageClassification)
-    for chosen in task.batch_indices(start, end):
-        task.batch(chosen)
+    for indices in task.batch_indices(start, end):
+        task.batch(indices)

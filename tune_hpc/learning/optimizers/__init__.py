@@ -1,9 +1,18 @@
-"""TensorFlow 1's ten optimizers for PyTorch, equal to their originals to rounding at every step.
+"""TensorFlow 1's ten optimizers for PyTorch, equal to the originals within rounding at every step.
 
-Each is an ordinary ``torch.optim.Optimizer``: parameter groups, ``state_dict``, learning rate schedulers, copying and
-pickling work as with torch's own, and groups use torch's names (``lr``, ``betas``, ``eps``, ``momentum``) where torch
-has one. Torch's fused kernels do the work where their arithmetic is TensorFlow's. Dense real gradients only. What
-TensorFlow did, step by step, is recorded in ``tests/data/tensorflow1_*.json``.
+Each class is a ``torch.optim.Optimizer``: parameter groups, ``state_dict``, learning rate schedulers, copies and
+pickles work as usual. Groups use torch's names (``lr``, ``betas``, ``eps``, ``momentum``) if torch has one. The classes
+call torch's fused kernels if their arithmetic is TensorFlow's. They support dense real gradients only.
+``tests/data/tensorflow1_*.json`` contains the recorded steps of TensorFlow.
+
+To add an optimizer:
+
+1. Write its class. An ``ElementwiseOptimizer`` (``elementwise.py``) needs ``__init__`` with the checks of its
+   hyperparameters, ``initial_slots`` and ``_formula``. A class on a fused kernel (``fused_kernels.py``) has ``update``
+   instead of ``_formula``.
+2. Register its name, hyperparameters and defaults in ``OPTIMIZER_DEFAULTS`` of ``tune_hpc/learning/config.py``; new
+   hyperparameters are keys in ``_KEYS`` there.
+3. Register its class in ``_CLASSES`` below, and translate names of hyperparameters in ``update_rule`` if they differ.
 """
 
 from tune_hpc.errors import InvalidConfigError
@@ -37,53 +46,44 @@ __all__ = [
 def build_optimizer(
     name: str, parameters: Parameters, learning_rate: float, **hyperparameters: float | bool
 ) -> TensorFlowOptimizer:
-    """Make the optimizer of that name.
+    """Build an optimizer by name.
 
     Args:
-        name: One of ``OPTIMIZER_DEFAULTS``.
+        name: Name in ``OPTIMIZER_DEFAULTS``.
         parameters: Tensors, or torch's parameter groups.
         learning_rate: Above 0.
-        **hyperparameters: The optimizer's own, as spelled in ``OPTIMIZER_DEFAULTS``; those left out take TensorFlow's
-            default.
+        **hyperparameters: Hyperparameters as spelled in ``OPTIMIZER_DEFAULTS``; TensorFlow's defaults if missing.
 
     Raises:
-        InvalidConfigError: no such optimizer, a hyperparameter that it lacks, or a value out of bounds.
+        InvalidConfigError: no such optimizer, no such hyperparameter, or a value out of bounds.
     """
-    kind, group = update_rule(name, **hyperparameters)
-    return kind(parameters, TRIAL_KEYS["learning_rate"].check(learning_rate), **group)
+    optimizer, group = update_rule(name, **hyperparameters)
+    return optimizer(parameters, TRIAL_KEYS["learning_rate"].check(learning_rate), **group)
 
 
 def update_rule(name: str, **hyperparameters: float | bool) -> tuple[type[TensorFlowOptimizer], Group]:
-    """Return the class of that name and the hyperparameters that its methods and its constructor take.
-
-    Args:
-        name: One of ``OPTIMIZER_DEFAULTS``.
-        **hyperparameters: See ``build_optimizer``.
-
-    Raises:
-        InvalidConfigError: no such optimizer, a hyperparameter that it lacks, or a value out of bounds.
-    """
+    """Return the class of an optimizer and the hyperparameters of its methods; see ``build_optimizer``."""
     if name not in OPTIMIZER_DEFAULTS:
         raise InvalidConfigError(f"no such optimizer {name!r}; there are {', '.join(OPTIMIZER_DEFAULTS)}")
     defaults = OPTIMIZER_DEFAULTS[name]
     for key in hyperparameters:
         if key not in defaults:
-            own = ", ".join(defaults) or "none beside learning_rate"
-            raise InvalidConfigError(f"{name} has no hyperparameter {key!r}; its own are: {own}")
-    chosen = {key: TRIAL_KEYS[key].check(value) for key, value in (defaults | hyperparameters).items()}
-    # Where no gradient has arrived yet these two divide 0 by the root of the accumulator.
-    if name in ("adagrad", "proximal_adagrad") and chosen["initial_accumulator"] == 0:
+            known = ", ".join(defaults) or "none beside learning_rate"
+            raise InvalidConfigError(f"{name} has no hyperparameter {key!r}; its hyperparameters are: {known}")
+    group = {key: TRIAL_KEYS[key].check(value) for key, value in (defaults | hyperparameters).items()}
+    # Before the first non-zero gradient these two divide 0 by the root of the accumulator.
+    if name in ("adagrad", "proximal_adagrad") and group["initial_accumulator"] == 0:
         raise InvalidConfigError(f"initial_accumulator of {name} must be above 0; got 0.0")
-    if "beta1" in chosen:
-        chosen["betas"] = chosen.pop("beta1"), chosen.pop("beta2")
-    if "epsilon" in chosen:
-        chosen["eps"] = chosen.pop("epsilon")
+    if "beta1" in group:
+        group["betas"] = group.pop("beta1"), group.pop("beta2")
+    if "epsilon" in group:
+        group["eps"] = group.pop("epsilon")
     if "momentum" in defaults and name != "rmsprop":
-        chosen["nesterov"] = name == "nesterov"
-    return _KINDS[name], chosen
+        group["nesterov"] = name == "nesterov"
+    return _CLASSES[name], group
 
 
-_KINDS: dict[str, type[TensorFlowOptimizer]] = {
+_CLASSES: dict[str, type[TensorFlowOptimizer]] = {
     "gradient_descent": GradientDescent,
     "momentum": Momentum,
     "nesterov": Momentum,

@@ -1,7 +1,7 @@
-"""The optimizers that torch has no kernel for: gradient descent, Adadelta, RMSprop, Ftrl and the two proximal ones.
+"""Optimizers without a torch kernel: gradient descent, Adadelta, RMSprop, Ftrl and two proximal ones.
 
-Each is a formula on one tensor, taken over large CPU tensors in pieces that fit a core's cache. The learning rate may
-be a number, or a column of numbers for the members of a stack.
+Each is a formula on one tensor. Large CPU tensors are processed in pieces that fit the cache of a core. The learning
+rate is a number, or a column of numbers for the members of a stack.
 """
 
 from abc import abstractmethod
@@ -14,12 +14,12 @@ from tune_hpc.learning.optimizers.base import Group, Parameters, Slots, TensorFl
 
 
 class ElementwiseOptimizer(TensorFlowOptimizer):
-    """A subclass gives the update of one tensor, ``_formula``, which changes the tensor and its slots in place."""
+    """Optimizer whose subclasses define ``_formula``, the update of one tensor and its slots."""
 
     supports_rate_columns = True
 
-    #: Numbers a thread takes through the whole formula at a time, so that temporaries stay in its cache: several times
-    #: faster than one operation after another over all of a large tensor.
+    #: Numbers that a thread processes at a time, so that temporaries stay in its cache. This is several times faster
+    #: than operations on the whole of a large tensor.
     PIECE = 131_072
 
     @classmethod
@@ -27,34 +27,34 @@ class ElementwiseOptimizer(TensorFlowOptimizer):
     def _formula(
         cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
     ) -> None:
-        """Change the parameter and its slots in place."""
+        """Update the parameter and its slots in place."""
 
     @classmethod
     def update(
         cls, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots, lr: float | Tensor
     ) -> None:
-        """Make one step, see the base class."""
+        """Update parameters and slots; see the base class."""
         for row in zip(parameters, gradients, *slots.values(), strict=True):
             parts = [row]
             if row[0].numel() > cls.PIECE and row[0].device.type == "cpu":
                 parts = list(_pieces(row, cls.PIECE * torch.get_num_threads()))
-            for parameter, gradient, *own in parts:
-                cls._formula(group, parameter, gradient, dict(zip(slots, own, strict=True)), lr)
+            for parameter, gradient, *parameter_slots in parts:
+                cls._formula(group, parameter, gradient, dict(zip(slots, parameter_slots, strict=True)), lr)
 
 
 def _pieces(row: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:
-    """Split tensors alike, each piece with all members of a stack."""
-    whole = row[0]
+    """Split tensors of one shape into pieces, each with all members of a stack."""
+    first = row[0]
     if not all(tensor.is_contiguous() for tensor in row):
         yield row
-    elif whole.ndim == 2 and whole.shape[0] < size:
-        yield from zip(*(tensor.split(max(1, size // whole.shape[0]), dim=1) for tensor in row), strict=True)
+    elif first.ndim == 2 and first.shape[0] < size:
+        yield from zip(*(tensor.split(max(1, size // first.shape[0]), dim=1) for tensor in row), strict=True)
     else:
         yield from zip(*(tensor.view(-1).split(size) for tensor in row), strict=True)
 
 
 def _descend(parameter: Tensor, direction: Tensor, lr: float | Tensor) -> None:
-    """Subtract a multiple of a direction, in one pass over memory where it is the same multiple for all."""
+    """Subtract ``lr * direction``; a single learning rate needs only one pass over memory."""
     if isinstance(lr, Tensor):
         parameter.sub_(direction * lr)
     else:
@@ -62,7 +62,7 @@ def _descend(parameter: Tensor, direction: Tensor, lr: float | Tensor) -> None:
 
 
 class GradientDescent(ElementwiseOptimizer):
-    """Steps down the gradient."""
+    """Gradient descent."""
 
     def __init__(self, parameters: Parameters, lr: float = 1e-2) -> None:
         require(lr >= 0, "lr must be at least 0", lr)
@@ -76,10 +76,7 @@ class GradientDescent(ElementwiseOptimizer):
 
 
 class Adadelta(ElementwiseOptimizer):
-    """Steps scaled by the ratio of the root mean squares of past steps and past gradients.
-
-    The same update as torch's, which takes three times as long on a CPU.
-    """
+    """Adadelta (Zeiler, 2012), with the same update as torch's, which takes three times as long on a CPU."""
 
     def __init__(self, parameters: Parameters, lr: float = 1.0, rho: float = 0.95, eps: float = 1e-8) -> None:
         require(lr >= 0, "lr must be at least 0", lr)
@@ -89,7 +86,7 @@ class Adadelta(ElementwiseOptimizer):
 
     @classmethod
     def initial_slots(cls, group: Group) -> dict[str, float]:
-        """Return the slots, see the base class."""
+        """Return the initial slots; see the base class."""
         return {"square_avg": 0.0, "acc_delta": 0.0}
 
     @classmethod
@@ -105,7 +102,7 @@ class Adadelta(ElementwiseOptimizer):
 
 
 class RMSprop(ElementwiseOptimizer):
-    """RMSprop whose mean square starts at one and whose epsilon is inside the root; torch has zero and outside."""
+    """RMSprop with an initial mean square of 1 and epsilon inside the root; torch has 0 and outside."""
 
     def __init__(
         self,
@@ -124,7 +121,7 @@ class RMSprop(ElementwiseOptimizer):
 
     @classmethod
     def initial_slots(cls, group: Group) -> dict[str, float]:
-        """Return the slots, see the base class."""
+        """Return the initial slots; see the base class."""
         slots = {"mean_square": 1.0}
         if group["centered"]:
             slots["mean"] = 0.0
@@ -138,8 +135,8 @@ class RMSprop(ElementwiseOptimizer):
     ) -> None:
         rho, momentum = group["rho"], group["momentum"]
         mean_square = slots["mean_square"]
-        # TensorFlow's own order of operations, rounding for rounding: where this update oscillates around a minimum a
-        # difference in the last digit decides on which side it ends.
+        # The order of operations is TensorFlow's, because rounding matters: if the update oscillates around a minimum,
+        # the last digit decides on which side it ends.
         mean_square.add_(torch.mul(gradient, gradient).sub_(mean_square).mul_(1 - rho))
         root = torch.add(mean_square, group["eps"])
         if group["centered"]:
@@ -152,9 +149,9 @@ class RMSprop(ElementwiseOptimizer):
 
 
 class Ftrl(ElementwiseOptimizer):
-    """Follow the regularized leader, whose linear term starts at 0 wherever the parameter does.
+    """Follow the regularized leader (FTRL-Proximal; McMahan et al., 2013), with an initial linear term of 0.
 
-    The first step therefore shrinks the initial parameter too; from zero this is Adagrad.
+    Therefore the first step shrinks the initial parameter, too. From zero this is Adagrad.
     """
 
     def __init__(
@@ -172,12 +169,12 @@ class Ftrl(ElementwiseOptimizer):
         require(initial_accumulator >= 0, "initial_accumulator must be at least 0", initial_accumulator)
         _require_penalties(l1, l2)
         require(l2_shrinkage >= 0, "l2_shrinkage must be at least 0", l2_shrinkage)
-        own = {"learning_rate_power": learning_rate_power, "initial_accumulator": initial_accumulator}
-        super().__init__(parameters, {"lr": lr, **own, "l1": l1, "l2": l2, "l2_shrinkage": l2_shrinkage})
+        powers = {"learning_rate_power": learning_rate_power, "initial_accumulator": initial_accumulator}
+        super().__init__(parameters, {"lr": lr, **powers, "l1": l1, "l2": l2, "l2_shrinkage": l2_shrinkage})
 
     @classmethod
     def initial_slots(cls, group: Group) -> dict[str, float]:
-        """Return the slots, see the base class."""
+        """Return the initial slots; see the base class."""
         return {"accumulator": group["initial_accumulator"], "linear": 0.0}
 
     @classmethod
@@ -195,17 +192,17 @@ class Ftrl(ElementwiseOptimizer):
             linear.add_(parameter, alpha=2 * group["l2_shrinkage"])
         linear.add_(growth)
 
-        # Numerator and denominator are both multiplied by lr, which spares a pass over memory.
+        # Numerator and denominator are multiplied by lr, which saves a pass over memory.
         if group["l2"]:
             denominator.add_(lr * (2 * group["l2"]))
         elif group["initial_accumulator"] == 0:
-            # Nothing divided by nothing, where no gradient has arrived yet, is nothing.
+            # Before the first non-zero gradient, 0 / 0 must be 0.
             denominator.clamp_min_(torch.finfo(denominator.dtype).tiny)
         torch.mul(_shrink(linear, l1) if l1 else linear, -lr, out=parameter).div_(denominator)
 
 
 class ProximalAdagrad(ElementwiseOptimizer):
-    """Adagrad, each step followed by the proximal step of the l1 and l2 penalties at Adagrad's own rates."""
+    """Adagrad with a proximal step of the l1 and l2 penalties at Adagrad's rates after each step."""
 
     def __init__(
         self,
@@ -222,7 +219,7 @@ class ProximalAdagrad(ElementwiseOptimizer):
 
     @classmethod
     def initial_slots(cls, group: Group) -> dict[str, float]:
-        """Return the slots, see the base class."""
+        """Return the initial slots; see the base class."""
         return {"accumulator": group["initial_accumulator"]}
 
     @classmethod
@@ -243,7 +240,7 @@ class ProximalAdagrad(ElementwiseOptimizer):
 
 
 class ProximalGradientDescent(ElementwiseOptimizer):
-    """Gradient descent, each step followed by the proximal step of the l1 and l2 penalties."""
+    """Gradient descent with a proximal step of the l1 and l2 penalties after each step."""
 
     def __init__(self, parameters: Parameters, lr: float = 1e-2, l1: float = 0.0, l2: float = 0.0) -> None:
         require(lr >= 0, "lr must be at least 0", lr)
@@ -267,7 +264,7 @@ def _power(tensor: Tensor, power: float) -> Tensor:
 
 
 def _shrink(tensor: Tensor, threshold: float | Tensor) -> Tensor:
-    """Return sign(x) * max(abs(x) - threshold, 0) as x less x clamped, which is exactly 0 within the threshold."""
+    """Return sign(x) * max(abs(x) - threshold, 0) as x - clamp(x), which is exactly 0 within the threshold."""
     return tensor - tensor.clamp_min(-threshold).clamp_max_(threshold)
 
 

@@ -1,6 +1,6 @@
-"""The optimizers whose arithmetic torch's fused kernels share: Momentum and Nesterov, Adagrad, Adam.
+"""Optimizers on torch's fused kernels: Momentum, Nesterov, Adagrad and Adam.
 
-Each calls the kernel itself, because torch's class around it differs from TensorFlow in its slots or corrections.
+They call the kernels directly, because torch's classes differ from TensorFlow in their slots or corrections.
 """
 
 import functools
@@ -15,10 +15,10 @@ from tune_hpc.learning.optimizers.base import Group, Parameters, Slots, TensorFl
 
 
 class Momentum(TensorFlowOptimizer):
-    """Gradient descent along a decaying sum of gradients, by torch's fused kernel.
+    """Gradient descent with momentum or Nesterov momentum.
 
-    ``torch.optim.SGD(fused=True)`` runs the same kernel but fails when a parameter gets its first gradient later than
-    others of its group, and it refuses Nesterov's variant where the momentum is 0.
+    ``torch.optim.SGD(fused=True)`` runs the same kernel. But it fails if a parameter gets its first gradient later than
+    others of its group, and it rejects Nesterov momentum of 0.
     """
 
     def __init__(self, parameters: Parameters, lr: float = 1e-2, momentum: float = 0.9, nesterov: bool = False) -> None:
@@ -28,14 +28,14 @@ class Momentum(TensorFlowOptimizer):
 
     @classmethod
     def initial_slots(cls, group: Group) -> dict[str, float]:
-        """Return the sum of gradients, if there is a momentum."""
+        """Return the decaying sum of gradients, if the momentum is not 0."""
         return {"momentum_buffer": 0.0} if group["momentum"] else {}
 
     @classmethod
     def update(
         cls, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots, lr: float | Tensor
     ) -> None:
-        """Make one step, see the base class."""
+        """Update parameters and slots; see the base class."""
         torch._fused_sgd_(
             parameters,
             gradients,
@@ -56,7 +56,7 @@ def _step_number(value: float, device: torch.device) -> Tensor:
 
 
 class Adagrad(TensorFlowOptimizer):
-    """Gradients over the root of the sum of their squares, without epsilon, by torch's fused kernel."""
+    """Adagrad (Duchi et al., 2011) without epsilon."""
 
     def __init__(self, parameters: Parameters, lr: float = 1e-2, initial_accumulator: float = 0.1) -> None:
         require(lr >= 0, "lr must be at least 0", lr)
@@ -72,12 +72,12 @@ class Adagrad(TensorFlowOptimizer):
     def update(
         cls, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots, lr: float | Tensor
     ) -> None:
-        """Make one step, see the base class."""
+        """Update parameters and slots; see the base class."""
         torch._fused_adagrad_(
             parameters,
             gradients,
             slots["accumulator"],
-            # Only a decaying learning rate would need to know which step this is.
+            # The kernel uses the step number only to decay the learning rate.
             [_step_number(1.0, parameters[0].device)] * len(parameters),
             lr=lr,
             lr_decay=0.0,
@@ -88,7 +88,7 @@ class Adagrad(TensorFlowOptimizer):
 
 
 class Adam(TensorFlowOptimizer):
-    """Adam with epsilon beside the uncorrected root of the second moment, where torch has it beside the corrected."""
+    """Adam (Kingma and Ba, 2015); epsilon is added to the uncorrected root of the second moment, unlike in torch."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Adam(TensorFlowOptimizer):
 
     @classmethod
     def effective_rate(cls, group: Group, lr: Any, step: Any) -> Any:
-        """Return the rate with both bias corrections in it, as in TensorFlow."""
+        """Return the learning rate with both bias corrections, as in TensorFlow."""
         beta1, beta2 = group["betas"]
         return lr * np.sqrt(1 - beta2**step) / (1 - beta1**step)
 
@@ -117,9 +117,9 @@ class Adam(TensorFlowOptimizer):
     def update(
         cls, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots, lr: float | Tensor
     ) -> None:
-        """Make one step, see the base class."""
-        # The corrections are in the learning rate. torch's kernel must then add none of its own: a step number of
-        # infinity makes its 1 - beta**step exactly 1.
+        """Update parameters and slots; see the base class."""
+        # The learning rate includes the bias corrections. A step number of infinity disables those of torch's kernel,
+        # because its 1 - beta**step is exactly 1.
         beta1, beta2 = group["betas"]
         torch._fused_adam_(
             parameters,
@@ -138,13 +138,13 @@ class Adam(TensorFlowOptimizer):
         )
 
     def _update_all(self, group: Group, parameters: list[Tensor]) -> None:
-        # The true step numbers stay on the host, so that a GPU is never waited for.
+        # The step numbers stay on the host, which avoids synchronization with a GPU.
         for step, members in self._by_step(parameters).items():
             lr = float(self.effective_rate(group, float(group["lr"]), step))
             self.update(group, members, gradients_of(members), self._slots(group, members), lr)
 
     def _by_step(self, parameters: list[Tensor]) -> dict[float, list[Tensor]]:
-        """Count the step, and sort the parameters by how many they have taken."""
+        """Increment the step numbers and group the parameters by them."""
         members: dict[float, list[Tensor]] = {}
         for parameter in parameters:
             state = self.state[parameter]

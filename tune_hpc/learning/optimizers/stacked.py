@@ -1,7 +1,7 @@
-"""The optimizers of a stack: each at work on its own slice of every stacked parameter.
+"""Optimizers of a stack: each updates a slice of every stacked parameter.
 
-Members of the same optimizer and hyperparameters, whatever their learning rates, lie side by side and are updated
-together. One model alone is the case of one slice with one member.
+Members with one optimizer and the same hyperparameters, apart from the learning rate, are adjacent and are updated
+together. A single model is one slice with one member.
 """
 
 import json
@@ -17,12 +17,12 @@ from tune_hpc.learning.config import OPTIMIZER_DEFAULTS
 from tune_hpc.learning.optimizers import update_rule
 from tune_hpc.learning.schedules import learning_rates
 
-#: The learning rates of some steps: numbers by step, or by step and member, or a tensor with steps as first axis.
+#: Learning rates by step, by step and member, or as a tensor with steps as first axis.
 Rates = list[float] | list[list[float]] | Tensor
 
 
 def stack_order(configs: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return the order in which members lie in a stack: those of one optimizer side by side, else as they came."""
+    """Return the order of the members in a stack: those with one optimizer are adjacent, else the order is stable."""
     firsts: dict[str, int] = {}
     for position, config in enumerate(configs):
         firsts.setdefault(_rule(config), position)
@@ -30,12 +30,12 @@ def stack_order(configs: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 class OptimizerStack:
-    """Updates stacked parameters.
+    """Optimizers of all members of a stack.
 
     Args:
         configs: Completed configurations in ``stack_order``.
-        parameters: (M, ...) each.
-        rates_on_device: Whether learning rates are kept as tensors, for steps that are recorded and replayed.
+        parameters: Stacked parameters, (M, ...).
+        rates_on_device: Whether learning rates are tensors, for captured steps.
     """
 
     def __init__(
@@ -50,53 +50,46 @@ class OptimizerStack:
             start += len(members)
 
     def rates(self, steps: np.ndarray, epochs: np.ndarray, num_steps: int) -> list[Rates]:
-        """Return each slice's learning rates for some steps; see ``schedules.learning_rates``."""
-        return [one.rates(steps, epochs, num_steps) for one in self._slices]
+        """Return the learning rates of each slice for steps; see ``schedules.learning_rates``."""
+        return [part.rates(steps, epochs, num_steps) for part in self._slices]
 
     @torch.no_grad()
     def step(self, rates: Sequence[Any]) -> None:
-        """Update all parameters by their gradients.
-
-        Args:
-            rates: Those of this step, one for each slice.
-        """
+        """Update all parameters with the learning rates of each slice."""
         gradients: list[Tensor] = [parameter.grad for parameter in self.parameters]  # type: ignore[misc]
-        for one, rate in zip(self._slices, rates, strict=True):
-            one.update(gradients, rate)
+        for part, rate in zip(self._slices, rates, strict=True):
+            part.update(gradients, rate)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the slots."""
-        return {"slots": [one.slots for one in self._slices]}
+        return {"slots": [part.slots for part in self._slices]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
-        for one, slots in zip(self._slices, state["slots"], strict=True):
-            for name, tensors in one.slots.items():
-                for tensor, kept in zip(tensors, slots[name], strict=True):
-                    tensor.copy_(kept)
+        """Restore a state of ``state_dict``."""
+        for part, slots in zip(self._slices, state["slots"], strict=True):
+            for name, tensors in part.slots.items():
+                for tensor, saved in zip(tensors, slots[name], strict=True):
+                    tensor.copy_(saved)
 
 
 class _Slice:
-    """Some members that share an update rule.
-
-    All tensors are (members, numbers).
-    """
+    """Members with one update rule; all tensors are (members, numbers)."""
 
     def __init__(
         self, configs: list[Mapping[str, Any]], start: int, parameters: Sequence[Tensor], rates_on_device: bool
     ) -> None:
         self.configs = configs
         self.span = slice(start, start + len(configs))
-        self.is_whole = len(configs) == len(parameters[0])
+        self.covers_stack = len(configs) == len(parameters[0])
         self.parameters = [parameter.detach()[self.span].flatten(1) for parameter in parameters]
-        # The rule alone: an instance would import half of torch's compiler, which takes seconds.
+        # The class suffices; an instance would import parts of torch's compiler, which takes seconds.
         self.rule, self.group = update_rule(configs[0]["optimizer"], **_hyperparameters(configs[0]))
         self.slots = {
             name: [torch.full_like(parameter, value) for parameter in self.parameters]
             for name, value in self.rule.initial_slots(self.group).items()
         }
-        # Several members are updated in one and the same way whether their rates differ or not: else a change of one
-        # rate would round the other members' updates differently.
+        # Several members are updated in the same way for equal and different rates. Otherwise a change of one rate
+        # would change the rounding of the other members' updates.
         self.is_single = len(configs) == 1
         self.rates_on_device = rates_on_device
         if not self.is_single and not self.rule.supports_rate_columns:
@@ -110,7 +103,7 @@ class _Slice:
     def rates(self, steps: np.ndarray, epochs: np.ndarray, num_steps: int) -> Rates:
         rates = np.stack([learning_rates(config, steps, epochs, num_steps) for config in self.configs], axis=1)
         rates = self.rule.effective_rate(self.group, rates, (steps[:, None] + 1).astype(np.float64))
-        # One that float32 cannot hold, which torch would refuse for all members, diverges as surely at the largest.
+        # torch would reject a rate beyond the range of float32 for all members; the maximum diverges as well.
         rates = np.minimum(rates, torch.finfo(self.parameters[0].dtype).max)
         if self.is_single:
             rates = rates[:, 0]
@@ -118,22 +111,22 @@ class _Slice:
             rates = rates[:, :, None]
         if self.rates_on_device or rates.ndim == 3:
             first = self.parameters[0]
-            # CUDA's fused kernels take a learning rate in float32 and no other.
+            # CUDA's fused kernels require a learning rate in float32.
             is_short = first.device.type == "cuda" and not self.rule.supports_rate_columns
             return torch.from_numpy(rates).to(first.device, torch.float32 if is_short else first.dtype)
         listed: list[float] | list[list[float]] = rates.tolist()
         return listed
 
     def update(self, gradients: Sequence[Tensor], rate: Any) -> None:
-        own = (
-            [one.flatten(1) for one in gradients] if self.is_whole else [one[self.span].flatten(1) for one in gradients]
-        )
+        if not self.covers_stack:
+            gradients = [gradient[self.span] for gradient in gradients]
+        gradients = [gradient.flatten(1) for gradient in gradients]
         if self.is_single or self.rule.supports_rate_columns:
-            self.rule.update(self.group, self.parameters, own, self.slots, rate)
+            self.rule.update(self.group, self.parameters, gradients, self.slots, rate)
             return
         for member, (parameters, slots) in enumerate(zip(self.member_parameters, self.member_slots, strict=True)):
-            row = [one[member : member + 1] for one in own]
-            self.rule.update(self.group, parameters, row, slots, rate[member])
+            member_gradients = [gradient[member : member + 1] for gradient in gradients]
+            self.rule.update(self.group, parameters, member_gradients, slots, rate[member])
 
 
 def _hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,5 +134,5 @@ def _hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rule(config: Mapping[str, Any]) -> str:
-    """Return what members must share to be updated together."""
+    """Return a string that is equal for members with one update rule."""
     return json.dumps([config["optimizer"], _hyperparameters(config)])
