@@ -111,7 +111,7 @@ def test_close_accuracies_have_four_decimals(trial, results_of):
 @pytest.mark.parametrize(
     "figure",
     [HEAT | {"line": "batch_size"}, PUBLISHED, PARALLEL | {"metrics": ["test_accuracy"]}],
-    ids=lambda one: one["kind"],
+    ids=lambda figure: figure["kind"],
 )
 def test_page_shows_only_its_trials(figure, trial, results_of):
     trials = [
@@ -249,9 +249,10 @@ def test_many_published_numbers_are_several_figures_marked_quick(trial, results_
 def test_no_figure_of_published_numbers_without_measurements(trial, results_of):
     for results in (results_of(trial("0")), results_of(trial("0"), published=numbers("nothing"))):
         assert figures.draw(results, PUBLISHED) == []
-    one = figures.draw(results_of(trial("0"), published=numbers("test_loss", "train_loss", rates=(0.1, 7))), PUBLISHED)
-    assert "Without a measurement: 2." in one[0].caption
-    assert_no_overlap(one[0])
+    published = numbers("test_loss", "train_loss", rates=(0.1, 7))
+    (sheet,) = figures.draw(results_of(trial("0"), published=published), PUBLISHED)
+    assert "Without a measurement: 2." in sheet.caption
+    assert_no_overlap(sheet)
 
 
 @pytest.fixture

@@ -46,9 +46,9 @@ def test_parts_are_stacked(measured):
 def test_speedup_has_ideal_line(measured):
     sheet = figures.draw(measured(), SPEEDUP)[0]
     speedup, efficiency = sheet.axes
-    ideal, own = speedup.get_lines()
+    ideal, measured_line = speedup.get_lines()
     assert list(ideal.get_ydata()) == [1, 2, 4]
-    np.testing.assert_allclose(own.get_ydata(), [1, 2**0.5, 2])
+    np.testing.assert_allclose(measured_line.get_ydata(), [1, 2**0.5, 2])
     assert list(efficiency.get_lines()[0].get_ydata()) == [1, 1, 1]
     assert [label.get_text() for label in speedup.get_xticklabels()] == ["1", "2", "4"]
     assert speedup.get_ylim()[0] == efficiency.get_ylim()[0] == 0

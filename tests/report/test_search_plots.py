@@ -49,7 +49,7 @@ class TestBudget:
 
     def test_budget_curve_is_standard_from_twenty_configurations_without_pbt(self, many, grid):
         kinds = [[one["kind"] for one in figures.default_figures(results)] for results in (many(), grid())]
-        assert [own.count("budget") for own in kinds] == [1, 0]
+        assert [names.count("budget") for names in kinds] == [1, 0]
         declared = many(figures=[{"kind": "curve", "metrics": ["test_loss"], "title": "Curves"}])
         assert [one["kind"] for one in figures.default_figures(declared)] == ["curve", "budget"]
         assert "budget" not in [one["kind"] for one in figures.default_figures(many(scheduler="pbt"))]
@@ -65,10 +65,10 @@ class TestTarget:
         table = time_to_target(results, 0.5)
         lines = sheet.axes[0].get_lines()
         for line, optimizer in zip(lines, ("adam", "momentum"), strict=True):
-            own = table[table["optimizer"] == optimizer]
-            reached = own["reached_step"][np.isfinite(own["reached_step"])]
+            rows = table[table["optimizer"] == optimizer]
+            reached = rows["reached_step"][np.isfinite(rows["reached_step"])]
             assert sorted(set(line.get_xdata())) == sorted(set(reached))
-            assert line.get_ydata()[-1] == len(reached) / len(own)
+            assert line.get_ydata()[-1] == len(reached) / len(rows)
         assert legend_texts(sheet) == ["adam (2 of 3 missed)", "momentum (2 of 3 missed)"]
         assert "4 of 6 configurations never did." in sheet.caption
         assert_no_overlap(sheet)

@@ -72,14 +72,14 @@ class CaptionedFigure:
         entry = max(map(len, [*labels, heading or ""]), default=0) * CHARACTER + _HANDLE
         is_small = entry < _BESIDE_WIDTH and 1 < len(labels) <= _BESIDE_ENTRIES and len(self.title) <= _BESIDE_TITLE
         is_beside = may_be_beside and len(self.axes) == 1 and is_small
-        place: Any = "outside right upper" if is_beside else "outside lower left"
+        location: Any = "outside right upper" if is_beside else "outside lower left"
         columns = 1 if is_beside else max(min(int(WIDTH / entry), len(labels), 5), 1)
         legend = self.figure.legend(
             handles=handles,
             labels=labels,
             title=heading,
             alignment="left",
-            loc=place,
+            loc=location,
             ncols=columns,
             borderaxespad=0.6,
         )
@@ -153,7 +153,7 @@ def new_grid(
 def figure_title(
     results: Results, specification: Mapping[str, Any], where: Mapping[str, Any], is_compared: bool = False
 ) -> str:
-    """Return a figure's title with its page; it says if the run was quick.
+    """Return a figure's title, with its page and a mark of quick runs.
 
     Args:
         results: Any results.

@@ -62,7 +62,7 @@ def published_tables(
 def has_shared_rows(tables: Mapping[str, pd.DataFrame]) -> bool:
     """Return whether two or three metrics have the same rows, and thus stand side by side."""
     rows = [list(table["where"]) for table in tables.values()]
-    return len(rows) in (2, 3) and all(own == rows[0] for own in rows)
+    return len(rows) in (2, 3) and all(part == rows[0] for part in rows)
 
 
 def _split(num_rows: int) -> list[slice]:
@@ -84,7 +84,7 @@ def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str,
 
 def _draw_part(title: str, tables: Mapping[str, pd.DataFrame]) -> CaptionedFigure:
     names = {metric: [_row_name(text) for text in table["where"]] for metric, table in tables.items()}
-    heights = [0.06 + _LINE_HEIGHT * sum(name.count("\n") + 1 for name in own) for own in names.values()]
+    heights = [0.06 + _LINE_HEIGHT * sum(name.count("\n") + 1 for name in texts) for texts in names.values()]
     is_shared = has_shared_rows(tables)
     num_columns = len(tables) if is_shared else 1
     sheet = new_figure(title, heights[:1] if is_shared else heights, num_columns)
@@ -131,8 +131,8 @@ def _notes(table: pd.DataFrame) -> Iterable[str]:
     """Yield the sentences of the caption."""
     if table["low"].notna().any():
         yield (
-            "Bar: 95 % interval of our mean over seeds (Student's). A published number is one run: it agrees where one "
-            "more run of ours could have given it, which spreads wider than the mean."
+            "Bar: 95 % interval of our mean over seeds (Student's). A published number is one run: it agrees if it "
+            "lies in the prediction interval of one more of our runs, which is wider."
         )
     counts = table["verdict"].value_counts()
     plural = {AGREES: "agree", DIFFERS: "differ"}

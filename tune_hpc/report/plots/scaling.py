@@ -271,6 +271,6 @@ def draw_cost(results: Results, specification: Mapping[str, Any], where: Mapping
     ax.set_ylim(0, table["train_s"].max() * 1.12)
     sheet.set_labels(ax, "seconds of all workers together", axis_label("train_s"))
     sheet.add_notes(
-        "On each ray are as many workers as its number says; below takes less time, further left less cost."
+        "The number of a ray is that of its workers; lower points take less time, points further left cost less."
     )
     return [sheet.fit()]
