@@ -59,14 +59,6 @@ def _measure_name(claim: _Claim) -> str:
     return str(_OLD_NAMES.get(claim["measure"], claim["measure"]))
 
 
-def _last_value(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
-    return float(x[-1])
-
-
-def _remaining_fraction(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
-    return float(x[-1] / x[0])
-
-
 def _settling_step(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
     outside = np.flatnonzero(np.abs(x - claim["target"]) > claim["tolerance"])
     if len(outside) == 0:
@@ -90,19 +82,15 @@ def _max_departure(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
     return float(distance.max() - distance[0])
 
 
-def _max_departure_step(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
-    return float(step[int(np.argmax(np.abs(x - claim["target"])))])
-
-
 #: Measures of a metric up to some step, as functions of its steps and values.
 MEASURES: dict[str, Callable[[np.ndarray, np.ndarray, _Claim], float]] = {
-    "value": _last_value,
-    "remaining_fraction": _remaining_fraction,
+    "value": lambda step, x, claim: x[-1],
+    "remaining_fraction": lambda step, x, claim: x[-1] / x[0],
     "settling_step": _settling_step,
     "crossings": _crossings,
     "reversals": _reversals,
     "max_departure": _max_departure,
-    "max_departure_step": _max_departure_step,
+    "max_departure_step": lambda step, x, claim: step[np.argmax(np.abs(x - claim["target"]))],
 }
 #: Names of measures in folders of earlier versions.
 _OLD_NAMES = {
