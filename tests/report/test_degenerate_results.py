@@ -52,59 +52,47 @@ CLAIM = {
 SPACE = {"optimizer": {"choice": ["adam", "momentum"]}, "learning_rate": {"choice": [0.1, 0.01, 0.001]}}
 
 
-def one_trial(grid, trial, results_of, settings):
-    return results_of(trial("00000"), **settings)
+def with_frames(results, trials, history=None):
+    return Results(results.experiment, trials.reset_index(drop=True), results.history if history is None else history)
 
 
-def all_diverged(grid, trial, results_of, settings):
-    return results_of(*(trial(f"{n:05d}", status="diverged", seed=n) for n in range(4)), **settings)
+def same_status(status, number):
+    return lambda grid, trial, results_of: results_of(
+        *(trial(f"{n:05d}", status=status, seed=n) for n in range(number))
+    )
 
 
-def all_failed(grid, trial, results_of, settings):
-    return results_of(*(trial(f"{n:05d}", status="failed", seed=n) for n in range(4)), **settings)
+def one_seed(grid, trial, results_of):
+    return with_frames(grid(), grid().trials.query("seed == 0"))
 
 
-def one_seed(grid, trial, results_of, settings):
-    whole = grid(**settings)
-    trials = whole.trials[whole.trials["seed"] == 0].reset_index(drop=True)
-    return Results(whole.experiment, trials, whole.history)
+def duplicated_trials(grid, trial, results_of):
+    trials = grid().trials
+    return with_frames(grid(), pd.concat([trials, trials.assign(trial_id="x" + trials["trial_id"])]))
 
 
-def duplicated_trials(grid, trial, results_of, settings):
-    whole = grid(**settings)
-    again = whole.trials.assign(trial_id="x" + whole.trials["trial_id"])
-    return Results(whole.experiment, pd.concat([whole.trials, again], ignore_index=True), whole.history)
+def no_metric(grid, trial, results_of):
+    return with_frames(grid(), grid().trials.drop(columns="test_loss"), grid().history.drop(columns="test_loss"))
 
 
-def no_metric(grid, trial, results_of, settings):
-    whole = grid(**settings)
-    return Results(whole.experiment, whole.trials.drop(columns=["test_loss"]), whole.history.drop(columns="test_loss"))
+def metric_missing_everywhere(grid, trial, results_of):
+    return with_frames(grid(), grid().trials.assign(test_loss=np.nan), grid().history.assign(test_loss=np.nan))
 
 
-def metric_missing_everywhere(grid, trial, results_of, settings):
-    whole = grid(**settings)
-    return Results(whole.experiment, whole.trials.assign(test_loss=np.nan), whole.history.assign(test_loss=np.nan))
-
-
-def no_trials(grid, trial, results_of, settings):
-    return results_of(**settings)
-
-
-def still_running(grid, trial, results_of, settings):
-    return results_of(*(trial(f"{n:05d}", status="running", seed=n) for n in range(3)), **settings)
-
-
-KINDS = (
-    one_trial, all_diverged, all_failed, one_seed, duplicated_trials, no_metric, metric_missing_everywhere, no_trials,
-    still_running,
-)  # fmt: skip
+KINDS = {
+    "one trial": same_status("finished", 1), "all diverged": same_status("diverged", 4),
+    "all failed": same_status("failed", 4), "no trials": same_status("finished", 0),
+    "still running": same_status("running", 3), "one seed": one_seed, "duplicated trials": duplicated_trials,
+    "no metric": no_metric, "metric missing everywhere": metric_missing_everywhere,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_function_gives_an_answer_or_a_one_line_error(grid, trial, results_of, kind, name):
     settings = {"published": PUBLISHED, "claims": [CLAIM], "space": SPACE, "searcher": "grid", "seeds": [0, 1]}
-    results = kind(grid, trial, results_of, settings)
+    results = KINDS[kind](grid, trial, results_of)
+    results.experiment.update(settings)
     try:
         answer = FUNCTIONS[name](results)
     except TuneHpcError as error:
