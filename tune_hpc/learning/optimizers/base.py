@@ -14,8 +14,11 @@ from torch import Tensor
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 Group = dict[str, Any]
+Tensors = list[Tensor]
+#: Learning rate: a number, or a column with a number for each member of a stack.
+Rate = float | Tensor
 #: Slot tensors of each parameter, by slot name.
-Slots = dict[str, list[Tensor]]
+Slots = dict[str, Tensors]
 
 
 class TensorFlowOptimizer(torch.optim.Optimizer, ABC):
@@ -55,9 +58,7 @@ class TensorFlowOptimizer(torch.optim.Optimizer, ABC):
 
     @classmethod
     @abstractmethod
-    def update(
-        cls, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots, lr: float | Tensor
-    ) -> None:
+    def update(cls, group: Group, parameters: Tensors, gradients: Tensors, slots: Slots, lr: Rate) -> None:
         """Update parameters and slots in place.
 
         Args:
@@ -69,11 +70,11 @@ class TensorFlowOptimizer(torch.optim.Optimizer, ABC):
                 tensors (members, numbers).
         """
 
-    def _update_all(self, group: Group, parameters: list[Tensor]) -> None:
+    def _update_all(self, group: Group, parameters: Tensors) -> None:
         slots = self._slots(group, parameters)
         self.update(group, parameters, gradients_of(parameters), slots, float(group["lr"]))
 
-    def _slots(self, group: Group, parameters: list[Tensor]) -> Slots:
+    def _slots(self, group: Group, parameters: Tensors) -> Slots:
         """Return the slots of parameters; the first use creates them."""
         initial = self.initial_slots(group)
         for parameter in parameters:
@@ -84,7 +85,7 @@ class TensorFlowOptimizer(torch.optim.Optimizer, ABC):
         return {name: [self.state[parameter][name] for parameter in parameters] for name in initial}
 
 
-def gradients_of(parameters: list[Tensor]) -> list[Tensor]:
+def gradients_of(parameters: Tensors) -> list[Tensor]:
     """Return the gradients of parameters, with the memory layout of the parameters."""
     gradients = []
     for parameter in parameters:

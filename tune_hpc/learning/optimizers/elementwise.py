@@ -10,7 +10,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tune_hpc.learning.optimizers.base import Group, Parameters, Slots, TensorFlowOptimizer, require
+from tune_hpc.learning.optimizers.base import Group, Parameters, Rate, Slots, TensorFlowOptimizer, Tensors, require
+
+#: Slots of one parameter, by name.
+TensorSlots = dict[str, Tensor]
 
 
 class ElementwiseOptimizer(TensorFlowOptimizer):
@@ -24,15 +27,11 @@ class ElementwiseOptimizer(TensorFlowOptimizer):
 
     @classmethod
     @abstractmethod
-    def _formula(
-        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
-    ) -> None:
+    def _formula(cls, group: Group, parameter: Tensor, gradient: Tensor, slots: TensorSlots, lr: Rate) -> None:
         """Update the parameter and its slots in place."""
 
     @classmethod
-    def update(
-        cls, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots, lr: float | Tensor
-    ) -> None:
+    def update(cls, group: Group, parameters: Tensors, gradients: Tensors, slots: Slots, lr: Rate) -> None:
         """Update parameters and slots; see the base class."""
         for row in zip(parameters, gradients, *slots.values(), strict=True):
             parts = [row]
@@ -53,7 +52,7 @@ def _pieces(row: tuple[Tensor, ...], size: int) -> Iterator[tuple[Tensor, ...]]:
         yield from zip(*(tensor.view(-1).split(size) for tensor in row), strict=True)
 
 
-def _descend(parameter: Tensor, direction: Tensor, lr: float | Tensor) -> None:
+def _descend(parameter: Tensor, direction: Tensor, lr: Rate) -> None:
     """Subtract ``lr * direction``; a single learning rate needs only one pass over memory."""
     if isinstance(lr, Tensor):
         parameter.sub_(direction * lr)
@@ -69,9 +68,7 @@ class GradientDescent(ElementwiseOptimizer):
         super().__init__(parameters, {"lr": lr})
 
     @classmethod
-    def _formula(
-        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
-    ) -> None:
+    def _formula(cls, group: Group, parameter: Tensor, gradient: Tensor, slots: TensorSlots, lr: Rate) -> None:
         _descend(parameter, gradient, lr)
 
 
@@ -90,9 +87,7 @@ class Adadelta(ElementwiseOptimizer):
         return {"square_avg": 0.0, "acc_delta": 0.0}
 
     @classmethod
-    def _formula(
-        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
-    ) -> None:
+    def _formula(cls, group: Group, parameter: Tensor, gradient: Tensor, slots: TensorSlots, lr: Rate) -> None:
         rho, eps = group["rho"], group["eps"]
         square_avg, acc_delta = slots["square_avg"], slots["acc_delta"]
         square_avg.mul_(rho).addcmul_(gradient, gradient, value=1 - rho)
@@ -130,9 +125,7 @@ class RMSprop(ElementwiseOptimizer):
         return slots
 
     @classmethod
-    def _formula(
-        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
-    ) -> None:
+    def _formula(cls, group: Group, parameter: Tensor, gradient: Tensor, slots: TensorSlots, lr: Rate) -> None:
         rho, momentum = group["rho"], group["momentum"]
         mean_square = slots["mean_square"]
         # The order of operations is TensorFlow's, because rounding matters: if the update oscillates around a minimum,
@@ -178,9 +171,7 @@ class Ftrl(ElementwiseOptimizer):
         return {"accumulator": group["initial_accumulator"], "linear": 0.0}
 
     @classmethod
-    def _formula(
-        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
-    ) -> None:
+    def _formula(cls, group: Group, parameter: Tensor, gradient: Tensor, slots: TensorSlots, lr: Rate) -> None:
         power, l1 = -group["learning_rate_power"], group["l1"]
         accumulator, linear = slots["accumulator"], slots["linear"]
         growth = _power(accumulator, power)
@@ -223,9 +214,7 @@ class ProximalAdagrad(ElementwiseOptimizer):
         return {"accumulator": group["initial_accumulator"]}
 
     @classmethod
-    def _formula(
-        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
-    ) -> None:
+    def _formula(cls, group: Group, parameter: Tensor, gradient: Tensor, slots: TensorSlots, lr: Rate) -> None:
         l1, l2 = group["l1"], group["l2"]
         accumulator = slots["accumulator"].addcmul_(gradient, gradient)
         root = accumulator.sqrt()
@@ -248,9 +237,7 @@ class ProximalGradientDescent(ElementwiseOptimizer):
         super().__init__(parameters, {"lr": lr, "l1": l1, "l2": l2})
 
     @classmethod
-    def _formula(
-        cls, group: Group, parameter: Tensor, gradient: Tensor, slots: dict[str, Tensor], lr: float | Tensor
-    ) -> None:
+    def _formula(cls, group: Group, parameter: Tensor, gradient: Tensor, slots: TensorSlots, lr: Rate) -> None:
         l1, l2 = group["l1"], group["l2"]
         _descend(parameter, gradient, lr)
         if l1:

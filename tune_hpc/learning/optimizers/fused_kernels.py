@@ -11,7 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tune_hpc.learning.optimizers.base import Group, Parameters, Slots, TensorFlowOptimizer, gradients_of, require
+from tune_hpc.learning.optimizers.base import (
+    Group,
+    Parameters,
+    Rate,
+    Slots,
+    TensorFlowOptimizer,
+    Tensors,
+    gradients_of,
+    require,
+)
 
 
 class Momentum(TensorFlowOptimizer):
@@ -32,9 +41,7 @@ class Momentum(TensorFlowOptimizer):
         return {"momentum_buffer": 0.0} if group["momentum"] else {}
 
     @classmethod
-    def update(
-        cls, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots, lr: float | Tensor
-    ) -> None:
+    def update(cls, group: Group, parameters: Tensors, gradients: Tensors, slots: Slots, lr: Rate) -> None:
         """Update parameters and slots; see the base class."""
         torch._fused_sgd_(
             parameters,
@@ -69,9 +76,7 @@ class Adagrad(TensorFlowOptimizer):
         return {"accumulator": group["initial_accumulator"]}
 
     @classmethod
-    def update(
-        cls, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots, lr: float | Tensor
-    ) -> None:
+    def update(cls, group: Group, parameters: Tensors, gradients: Tensors, slots: Slots, lr: Rate) -> None:
         """Update parameters and slots; see the base class."""
         torch._fused_adagrad_(
             parameters,
@@ -114,9 +119,7 @@ class Adam(TensorFlowOptimizer):
         return lr * np.sqrt(1 - beta2**step) / (1 - beta1**step)
 
     @classmethod
-    def update(
-        cls, group: Group, parameters: list[Tensor], gradients: list[Tensor], slots: Slots, lr: float | Tensor
-    ) -> None:
+    def update(cls, group: Group, parameters: Tensors, gradients: Tensors, slots: Slots, lr: Rate) -> None:
         """Update parameters and slots; see the base class."""
         # The learning rate includes the bias corrections. A step number of infinity disables those of torch's kernel,
         # because its 1 - beta**step is exactly 1.
@@ -137,13 +140,13 @@ class Adam(TensorFlowOptimizer):
             maximize=False,
         )
 
-    def _update_all(self, group: Group, parameters: list[Tensor]) -> None:
+    def _update_all(self, group: Group, parameters: Tensors) -> None:
         # The step numbers stay on the host, which avoids synchronization with a GPU.
         for step, members in self._by_step(parameters).items():
             lr = float(self.effective_rate(group, float(group["lr"]), step))
             self.update(group, members, gradients_of(members), self._slots(group, members), lr)
 
-    def _by_step(self, parameters: list[Tensor]) -> dict[float, list[Tensor]]:
+    def _by_step(self, parameters: Tensors) -> dict[float, list[Tensor]]:
         """Increment the step numbers and group the parameters by them."""
         members: dict[float, list[Tensor]] = {}
         for parameter in parameters:
