@@ -1,4 +1,4 @@
-"""Metrics of a trial on their way, its checkpoint, and the values of its row; without Ray."""
+"""Metrics of a trial on their way to its file, to Ray Tune and to a scheduler; without Ray."""
 
 import json
 import math
@@ -18,8 +18,7 @@ from tune_hpc.search.reporter import (
     SchedulerReporter,
     Throttle,
 )
-from tune_hpc.search.trial_checkpoint import TrialCheckpoint
-from tune_hpc.search.trial_spec import MonitoredMetric, TrialSpec, to_jsonable
+from tune_hpc.search.trial_spec import MonitoredMetric
 from tune_hpc.storage.trial_file import TrialFileWriter
 
 
@@ -146,58 +145,6 @@ def test_latest_values_are_reported_at_most_once_a_second(clock, monkeypatch):
         "last": True,
         "took_s": 0.5,
     }
-
-
-def test_checkpoint_is_saved_once_per_interval(tmp_path, clock):
-    made = []
-    checkpoint = TrialCheckpoint(tmp_path / "t.checkpoint", [TrialFileWriter({})], interval_s=60)
-
-    def state():
-        made.append(clock.now)
-        return {"weights": torch.ones(2)}
-
-    assert checkpoint.load() is None
-    for step in range(10):
-        clock.now += 20
-        checkpoint.save(step, state)
-    assert len(made) == 3
-    assert [file.name for file in tmp_path.iterdir()] == ["t.checkpoint"]
-
-
-def test_checkpoint_restores_state_and_metrics(tmp_path, clock):
-    writer = TrialFileWriter({})
-    writer.add(np.arange(3), {"train_loss": np.array([3.0, 2.0, 1.0])})
-    writer.add(3, {"test_loss": 0.5})
-    clock.now += 1
-    TrialCheckpoint(tmp_path / "t.checkpoint", [writer], interval_s=0).save(3, lambda: {"step": 3, "w": torch.ones(2)})
-
-    again = TrialFileWriter({})
-    again.add(99, {"train_loss": 9.0})
-    state = TrialCheckpoint(tmp_path / "t.checkpoint", [again], interval_s=0).load()
-    assert state["step"] == 3
-    assert torch.equal(state["w"], torch.ones(2))
-    assert again.history().equals(writer.history())
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (None, None), (True, True), (3, 3), (0.5, 0.5), ("a", "a"), (math.nan, None), (math.inf, None),
-        (np.float64(0.5), 0.5), (np.int64(3), 3), (np.bool_(True), True), (np.float32(math.nan), None),
-        ([1, 2], "[1, 2]"), ({"a": (1, 2)}, '{"a": [1, 2]}'), ({1}, '"{1}"'),
-    ],
-)  # fmt: skip
-def test_every_value_becomes_jsonable(value, expected):
-    made = to_jsonable(value)
-    assert made == expected
-    assert type(made) is type(expected)
-    json.dumps(made, allow_nan=False)
-
-
-def test_columns_of_a_trial_are_jsonable():
-    assert TrialSpec("x", "t00001", {"steps": np.int64(5), "layers": [1, 2]}).columns() == {
-        "experiment": "x", "trial_id": "t00001", "steps": 5, "layers": "[1, 2]",
-    }  # fmt: skip
 
 
 class TestSchedulerReporter:

@@ -63,7 +63,11 @@ def test_trial_must_fit_on_one_node():
 @pytest.mark.parametrize(
     ("nodes", "request_", "message"),
     [
-        ([LAPTOP], {"cpus_per_trial": 9}, "a trial requests 9 CPU cores and 0 GPUs; the largest node has 8 and 0: request"),
+        (
+            [LAPTOP],
+            {"cpus_per_trial": 9},
+            "a trial requests 9 CPU cores and 0 GPUs; the largest node has 8 and 0: request",
+        ),
         ([LAPTOP], {"gpus_per_trial": 1}, "a trial requests 1 CPU cores and 1 GPUs; the largest node has 8 and 0"),
         ([LAPTOP, FOUR_GPUS], {"gpus_per_trial": 5}, "requests 1 CPU cores and 5 GPUs; the largest node has 8 and 4"),
         (
