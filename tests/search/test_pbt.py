@@ -200,7 +200,7 @@ class TestExplore:
 
 class TestRejections:
     def test_adaptive_searcher(self):
-        with pytest.raises(InvalidExperimentError, match="pbt learns by itself; got searcher=tpe: begin with one of"):
+        with pytest.raises(InvalidExperimentError, match="pbt has its own search; got searcher=tpe: use one of"):
             climbers(searcher="tpe")
 
     def test_space_without_changeable_parameters(self):
@@ -210,7 +210,7 @@ class TestRejections:
 
     def test_trainable_without_checkpoint(self, tmp_path):
         blind = climbers().replace(trainable=trainables.descend)
-        with pytest.raises(InvalidExperimentError, match="the function of climbers takes no checkpoint"):
+        with pytest.raises(InvalidExperimentError, match="the function of climbers has no parameter checkpoint"):
             run(blind, output_dir=tmp_path / "out", **QUIET)
         assert not (tmp_path / "out").exists()
 
@@ -267,5 +267,5 @@ class TestOnRay:
         )
         # The trial files are deleted at the end; a population cannot be extended.
         assert not (tmp_path / "out" / "trials").exists()
-        with pytest.raises(InvalidExperimentError, match="climbers is a population"):
+        with pytest.raises(InvalidExperimentError, match="climbers uses PBT, which cannot be extended"):
             extend(tmp_path / "out", num_samples=4)
