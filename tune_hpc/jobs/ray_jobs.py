@@ -15,7 +15,6 @@ from tune_hpc.errors import ClusterError
 from tune_hpc.jobs.job_folder import Attempt, JobFolder
 from tune_hpc.jobs.launchers import TIMEOUT_S, Launcher, driver_command
 from tune_hpc.jobs.status import DriverState
-from tune_hpc.search.ray_session import find_token
 
 #: The default port of a cluster's dashboard.
 DASHBOARD_PORT = 8265
@@ -113,6 +112,8 @@ class RayJobsLauncher(Launcher):
                 f"the job names the cluster {self.address}, which you have not used before; pass it with --address"
             )
         import requests
+
+        from tune_hpc.search.ray_session import find_token  # imports Ray, which takes a second
 
         token = self.token or find_token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
