@@ -33,6 +33,28 @@ def path(tmp_path):
     return file
 
 
+def random_changes(test):
+    """Run a test with random ``changes``: relative positions and new bytes."""
+    change = st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255))
+    health = [HealthCheck.function_scoped_fixture]
+    given_changes = given(changes=st.lists(change, min_size=1, max_size=4))(test)
+    return settings(deadline=None, max_examples=200, suppress_health_check=health)(given_changes)
+
+
+def change_bytes(path, changes):
+    content = bytearray(path.read_bytes())
+    for position, byte in changes:
+        content[int(position * len(content))] = byte
+    path.write_bytes(content)
+
+
+def flip_bit(path, value, offset=0):
+    """Flip a bit of the first occurrence of a byte string in a file."""
+    content = bytearray(path.read_bytes())
+    content[content.index(value) + offset] ^= 1
+    path.write_bytes(content)
+
+
 def as_lists(value):
     """Convert tensors to their type and numbers, which can be compared."""
     if isinstance(value, torch.Tensor):
@@ -67,21 +89,14 @@ class TestDamage:
             load_state(path)
 
     def test_flipped_bit_in_a_tensor_is_detected(self, path):
-        content = bytearray(path.read_bytes())
-        start = content.index(STATE["model"]["weight"].numpy().tobytes())
-        content[start + 17] ^= 1
-        path.write_bytes(content)
+        flip_bit(path, STATE["model"]["weight"].numpy().tobytes(), offset=17)
         with pytest.raises(FolderError, match=r"the checksum of .*data.* differs"):
             load_state(path)
 
-    @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4))
+    @random_changes
     def test_changed_bytes_give_the_same_state_or_a_folder_error(self, path, changes):
         save_state(path, STATE)
-        content = bytearray(path.read_bytes())
-        for position, byte in changes:
-            content[int(position * len(content))] = byte
-        path.write_bytes(content)
+        change_bytes(path, changes)
         # Any other error passes through and fails the test.
         with contextlib.suppress(FolderError):
             assert as_lists(load_state(path)) == as_lists(STATE)
@@ -115,16 +130,13 @@ class MakesFolder:
 
 
 class TestCode:
-    def test_checkpoint_with_code_is_rejected_before_it_runs(self, path, tmp_path):
+    @pytest.mark.parametrize("is_bare", [False, True], ids=["checkpoint", "pickle"])
+    def test_file_with_code_is_rejected_before_it_runs(self, path, tmp_path, is_bare):
         trap = tmp_path / "trap"
-        torch.save({"model": MakesFolder(trap)}, path)
-        with pytest.raises(FolderError, match="is not readable as a checkpoint"):
-            load_state(path)
-        assert not trap.exists()
-
-    def test_pickle_with_code_is_rejected_before_it_runs(self, path, tmp_path):
-        trap = tmp_path / "trap"
-        path.write_bytes(pickle.dumps(MakesFolder(trap)))
+        if is_bare:
+            path.write_bytes(pickle.dumps(MakesFolder(trap)))
+        else:
+            torch.save({"model": MakesFolder(trap)}, path)
         with pytest.raises(FolderError, match="is not readable as a checkpoint"):
             load_state(path)
         assert not trap.exists()
@@ -154,23 +166,17 @@ class TestWithoutTorch:
         assert load_state(path) == self.STATE
 
     def test_flipped_bit_is_detected(self, path):
-        content = bytearray(path.read_bytes())
-        content[content.index(b"three")] ^= 1
-        path.write_bytes(content)
+        flip_bit(path, b"three")
         with pytest.raises(FolderError, match=r"the checksum of plain\.pkl differs"):
             load_state(path)
 
-    @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4))
+    @random_changes
     def test_changed_bytes_give_the_same_state_or_a_folder_error(self, path, monkeypatch, changes):
         with monkeypatch.context() as patched:
             patched.delitem(sys.modules, "torch", raising=False)
             save_state(path, self.STATE)
         monkeypatch.setitem(sys.modules, "torch", torch)  # A changed name makes torch load the file.
-        content = bytearray(path.read_bytes())
-        for position, byte in changes:
-            content[int(position * len(content))] = byte
-        path.write_bytes(content)
+        change_bytes(path, changes)
         with contextlib.suppress(FolderError):
             assert load_state(path) == self.STATE
 

@@ -71,24 +71,17 @@ def measure(
         repeats: Number of repetitions, each with another seed.
         width: Width or widths of the network; each is measured on each number of workers.
         options: Names in ``plan.OPTIONS``, each measured separately; ``none`` is the baseline.
-        max_restarts: Number of restarts of all workers after the loss of one; the last attempt counts.
-        spread: Whether each worker needs a separate node.
+        max_restarts: See ``run_all``, also for the errors.
+        spread: See ``run_all``.
         output_dir: Experiment folder; by default a new one in ``runs``.
-        overwrite: Whether to replace an earlier measurement in the folder.
+        overwrite: See ``run_all``.
         num_timed_steps: Number of timed steps; by default all on GPUs, and at most 100 on CPUs.
-        address: Address of a Ray cluster; by default the connected one, else a local Ray.
-        data_dir: Folder of the image data.
-        show_progress: Whether to print a line about the measurement.
+        address: See ``run_all``.
+        data_dir: See ``run_all``.
+        show_progress: See ``run_all``.
 
     Returns:
         One trial for each number of workers (and width) and each repeat, with the columns of this module.
-
-    Raises:
-        InvalidConfigError: the configuration breaks a rule.
-        FolderError: the folder cannot be written, or contains something else.
-        DataUnavailableError: the image data are missing and cannot be downloaded.
-        ClusterError: the cluster does not exist, or has too few nodes.
-        TrialError: a worker ended early.
     """
     varied: dict[str, list[Any]] = {"workers": list(workers)}
     if width is not None:
@@ -138,8 +131,8 @@ def run_all(
         data_dir: Folder of the image data.
         show_progress: Whether to print a line about each measurement.
         check_only: Whether to run only the checks that need no cluster.
-        max_restarts: See ``measure``.
-        spread: See ``measure``.
+        max_restarts: Number of restarts of all workers after the loss of one; the last attempt counts.
+        spread: Whether each worker needs a separate node.
         stream: Stream of messages; standard error by default.
         **search_options: Options of a search, which do not apply here.
 
@@ -242,8 +235,8 @@ def time_plan(
         plan: Plan of the measurement.
         folder: Folder for the files of Ray Train.
         arrays: Data set of the plan, from ``read_arrays``.
-        max_restarts: See ``measure``.
-        spread: See ``measure``.
+        max_restarts: See ``run_all``.
+        spread: See ``run_all``.
 
     Returns:
         ``rows``: one row of the trials frame for each case and repeat; ``probes``: one mapping for each probe.
