@@ -42,6 +42,7 @@ def test_all_combinations_finish_and_leave_no_trial_running(ray_session, tmp_pat
     monkeypatch.setattr("tune_hpc.search.searchers.optuna_study.AskTellStudy", Seen)
     experiments = [descent(searcher, scheduler) for searcher, scheduler in COMBINATIONS]
     results = run_all(experiments, folders=[tmp_path / one.name for one in experiments], show_progress=False)
+    monkeypatch.undo()
     for result in results:
         assert result.experiment["state"] == "finished", result.name
         assert len(result.trials) == 12, result.name
@@ -57,7 +58,6 @@ def test_all_combinations_finish_and_leave_no_trial_running(ray_session, tmp_pat
         states = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "diverged": TrialState.COMPLETE}
         exported = [trial.state for trial in to_optuna(result).trials]
         assert exported == [states[status] for status in result.trials["status"]], result.name
-    monkeypatch.undo()
     for sampler in ADAPTIVE:
         assert len(studies[sampler]) == sum(searcher == sampler for searcher, _ in COMBINATIONS)
         for study in studies[sampler]:

@@ -193,7 +193,7 @@ def test_warm_start_of_other_searchers_is_rejected(by_searcher, tmp_path):
 
 def test_warm_start_without_the_metric_is_rejected(by_searcher, tmp_path):
     other = experiment(tmp_path, "tpe", metric="accuracy", mode="max")
-    with pytest.raises(FolderError, match=r"has no accuracy, by which valley\.tpe ranks"):
+    with pytest.raises(FolderError, match=r"has no metric accuracy, by which valley\.tpe ranks"):
         run(other, output_dir=tmp_path / "out", warm_start=[by_searcher["random"].folder], **QUIET)
 
 
