@@ -56,7 +56,8 @@ def run(experiment: Experiment, *, output_dir: str | Path | None = None, **optio
         ...         report(step, {"loss": (x - 3) ** 2})
         >>> space = Space({"rate": tune.choice([0.1, 0.4])})
         >>> experiment = Experiment("parabola", space, train, metric="loss", mode="min")
-        >>> results = run(experiment, output_dir="runs/parabola")  # doctest: +SKIP
+        >>> run(experiment, output_dir="runs/parabola", show_progress=False).counts()
+        {'finished': 2}
     """
     folder = output_dir if output_dir is not None else new_folder(experiment.name)
     return run_all([experiment], folders=[folder], **options)[0]

@@ -54,12 +54,15 @@ def compare(
     Example:
         >>> from ray import tune
         >>> from tune_hpc import Experiment, Space, compare
-        >>> space = Space(
-        ...     {"optimizer": tune.choice(["adam", "momentum"]), "learning_rate": tune.loguniform(1e-4, 1)},
-        ...     roles={"optimizer": "scientific"},
-        ... )
-        >>> comparison = compare(Experiment("optimizers", space), budget=20, seeds=5)  # doctest: +SKIP
-        >>> comparison.winners.trials  # doctest: +SKIP
+        >>> def train(config, report):
+        ...     report(1, {"loss": (config["x"] - config["center"]) ** 2 + config["seed"] / 100})
+        >>> parameters = {"center": tune.choice([0.0, 5.0]), "x": tune.uniform(0, 1)}
+        >>> space = Space(parameters, roles={"center": "scientific"})
+        >>> options = {"metric": "loss", "mode": "min", "searcher": "random", "num_samples": 2}
+        >>> experiment = Experiment("parabola", space, train, **options)
+        >>> outcome = compare(experiment, budget=3, seeds=2, output_dir="runs/centers", show_progress=False)
+        >>> outcome.winners.trials.groupby("center").size().to_dict()
+        {0.0: 2, 5.0: 2}
     """
     if not experiment.space.scientific:
         raise InvalidExperimentError(
