@@ -44,8 +44,7 @@ def ray_session():
     import ray
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from tune_hpc.search.ray_patches import minimal_ray_processes
-    from tune_hpc.search.ray_session import state_api_address
+    from tune_hpc.search.ray_session import minimal_ray_processes, state_api_address
 
     # Ray Train's cleanup and some tests query the state API for live actors.
     with state_api_address() as options:

@@ -34,7 +34,7 @@ HEAVY = {
     "starlette": ["tune_hpc.service"],
     "uvicorn": ["tune_hpc.cli.serve", "tune_hpc.service.connection"],
     "itsdangerous": ["tune_hpc.service.auth"],
-    "prometheus_client": ["tune_hpc.service.metrics"],
+    "prometheus_client": ["tune_hpc.service.system_routes"],
 }  # fmt: skip
 #: Modules for listing and checking spaces, and for finding data, must be cheap to import.
 TORCH_FREE = [
@@ -157,7 +157,7 @@ def test_report_loads_neither_torch_nor_ray(folder):
 def test_checkpoint_without_tensors_loads_no_torch(tmp_path):
     code = f"""
 from pathlib import Path
-from tune_hpc.search.trial_checkpoint import TrialCheckpoint, TrialFileWriter
+from tune_hpc.search.reporter import TrialCheckpoint, TrialFileWriter
 record = TrialFileWriter({{}})
 record.add([1, 2], {{"loss": [0.1 + 0.2, float("nan")]}})
 TrialCheckpoint(Path({str(tmp_path / "file")!r}), [record], interval_s=0).save(2, lambda: {{"height": 0.5}})

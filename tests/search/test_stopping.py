@@ -19,6 +19,7 @@ from tests.search.trainables import counts, lingers
 from tune_hpc import Experiment, Space, resume, run, run_all, when
 from tune_hpc.search import reporter, stopping, trial_runner
 from tune_hpc.search.callback import SearchCallback
+from tune_hpc.search.reporter import TrialCheckpoint
 from tune_hpc.search.searchers.optuna_searcher import OptunaSearcher
 from tune_hpc.search.searchers.ray_searcher import RaySearcherAdapter
 from tune_hpc.search.stopping import (
@@ -28,7 +29,6 @@ from tune_hpc.search.stopping import (
     StopRequest,
     StopRequested,
 )
-from tune_hpc.search.trial_checkpoint import TrialCheckpoint
 from tune_hpc.search.trial_runner import run_group
 from tune_hpc.search.trial_spec import MonitoredMetric, TrialContext, TrialGroup, TrialOutcome, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder

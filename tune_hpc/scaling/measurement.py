@@ -39,8 +39,7 @@ from tune_hpc.scaling.step_time_model import min_efficient_width, predictions, w
 from tune_hpc.scaling.trainer import run_workers
 from tune_hpc.scaling.workers import time_workers
 from tune_hpc.search.experiment import Experiment, Space
-from tune_hpc.search.provenance import now, provenance
-from tune_hpc.search.ray_session import node_resources, ray_session
+from tune_hpc.search.ray_session import node_resources, now, provenance, ray_session
 from tune_hpc.storage.experiment_folder import FORMAT, ExperimentFolder, new_folder
 from tune_hpc.storage.filesystem import Storage
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tune_hpc.errors import ConflictError, FolderError
-from tune_hpc.search.provenance import now
+from tune_hpc.search.ray_session import now
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 #: Seconds between two lines without a terminal.

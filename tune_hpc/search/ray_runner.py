@@ -1,13 +1,18 @@
 """Run of searches on Ray Tune: resources, groups of trials, the Tuner, and the results."""
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import ray
 from ray import tune
+from ray.air._internal import usage
 from ray.tune.schedulers import TrialScheduler
 
 from tune_hpc.analysis.results import Results
@@ -16,11 +21,8 @@ from tune_hpc.learning.download import read_arrays
 from tune_hpc.search.callback import SearchCallback
 from tune_hpc.search.experiment import TRAIN
 from tune_hpc.search.fused_trials import interrupted_groups, log_unfused_trials, plan_groups, write_groups
-from tune_hpc.search.live_export import LiveExport
 from tune_hpc.search.options import RunOptions
-from tune_hpc.search.provenance import provenance
-from tune_hpc.search.ray_patches import without_usage_stats
-from tune_hpc.search.ray_session import node_resources, ray_session
+from tune_hpc.search.ray_session import environment, node_resources, provenance, ray_session
 from tune_hpc.search.resources import TrialResources, choose_resources
 from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, make_scheduler, replay_results
 from tune_hpc.search.search_state import Search
@@ -29,6 +31,14 @@ from tune_hpc.search.stopping import GracefulStopper, StopCriteria
 from tune_hpc.search.storage_check import check_storage
 from tune_hpc.search.trial_runner import run_group
 from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, WorkerPlacement
+from tune_hpc.storage.experiment_folder import ExperimentFolder
+
+#: Seconds to wait for exporters at the end of the searches; a slower one continues in the background.
+EXPORT_WAIT_S = 10.0
+#: The command line with a lower priority than that of the trials.
+_EXPORT_PROGRAM = "import os; os.nice(10); from tune_hpc.cli import run_and_exit; run_and_exit()"
+
+_log = logging.getLogger(__name__)
 
 
 class RayRunner:
@@ -200,14 +210,15 @@ class RayRunner:
             ),
         )
         with (
-            _environment(
+            environment(
                 TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
                 # By default Ray Tune requests the next trial only when the previous one runs.
                 TUNE_MAX_PENDING_TRIALS_PG=str(2 * resources.num_slots),
                 RAY_CHDIR_TO_TRIAL_DIR="0",
                 RAY_AIR_NEW_OUTPUT="0",
             ),
-            without_usage_stats(),
+            # Ray's telemetry would count callbacks, and import MLflow for it if it is installed (1 s).
+            patch.object(usage, "tag_callbacks", lambda callbacks: False),
             self.callback.progress or nullcontext(),
             self.criteria.restoring_signal_handlers(),
         ):
@@ -262,16 +273,53 @@ def _make_scheduler(search: Search) -> TrialScheduler:
     return scheduler
 
 
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """Set environment variables inside the block; some settings of Ray Tune have no other interface."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+class LiveExport:
+    """Exports of running searches, each in its own process of low priority beside the driver.
+
+    An exporter reads the experiment folders (export/export.py). It ends when the searches have ended or the driver is
+    gone. An error in it is logged at the end of the search, and has no effect on results.
+
+    Args:
+        folders: Folders of the searches, which have started.
+        tools: Names of registered exporters.
+    """
+
+    def __init__(self, folders: Sequence[ExperimentFolder], tools: Sequence[str]) -> None:
+        self._folders = [str(folder.path) for folder in folders]
+        self._logs = {tool: folders[0].log(f"export.{tool}") for tool in tools}
+        self._processes = {tool: self._start(tool) for tool in tools}
+
+    def _start(self, tool: str) -> subprocess.Popen[bytes]:
+        log = self._logs[tool]
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as file:
+            return subprocess.Popen(
+                [sys.executable, "-c", _EXPORT_PROGRAM, "export", *self._folders, "--to", tool, "--follow"],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                # Ctrl-C is for the driver only: trials that end after it are exported, too.
+                start_new_session=True,
+            )
+
+    def wait(self) -> None:
+        """Wait for the exporters, and log which of them are not finished or have failed."""
+        deadline = time.monotonic() + EXPORT_WAIT_S
+        for tool, process in self._processes.items():
+            try:
+                code = process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _log.info("the export to %s continues in the background, process %d", tool, process.pid)
+                continue
+            if code:
+                command = f"`tune-hpc export {' '.join(self._folders)} --to {tool}`"
+                _log.warning(
+                    "the export to %s failed: %s; the results are complete, and %s repeats the export",
+                    tool, _last_line(self._logs[tool]), command,
+                )  # fmt: skip
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    last = next((line for line in reversed(lines) if line.strip()), "its log is empty")
+    return last.removeprefix("tune-hpc: ")

@@ -1,26 +1,44 @@
-"""Connection to Ray: to a running cluster, or to a Ray that is started here for the time of a block."""
+"""Connection to Ray: to a running cluster, or to a Ray that is started here for the time of a block.
+
+The patches are for Ray 2.5x and 2.6x, which have no options for them. They apply inside a block only. A version of Ray
+without one of the methods that start processes works as without that patch.
+"""
 
 import logging
 import os
+import platform
+import shlex
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import ray
+from ray._private import ray_constants, services
+from ray._private.node import Node
 
 from tune_hpc.errors import ClusterError
-from tune_hpc.search.ray_patches import minimal_ray_processes
 
 #: Seconds within which the head of a cluster must answer.
 ANSWER_TIMEOUT_S = 10.0
 #: Part of Ray's message if its processes did not start in time.
 _TIMEOUT_MESSAGE = "timed out during startup"
-#: Environment variable with the address of the state API.
-_STATE_ADDRESS = "RAY_API_SERVER_ADDRESS"
+#: Methods that start processes without a use on one machine: the autoscaler, and the monitor that sends the output of
+#: trials to the driver, which is in files here.
+_UNUSED = ("start_monitor", "start_log_monitor")
+#: Method that starts the state API, for whose start of a second Ray waits.
+_STATE_API = "start_api_server"
+#: Packages whose versions are part of the provenance.
+_PACKAGES = ("tune-hpc", "ray", "torch", "optuna", "pandas", "numpy")
 #: Private gRPC method of Ray that ``check_cluster`` calls.
 _CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
@@ -91,17 +109,49 @@ def state_api_address() -> Iterator[dict[str, Any]]:
     Without them they connect to any Ray of this machine. The cleaner of Ray Train does, and if that Ray does not know
     a training, the cleaner ends it.
     """
-    before = os.environ.get(_STATE_ADDRESS)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    os.environ[_STATE_ADDRESS] = f"http://127.0.0.1:{port}"
-    try:
+    with environment(RAY_API_SERVER_ADDRESS=f"http://127.0.0.1:{port}"):
         yield {"include_dashboard": True, "dashboard_port": port}
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Set environment variables inside the block; some settings of Ray have no other interface."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
     finally:
-        os.environ.pop(_STATE_ADDRESS)
-        if before is not None:
-            os.environ[_STATE_ADDRESS] = before
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def minimal_ray_processes(*, with_state: bool = False) -> Iterator[None]:
+    """Start a Ray inside the block that listens on loopback only and has no process that one machine does not need.
+
+    Signals to the process group of this process do not reach it.
+
+    Args:
+        with_state: Whether to start the state API.
+    """
+    with ExitStack() as patches:
+        for name in _UNUSED if with_state else (*_UNUSED, _STATE_API):
+            if hasattr(Node, name):
+                patches.enter_context(patch.object(Node, name, lambda *_, **__: None))
+        # Ray listens on loopback only on Windows and macOS, unless RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is set on import.
+        # Its option _node_ip_address replaces 127.0.0.1 by the address of the network.
+        patches.enter_context(patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False))
+        # Each process has its own process group, as with SIGINT in Ray: a SIGTERM to our group (from timeout or a
+        # shell) reaches only this process, so that trials can save their states. Ray still ends with this process.
+        popen = partial(services.ConsolePopen, process_group=0)
+        patches.enter_context(patch.object(services, "ConsolePopen", popen))
+        yield
 
 
 def _init(settings: Mapping[str, Any]) -> None:
@@ -132,15 +182,16 @@ def _init(settings: Mapping[str, Any]) -> None:
                 ) from error
 
 
+def _token_path() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").expanduser()
+
+
 def _protect_token() -> None:
     """Make Ray's token readable for its owner only: others could run commands in this Ray. Ray writes it as 0644."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").expanduser()
-    try:
-        status = path.stat()
+    with suppress(OSError):
+        status = _token_path().stat()
         if status.st_mode & 0o077 and status.st_uid == os.geteuid():
-            path.chmod(0o600)
-    except OSError:
-        return
+            _token_path().chmod(0o600)
 
 
 def find_token() -> str | None:
@@ -151,11 +202,10 @@ def find_token() -> str | None:
     """
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     try:
-        file = Path(path).expanduser() if path else Path.home() / ".ray" / "auth_token"
-        return file.read_text(encoding="utf-8").strip() or None
+        return _token_path().read_text(encoding="utf-8").strip() or None
     except OSError as error:
+        path = os.environ.get("RAY_AUTH_TOKEN_PATH")
         if not path:
             return None
         raise ClusterError(
@@ -179,24 +229,24 @@ def check_cluster(address: str) -> None:
     if not (host and colon and port.isdigit()) or "/" in host:
         return
     token = find_token()
-    version = _ray_version(address, None)
-    if version is None:
+    release = _ray_version(address, None)
+    if release is None:
         if token is None:
             raise ClusterError(
                 f"the cluster at {address} requires a token, and this machine has none; copy ~/.ray/auth_token from "
                 "its head, or set RAY_AUTH_TOKEN"
             )
-        version = _ray_version(address, token)
-        if version is None:
+        release = _ray_version(address, token)
+        if release is None:
             raise ClusterError(
                 f"the cluster at {address} rejects the token of this machine; copy ~/.ray/auth_token from its head, "
                 "or set RAY_AUTH_TOKEN"
             )
         os.environ["RAY_AUTH_MODE"] = "token"
-    if version != ray.__version__:
+    if release != ray.__version__:
         raise ClusterError(
-            f"the cluster at {address} runs Ray {version} and this machine Ray {ray.__version__}; install the same "
-            f"version here: pip install ray=={version}"
+            f"the cluster at {address} runs Ray {release} and this machine Ray {ray.__version__}; install the same "
+            f"version here: pip install ray=={release}"
         )
 
 
@@ -234,3 +284,54 @@ def _reason(details: str) -> str:
 def node_resources() -> list[Mapping[str, float]]:
     """Return the resources of each node that is alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def now() -> str:
+    """Return the current time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def provenance() -> dict[str, Any]:
+    """Return the facts that are needed to repeat a run that starts now on the connected cluster."""
+    cluster = ray.cluster_resources()
+    return {
+        **{name.replace("-", "_"): _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "machine": {
+            "host": platform.node(),
+            "cpu_model": _cpu_model(),
+            "cpus": int(cluster.get("CPU", 0)),
+            "gpus": int(cluster.get("GPU", 0)),
+            "num_nodes": sum(node["Alive"] for node in ray.nodes()),
+        },
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": now(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Return the commit of the working tree of this package, marked if files differ from it."""
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() or None
+
+
+def _cpu_model() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
+    return platform.machine()

@@ -11,7 +11,7 @@ from tune_hpc.analysis.results import Results, load
 from tune_hpc.search.callback import SearchCallback
 from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
 from tune_hpc.search.options import PAUSING
-from tune_hpc.search.provenance import now
+from tune_hpc.search.ray_session import now
 from tune_hpc.search.schedulers.ray_schedulers import monitored_metric
 from tune_hpc.search.searchers.searcher import Searcher
 from tune_hpc.search.stopping import StopCriteria

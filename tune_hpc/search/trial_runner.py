@@ -25,9 +25,16 @@ import ray
 
 from tune_hpc.errors import FolderError
 from tune_hpc.search.object_reference import load_entry_point, load_reference
-from tune_hpc.search.reporter import Diverged, RayReporter, Reporter, SchedulerReporter, Throttle, redirect_output
+from tune_hpc.search.reporter import (
+    Diverged,
+    RayReporter,
+    Reporter,
+    SchedulerReporter,
+    Throttle,
+    TrialCheckpoint,
+    redirect_output,
+)
 from tune_hpc.search.stopping import StopRequest, StopRequested
-from tune_hpc.search.trial_checkpoint import TrialCheckpoint
 from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, to_jsonable
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import TrialFileWriter, summarise
