@@ -18,8 +18,7 @@ from tune_hpc.jobs.job_folder import timestamp
 from tune_hpc.jobs.status import DriverState
 from tune_hpc.search.experiment import Experiment, Space
 from tune_hpc.service.app import create_app
-from tune_hpc.service.auth import AccessRules, Credentials
-from tune_hpc.service.rate_limit import RateLimits, TokenBuckets
+from tune_hpc.service.auth import AccessRules, Credentials, RateLimits, TokenBuckets
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import summarise
 

@@ -18,10 +18,9 @@ from tune_hpc import cli
 from tune_hpc.cli.serve import is_loopback, warn_of_cluster
 from tune_hpc.errors import FolderError
 from tune_hpc.jobs.client import Client, LocalClient
-from tune_hpc.service import auth, rate_limit
-from tune_hpc.service.auth import Credentials, read_or_create_secret
+from tune_hpc.service import auth
+from tune_hpc.service.auth import Credentials, TokenBuckets, read_or_create_secret
 from tune_hpc.service.connection import CONNECTION
-from tune_hpc.service.rate_limit import TokenBuckets
 
 ORIGIN = {"Origin": "http://127.0.0.1"}
 WRONG = {"Authorization": "Bearer another-token-of-some-length"}
@@ -291,7 +290,7 @@ def test_changes_and_previews_of_a_session_are_limited(tmp_path):
 
 
 def test_bucket_refills_and_only_recent_keys_are_remembered(monkeypatch):
-    monkeypatch.setattr(rate_limit, "MAX_KEYS", 2)
+    monkeypatch.setattr(auth, "MAX_KEYS", 2)
     now = [0.0]
     buckets = TokenBuckets(2, 1, lambda: now[0])
     assert buckets.take("a") == 0

@@ -8,7 +8,7 @@ from search_spaces import exercise3
 from tests.service.conftest import RANDOM, REGISTERED
 from tune_hpc.errors import TuneHpcError
 from tune_hpc.service import forms
-from tune_hpc.service.registry import Registry
+from tune_hpc.service.services import Registry
 
 PAGE = {"Accept": "text/html", "Origin": "http://127.0.0.1"}
 

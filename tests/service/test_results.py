@@ -16,8 +16,7 @@ import pytest
 
 from tests.service.conftest import API, problem_of
 from tune_hpc.cli import main
-from tune_hpc.service import cache
-from tune_hpc.service.routes import results
+from tune_hpc.service import cache, result_routes
 
 
 @pytest.mark.parametrize("is_running", [True, False])
@@ -131,13 +130,13 @@ def test_client_that_sees_finished_reads_every_row(service, _):
 
 def test_concurrent_readers_cause_one_computation(service, search_id, monkeypatch):
     service.drive(search_id, "finished")
-    computed, select = [], results.select
+    computed, select = [], result_routes.select
 
     def count(*arguments):
         computed.append(1)
         return select(*arguments)
 
-    monkeypatch.setattr(results, "select", count)
+    monkeypatch.setattr(result_routes, "select", count)
     with ThreadPoolExecutor(20) as threads:
         responses = list(threads.map(lambda _: service.get(f"/searches/{search_id}/trials"), range(60)))
     assert {response.status_code for response in responses} == {200}
@@ -168,7 +167,7 @@ def test_results_cache_is_bounded_by_bytes(service, monkeypatch):
 def test_csv_of_a_large_history_is_not_built_in_memory(service):
     """The rows of a file are converted while it is sent."""
     df = pd.DataFrame({"step": np.arange(800_000), "train_loss": 0.5})
-    sizes = [len(chunk) for chunk in itertools.islice(results.csv_chunks(df), 3)]
+    sizes = [len(chunk) for chunk in itertools.islice(result_routes.csv_chunks(df), 3)]
     assert max(sizes) < 1e6
     search_id = service.start()
     service.write_results(search_id)
@@ -177,7 +176,7 @@ def test_csv_of_a_large_history_is_not_built_in_memory(service):
 
 
 def test_downloads_are_limited_in_number(service, search_id, monkeypatch):
-    monkeypatch.setattr(results, "DOWNLOAD_WAIT_S", 0.1)
+    monkeypatch.setattr(result_routes, "DOWNLOAD_WAIT_S", 0.1)
     started, end = threading.Semaphore(0), threading.Event()
 
     def wait(df):
@@ -185,10 +184,10 @@ def test_downloads_are_limited_in_number(service, search_id, monkeypatch):
         end.wait(20)
         yield b"rows"
 
-    monkeypatch.setattr(results, "csv_chunks", wait)
+    monkeypatch.setattr(result_routes, "csv_chunks", wait)
     path = f"/searches/{search_id}/trials?format=csv"
     with ThreadPoolExecutor(4) as threads:
-        downloads = [threads.submit(service.get, path) for _ in range(results.MAX_DOWNLOADS)]
+        downloads = [threads.submit(service.get, path) for _ in range(result_routes.MAX_DOWNLOADS)]
         for _ in downloads:
             started.acquire(timeout=20)
         refused = service.get(path)

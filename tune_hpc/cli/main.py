@@ -16,7 +16,6 @@ from tune_hpc import __version__
 from tune_hpc.cli import jobs
 from tune_hpc.cli.options import add_restart_flags, add_run_flags, add_scale_flags, find_experiments, run_options
 from tune_hpc.cli.serve import add_serve_command
-from tune_hpc.cli.slurm import add_slurm_command
 from tune_hpc.errors import InvalidExperimentError, TuneHpcError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -153,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
 
     jobs.add_job_commands(add)
     add_serve_command(add)
-    add_slurm_command(add)
+    jobs.add_slurm_command(add)
 
     listing = add("list", _list, "list the registered experiments with their sizes and parameters")
     listing.add_argument("names", nargs="*", metavar="NAME", help="only these, with all parameters")
@@ -192,15 +191,6 @@ def _scale(flags: argparse.Namespace) -> int:
 
 def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.Namespace, **options: Any) -> int:
     """Run experiments, write their results, and print a summary.
-
-    Args:
-        experiments: The experiments.
-        name: Folder below ``runs/`` without ``--output-dir``.
-        flags: Flags of ``add_run_flags``.
-        **options: Further options of the runner.
-
-    Returns:
-        The exit code.
 
     Raises:
         InvalidExperimentError: Flags contradict each other.

@@ -22,13 +22,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 def add_options(parser: argparse.ArgumentParser, options: Iterable[Option], **help_texts: str) -> None:
-    """Add a flag for each option.
-
-    Args:
-        parser: Parser of a command.
-        options: Options; each group of options becomes a group of flags.
-        **help_texts: Help text of an option with another meaning in this command.
-    """
+    """Add a flag for each option."""
     groups: dict[str, argparse._ArgumentGroup] = {}
     for option in options:
         group = groups.get(option.group) or groups.setdefault(option.group, parser.add_argument_group(option.group))

@@ -79,9 +79,8 @@ def _serve(flags: argparse.Namespace) -> int:
         import scipy.stats  # noqa: F401
 
         from tune_hpc.service.app import create_app
-        from tune_hpc.service.auth import AccessRules, Credentials
+        from tune_hpc.service.auth import AccessRules, Credentials, RateLimits, TokenBuckets
         from tune_hpc.service.connection import listen, run_server
-        from tune_hpc.service.rate_limit import RateLimits, TokenBuckets
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _PACKAGES:
             raise
@@ -126,11 +125,7 @@ def _serve(flags: argparse.Namespace) -> int:
 
 
 def _check_flags(flags: argparse.Namespace) -> None:
-    """Check the values and combinations of flags.
-
-    Raises:
-        InvalidExperimentError: A flag has an invalid value, or flags contradict each other.
-    """
+    """Check the values and combinations of flags."""
     if flags.no_token and not is_loopback(flags.host):
         raise InvalidExperimentError(
             f"a service without a token must listen on this machine only; got --host {flags.host}: omit --no-token"

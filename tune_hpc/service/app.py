@@ -18,22 +18,18 @@ from starlette.staticfiles import StaticFiles
 from tune_hpc.errors import RequestError, TuneHpcError
 from tune_hpc.jobs.client import JobClient
 from tune_hpc.search.experiment import Experiment
-from tune_hpc.service.auth import AccessRules, AuthMiddleware, login_routes
-from tune_hpc.service.metrics import Metrics
+from tune_hpc.service.auth import AccessRules, AuthMiddleware
 from tune_hpc.service.middleware import (
     BodyLimitMiddleware,
     ETagMiddleware,
-    ProblemRenderer,
     RequestMiddleware,
-    route_path,
 )
-from tune_hpc.service.pages import page_routes
-from tune_hpc.service.problems import PROBLEM_TYPES, URN, Problem
-from tune_hpc.service.registry import Registry
-from tune_hpc.service.routes.results import result_routes
-from tune_hpc.service.routes.searches import search_routes
-from tune_hpc.service.routes.system import health_routes, system_routes
-from tune_hpc.service.services import Services
+from tune_hpc.service.pages import login_routes, page_routes
+from tune_hpc.service.problems import PROBLEM_TYPES, URN, Problem, ProblemRenderer, route_path
+from tune_hpc.service.result_routes import result_routes
+from tune_hpc.service.search_routes import search_routes
+from tune_hpc.service.services import Registry, Services
+from tune_hpc.service.system_routes import Metrics, health_routes, system_routes
 from tune_hpc.service.templates import Templates
 
 STATIC = Path(str(files("tune_hpc.service"))) / "static"

@@ -1,4 +1,4 @@
-"""Bearer-token and session authentication, checks of origin and host, login routes.
+"""Bearer-token and session authentication, rate limits, checks of origin and host.
 
 A client sends the token with each request (``Authorization: Bearer``). A browser sends it once and gets a session
 cookie. A request without valid credentials draws from a rate limit before the comparison, so that guesses are slow.
@@ -11,24 +11,32 @@ import re
 import secrets
 import stat
 import time
+from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import quote, urlsplit
 
-from fastapi import APIRouter, Request, Response
 from itsdangerous import BadSignature, TimestampSigner
 from starlette.datastructures import Headers
-from starlette.responses import RedirectResponse
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tune_hpc.errors import FolderError, RequestError, TuneHpcError
 from tune_hpc.service.connection import CONNECTION
-from tune_hpc.service.middleware import ProblemRenderer, client_address, context_of, has_body, route_path
-from tune_hpc.service.rate_limit import RateLimits
-from tune_hpc.service.templates import Templates
+from tune_hpc.service.problems import (
+    ProblemRenderer,
+    TooManyRequestsError,
+    client_address,
+    context_of,
+    has_body,
+    route_path,
+)
 
 SESSION_S = 12 * 3600
+#: Maximum number of token buckets; the least recently used one is dropped.
+MAX_KEYS = 10_000
 _MIN_TOKEN_LENGTH = 16
 _PUBLIC = frozenset({"/health", "/login", "/favicon.ico", "/api/v1/openapi.json"})
 _READS = ("GET", "OPTIONS")
@@ -99,11 +107,7 @@ class Credentials:
 
     @classmethod
     def load(cls, token_file: Path) -> "Credentials":
-        """Return the credentials of a token file; create the file if it does not exist.
-
-        Raises:
-            FolderError: The token file, or the key file beside it, is unusable.
-        """
+        """Return the credentials of a token file; create the file if it does not exist."""
         revoked_file = token_file.with_name(f"{token_file.name}.revoked")
         token, key = (read_or_create_secret(path) for path in (token_file, Path(f"{token_file}.key")))
         return cls(token, key, revoked_file)
@@ -139,11 +143,7 @@ class Credentials:
             raise FolderError(f"{self._revoked_file} cannot be written: {error}; the session stays valid") from error
 
     def _read_revoked(self) -> dict[str, float]:
-        """Return the revoked sessions; damaged lines of the file are skipped.
-
-        Raises:
-            FolderError: The file of revoked sessions cannot be read.
-        """
+        """Return the revoked sessions; damaged lines of the file are skipped."""
         try:
             status = os.stat(self._revoked_file)
             stamp = status.st_mtime_ns, status.st_size
@@ -156,6 +156,59 @@ class Credentials:
         except OSError as error:
             raise FolderError(f"{self._revoked_file} cannot be read: {error.strerror}; check the storage") from error
         return self._revoked
+
+
+class TokenBuckets:
+    """Token buckets, one for each key."""
+
+    def __init__(self, per_s: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.per_s = per_s
+        self.burst = burst
+        self._clock = clock
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, key: str) -> float:
+        """Take a token; return 0, or the seconds until a token is available."""
+        level = self._level(key)
+        self._store(key, level - 1 if level >= 1 else level)
+        return 0.0 if level >= 1 else (1 - level) / self.per_s
+
+    def draw(self, key: str, what: str) -> None:
+        """Take a token."""
+        if wait_s := self.take(key):
+            text = f"at most {self.per_s:g} {what} a second are allowed; wait {wait_s:.1f} s"
+            raise TooManyRequestsError(text, wait_s)
+
+    def give_back(self, key: str) -> None:
+        """Return a token."""
+        self._store(key, min(self.burst, self._level(key) + 1))
+
+    def _level(self, key: str) -> float:
+        level, moment = self._levels.get(key, (self.burst, self._clock()))
+        return min(self.burst, level + (self._clock() - moment) * self.per_s)
+
+    def _store(self, key: str, level: float) -> None:
+        self._levels[key] = level, self._clock()
+        self._levels.move_to_end(key)
+        if len(self._levels) > MAX_KEYS:
+            self._levels.popitem(last=False)
+
+
+@dataclass
+class RateLimits:
+    """Rate limits of the service.
+
+    Attributes:
+        unauthenticated: Requests without valid credentials, by address.
+        public: Requests of public routes, by address.
+        reads: Read requests, by session or token.
+        changes: Requests that change something, by session or token.
+    """
+
+    unauthenticated: TokenBuckets = field(default_factory=lambda: TokenBuckets(5, 20))
+    public: TokenBuckets = field(default_factory=lambda: TokenBuckets(200, 400))
+    reads: TokenBuckets = field(default_factory=lambda: TokenBuckets(600, 1200))
+    changes: TokenBuckets = field(default_factory=lambda: TokenBuckets(5, 20))
 
 
 @dataclass(frozen=True)
@@ -230,11 +283,7 @@ class AuthMiddleware:
                 scope["state"][CONNECTION].setdefault("user", context.user)
 
     def _check_token(self, scope: Scope, authorization: str) -> bool:
-        """Return whether a request without a session has the token; public routes need none.
-
-        Raises:
-            RequestError: The token is missing or wrong, or there were too many such requests.
-        """
+        """Return whether a request without a session has the token; public routes need none."""
         credentials, limits = self._rules.credentials, self._rules.limits
         assert credentials is not None
         path, address, context = route_path(scope), client_address(scope), context_of(scope)
@@ -307,63 +356,3 @@ def _hostname(host: str) -> str:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
-
-
-def login_routes(rules: AccessRules, templates: Templates) -> APIRouter:
-    """Return the routes of login and logout."""
-    router = APIRouter(include_in_schema=False)
-    credentials = rules.credentials
-
-    @router.get("/login")
-    async def read_login(request: Request, next: str = "/") -> Response:
-        root = request.scope["root_path"]
-        if credentials is None:
-            return RedirectResponse(f"{root}/", 303)
-        return templates.page("login.html", target=_local_target(next, root), problem="")
-
-    @router.post("/login")
-    async def log_in(request: Request) -> Response:
-        """Start a session for a browser that sends the token."""
-        root = request.scope["root_path"]
-        try:
-            form = parse_qs((await request.body()).decode("utf-8"), max_num_fields=10)
-        except ValueError:
-            form = {}
-        target = _local_target(form.get("next", ["/"])[0], root)
-        if credentials is None:
-            return RedirectResponse(target, 303)
-        if not credentials.is_token(form.get("token", [""])[0].strip()):
-            context_of(request.scope).is_login_rejected = True
-            problem = "The token is wrong. The service prints the name of its token file when it starts."
-            return templates.page("login.html", 401, target=target, problem=problem)
-        rules.limits.unauthenticated.give_back(client_address(request.scope))
-        cookie = credentials.new_session()
-        context_of(request.scope).user = f"session:{cookie[:8]}"
-        response = RedirectResponse(target, 303)
-        response.set_cookie(
-            credentials.cookie_name, cookie, max_age=SESSION_S, httponly=True, samesite="strict", path=root or "/",
-            secure=request.url.scheme == "https",
-        )  # fmt: skip
-        return response
-
-    @router.post("/logout")
-    def log_out(request: Request) -> Response:
-        root, session = request.scope["root_path"], context_of(request.scope).session_id
-        response = RedirectResponse(f"{root}/login", 303)
-        if credentials and session:
-            credentials.revoke(session)
-            response.delete_cookie(credentials.cookie_name, httponly=True, samesite="strict", path=root or "/")
-        return response
-
-    return router
-
-
-def _local_target(target: str, root: str) -> str:
-    """Return the target of a login if it is a path of this service, else the list of searches."""
-    try:
-        url = urlsplit(target)
-    except ValueError:
-        return f"{root}/"
-    is_local = target.startswith(f"{root}/") and not target.startswith(("//", "/\\"))
-    has_no_host = not url.scheme and not url.netloc
-    return target if is_local and has_no_host and target.isprintable() and "\\" not in target else f"{root}/"

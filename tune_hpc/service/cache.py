@@ -115,11 +115,7 @@ class ResultsCache:
         self._lock = threading.Lock()
 
     def read(self, folder: ExperimentFolder) -> ResultsSnapshot:
-        """Return the current results of an experiment.
-
-        Raises:
-            FolderError: A file cannot be read.
-        """
+        """Return the current results of an experiment."""
         key = str(folder.path)
         with self._lock:
             entry = self._entries.setdefault(key, _Entry(ResultsReader(folder)))

@@ -183,13 +183,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run_server(app: ASGIApp, listener: socket.socket, proxy: str | None) -> None:
-    """Serve an application until SIGINT or SIGTERM.
-
-    Args:
-        app: Application.
-        listener: Socket that listens.
-        proxy: Address of a proxy whose X-Forwarded headers are trusted.
-    """
+    """Serve an application until SIGINT or SIGTERM."""
     # Each connection is an open file.
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))

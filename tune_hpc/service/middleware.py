@@ -1,32 +1,24 @@
-"""Middleware (request id, audit log, metrics, security headers, ETags, limits of bodies) and error responses."""
+"""Middleware (request id, audit log, metrics, security headers, ETags, limits of bodies)."""
 
 import asyncio
 import hashlib
 import logging
-import math
 import re
-import secrets
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tune_hpc.errors import RequestError, TuneHpcError
-from tune_hpc.service.metrics import Metrics
-from tune_hpc.service.problems import PROBLEM_TYPES, URN, AsciiJsonResponse, Problem, problem_type
-from tune_hpc.service.rate_limit import TooManyRequestsError
-from tune_hpc.service.templates import Templates
+from tune_hpc.errors import RequestError
+from tune_hpc.service.problems import ProblemRenderer, RequestContext, client_address, context_of, has_body, route_path
+
+if TYPE_CHECKING:
+    from tune_hpc.service.system_routes import Metrics
 
 _log = logging.getLogger(__name__)
 _audit_log = logging.getLogger("tune_hpc.audit")
 
-_CONTEXT_KEY = "tune_hpc"
-#: Characters of the detail of a problem.
-MAX_DETAIL = 2000
 MAX_BODY_BYTES = 256 * 1024
 BODY_TIMEOUT_S = 15.0
 _METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
@@ -64,90 +56,10 @@ _SECURITY_HEADERS = {
 }
 
 
-@dataclass
-class RequestContext:
-    """State of one request, shared by all layers.
-
-    Attributes:
-        request_id: Id in the response, in problems and in the audit log.
-        user: ``session:ID`` or ``token``; empty before authentication, and for a service without a token.
-        session_id: Session of the request; empty without a session.
-        is_login_rejected: Whether the request has wrong credentials.
-        is_body_read: Whether the whole body has arrived.
-    """
-
-    request_id: str = field(default_factory=lambda: secrets.token_hex(8))
-    user: str = ""
-    session_id: str = ""
-    is_login_rejected: bool = False
-    is_body_read: bool = False
-
-
-def context_of(scope: Scope) -> RequestContext:
-    """Return the context of a request, and create it if necessary."""
-    context: RequestContext = scope.setdefault(_CONTEXT_KEY, RequestContext())
-    return context
-
-
-def route_path(scope: Scope) -> str:
-    """Return the path of a request without the root path of the service."""
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
-
-
-def client_address(scope: Scope) -> str:
-    """Return the address of the client."""
-    client: Any = scope.get("client")
-    return str(client[0]) if client else "-"
-
-
-def has_body(scope: Scope) -> bool:
-    """Return whether a request announces a body."""
-    headers = dict(scope["headers"])
-    return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-
-
-class ProblemRenderer:
-    """Response to a failed request: a problem (RFC 9457), or a page for a browser."""
-
-    def __init__(self, templates: Templates) -> None:
-        self._templates = templates
-
-    def __call__(self, scope: Scope, error: TuneHpcError, headers: Mapping[str, str] | None = None) -> Response:
-        """Return the response."""
-        kind, context = problem_type(error), context_of(scope)
-        status, title = PROBLEM_TYPES[kind]
-        detail = " ".join(str(error).split())[:MAX_DETAIL]
-        if status >= 500:
-            _log.warning("%d: %s request_id=%s", status, detail, context.request_id)
-        base_headers = {"Cache-Control": "no-store"}
-        if status == 401:
-            base_headers["WWW-Authenticate"] = 'Bearer realm="tune_hpc"'
-        if has_body(scope) and not context.is_body_read:
-            # Closing the connection is cheaper than reading the rest of the body.
-            base_headers["Connection"] = "close"
-        if isinstance(error, TooManyRequestsError):
-            base_headers["Retry-After"] = str(math.ceil(error.retry_after_s))
-        base_headers |= headers or {}
-        is_page = scope["method"] == "GET" or not route_path(scope).startswith("/api/")
-        if is_page and "text/html" in Headers(scope=scope).get("accept", ""):
-            page = self._templates.render("error.html", status=status, message=detail)
-            return HTMLResponse(page, status, base_headers)
-        problem = Problem(type=URN + kind, title=title, status=status, detail=detail, request_id=context.request_id)
-        return AsciiJsonResponse(problem.model_dump(), status, base_headers, "application/problem+json")
-
-
 class RequestMiddleware:
-    """Outermost layer: request id, headers, metrics and audit log; unexpected exceptions become problems.
+    """Outermost layer: request id, headers, metrics and audit log; unexpected exceptions become problems."""
 
-    Args:
-        app: Next layer.
-        respond: Renderer of error responses.
-        metrics: Metrics of requests.
-        root_path: Path below which a proxy serves the service, whether or not the proxy removes it from requests.
-    """
-
-    def __init__(self, app: ASGIApp, *, respond: ProblemRenderer, metrics: Metrics, root_path: str = "") -> None:
+    def __init__(self, app: ASGIApp, *, respond: ProblemRenderer, metrics: "Metrics", root_path: str = "") -> None:
         self.app = app
         self._respond = respond
         self._metrics = metrics

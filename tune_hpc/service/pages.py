@@ -1,9 +1,9 @@
-"""HTML pages: the list of searches, a search, a trial, and the form that starts a search."""
+"""HTML pages: login, the list of searches, a search, a trial, and the form that starts a search."""
 
 import secrets
 from collections.abc import Callable
 from typing import Annotated, Any
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -13,11 +13,11 @@ from tune_hpc.analysis.reader import ResultsSnapshot
 from tune_hpc.errors import RequestError, TuneHpcError, UnknownNameError
 from tune_hpc.report import chart_data
 from tune_hpc.search.options import MAX_REQUEST_SAMPLES
-from tune_hpc.service import forms
+from tune_hpc.service import forms, search_routes
+from tune_hpc.service.auth import SESSION_S, AccessRules
 from tune_hpc.service.cache import CachedResponse
-from tune_hpc.service.problems import problem_type, status_of
-from tune_hpc.service.routes import searches
-from tune_hpc.service.routes.results import report_hint, trial_log
+from tune_hpc.service.problems import client_address, context_of, problem_type, status_of
+from tune_hpc.service.result_routes import report_hint, trial_log
 from tune_hpc.service.schemas import (
     ExperimentQuery,
     ExtendRequest,
@@ -147,17 +147,17 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
 
         def work() -> None:
             if action == "stop":
-                searches.stop(services, search_id, "force" in field)
+                search_routes.stop(services, search_id, "force" in field)
             elif action == "resume":
-                searches.resume(services, search_id, ResumeRequest(**restart), key)
+                search_routes.resume(services, search_id, ResumeRequest(**restart), key)
             elif action == "extend":
                 text = field.get("num_samples", "")
                 if not text.isdigit() or not 1 <= int(text[:10]) <= MAX_REQUEST_SAMPLES:
                     raise RequestError(f"num_samples must be from 1 to {MAX_REQUEST_SAMPLES}; got {text[:50]!r}")
                 body = ExtendRequest(num_samples=int(text), experiment=experiment, **restart)
-                searches.extend(services, search_id, body, key)
+                search_routes.extend(services, search_id, body, key)
             elif action == "delete":
-                searches.delete(services, search_id)
+                search_routes.delete(services, search_id)
             else:
                 raise RequestError(f"the actions are stop, resume, extend and delete; got {action[:50]!r}", 404)
 
@@ -208,7 +208,7 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
         def work() -> Response:
             try:
                 body = forms.read_form(registry[space], form)
-                job, _ = searches.start(services, body, key)
+                job, _ = search_routes.start(services, body, key)
             except UnknownNameError:
                 raise
             except TuneHpcError as error:
@@ -228,14 +228,70 @@ class _TrialPage(ExperimentQuery):
 
 
 async def _read_form(request: Request) -> dict[str, list[str]]:
-    """Return the fields of a form.
-
-    Raises:
-        RequestError: The form is malformed, or has too many fields.
-    """
+    """Return the fields of a form."""
     try:
         text = (await request.body()).decode("utf-8")
         return parse_qs(text, keep_blank_values=False, max_num_fields=forms.MAX_FIELDS)
     except ValueError as error:
         text = f"a form must be UTF-8 and have at most {forms.MAX_FIELDS} fields; this one cannot be read: {error}"
         raise RequestError(text, 400) from error
+
+
+def login_routes(rules: AccessRules, templates: Templates) -> APIRouter:
+    """Return the routes of login and logout."""
+    router = APIRouter(include_in_schema=False)
+    credentials = rules.credentials
+
+    @router.get("/login")
+    async def read_login(request: Request, next: str = "/") -> Response:
+        root = request.scope["root_path"]
+        if credentials is None:
+            return RedirectResponse(f"{root}/", 303)
+        return templates.page("login.html", target=_local_target(next, root), problem="")
+
+    @router.post("/login")
+    async def log_in(request: Request) -> Response:
+        """Start a session for a browser that sends the token."""
+        root = request.scope["root_path"]
+        try:
+            form = parse_qs((await request.body()).decode("utf-8"), max_num_fields=10)
+        except ValueError:
+            form = {}
+        target = _local_target(form.get("next", ["/"])[0], root)
+        if credentials is None:
+            return RedirectResponse(target, 303)
+        if not credentials.is_token(form.get("token", [""])[0].strip()):
+            context_of(request.scope).is_login_rejected = True
+            problem = "The token is wrong. The service prints the name of its token file when it starts."
+            return templates.page("login.html", 401, target=target, problem=problem)
+        rules.limits.unauthenticated.give_back(client_address(request.scope))
+        cookie = credentials.new_session()
+        context_of(request.scope).user = f"session:{cookie[:8]}"
+        response = RedirectResponse(target, 303)
+        response.set_cookie(
+            credentials.cookie_name, cookie, max_age=SESSION_S, httponly=True, samesite="strict", path=root or "/",
+            secure=request.url.scheme == "https",
+        )  # fmt: skip
+        return response
+
+    @router.post("/logout")
+    def log_out(request: Request) -> Response:
+        root, session = request.scope["root_path"], context_of(request.scope).session_id
+        response = RedirectResponse(f"{root}/login", 303)
+        if credentials and session:
+            credentials.revoke(session)
+            response.delete_cookie(credentials.cookie_name, httponly=True, samesite="strict", path=root or "/")
+        return response
+
+    return router
+
+
+def _local_target(target: str, root: str) -> str:
+    """Return the target of a login if it is a path of this service, else the list of searches."""
+    try:
+        url = urlsplit(target)
+    except ValueError:
+        return f"{root}/"
+    is_local = target.startswith(f"{root}/") and not target.startswith(("//", "/\\"))
+    has_no_host = not url.scheme and not url.netloc
+    return target if is_local and has_no_host and target.isprintable() and "\\" not in target else f"{root}/"

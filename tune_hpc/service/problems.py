@@ -1,10 +1,17 @@
-"""Problem responses (RFC 9457): type, status and title of each error."""
+"""State of a request, and problem responses (RFC 9457): type, status and title of each error."""
 
 import json
+import logging
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
-from starlette.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.types import Scope
 
 from tune_hpc.errors import (
     ClusterError,
@@ -19,7 +26,14 @@ from tune_hpc.errors import (
     TuneHpcError,
     UnknownNameError,
 )
+from tune_hpc.service.templates import Templates
 from tune_hpc.storage.filesystem import DISK_FULL_ERRNOS
+
+_log = logging.getLogger(__name__)
+
+_CONTEXT_KEY = "tune_hpc"
+#: Characters of the detail of a problem.
+MAX_DETAIL = 2000
 
 #: Prefix of the types of problems.
 URN = "urn:tune-hpc:problem:"
@@ -104,3 +118,84 @@ class AsciiJsonResponse(JSONResponse):
     def render(self, content: Any) -> bytes:
         """Return the body."""
         return to_json(content)
+
+
+class TooManyRequestsError(RequestError):
+    """A client sends too many requests; a request may succeed after ``retry_after_s`` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message, 429, "too-many-requests")
+        self.retry_after_s = retry_after_s
+
+
+@dataclass
+class RequestContext:
+    """State of one request, shared by all layers.
+
+    Attributes:
+        request_id: Id in the response, in problems and in the audit log.
+        user: ``session:ID`` or ``token``; empty before authentication, and for a service without a token.
+        session_id: Session of the request; empty without a session.
+        is_login_rejected: Whether the request has wrong credentials.
+        is_body_read: Whether the whole body has arrived.
+    """
+
+    request_id: str = field(default_factory=lambda: secrets.token_hex(8))
+    user: str = ""
+    session_id: str = ""
+    is_login_rejected: bool = False
+    is_body_read: bool = False
+
+
+def context_of(scope: Scope) -> RequestContext:
+    """Return the context of a request, and create it if necessary."""
+    context: RequestContext = scope.setdefault(_CONTEXT_KEY, RequestContext())
+    return context
+
+
+def route_path(scope: Scope) -> str:
+    """Return the path of a request without the root path of the service."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def client_address(scope: Scope) -> str:
+    """Return the address of the client."""
+    client: Any = scope.get("client")
+    return str(client[0]) if client else "-"
+
+
+def has_body(scope: Scope) -> bool:
+    """Return whether a request announces a body."""
+    headers = dict(scope["headers"])
+    return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+
+
+class ProblemRenderer:
+    """Response to a failed request: a problem (RFC 9457), or a page for a browser."""
+
+    def __init__(self, templates: Templates) -> None:
+        self._templates = templates
+
+    def __call__(self, scope: Scope, error: TuneHpcError, headers: Mapping[str, str] | None = None) -> Response:
+        """Return the response."""
+        kind, context = problem_type(error), context_of(scope)
+        status, title = PROBLEM_TYPES[kind]
+        detail = " ".join(str(error).split())[:MAX_DETAIL]
+        if status >= 500:
+            _log.warning("%d: %s request_id=%s", status, detail, context.request_id)
+        base_headers = {"Cache-Control": "no-store"}
+        if status == 401:
+            base_headers["WWW-Authenticate"] = 'Bearer realm="tune_hpc"'
+        if has_body(scope) and not context.is_body_read:
+            # Closing the connection is cheaper than reading the rest of the body.
+            base_headers["Connection"] = "close"
+        if isinstance(error, TooManyRequestsError):
+            base_headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+        base_headers |= headers or {}
+        is_page = scope["method"] == "GET" or not route_path(scope).startswith("/api/")
+        if is_page and "text/html" in Headers(scope=scope).get("accept", ""):
+            page = self._templates.render("error.html", status=status, message=detail)
+            return HTMLResponse(page, status, base_headers)
+        problem = Problem(type=URN + kind, title=title, status=status, detail=detail, request_id=context.request_id)
+        return AsciiJsonResponse(problem.model_dump(), status, base_headers, "application/problem+json")

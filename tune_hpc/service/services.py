@@ -4,8 +4,9 @@ import hashlib
 import math
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from time import monotonic
 from typing import Any
 
@@ -15,17 +16,21 @@ from starlette.responses import Response
 
 from tune_hpc.analysis.frames import LazyHistory, trials_frame
 from tune_hpc.analysis.reader import ResultsSnapshot
-from tune_hpc.errors import FolderError, RequestError, UnknownNameError
+from tune_hpc.errors import FolderError, InvalidExperimentError, InvalidSpaceError, RequestError, UnknownNameError
 from tune_hpc.jobs.client import Job, JobClient
 from tune_hpc.jobs.job_folder import JobFolder, is_id
 from tune_hpc.jobs.status import JobState, JobStatus
+from tune_hpc.search.experiment import Experiment
+from tune_hpc.search.options import MAX_REQUEST_SAMPLES
+from tune_hpc.search.space.space import Space
 from tune_hpc.service.cache import MAX_AGE_S, CachedResponse, ResponseCache, ResultsCache
-from tune_hpc.service.registry import Registry
-from tune_hpc.service.schemas import ExperimentDetail, SearchStatus
+from tune_hpc.service.schemas import ExperimentDetail, SearchRequest, SearchStatus, SpaceDetail
 
 #: Seconds in which a cluster must report whether a driver is alive; after that its state is unknown.
 CLUSTER_TIMEOUT_S = 2.0
 _MAX_SNAPSHOTS = 20_000
+#: Values of a parameter or a condition.
+MAX_VALUES = 1000
 _FINAL = (JobState.FINISHED, JobState.STOPPED, JobState.FAILED)
 
 
@@ -57,13 +62,101 @@ class SearchSnapshot:
         return not self.is_final and monotonic() - self.moment > MAX_AGE_S
 
 
-class Services:
-    """Shared services of the routes.
+class Registry:
+    """Experiments that requests may start, by name.
 
-    Args:
-        client: Client of the jobs of a storage.
-        registry: Registered experiments.
+    Raises:
+        InvalidExperimentError: Two experiments have the same name.
     """
+
+    def __init__(self, experiments: Iterable[Experiment]) -> None:
+        self._by_name: dict[str, Experiment] = {}
+        for experiment in experiments:
+            if self._by_name.setdefault(experiment.name, experiment) != experiment:
+                raise InvalidExperimentError(f"two registered experiments have the name {experiment.name}; rename one")
+        self.describe = cache(self._describe)
+
+    def __iter__(self) -> Iterator[Experiment]:
+        return iter(self._by_name.values())
+
+    def __getitem__(self, name: str) -> Experiment:
+        """Return an experiment."""
+        if name not in self._by_name:
+            raise UnknownNameError(f"no space has the name {name[:200]!r}; there are {', '.join(self._by_name)}")
+        return self._by_name[name]
+
+    def build_experiment(self, request: SearchRequest) -> Experiment:
+        """Return the experiment of a request.
+
+        Raises:
+            UnknownNameError: No registered experiment has the name.
+            InvalidSpaceError: A parameter does not allow a value.
+            InvalidExperimentError: Fields of the request contradict each other.
+            RequestError: The search has too many configurations for a request.
+        """
+        experiment = self[request.space]
+        keys = experiment.space.value_keys
+        if request.quick:
+            experiment = experiment.quick_version()
+        if request.parameters is not None:
+            _check_size(request.parameters)
+            experiment = experiment.replace(space=Space.from_json(request.parameters, keys=keys))
+        if roles := [name for name, value in request.set.items() if isinstance(value, dict) and "role" in value]:
+            raise InvalidSpaceError(
+                f"{roles[0]}: set takes no role; give the whole space in parameters to change roles"
+            )
+        _check_size(request.set)
+        values = _parse_parameters(request.set, experiment.space)
+        built = replace(request.overrides(), quick=False).apply(experiment, values)
+        num_configurations = built.num_trials / max(1, len(built.seeds))
+        if num_configurations > MAX_REQUEST_SAMPLES:
+            raise RequestError(
+                f"a search that is started over HTTP has at most {MAX_REQUEST_SAMPLES} configurations; got "
+                f"{num_configurations:.0f}: use fewer values, or tune-hpc submit"
+            )
+        return built
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        """Return the description of an experiment, as in responses."""
+        experiment = self[name]
+        plain, quick = experiment.to_json(), experiment.quick_version()
+        values = plain | {
+            "quick_num_trials": quick.num_trials,
+            "parameters": plain["space"],
+            "quick_parameters": quick.space.to_json(),
+            "varies": experiment.space.varying,
+        }
+        return {name: values[name] for name in SpaceDetail.model_fields}
+
+
+def _parse_parameters(plain: Mapping[str, Any], space: Space) -> dict[str, Any]:
+    """Return parameters from JSON; conditions may refer to other parameters of the space."""
+    whole = Space.from_json({**space.to_json(), **plain}, keys=space.value_keys) if plain else {}
+    return {name: whole[name] for name in plain}
+
+
+def _check_size(plain: Mapping[str, Any]) -> None:
+    """Reject lists that would take long to evaluate; the space bounds its conditions."""
+    for name, value in plain.items():
+        if (size := _longest_list(value)) > MAX_VALUES:
+            raise InvalidSpaceError(f"{str(name)[:100]}: a list has at most {MAX_VALUES} values; got {size}: use fewer")
+
+
+def _longest_list(value: Any) -> int:
+    """Return the length of the longest list in plain data."""
+    longest, waiting = 0, [value]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, Mapping):
+            waiting.extend(current.values())
+        elif isinstance(current, list):
+            longest = max(longest, len(current))
+            waiting.extend(current)
+    return longest
+
+
+class Services:
+    """Shared services of the routes."""
 
     def __init__(self, client: JobClient, registry: Registry) -> None:
         self.client = client
@@ -76,12 +169,7 @@ class Services:
         self._list: tuple[float, int, Sequence[Mapping[str, Any]]] = (0.0, 0, [])
 
     async def snapshot(self, search_id: str) -> SearchSnapshot:
-        """Return the state of a search.
-
-        Raises:
-            RequestError: The storage has no such search.
-            FolderError: A file of the search cannot be read.
-        """
+        """Return the state of a search."""
         snapshot, version = await self.cache.run(self._cached_snapshot, search_id)
         if snapshot is None:
             snapshot = await self.cache.once(("snapshot", search_id, version), self._read, search_id)
@@ -98,11 +186,6 @@ class Services:
     async def respond(self, search_id: str, key: str, make: Callable[[SearchSnapshot], CachedResponse]) -> Response:
         """Return a response about a search, from the cache if the search has not changed.
 
-        Args:
-            search_id: Id of the search.
-            key: Route and parameters.
-            make: Function that computes the response.
-
         Raises:
             RequestError: The storage has no such search, or ``make`` rejects the request.
         """
@@ -114,10 +197,6 @@ class Services:
 
     def results(self, folder: JobFolder, experiment: str | None) -> ResultsSnapshot:
         """Return the current results of an experiment.
-
-        Args:
-            folder: Job folder.
-            experiment: Name of the experiment; optional if the search has only one.
 
         Raises:
             RequestError: There is no such experiment, or the name of one of several is missing.
@@ -150,12 +229,7 @@ class Services:
         return self._read(search_id).status
 
     def find(self, search_id: str) -> JobFolder:
-        """Return the job folder of a search.
-
-        Raises:
-            RequestError: The storage has no such search.
-            FolderError: The file of the job cannot be read.
-        """
+        """Return the job folder of a search."""
         try:
             return self.client.folder(search_id)
         except UnknownNameError:

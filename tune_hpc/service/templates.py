@@ -34,12 +34,7 @@ _OTHER_COLUMNS = frozenset({
 
 
 class Templates:
-    """Jinja templates; all values are escaped.
-
-    Args:
-        has_token: Whether users can log out.
-        root_path: Path below which a proxy serves the service; empty, or with a leading slash.
-    """
+    """Jinja templates; all values are escaped."""
 
     def __init__(self, *, has_token: bool, root_path: str = "") -> None:
         self._environment = Environment(
@@ -129,12 +124,6 @@ def _table_columns(results: Results) -> list[str]:
 
 def table_context(results: Results, query: TrialsQuery, address: str, experiment: str | None) -> dict[str, Any]:
     """Return a page of the table of trials.
-
-    Args:
-        results: Results of one experiment.
-        query: Query that selects rows.
-        address: Address of the table.
-        experiment: Name of the experiment if the address must contain it.
 
     Raises:
         RequestError: The query is invalid.

@@ -22,9 +22,7 @@ from tune_hpc.jobs.job_folder import JobFolder
 from tune_hpc.report.chart_data import CurveList, ResponseCurve, learning_curves, response_curve
 from tune_hpc.service.cache import CachedResponse
 from tune_hpc.service.middleware import REPORT_POLICY
-from tune_hpc.service.problems import problem_docs, to_json
-from tune_hpc.service.rate_limit import TooManyRequestsError
-from tune_hpc.service.routes.searches import READ_ERRORS
+from tune_hpc.service.problems import TooManyRequestsError, problem_docs, to_json
 from tune_hpc.service.schemas import (
     CurvesQuery,
     HistoryList,
@@ -35,6 +33,7 @@ from tune_hpc.service.schemas import (
     TrialLogQuery,
     TrialsQuery,
 )
+from tune_hpc.service.search_routes import READ_ERRORS
 from tune_hpc.service.services import SearchSnapshot, Services
 
 #: Downloads of whole frames at a time, and seconds that another one waits.
@@ -196,11 +195,7 @@ def report_hint(snapshot: SearchSnapshot) -> str:
 
 
 def read_tail(job: JobFolder, path: Path, max_bytes: int) -> str:
-    """Return the tail of a text file of a job from the beginning of a line; empty if there is no such file.
-
-    Raises:
-        FolderError: The file cannot be read, or its path contains a symbolic link.
-    """
+    """Return the tail of a text file of a job from the beginning of a line; empty if there is no such file."""
     try:
         with job.storage.open_no_follow(path) as file:
             size = file.seek(0, os.SEEK_END)
@@ -216,11 +211,7 @@ def read_tail(job: JobFolder, path: Path, max_bytes: int) -> str:
 def trial_log(
     services: Services, snapshot: SearchSnapshot, trial_id: str, experiment: str | None, max_bytes: int
 ) -> str:
-    """Return the tail of the output of a trial; empty if there is no output.
-
-    Raises:
-        RequestError: There is no such experiment or trial.
-    """
+    """Return the tail of the output of a trial; empty if there is no output."""
     results = services.results(snapshot.folder, experiment)
     # Only an id in the frame becomes part of a path.
     _check_trials(results, (trial_id,))
