@@ -25,11 +25,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for type checkers and the reference pages
     from tune_hpc.analysis.boundary_check import check_boundaries
     from tune_hpc.analysis.budget import budget_curve, time_to_target
-    from tune_hpc.analysis.claims import check_claims
-    from tune_hpc.analysis.concat import concat
-    from tune_hpc.analysis.interactions import interactions
-    from tune_hpc.analysis.published import compare_to_published
-    from tune_hpc.analysis.results import Results, load, load_all
+    from tune_hpc.analysis.comparison import interactions
+    from tune_hpc.analysis.published import check_claims, compare_to_published
+    from tune_hpc.analysis.results import Results, concat, load, load_all
     from tune_hpc.analysis.selection_bias import selection_bias, special_cases
     from tune_hpc.errors import TuneHpcError
     from tune_hpc.export.export import export_search
@@ -57,14 +55,14 @@ _MODULES = {
     "TuneHpcError": "tune_hpc.errors",
     "budget_curve": "tune_hpc.analysis.budget",
     "check_boundaries": "tune_hpc.analysis.boundary_check",
-    "check_claims": "tune_hpc.analysis.claims",
+    "check_claims": "tune_hpc.analysis.published",
     "compare": "tune_hpc.search.tune_and_compare",
     "compare_to_published": "tune_hpc.analysis.published",
     "export_search": "tune_hpc.export.export",
     "extend": "tune_hpc.search.runner",
     "importance": "tune_hpc.search.importance",
-    "interactions": "tune_hpc.analysis.interactions",
-    "concat": "tune_hpc.analysis.concat",
+    "interactions": "tune_hpc.analysis.comparison",
+    "concat": "tune_hpc.analysis.results",
     "load": "tune_hpc.analysis.results",
     "load_all": "tune_hpc.analysis.results",
     "selection_bias": "tune_hpc.analysis.selection_bias",

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tune_hpc.analysis.claims import MEASURES, RELATIONS, check_claims, claim_numbers, describe_measure
+from tune_hpc.analysis.published import MEASURES, RELATIONS, check_claims, claim_numbers, describe_measure
 from tune_hpc.report import findings, tables
 
 STEPS = np.arange(9)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.analysis.test_comparison import made
-from tune_hpc.analysis.concat import concat
+from tune_hpc.analysis.results import concat
 from tune_hpc.errors import UnknownNameError
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.analysis.synthetic_results import searched
-from tune_hpc.analysis.interactions import interactions
+from tune_hpc.analysis.comparison import interactions
 from tune_hpc.errors import UnknownNameError
 
 SPACE = {"a": {"choice": [1, 2, 3]}, "b": {"choice": [1, 2]}}

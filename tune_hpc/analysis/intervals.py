@@ -126,19 +126,19 @@ def _scale(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _t_interval(mean: float, error: float, degrees: float, confidence: float) -> Interval:
-    from scipy import stats  # The import takes half a second.
+    from scipy.special import stdtrit  # scipy.stats takes three times as long to import.
 
-    low, high = stats.t.interval(confidence, degrees, mean, error)
+    low, high = mean + error * stdtrit(degrees, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(mean, float(low), float(high))
 
 
 def _t_test(mean: float, error: float, degrees: float, scale: float, confidence: float, num_pairs: int) -> Difference:
     """Test a mean difference against its standard error; p is 1 for equal samples and NaN without a spread."""
-    from scipy import stats
+    from scipy.special import stdtr, stdtrit
 
     if error <= ROUNDING * scale:
         is_equal = num_pairs != 1 and degrees > 0 and abs(mean) <= ROUNDING * scale
         return Difference(Interval(mean, np.nan, np.nan), 1.0 if is_equal else np.nan, np.nan, num_pairs)
-    p = float(2 * stats.t.sf(abs(mean) / error, degrees))
-    min_detectable = float(error * stats.t.ppf([(1 + confidence) / 2, POWER], degrees).sum())
+    p = float(2 * stdtr(degrees, -abs(mean) / error))
+    min_detectable = float(error * stdtrit(degrees, [(1 + confidence) / 2, POWER]).sum())
     return Difference(_t_interval(mean, error, degrees, confidence), p, min_detectable, num_pairs)

@@ -1,19 +1,22 @@
-"""Compare measured values with published ones.
+"""Compare measured values with published numbers and claims.
 
 A published number is a single run, rounded. It agrees if it lies in the prediction interval of one more of our runs,
 and differs otherwise. That interval needs at least three seeds with different values. Without it, a number agrees if it
 equals ours to the printed digits, or if an accuracy is within the binomial error of the test images; else the
 comparison is inconclusive.
+
+A claim (``search.report_spec.Claim``) names a number to measure on the history of certain trials, and a relation that
+these numbers must satisfy.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import aggregate_seeds, row_mask, searched_parameters, sort_configurations
-from tune_hpc.analysis.formatting import format_config, format_value
+from tune_hpc.analysis.aggregation import COMPLETED, aggregate_seeds, row_mask, searched_parameters, sort_configurations
+from tune_hpc.analysis.formatting import display_name, format_config, format_number, format_value
 from tune_hpc.analysis.intervals import Interval, accuracy_error, student_interval
 from tune_hpc.analysis.results import Results
 
@@ -23,7 +26,7 @@ MIN_SEEDS = 3
 CONFIDENCE = 0.95
 #: Number of test images of MNIST.
 _NUM_TEST_IMAGES = 10_000
-_COLUMNS = (
+_NUMBER_COLUMNS = (
     "where", "metric", "published", "measured", "low", "high", "deviation", "num_seeds", "num_diverged", "difference",
     "verdict", "best_over", "measured_best", "published_best", "best_agrees", "note", "quick", "source",
 )  # fmt: skip
@@ -50,7 +53,7 @@ def compare_to_published(results: Results) -> pd.DataFrame:
     configurations = aggregate_seeds(results, [results.metric, *(number["metric"] for number in published)])
     shared = _shared_conditions(published)
     rows = [_compare_one(number, results, configurations, shared) for number in published]
-    df = pd.DataFrame(rows, columns=list(_COLUMNS))
+    df = pd.DataFrame(rows, columns=list(_NUMBER_COLUMNS))
     return df.astype({"best_agrees": "boolean", "num_seeds": "int64", "num_diverged": "int64"})
 
 
@@ -65,7 +68,7 @@ def _compare_one(
 ) -> dict[str, Any]:
     where, metric, over = number["where"], number["metric"], number.get("best_over")
     best_values = list(number.get("best_values") or ()) if over else []
-    row: dict[str, Any] = dict.fromkeys(_COLUMNS, np.nan) | {
+    row: dict[str, Any] = dict.fromkeys(_NUMBER_COLUMNS, np.nan) | {
         "where": format_config({name: value for name, value in where.items() if name not in shared} or where),
         "metric": metric, "published": float(number["value"]), "num_seeds": 0, "verdict": None, "best_over": over,
         "measured_best": None, "published_best": ", ".join(map(format_value, best_values)) or None,
@@ -130,3 +133,119 @@ def verdict(
     if num_images and distance <= 1.96 * accuracy_error(measured.mean, num_images):
         return AGREES
     return INCONCLUSIVE
+
+
+_Claim = Mapping[str, Any]
+_CLAIM_COLUMNS = ["claim", "measure", "numbers", "holds", "source"]
+
+
+def check_claims(results: Results) -> pd.DataFrame:
+    """Check every claim of an experiment.
+
+    Returns:
+        One row per claim: ``claim``, ``measure`` (description), ``numbers`` (text, one number per value), ``holds``
+        (missing if a trial is missing or too short), ``source``.
+    """
+    rows = []
+    for claim in results.experiment.get("claims") or ():
+        numbers = claim_numbers(results, claim)
+        holds = None if numbers.isna().any() else RELATIONS[claim["relation"]](numbers.to_numpy(float), claim["bound"])
+        text = ", ".join(f"{format_value(value)}: {_text(number)}" for value, number in numbers.items())
+        rows.append((claim["text"], describe_measure(claim), text, holds, claim["source"]))
+    return pd.DataFrame(rows, columns=_CLAIM_COLUMNS).astype({"holds": "boolean"})
+
+
+def claim_numbers(results: Results, claim: _Claim) -> pd.Series:
+    """Return the number for each parameter value of a claim: the median over its trials; missing without trials."""
+    numbers, trials = {}, results.trials
+    for value in claim["values"]:
+        is_measured = row_mask(trials, {claim["parameter"]: value}) & trials["status"].isin(COMPLETED)
+        measured = [_measure(results, trial_id, claim) for trial_id in trials.loc[is_measured, "trial_id"]]
+        numbers[value] = float(np.median(measured)) if measured else np.nan
+    return pd.Series(numbers, dtype=float)
+
+
+def _measure(results: Results, trial_id: str, claim: _Claim) -> float:
+    history, metric = results.history, claim["metric"]
+    if metric not in history:
+        return np.nan
+    curve = history.loc[history["trial_id"] == trial_id, ["step", metric]].dropna().sort_values("step")
+    if curve.empty or curve["step"].iloc[-1] < claim["steps"]:
+        return np.nan
+    curve = curve[curve["step"] <= claim["steps"]]
+    return float(MEASURES[_measure_name(claim)](curve["step"].to_numpy(), curve[metric].to_numpy(float), claim))
+
+
+def _measure_name(claim: _Claim) -> str:
+    return str(_OLD_NAMES.get(claim["measure"], claim["measure"]))
+
+
+def _settling_step(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
+    outside = np.flatnonzero(np.abs(x - claim["target"]) > claim["tolerance"])
+    if len(outside) == 0:
+        return float(step[0])
+    return float(step[outside[-1] + 1]) if outside[-1] + 1 < len(step) else np.inf
+
+
+def _crossings(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
+    distance = x - claim["target"]
+    side = np.sign(distance[np.abs(distance) > claim["tolerance"]])
+    return float(np.count_nonzero(np.diff(side)))
+
+
+def _reversals(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
+    direction = np.sign(np.diff(x))
+    return float(np.count_nonzero(np.diff(direction[direction != 0])))
+
+
+def _max_departure(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
+    distance = np.abs(x - claim["target"])
+    return float(distance.max() - distance[0])
+
+
+#: Measures of a metric up to some step, as functions of its steps and values.
+MEASURES: dict[str, Callable[[np.ndarray, np.ndarray, _Claim], float]] = {
+    "value": lambda step, x, claim: x[-1],
+    "remaining_fraction": lambda step, x, claim: x[-1] / x[0],
+    "settling_step": _settling_step,
+    "crossings": _crossings,
+    "reversals": _reversals,
+    "max_departure": _max_departure,
+    "max_departure_step": lambda step, x, claim: step[np.argmax(np.abs(x - claim["target"]))],
+}
+#: Names of measures in folders of earlier versions.
+_OLD_NAMES = {
+    "part_left": "remaining_fraction", "settled_at": "settling_step", "wrong_way": "max_departure",
+    "wrong_until": "max_departure_step",
+}  # fmt: skip
+#: Relations of the numbers and the bound.
+RELATIONS: dict[str, Callable[[np.ndarray, float], bool]] = {
+    "rising": lambda numbers, bound: bool((np.diff(numbers) > 0).all()),
+    "falling": lambda numbers, bound: bool((np.diff(numbers) < 0).all()),
+    "first_lowest": lambda numbers, bound: bool((numbers[0] < numbers[1:]).all()),
+    "at_most": lambda numbers, bound: bool((numbers <= bound).all()),
+    "above": lambda numbers, bound: bool((numbers > bound).all()),
+    "some_above_first": lambda numbers, bound: bool((numbers[1:] > numbers[0]).any()),
+}
+
+
+def describe_measure(claim: _Claim) -> str:
+    """Describe the measure of a claim, like ``step from which W stays within 0.01 of -1, in 1000 steps``."""
+    metric, steps = display_name(claim["metric"]), claim["steps"]
+    target, tolerance = format_number(claim["target"]), format_number(claim["tolerance"])
+    descriptions = {
+        "value": f"{metric} at step {steps}",
+        "remaining_fraction": f"fraction of the initial {metric} that remains at step {steps}",
+        "settling_step": f"step from which {metric} stays within {tolerance} of {target}, in {steps} steps",
+        "crossings": f"number of crossings of {target} by {metric}, by more than {tolerance}, in {steps} steps",
+        "reversals": f"number of reversals of {metric} in {steps} steps",
+        "max_departure": f"maximum distance of {metric} from {target}, less the initial distance",
+        "max_departure_step": f"step of the maximum distance of {metric} from {target}, in {steps} steps",
+    }
+    return descriptions[_measure_name(claim)]
+
+
+def _text(number: float) -> str:
+    if np.isnan(number):
+        return "not measured"
+    return "never" if np.isinf(number) else format_number(number, 3)

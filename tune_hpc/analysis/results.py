@@ -29,7 +29,7 @@ seeds are integers, or floats if a value is missing. All other columns are float
 Fractions are 0 to 1, durations end in ``_s``, rates in ``_per_s``, counts begin with ``num_``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tune_hpc.analysis.aggregation import COMPLETED, searched_parameters
 from tune_hpc.analysis.frames import STATUSES, generations_frame, read_folder, rungs_frame
 from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiment, find_experiments
@@ -44,6 +45,9 @@ from tune_hpc.storage.filesystem import Storage
 
 if TYPE_CHECKING:
     from tune_hpc.analysis.comparison import Comparison
+
+#: Column of the trial's search.
+SEARCH = "search"
 
 
 @dataclass(frozen=True, repr=False)
@@ -134,7 +138,7 @@ class Results:
         if not pd.api.types.is_numeric_dtype(self.trials[metric]):
             numeric = ", ".join(self.trials.select_dtypes("number").columns)
             raise UnknownNameError(f"column {metric} of {self.name} is not numeric; numeric columns are {numeric}")
-        completed = self.trials[self.trials["status"].isin(["finished", "stopped"])].dropna(subset=[metric])
+        completed = self.trials[self.trials["status"].isin(COMPLETED)].dropna(subset=[metric])
         return completed.sort_values(metric, ascending=self.is_lower_better(metric), kind="stable").head(n)
 
     def is_lower_better(self, metric: str) -> bool:
@@ -324,3 +328,51 @@ def load_folder(folder: ExperimentFolder) -> Results:
     """Load the results of one experiment folder; errors as for ``load``."""
     experiment, trials, history = read_folder(folder)
     return Results(experiment, trials, history.frame(), folder.path)
+
+
+def concat(searches: Sequence[Results]) -> Results:
+    """Return the trials of several searches as one search with the additional parameter ``search``.
+
+    Args:
+        searches: Results with the same metric; ``search`` is their name, or the folder's name if names are equal.
+
+    Returns:
+        Results without a folder; ``trial_id`` is ``SEARCH/ID``. ``.compare("search")`` compares the searches.
+
+    Raises:
+        UnknownNameError: There are no searches, or they rank trials by different metrics.
+    """
+    if not searches:
+        raise UnknownNameError("nothing to compare; name at least one search")
+    if len({(search.metric, search.experiment["mode"]) for search in searches}) > 1:
+        metrics = ", ".join(
+            f"{search.name} by the {search.experiment['mode']} of {search.metric}" for search in searches
+        )
+        raise UnknownNameError(
+            f"these searches rank their trials by different metrics: {metrics}; compare searches with the same metric"
+        )
+    names = unique_names(searches)
+    trials, histories = [], []
+    for name, search in zip(names, searches, strict=True):
+        trials.append(search.trials.assign(search=name, trial_id=name + "/" + search.trials["trial_id"].astype(str)))
+        histories.append(search.history.assign(trial_id=name + "/" + search.history["trial_id"].astype(str)))
+    space: dict[str, dict[str, Any]] = {name: {} for search in searches for name in searched_parameters(search)}
+    experiment = {
+        "name": " and ".join(names),
+        "metric": searches[0].metric,
+        "mode": searches[0].experiment["mode"],
+        "config_keys": [*dict.fromkeys([SEARCH, *(key for one in searches for key in one.experiment["config_keys"])])],
+        "quick": any(search.experiment.get("quick") for search in searches),
+        "space": {SEARCH: {}, **space},
+    }
+    return Results(experiment, pd.concat(trials, ignore_index=True), pd.concat(histories, ignore_index=True))
+
+
+def unique_names(searches: Sequence[Results]) -> list[str]:
+    """Return a name for each search: its own, else its folder's, else with a number."""
+    names = [search.name for search in searches]
+    if len(set(names)) < len(names):
+        names = [search.folder.name if search.folder else search.name for search in searches]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
+    return names

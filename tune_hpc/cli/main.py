@@ -285,8 +285,7 @@ def _summary(results: "Results", metric: str | None = None) -> str:
 
 
 def _compare(flags: argparse.Namespace) -> int:
-    from tune_hpc.analysis.concat import SEARCH, concat, unique_names
-    from tune_hpc.analysis.results import load_all
+    from tune_hpc.analysis.results import SEARCH, concat, load_all, unique_names
     from tune_hpc.report.tables import to_markdown, values_table
 
     searches = [one for folder in flags.folders for one in load_all(folder)]

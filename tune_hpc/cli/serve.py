@@ -75,9 +75,6 @@ def _serve(flags: argparse.Namespace) -> int:
     from tune_hpc.search.object_reference import load_reference
 
     try:
-        # Imported here, because otherwise the first chart would wait for it.
-        import scipy.stats  # noqa: F401
-
         from tune_hpc.service.app import create_app
         from tune_hpc.service.auth import AccessRules, Credentials, RateLimits, TokenBuckets
         from tune_hpc.service.connection import listen, run_server

@@ -18,7 +18,6 @@ from tune_hpc.analysis.aggregation import (
     sort_configurations,
 )
 from tune_hpc.analysis.boundary_check import check_boundaries
-from tune_hpc.analysis.claims import check_claims
 from tune_hpc.analysis.formatting import (
     QUICK_NOTE,
     describe_metric,
@@ -28,7 +27,14 @@ from tune_hpc.analysis.formatting import (
     format_number,
     format_value,
 )
-from tune_hpc.analysis.published import AGREES, DIFFERS, INCONCLUSIVE, NOT_COMPARABLE, compare_to_published
+from tune_hpc.analysis.published import (
+    AGREES,
+    DIFFERS,
+    INCONCLUSIVE,
+    NOT_COMPARABLE,
+    check_claims,
+    compare_to_published,
+)
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.selection_bias import BEST, LOSES, SELECTED, selection_bias, special_cases
 from tune_hpc.errors import UnknownNameError
