@@ -65,7 +65,6 @@ def folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr("ray.init", refuse)
     monkeypatch.setattr("tune_hpc.learning.download.read_files", refuse)
-    monkeypatch.setattr("tune_hpc.learning.download.read_files", refuse)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(MINE)

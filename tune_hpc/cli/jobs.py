@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tune_hpc.cli.options import (
+    RUN_OPTIONS,
     AddCommand,
     add_experiment_flags,
-    add_resource_flags,
+    add_options,
     add_run_flags,
     find_experiments,
     run_options,
@@ -41,8 +42,10 @@ def add_job_commands(add: AddCommand) -> None:
     submit = add("submit", _submit, "run experiments as a job, on a Ray cluster or in the background on this machine")
     submit.add_argument("names", nargs="+", metavar="NAME", help="as for run")
     add_experiment_flags(submit)
-    add_resource_flags(
-        submit, address="dashboard of a Ray cluster, http://HEAD:8265; by default the job runs on this machine"
+    add_options(
+        submit,
+        RUN_OPTIONS.values(),
+        address="dashboard of a Ray cluster, http://HEAD:8265; by default the job runs on this machine",
     )
     submit.add_argument(
         "--code", metavar="DIR", help="Python files that your own trainable needs (default: its module)"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 #: Function that adds a command and returns its parser, from name, function and help.
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
-_RUN_OPTIONS = {option.name: option for option in options_of(RunOptions) if option.flag}
+RUN_OPTIONS = {option.name: option for option in options_of(RunOptions) if option.flag}
 _OVERRIDES = {option.name: option for option in options_of(ExperimentOverrides)}
 _FORCE = next(option.help for option in options_of(RunOptions) if option.name == "force")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -49,7 +49,7 @@ def _seconds(text: str) -> float:
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Add all flags of a run."""
     add_experiment_flags(parser)
-    add_resource_flags(parser)
+    add_options(parser, RUN_OPTIONS.values())
     _add_output_flags(parser)
 
 
@@ -68,11 +68,6 @@ def add_experiment_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_resource_flags(parser: argparse.ArgumentParser, **help_texts: str) -> None:
-    """Add the flags for resources and stop criteria; ``help_texts`` as for ``add_options``."""
-    add_options(parser, _RUN_OPTIONS.values(), **help_texts)
-
-
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--output-dir", metavar="DIR", help="default: runs/NAME, or runs/NAME-2 if that exists")
@@ -88,7 +83,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
 def add_restart_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of resume and extend."""
     parser.add_argument("--force", action="store_true", help=_FORCE)
-    add_resource_flags(parser)
+    add_options(parser, RUN_OPTIONS.values())
     parser.add_argument("--no-report", action="store_true", help="write the data frames only")
 
 
@@ -118,14 +113,14 @@ def add_scale_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--max-restarts", type=int, default=0, metavar="N", help="retries after a lost worker (default: 0)"
     )
-    add_options(parser, [_RUN_OPTIONS["address"], _RUN_OPTIONS["data_dir"]])
+    add_options(parser, [RUN_OPTIONS["address"], RUN_OPTIONS["data_dir"]])
     _add_output_flags(parser)
-    parser.set_defaults(warm_start=[], **dict.fromkeys(_RUN_OPTIONS.keys() - {"address", "data_dir"}))
+    parser.set_defaults(warm_start=[], **dict.fromkeys(RUN_OPTIONS.keys() - {"address", "data_dir"}))
 
 
 def run_options(flags: argparse.Namespace) -> dict[str, Any]:
     """Return the options of ``RunOptions`` that have a flag; None for each that is not set."""
-    return {name: getattr(flags, name) for name in _RUN_OPTIONS}
+    return {name: getattr(flags, name) for name in RUN_OPTIONS}
 
 
 def find_experiments(names: Iterable[str], flags: argparse.Namespace) -> list["Experiment"]:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from itsdangerous import BadSignature, TimestampSigner
 from starlette.datastructures import Headers
@@ -257,7 +257,7 @@ class AuthMiddleware:
         credentials, context, address = self._rules.credentials, context_of(scope), client_address(scope)
         has_sent_token = False
         if credentials is None:
-            if _hostname(headers.get("host", "")) not in self._rules.hosts:
+            if _split(f"//{headers.get('host', '')}").hostname not in self._rules.hosts:
                 raise RequestError(
                     f"a service without a token answers as {', '.join(sorted(self._rules.hosts))} only; got the host "
                     f"{headers.get('host', '')[:200]!r}: use one of these, or start the service with a token",
@@ -330,7 +330,7 @@ class AuthMiddleware:
         if site := headers.get("sec-fetch-site"):
             return site in ("same-origin", "none")
         if origin := headers.get("origin"):
-            return _netloc(origin) == headers.get("host", "").lower()
+            return _split(origin).netloc.lower() == headers.get("host", "").lower()
         return self._rules.credentials is None
 
 
@@ -344,15 +344,9 @@ def _cookie(header: str, name: str) -> str:
     return next((value for key, _, value in pairs if key == name), "")
 
 
-def _netloc(origin: str) -> str:
+def _split(url: str) -> SplitResult:
+    """Return the parts of an address; empty parts if it is malformed."""
     try:
-        return urlsplit(origin).netloc.lower()
+        return urlsplit(url)
     except ValueError:
-        return ""
-
-
-def _hostname(host: str) -> str:
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+        return urlsplit("")

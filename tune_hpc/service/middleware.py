@@ -196,12 +196,17 @@ class BodyLimitMiddleware:
             length = Headers(scope=scope).get("content-length", "0")
             if not length.isdigit() or int(length[:20]) > MAX_BODY_BYTES:
                 raise _too_large(length[:20])
-            body = await _read_body(receive)
+            message = {"type": "http.request", "body": await _read_body(receive), "more_body": False}
         except RequestError as error:
             await self._respond(scope, error)(scope, receive, send)
             return
         context_of(scope).is_body_read = True
-        await self.app(scope, _replay(body, receive), send)
+        waiting: list[Message] = [message]
+
+        async def replay() -> Message:
+            return waiting.pop() if waiting else await receive()
+
+        await self.app(scope, replay, send)
 
 
 async def _read_body(receive: Receive) -> bytes:
@@ -222,13 +227,3 @@ async def _read_body(receive: Receive) -> bytes:
 
 def _too_large(size: str) -> RequestError:
     return RequestError(f"a body has at most {MAX_BODY_BYTES} bytes; got {size}: send less", 413)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a ``receive`` that yields a body that was read, and then the following messages."""
-    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return replay

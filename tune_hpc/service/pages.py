@@ -1,7 +1,7 @@
 """HTML pages: login, the list of searches, a search, a trial, and the form that starts a search."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -45,13 +45,13 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
         template: str,
         query: ExperimentQuery,
         make: Callable[[SearchSnapshot], dict[str, Any]],
-        **headers: str,
+        headers: Mapping[str, str],
     ) -> Response:
         """Return a page or fragment about a search, rendered once for all clients."""
 
         def render(snapshot: SearchSnapshot) -> CachedResponse:
             body = templates.render(template, **make(snapshot))
-            return CachedResponse(body, "text/html", headers or _NO_STORE)
+            return CachedResponse(body, "text/html", headers)
 
         return await services.respond(search_id, f"{template} {query.model_dump_json()}", render)
 
@@ -103,21 +103,17 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
         return {**values, "table": table}
 
     @router.get("/view/{search_id}")
+    @router.get("/view/{search_id}/table")
     async def read_view(request: Request, search_id: str, query: Annotated[TrialsQuery, Query()]) -> Response:
         root = request.scope["root_path"]
-        return await respond(search_id, "view.html", query, lambda snapshot: table_values(snapshot, query, root))
-
-    @router.get("/view/{search_id}/table")
-    async def read_table(request: Request, search_id: str, query: Annotated[TrialsQuery, Query()]) -> Response:
-        root = request.scope["root_path"]
-        return await respond(
-            search_id, "table.html", query, lambda snapshot: table_values(snapshot, query, root), **fragment
-        )
+        is_table = request.scope["route"].path.endswith("/table")
+        template, headers = ("table.html", fragment) if is_table else ("view.html", _NO_STORE)
+        return await respond(search_id, template, query, lambda found: table_values(found, query, root), headers)
 
     @router.get("/view/{search_id}/summary")
     async def read_summary(search_id: str, query: Annotated[ExperimentQuery, Query()]) -> Response:
         return await respond(
-            search_id, "summary.html", query, lambda snapshot: search_values(snapshot, query.experiment)[0], **fragment
+            search_id, "summary.html", query, lambda snapshot: search_values(snapshot, query.experiment)[0], fragment
         )
 
     @router.get("/view/{search_id}/parallel")
@@ -125,7 +121,7 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
         def make(snapshot: SearchSnapshot) -> dict[str, Any]:
             return {"chart": chart_data.parallel_coordinates(search_values(snapshot, query.experiment)[1])}
 
-        return await respond(search_id, "parallel.html", query, make, **fragment)
+        return await respond(search_id, "parallel.html", query, make, fragment)
 
     @router.get("/view/{search_id}/trial/{trial_id}")
     async def read_trial(search_id: str, trial_id: str, query: Annotated[ExperimentQuery, Query()]) -> Response:
@@ -134,7 +130,8 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
             log = trial_log(services, snapshot, trial_id, results.name, LOG_BYTES)
             return {**values, "trial": trial_context(results, trial_id), "log": log, "trial_id": trial_id}
 
-        return await respond(search_id, "trial.html", _TrialPage(experiment=query.experiment, trial=trial_id), make)
+        page_query = _TrialPage(experiment=query.experiment, trial=trial_id)
+        return await respond(search_id, "trial.html", page_query, make, _NO_STORE)
 
     @router.post("/view/{search_id}/{action}")
     async def change(request: Request, search_id: str, action: str) -> Response:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 import pandas as pd
 from fastapi import APIRouter, Query, Request, Response
@@ -32,6 +31,7 @@ from tune_hpc.service.schemas import (
     TrialList,
     TrialLogQuery,
     TrialsQuery,
+    next_link,
 )
 from tune_hpc.service.search_routes import READ_ERRORS
 from tune_hpc.service.services import SearchSnapshot, Services
@@ -63,7 +63,9 @@ def result_routes(services: Services) -> APIRouter:
             page, total = read_page(snapshot)
             columns = [str(column) for column in page.columns]
             rows = {"total": total, "offset": query.offset, "columns": columns, name: records(page)}
-            return CachedResponse(to_json(rows), headers=_next_link(request, query, len(page), total))
+            end = query.offset + len(page)
+            link = next_link(request, query, offset=end) if len(page) and end < total else {}
+            return CachedResponse(to_json(rows), headers=link)
 
         if query.format == "json":
             return await services.respond(search_id, f"{name} {request.url.path} {query.model_dump_json()}", make)
@@ -228,14 +230,6 @@ def _check_trials(results: ResultsSnapshot, trials: tuple[str, ...]) -> None:
             raise RequestError(
                 f"{results.name} has no trial {trial_id!r} yet; /trials lists those that have begun", 404
             )
-
-
-def _next_link(request: Request, query: TrialsQuery, num_rows: int, total: int) -> dict[str, str]:
-    """Return the Link header of a page that is not the last one."""
-    if query.offset + num_rows >= total or not num_rows:
-        return {}
-    changes = query.model_dump(exclude_defaults=True) | {"offset": query.offset + num_rows}
-    return {"Link": f'<{request.url.path}?{urlencode(changes, doseq=True)}>; rel="next"'}
 
 
 def _frame_docs() -> dict[int | str, dict[str, Any]]:

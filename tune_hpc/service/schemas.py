@@ -5,8 +5,10 @@ rest. Unknown fields and parameters are rejected, because they are typing errors
 """
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
+from starlette.requests import Request
 
 from tune_hpc.analysis.frame_query import FrameQuery, split_names
 from tune_hpc.jobs.status import JobState
@@ -110,6 +112,10 @@ class ResumeRequest(_RunRequest):
     )
     force: bool = Field(default=False, description="resume a search of state unknown; its driver, if it runs, stops")
 
+    def restart_options(self) -> dict[str, Any]:
+        """Return the options of the new attempt."""
+        return {"attempt": self.attempt, "force": self.force, **self.run_options()}
+
 
 class ExtendRequest(ResumeRequest):
     """Options of an extension."""
@@ -122,6 +128,12 @@ class ExtendRequest(ResumeRequest):
 
 class _Query(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+def next_link(request: Request, query: _Query, **changes: Any) -> dict[str, str]:
+    """Return the Link header to the next page, whose query has these changes."""
+    values = query.model_dump(exclude_defaults=True) | changes
+    return {"Link": f'<{request.url.path}?{urlencode(values, doseq=True)}>; rel="next"'}
 
 
 class ExperimentQuery(_Query):

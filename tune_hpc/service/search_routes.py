@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 from fastapi import APIRouter, Body, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -23,6 +22,7 @@ from tune_hpc.service.schemas import (
     SearchRequest,
     SearchStatus,
     StopRequest,
+    next_link,
 )
 from tune_hpc.service.services import SearchSnapshot, Services
 
@@ -55,10 +55,7 @@ def search_routes(services: Services) -> APIRouter:
             found = [one for one in found if (query.name or "") in one["id"]]
             later = [one for one in found if query.after is None or _order(one["id"]) < _order(query.after)]
             page = later[: query.limit]
-            link = {}
-            if len(page) < len(later):
-                changes = query.model_dump(exclude_defaults=True) | {"after": page[-1]["id"]}
-                link["Link"] = f'<{request.url.path}?{urlencode(changes, doseq=True)}>; rel="next"'
+            link = next_link(request, query, after=page[-1]["id"]) if len(page) < len(later) else {}
             return CachedResponse(to_json({"total": len(found), "searches": page}), headers=link)
 
         key = f"list {request.url.path} {query.model_dump_json()}"
@@ -112,8 +109,7 @@ def search_routes(services: Services) -> APIRouter:
     ) -> Response:
         """Stop a search: trials save their state, and the search can be resumed. No effect on an ended search."""
         force = body is not None and body.force
-        status = await run_in_threadpool(stop, services, search_id, force)
-        return AsciiJsonResponse(status, 202)
+        return AsciiJsonResponse(await run_in_threadpool(stop, services, search_id, force), 202)
 
     @router.post("/{search_id}/resume", operation_id="resumeSearch", **changes)
     async def resume_search(
@@ -151,14 +147,12 @@ def stop(services: Services, search_id: str, force: bool) -> Mapping[str, Any]:
 
 def resume(services: Services, search_id: str, body: ResumeRequest, key: str | None) -> Mapping[str, Any]:
     """Resume a search; return its status."""
-    options = {"attempt": body.attempt, "force": body.force, "key": key or "", **body.run_options()}
-    return services.change(search_id, lambda job: job.resume(**options))
+    return services.change(search_id, lambda job: job.resume(key=key or "", **body.restart_options()))
 
 
 def extend(services: Services, search_id: str, body: ExtendRequest, key: str | None) -> Mapping[str, Any]:
     """Extend a search; return its status."""
-    options = {"attempt": body.attempt, "force": body.force, "key": key or "", **body.run_options()}
-    options["experiment"] = body.experiment
+    options = {"key": key or "", "experiment": body.experiment, **body.restart_options()}
     return services.change(search_id, lambda job: job.extend(body.num_samples, **options))
 
 

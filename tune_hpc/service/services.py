@@ -106,7 +106,10 @@ class Registry:
                 f"{roles[0]}: set takes no role; give the whole space in parameters to change roles"
             )
         _check_size(request.set)
-        values = _parse_parameters(request.set, experiment.space)
+        # Conditions may refer to other parameters of the space.
+        plain = {**experiment.space.to_json(), **request.set}
+        space = Space.from_json(plain, keys=keys) if request.set else {}
+        values = {name: space[name] for name in request.set}
         built = replace(request.overrides(), quick=False).apply(experiment, values)
         num_configurations = built.num_trials / max(1, len(built.seeds))
         if num_configurations > MAX_REQUEST_SAMPLES:
@@ -129,30 +132,17 @@ class Registry:
         return {name: values[name] for name in SpaceDetail.model_fields}
 
 
-def _parse_parameters(plain: Mapping[str, Any], space: Space) -> dict[str, Any]:
-    """Return parameters from JSON; conditions may refer to other parameters of the space."""
-    whole = Space.from_json({**space.to_json(), **plain}, keys=space.value_keys) if plain else {}
-    return {name: whole[name] for name in plain}
-
-
 def _check_size(plain: Mapping[str, Any]) -> None:
     """Reject lists that would take long to evaluate; the space bounds its conditions."""
     for name, value in plain.items():
-        if (size := _longest_list(value)) > MAX_VALUES:
-            raise InvalidSpaceError(f"{str(name)[:100]}: a list has at most {MAX_VALUES} values; got {size}: use fewer")
-
-
-def _longest_list(value: Any) -> int:
-    """Return the length of the longest list in plain data."""
-    longest, waiting = 0, [value]
-    while waiting:
-        current = waiting.pop()
-        if isinstance(current, Mapping):
-            waiting.extend(current.values())
-        elif isinstance(current, list):
-            longest = max(longest, len(current))
-            waiting.extend(current)
-    return longest
+        waiting = [value]
+        while waiting:
+            current = waiting.pop()
+            if isinstance(current, list) and len(current) > MAX_VALUES:
+                text = f"a list has at most {MAX_VALUES} values; got {len(current)}: use fewer"
+                raise InvalidSpaceError(f"{str(name)[:100]}: {text}")
+            if isinstance(current, Mapping | list):
+                waiting.extend(current.values() if isinstance(current, Mapping) else current)
 
 
 class Services:

@@ -56,14 +56,16 @@ def search_row(status: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row of the list of searches."""
     experiments = status["experiments"]
     first = experiments[0] if experiments else {}
+    seconds = [one["remaining_s"] for one in experiments if one["remaining_s"] and one["state"] == "running"]
+    has_estimate = seconds and status["state"] == "running"
     best = (_best(one) for one in experiments if one["best_value"] is not None)
     return {
         **status,
         "title": first.get("title") or first.get("name") or "",
         "quick": any(one["quick"] for one in experiments),
         "best": next(best, MISSING).removeprefix("best "),
-        "requested": age_text(status["requested_at"]),
-        "remaining": remaining_time(status),
+        "requested": _age(status["requested_at"]),
+        "remaining": f"about {format_duration(max(seconds))} left" if has_estimate else "",
     }
 
 
@@ -73,17 +75,10 @@ def _best(experiment: Mapping[str, Any]) -> str:
     return f"{display_name(experiment['metric'])} {format_metric(experiment['best_value'], experiment['metric'])}"
 
 
-def remaining_time(status: Mapping[str, Any]) -> str:
-    """Return the estimated time until a search ends; empty if there is no estimate."""
-    seconds = [one["remaining_s"] for one in status["experiments"] if one["remaining_s"] and one["state"] == "running"]
-    return f"about {format_duration(max(seconds))} left" if seconds and status["state"] == "running" else ""
-
-
-def age_text(text: str | None, now: datetime | None = None) -> str:
-    """Return the age of a time stamp, or its date."""
+def _age(text: str | None) -> str:
     try:
         moment = datetime.fromisoformat(text or "")
-        seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
+        seconds = (datetime.now(UTC) - moment).total_seconds()
     except (ValueError, TypeError):
         return MISSING
     if seconds < 60:
