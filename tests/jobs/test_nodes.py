@@ -19,7 +19,8 @@ from tests.jobs.user_trainable import WALK, walk
 from tune_hpc import load, run
 from tune_hpc.jobs.client import Client
 from tune_hpc.jobs.status import JobState
-from tune_hpc.search.storage_check import ProbeResult, _problem
+from tune_hpc.search.cluster import _problem
+from tune_hpc.storage.filesystem import Storage
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
@@ -91,12 +92,12 @@ def test_node_without_this_release_is_reported(ray_session, tmp_path):
     deadline = time.monotonic() + 30
 
     def problem(answer):
-        return _problem(answer, tmp_path / "probe", "token", deadline)
+        return _problem(answer, Storage(tmp_path), "probe", "token", deadline)
 
-    assert problem(ray.put(ProbeResult("far", "0.0.9", ""))) == f"has tune_hpc 0.0.9 and not {tune_hpc.__version__}"
-    assert problem(ray.put(ProbeResult("far", tune_hpc.__version__, "does not see {uri}"))) == "does not see {uri}"
+    assert problem(ray.put(("0.0.9", ""))) == f"has tune_hpc 0.0.9 and not {tune_hpc.__version__}"
+    assert problem(ray.put((tune_hpc.__version__, "does not see it"))) == "does not see it"
     (tmp_path / "probe").write_text("token", encoding="utf-8")
-    assert problem(ray.put(ProbeResult("far", tune_hpc.__version__, ""))) == ""
+    assert problem(ray.put((tune_hpc.__version__, ""))) == ""
 
     def lacks_it():
         raise ModuleNotFoundError("No module named 'tune_hpc'")

@@ -38,8 +38,9 @@ from tune_hpc.scaling.plan import GRADIENT_SYNC_KEYS, Plan, make_plan
 from tune_hpc.scaling.step_time_model import min_efficient_width, predictions, width_curves
 from tune_hpc.scaling.trainer import run_workers
 from tune_hpc.scaling.workers import time_workers
+from tune_hpc.search.cluster import node_resources, provenance
 from tune_hpc.search.experiment import Experiment, Space
-from tune_hpc.search.ray_session import node_resources, now, provenance, ray_session
+from tune_hpc.search.ray_session import now, ray_session
 from tune_hpc.storage.experiment_folder import FORMAT, ExperimentFolder, new_folder
 from tune_hpc.storage.filesystem import Storage
 

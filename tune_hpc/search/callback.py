@@ -19,14 +19,9 @@ from tune_hpc.storage.trial_file import TrialFileWriter
 
 
 class SearchCallback(tune.Callback):
-    """Callback of all searches of a run.
+    """Callback of all searches of a run, whose experiments and folders it receives by name.
 
-    Args:
-        experiments: Experiments by name.
-        folders: Their folders by name.
-        show_progress: Whether to show progress.
-        criteria: Receives the values of trials that ended.
-        stream: Stream of the progress; default: standard error.
+    The criteria receive the values of trials that ended. ``stream`` is that of the progress; default: standard error.
     """
 
     def __init__(
@@ -99,11 +94,9 @@ class SearchCallback(tune.Callback):
         """Record that a scheduler stopped a trial after a number of steps."""
         folder = self.folders[trial.experiment]
         scheduler = self.experiments[trial.experiment].scheduler
+        outcome = {"status": "stopped", "stop_reason": f"stopped by {scheduler} at step {steps}"}
         # Without a trial file, as on a storage that lags behind, the row has only this.
-        row = trial.columns() | {"steps_run": steps}
-        _record_end(
-            folder, row, {"status": "stopped", "stop_reason": f"stopped by {scheduler} at step {steps}"}
-        )  # fmt: skip
+        _record_end(folder, trial.columns() | {"steps_run": steps}, outcome)
         folder.delete_checkpoint(trial.trial_id)
         self.counts[trial.experiment].ended["stopped"] += 1
         self._forget_paused([trial])
@@ -123,10 +116,9 @@ class SearchCallback(tune.Callback):
         log.parent.mkdir(parents=True, exist_ok=True)
         folder.storage.download(log)
         folder.storage.append(log, text)
+        outcome = {"status": "failed", "stop_reason": "process died", "error": _summary(text)}
         for spec in failed:
-            _record_end(
-                folder, spec.columns(), {"status": "failed", "stop_reason": "process died", "error": _summary(text)}
-            )
+            _record_end(folder, spec.columns(), outcome)
         rows = [folder.read_row(spec.trial_id) for spec in group.trials]
         self.counts[group.experiment].ended.update(row["status"] for row in rows if row is not None)
         self._update(group.experiment)

@@ -226,29 +226,24 @@ class Experiment:
         return replace(self, **changes)
 
     def with_values(self, values: Mapping[str, Any]) -> Experiment:
-        """Return the experiment with some parameters of its space changed or added; see ``space_with``."""
+        """Return the experiment with some parameters of its space changed or added.
+
+        With another optimizer or schedule, the keys that only the previous one had are removed.
+        """
         return replace(self, **self.changed_by(values))
 
     def changed_by(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields that change with some parameters: the space and the description."""
-        space = self.space_with(values)
-        names = [name for name in values if name not in self.space or space.describe(name) != self.space.describe(name)]
-        if not names or not self.description:
-            return {"space": space}
-        changes = ", ".join(f"{name}={space.describe(name)}" for name in names)
-        return {"space": space, "description": f"{self.description} Changed here: {changes}."}
-
-    def space_with(self, values: Mapping[str, Any]) -> Space:
-        """Return the space with some parameters changed or added.
-
-        With another optimizer or schedule, the keys that only the previous one had are removed.
-        """
         space = self.space | values
         for owner, keys in OWNERS.items():
             if self.trainable == TRAIN and owner in values:
                 used = {name for value in _reachable_values(space, owner) for name in keys[value]} | {*values}
                 space = space.without(*(name for name in owned_keys(owner) if name in self.space and name not in used))
-        return space
+        names = [name for name in values if name not in self.space or space.describe(name) != self.space.describe(name)]
+        if not names or not self.description:
+            return {"space": space}
+        changes = ", ".join(f"{name}={space.describe(name)}" for name in names)
+        return {"space": space, "description": f"{self.description} Changed here: {changes}."}
 
     def quick_version(self) -> Experiment:
         """Return the experiment with fewer steps and values, marked as a quick run."""
@@ -365,7 +360,8 @@ def experiment_from_json(plain: Mapping[str, Any], trainable: str | Callable[...
         keys = TRIAL_KEYS if values["trainable"] == TRAIN else {}
         for name, record in _RECORDS.items():
             values[name] = tuple(
-                record(**{key: _as_tuple(value) for key, value in entry.items()}) for entry in values[name]
+                record(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
+                for entry in values[name]
             )
     except (KeyError, TypeError) as error:
         raise FolderError(f"experiment.json has a missing or unknown field: {error}; restore it from a copy") from error
@@ -383,10 +379,6 @@ def runner_name(runner: str) -> str:
         if runner.startswith(f"tune_hpc.{name}."):
             return name
     return runner
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _reachable_values(space: Space, name: str) -> list[Any]:

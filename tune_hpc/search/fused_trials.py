@@ -8,6 +8,7 @@ fusion would only delay its results.
 import itertools
 import json
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ def plan_groups(
     core is idle.
 
     Args:
-        trials: The trials.
+        trials: Trials of one or several experiments.
         trainables: Trainable of each experiment.
         fuse: See ``check_fuse``.
         num_slots: Number of Ray trials that run at once.
@@ -72,7 +73,7 @@ def plan_groups(
             groups.append([trial])
     for alike in fusable.values():
         limit = fuse if isinstance(fuse, int) else max_fused_trials(alike[0].config, on_gpu)
-        num_groups = max(_ceil(len(alike), limit), _ceil(num_slots * len(alike), len(trials)))
+        num_groups = max(math.ceil(len(alike) / limit), math.ceil(num_slots * len(alike) / len(trials)))
         by_stream = sorted(alike, key=lambda trial: stream_key(trial.config))
         groups += _even_parts(by_stream, min(num_groups, len(alike)))
     positions = {(trial.experiment, trial.trial_id): position for position, trial in enumerate(trials)}
@@ -142,23 +143,13 @@ def _read_groups(folder: ExperimentFolder) -> dict[str, list[str]]:
 def log_unfused_trials(
     trainables: Mapping[str, str | Callable[..., Any]], with_scheduler: Collection[str], fuse: str | int
 ) -> None:
-    """Log once for each experiment why its trials are not fused.
-
-    Args:
-        trainables: Trainable of each experiment.
-        with_scheduler: Names of the experiments that have a scheduler.
-        fuse: See ``check_fuse``.
-    """
+    """Log once for each experiment why its trials are not fused; ``with_scheduler`` names those with a scheduler."""
     for experiment, trainable in trainables.items():
         reason = "only the built-in trainable trains several trials as one program" if trainable != TRAIN else ""
         if experiment in with_scheduler:
             reason = "the scheduler decides on each of them"
         if reason and fuse != "off":
             _log.info("%s: trials run separately, because %s", experiment, reason)
-
-
-def _ceil(numerator: int, denominator: int) -> int:
-    return -(-numerator // denominator)
 
 
 def _even_parts(trials: Sequence[TrialSpec], num_parts: int) -> list[list[TrialSpec]]:

@@ -19,16 +19,15 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.errors import ClusterError, InvalidExperimentError
 from tune_hpc.learning.download import read_arrays
 from tune_hpc.search.callback import SearchCallback
+from tune_hpc.search.cluster import TrialResources, check_storage, choose_resources, node_resources, provenance
 from tune_hpc.search.experiment import TRAIN
 from tune_hpc.search.fused_trials import interrupted_groups, log_unfused_trials, plan_groups, write_groups
 from tune_hpc.search.options import RunOptions
-from tune_hpc.search.ray_session import environment, node_resources, provenance, ray_session
-from tune_hpc.search.resources import TrialResources, choose_resources
+from tune_hpc.search.ray_session import environment, ray_session
 from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, make_scheduler, replay_results
 from tune_hpc.search.search_state import Search
 from tune_hpc.search.searchers.ray_searcher import RaySearcherAdapter
 from tune_hpc.search.stopping import GracefulStopper, StopCriteria
-from tune_hpc.search.storage_check import check_storage
 from tune_hpc.search.trial_runner import run_group
 from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, WorkerPlacement
 from tune_hpc.storage.experiment_folder import ExperimentFolder
@@ -42,12 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 class RayRunner:
-    """Runs the remaining trials of searches on Ray Tune, as one stream of trials.
-
-    Args:
-        searches: The searches, in order.
-        options: Options of the run.
-    """
+    """Runs the remaining trials of searches on Ray Tune, as one stream of trials."""
 
     def __init__(self, searches: Sequence[Search], options: RunOptions) -> None:
         self.searches = searches
@@ -226,11 +220,7 @@ class RayRunner:
 
 
 def _max_workers(searches: Sequence[Search]) -> int:
-    """Return the maximum number of workers of a trial; 0 if trials have no workers.
-
-    Raises:
-        InvalidExperimentError: Only some of the searches have trials with workers.
-    """
+    """Return the maximum number of workers of a trial; 0 if trials have no workers."""
     workers = {search.name: search.max_workers for search in searches}
     if any(workers.values()) and not all(workers.values()):
         with_workers, without = (next(name for name in workers if bool(workers[name]) == has) for has in (True, False))

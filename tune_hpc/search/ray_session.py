@@ -6,18 +6,13 @@ without one of the methods that start processes works as without that patch.
 
 import logging
 import os
-import platform
-import shlex
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -37,8 +32,6 @@ _TIMEOUT_MESSAGE = "timed out during startup"
 _UNUSED = ("start_monitor", "start_log_monitor")
 #: Method that starts the state API, for whose start of a second Ray waits.
 _STATE_API = "start_api_server"
-#: Packages whose versions are part of the provenance.
-_PACKAGES = ("tune-hpc", "ray", "torch", "optuna", "pandas", "numpy")
 #: Private gRPC method of Ray that ``check_cluster`` calls.
 _CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
@@ -135,10 +128,7 @@ def environment(**variables: str) -> Iterator[None]:
 def minimal_ray_processes(*, with_state: bool = False) -> Iterator[None]:
     """Start a Ray inside the block that listens on loopback only and has no process that one machine does not need.
 
-    Signals to the process group of this process do not reach it.
-
-    Args:
-        with_state: Whether to start the state API.
+    Signals to the process group of this process do not reach it. ``with_state`` starts the state API.
     """
     with ExitStack() as patches:
         for name in _UNUSED if with_state else (*_UNUSED, _STATE_API):
@@ -155,12 +145,7 @@ def minimal_ray_processes(*, with_state: bool = False) -> Iterator[None]:
 
 
 def _init(settings: Mapping[str, Any]) -> None:
-    """Connect to Ray or start it; retry once if Ray did not start within its 30 s on a busy machine.
-
-    Raises:
-        ClusterError: Ray did not start.
-        KeyboardInterrupt: SIGTERM arrived meanwhile.
-    """
+    """Connect to Ray or start it; retry once if Ray did not start within its 30 s on a busy machine."""
     handler = signal.getsignal(signal.SIGTERM)
     for is_last in (False, True):
         try:
@@ -229,33 +214,29 @@ def check_cluster(address: str) -> None:
     if not (host and colon and port.isdigit()) or "/" in host:
         return
     token = find_token()
-    release = _ray_version(address, None)
-    if release is None:
+    version = _ray_version(address, None)
+    if version is None:
         if token is None:
             raise ClusterError(
                 f"the cluster at {address} requires a token, and this machine has none; copy ~/.ray/auth_token from "
                 "its head, or set RAY_AUTH_TOKEN"
             )
-        release = _ray_version(address, token)
-        if release is None:
+        version = _ray_version(address, token)
+        if version is None:
             raise ClusterError(
                 f"the cluster at {address} rejects the token of this machine; copy ~/.ray/auth_token from its head, "
                 "or set RAY_AUTH_TOKEN"
             )
         os.environ["RAY_AUTH_MODE"] = "token"
-    if release != ray.__version__:
+    if version != ray.__version__:
         raise ClusterError(
-            f"the cluster at {address} runs Ray {release} and this machine Ray {ray.__version__}; install the same "
-            f"version here: pip install ray=={release}"
+            f"the cluster at {address} runs Ray {version} and this machine Ray {ray.__version__}; install the same "
+            f"version here: pip install ray=={version}"
         )
 
 
 def _ray_version(address: str, token: str | None) -> str | None:
-    """Return the version of a cluster's head; ``None`` if it rejects the token.
-
-    Raises:
-        ClusterError: Nothing answers at the address, or something other than Ray.
-    """
+    """Return the version of a cluster's head; ``None`` if it rejects the token."""
     import grpc
     from ray.core.generated.gcs_service_pb2 import CheckAliveReply
 
@@ -281,57 +262,6 @@ def _reason(details: str) -> str:
     return "the server there is not a Ray head node" if "HTTP" in details else details
 
 
-def node_resources() -> list[Mapping[str, float]]:
-    """Return the resources of each node that is alive."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
 def now() -> str:
     """Return the current time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def provenance() -> dict[str, Any]:
-    """Return the facts that are needed to repeat a run that starts now on the connected cluster."""
-    cluster = ray.cluster_resources()
-    return {
-        **{name.replace("-", "_"): _version(name) for name in _PACKAGES},
-        "python": platform.python_version(),
-        "commit": _commit(),
-        "machine": {
-            "host": platform.node(),
-            "cpu_model": _cpu_model(),
-            "cpus": int(cluster.get("CPU", 0)),
-            "gpus": int(cluster.get("GPU", 0)),
-            "num_nodes": sum(node["Alive"] for node in ray.nodes()),
-        },
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "started": now(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """Return the commit of the working tree of this package, marked if files differ from it."""
-    try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return run.stdout.strip() or None
-
-
-def _cpu_model() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
-    return platform.machine()

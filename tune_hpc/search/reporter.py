@@ -133,11 +133,7 @@ class SchedulerReporter:
 
 
 class Throttle:
-    """Limits the rate of a call to one in ``WRITE_INTERVAL_S``, and its share of the time to one in ``WRITE_RATIO``.
-
-    Args:
-        call: The function to call.
-    """
+    """Limits the rate of a call to one in ``WRITE_INTERVAL_S``, and its share of the time to one in ``WRITE_RATIO``."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         self._call = call

@@ -18,13 +18,13 @@ import ray
 
 from tune_hpc.analysis.results import Results, load, load_all, load_folder
 from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError
+from tune_hpc.search.cluster import check_gpus
 from tune_hpc.search.experiment import TRAIN, Experiment, experiment_from_json, runner_name
 from tune_hpc.search.exporter_registry import check_tools
 from tune_hpc.search.fused_trials import check_fuse
 from tune_hpc.search.object_reference import load_reference
 from tune_hpc.search.options import ADAPTIVE, PAUSING, RunOptions
 from tune_hpc.search.ray_runner import RayRunner
-from tune_hpc.search.resources import check_gpus
 from tune_hpc.search.schedulers.asha import AsyncSuccessiveHalving
 from tune_hpc.search.schedulers.pbt import PopulationBasedTraining
 from tune_hpc.search.schedulers.ray_schedulers import monitored_metric
@@ -215,9 +215,6 @@ def _resumed_search(
     """Return the remaining trials of a search, with more configurations if requested.
 
     The folder is claimed before its trials are read, so that an earlier driver adds none in between.
-
-    Raises:
-        ConflictError: Another process runs the search, may run it, or has resumed it.
     """
     last, description = folder.last_attempt(), folder.read()
     _check_not_running(folder, description, force=options.force)
@@ -238,14 +235,16 @@ def _resumed_search(
 
 
 def _plan(search: Search, warm_start: Sequence[Results] = ()) -> None:
-    """Set the searcher of a search, or its trials if they are known beforehand.
-
-    Raises:
-        InvalidExperimentError: The scheduler pauses trials, and the trainable does not support it.
-    """
+    """Set the searcher of a search, or its trials if they are known beforehand."""
     experiment, folder, before = search.experiment, search.folder, search.before
     if experiment.scheduler in PAUSING:
-        _check_supports_pause(search)
+        trainable = search.trainable
+        if not isinstance(trainable, str) and "checkpoint" not in inspect.signature(trainable).parameters:
+            remedy = "add it, or use asha_stopping" if experiment.scheduler == "asha" else "add it"
+            raise InvalidExperimentError(
+                f"{experiment.scheduler} needs a trainable that saves its state; the function of {search.name} has no "
+                f"parameter checkpoint: {remedy}"
+            )
     metric = monitored_metric(experiment.metric, experiment.mode, search.trainable == TRAIN)
     adaptive = OptunaSearcher(experiment, folder, before, warm_start) if experiment.searcher in ADAPTIVE else None
     if experiment.scheduler == "pbt":
@@ -256,17 +255,6 @@ def _plan(search: Search, warm_start: Sequence[Results] = ()) -> None:
         search.searcher, search.trials = adaptive, adaptive.unfinished
     else:
         search.trials = remaining_trials(experiment, before)
-
-
-def _check_supports_pause(search: Search) -> None:
-    """Raise if a trainable has no parameter ``checkpoint``."""
-    trainable, scheduler = search.trainable, search.experiment.scheduler
-    if not isinstance(trainable, str) and "checkpoint" not in inspect.signature(trainable).parameters:
-        remedy = "add it, or use asha_stopping" if scheduler == "asha" else "add it"
-        raise InvalidExperimentError(
-            f"{scheduler} needs a trainable that saves its state; the function of {search.name} has no parameter "
-            f"checkpoint: {remedy}"
-        )
 
 
 def pickle_by_value(trainable: str | Callable[..., Any]) -> str | Callable[..., Any]:
@@ -282,12 +270,7 @@ def pickle_by_value(trainable: str | Callable[..., Any]) -> str | Callable[..., 
 
 
 def _validated_options(options: Mapping[str, Any]) -> RunOptions:
-    """Return the options of a run, of which ``None`` means the default.
-
-    Raises:
-        TypeError: There is no such option.
-        InvalidExperimentError: A value is out of bounds.
-    """
+    """Return the options of a run, of which ``None`` means the default."""
     if unknown := set(options).difference(RunOptions.__dataclass_fields__):
         raise TypeError(f"no such option: {', '.join(sorted(unknown))}")
     given = RunOptions(**{name: value for name, value in options.items() if value is not None})
@@ -302,16 +285,9 @@ def _is_search(description: Mapping[str, Any]) -> bool:
 
 
 def _check_not_running(folder: ExperimentFolder, description: Mapping[str, Any], *, force: bool) -> None:
-    """Raise if another process works on a folder or may do so, or if the folder has no search.
+    """Raise if another process may work on a folder, or if it has no search that can be resumed.
 
-    Args:
-        folder: The folder.
-        description: Contents of its experiment.json.
-        force: Accept a process of another machine, whose state is unknown.
-
-    Raises:
-        FolderError: The folder has no search, or a search of another release.
-        ConflictError: Another process works on it, or may do so.
+    With ``force``, a process of another machine, whose state is unknown, is accepted.
     """
     if not _is_search(description):
         raise FolderError(f"{folder.path} has {description['name']}, which cannot be resumed; run it again")

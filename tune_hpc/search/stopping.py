@@ -186,13 +186,7 @@ class StopCriteria:
 
 
 class GracefulStopper(Stopper):
-    """Ray Tune stopper that lets running trials save their states; Ray Tune polls it at least ten times a second.
-
-    Args:
-        criteria: Reasons to stop.
-        callback: Callback that knows the running trials.
-        folders: Experiment folders of the searches.
-    """
+    """Ray Tune stopper that lets running trials save their states; Ray Tune polls it at least ten times a second."""
 
     def __init__(self, criteria: StopCriteria, callback: SearchCallback, folders: Iterable[ExperimentFolder]) -> None:
         self.criteria = criteria

@@ -58,12 +58,7 @@ def run_group(
 
 
 class TrialRunner:
-    """Runs groups of trials of one experiment in this process.
-
-    Args:
-        context: Context of the experiment.
-        images: Image data sets in Ray's object store, by name.
-    """
+    """Runs groups of trials of one experiment in this process; arguments as for ``run_group``."""
 
     def __init__(self, context: TrialContext, images: Mapping[str, ray.ObjectRef]) -> None:
         self.context = context

@@ -4,7 +4,7 @@ Source: Deep learning tuning playbook (Godbole et al., 2023): scientific and nui
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,19 +71,15 @@ def compare(
     if budget < 1 or seeds < 1:
         raise InvalidExperimentError(f"budget and seeds must be at least 1; got {budget} and {seeds}")
     parent = Path(output_dir) if output_dir is not None else new_folder(f"{experiment.name}.compare")
-    values = list(_values(experiment.space))
+    space = experiment.space
+    combinations = itertools.product(*(space.reachable_values(name) for name in space.scientific))
+    values = [dict(zip(space.scientific, combination, strict=True)) for combination in combinations]
     arms = [_arm(experiment, value, budget) for value in values]
     results = _run_or_resume(arms, [parent / arm.name.removeprefix(f"{experiment.name}.") for arm in arms], options)
     _check_finished(results, parent)
     final = _winners(experiment, values, results, seeds)
     (winners,) = _run_or_resume([final], [parent / "winners"], options)
     return TuningComparison(results, winners)
-
-
-def _values(space: Space) -> Iterator[dict[str, Any]]:
-    """Yield each combination of the scientific parameters' values."""
-    for combination in itertools.product(*(space.reachable_values(name) for name in space.scientific)):
-        yield dict(zip(space.scientific, combination, strict=True))
 
 
 def _arm(experiment: Experiment, value: Mapping[str, Any], budget: int) -> Experiment:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_hpc.errors import ClusterError, InvalidExperimentError
+from tune_hpc.search.cluster import MAX_TRIALS_PER_GPU, TrialResources, check_gpus, choose_resources
 from tune_hpc.search.options import RunOptions
-from tune_hpc.search.resources import MAX_TRIALS_PER_GPU, TrialResources, check_gpus, choose_resources
 
 LAPTOP = {"CPU": 8.0}
 FOUR_GPUS = {"CPU": 8.0, "GPU": 4.0}
