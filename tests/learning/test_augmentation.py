@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from tune_hpc.learning.augmentation import NUMBERS_PER_IMAGE, RandomAffine
+from tune_hpc.learning.batching import NUMBERS_PER_IMAGE, RandomAffine
 
 CPU = torch.device("cpu")
 

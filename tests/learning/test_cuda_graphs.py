@@ -11,8 +11,7 @@ from tests.learning.fused_configs import FUSED_CONFIGS
 from tests.learning.training_runs import same_bits
 from tune_hpc.learning.communicator import Communicator
 from tune_hpc.learning.config import complete
-from tune_hpc.learning.cuda_graphs import NUM_EAGER_STEPS
-from tune_hpc.learning.training import Training
+from tune_hpc.learning.training import NUM_EAGER_STEPS, Training
 
 CPU = torch.device("cpu")
 #: Calls of ``run``, some shorter and some longer than a window of 8 steps.

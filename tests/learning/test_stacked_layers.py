@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tune_hpc.learning.stacked_layers import FEW_OUTPUTS, StackedConv2d, StackedLinear
+from tune_hpc.learning.models import FEW_OUTPUTS, StackedConv2d, StackedLinear
 
 NUM_MEMBERS = 3
 

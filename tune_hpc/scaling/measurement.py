@@ -34,9 +34,9 @@ from tune_hpc.analysis.frames import METRICS, trials_frame, write_frames
 from tune_hpc.analysis.results import Results, load
 from tune_hpc.errors import InvalidConfigError, TrialError
 from tune_hpc.learning.download import read_arrays
+from tune_hpc.scaling.distributed_trial import run_workers
 from tune_hpc.scaling.plan import GRADIENT_SYNC_KEYS, Plan, make_plan
 from tune_hpc.scaling.step_time_model import min_efficient_width, predictions, width_curves
-from tune_hpc.scaling.trainer import run_workers
 from tune_hpc.scaling.workers import time_workers
 from tune_hpc.search.cluster import node_resources, provenance
 from tune_hpc.search.experiment import Experiment, Space
