@@ -1,6 +1,5 @@
 """Styles, ticks and labels that all kinds of figures share."""
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,11 +46,6 @@ def published_style(colour: str = "#444444") -> dict[str, Any]:
 def label_text(value: Any) -> str:
     """Return a value as a label: underscores become spaces, and a dollar sign starts no formula."""
     return format_value(value, 4).replace("_", " ").replace("$", r"\$")
-
-
-def wrap_text(text: str, inches: float) -> str:
-    """Return a text broken into lines of at most ``inches``."""
-    return textwrap.fill(text, max(int(inches / 0.078), 6))
 
 
 def format_ticks(axis: Axis, digits: int = 6) -> None:

@@ -76,7 +76,7 @@ def draw_budget(results: Results, specification: Mapping[str, Any], where: Mappi
         sheet.add_notes(f"With {budget} {noun} nothing but divergence in {lost.max():.0%} of the orders.")
     if results.metric not in tables:
         sheet.add_notes(f"The best by {display_name(results.metric)}.")
-    return [sheet.fit()]
+    return [sheet]
 
 
 def target_table(
@@ -130,7 +130,7 @@ def draw_target(results: Results, specification: Mapping[str, Any], where: Mappi
         sheet.add_notes(f"{num_missed} of {len(table)} configurations never did.")
     if line in table:
         sheet.add_notes(best_values_note(results, line, values))
-    return [sheet.fit()]
+    return [sheet]
 
 
 def _label(value: Any, table: pd.DataFrame) -> str:

@@ -113,7 +113,7 @@ def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str,
         num_ticks = 4 if len(tables) > 1 and table["x"].max() >= 10_000 else 6
         ax.xaxis.set_major_locator(MaxNLocator(num_ticks, integer=True, steps=[1, 2, 2.5, 5, 10]))
         sheet.set_labels(ax, axis_label("step"), axis_label(metric))
-    return [sheet.fit()]
+    return [sheet]
 
 
 def _diverged(results: Results, line: str | None, where: Mapping[str, Any], value: Any) -> str:

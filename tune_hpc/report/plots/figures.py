@@ -91,7 +91,10 @@ def draw(results: Results, specification: Mapping[str, Any]) -> list[CaptionedFi
         raise UnknownNameError(f"unknown figure kind {kind!r} in {results.name}; use one of {', '.join(KINDS)}")
     pages = [{page: value} for value in values_of(results, page)] if page else [{}]
     with _lock, mpl.rc_context(_settings()):
-        return [sheet for where in pages for sheet in KINDS[kind](results, specification, where)]
+        sheets = [sheet for where in pages for sheet in KINDS[kind](results, specification, where)]
+        for sheet in sheets:
+            sheet.lay_out()
+    return sheets
 
 
 def render(sheet: CaptionedFigure, stem: str) -> RenderedFigure:
@@ -107,6 +110,7 @@ def render_comparison(comparison: Comparison, title: str) -> RenderedFigure:
     """Draw and render a comparison of a parameter's values."""
     with _lock, mpl.rc_context(_settings()):
         sheet = ranking.draw_comparison(comparison, title)
+        sheet.lay_out()
     return render(sheet, unique_slug(title, set()))
 
 

@@ -23,10 +23,10 @@ MEASURED, DIVERGED, NO_VALUE = "measured", "diverged", "no value"
 _COLUMNS = ("x", "y", "value", "state", "is_partial", "num_configurations", "is_best", "configuration")
 #: Columns and rows of a heat map at most; the best values stay.
 _MAX_COLUMNS, _MAX_ROWS = 24, 30
-#: Inches of a row, and of the least panel: a shorter colour bar has no room for its label.
-_ROW_HEIGHT, _MIN_HEIGHT = 0.27, 1.35
-#: Inches of a character of 7 points, and the smallest readable letters in points.
-_CHARACTER, _MIN_POINTS = 0.058, 5.0
+#: Inches of a row, of the labels below them, and of the least panel: a shorter colour bar has no room for its label.
+_ROW_HEIGHT, _AXIS_HEIGHT, _MIN_HEIGHT = 0.27, 0.6, 1.35
+#: Points of a panel's width, width of a character relative to its size, and the smallest readable letters in points.
+_PANEL_POINTS, _CHARACTER, _MIN_POINTS = 300, 0.62, 5.0
 _STYLES: dict[str, dict[str, Any]] = {
     DIVERGED: {"facecolor": "#f3f3f3", "edgecolor": "#8a8a8a", "hatch": "//////", "linewidth": 0.0},
     NO_VALUE: {"facecolor": "white", "edgecolor": "#a5a5a5", "hatch": "....", "linewidth": 0.0},
@@ -116,11 +116,10 @@ def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str,
     cells = pd.concat(tables.values())
     columns = [value for value in columns if (cells["x"] == value).any()]
     rows = [value for value in rows if (cells["y"] == value).any()]
-    height = max(len(rows) * _ROW_HEIGHT, _MIN_HEIGHT)
+    height = max(len(rows) * _ROW_HEIGHT, _MIN_HEIGHT) + _AXIS_HEIGHT
     sheet = new_figure(figure_title(results, specification, where), [height] * len(tables))
     if legend := _legend(cells):
         sheet.add_legend(list(legend.values()), list(legend))
-    panels = []
     for ax, (metric, table) in zip(sheet.axes, tables.items(), strict=True):
         lower_is_better = results.is_lower_better(metric)
         norm, extend = _norm(table["value"].dropna(), lower_is_better and "accuracy" not in metric)
@@ -128,14 +127,10 @@ def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str,
         colour_map = "cividis" if lower_is_better else "cividis_r"
         table = table.assign(column=table["x"].map(columns.index), row=table["y"].map(rows.index))
         colours = _draw_cells(ax, table, (len(rows), len(columns)), norm, colour_map)
-        panels.append((ax, metric, table, colours, norm))
         sheet.add_colour_bar(ax, colours, metric, extend)
         set_category_ticks(ax, columns, 4.6)
         ax.set_yticks(range(len(rows)), [label_text(value) for value in rows])
         sheet.set_labels(ax, axis_label(x), axis_label(y))
-    sheet.fit()
-    # The size of the numbers depends on the width of the cells, which the layout decides.
-    for ax, metric, table, colours, norm in panels:
         has_numbers = _draw_numbers(ax, table, colours, metric, len(columns))
         sheet.add_notes(*_notes(results, metric, table, norm, has_numbers))
     sheet.add_notes(best_values_note(results, x, columns), best_values_note(results, y, rows))
@@ -188,10 +183,8 @@ def _draw_numbers(ax: Axes, table: pd.DataFrame, colours: ScalarMappable, metric
         _text(value, metric, digits) + "*" * bool(is_partial)
         for value, is_partial in zip(table["value"], table["is_partial"], strict=True)
     ]
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    cell_width = ax.get_window_extent().width / figure.dpi / num_columns - 0.06
-    points = min(7.0 * cell_width / (max(map(len, texts), default=1) * _CHARACTER), 7.5)
+    width = _PANEL_POINTS / num_columns - 4
+    points = min(width / (max(map(len, texts), default=1) * _CHARACTER), 7.5)
     if points < _MIN_POINTS:
         return False
     cell: Any

@@ -25,8 +25,8 @@ from tune_hpc.report.plots.series import free_parameters, is_geometric
 MAX_LINES = 300
 #: Parameters of a panel at most; more need several panels, each with the metric as its last axis.
 _MAX_AXES = 7
-#: Inches: height of a panel, width between its first and last axis, room for the labels of the first axis.
-_HEIGHT, _WIDTH, _FIRST = 2.3, 4.8, 1.2
+#: Inches: height of an axis and of its name, width between the first and last axis, room for the labels of the first.
+_HEIGHT, _NAME_HEIGHT, _WIDTH, _FIRST = 2.3, 0.5, 4.8, 1.2
 #: Inches of a character of 6.5 points, and between two labels of an axis.
 _CHARACTER, _LABEL_DISTANCE = 0.056, 0.14
 _BEST_COLOUR = "#D55E00"
@@ -164,7 +164,7 @@ def _draw_metric(
     """Draw the configurations of one metric."""
     last = axes[-1]
     panels = _panels(axes[:-1], table)
-    sheet = new_figure(title, [_HEIGHT] * len(panels))
+    sheet = new_figure(title, [_HEIGHT + _NAME_HEIGHT] * len(panels))
     margin = 0.05 * (abs(last.low) or 1) * (last.low == last.high)
     # Dark is better: thin bright lines are hard to see on white.
     colours = ScalarMappable(
@@ -190,7 +190,7 @@ def _draw_metric(
         sheet.add_notes(
             f"The axis of the {display_name(last.name)} ends at {edge:.3g}; the worst value is {worst:.3g}."
         )
-    return sheet.fit()
+    return sheet
 
 
 def draw_lines(ax: Axes, table: pd.DataFrame, axes: Sequence[ParallelAxis], colours: ScalarMappable) -> None:

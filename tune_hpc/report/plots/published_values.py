@@ -1,5 +1,6 @@
 """Published numbers beside measured ones: one row each, with the verdict."""
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,15 +12,15 @@ from matplotlib.lines import Line2D
 from tune_hpc.analysis.formatting import axis_label
 from tune_hpc.analysis.published import AGREES, DIFFERS, INCONCLUSIVE, NOT_COMPARABLE, compare_to_published
 from tune_hpc.analysis.results import Results
-from tune_hpc.report.plots.axes import published_style, set_metric_axis, wrap_text
+from tune_hpc.report.plots.axes import published_style, set_metric_axis
 from tune_hpc.report.plots.layout import CaptionedFigure, figure_title, new_figure
 
 #: Rows of a figure at most.
 _MAX_ROWS = 20
 #: Characters of a row's name beyond which it takes several lines.
 _MAX_CHARACTERS = 34
-#: Inches of a line of a row's name.
-_LINE_HEIGHT = 0.2
+#: Inches of a line of a row's name, and of the labels of the horizontal axis.
+_LINE_HEIGHT, _AXIS_HEIGHT = 0.2, 0.55
 _COLOUR, _GREY = "#0072B2", "#9a9a9a"
 _MARKER: dict[str, Any] = {
     "linestyle": "none", "marker": "o", "markersize": 5.5, "markeredgewidth": 1.1, "color": _COLOUR
@@ -84,7 +85,7 @@ def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str,
 
 def _draw_part(title: str, tables: Mapping[str, pd.DataFrame]) -> CaptionedFigure:
     names = {metric: [_row_name(text) for text in table["where"]] for metric, table in tables.items()}
-    heights = [0.06 + _LINE_HEIGHT * sum(name.count("\n") + 1 for name in texts) for texts in names.values()]
+    heights = [_AXIS_HEIGHT + _LINE_HEIGHT * sum(name.count("\n") + 1 for name in texts) for texts in names.values()]
     is_shared = has_shared_rows(tables)
     num_columns = len(tables) if is_shared else 1
     sheet = new_figure(title, heights[:1] if is_shared else heights, num_columns)
@@ -97,9 +98,9 @@ def _draw_part(title: str, tables: Mapping[str, pd.DataFrame]) -> CaptionedFigur
         _draw_rows(ax, table, names[metric], num_ticks=10 // num_columns)
         if ax is not sheet.axes[0] and is_shared:
             ax.tick_params(labelleft=False)
-        ax.set_xlabel(wrap_text(axis_label(metric), 4.6 / num_columns))
+        ax.set_xlabel(textwrap.fill(axis_label(metric), 60 // num_columns))
     sheet.add_notes(*_notes(rows))
-    return sheet.fit()
+    return sheet
 
 
 def _row_name(text: str) -> str:

@@ -1,6 +1,6 @@
 """Figures with named rows: ranking of a parameter's values, and importance of parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,14 @@ from tune_hpc.analysis.formatting import axis_label, display_name, format_number
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.plots.axes import format_ticks, label_text, set_metric_axis
-from tune_hpc.report.plots.layout import CaptionedFigure, figure_title, named_rows
+from tune_hpc.report.plots.layout import CaptionedFigure, figure_title, new_figure
 
 #: Rows of a figure at most; the best stay.
 MAX_ROWS = 30
-#: Inches of a row.
-_ROW_HEIGHT = 0.24
+#: Inches of a row, and of the labels of the horizontal axis.
+_ROW_HEIGHT, _AXIS_HEIGHT = 0.24, 0.55
+#: Characters of a row's name.
+_MAX_NAME = 40
 _COLOUR, _GREY = "#0072B2", "#7f7f7f"
 _MARKER: dict[str, Any] = {
     "linestyle": "none", "marker": "o", "markersize": 6, "markeredgewidth": 1.2, "color": _COLOUR
@@ -56,7 +58,7 @@ def draw_comparison(comparison: Comparison, title: str) -> CaptionedFigure:
     """Draw a row per value with its mean and interval; the marker is filled if the value is among the best."""
     table = ranking_table(comparison)
     names = [label_text(value) for value in table[comparison.parameter]]
-    sheet, ax = named_rows(title, names, display_name(comparison.parameter), _ROW_HEIGHT)
+    sheet, ax = _named_rows(title, names, display_name(comparison.parameter))
     labels = [label for label in _STYLES if (table["style"] == label).any()]
     sheet.add_legend([Line2D([], [], **_STYLES[label]) for label in labels], labels)
     row: Any
@@ -76,7 +78,7 @@ def draw_comparison(comparison: Comparison, title: str) -> CaptionedFigure:
         sheet.add_notes("A value stands with the best of its configurations.")
     if len(table) < len(comparison.values):
         sheet.add_notes(f"The best {len(table)} of {len(comparison.values)} are shown.")
-    return sheet.fit()
+    return sheet
 
 
 def _limit_intervals(ax: Axes, table: pd.DataFrame) -> None:
@@ -96,7 +98,7 @@ def draw_importance(
     if len(table) < 2:
         return []
     names = [display_name(str(name)) for name in table["parameter"]]
-    sheet, ax = named_rows(figure_title(results, specification, where), names, "parameter", _ROW_HEIGHT)
+    sheet, ax = _named_rows(figure_title(results, specification, where), names, "parameter")
     ax.barh(range(len(table)), table["importance"], height=0.62, color=_COLOUR)
     for level, value in enumerate(table["importance"]):
         ax.annotate(f"{100 * value:.0f} %", (value, level), (3, 0), textcoords="offset points", va="center", size=7.5)
@@ -105,4 +107,17 @@ def draw_importance(
     format_ticks(ax.xaxis, 3)
     ax.set_xlabel("importance (fraction; all add up to 1)")
     sheet.add_notes("Important: the best configurations have other values of it than all (PED-ANOVA).")
-    return [sheet.fit()]
+    return [sheet]
+
+
+def _named_rows(title: str, names: Sequence[str], label: str) -> tuple[CaptionedFigure, Axes]:
+    """Return a figure with one panel that has a named row at each whole number, the first on top."""
+    labels = [name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…" for name in names]
+    sheet = new_figure(title, [max(len(labels), 4) * _ROW_HEIGHT + _AXIS_HEIGHT])
+    ax = sheet.axes[0]
+    ax.set_yticks(range(len(labels)), labels)
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.grid(False, axis="y")
+    sheet.set_labels(ax, "", label)
+    return sheet, ax

@@ -125,7 +125,7 @@ def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str,
         if reference is not None and metric.endswith("_s"):
             sheet.add_notes("The published seconds are another machine's.")
         sheet.set_labels(ax, axis_label(parameter), axis_label(metric))
-    return [sheet.fit()]
+    return [sheet]
 
 
 def draw_response(

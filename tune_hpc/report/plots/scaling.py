@@ -76,7 +76,7 @@ def draw_stack(results: Results, specification: Mapping[str, Any], where: Mappin
     ax.grid(False, axis="x")
     sheet.set_labels(ax, axis_label(parameter), str(specification.get("unit") or "seconds a step"))
     sheet.add_notes("Bar: means over the repeats." * has_repeats, _oversubscription_note(results, parameter))
-    return [sheet.fit()]
+    return [sheet]
 
 
 def draw_speedup(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[CaptionedFigure]:
@@ -123,7 +123,7 @@ def draw_speedup(results: Results, specification: Mapping[str, Any], where: Mapp
     if len(predicted):
         sheet.add_notes("Cross: predicted by the model from probes, none of which is a step of several workers.")
     sheet.add_notes(_oversubscription_note(results, parameter))
-    return [sheet.fit()]
+    return [sheet]
 
 
 def predicted_table(
@@ -200,7 +200,7 @@ def draw_links(results: Results, specification: Mapping[str, Any], where: Mappin
         "Predicted, not measured, but for the stars: workers that each compute as one alone does here, links at their "
         "published rates, nothing hidden behind the backward pass."
     )
-    return [sheet.fit()]
+    return [sheet]
 
 
 def draw_widths(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[CaptionedFigure]:
@@ -227,7 +227,7 @@ def draw_widths(results: Results, specification: Mapping[str, Any], where: Mappi
         sheet.set_labels(ax, axis_label("width"), "efficiency (predicted)")
         ax.annotate(f"{num_workers} workers", (0.04, 0.06), xycoords="axes fraction", weight="bold", fontsize=8)
     sheet.add_notes("Predicted, not measured, but for the stars.")
-    return [sheet.fit()]
+    return [sheet]
 
 
 def _link_style(number: int, marker: str | None = None) -> dict[str, Any]:
@@ -273,4 +273,4 @@ def draw_cost(results: Results, specification: Mapping[str, Any], where: Mapping
     sheet.add_notes(
         "The number of a ray is that of its workers; lower points take less time, points further left cost less."
     )
-    return [sheet.fit()]
+    return [sheet]
