@@ -102,3 +102,13 @@ class TestStackOrder:
             {"epsilon": 1e-8},
         ]
         assert stack_order([complete({"optimizer": "adam", **member}) for member in members]) == [0, 2, 4, 1, 3]
+
+
+def test_state_without_momentum_is_restored_with_momentum():
+    start = {"optimizer": "momentum", "model": "line", "learning_rate": 0.1}
+    parameters = [torch.nn.Parameter(one) for one in random(1)]
+    saved = OptimizerStack(configs_of([start | {"momentum": 0.0}]), parameters, False).state_dict()
+    restored = OptimizerStack(configs_of([start | {"momentum": 0.9}]), parameters, False)
+    restored.load_state_dict(saved)
+    (slots,) = restored.state_dict()["slots"]
+    assert [float(slot.abs().max()) for slot in slots["momentum_buffer"]] == [0.0, 0.0]

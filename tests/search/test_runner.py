@@ -332,3 +332,13 @@ def test_two_trials_with_half_a_gpu_share_one(tmp_path):
     trials = load(tmp_path / "out").trials
     assert set(trials["met"]) == {8}, "all eight ran at once"
     assert trials["gpu"].astype(str).value_counts().to_dict() == {"0": 2, "1": 2, "2": 2, "3": 2}
+
+
+@pytest.mark.ray
+def test_function_with_images_receives_its_data_set(ray_session, mnist, tmp_path):
+    space = Space({"data": "mnist", "x": tune.choice([1, 2])}, keys={})
+    experiment = Experiment("images", space, trainables.mean_image, metric="mean", mode="min", seeds=())
+    results = run(experiment, output_dir=tmp_path / "run", show_progress=False)
+    expected = float(mnist.train_images[:10].double().mean())
+    assert results.counts() == {"finished": 2}
+    assert results.trials["mean"].tolist() == pytest.approx([expected] * 2, rel=1e-6)

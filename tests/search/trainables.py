@@ -145,3 +145,8 @@ def slides(config, report, *, checkpoint):
     for step in range((checkpoint.load() or 0) + 1, config["steps"] + 1):
         report(step, {"loss": float("nan") if config["x"] > 0.67 else config["x"] + 1 / step})
         checkpoint.save(step, partial(int, step))
+
+
+def mean_image(config, report, *, images):
+    """Report the mean of the first ten training images."""
+    report(1, {"mean": float(images.train_images[:10].double().mean())})

@@ -1,5 +1,6 @@
 """Run of searches on Ray Tune: resources, groups of trials, the Tuner, and the results."""
 
+import inspect
 import logging
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import ClusterError, InvalidExperimentError
+from tune_hpc.learning.config import DATA_SETS
 from tune_hpc.learning.download import read_arrays
 from tune_hpc.search.callback import SearchCallback
 from tune_hpc.search.cluster import TrialResources, check_storage, choose_resources, node_resources, provenance
@@ -244,11 +246,15 @@ def _split_by_scheduler(searches: Sequence[Search]) -> list[list[Search]]:
 
 
 def _load_images(searches: Sequence[Search], data_dir: str | Path | None) -> dict[str, Any]:
-    """Load the image data of all trials."""
-    names = {trial.config["data"] for search in searches if search.trainable == TRAIN for trial in search.trials}
+    """Load the image data of all trials: those of built-in models, and of functions with a parameter ``images``."""
+    names: set[str] = set()
     for search in searches:
-        if search.searcher and search.trainable == TRAIN:
-            names |= set(search.searcher.possible_data())
+        if search.trainable == TRAIN:
+            names |= {trial.config["data"] for trial in search.trials}
+            names |= set(search.searcher.possible_data() if search.searcher else ())
+        elif callable(search.trainable) and "images" in inspect.signature(search.trainable).parameters:
+            space = search.experiment.space
+            names |= set(space.reachable_values("data")) & set(DATA_SETS) if "data" in space else set()
     return {name: read_arrays(name, Path(data_dir) if data_dir else None) for name in sorted(names - {"line"})}
 
 

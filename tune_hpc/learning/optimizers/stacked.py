@@ -68,7 +68,8 @@ class OptimizerStack:
         """Restore a state of ``state_dict``."""
         for part, slots in zip(self._slices, state["slots"], strict=True):
             for name, tensors in part.slots.items():
-                for tensor, saved in zip(tensors, slots[name], strict=True):
+                # A state of momentum 0 lacks the slot of the momentum, which keeps its initial value.
+                for tensor, saved in zip(tensors, slots.get(name, tensors), strict=True):
                     tensor.copy_(saved)
 
 
