@@ -82,6 +82,15 @@ class TestTarget:
         assert len(sheet.axes[0].get_lines()) == 1
         assert_no_overlap(sheet)
 
+    def test_value_that_never_reaches_target_has_no_line(self, trial, results_of):
+        rates = (0.1, 0.01, 0.001)
+        trials = [trial(f"a{rate}", loss=0.3 + rate, optimizer="adam", learning_rate=rate) for rate in rates]
+        trials += [trial(f"m{rate}", loss=3.0, optimizer="momentum", learning_rate=rate) for rate in rates]
+        sheet = figures.draw(results_of(*trials), TARGET)[0]
+        assert legend_texts(sheet) == ["adam (all 3 reached)", "momentum (3 of 3 missed)"]
+        assert [len(ax.get_lines()) for ax in sheet.axes] == [1, 1]
+        assert_no_overlap(sheet)
+
     def test_no_figure_of_unreached_target(self, grid, trial, results_of):
         for figure in ({**TARGET, "target": -1.0}, {**TARGET, "target": None}, {**TARGET, "metrics": ["nothing"]}):
             assert figures.draw(grid(), figure) == []

@@ -143,6 +143,8 @@ def _label(value: Any, table: pd.DataFrame) -> str:
 def _draw_reached(ax: Axes, column: pd.Series, style: Mapping[str, Any]) -> None:
     """Draw the growing fraction of configurations that reached the target."""
     times = np.sort(column[np.isfinite(column)].to_numpy(float))
+    if not len(times):
+        return  # matplotlib's layout would count an empty line at the corner of the figure.
     fraction = np.arange(1, len(times) + 1) / len(column)
     # A step ends where the fraction is reached; the last one is the end of the line.
     x, y = np.repeat(times, 2), np.concatenate([[0.0], np.repeat(fraction, 2)])[: 2 * len(times)]
