@@ -55,7 +55,7 @@ def test_damaged_job_hides_no_other(ended, capsys):
 
 
 def test_unreachable_storage_of_the_history_hides_no_other(ended, capsys, monkeypatch):
-    from tune_hpc.jobs import storage_history
+    from tune_hpc.jobs.client import remember
     from tune_hpc.storage.filesystem import Storage
 
     def fail(method):
@@ -68,8 +68,8 @@ def test_unreachable_storage_of_the_history_hides_no_other(ended, capsys, monkey
 
     for name in ("exists", "download", "list_names"):
         monkeypatch.setattr(Storage, name, fail(getattr(Storage, name)))
-    storage_history.remember("storages", str(ended.path.parent))
-    storage_history.remember("storages", "/away")
+    remember("storages", str(ended.path.parent))
+    remember("storages", "/away")
     assert run(capsys, "status", ended.id).out.startswith(f"{ended.id}: stopped")
     listed = run(capsys, "jobs")
     assert ended.id in listed.out
@@ -81,7 +81,7 @@ def test_unreachable_storage_of_the_history_hides_no_other(ended, capsys, monkey
 
 
 def test_storage_of_the_history_is_searched(ended, capsys, monkeypatch):
-    from tune_hpc.jobs.storage_history import remember
+    from tune_hpc.jobs.client import remember
 
     assert f"no job {ended.id} in " in run(capsys, "status", ended.id, code=USAGE).err
     remember("storages", str(ended.path.parent))

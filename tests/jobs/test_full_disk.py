@@ -9,7 +9,6 @@ from tests.jobs.job_factories import job_in
 from tests.jobs.user_trainable import WALK, num_starts, until, walk
 from tune_hpc.errors import FolderError
 from tune_hpc.jobs.client import LocalClient
-from tune_hpc.jobs.fetch import fetch
 from tune_hpc.jobs.job_folder import RESERVED_BYTES, JobFolder, make_id
 from tune_hpc.jobs.status import JobState
 
@@ -80,7 +79,7 @@ def test_disk_space_is_reserved_once_released_and_not_fetched(tmp_path):
     job.reserve_disk_space(1)
     job.reserve_disk_space(2)
     assert [(one.name, one.stat().st_size) for one in job.attempts.glob("*.room")] == [("2.room", RESERVED_BYTES)]
-    fetch(job, tmp_path / "copy")
+    LocalClient(tmp_path / "jobs").job(job.id).fetch(tmp_path / "copy")
     assert "2.room" not in os.listdir(tmp_path / "copy" / "attempts")
     job.release_disk_space()
     assert not list(job.attempts.glob("*.room"))

@@ -13,7 +13,7 @@ from tests.jobs.conftest import free_ports
 from tests.jobs.job_factories import beat, job_in
 from tune_hpc.errors import ClusterError
 from tune_hpc.jobs.client import Client
-from tune_hpc.jobs.ray_jobs import RayJobsLauncher
+from tune_hpc.jobs.launchers import RayJobsLauncher
 from tune_hpc.jobs.status import DriverState, JobState
 
 

@@ -12,7 +12,6 @@ from tests.jobs.conftest import block, node_command, start_head, wait_for_nodes
 from tests.jobs.user_trainable import WALK, minimum, walk
 from tune_hpc import load
 from tune_hpc.jobs.client import Client, LocalClient
-from tune_hpc.jobs.fetch import fetch
 from tune_hpc.jobs.status import JobState
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -59,7 +58,7 @@ def test_search_on_nodes_that_share_only_a_bucket_is_stopped_and_resumed(two_mac
     assert "4/4 trials" in "".join(job.logs())
 
     fetched = tmp_path / "fetched"
-    assert fetch(job.folder, fetched) > 20
+    assert job.fetch(fetched) > 20
     pd.testing.assert_frame_equal(load(fetched / "experiments" / "walk").trials, whole.trials)
     assert LocalClient(bucket).job(job.id).status().state is JobState.FINISHED
     assert [one.id for one in LocalClient(bucket).list()] == [job.id]

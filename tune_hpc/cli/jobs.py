@@ -88,7 +88,7 @@ def add_storage_flags(parser: argparse.ArgumentParser, *, writes: bool = False) 
 
 
 def _submit(flags: argparse.Namespace) -> int:
-    from tune_hpc.jobs.storage_history import client_at, remember
+    from tune_hpc.jobs.client import client_at, remember
 
     experiments, options = find_experiments(flags.names, flags), run_options(flags)
     client = client_at(options.pop("address"), storage_of(flags), shared_storage=flags.shared_storage)
@@ -103,7 +103,7 @@ def _jobs(flags: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from tune_hpc.jobs.storage_history import client_at, job_in
+    from tune_hpc.jobs.client import client_at, job_in
 
     table = Table("job", "state", "trials", "best", "requested", box=None)
     storages = _storages(flags)
@@ -171,11 +171,9 @@ def _delete(flags: argparse.Namespace) -> int:
 
 
 def _fetch(flags: argparse.Namespace) -> int:
-    from tune_hpc.jobs.fetch import fetch
-
     job = find_job(flags)
     target = Path(flags.output) if flags.output else Path("runs") / job.id
-    print(f"{fetch(job.folder, target)} files in {target}")
+    print(f"{job.fetch(target)} files in {target}")
     return 0
 
 
@@ -201,10 +199,10 @@ def restart(flags: argparse.Namespace) -> int:
 
 def find_job(flags: argparse.Namespace) -> "Job":
     """Return the job of the flags."""
-    from tune_hpc.jobs import storage_history
+    from tune_hpc.jobs import client
 
     shared = getattr(flags, "shared_storage", False)
-    return storage_history.find_job(flags.id, _storages(flags), flags.address, shared_storage=shared)
+    return client.find_job(flags.id, _storages(flags), flags.address, shared_storage=shared)
 
 
 def storage_of(flags: argparse.Namespace) -> str:
@@ -214,7 +212,7 @@ def storage_of(flags: argparse.Namespace) -> str:
 
 def _storages(flags: argparse.Namespace) -> list[str]:
     """Return the storage of the flags, or all known storages, the latest first."""
-    from tune_hpc.jobs.storage_history import known_storages
+    from tune_hpc.jobs.client import known_storages
 
     return [flags.storage] if flags.storage else known_storages(storage_of(flags))
 

@@ -70,7 +70,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _serve(flags: argparse.Namespace) -> int:
-    from tune_hpc.jobs.storage_history import client_at
+    from tune_hpc.jobs.client import client_at
     from tune_hpc.search.experiment_registry import as_experiments, registered_experiments
     from tune_hpc.search.object_reference import load_reference
 

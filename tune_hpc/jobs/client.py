@@ -14,24 +14,37 @@ The storage has all data of a job under its id, so a job stays readable after it
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError, TuneHpcError, UnknownNameError
+from tune_hpc.errors import (
+    ClusterError,
+    ConflictError,
+    FolderError,
+    InvalidExperimentError,
+    TuneHpcError,
+    UnknownNameError,
+)
 from tune_hpc.jobs.job import KEYS, Job, as_json, reused_key_error
 from tune_hpc.jobs.job_folder import JobFolder, is_id, make_id, timestamp
 from tune_hpc.jobs.launch import launch
-from tune_hpc.jobs.launchers import InProcessLauncher, Launcher, LocalLauncher
-from tune_hpc.jobs.ray_jobs import RayJobsLauncher
+from tune_hpc.jobs.launchers import InProcessLauncher, Launcher, LocalLauncher, RayJobsLauncher, as_url
 from tune_hpc.search.experiment import TRAIN, Experiment
 from tune_hpc.search.object_reference import load_reference
 from tune_hpc.storage.filesystem import Storage
 
 #: Limit in bytes on the code of a job; more is probably the wrong folder.
 MAX_CODE_BYTES = 20_000_000
+#: Limit on the lines of a history file; the oldest are dropped.
+MAX_LINES = 100
+
+#: Files of ``$XDG_STATE_HOME/tune_hpc``: the storages and clusters that this user has used, one per line, the latest
+#: last. They make jobs findable by id alone, and limit tokens to known clusters.
+Kind = Literal["storages", "clusters"]
 
 
 class JobClient:
@@ -40,7 +53,7 @@ class JobClient:
     Args:
         storage: The folder of all jobs, with the same path on every machine, or ``s3://bucket/folder``.
         launcher: Starts the drivers.
-        shared_storage: Whether other users may write to the storage; see ``Storage.check_private``.
+        shared_storage: Whether other users may write to the storage.
     """
 
     def __init__(self, storage: str | Path, launcher: Launcher, *, shared_storage: bool = False) -> None:
@@ -105,7 +118,7 @@ class JobClient:
         return self._submit(experiments, code, job_id or make_id(experiments[0].name), "", options)
 
     def submit_once(self, experiment: Experiment, key: str, digest: str, **options: Any) -> tuple[Job, bool]:
-        """Start an experiment as a job, once per idempotency key.
+        """Start an experiment as a job, once per idempotency key; other errors are those of ``submit``.
 
         Args:
             experiment: The experiment.
@@ -119,7 +132,6 @@ class JobClient:
         Raises:
             RequestError: the key was used for another request.
             ConflictError: another process is starting the job.
-            TuneHpcError: as for ``submit``.
         """
         name = hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
         file = f"{KEYS}/{name}"
@@ -139,19 +151,13 @@ class JobClient:
             return job, False
 
     def _job_of_key(self, file: str, digest: str) -> Job | None:
-        """Return the job of an idempotency key; ``None`` if there is none. Errors as for ``_read_key``."""
+        """Return the job of an idempotency key; ``None`` if there is none."""
         if not self.storage.exists(file):
             return None
         job_id = self._read_key(file, digest)
         return Job(self, job_id) if JobFolder(self.storage.root / job_id).exists else None
 
     def _read_key(self, file: str, digest: str) -> str:
-        """Return the job id of an idempotency key.
-
-        Raises:
-            RequestError: the key was used for another request.
-            FolderError: the file is damaged.
-        """
         try:
             record = json.loads(self.storage.read_text(file))
             job_id, known_digest = str(record["id"]), record["digest"]
@@ -255,16 +261,7 @@ class InProcessClient(JobClient):
 
 
 def _copy_code(job: JobFolder, experiments: Sequence[Experiment], code: str | Path | None) -> None:
-    """Copy the modules of users' trainables into the job folder; those of installed packages are not copied.
-
-    Args:
-        job: The job.
-        experiments: The experiments with the trainables.
-        code: A folder whose Python files are all copied; by default each trainable's module, or its whole package.
-
-    Raises:
-        FolderError: ``code`` holds no Python file, the code is too large, or it cannot be copied.
-    """
+    """Copy the Python files of ``code``, or the modules of users' trainables, into the job folder."""
     references = [experiment.to_json()["trainable"] for experiment in experiments if experiment.trainable != TRAIN]
     files = _python_files(Path(code)) if code else {}
     for reference in references if not code else ():
@@ -286,19 +283,19 @@ def _copy_code(job: JobFolder, experiments: Sequence[Experiment], code: str | Pa
 
 def _python_files(folder: Path) -> dict[Path, Path]:
     """Return the Python files of a folder that are not hidden, with their names below it."""
+
+    def is_hidden(part: str) -> bool:
+        return part.startswith((".", "__pycache__")) or part in ("venv", "node_modules")
+
     files = {path: path.relative_to(folder) for path in sorted(folder.rglob("*.py"))}
-    files = {path: name for path, name in files.items() if not any(map(_is_hidden, name.parts))}
+    files = {path: name for path, name in files.items() if not any(map(is_hidden, name.parts))}
     if not files:
         raise FolderError(f"{folder} holds no Python file; name the folder of the trainable's modules")
     return files
 
 
-def _is_hidden(part: str) -> bool:
-    return part.startswith((".", "__pycache__")) or part in ("venv", "node_modules")
-
-
 def _module_files(reference: str) -> dict[Path, Path]:
-    """Return the files of the module ``package.module`` of a reference, or of its whole package."""
+    """Return the files of the module of a reference, or of its whole package; none of an installed package."""
     load_reference(reference)
     name = reference.partition(":")[0].partition(".")[0]
     file = getattr(sys.modules.get(name), "__file__", None)
@@ -308,3 +305,81 @@ def _module_files(reference: str) -> dict[Path, Path]:
     if root.name != "__init__.py":
         return {root: Path(root.name)}
     return {path: path.relative_to(root.parent.parent) for path in root.parent.rglob("*.py")}
+
+
+def _history_file(kind: Kind) -> Path:
+    parent = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(parent) / "tune_hpc" / kind
+
+
+def _recall(kind: Kind) -> list[str]:
+    try:
+        return _history_file(kind).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def remember(kind: Kind, value: str) -> None:
+    """Add a value to the history as the latest one; an unwritable file is ignored."""
+    lines = [*(line for line in _recall(kind) if line != value), value]
+    try:
+        _history_file(kind).parent.mkdir(parents=True, exist_ok=True)
+        _history_file(kind).write_text("".join(f"{line}\n" for line in lines[-MAX_LINES:]), encoding="utf-8")
+    except OSError:
+        return
+
+
+def known_storages(storage: str) -> list[str]:
+    """Return a storage and all storages of the history, the latest first."""
+    return list(dict.fromkeys([Storage(storage).absolute().uri, *reversed(_recall("storages"))]))
+
+
+def find_job(job_id: str, storages: Sequence[str], address: str | None = None, *, shared_storage: bool = False) -> Job:
+    """Return the job of an id; arguments as for ``job_in``. One of several storages may not respond.
+
+    Raises:
+        UnknownNameError: no storage has the job.
+        FolderError: the only storage does not respond.
+    """
+    unreachable = ""
+    for storage in storages:
+        try:
+            exists = is_id(job_id) and JobFolder(Storage(storage).absolute().root / job_id).exists
+        except FolderError as error:
+            if len(storages) == 1:
+                raise
+            unreachable += f"; {error}"
+            continue
+        if exists:
+            return job_in(storage, job_id, address, shared_storage=shared_storage)
+    raise UnknownNameError(f"no job {job_id} in {', '.join(storages)}{unreachable}; --storage names another storage")
+
+
+def job_in(storage: str, job_id: str, address: str | None, *, shared_storage: bool = False) -> Job:
+    """Return a job of a storage, with the client of its cluster or of an address that the user gives.
+
+    A job folder can name any address. The token of a cluster is sent only to addresses that the user has given: now, in
+    an earlier command, or in ``RAY_ADDRESS``.
+    """
+    attempt = JobFolder(Storage(storage).absolute().root / job_id).last_attempt()
+    location = str(attempt.location.get("address") or "") if attempt else ""
+    if location and not address and not _is_known(location):
+        launcher = RayJobsLauncher(location, is_trusted=False)
+        return JobClient(storage, launcher, shared_storage=shared_storage).job(job_id)
+    return client_at(address or location or None, storage, shared_storage=shared_storage).job(job_id)
+
+
+def client_at(address: str | None, storage: str, *, shared_storage: bool = False) -> JobClient:
+    """Return the client of a cluster, whose address becomes known; of this machine for None or ``local``."""
+    if address in (None, "local"):
+        return LocalClient(storage, shared_storage=shared_storage)
+    remember("clusters", as_url(address))
+    return Client(address, storage=storage, shared_storage=shared_storage)
+
+
+def _is_known(address: str) -> bool:
+    variables = [os.environ.get(name, "") for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")]
+    try:
+        return as_url(address) in {*_recall("clusters"), *(as_url(one) for one in variables if one.startswith("http"))}
+    except ClusterError:
+        return False

@@ -1,5 +1,7 @@
-"""A job: read its status and log, stop, resume, extend and delete it."""
+"""A job: read its status and log, fetch, stop, resume, extend and delete it."""
 
+import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from tune_hpc.errors import (
     TuneHpcError,
     UnknownNameError,
 )
-from tune_hpc.jobs.job_folder import JobFolder
+from tune_hpc.jobs.job_folder import RESERVED_SUFFIX, JobFolder
 from tune_hpc.jobs.launchers import TIMEOUT_S
 from tune_hpc.jobs.status import HEARTBEAT_TIMEOUT_S, DriverState, JobState, JobStatus, job_status
 
@@ -28,6 +30,8 @@ POLL_INTERVAL_S = 1.0
 FRESH_S = HEARTBEAT_TIMEOUT_S / 4
 #: Folder of idempotency keys in a storage; no job's id starts with a dot.
 KEYS = ".requests"
+#: List of the files that the last fetch wrote; only these are updated and deleted.
+FETCHED = ".fetched.json"
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,48 @@ class Job:
             FolderError: none has started, or a file cannot be read.
         """
         return load_all(self.folder.uri)
+
+    def fetch(self, target: Path) -> int:
+        """Copy the job folder to this machine, or update an earlier copy; other files in the target stay.
+
+        Returns:
+            The number of files copied.
+
+        Raises:
+            FolderError: ``target`` holds other files, or cannot be written.
+        """
+        folder, fetched = self.folder, target / FETCHED
+        if target.is_dir() and any(target.iterdir()) and JobFolder(target.resolve()).read_id() != self.id:
+            raise FolderError(
+                f"{target} is not empty and holds no copy of {self.id}; choose another folder with --output"
+            )
+        try:
+            earlier = {str(name) for name in json.loads(fetched.read_text(encoding="utf-8"))}
+        except (OSError, ValueError, TypeError):
+            earlier = set()
+        folder.storage.download_tree()
+        names: list[str] = []
+        for path in sorted(folder.path.rglob("*")):
+            relative = path.relative_to(folder.path)
+            is_excluded = any(part == "ray" or part[0] == "." for part in relative.parts)
+            if path.is_dir() or path.is_symlink() or is_excluded or path.suffix == RESERVED_SUFFIX:
+                continue
+            copy = target / relative
+            try:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, copy)
+            except FileNotFoundError:
+                # Trial files are deleted once the trials are in the frames.
+                continue
+            except OSError as error:
+                reason = error.strerror or error
+                raise FolderError(f"{copy} cannot be written: {reason}; choose another folder") from error
+            names.append(str(relative))
+        for name in earlier.difference(names):
+            if ".." not in Path(name).parts and not Path(name).is_absolute():
+                (target / name).unlink(missing_ok=True)
+        fetched.write_text(json.dumps(names), encoding="utf-8")
+        return len(names)
 
     def stop(self, *, force: bool = False) -> JobStatus:
         """Stop the job: its trials save their state, so that it can be resumed.
@@ -289,7 +335,7 @@ def _check_at_rest(status: JobStatus, action: str, *, force: bool) -> None:
 
 
 def reused_key_error(owner: str) -> RequestError:
-    """Return the error of a request whose idempotency key belongs to another request."""
+    """Return the error of a request whose idempotency key belongs to another one."""
     return RequestError(
         f"the Idempotency-Key of this request was used for another request ({owner}); choose a new key",
         kind="idempotency-key-reused",
