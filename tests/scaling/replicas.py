@@ -7,10 +7,9 @@ from torch import distributed
 
 from tests.learning.synthetic_data import synthetic_images
 from tune_hpc.learning.config import complete
-from tune_hpc.scaling.communication import make_group
+from tune_hpc.learning.training import Training
 from tune_hpc.scaling.plan import GradientSync
-from tune_hpc.scaling.probes import WorkerContext
-from tune_hpc.scaling.workers import make_training
+from tune_hpc.scaling.workers import WorkerContext
 
 NUM_STEPS = 20
 NUMBERS = (1, 2, 4)
@@ -36,15 +35,20 @@ def train_together(rank: int, folder: str) -> None:
     distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=max(NUMBERS))
     images = synthetic_images()
     for number in NUMBERS:
-        context = WorkerContext(images, torch.device("cpu"), rank, {number: make_group(number)})
-        for name, config in CONFIGS.items():
+        context = WorkerContext(images, torch.device("cpu"), rank, {number: distributed.new_group(list(range(number)))})
+
+        def make_training(name, gradient_sync=None, number=number, context=context):
+            communicator = context.communicator(number, gradient_sync)
+            return Training([complete(CONFIGS[name])], images, context.device, communicator)
+
+        for name in CONFIGS:
             if rank < number:
-                training = make_training(complete(config), context, number)
+                training = make_training(name)
                 training.run(0, NUM_STEPS)
                 torch.save(list(training.model.parameters()), Path(folder) / f"{name}-{number}-{rank}.pt")
         if number == 2 and rank < number:
             for name, gradient_sync in SYNCS.items():
-                training = make_training(complete(CONFIGS["softmax"]), context, number, gradient_sync)
+                training = make_training("softmax", gradient_sync)
                 training.run(0, NUM_STEPS)
                 before = [one.detach().clone() for one in training.model.parameters()]
                 training.communicator.sync_parameters(training.model)

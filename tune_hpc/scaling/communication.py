@@ -8,7 +8,6 @@ state (local SGD: Stich, 2019, arXiv:1805.09767).
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,8 @@ from torch import distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from tune_hpc.learning.communicator import Communicator, Value
+from tune_hpc.learning.training import Communicator, Value
 from tune_hpc.scaling.plan import GradientSync
-
-#: Timeout of a collective operation; workers wait while others are measured.
-GROUP_TIMEOUT = timedelta(hours=24)
 
 
 @dataclass
@@ -44,7 +40,7 @@ class DistributedCommunicator(Communicator):
     _skips_sync: bool = False
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return a model that averages its gradients, or the model itself if parameters are averaged instead."""
+        """Return a model that averages its gradients, or the model itself with ``local_steps``."""
         if (self.size == 1 and not self.always_wrap) or self.gradient_sync.local_steps > 1:
             return model
         wrapped = DistributedDataParallel(
@@ -108,10 +104,3 @@ class DistributedCommunicator(Communicator):
                 yield
         finally:
             self._skips_sync = False
-
-
-def make_group(num_workers: int) -> Any:
-    """Return the process group of the first workers, or ``None`` without torch.distributed; every worker calls it."""
-    if not distributed.is_initialized():
-        return None
-    return distributed.new_group(list(range(num_workers)), timeout=GROUP_TIMEOUT)
