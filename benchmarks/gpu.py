@@ -63,10 +63,9 @@ def one_trial(config: Mapping[str, Any], device: str) -> dict[str, Any]:
     """Train one model as a CUDA graph and eagerly; return training times and accuracies."""
     import torch
 
-    from tune_hpc.learning.communicator import Communicator
     from tune_hpc.learning.config import complete
     from tune_hpc.learning.data import load_images
-    from tune_hpc.learning.training import Training
+    from tune_hpc.learning.training import Communicator, Training
 
     images = load_images("mnist")
     measured: dict[str, Any] = {}

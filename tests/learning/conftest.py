@@ -1,9 +1,12 @@
+import hashlib
+
+import numpy as np
 import pytest
 import torch
 
 from tests.learning.synthetic_data import synthetic_images
 from tests.learning.training_runs import History
-from tune_hpc.learning import training
+from tune_hpc.learning import download, training
 from tune_hpc.learning.config import complete
 from tune_hpc.learning.optimizers.stacked import stack_order
 from tune_hpc.learning.training import Training, train, train_fused
@@ -21,6 +24,22 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def images():
     return synthetic_images()
+
+
+@pytest.fixture
+def small_splits():
+    """Images, with values pixel / 256, and labels of seven, three and four samples."""
+    rng = np.random.default_rng(0)
+    return [(rng.integers(0, 256, (n, 784)) / 256, rng.integers(0, 10, n)) for n in (7, 3, 4)]
+
+
+@pytest.fixture
+def small_files(monkeypatch, small_splits):
+    """Four small IDX files whose sums replace those of both data sets."""
+    files = download._files_from_splits(small_splits)
+    sums = [hashlib.md5(content).hexdigest() for content in files.values()]
+    monkeypatch.setattr(download, "MD5_SUMS", {"mnist": sums, "fashion_mnist": sums})
+    return files
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ import torch
 
 from tests.learning.fused_configs import FUSED_CONFIGS
 from tests.learning.training_runs import same_bits
-from tune_hpc.learning.communicator import Communicator
 from tune_hpc.learning.config import complete
-from tune_hpc.learning.training import NUM_EAGER_STEPS, Training
+from tune_hpc.learning.training import NUM_EAGER_STEPS, Communicator, Training
 
 CPU = torch.device("cpu")
 #: Calls of ``run``, some shorter and some longer than a window of 8 steps.

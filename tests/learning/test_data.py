@@ -1,6 +1,5 @@
-"""Data sets: MNIST with its published statistics, and the points of the line."""
+"""Data sets: MNIST with its published statistics, and arrays without copies."""
 
-import hashlib
 import pickle
 import warnings
 
@@ -10,7 +9,7 @@ import torch
 
 from tune_hpc.errors import DataUnavailableError
 from tune_hpc.learning import data, download
-from tune_hpc.learning.data import ImageData, LineData, load_images
+from tune_hpc.learning.data import ImageData, load_images
 
 
 @pytest.fixture(scope="module")
@@ -23,19 +22,14 @@ def mnist():
 
 
 @pytest.fixture
-def small(monkeypatch, tmp_path):
-    """Seven, three and four images, and a folder with their files, whose sums replace the originals'."""
-    rng = np.random.default_rng(0)
-    splits = [(rng.integers(0, 256, (n, 784)) / 256, rng.integers(0, 10, n)) for n in (7, 3, 4)]
-    files = download._files_from_splits(splits)
-    sums = {file_name: hashlib.md5(content).hexdigest() for file_name, content in files.items()}
-    monkeypatch.setattr(download, "MD5_SUMS", {"mnist": sums})
+def small(monkeypatch, tmp_path, small_files):
+    """Folder with the files of a data set of seven, three and four images."""
     monkeypatch.setattr(download, "NUM_TRAINING_IMAGES", 7)
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)
-    for file_name, content in files.items():
+    for file_name, content in small_files.items():
         (folder / file_name).write_bytes(content)
-    return splits, tmp_path
+    return tmp_path
 
 
 def splits_of(images):
@@ -65,29 +59,15 @@ class TestRealMnist:
 
 
 class TestLoading:
-    def test_each_split_has_its_images_in_the_original_order(self, small):
-        splits, root = small
-        for (images, labels), (pixels, classes) in zip(splits_of(load_images("mnist", root)), splits, strict=True):
+    def test_each_split_has_its_images_in_the_original_order(self, small, small_splits):
+        for (images, labels), (pixels, classes) in zip(
+            splits_of(load_images("mnist", small)), small_splits, strict=True
+        ):
             assert np.array_equal(images.numpy().reshape(-1, 784), pixels * 256)
             assert np.array_equal(labels.numpy(), classes)
 
-    def test_loading_emits_no_warning(self, small):
-        _, root = small
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            load_images("mnist", root)
-
-    def test_damaged_file_is_reported(self, small):
-        _, root = small
-        (root / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(b"no images")
-        with pytest.raises(DataUnavailableError, match="train-images-idx3-ubyte is damaged"):
-            load_images("mnist", root)
-
-
-class TestArrays:
     def test_arrays_equal_those_of_the_loaded_data_set(self, small):
-        _, root = small
-        arrays, expected = download.read_arrays("mnist", root), load_images("mnist", root).to_arrays()
+        arrays, expected = download.read_arrays("mnist", small), load_images("mnist", small).to_arrays()
         assert list(arrays) == list(expected)
         for name in arrays:
             assert arrays[name].dtype == expected[name].dtype
@@ -96,8 +76,7 @@ class TestArrays:
 
 class TestSharing:
     def test_arrays_share_their_memory_in_both_directions(self, small):
-        _, root = small
-        images = load_images("mnist", root)
+        images = load_images("mnist", small)
         arrays = images.to_arrays()
         again = ImageData.from_arrays(arrays)
         assert again.name == "mnist"
@@ -105,8 +84,7 @@ class TestSharing:
             assert arrays[field].ctypes.data == getattr(images, field).data_ptr() == getattr(again, field).data_ptr()
 
     def test_read_only_arrays_are_accepted_without_copy_or_warning(self, small):
-        _, root = small
-        arrays = load_images("mnist", root).to_arrays()
+        arrays = load_images("mnist", small).to_arrays()
         for array in arrays.values():
             array.flags.writeable = False
         with warnings.catch_warnings():
@@ -115,8 +93,7 @@ class TestSharing:
         assert images.train_images.data_ptr() == arrays["train_images"].ctypes.data
 
     def test_arrays_survive_out_of_band_pickling_of_an_object_store(self, small):
-        _, root = small
-        images = load_images("mnist", root)
+        images = load_images("mnist", small)
         buffers = []
         header = pickle.dumps(images.to_arrays(), protocol=5, buffer_callback=buffers.append)
         stored = [bytes(buffer.raw()) for buffer in buffers]
@@ -125,17 +102,6 @@ class TestSharing:
         assert len(header) < 2000
 
     def test_move_to_the_same_device_copies_nothing(self, small):
-        _, root = small
-        images = load_images("mnist", root)
+        images = load_images("mnist", small)
         assert images.to("cpu").train_images.data_ptr() == images.train_images.data_ptr()
         assert images.to("meta").test_labels.device.type == "meta"
-
-
-class TestLine:
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_points_lie_on_one_minus_x(self, dtype):
-        line = LineData(dtype)
-        assert line.x.tolist() == [1, 2, 3, 4]
-        assert torch.equal(line.y, 1 - line.x)
-        assert line.x.dtype == line.y.dtype == dtype
-        assert line.x is line.x

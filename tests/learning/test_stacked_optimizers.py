@@ -7,8 +7,7 @@ import torch
 from tune_hpc.learning.config import OPTIMIZER_DEFAULTS, complete
 from tune_hpc.learning.optimizers import build_optimizer
 from tune_hpc.learning.optimizers.elementwise import ElementwiseOptimizer
-from tune_hpc.learning.optimizers.stacked import OptimizerStack, stack_order
-from tune_hpc.learning.schedules import learning_rates
+from tune_hpc.learning.optimizers.stacked import OptimizerStack, learning_rates, stack_order
 
 SHAPES = [(2, 3), (4,)]
 EPOCHS = np.array([0, 0, 1, 1, 2, 5, 5])

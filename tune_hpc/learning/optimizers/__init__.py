@@ -5,19 +5,14 @@ pickles work as usual. Groups use torch's names (``lr``, ``betas``, ``eps``, ``m
 call torch's fused kernels if their arithmetic is TensorFlow's. They support dense real gradients only.
 ``tests/data/tensorflow1_*.json`` contains the recorded steps of TensorFlow.
 
-To add an optimizer:
-
-1. Write its class. An ``ElementwiseOptimizer`` (``elementwise.py``) needs ``__init__`` with the checks of its
-   hyperparameters, ``initial_slots`` and ``_formula``. A class on a fused kernel (``fused_kernels.py``) has ``update``
-   instead of ``_formula``.
-2. Register its name, hyperparameters and defaults in ``OPTIMIZER_DEFAULTS`` of ``tune_hpc/learning/config.py``; new
-   hyperparameters are keys in ``_KEYS`` there.
-3. Register its class in ``_CLASSES`` below, and translate names of hyperparameters in ``update_rule`` if they differ.
+To add an optimizer, write its class in ``elementwise.py`` (``initial_slots`` and ``_formula``) or, on a fused kernel,
+in ``fused_kernels.py`` (``initial_slots`` and ``update``), and add it to ``_CLASSES`` below. Its hyperparameters and
+defaults belong to ``OPTIMIZER_DEFAULTS`` of ``tune_hpc/learning/config.py``; new hyperparameters are keys there.
 """
 
 from tune_hpc.errors import InvalidConfigError
 from tune_hpc.learning.config import OPTIMIZER_DEFAULTS, TRIAL_KEYS
-from tune_hpc.learning.optimizers.base import Group, Parameters, TensorFlowOptimizer
+from tune_hpc.learning.optimizers.base import Group, Parameters, TensorFlowOptimizer, with_torch_names
 from tune_hpc.learning.optimizers.elementwise import (
     Adadelta,
     Ftrl,
@@ -28,19 +23,14 @@ from tune_hpc.learning.optimizers.elementwise import (
 )
 from tune_hpc.learning.optimizers.fused_kernels import Adagrad, Adam, Momentum
 
-__all__ = [
-    "Adadelta",
-    "Adagrad",
-    "Adam",
-    "Ftrl",
-    "GradientDescent",
-    "Momentum",
-    "ProximalAdagrad",
-    "ProximalGradientDescent",
-    "RMSprop",
-    "build_optimizer",
-    "update_rule",
-]
+_CLASSES: dict[str, type[TensorFlowOptimizer]] = {
+    name: optimizer
+    for optimizer in (
+        *(GradientDescent, Momentum, Adagrad, Adadelta, Adam),
+        *(RMSprop, Ftrl, ProximalAdagrad, ProximalGradientDescent),
+    )
+    for name in optimizer.names
+}
 
 
 def build_optimizer(
@@ -70,28 +60,7 @@ def update_rule(name: str, **hyperparameters: float | bool) -> tuple[type[Tensor
         if key not in defaults:
             known = ", ".join(defaults) or "none beside learning_rate"
             raise InvalidConfigError(f"{name} has no hyperparameter {key!r}; its hyperparameters are: {known}")
-    group = {key: TRIAL_KEYS[key].check(value) for key, value in (defaults | hyperparameters).items()}
-    # Before the first non-zero gradient these two divide 0 by the root of the accumulator.
-    if name in ("adagrad", "proximal_adagrad") and group["initial_accumulator"] == 0:
-        raise InvalidConfigError(f"initial_accumulator of {name} must be above 0; got 0.0")
-    if "beta1" in group:
-        group["betas"] = group.pop("beta1"), group.pop("beta2")
-    if "epsilon" in group:
-        group["eps"] = group.pop("epsilon")
-    if "momentum" in defaults and name != "rmsprop":
-        group["nesterov"] = name == "nesterov"
+    checked = {key: TRIAL_KEYS[key].check(value) for key, value in (defaults | hyperparameters).items()}
+    group = with_torch_names(name, checked)
+    _CLASSES[name].check(group)
     return _CLASSES[name], group
-
-
-_CLASSES: dict[str, type[TensorFlowOptimizer]] = {
-    "gradient_descent": GradientDescent,
-    "momentum": Momentum,
-    "nesterov": Momentum,
-    "adagrad": Adagrad,
-    "adadelta": Adadelta,
-    "adam": Adam,
-    "rmsprop": RMSprop,
-    "ftrl": Ftrl,
-    "proximal_adagrad": ProximalAdagrad,
-    "proximal_gradient_descent": ProximalGradientDescent,
-}

@@ -1,16 +1,15 @@
-"""Base class of the optimizers: iteration over parameter groups, slots, and checks of hyperparameters.
-
-Each subclass defines its update rule in class methods without state. So one rule serves a torch optimizer (an instance
-and its ``step``) and a stack of models (``stacked.py``). In a stack, parameters and gradients have a leading axis of
-members, and the learning rate may be a column with a number for each member.
-"""
+"""Base class of the optimizers: checks of hyperparameters, iteration over parameter groups, and slots."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from tune_hpc.errors import InvalidConfigError
+from tune_hpc.learning.config import OPTIMIZER_DEFAULTS, TRIAL_KEYS, ConfigKey
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 Group = dict[str, Any]
@@ -21,14 +20,70 @@ Rate = float | Tensor
 Slots = dict[str, Tensors]
 
 
+#: Values of hyperparameters by torch's names, where these differ from the keys of a trial.
+_TORCH_KEYS = {
+    "lr": replace(TRIAL_KEYS["learning_rate"], name="lr", low_open=False),
+    "betas": replace(TRIAL_KEYS["beta1"], name="betas"),
+    "eps": replace(TRIAL_KEYS["epsilon"], name="eps"),
+    "nesterov": ConfigKey("nesterov", bool, "Nesterov momentum"),
+}
+
+
+def with_torch_names(name: str, hyperparameters: Mapping[str, Any]) -> Group:
+    """Return the hyperparameters of the optimizer ``name`` by torch's names."""
+    group = dict(hyperparameters)
+    if "beta1" in group:
+        group["betas"] = group.pop("beta1"), group.pop("beta2")
+    if "epsilon" in group:
+        group["eps"] = group.pop("epsilon")
+    if name in ("momentum", "nesterov"):
+        group["nesterov"] = name == "nesterov"
+    return group
+
+
 class TensorFlowOptimizer(torch.optim.Optimizer, ABC):
     """Optimizer whose subclasses define the update of parameters of one group, device and dtype.
 
+    The update rule consists of class methods without state. So it serves a torch optimizer (an instance and its
+    ``step``) and a stack of models (``stacked.py``), whose tensors have a leading axis of members.
+
+    Args:
+        parameters: Tensors, or torch's parameter groups.
+        lr: Learning rate; by default ``default_lr``.
+        **hyperparameters: Hyperparameters by torch's names; by default TensorFlow's values.
+
     Attributes:
+        names: Names in ``OPTIMIZER_DEFAULTS``; the defaults of an instance are those of the first one.
+        default_lr: Default learning rate of an instance.
+        positive: Hyperparameters that must be above 0, because the update divides by them.
         supports_rate_columns: Whether ``update`` broadcasts a column of learning rates over the axis of members.
+
+    Raises:
+        InvalidConfigError: a value out of bounds.
     """
 
+    names: tuple[str, ...]
+    default_lr = 1e-2
+    positive: tuple[str, ...] = ()
     supports_rate_columns = False
+
+    def __init__(self, parameters: Parameters, lr: float | None = None, **hyperparameters: Any) -> None:
+        group = {"lr": self.default_lr} | with_torch_names(self.names[0], OPTIMIZER_DEFAULTS[self.names[0]])
+        if unknown := hyperparameters.keys() - group.keys():
+            raise TypeError(f"{type(self).__name__} has no hyperparameter {', '.join(sorted(unknown))}")
+        group |= hyperparameters | ({} if lr is None else {"lr": lr})
+        self.check(group)
+        super().__init__(parameters, group)
+
+    @classmethod
+    def check(cls, group: Group) -> None:
+        """Check the values of hyperparameters."""
+        for name, value in group.items():
+            key = _TORCH_KEYS.get(name) or TRIAL_KEYS[name]
+            for number in value if isinstance(value, tuple) else (value,):
+                key.check(number)
+            if name in cls.positive and not value:
+                raise InvalidConfigError(f"{name} must be above 0 for {cls.names[0]}; got {value!r}")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -97,9 +152,3 @@ def gradients_of(parameters: Tensors) -> list[Tensor]:
             gradient = torch.empty_like(parameter).copy_(gradient)
         gradients.append(gradient)
     return gradients
-
-
-def require(holds: bool, rule: str, value: object) -> None:
-    """Raise ``ValueError``, as torch's optimizers do, unless a rule about a value holds."""
-    if not holds:
-        raise ValueError(f"{rule}; got {value!r}")

@@ -1,8 +1,4 @@
-"""Optimizers without a torch kernel: gradient descent, Adadelta, RMSprop, Ftrl and two proximal ones.
-
-Each is a formula on one tensor. Large CPU tensors are processed in pieces that fit the cache of a core. The learning
-rate is a number, or a column of numbers for the members of a stack.
-"""
+"""Optimizers without a torch kernel. Each is a formula on one tensor; large CPU tensors are processed in pieces."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -10,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tune_hpc.learning.optimizers.base import Group, Parameters, Rate, Slots, TensorFlowOptimizer, Tensors, require
+from tune_hpc.learning.optimizers.base import Group, Rate, Slots, TensorFlowOptimizer, Tensors
 
 #: Slots of one parameter, by name.
 TensorSlots = dict[str, Tensor]
@@ -63,9 +59,7 @@ def _descend(parameter: Tensor, direction: Tensor, lr: Rate) -> None:
 class GradientDescent(ElementwiseOptimizer):
     """Gradient descent."""
 
-    def __init__(self, parameters: Parameters, lr: float = 1e-2) -> None:
-        require(lr >= 0, "lr must be at least 0", lr)
-        super().__init__(parameters, {"lr": lr})
+    names = ("gradient_descent",)
 
     @classmethod
     def _formula(cls, group: Group, parameter: Tensor, gradient: Tensor, slots: TensorSlots, lr: Rate) -> None:
@@ -75,11 +69,8 @@ class GradientDescent(ElementwiseOptimizer):
 class Adadelta(ElementwiseOptimizer):
     """Adadelta (Zeiler, 2012), with the same update as torch's, which takes three times as long on a CPU."""
 
-    def __init__(self, parameters: Parameters, lr: float = 1.0, rho: float = 0.95, eps: float = 1e-8) -> None:
-        require(lr >= 0, "lr must be at least 0", lr)
-        require(0 <= rho < 1, "rho must be at least 0 and below 1", rho)
-        require(eps >= 0, "eps must be at least 0", eps)
-        super().__init__(parameters, {"lr": lr, "rho": rho, "eps": eps})
+    names = ("adadelta",)
+    default_lr = 1.0
 
     @classmethod
     def initial_slots(cls, group: Group) -> dict[str, float]:
@@ -99,20 +90,7 @@ class Adadelta(ElementwiseOptimizer):
 class RMSprop(ElementwiseOptimizer):
     """RMSprop with an initial mean square of 1 and epsilon inside the root; torch has 0 and outside."""
 
-    def __init__(
-        self,
-        parameters: Parameters,
-        lr: float = 1e-2,
-        rho: float = 0.9,
-        momentum: float = 0.0,
-        eps: float = 1e-10,
-        centered: bool = False,
-    ) -> None:
-        require(lr >= 0, "lr must be at least 0", lr)
-        require(0 <= rho < 1, "rho must be at least 0 and below 1", rho)
-        require(momentum >= 0, "momentum must be at least 0", momentum)
-        require(eps >= 0, "eps must be at least 0", eps)
-        super().__init__(parameters, {"lr": lr, "rho": rho, "momentum": momentum, "eps": eps, "centered": centered})
+    names = ("rmsprop",)
 
     @classmethod
     def initial_slots(cls, group: Group) -> dict[str, float]:
@@ -147,23 +125,8 @@ class Ftrl(ElementwiseOptimizer):
     Therefore the first step shrinks the initial parameter, too. From zero this is Adagrad.
     """
 
-    def __init__(
-        self,
-        parameters: Parameters,
-        lr: float = 1e-2,
-        learning_rate_power: float = -0.5,
-        initial_accumulator: float = 0.1,
-        l1: float = 0.0,
-        l2: float = 0.0,
-        l2_shrinkage: float = 0.0,
-    ) -> None:
-        require(lr > 0, "lr must be above 0", lr)
-        require(learning_rate_power <= 0, "learning_rate_power must be at most 0", learning_rate_power)
-        require(initial_accumulator >= 0, "initial_accumulator must be at least 0", initial_accumulator)
-        _require_penalties(l1, l2)
-        require(l2_shrinkage >= 0, "l2_shrinkage must be at least 0", l2_shrinkage)
-        powers = {"learning_rate_power": learning_rate_power, "initial_accumulator": initial_accumulator}
-        super().__init__(parameters, {"lr": lr, **powers, "l1": l1, "l2": l2, "l2_shrinkage": l2_shrinkage})
+    names = ("ftrl",)
+    positive = ("lr",)
 
     @classmethod
     def initial_slots(cls, group: Group) -> dict[str, float]:
@@ -195,18 +158,8 @@ class Ftrl(ElementwiseOptimizer):
 class ProximalAdagrad(ElementwiseOptimizer):
     """Adagrad with a proximal step of the l1 and l2 penalties at Adagrad's rates after each step."""
 
-    def __init__(
-        self,
-        parameters: Parameters,
-        lr: float = 1e-2,
-        initial_accumulator: float = 0.1,
-        l1: float = 0.0,
-        l2: float = 0.0,
-    ) -> None:
-        require(lr >= 0, "lr must be at least 0", lr)
-        require(initial_accumulator > 0, "initial_accumulator must be above 0", initial_accumulator)
-        _require_penalties(l1, l2)
-        super().__init__(parameters, {"lr": lr, "initial_accumulator": initial_accumulator, "l1": l1, "l2": l2})
+    names = ("proximal_adagrad",)
+    positive = ("initial_accumulator",)
 
     @classmethod
     def initial_slots(cls, group: Group) -> dict[str, float]:
@@ -231,10 +184,7 @@ class ProximalAdagrad(ElementwiseOptimizer):
 class ProximalGradientDescent(ElementwiseOptimizer):
     """Gradient descent with a proximal step of the l1 and l2 penalties after each step."""
 
-    def __init__(self, parameters: Parameters, lr: float = 1e-2, l1: float = 0.0, l2: float = 0.0) -> None:
-        require(lr >= 0, "lr must be at least 0", lr)
-        _require_penalties(l1, l2)
-        super().__init__(parameters, {"lr": lr, "l1": l1, "l2": l2})
+    names = ("proximal_gradient_descent",)
 
     @classmethod
     def _formula(cls, group: Group, parameter: Tensor, gradient: Tensor, slots: TensorSlots, lr: Rate) -> None:
@@ -253,8 +203,3 @@ def _power(tensor: Tensor, power: float) -> Tensor:
 def _shrink(tensor: Tensor, threshold: float | Tensor) -> Tensor:
     """Return sign(x) * max(abs(x) - threshold, 0) as x - clamp(x), which is exactly 0 within the threshold."""
     return tensor - tensor.clamp_min(-threshold).clamp_max_(threshold)
-
-
-def _require_penalties(l1: float, l2: float) -> None:
-    require(l1 >= 0, "l1 must be at least 0", l1)
-    require(l2 >= 0, "l2 must be at least 0", l2)

@@ -11,16 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tune_hpc.learning.optimizers.base import (
-    Group,
-    Parameters,
-    Rate,
-    Slots,
-    TensorFlowOptimizer,
-    Tensors,
-    gradients_of,
-    require,
-)
+from tune_hpc.learning.optimizers.base import Group, Rate, Slots, TensorFlowOptimizer, Tensors, gradients_of
 
 
 class Momentum(TensorFlowOptimizer):
@@ -30,10 +21,7 @@ class Momentum(TensorFlowOptimizer):
     others of its group, and it rejects Nesterov momentum of 0.
     """
 
-    def __init__(self, parameters: Parameters, lr: float = 1e-2, momentum: float = 0.9, nesterov: bool = False) -> None:
-        require(lr >= 0, "lr must be at least 0", lr)
-        require(momentum >= 0, "momentum must be at least 0", momentum)
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "nesterov": nesterov})
+    names = ("momentum", "nesterov")
 
     @classmethod
     def initial_slots(cls, group: Group) -> dict[str, float]:
@@ -65,10 +53,8 @@ def _step_number(value: float, device: torch.device) -> Tensor:
 class Adagrad(TensorFlowOptimizer):
     """Adagrad (Duchi et al., 2011) without epsilon."""
 
-    def __init__(self, parameters: Parameters, lr: float = 1e-2, initial_accumulator: float = 0.1) -> None:
-        require(lr >= 0, "lr must be at least 0", lr)
-        require(initial_accumulator > 0, "initial_accumulator must be above 0", initial_accumulator)
-        super().__init__(parameters, {"lr": lr, "initial_accumulator": initial_accumulator})
+    names = ("adagrad",)
+    positive = ("initial_accumulator",)
 
     @classmethod
     def initial_slots(cls, group: Group) -> dict[str, float]:
@@ -95,17 +81,8 @@ class Adagrad(TensorFlowOptimizer):
 class Adam(TensorFlowOptimizer):
     """Adam (Kingma and Ba, 2015); epsilon is added to the uncorrected root of the second moment, unlike in torch."""
 
-    def __init__(
-        self,
-        parameters: Parameters,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-    ) -> None:
-        require(lr >= 0, "lr must be at least 0", lr)
-        require(all(0 <= beta < 1 for beta in betas), "betas must be at least 0 and below 1", betas)
-        require(eps >= 0, "eps must be at least 0", eps)
-        super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps})
+    names = ("adam",)
+    default_lr = 1e-3
 
     @classmethod
     def initial_slots(cls, group: Group) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Optimizers of a stack: each updates a slice of every stacked parameter.
+"""Optimizers and learning rates of a stack: each optimizer updates a slice of every stacked parameter.
 
 Members with one optimizer and the same hyperparameters, apart from the learning rate, are adjacent and are updated
 together. A single model is one slice with one member.
@@ -15,7 +15,10 @@ from torch import Tensor
 
 from tune_hpc.learning.config import OPTIMIZER_DEFAULTS
 from tune_hpc.learning.optimizers import update_rule
-from tune_hpc.learning.schedules import learning_rates
+
+#: Of the one_cycle schedule: peak divided by the initial rate, and initial rate divided by the final one.
+ONE_CYCLE_START = 25.0
+ONE_CYCLE_END = 1e4
 
 #: Learning rates by step, by step and member, or as a tensor with steps as first axis.
 Rates = list[float] | list[list[float]] | Tensor
@@ -50,7 +53,7 @@ class OptimizerStack:
             start += len(members)
 
     def rates(self, steps: np.ndarray, epochs: np.ndarray, num_steps: int) -> list[Rates]:
-        """Return the learning rates of each slice for steps; see ``schedules.learning_rates``."""
+        """Return the learning rates of each slice for steps; see ``learning_rates``."""
         return [part.rates(steps, epochs, num_steps) for part in self._slices]
 
     @torch.no_grad()
@@ -137,3 +140,35 @@ def _hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
 def _rule(config: Mapping[str, Any]) -> str:
     """Return a string that is equal for members with one update rule."""
     return json.dumps([config["optimizer"], _hyperparameters(config)])
+
+
+def learning_rates(config: Mapping[str, Any], steps: np.ndarray, epochs: np.ndarray, num_steps: int) -> np.ndarray:
+    """Return the learning rates of steps by the schedule of a configuration, as float64.
+
+    The rate of ``staircase`` decreases by ``decay_rate`` after each pass over the training data (report, Tables 4.3 to
+    4.6). That of ``cosine`` decreases to 0 along half a cosine (Loshchilov and Hutter, 2017). ``one_cycle`` is torch's
+    ``OneCycleLR`` with its defaults, without its momentum cycle: up to the rate in the first steps, then down to nearly
+    0, both along half a cosine (Smith and Topin, 2018).
+
+    Args:
+        config: ``learning_rate``, ``schedule`` and the keys of the schedule.
+        steps: Numbers of the steps, from 0.
+        epochs: Number of complete passes over the training data before each step.
+        num_steps: Number of steps of the training.
+    """
+    peak: float = config["learning_rate"]
+    if config["schedule"] == "staircase":
+        return peak * config["decay_rate"] ** epochs.astype(np.float64)
+    if config["schedule"] == "cosine":
+        return _between(peak, 0.0, steps / num_steps)
+    start = peak / ONE_CYCLE_START
+    # Step of the peak and last step; in a run of one or two steps both are 0 or 1.
+    top, last = max(config["warmup"] * num_steps - 1, 0), max(num_steps - 1, 1)
+    rising = _between(start, peak, steps / max(top, 1e-9))
+    falling = _between(peak, start / ONE_CYCLE_END, (steps - top) / max(last - top, 1e-9))
+    return np.where(steps <= top, rising, falling)
+
+
+def _between(first: float, last: float, fraction: np.ndarray) -> np.ndarray:
+    """Interpolate between two rates along half a cosine."""
+    return last + (first - last) * (1 + np.cos(np.pi * np.clip(fraction, 0, 1))) / 2
