@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # for type checkers and the reference pages
     from tune_hpc.analysis.results import Results, concat, load, load_all
     from tune_hpc.analysis.selection_bias import selection_bias, special_cases
     from tune_hpc.errors import TuneHpcError
-    from tune_hpc.export.export import export_search
+    from tune_hpc.export.exporter import export_search
     from tune_hpc.export.optuna import to_optuna
     from tune_hpc.jobs.client import Client, InProcessClient, LocalClient
     from tune_hpc.report.report import write_report
@@ -58,7 +58,7 @@ _MODULES = {
     "check_claims": "tune_hpc.analysis.published",
     "compare": "tune_hpc.search.tune_and_compare",
     "compare_to_published": "tune_hpc.analysis.published",
-    "export_search": "tune_hpc.export.export",
+    "export_search": "tune_hpc.export.exporter",
     "extend": "tune_hpc.search.runner",
     "importance": "tune_hpc.search.importance",
     "interactions": "tune_hpc.analysis.comparison",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tune_hpc.export.export import export_search
+from tune_hpc.export.exporter import export_search
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's warnings about itself.

@@ -14,7 +14,7 @@ from tests.export.conftest import make_folder
 from tests.search.test_optuna_study import OPTIMIZERS
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.export.export import export_search
+from tune_hpc.export.exporter import export_search
 from tune_hpc.export.optuna import curve, to_optuna
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.space.space import Space

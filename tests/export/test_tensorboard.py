@@ -14,7 +14,7 @@ from tensorboardX.record_writer import masked_crc32c
 from tests.export import conftest
 from tune_hpc.errors import ExportError
 from tune_hpc.export import tensorboard
-from tune_hpc.export.export import export_search
+from tune_hpc.export.exporter import export_search
 from tune_hpc.export.tensorboard import MAX_POINTS, TensorBoardExporter
 
 EXPERIMENT = conftest.EXPERIMENT | {

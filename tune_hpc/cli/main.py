@@ -328,7 +328,7 @@ def _importance(results: "Results") -> Any:
 
 
 def _export(flags: argparse.Namespace) -> int:
-    from tune_hpc.export.export import export_search
+    from tune_hpc.export.exporter import export_search
 
     for export in export_search(flags.folders, flags.to, where=flags.where, follow=flags.follow):
         print(f"{export.experiment}: {export.num_trials} new trials in {export.tool}; {export.viewer}")

@@ -1,16 +1,29 @@
-"""Objects by name: references ``package.module:attribute``, and entry points of installed packages."""
+"""Objects by name: references ``package.module:attribute``, and entry points of installed packages.
+
+An exporter is a class with the interface of ``tune_hpc.export.exporter.Exporter``, named by an entry point of the group
+``tune_hpc.exporters``. The name of the entry point is that of the tool: ``tune-hpc export FOLDER --to NAME``.
+"""
+
+from __future__ import annotations
 
 import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tune_hpc.errors import InvalidExperimentError, UnknownNameError
+from tune_hpc.errors import InvalidExperimentError, MissingPackageError, UnknownNameError
+
+if TYPE_CHECKING:
+    from tune_hpc.export.exporter import Exporter
+
+#: Entry-point group of exporters.
+EXPORTERS = "tune_hpc.exporters"
 
 
 def load_reference(reference: str) -> Any:
@@ -73,3 +86,30 @@ def load_entry_point(group: str, name: str) -> Any:
     for point in entry_points(group=group, name=name):
         return point.load()
     raise UnknownNameError(f"no entry point {name!r} in the group {group}; install tune-hpc again")
+
+
+def exporter_class(tool: str) -> type[Exporter]:
+    """Return the exporter to a tool; errors as for ``check_tools``."""
+    points = {point.name: point for point in entry_points(group=EXPORTERS)}
+    if tool not in points:
+        raise UnknownNameError(f"an export goes to {', '.join(sorted(points))}; got {tool!r}")
+    exporter: type[Exporter] = points[tool].load()
+    if find_spec(exporter.package) is None:
+        raise MissingPackageError(
+            f"an export to {tool} needs the package {exporter.package}, which is not installed; {exporter.remedy}"
+        )
+    return exporter
+
+
+def check_tools(tools: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names of tools, each once; a text may contain several, separated by commas.
+
+    Raises:
+        UnknownNameError: There is no exporter to a tool.
+        MissingPackageError: A package is not installed.
+    """
+    texts = [tools] if isinstance(tools, str) else tools
+    names = tuple(dict.fromkeys(name.strip() for text in texts for name in text.split(",")))
+    for name in names:
+        exporter_class(name)
+    return names

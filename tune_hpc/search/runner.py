@@ -20,9 +20,8 @@ from tune_hpc.analysis.results import Results, load, load_all, load_folder
 from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError
 from tune_hpc.search.cluster import check_gpus
 from tune_hpc.search.experiment import TRAIN, Experiment, experiment_from_json, runner_name
-from tune_hpc.search.exporter_registry import check_tools
 from tune_hpc.search.fused_trials import check_fuse
-from tune_hpc.search.object_reference import load_reference
+from tune_hpc.search.object_reference import check_tools, load_reference
 from tune_hpc.search.options import ADAPTIVE, PAUSING, RunOptions
 from tune_hpc.search.ray_runner import RayRunner
 from tune_hpc.search.schedulers.asha import AsyncSuccessiveHalving

@@ -14,12 +14,10 @@ from tests.export.conftest import EXPERIMENT, KEYS, make_folder
 from tune_hpc.analysis.frames import trials_frame, write_frames
 from tune_hpc.analysis.results import load
 from tune_hpc.errors import ExportError, FolderError, InvalidExperimentError, MissingPackageError, UnknownNameError
-from tune_hpc.export import export
-from tune_hpc.export.export import export_search
-from tune_hpc.export.exporter import Exporter, points, search_id
-from tune_hpc.export.trial_updates import TrialUpdates
-from tune_hpc.search import exporter_registry
-from tune_hpc.search.exporter_registry import check_tools
+from tune_hpc.export import exporter
+from tune_hpc.export.exporter import Exporter, export_search, points, search_id
+from tune_hpc.search import object_reference
+from tune_hpc.search.object_reference import check_tools
 from tune_hpc.storage.process import may_be_running, this_process
 
 SEEN: list[tuple[str, str, int]] = []
@@ -51,9 +49,9 @@ class ListExporter(Exporter):
 @pytest.fixture(autouse=True)
 def list_tool(monkeypatch):
     SEEN.clear()
-    point = EntryPoint("list", f"{__name__}:ListExporter", exporter_registry.GROUP)
-    monkeypatch.setattr(exporter_registry, "entry_points", lambda group: [*entry_points(group=group), point])
-    monkeypatch.setattr(export, "POLL_INTERVAL_S", 0.02)
+    point = EntryPoint("list", f"{__name__}:ListExporter", object_reference.EXPORTERS)
+    monkeypatch.setattr(object_reference, "entry_points", lambda group: [*entry_points(group=group), point])
+    monkeypatch.setattr(exporter, "POLL_INTERVAL_S", 0.02)
 
 
 def finish(folder, **changes):
@@ -65,43 +63,51 @@ def finish(folder, **changes):
         part.unlink()
 
 
-class TestTrialUpdates:
-    def test_each_change_is_yielded_once(self, folder, write, trial):
-        updates = TrialUpdates(folder)
-        assert list(updates.trials()) == []
+class TestUpdates:
+    @pytest.fixture
+    def exports(self, folder):
+        """Return a function that exports all changes, and returns the trials that were exported."""
+        exporting = exporter._Export(folder, "list", None)
+
+        def update():
+            SEEN.clear()
+            exporting.update()
+            return list(SEEN)
+
+        return update
+
+    def test_each_change_is_exported_once(self, exports, folder, write, trial):
+        assert exports() == []
         write(trial("t00000", status="running", num_steps=5))
-        assert [(row["status"], len(history)) for row, history in updates.trials()] == [("running", 6)]
-        assert list(updates.trials()) == []
+        assert exports() == [("t00000", "running", 6)]
+        assert exports() == []
         write(trial("t00000", status="running", num_steps=9))
         write(trial("t00001"))
-        found = [(row["trial_id"], len(history)) for row, history in updates.trials()]
-        assert found == [("t00000", 10), ("t00001", 21)]
+        assert exports() == [("t00000", "running", 10), ("t00001", "finished", 21)]
         write(trial("t00000"))
-        assert [row["status"] for row, _ in updates.trials()] == ["finished"]
+        assert exports() == [("t00000", "finished", 21)]
         finish(folder)
-        assert list(updates.trials()) == []
+        assert exports() == []
 
-    def test_trials_that_ended_between_two_calls_are_in_the_frames(self, folder, write, trial):
-        updates = TrialUpdates(folder)
+    def test_trials_that_ended_between_two_updates_are_in_the_frames(self, exports, folder, write, trial):
         write(trial("t00000"))
-        assert len(list(updates.trials())) == 1
+        assert len(exports()) == 1
         write(trial("t00001", status="failed"))
         write(trial("t00002"))
         finish(folder)
-        found = [(row["trial_id"], row["status"], len(history)) for row, history in updates.trials()]
-        assert found == [("t00001", "failed", 0), ("t00002", "finished", 21)]
+        assert exports() == [("t00001", "failed", 0), ("t00002", "finished", 21)]
 
-    def test_trial_file_takes_precedence_over_frames(self, folder, write, trial):
+    def test_trial_file_takes_precedence_over_frames(self, exports, folder, write, trial):
         row, history = trial("t00000", status="running", num_steps=3)
         write_frames(folder, trials_frame([row], KEYS), history.assign(trial_id="t00000"))
         write(trial("t00000"))
-        assert [(row["status"], len(rows)) for row, rows in TrialUpdates(folder).trials()] == [("finished", 21)]
+        assert exports() == [("t00000", "finished", 21)]
 
-    def test_damaged_trial_file_is_named(self, folder):
+    def test_damaged_trial_file_is_named(self, exports, folder):
         folder.trials.mkdir()
         folder.trial_file("t00000").write_bytes(b"no")
         with pytest.raises(FolderError, match=r"t00000\.parquet is not readable"):
-            list(TrialUpdates(folder).trials())
+            exports()
 
 
 class TestExport:
@@ -138,7 +144,7 @@ class TestExport:
 
     def test_concurrent_export_is_rejected(self, folder, write, trial):
         with (
-            export._locked(folder, "list"),
+            exporter._locked(folder, "list"),
             pytest.raises(ExportError, match=r"another process exports .* to list; wait for it"),
         ):
             export_search(folder.path, "list")
