@@ -7,7 +7,6 @@ import pytest
 from tune_hpc.errors import FolderError
 from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiments
 from tune_hpc.storage.filesystem import Storage
-from tune_hpc.storage.jsonl import append_line, read_lines
 
 
 def started(path: Path, name: str = "made.up") -> ExperimentFolder:
@@ -125,12 +124,12 @@ def test_trial_file_holds_row_and_history(tmp_path):
 
 def test_unfinished_last_line_is_removed(tmp_path):
     folder = started(tmp_path)
-    assert read_lines(folder.rungs, "entry", may_be_absent=True) == []
+    assert folder.read_lines(folder.rungs, "entry", may_be_absent=True) == []
     for number in range(2):
-        append_line(folder, folder.rungs, {"entry": number})
+        folder.append_line(folder.rungs, {"entry": number})
     complete = folder.rungs.read_text()
     folder.rungs.write_text(complete + '{"entry"')
-    assert read_lines(folder.rungs, "entry") == [{"entry": 0}, {"entry": 1}]
+    assert folder.read_lines(folder.rungs, "entry") == [{"entry": 0}, {"entry": 1}]
     assert folder.rungs.read_text() == complete
     with pytest.raises(FolderError, match="its numbers are not 1, 2, 3"):
-        read_lines(folder.rungs, "entry", first=1)
+        folder.read_lines(folder.rungs, "entry", first=1)

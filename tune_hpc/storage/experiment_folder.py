@@ -269,6 +269,45 @@ class ExperimentFolder:
         self.check_attempt()
         self.storage.write_atomic(self.experiment_file, json.dumps(experiment, indent=1, allow_nan=False) + "\n")
 
+    def append_line(self, path: Path, line: Mapping[str, Any]) -> None:
+        """Append a line to a file of JSON lines.
+
+        Raises:
+            ConflictError: another attempt may write now.
+        """
+        self.check_attempt()
+        self.storage.append(path, json.dumps(line, allow_nan=False) + "\n")
+
+    def read_lines(
+        self, path: Path, counter: str, first: int = 0, *, may_be_absent: bool = False
+    ) -> list[dict[str, Any]]:
+        """Return all lines of a file of JSON lines; remove an unfinished last line from the file.
+
+        Args:
+            path: The file.
+            counter: The key that numbers the lines.
+            first: The number of the first line.
+            may_be_absent: Whether a missing file counts as an empty one.
+
+        Raises:
+            FolderError: the file is missing, or damaged before its last line.
+        """
+        if not self.storage.download(path) and may_be_absent:
+            return []
+        try:
+            *texts, rest = path.read_text(encoding="utf-8").split("\n")
+            lines = [json.loads(text) for text in texts]
+            if [line[counter] for line in lines] != list(range(first, first + len(lines))):
+                raise ValueError(f"its numbers are not {first}, {first + 1}, {first + 2}, ...")
+            if rest:
+                # The process died during the write, before it acted on this line.
+                with path.open("r+", encoding="utf-8") as file:
+                    file.truncate(sum(len(text.encode()) + 1 for text in texts))
+                self.storage.upload(path)
+            return lines
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FolderError(f"{path} cannot be read: {error}; restore it from a copy") from error
+
 
 def _children(folder: Path) -> list[Path]:
     try:

@@ -28,7 +28,6 @@ from tune_hpc.search.searchers.optuna_searcher import OptunaSearcher
 from tune_hpc.search.searchers.searcher import Searcher, merged_config_keys, remaining_trials
 from tune_hpc.search.trial_spec import MonitoredMetric, TrialOutcome, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.jsonl import append_line, read_lines
 
 #: Number of rungs: after 1/27, 1/9 and 1/3 of the steps.
 NUM_RUNGS = round(math.log(GRACE, REDUCTION_FACTOR))
@@ -204,7 +203,7 @@ class AsyncSuccessiveHalving(Searcher):
     def _log(self, event: str, candidate: Candidate, **details: Any) -> None:
         """Append an event to ``rungs.jsonl``, before it has any consequence."""
         entry = {"entry": self._num_entries, "event": event, "configuration": candidate.number, "rung": candidate.rung}
-        append_line(self.folder, self.folder.rungs, entry | details)
+        self.folder.append_line(self.folder.rungs, entry | details)
         self._num_entries += 1
 
     def _waiting(self, rung: int) -> list[Candidate]:
@@ -254,7 +253,7 @@ class AsyncSuccessiveHalving(Searcher):
         """Restore the state of an earlier run from ``rungs.jsonl``."""
         last: dict[int, dict[str, Any]] = {}
         any_stopped = bool((before.trials["status"] == "stopped").any())
-        for line in read_lines(self.folder.rungs, "entry", may_be_absent=not any_stopped):
+        for line in self.folder.read_lines(self.folder.rungs, "entry", may_be_absent=not any_stopped):
             line["event"] = REACHED if line["event"] in (REACHED, "came") else PROMOTED
             number, rung = line["configuration"], line["rung"]
             last[number] = line

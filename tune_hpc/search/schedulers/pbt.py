@@ -26,7 +26,6 @@ from tune_hpc.search.searchers.searcher import Searcher, merged_config_keys, tri
 from tune_hpc.search.space.space import Space
 from tune_hpc.search.trial_spec import MonitoredMetric, TrialOutcome, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.jsonl import append_line, read_lines
 
 NUM_GENERATIONS = 10
 #: Fraction of the members that are copied, and of those that copy.
@@ -64,7 +63,7 @@ class PopulationBasedTraining(Searcher):
 
     def _restore(self, before: Results) -> dict[str, float]:
         """Restore the decisions of an earlier run; return the last step of each member."""
-        generations = read_lines(self.folder.population, "generation", first=1, may_be_absent=True)
+        generations = self.folder.read_lines(self.folder.population, "generation", first=1, may_be_absent=True)
         if generations:
             self._generation = generations[-1]["generation"]
             self._configs |= {name: member["config"] for name, member in generations[-1]["members"].items()}
@@ -123,7 +122,7 @@ class PopulationBasedTraining(Searcher):
                 config["seed"] = self._configs[name]["seed"]
             members[name] |= {"config": config, "copied_from": source}
         self._generation += 1
-        append_line(self.folder, self.folder.population, {"generation": self._generation, "members": members})
+        self.folder.append_line(self.folder.population, {"generation": self._generation, "members": members})
         self._configs |= {name: member["config"] for name, member in members.items()}
         self._due = active
 

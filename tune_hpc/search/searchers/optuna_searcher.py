@@ -15,7 +15,6 @@ from tune_hpc.search.experiment import ENDED, Experiment
 from tune_hpc.search.searchers.searcher import Searcher, merged_config_keys, trial_specs
 from tune_hpc.search.trial_spec import TrialOutcome, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.jsonl import append_line, read_lines
 
 
 class OptunaSearcher(Searcher):
@@ -54,7 +53,7 @@ class OptunaSearcher(Searcher):
         self.num_suggested = 0
         if before is None:
             return
-        lines = read_lines(folder.proposals, "number", may_be_absent=before.trials.empty)
+        lines = folder.read_lines(folder.proposals, "number", may_be_absent=before.trials.empty)
         rows = {str(row["trial_id"]): row for row in before.trials.to_dict("records")}
         for number, line in enumerate(lines):
             self._restore(number, line["config"], rows)
@@ -67,7 +66,7 @@ class OptunaSearcher(Searcher):
         number = self.num_suggested
         self._optuna_numbers[number], config = self.study.ask()
         self.num_suggested += 1
-        append_line(self.folder, self.folder.proposals, {"number": number, "config": config})
+        self.folder.append_line(self.folder.proposals, {"number": number, "config": config})
         trials = self._trials(number, config)
         self._expect(number, trials)
         if new := [key for key in merged_config_keys(trials) if key not in self.config_keys]:
