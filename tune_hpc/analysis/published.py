@@ -123,7 +123,7 @@ def verdict(
         measured: The measured mean with its 95 % interval.
         num_seeds: Number of seeds of the mean.
         resolution: Unit of the last printed digit: 0.001 for 99.1 %.
-        num_images: Number of evaluated images if the number is an accuracy.
+        num_images: Number of evaluated images; ``None`` if the number is no accuracy.
     """
     distance = abs(published - measured.mean) - resolution / 2
     if distance <= 1e-9:
@@ -136,7 +136,6 @@ def verdict(
 
 
 _Claim = Mapping[str, Any]
-_CLAIM_COLUMNS = ["claim", "measure", "numbers", "holds", "source"]
 
 
 def check_claims(results: Results) -> pd.DataFrame:
@@ -152,7 +151,7 @@ def check_claims(results: Results) -> pd.DataFrame:
         holds = None if numbers.isna().any() else RELATIONS[claim["relation"]](numbers.to_numpy(float), claim["bound"])
         text = ", ".join(f"{format_value(value)}: {_text(number)}" for value, number in numbers.items())
         rows.append((claim["text"], describe_measure(claim), text, holds, claim["source"]))
-    return pd.DataFrame(rows, columns=_CLAIM_COLUMNS).astype({"holds": "boolean"})
+    return pd.DataFrame(rows, columns=["claim", "measure", "numbers", "holds", "source"]).astype({"holds": "boolean"})
 
 
 def claim_numbers(results: Results, claim: _Claim) -> pd.Series:
@@ -173,11 +172,8 @@ def _measure(results: Results, trial_id: str, claim: _Claim) -> float:
     if curve.empty or curve["step"].iloc[-1] < claim["steps"]:
         return np.nan
     curve = curve[curve["step"] <= claim["steps"]]
-    return float(MEASURES[_measure_name(claim)](curve["step"].to_numpy(), curve[metric].to_numpy(float), claim))
-
-
-def _measure_name(claim: _Claim) -> str:
-    return str(_OLD_NAMES.get(claim["measure"], claim["measure"]))
+    function, _ = MEASURES[_OLD_NAMES.get(claim["measure"], claim["measure"])]
+    return float(function(curve["step"].to_numpy(), curve[metric].to_numpy(float), claim))
 
 
 def _settling_step(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
@@ -198,20 +194,30 @@ def _reversals(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
     return float(np.count_nonzero(np.diff(direction[direction != 0])))
 
 
-def _max_departure(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
-    distance = np.abs(x - claim["target"])
-    return float(distance.max() - distance[0])
-
-
-#: Measures of a metric up to some step, as functions of its steps and values.
-MEASURES: dict[str, Callable[[np.ndarray, np.ndarray, _Claim], float]] = {
-    "value": lambda step, x, claim: x[-1],
-    "remaining_fraction": lambda step, x, claim: x[-1] / x[0],
-    "settling_step": _settling_step,
-    "crossings": _crossings,
-    "reversals": _reversals,
-    "max_departure": _max_departure,
-    "max_departure_step": lambda step, x, claim: step[np.argmax(np.abs(x - claim["target"]))],
+#: Measures of a metric up to some step: functions of its steps and values, and descriptions.
+MEASURES: dict[str, tuple[Callable[[np.ndarray, np.ndarray, _Claim], float], str]] = {
+    "value": (lambda step, x, claim: x[-1], "{metric} at step {steps}"),
+    "remaining_fraction": (
+        lambda step, x, claim: x[-1] / x[0],
+        "fraction of the initial {metric} that remains at step {steps}",
+    ),
+    "settling_step": (
+        _settling_step,
+        "step from which {metric} stays within {tolerance} of {target}, in {steps} steps",
+    ),
+    "crossings": (
+        _crossings,
+        "number of crossings of {target} by {metric}, by more than {tolerance}, in {steps} steps",
+    ),
+    "reversals": (_reversals, "number of reversals of {metric} in {steps} steps"),
+    "max_departure": (
+        lambda step, x, claim: np.abs(x - claim["target"]).max() - abs(x[0] - claim["target"]),
+        "maximum distance of {metric} from {target}, less the initial distance",
+    ),
+    "max_departure_step": (
+        lambda step, x, claim: step[np.argmax(np.abs(x - claim["target"]))],
+        "step of the maximum distance of {metric} from {target}, in {steps} steps",
+    ),
 }
 #: Names of measures in folders of earlier versions.
 _OLD_NAMES = {
@@ -231,18 +237,9 @@ RELATIONS: dict[str, Callable[[np.ndarray, float], bool]] = {
 
 def describe_measure(claim: _Claim) -> str:
     """Describe the measure of a claim, like ``step from which W stays within 0.01 of -1, in 1000 steps``."""
-    metric, steps = display_name(claim["metric"]), claim["steps"]
-    target, tolerance = format_number(claim["target"]), format_number(claim["tolerance"])
-    descriptions = {
-        "value": f"{metric} at step {steps}",
-        "remaining_fraction": f"fraction of the initial {metric} that remains at step {steps}",
-        "settling_step": f"step from which {metric} stays within {tolerance} of {target}, in {steps} steps",
-        "crossings": f"number of crossings of {target} by {metric}, by more than {tolerance}, in {steps} steps",
-        "reversals": f"number of reversals of {metric} in {steps} steps",
-        "max_departure": f"maximum distance of {metric} from {target}, less the initial distance",
-        "max_departure_step": f"step of the maximum distance of {metric} from {target}, in {steps} steps",
-    }
-    return descriptions[_measure_name(claim)]
+    _, description = MEASURES[_OLD_NAMES.get(claim["measure"], claim["measure"])]
+    values = {name: format_number(claim[name]) for name in ("target", "tolerance", "steps")}
+    return description.format(metric=display_name(claim["metric"]), **values)
 
 
 def _text(number: float) -> str:

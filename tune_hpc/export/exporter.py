@@ -86,7 +86,7 @@ def search_id(experiment: Mapping[str, Any]) -> str:
 
 def points(
     history: pd.DataFrame, column: str, max_points: int, num_steps: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> list[tuple[int, float]]:
     """Return the steps and values of a metric, evenly thinned and without missing values.
 
     Args:
@@ -105,7 +105,7 @@ def points(
     indices = valid[:: max(1, math.ceil(num_expected / max_points))]
     if num_steps is None and len(valid) and indices[-1] != valid[-1]:
         indices = np.append(indices, valid[-1])
-    return steps[indices].astype(int), values[indices]
+    return list(zip(steps[indices].astype(int).tolist(), values[indices].tolist(), strict=True))
 
 
 @dataclass(frozen=True)

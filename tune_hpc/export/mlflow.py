@@ -9,8 +9,8 @@ unfinished is deleted and written again.
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -26,17 +26,9 @@ MAX_METRICS, MAX_PARAMS, MAX_RUNS = 1000, 100, 1000
 
 STATUSES = {"finished": "FINISHED", "stopped": "KILLED", "diverged": "FAILED", "failed": "FAILED"}
 
-T = TypeVar("T")
-
 
 class MlflowExporter(Exporter):
-    """Exporter to an MLflow tracking server or database file; see ``Exporter``.
-
-    Args:
-        folder: Experiment folder.
-        experiment: Contents of its experiment.json.
-        uri: Tracking URI; ``None``: that of the environment, or an SQLite file in the folder.
-    """
+    """Exporter to an MLflow tracking URI; by default that of the environment, or an SQLite file in the folder."""
 
     package: ClassVar[str] = "mlflow"
     remedy: ClassVar[str] = "pip install 'tune-hpc[mlflow]'"
@@ -99,11 +91,11 @@ class MlflowExporter(Exporter):
             run_name=trial_id,
         ).info.run_id
         params = [Param(name, _as_text(value)) for name, value in config.items()]
-        for some_params in _batches(params, MAX_PARAMS):
-            self._client.log_batch(run, params=some_params)
+        for first in range(0, len(params), MAX_PARAMS):
+            self._client.log_batch(run, params=params[first : first + MAX_PARAMS])
         metrics = [Metric(name, value, end_ms, step) for name, value, step in _metrics(row, config, history)]
-        for some_metrics in _batches(metrics, MAX_METRICS):
-            self._client.log_batch(run, metrics=some_metrics)
+        for first in range(0, len(metrics), MAX_METRICS):
+            self._client.log_batch(run, metrics=metrics[first : first + MAX_METRICS])
         self._client.set_terminated(run, STATUSES[status], end_time=end_ms)
         self._exported.add(trial_id)
         self.num_exported += 1
@@ -114,10 +106,7 @@ def _metrics(
 ) -> Iterator[tuple[str, float, int]]:
     """Yield name, value and step of each metric."""
     for column in history.columns.drop("step"):
-        steps, values = points(history, column, MAX_POINTS)
-        is_finite = np.isfinite(values)
-        for step, value in zip(steps[is_finite].tolist(), values[is_finite].tolist(), strict=True):
-            yield column, value, step
+        yield from ((column, value, step) for step, value in points(history, column, MAX_POINTS) if np.isfinite(value))
     for name, value in row.items():
         if name not in {*config, *IDENTITY, *history} and isinstance(value, int | float) and np.isfinite(value):
             yield name, float(value), int(row.get("steps_run", 0))
@@ -126,8 +115,3 @@ def _metrics(
 def _as_text(value: Any) -> str:
     """Return a parameter as text; a column with missing values stores whole numbers as floats."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]

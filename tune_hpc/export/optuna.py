@@ -5,12 +5,13 @@ those that a scheduler stopped are pruned. User attributes name the trials; inte
 study of an adaptive searcher is another one, in memory: an exported study has no influence on suggestions.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import optuna
 import pandas as pd
 from optuna.storages import BaseStorage, JournalStorage
@@ -57,21 +58,14 @@ def curve(history: pd.DataFrame, metric: str, mode: str) -> dict[int, float]:
         is_best = kind == "best"
     if column not in history:
         return {}
-    steps, values = points(history, column, MAX_POINTS)
+    values = dict(points(history, column, MAX_POINTS))
     if is_best:
-        values = np.minimum.accumulate(values) if mode == "min" else np.maximum.accumulate(values)
-    is_finite = np.isfinite(values)
-    return dict(zip(steps[is_finite].tolist(), values[is_finite].tolist(), strict=True))
+        values = dict(zip(values, accumulate(values.values(), min if mode == "min" else max), strict=True))
+    return {step: value for step, value in values.items() if math.isfinite(value)}
 
 
 class OptunaExporter(Exporter):
-    """Exporter to a stored Optuna study: adds a configuration when all its trials have ended; see ``Exporter``.
-
-    Args:
-        folder: Experiment folder.
-        experiment: Contents of its experiment.json.
-        uri: Journal file, or URL of an Optuna storage; ``None``: ``optuna.journal`` in the folder.
-    """
+    """Exporter to a study in a journal file or an Optuna storage; by default ``optuna.journal`` in the folder."""
 
     package: ClassVar[str] = "optuna"
     remedy: ClassVar[str] = "pip install optuna"

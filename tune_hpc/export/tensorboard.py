@@ -43,12 +43,7 @@ _EXPORTED = "exported.json"
 
 
 class TensorBoardExporter(Exporter):
-    """Exporter to TensorBoard event files; see ``Exporter``.
-
-    Args:
-        folder: Experiment folder.
-        experiment: Contents of its experiment.json.
-        uri: Folder in which the search gets its own folder; ``None``: ``tensorboard/`` in the experiment folder.
+    """Exporter to event files: ``tensorboard/`` in the experiment folder, or a folder of the search below another.
 
     Raises:
         ExportError: The folder contains another search, or ``exported.json`` is damaged.
@@ -88,7 +83,7 @@ class TensorBoardExporter(Exporter):
             return
         log = self._logs.pop(trial_id, None)
         if log is not None and not log.is_continued_by(history):
-            log.close()
+            log.writer.close()
             log = None
         log = log or _TrialLog(self.folder / trial_id)
         has_ended = row["status"] != "running"
@@ -97,13 +92,13 @@ class TensorBoardExporter(Exporter):
         log.write_history(history, None if has_ended else config.get("steps"))
         if has_ended:
             log.write_end(row, self._summary(row, config, history))
-            log.close()
+            log.writer.close()
             self._ended[trial_id] = {"status": row["status"]}
             self.num_exported += 1
             return
         self._logs[trial_id] = log
         if len(self._logs) > MAX_OPEN:
-            self._logs.pop(next(iter(self._logs))).close()
+            self._logs.pop(next(iter(self._logs))).writer.close()
 
     def _summary(self, row: Mapping[str, Any], config: Mapping[str, Any], history: pd.DataFrame) -> dict[str, float]:
         """Return the numbers of a row that are no configuration, no measure and no metric of the history."""
@@ -117,14 +112,14 @@ class TensorBoardExporter(Exporter):
     def flush(self) -> None:
         """Write everything to disk, and record the trials that are exported to their end."""
         for log in self._logs.values():
-            log.flush()
+            log.writer.flush()
         text = json.dumps({"search": self._search, "trials": self._ended}) + "\n"
         Storage(self.folder).write_atomic(_EXPORTED, text)
 
     def close(self) -> None:
         """Close the event files."""
         for log in self._logs.values():
-            log.close()
+            log.writer.close()
 
 
 class _TrialLog:
@@ -133,7 +128,7 @@ class _TrialLog:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # The names have a time in seconds; the number makes them unique and keeps their order.
-        self._writer = EventsWriter(str(folder / "events"), f".{len(list(folder.iterdir())):06d}")
+        self.writer = EventsWriter(str(folder / "events"), f".{len(list(folder.iterdir())):06d}")
         self._write(session_log=SessionLog(status=SessionLog.START))
         self._last: dict[str, tuple[int, float]] = {}
         self.has_config = False
@@ -162,13 +157,13 @@ class _TrialLog:
         """Write the new points of each metric."""
         by_step: dict[int, dict[str, float]] = defaultdict(dict)
         for column in history.columns.drop("step"):
-            steps, values = points(history, column, MAX_POINTS, num_steps)
+            found = points(history, column, MAX_POINTS, num_steps)
             last_step = self._last[column][0] if column in self._last else -math.inf
-            for step, value in zip(steps.tolist(), values.tolist(), strict=True):
+            for step, value in found:
                 if step > last_step:
                     by_step[step][column] = value
-            if len(steps):
-                self._last[column] = int(steps[-1]), float(values[-1])
+            if found:
+                self._last[column] = found[-1]
         for step in sorted(by_step):
             self._write_scalars(step, by_step[step])
 
@@ -178,12 +173,6 @@ class _TrialLog:
         is_success = row["status"] in ("finished", "stopped")
         status = Status.STATUS_SUCCESS if is_success else Status.STATUS_FAILURE
         self._write_hparams(session_end_info=SessionEndInfo(status=status, end_time_secs=time.time()))
-
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
 
     def _write_scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._write(step, [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
@@ -198,7 +187,7 @@ class _TrialLog:
     def _write(self, step: int = 0, values: list[Any] | None = None, **content: Any) -> None:
         if values is not None:
             content["summary"] = Summary(value=values)
-        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
+        self.writer.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
 def _read_exported(folder: Path) -> dict[str, Any]:
