@@ -23,13 +23,9 @@ COMPLETED = ("finished", "stopped")
 def aggregate_seeds(results: "Results", metrics: Sequence[str]) -> pd.DataFrame:
     """Return one row per configuration, in the order of their first trials.
 
-    Args:
-        results: Any results.
-        metrics: Numeric columns of the trials; an absent column gives missing values.
-
     Returns:
         Every configuration column but ``seed``; ``num_seeds`` (of completed trials), ``num_diverged``, ``num_failed``;
-        for each metric its mean and ``METRIC_deviation``.
+        for each metric its mean and ``METRIC_deviation``, missing if there is no such column.
     """
     trials, values = results.trials, trial_values(results, metrics)
     group, status = values["configuration"], trials["status"]
@@ -114,11 +110,7 @@ def sort_configurations(results: "Results", configurations: pd.DataFrame) -> pd.
 
 
 def sort_by_metric(results: "Results", configurations: pd.DataFrame) -> pd.DataFrame:
-    """Return ``sort_configurations``, which must not be empty.
-
-    Raises:
-        UnknownNameError: No configuration has a value of the metric and no diverged seed.
-    """
+    """Return ``sort_configurations``; an empty table raises ``UnknownNameError``."""
     best = sort_configurations(results, configurations)
     if best.empty:
         raise UnknownNameError(
@@ -129,11 +121,7 @@ def sort_by_metric(results: "Results", configurations: pd.DataFrame) -> pd.DataF
 
 
 def measured_configurations(results: "Results", metrics: Sequence[str]) -> pd.DataFrame:
-    """Return ``aggregate_seeds`` of the experiment's metric and others, after a check of these columns.
-
-    Raises:
-        UnknownNameError: There are no trials, or a metric is no numeric column.
-    """
+    """Return ``aggregate_seeds`` of the experiment's metric and others, after ``check_columns``."""
     columns = list(dict.fromkeys([*metrics, results.metric]))
     check_columns(results, columns)
     return aggregate_seeds(results, columns)
@@ -157,11 +145,7 @@ def check_columns(results: "Results", columns: Sequence[str]) -> None:
 
 
 def filter_trials(results: "Results", where: Mapping[str, Any] | None) -> "Results":
-    """Return the results of the trials with certain configuration values.
-
-    Raises:
-        UnknownNameError: No trial has them.
-    """
+    """Return the results of the trials with certain configuration values; no such trial is an error."""
     if not where or results.trials.empty:
         return results
     selected = results.trials[row_mask(results.trials, where)]

@@ -139,15 +139,7 @@ class Comparison:
 
 @dataclass
 class _Candidate:
-    """A value of the parameter, represented by its best configuration.
-
-    Attributes:
-        value: The value.
-        others: The other parameters of the configuration.
-        repeats: The metric by seed.
-        num_configurations: Number of configurations that it was selected from.
-        num_diverged: Diverged trials among them.
-    """
+    """A value of the parameter, represented by its best configuration; the repeats are the metric by seed."""
 
     value: Any
     others: Mapping[str, Any]
@@ -173,10 +165,8 @@ def compare_values(
             "plot them, or compare a parameter with fewer values"
         )
     lower = results.is_lower_better(metric)
-    candidates = sorted(
-        _candidates(results, parameter, metric),
-        key=lambda candidate: candidate.repeats.mean() if lower else -candidate.repeats.mean(),
-    )
+    candidates = _candidates(results, parameter, metric)
+    candidates.sort(key=lambda candidate: candidate.repeats.mean() if lower else -candidate.repeats.mean())
     pairs = _pairs(candidates, confidence)
     return Comparison(parameter, metric, lower, confidence, _values(candidates, pairs, parameter, confidence), pairs)
 
@@ -210,13 +200,7 @@ def _candidates(results: "Results", parameter: str, metric: str) -> list[_Candid
 
 
 def compare_samples(first: pd.Series, second: pd.Series, confidence: float) -> Difference:
-    """Compare the metrics of two configurations: paired if both have the same two or more seeds, else unpaired.
-
-    Args:
-        first: The metric by seed.
-        second: The metric of the other configuration by seed.
-        confidence: Confidence level of the interval.
-    """
+    """Compare two metrics by seed: paired if both have the same two or more seeds, else unpaired."""
     shared = first.index.intersection(second.index)
     if len(shared) == len(first) == len(second) and len(shared) > 1:
         paired = paired_difference(first[shared], second[shared], confidence)
@@ -232,11 +216,8 @@ def _pairs(candidates: list[_Candidate], confidence: float) -> pd.DataFrame:
     rows = []
     for first, second in itertools.combinations(candidates, 2):
         found = compare_samples(first.repeats, second.repeats, simultaneous)
-        interval = found.interval
-        rows.append(
-            (first.value, second.value, interval.mean, interval.low, interval.high, found.p, found.num_pairs,
-             found.min_detectable)
-        )  # fmt: skip
+        bounds = (found.interval.mean, found.interval.low, found.interval.high)
+        rows.append((first.value, second.value, *bounds, found.p, found.num_pairs, found.min_detectable))
     columns = ["first", "second", "difference", "low", "high", "p", "num_pairs", "min_detectable_difference"]
     df = pd.DataFrame(rows, columns=columns)
     df.insert(6, "p_corrected", holm(df["p"]))
@@ -244,9 +225,7 @@ def _pairs(candidates: list[_Candidate], confidence: float) -> pd.DataFrame:
     return df.assign(verdict=np.where(df["p_corrected"].isna(), INCONCLUSIVE, verdict))
 
 
-def _values(
-    candidates: list[_Candidate], pairs: pd.DataFrame, parameter: str, confidence: float
-) -> pd.DataFrame:  # fmt: skip
+def _values(candidates: list[_Candidate], pairs: pd.DataFrame, parameter: str, confidence: float) -> pd.DataFrame:
     rows = []
     for candidate in candidates:
         interval = mean_interval(candidate.repeats, confidence)
@@ -276,7 +255,6 @@ def _equals(column: pd.Series, value: Any) -> pd.Series:
 
 
 def _enumerate(values: Iterable[Any]) -> str:
-    """Return values as text, like ``a, b and c``."""
     texts = [format_value(value) for value in values]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
 

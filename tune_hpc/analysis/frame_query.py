@@ -52,10 +52,10 @@ def select(df: pd.DataFrame, query: FrameQuery) -> tuple[pd.DataFrame, int]:
         RequestError: There is no such column, a filter is malformed, or the page is too large.
     """
     df = apply_filters(df, query.filters)
+    names = [one.removeprefix("-") for one in query.sort]
+    for name in (*names, *query.columns):
+        _check_column(df, name)
     if query.sort:
-        names = [one.removeprefix("-") for one in query.sort]
-        for name in names:
-            _check_column(df, name)
         if len(set(names)) < len(names):
             raise RequestError(f"sort must name each column once; got {', '.join(query.sort)}")
         ascending = [not one.startswith("-") for one in query.sort]
@@ -67,18 +67,12 @@ def select(df: pd.DataFrame, query: FrameQuery) -> tuple[pd.DataFrame, int]:
     limit = PAGE_ROWS if query.limit is None and query.format == "json" else query.limit
     page = df.iloc[query.offset : None if limit is None else query.offset + limit]
     if query.columns:
-        for name in query.columns:
-            _check_column(df, name)
         page = page[list(dict.fromkeys(query.columns))]
     return page, len(df)
 
 
 def apply_filters(df: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
-    """Return the rows that pass all filters.
-
-    Raises:
-        RequestError: There is no such column, or a filter is malformed.
-    """
+    """Return the rows that pass all filters; errors as for ``select``."""
     for text in filters:
         df = df[_passes(df, text)]
     return df
@@ -103,9 +97,8 @@ def split_names(values: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return None if value is pd.NA or value is None else value
+    is_missing = value is pd.NA or (isinstance(value, float) and not math.isfinite(value))
+    return None if is_missing else value
 
 
 def _check_column(df: pd.DataFrame, name: str) -> None:
@@ -113,18 +106,12 @@ def _check_column(df: pd.DataFrame, name: str) -> None:
         raise RequestError(f"no column has the name {name!r}; there are {', '.join(map(str, df.columns))}")
 
 
-def _parse_filter(text: str) -> tuple[str, str, str]:
-    """Return column, operator and values."""
+def _passes(df: pd.DataFrame, text: str) -> np.ndarray:
     start = next((index for index, character in enumerate(text) if character in "=!<>~"), len(text))
     operator = next((one for one in _OPERATORS if text.startswith(one, start)), "")
-    name = text[:start].strip()
+    name, value = text[:start].strip(), text[start + len(operator) :].lstrip()
     if not operator or not name:
         raise RequestError(f"a filter reads COLUMN OPERATOR VALUE, like learning_rate<=0.01; got {text!r}")
-    return name, operator, text[start + len(operator) :].lstrip()
-
-
-def _passes(df: pd.DataFrame, text: str) -> Any:
-    name, operator, value = _parse_filter(text)
     _check_column(df, name)
     column = df[name]
     if operator == "~":

@@ -4,7 +4,8 @@
 """
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def read_folder(
 
     Args:
         folder: An experiment folder.
-        read_trial: Returns row and history of a trial with a file of its own; by default, reads that file.
+        read_trial: Function that returns row and history in the trial file of a trial; by default, it reads the file.
 
     Raises:
         FolderError: There is no experiment, or a file cannot be read.
@@ -152,21 +153,13 @@ def _without(df: pd.DataFrame, trials: Collection[str]) -> pd.DataFrame:
 
 
 def read_trial_table(path: Path) -> tuple[dict[str, Any], pa.Table]:
-    """Return the row and the history in a trial file.
-
-    Raises:
-        FolderError: The file is missing or damaged.
-    """
+    """Return the row and the history in a trial file."""
     table = read_table(path)
     return to_row(path, table), table
 
 
 def read_frames(folder: ExperimentFolder) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the contents of trials.parquet and history.parquet; empty frames if they are missing.
-
-    Raises:
-        FolderError: A file is damaged.
-    """
+    """Return the contents of trials.parquet and history.parquet; empty frames if they are missing."""
     history = pd.DataFrame({"trial_id": pd.Series(dtype="str"), "step": []})
     if not folder.trials_file.is_file():
         return pd.DataFrame({name: pd.Series(dtype="str") for name in ("trial_id", "status")}), history
@@ -184,64 +177,44 @@ def _read_frame(path: Path, required: set[str]) -> pd.DataFrame:
 
 
 def rungs_frame(file: Path, num_seeds: int) -> pd.DataFrame:
-    """Return rungs.jsonl as a frame; see ``Results.rungs``.
-
-    Args:
-        file: The file.
-        num_seeds: Number of trials per configuration.
-
-    Raises:
-        FolderError: The file is missing or damaged.
-    """
-
-    def to_frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
-        events = {"came": "reached", "goes on": "promoted"}  # quotation of files of earlier versions
-        lines = [{**line, "event": events.get(line["event"], line["event"])} for line in lines]
-        promoted = {(line["configuration"], line["rung"] - 1) for line in lines if line["event"] == "promoted"}
+    """Return rungs.jsonl of a search with ``num_seeds`` trials per configuration; see ``Results.rungs``."""
+    aliases = {"came": "reached", "goes on": "promoted"}  # quotation of files of earlier versions
+    with _json_lines(file) as lines:
+        events = [(aliases.get(line["event"], line["event"]), line) for line in lines]
+        promoted = {(line["configuration"], line["rung"] - 1) for event, line in events if event == "promoted"}
         rows = [
-            {
-                "rung": line["rung"] + 1,
-                "trial_id": f"t{line['configuration'] * num_seeds:05d}",
-                "step": line["steps"],
-                "value": line["value"],
-                "is_promoted": (line["configuration"], line["rung"]) in promoted,
-            }
-            for line in lines
-            if line["event"] == "reached"
+            (
+                line["rung"] + 1,
+                f"t{line['configuration'] * num_seeds:05d}",
+                line["steps"],
+                line["value"],
+                (line["configuration"], line["rung"]) in promoted,
+            )
+            for event, line in events
+            if event == "reached"
         ]
-        return pd.DataFrame(rows, columns=["rung", "trial_id", "step", "value", "is_promoted"])
-
-    return _read_json_lines(file, to_frame)
+    return pd.DataFrame(rows, columns=["rung", "trial_id", "step", "value", "is_promoted"])
 
 
 def generations_frame(file: Path) -> pd.DataFrame:
-    """Return population.jsonl as a frame; see ``Results.generations``.
-
-    Raises:
-        FolderError: The file is missing or damaged.
-    """
-
-    def to_frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
+    """Return population.jsonl as a frame; see ``Results.generations``."""
+    with _json_lines(file) as lines:
         rows = [
-            {
-                "generation": line["generation"],
-                "trial_id": trial_id,
-                "copied_from": member["copied_from"],
-                "value": member["value"],
-                **member["config"],
-            }
+            {"generation": line["generation"], "trial_id": trial_id}
+            | {name: member[name] for name in ("copied_from", "value")}
+            | member["config"]
             for line in lines
             for trial_id, member in line["members"].items()
         ]
-        return pd.DataFrame(rows)
-
-    return _read_json_lines(file, to_frame)
+    return pd.DataFrame(rows)
 
 
-def _read_json_lines(file: Path, to_frame: Callable[[list[dict[str, Any]]], pd.DataFrame]) -> pd.DataFrame:
+@contextmanager
+def _json_lines(file: Path) -> Iterator[list[dict[str, Any]]]:
+    """Provide the lines of a file; an error of their content becomes ``FolderError``."""
     try:
         # A last line without a line break is still being written.
         complete, _, _ = file.read_text(encoding="utf-8").rpartition("\n")
-        return to_frame([json.loads(line) for line in complete.splitlines()])
+        yield [json.loads(line) for line in complete.splitlines()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FolderError(f"{file} cannot be read: {error}; restore it from a copy") from error

@@ -17,13 +17,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its interval.
-
-    Attributes:
-        mean: The estimate.
-        low: Lower bound; NaN for a single value or identical values.
-        high: Upper bound.
-    """
+    """A mean with the bounds of its interval, NaN for a single value or identical values."""
 
     mean: float
     low: float
@@ -58,11 +52,7 @@ class Difference:
 
 
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Return the mean of repeats with Student's confidence interval.
-
-    Raises:
-        ValueError: There are no values.
-    """
+    """Return the mean of repeats with Student's confidence interval; no values raise ``ValueError``."""
     sample = np.asarray(values, dtype=float)
     if sample.size == 0:
         raise ValueError("a mean needs at least one value; got none")
@@ -80,8 +70,7 @@ def student_interval(mean: float, deviation: float, num_values: int, confidence:
 def paired_difference(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> Difference:
     """Return the mean difference of paired samples, such as runs with the same seeds in the same order (paired t-test).
 
-    Raises:
-        ValueError: There are no values, or the samples differ in size.
+    Samples without values or of different sizes raise ``ValueError``.
     """
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if a.shape != b.shape:
@@ -92,11 +81,7 @@ def paired_difference(first: ArrayLike, second: ArrayLike, confidence: float = 0
 
 
 def welch_difference(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> Difference:
-    """Return the difference of the means of independent samples (Welch's t-test).
-
-    Raises:
-        ValueError: A sample has no values.
-    """
+    """Return the difference of the means of independent samples (Welch's t-test); no values raise ``ValueError``."""
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     mean, scale = mean_interval(a).mean - mean_interval(b).mean, _scale(a, b)
     if min(a.size, b.size) == 1:

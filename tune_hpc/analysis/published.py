@@ -172,8 +172,7 @@ def _measure(results: Results, trial_id: str, claim: _Claim) -> float:
     if curve.empty or curve["step"].iloc[-1] < claim["steps"]:
         return np.nan
     curve = curve[curve["step"] <= claim["steps"]]
-    function, _ = MEASURES[_OLD_NAMES.get(claim["measure"], claim["measure"])]
-    return float(function(curve["step"].to_numpy(), curve[metric].to_numpy(float), claim))
+    return float(_measure_of(claim)[0](curve["step"].to_numpy(), curve[metric].to_numpy(float), claim))
 
 
 def _settling_step(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
@@ -194,8 +193,9 @@ def _reversals(step: np.ndarray, x: np.ndarray, claim: _Claim) -> float:
     return float(np.count_nonzero(np.diff(direction[direction != 0])))
 
 
+_Measure = tuple[Callable[[np.ndarray, np.ndarray, _Claim], float], str]
 #: Measures of a metric up to some step: functions of its steps and values, and descriptions.
-MEASURES: dict[str, tuple[Callable[[np.ndarray, np.ndarray, _Claim], float], str]] = {
+MEASURES: dict[str, _Measure] = {
     "value": (lambda step, x, claim: x[-1], "{metric} at step {steps}"),
     "remaining_fraction": (
         lambda step, x, claim: x[-1] / x[0],
@@ -235,11 +235,15 @@ RELATIONS: dict[str, Callable[[np.ndarray, float], bool]] = {
 }
 
 
+def _measure_of(claim: _Claim) -> _Measure:
+    name: str = claim["measure"]
+    return MEASURES[_OLD_NAMES.get(name, name)]
+
+
 def describe_measure(claim: _Claim) -> str:
     """Describe the measure of a claim, like ``step from which W stays within 0.01 of -1, in 1000 steps``."""
-    _, description = MEASURES[_OLD_NAMES.get(claim["measure"], claim["measure"])]
     values = {name: format_number(claim[name]) for name in ("target", "tolerance", "steps")}
-    return description.format(metric=display_name(claim["metric"]), **values)
+    return _measure_of(claim)[1].format(metric=display_name(claim["metric"]), **values)
 
 
 def _text(number: float) -> str:

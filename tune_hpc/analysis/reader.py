@@ -20,21 +20,14 @@ _Stamp = tuple[int, int, int]
 
 
 class ResultsSnapshot(Results):
-    """Results of a search at one moment; the history is concatenated on request and not cached.
-
-    Attributes:
-        histories: The history of all trials.
-    """
+    """Results of a search at one moment; the history is concatenated on request and not cached."""
 
     histories: LazyHistory
 
     def __init__(
         self, experiment: Mapping[str, Any], trials: pd.DataFrame, histories: LazyHistory, folder: Path | None = None
     ) -> None:
-        for name, value in (
-            ("experiment", experiment), ("trials", trials), ("histories", histories), ("folder", folder)
-        ):  # fmt: skip
-            object.__setattr__(self, name, value)
+        self.__dict__.update(experiment=experiment, trials=trials, histories=histories, folder=folder)
 
     @property
     def history(self) -> pd.DataFrame:
@@ -50,9 +43,6 @@ class ResultsSnapshot(Results):
 class ResultsReader:
     """Reader of the current results of one experiment folder.
 
-    Args:
-        folder: A folder with an experiment.
-
     Attributes:
         version: Increases when ``results`` returns something new; 0 before the first call.
     """
@@ -65,11 +55,7 @@ class ResultsReader:
         self._trials: dict[str, tuple[_Stamp, dict[str, Any], pa.Table]] = {}
 
     def results(self) -> ResultsSnapshot:
-        """Return the current results; the same object if no file has changed.
-
-        Raises:
-            FolderError: A file cannot be read.
-        """
+        """Return the current results; the same object if no file has changed."""
         stamps = self._read_stamps()
         if self._results is None or stamps != self._stamps:
             # A file that changes after its stamp was taken is read again by the next call.
@@ -107,11 +93,7 @@ class ResultsReader:
 
 
 def _stamp(path: Path) -> _Stamp | None:
-    """Return the stamp of a file; ``None`` if it is missing.
-
-    Raises:
-        FolderError: The file is a symbolic link or no regular file.
-    """
+    """Return the stamp of a file; ``None`` if it is missing."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:

@@ -33,18 +33,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import COMPLETED, searched_parameters
+from tune_hpc.analysis.aggregation import COMPLETED, describe_statuses, searched_parameters
+from tune_hpc.analysis.comparison import Comparison, compare_values
 from tune_hpc.analysis.frames import STATUSES, generations_frame, read_folder, rungs_frame
 from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiment, find_experiments
 from tune_hpc.storage.filesystem import Storage
-
-if TYPE_CHECKING:
-    from tune_hpc.analysis.comparison import Comparison
 
 #: Column of the trial's search.
 SEARCH = "search"
@@ -193,7 +191,7 @@ class Results:
         *,
         confidence: float = 0.95,
         where: Mapping[str, Any] | None = None,
-    ) -> "Comparison":
+    ) -> Comparison:
         """Compare the values of a parameter with confidence intervals and Holm correction.
 
         Args:
@@ -216,8 +214,6 @@ class Results:
             7  gradient_descent     2
             8          adadelta     9
         """
-        from tune_hpc.analysis.comparison import compare_values
-
         return compare_values(self, parameter, metric, confidence=confidence, where=where)
 
     def with_trials(self, trials: pd.DataFrame) -> "Results":
@@ -225,13 +221,11 @@ class Results:
         return Results(self.experiment, trials.reset_index(drop=True), self.history, self.folder)
 
     def _summary(self) -> str:
-        counts = ", ".join(f"{count} {status}" for status, count in self.counts().items())
+        counts = describe_statuses(self)
         summary = f"{self.name}: {len(self.trials)} trials" + (f" ({counts})" if counts else "")
         for _, best in self._top().head(1).iterrows():
-            config = [f"{name}={best[name]}" for name in self.varied_parameters if pd.notna(best[name])]
-            summary += f"; best {self.metric} {best[self.metric]:.4g}" + (
-                f" with {', '.join(config)}" if config else ""
-            )
+            config = ", ".join(f"{name}={best[name]}" for name in self.varied_parameters if pd.notna(best[name]))
+            summary += f"; best {self.metric} {best[self.metric]:.4g}" + (f" with {config}" if config else "")
         return summary
 
     def _top(self) -> pd.DataFrame:
@@ -316,12 +310,12 @@ def load_all(folder: str | Path) -> list[Results]:
     Raises:
         FolderError: There is no experiment, or a file cannot be read.
     """
-    return sorted(map(load_folder, find_experiments(folder)), key=_start_order)
 
+    def start_order(results: Results) -> tuple[str, int]:
+        # Experiments of one run start at the same time.
+        return results.experiment.get("provenance", {}).get("started", ""), results.experiment.get("position", 0)
 
-def _start_order(results: Results) -> tuple[str, int]:
-    # Experiments of one run start at the same time.
-    return results.experiment.get("provenance", {}).get("started", ""), results.experiment.get("position", 0)
+    return sorted(map(load_folder, find_experiments(folder)), key=start_order)
 
 
 def load_folder(folder: ExperimentFolder) -> Results:
@@ -345,11 +339,10 @@ def concat(searches: Sequence[Results]) -> Results:
     if not searches:
         raise UnknownNameError("nothing to compare; name at least one search")
     if len({(search.metric, search.experiment["mode"]) for search in searches}) > 1:
-        metrics = ", ".join(
-            f"{search.name} by the {search.experiment['mode']} of {search.metric}" for search in searches
-        )
+        metrics = [f"{search.name} by the {search.experiment['mode']} of {search.metric}" for search in searches]
         raise UnknownNameError(
-            f"these searches rank their trials by different metrics: {metrics}; compare searches with the same metric"
+            f"these searches rank their trials by different metrics: {', '.join(metrics)}; compare searches with the "
+            "same metric"
         )
     names = unique_names(searches)
     trials, histories = [], []
