@@ -305,7 +305,7 @@ class TestEvaluation:
     def test_size_of_a_forward_pass_does_not_change_the_metrics(self, images, monkeypatch):
         model = build_model(completed([{}], initial_weights="pytorch", precision="float64"))
         whole = self.evaluate(images, model)
-        monkeypatch.setattr(evaluation, "SKIPPING_IMAGES", {"cpu": (7, 7)})
+        monkeypatch.setattr(evaluation, "SKIPPING_SIZES", {"cpu": (90_000, 7, 7)})
         assert self.evaluate(images, model) == pytest.approx(whole, abs=1e-13)
 
     @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ class TestEvaluation:
     def test_size_of_a_forward_pass_depends_on_the_largest_layer_between_25_and_1000(
         self, images, monkeypatch, numbers, num_members, size
     ):
-        monkeypatch.setattr(evaluation, "EVALUATION_NUMBERS", {"cpu": numbers})
+        monkeypatch.setattr(evaluation, "FORWARD_SIZES", {"cpu": (numbers, 25, 1000)})
         pictures = images.valid_images.repeat(12, 1, 1, 1), images.valid_labels.repeat(12)
         many = ImageData("mnist", images.train_images, images.train_labels, *pictures, *pictures)
         # One feature in the first layer, that is 784 numbers for each image and member.

@@ -1,13 +1,7 @@
 """Batching policies, the order in which a training visits the samples, and augmentation of its images.
 
-Each policy is an infinite stream of sample indices, generated pass by pass. Batch ``k`` consists of its elements
-``k * batch_size`` to ``(k + 1) * batch_size``. So a batch is a pure function of (policy, seed, step), and a resumed
-trial needs no state. Each pass visits every sample once, even if the batch size does not divide the number of samples.
-
-    single_pass   stored order, once; ends with the last full batch (the report's Table 4.1)
-    sequential    stored order, repeated
-    shuffled      new permutation in each pass
-    random        sampled with replacement
+A policy is an infinite stream of sample indices. Batch ``k`` consists of its elements ``k * batch_size`` to
+``(k + 1) * batch_size``, a pure function of (policy, seed, step), so that a resumed trial needs no state.
 """
 
 import math
@@ -24,13 +18,10 @@ Steps = TypeVar("Steps", int, np.ndarray)
 
 
 class Batching:
-    """Batches of sample indices by a batching policy.
+    """Batches of sample indices by a policy; passes are complete, even if the batch size does not divide their length.
 
-    Args:
-        policy: One of ``BATCHING_POLICIES``.
-        num_samples: Number of training samples.
-        batch_size: Samples in each batch.
-        seed: Seed of ``shuffled`` and ``random``.
+    ``single_pass`` and ``sequential`` follow the stored order; ``single_pass`` ends with the last full batch (the
+    report's Table 4.1). ``shuffled`` has a new permutation in each pass, and ``random`` samples with replacement.
 
     Raises:
         InvalidConfigError: an unknown policy, or a batch larger than the data.

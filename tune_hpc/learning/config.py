@@ -1,8 +1,7 @@
 """Keys of a trial's configuration: meaning, default and valid values.
 
-A configuration is a mapping from these keys to numbers and strings. Search spaces, data frames, tables and command-line
-flags use the same spelling. ``complete`` validates a configuration and adds the defaults, so that a trial is a function
-of the completed mapping. The module does not import torch, because spaces are listed and validated often.
+A configuration maps these keys to numbers and strings. Search spaces, data frames, tables and command-line flags use
+the same spelling. The module does not import torch, because spaces are listed and validated often.
 """
 
 import math
@@ -56,12 +55,10 @@ class ConfigKey:
         name: Name of the key.
         kind: ``int``, ``float``, ``bool`` or ``str``; a ``float`` key accepts an ``int``.
         doc: Meaning, in one line.
-        default: Default value; ``None``: it depends on other keys, see ``doc``.
+        default: ``None``: it depends on other keys, see ``doc``.
         choices: Valid values, if they are few.
-        low: Lower bound.
-        high: Upper bound.
-        low_open: Whether ``low`` is excluded.
-        high_open: Whether ``high`` is excluded.
+        low: Lower bound, excluded if ``low_open``.
+        high: Upper bound, excluded if ``high_open``.
     """
 
     name: str
@@ -184,21 +181,14 @@ def owned_keys(owner: str) -> tuple[str, ...]:
 
 
 def check_key(name: str) -> ConfigKey:
-    """Return the key of a name.
-
-    Raises:
-        InvalidConfigError: no such key.
-    """
+    """Return the key of a name, or raise ``InvalidConfigError``."""
     if name not in TRIAL_KEYS:
         raise InvalidConfigError(f"no such key {name!r}; a trial's keys are {', '.join(TRIAL_KEYS)}")
     return TRIAL_KEYS[name]
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Validate a configuration and add the defaults.
-
-    Args:
-        config: Keys of ``TRIAL_KEYS``.
+    """Validate a configuration and add the defaults, so that a trial is a function of the result.
 
     Returns:
         Every key with its value, but of the conditional keys only those of the selected optimizer and schedule. Others

@@ -16,19 +16,12 @@ MEMBER_KEYS = (
 
 
 def fusion_key(config: Mapping[str, Any]) -> str:
-    """Return the values that all members of one program must share, as a string.
-
-    Args:
-        config: Completed configuration.
-    """
+    """Return the values of a completed configuration that all members of one program must share, as a string."""
     return json.dumps({name: value for name, value in sorted(config.items()) if name not in MEMBER_KEYS})
 
 
 def check_fusible(configs: Sequence[Mapping[str, Any]]) -> None:
-    """Check that configurations can train as one program.
-
-    Args:
-        configs: Completed configurations.
+    """Check that completed configurations can train as one program.
 
     Raises:
         InvalidConfigError: they differ in a key outside ``MEMBER_KEYS``.
@@ -56,12 +49,7 @@ CPU_FUSED_WIDTH = 0.125
 
 
 def max_fused_trials(config: Mapping[str, Any], on_gpu: bool) -> int:
-    """Return the maximum number of similar trials that should train as one program.
-
-    Args:
-        config: Completed configuration.
-        on_gpu: Whether the trials run on a GPU.
-    """
+    """Return the maximum number of trials like a completed configuration that should train as one program."""
     if on_gpu:
         return GPU_MEMBERS[config["model"]]
     if config["model"] == "cnn" and config["width"] > CPU_FUSED_WIDTH:

@@ -1,9 +1,8 @@
 """Models of the report: a line, softmax regression, and the convolutional network of TensorFlow's tutorial.
 
-Every model is a stack: its parameters have a leading axis of members, and a single model is a stack of one. A model is
-a pure function of its inputs and parameters, and the dropout mask is an input. So a model computes the same alone, on
-several workers, and in any stack. A stack of one model is as fast as ordinary layers. An input that all members share,
-as in the first layer, is read once: M small products become one wide product.
+Every model is a stack: its parameters have a leading axis of M members, and a single model is a stack of one, as fast
+as ordinary layers. A model is a pure function of its inputs, dropout mask and parameters. An input that all members
+share is read once: M small products become one wide product.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,32 +19,24 @@ from tune_hpc.learning.config import IMAGE_SIDE
 FEW_OUTPUTS = 16
 
 
-class StackedLinear(nn.Module):
-    """M affine maps.
+class _StackedLayer(nn.Module):
+    """M layers of torch: ``weight`` (M, out, in, ...) and ``bias`` (M, out)."""
 
-    Features precede samples, so that the next operation, such as a softmax over ten classes, runs along memory.
-
-    Attributes:
-        weight: (M, out, in).
-        bias: (M, out).
-
-    Args:
-        num_inputs: Number of input features.
-        num_outputs: Number of output features.
-    """
-
-    def __init__(self, num_inputs: int, num_outputs: int) -> None:
+    def __init__(self, single: nn.Linear | nn.Conv2d) -> None:
         super().__init__()
-        single = nn.Linear(num_inputs, num_outputs)
+        assert single.bias is not None
         self.weight = nn.Parameter(single.weight.detach()[None])
         self.bias = nn.Parameter(single.bias.detach()[None])
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return (M, out, N).
 
-        Args:
-            inputs: (M, in, N), or (1, in, N) if all members share them.
-        """
+class StackedLinear(_StackedLayer):
+    """M affine maps. Features precede samples, so that the next operation, such as a softmax, runs along memory."""
+
+    def __init__(self, num_inputs: int, num_outputs: int) -> None:
+        super().__init__(nn.Linear(num_inputs, num_outputs))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return (M, out, N) of inputs (M, in, N), or (1, in, N) if all members share them."""
         if inputs.shape[0] > 1:
             return torch.baddbmm(self.bias[:, :, None], self.weight, inputs)
         weight, bias = self.weight.flatten(0, 1), self.bias.flatten()
@@ -56,33 +47,15 @@ class StackedLinear(nn.Module):
         return wide.unflatten(0, self.bias.shape)
 
 
-class StackedConv2d(nn.Module):
-    """M convolutions with outputs of the size of the images; the channels of the members are adjacent.
-
-    Attributes:
-        weight: (M, out, in, kernel, kernel).
-        bias: (M, out).
-
-    Args:
-        num_inputs: Number of input channels.
-        num_outputs: Number of output channels.
-        kernel_size: Odd size of the kernel.
-    """
+class StackedConv2d(_StackedLayer):
+    """M convolutions with outputs of the size of the images; the channels of the members are adjacent."""
 
     def __init__(self, num_inputs: int, num_outputs: int, kernel_size: int) -> None:
-        super().__init__()
-        single = nn.Conv2d(num_inputs, num_outputs, kernel_size)
-        assert single.bias is not None
+        super().__init__(nn.Conv2d(num_inputs, num_outputs, kernel_size))
         self.padding = kernel_size // 2
-        self.weight = nn.Parameter(single.weight.detach()[None])
-        self.bias = nn.Parameter(single.bias.detach()[None])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return (N, M * out, height, width).
-
-        Args:
-            images: (N, M * in, height, width), or (N, in, height, width) if all members share them.
-        """
+        """Return (N, M * out, height, width) of images (N, M * in, height, width), or shared (N, in, ...)."""
         num_groups = images.shape[1] // self.weight.shape[2]
         # On one CPU core the forward pass of the cnn is 2.7 times faster with channels last at width 1/4, and equally
         # fast at width 1.
@@ -94,7 +67,7 @@ IMAGE_PIXELS = IMAGE_SIDE**2
 NUM_CLASSES = 10
 
 #: Result of ``Model.frozen``.
-FrozenModel = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+FrozenModel = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class Model(nn.Module):
@@ -113,20 +86,15 @@ class Model(nn.Module):
     skips_zero_pixels: bool = False
 
     def frozen(self) -> FrozenModel:
-        """Return the current model for many forward passes without dropout.
+        """Return a function of images (N, 1, 28, 28) and ``None`` to logits (M, 10, N), without dropout.
 
-        Returns:
-            A function of images (N, 1, 28, 28) and ``None`` that returns logits (M, 10, N). With ``skips_zero_pixels``
-            its arguments may be L pixels of each image, (N, L), and their indices among the 784, (L,).
+        With ``skips_zero_pixels`` its arguments may be L pixels of each image, (N, L), and their indices, (L,).
         """
         return lambda images, lit: self(images[None])
 
 
 class Line(Model):
-    """The line ``W * x + b`` with the initial parameters of Exercise 1.
-
-    Source: reconstructed from the report's Exercise 1, which prints no data; W = 0.3, b = -0.3.
-    """
+    """The line ``W * x + b``; W = 0.3 and b = -0.3 were reconstructed from the report's Exercise 1."""
 
     recorded_parameters: Mapping[str, int] = {"W": 0, "b": 1}
 
@@ -135,7 +103,7 @@ class Line(Model):
         # Both precisions round from float64; a float32 of 0.3 would be 0.30000001 in float64.
         self.coefficients = nn.Parameter(torch.tensor([[0.3, -0.3]], dtype=torch.float64))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return the lines (M, N) at ``x`` (2, N): the abscissae, and ones for the bias."""
         return self.coefficients @ x
 
@@ -150,16 +118,8 @@ class Softmax(Model):
         super().__init__()
         self.output = StackedLinear(IMAGE_PIXELS, NUM_CLASSES)
 
-    def forward(self, images: torch.Tensor, dropout_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Return logits.
-
-        Args:
-            images: (M or 1, N, 1, 28, 28).
-            dropout_mask: Ignored, because the model has no hidden units.
-
-        Returns:
-            (M, 10, N).
-        """
+    def forward(self, images: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
+        """Return logits (M, 10, N) of images (M or 1, N, 1, 28, 28); there are no hidden units for the mask."""
         return self.output(images.flatten(2).transpose(1, 2))
 
     def frozen(self) -> FrozenModel:
@@ -168,7 +128,7 @@ class Softmax(Model):
         weight = self.output.weight.flatten(0, 1).T.contiguous()
         bias = self.output.bias.flatten()[:, None]
 
-        def logits(images: torch.Tensor, lit: torch.Tensor | None) -> torch.Tensor:
+        def logits(images: Tensor, lit: Tensor | None) -> Tensor:
             selected = weight if lit is None else weight.index_select(0, lit)
             return torch.addmm(bias, selected.T, images.flatten(1).T).unflatten(0, self.output.bias.shape)
 
@@ -176,14 +136,10 @@ class Softmax(Model):
 
 
 class CNN(Model):
-    """Two 5x5 convolutions with 2x2 max pooling, a dense layer with dropout, and 10 classes.
-
-    At width 1 a member has 32 and 64 features, 1024 hidden units and 3,274,634 parameters.
-
-    Source: report, Exercise 2.
+    """Two 5x5 convolutions with 2x2 max pooling, a dense layer with dropout, and 10 classes (report, Exercise 2).
 
     Args:
-        width: Factor on the numbers of features and hidden units, which are rounded and at least 1.
+        width: Factor on 32 and 64 features and 1024 hidden units, which are rounded and at least 1.
     """
 
     def __init__(self, width: float = 1.0) -> None:
@@ -195,15 +151,12 @@ class CNN(Model):
         self.hidden = StackedLinear(7 * 7 * second, self.num_hidden)
         self.output = StackedLinear(self.num_hidden, NUM_CLASSES)
 
-    def forward(self, images: torch.Tensor, dropout_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Return logits.
+    def forward(self, images: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
+        """Return logits (M, 10, N) of images (M or 1, N, 1, 28, 28).
 
         Args:
-            images: (M, N, 1, 28, 28), or (1, N, 1, 28, 28) if all members share them.
+            images: An axis of 1 if all members share them.
             dropout_mask: Factors of the hidden units, (M, num_hidden, N); ``None``: no dropout.
-
-        Returns:
-            (M, 10, N).
         """
         x = images.transpose(0, 1).flatten(1, 2)
         # Max pooling and ReLU commute; ReLU after pooling is a quarter of the work.
@@ -215,12 +168,7 @@ class CNN(Model):
 
 
 def build_model(configs: Sequence[Mapping[str, Any]]) -> Model:
-    """Return a stack with the initial weights of each configuration, on the CPU.
-
-    Args:
-        configs: Configurations with one ``model``, ``width`` and ``precision``, and any ``initial_weights`` and
-            ``seed``.
-    """
+    """Return a stack on the CPU of models that differ only in ``initial_weights`` and ``seed``."""
     singles: dict[tuple[str, int], Model] = {}
     for config in configs:
         origin = config["initial_weights"], config["seed"]
