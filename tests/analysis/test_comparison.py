@@ -1,11 +1,13 @@
-"""Comparisons of synthetic trials with known true values."""
+"""Comparisons and interactions of synthetic trials with known true values."""
+
+import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from tune_hpc.analysis.comparison import BETTER, INCONCLUSIVE, TIE
-from tune_hpc.analysis.frames import trials_frame
+from tests.analysis.synthetic_results import searched
+from tune_hpc.analysis.comparison import BETTER, INCONCLUSIVE, TIE, interactions
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
@@ -19,26 +21,18 @@ def made(
     generator = generator or np.random.default_rng(0)
     luck = generator.normal(0, shared, seeds)
     rows = [
-        {
-            "experiment": "made.up", "trial_id": f"t{number:05d}", "status": "finished", "optimizer": optimizer,
-            "learning_rate": rate, "seed": seed,
-            metric: value - abs(np.log10(rate / 0.1)) / 10 + luck[seed] + generator.normal(0, deviation),
-        }
-        for number, (optimizer, value, rate, seed) in enumerate(
-            (optimizer, value, rate, seed)
-            for optimizer, value in truth.items() for rate in rates for seed in range(seeds)
-        )
+        {"optimizer": optimizer, "learning_rate": rate, "seed": seed,
+         metric: value - abs(np.log10(rate / 0.1)) / 10 + luck[seed] + generator.normal(0, deviation)}
+        for optimizer, value in truth.items() for rate in rates for seed in range(seeds)
     ]  # fmt: skip
-    keys = ["optimizer", "learning_rate", "seed"]
-    experiment = {"name": "made.up", "metric": metric, "mode": "max", "config_keys": keys, "space": SPACE} | settings
-    return Results(experiment, trials_frame(rows, keys), pd.DataFrame({"trial_id": [], "step": []}))
+    return searched(SPACE, rows, **{"metric": metric, "mode": "max"} | settings)
 
 
 def changed(results, where, **columns):
     trials = results.trials.copy()
     for name, value in columns.items():
         trials.loc[where, name] = value
-    return Results(results.experiment, trials, results.history)
+    return results.with_trials(trials)
 
 
 class TestVerdicts:
@@ -229,3 +223,86 @@ class TestSentences:
         )
         assert ranking._repr_html_().count("<p>") == 4
         assert "<table" in ranking._repr_html_()
+
+
+GRID = {"a": {"choice": [1, 2, 3]}, "b": {"choice": [1, 2]}}
+
+
+def grid(value, space=GRID):
+    """Return a grid search with a known loss of each configuration."""
+    combinations = [
+        dict(zip(space, one, strict=True)) for one in itertools.product(*(own["choice"] for own in space.values()))
+    ]
+    return searched(space, [config | {"loss": value(**config)} for config in combinations])
+
+
+def test_sum_has_no_interaction():
+    row = interactions(grid(lambda a, b: 3.0 * a + b)).iloc[0]
+    assert row[["first", "second", "num_cells", "note"]].tolist() == ["a", "b", 6, ""]
+    # The variance of 3, 6, 9 is 6, that of 1, 2 a quarter.
+    assert row["first_share"] == pytest.approx(6 / 6.25)
+    assert row["second_share"] == pytest.approx(0.25 / 6.25)
+    assert row["interaction_share"] == pytest.approx(0, abs=1e-12)
+
+
+def test_product_of_centered_values_is_all_interaction():
+    row = interactions(grid(lambda a, b: float((a - 2) * (b - 1.5)))).iloc[0]
+    assert row[["first_share", "second_share", "interaction_share"]].tolist() == pytest.approx([0, 0, 1])
+
+
+def test_shares_add_up_and_the_largest_interaction_is_first():
+    space = {**GRID, "c": {"choice": ["x", "y"]}}
+    luck = np.random.default_rng(0)
+    df = interactions(grid(lambda a, b, c: a * b * 10.0 + (c == "x") + luck.normal(0, 0.01), space))
+    assert df.loc[0, ["first", "second"]].tolist() == ["a", "b"]
+    assert len(df) == 3
+    assert (df["first_share"] + df["second_share"] + df["interaction_share"]).tolist() == pytest.approx([1, 1, 1])
+    assert df["interaction_share"].is_monotonic_decreasing
+
+
+def test_variance_of_another_metric_is_split():
+    results = grid(lambda a, b: float(a))
+    results.trials["test_accuracy"] = results.trials["b"].astype(float)
+    assert interactions(results, "test_accuracy")["second_share"].iloc[0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("drop", "diverged"), [([0], []), ([], [0])])
+def test_incomplete_table_has_no_shares(drop, diverged):
+    results = grid(lambda a, b: 3.0 * a + b)
+    results.trials.loc[diverged, "status"] = "diverged"
+    row = interactions(results.with_trials(results.trials.drop(index=drop))).iloc[0]
+    assert row[["num_cells", "note"]].tolist() == [5, "5 of 6 cells have a value"]
+    assert row[["first_share", "second_share", "interaction_share"]].isna().all()
+
+
+def test_single_parameter_is_rejected():
+    results = grid(lambda a, b: 3.0 * a + b)
+    with pytest.raises(UnknownNameError, match=r"needs two parameters that vary; in made.up b does"):
+        interactions(results.with_trials(results.trials[results.trials["a"] == 1]))
+
+
+def test_a_divergence_in_a_cell_with_others_leaves_no_table():
+    results = grid(lambda a, b, c: a + b + float(c), {**GRID, "c": {"choice": [1, 2]}})
+    results.trials.loc[0, ["status", "loss"]] = ["diverged", np.nan]
+    notes = dict(zip(*(interactions(results)[name] for name in ("second", "note")), strict=True))
+    assert set(notes.values()) == {"1 configurations have no value"}
+
+
+def test_unequal_cells_have_no_shares():
+    results = grid(lambda a, b, c: a + b + float(c), {**GRID, "c": {"choice": [1, 2]}})
+    df = interactions(results.with_trials(results.trials.drop(index=0)))
+    assert set(df["note"]) == {"cells differ in the number of configurations"}
+
+
+def test_a_search_at_random_has_no_table():
+    generator = np.random.default_rng(0)
+    space = {"a": {"uniform": [0, 1]}, "b": {"uniform": [0, 1]}}
+    rows = [{"a": a, "b": b, "loss": a + b} for a, b in generator.uniform(size=(5000, 2))]
+    row = interactions(searched(space, rows)).iloc[0]
+    assert row[["num_cells", "note"]].tolist() == [5000, "5000 of 25000000 cells have a value"]
+
+
+def test_equal_cells_have_no_shares():
+    row = interactions(grid(lambda a, b: 0.1)).iloc[0]
+    assert row["note"] == "all cells are equal"
+    assert np.isnan(row["first_share"])

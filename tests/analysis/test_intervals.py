@@ -17,14 +17,6 @@ def coverage(intervals, mean):
     return float(np.mean([interval.low <= mean <= interval.high for interval in intervals]))
 
 
-@pytest.mark.parametrize("num_values", [2, 3, 5, 20])
-@pytest.mark.parametrize("confidence", [0.8, 0.95])
-def test_intervals_have_nominal_coverage(num_values, confidence):
-    samples = np.random.default_rng(0).normal(0.99, 0.001, (NUM_STUDIES, num_values))
-    nominal = pytest.approx(confidence, abs=0.025)
-    assert coverage([mean_interval(sample, confidence) for sample in samples], 0.99) == nominal
-
-
 @pytest.mark.parametrize("distribution", ["uniform", "lognormal", "laplace"])
 def test_intervals_have_about_nominal_coverage_without_normality(distribution):
     generator = np.random.default_rng(1)
@@ -44,22 +36,6 @@ def test_prediction_intervals_have_nominal_coverage(num_values):
     assert np.mean(is_inside) == pytest.approx(0.95, abs=0.025)
 
 
-@pytest.mark.parametrize("is_paired", [True, False])
-@pytest.mark.parametrize(("sizes", "deviations"), [((5, 5), (1, 1)), ((5, 5), (1, 3)), ((4, 12), (2, 1))])
-def test_differences_have_nominal_coverage_and_false_positive_rate(sizes, deviations, is_paired):
-    generator = np.random.default_rng(4)
-    found = []
-    for _ in range(NUM_STUDIES):
-        if is_paired:
-            shared = generator.normal(0, 5, sizes[0])
-            first, second = (shared + generator.normal(0, deviation, sizes[0]) for deviation in deviations)
-            found.append(paired_difference(first, second))
-        else:
-            found.append(welch_difference(*map(lambda n, d: generator.normal(0, d, n), sizes, deviations)))
-    assert 0.93 <= coverage([one.interval for one in found], 0) <= 0.97
-    assert np.mean([one.p < 0.05 for one in found]) == pytest.approx(0.05, abs=0.02)
-
-
 def test_min_detectable_difference_is_detected_in_four_of_five_studies():
     generator = np.random.default_rng(5)
     pairs = [(generator.normal(0, 1, 6), generator.normal(0, 1, 6)) for _ in range(NUM_STUDIES)]
@@ -76,9 +52,13 @@ def check_equals_scipy(found, expected):
 
 
 @given(SAMPLES, SAMPLES)
-def test_differences_are_those_of_scipy(first, second):
+def test_intervals_and_differences_are_those_of_scipy(first, second):
     if np.std(first) < 1e-3 or np.std(second) < 1e-3:
         return
+    for confidence in (0.8, 0.95):
+        bounds = stats.t.interval(confidence, len(first) - 1, np.mean(first), stats.sem(first))
+        found = mean_interval(first, confidence)
+        assert (found.low, found.high) == pytest.approx(bounds, rel=1e-6, abs=1e-9)
     check_equals_scipy(welch_difference(first, second), stats.ttest_ind(first, second, equal_var=False))
     num_pairs = min(len(first), len(second))
     a, b = np.array(first[:num_pairs]), np.array(second[:num_pairs])

@@ -8,21 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.results_fixtures import KEYS
 from tune_hpc.analysis import frames, reader, results
 from tune_hpc.analysis.frames import LazyHistory, trials_frame, write_frames
 from tune_hpc.analysis.reader import ResultsReader
 from tune_hpc.errors import FolderError
-from tune_hpc.storage.experiment_folder import ExperimentFolder
-
-KEYS = ["optimizer", "learning_rate", "batch_size", "seed"]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    folder = ExperimentFolder(tmp_path / "run")
-    folder.claim("made.up")
-    folder.write({"name": "made.up", "metric": "test_loss", "mode": "min", "config_keys": KEYS})
-    return folder
 
 
 @pytest.fixture
@@ -38,11 +28,6 @@ def was_read(monkeypatch):
     return names
 
 
-def write(folder, made):
-    row, history = made
-    folder.write_trial(row["trial_id"], row, history)
-
-
 def check_matches(followed, folder):
     whole = results.load(folder.path)
     pd.testing.assert_frame_equal(followed.trials, whole.trials)
@@ -50,42 +35,42 @@ def check_matches(followed, folder):
     assert (followed.experiment, followed.folder, followed.counts()) == (whole.experiment, folder.path, whole.counts())
 
 
-def test_only_changed_files_are_read(folder, trial, was_read):
+def test_only_changed_files_are_read(folder, write, trial, was_read):
     followed = ResultsReader(folder)
     assert (followed.results().trials.empty, followed.version) == (True, 1)
     for name in ("a", "b"):
-        write(folder, trial(name))
+        write(trial(name))
     check_matches(followed.results(), folder)
     assert (followed.version, was_read) == (2, ["a", "b"])
     assert followed.results() is followed.results()
-    write(folder, trial("c", status="failed"))
-    write(folder, trial("a", loss=0.1))
+    write(trial("c", status="failed"))
+    write(trial("a", loss=0.1))
     check_matches(followed.results(), folder)
     assert (followed.version, was_read) == (3, ["a", "b", "a", "c"])
     assert followed.results().num_bytes > 0
 
 
-def test_trials_that_move_into_the_frames_are_found(folder, trial, results_of, was_read):
+def test_trials_that_move_into_the_frames_are_found(folder, write, trial, results_of, was_read):
     followed = ResultsReader(folder)
     made = [trial(name) for name in ("a", "b")]
     for trial_data in made:
-        write(folder, trial_data)
+        write(trial_data)
     followed.results()
     whole = results_of(*made)
     write_frames(folder, whole.trials, whole.history)
     for name in ("a", "b"):
         os.remove(folder.trial_file(name))
     check_matches(followed.results(), folder)
-    write(folder, trial("c"))
+    write(trial("c"))
     check_matches(followed.results(), folder)
     assert list(followed.results().trials["trial_id"]) == ["a", "b", "c"]
     assert was_read == ["a", "b", "c"]
 
 
-def test_trial_file_deleted_during_a_read_is_found_in_the_frames(folder, trial, results_of, monkeypatch):
+def test_trial_file_deleted_during_a_read_is_found_in_the_frames(folder, write, trial, results_of, monkeypatch):
     made = [trial(name) for name in ("a", "b")]
     for trial_data in made:
-        write(folder, trial_data)
+        write(trial_data)
     read = reader.read_trial_table
 
     def ended(part):
@@ -102,8 +87,8 @@ def test_trial_file_deleted_during_a_read_is_found_in_the_frames(folder, trial, 
     check_matches(followed.results(), folder)
 
 
-def test_trial_files_deleted_after_the_listing_are_found_in_the_frames(folder, trial, results_of, monkeypatch):
-    write(folder, trial("a"))
+def test_trial_files_deleted_after_the_listing_are_found_in_the_frames(folder, write, trial, results_of, monkeypatch):
+    write(trial("a"))
     whole, read = results_of(trial("a")), frames.read_frames
 
     def ended(folder):
@@ -118,15 +103,15 @@ def test_trial_files_deleted_after_the_listing_are_found_in_the_frames(folder, t
     check_matches(ResultsReader(folder).results(), folder)
 
 
-def test_damaged_file_is_named_and_read_again_after_its_repair(folder, trial):
+def test_damaged_file_is_named_and_read_again_after_its_repair(folder, write, trial):
     followed = ResultsReader(folder)
-    write(folder, trial("a"))
+    write(trial("a"))
     followed.results()
     folder.trial_file("b").write_bytes(b"PAR1 garbage")
     for _ in range(2):
         with pytest.raises(FolderError, match=r"b.parquet is not readable as Parquet"):
             followed.results()
-    write(folder, trial("b"))
+    write(trial("b"))
     check_matches(followed.results(), folder)
 
 
@@ -160,10 +145,10 @@ def test_concatenated_history_equals_its_parts(trials, num_framed, numbers):
         assert histories.trials_with(metric) == took
 
 
-def test_trials_with_different_metrics_are_concatenated(folder, trial):
+def test_trials_with_different_metrics_are_concatenated(folder, write, trial):
     row, history = trial("a")
     folder.write_trial("a", row, history[["step", "train_loss"]])
-    write(folder, trial("b"))
+    write(trial("b"))
     found = ResultsReader(folder).results()
     assert found.histories.trials_with("test_loss") == {"b"}
     assert found.histories.frame(["a"])["test_loss"].isna().all()

@@ -2,29 +2,19 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from tests.analysis.test_comparison import made
+from tests.results_fixtures import KEYS
 from tune_hpc.analysis import results
 from tune_hpc.analysis.frames import trials_frame, write_frames
+from tune_hpc.analysis.results import concat
 from tune_hpc.errors import FolderError, UnknownNameError
-from tune_hpc.storage.experiment_folder import ExperimentFolder
-
-EXPERIMENT = {"name": "made.up", "metric": "test_loss", "mode": "min", "config_keys": ["learning_rate", "seed"]}
-
-
-@pytest.fixture
-def folder(tmp_path):
-    folder = ExperimentFolder(tmp_path / "run")
-    folder.claim("made.up")
-    folder.write(EXPERIMENT)
-    return folder
-
-
-def write(folder, made):
-    row, history = made
-    folder.write_trial(row["trial_id"], row, history)
 
 
 def test_frames_round_trip(folder, grid):
@@ -36,9 +26,9 @@ def test_frames_round_trip(folder, grid):
     assert loaded.folder == folder.path
 
 
-def test_trial_files_of_a_running_search_are_loaded(folder, trial):
-    write(folder, trial("00000"))
-    write(folder, trial("00001", status="failed"))
+def test_trial_files_of_a_running_search_are_loaded(folder, write, trial):
+    write(trial("00000"))
+    write(trial("00001", status="failed"))
     (folder.trials / ".00002.parquet.7.tmp").write_bytes(b"half")
     loaded = results.load(folder.path)
     assert list(loaded.trials["status"]) == ["finished", "failed"]
@@ -46,10 +36,10 @@ def test_trial_files_of_a_running_search_are_loaded(folder, trial):
     assert loaded.counts() == {"finished": 1, "failed": 1}
 
 
-def test_trial_file_replaces_the_row_of_a_running_trial(folder, trial):
+def test_trial_file_replaces_the_row_of_a_running_trial(folder, write, trial):
     row, history = trial("00000", status="running")
-    write_frames(folder, trials_frame([row], EXPERIMENT["config_keys"]), history.assign(trial_id="00000").iloc[:3])
-    write(folder, trial("00000"))
+    write_frames(folder, trials_frame([row], KEYS), history.assign(trial_id="00000").iloc[:3])
+    write(trial("00000"))
     loaded = results.load(folder.path)
     assert loaded.counts() == {"finished": 1}
     assert len(loaded.history) == len(history)
@@ -190,3 +180,35 @@ def test_both_frames_are_exported(grid, tmp_path, kind):
     read = pd.read_csv if kind == "csv" else pd.read_parquet
     assert len(read(files[0])) == len(made.trials)
     assert len(read(files[1])) == len(made.history)
+
+
+def named(name, folder=None, **truth):
+    results = made(truth, deviation=0.001, generator=np.random.default_rng(len(name)))
+    return replace(results, experiment={**results.experiment, "name": name}, folder=folder and Path(folder))
+
+
+def test_searches_are_ranked_by_their_best_configurations():
+    both = concat([named("one", a=0.9, b=0.95), named("other", a=0.8, b=0.85)])
+    assert len(both.trials) == 20
+    assert both.trials["trial_id"].is_unique
+    values = both.compare("search").values
+    assert list(values["search"]) == ["one", "other"]
+    assert list(values["optimizer"]) == ["b", "b"]
+    assert list(values["rank"]) == [1, 2]
+    assert both.compare("optimizer").values["search"].tolist() == ["one", "one"]
+
+
+def test_equal_names_are_replaced_by_folder_names_or_numbered():
+    apart = concat([named("one", "runs/one", a=0.9), named("one", "runs/one-2", a=0.8)])
+    assert set(apart.trials["search"]) == {"one", "one-2"}
+    alike = concat([named("one", a=0.9), named("one", a=0.8)])
+    assert set(alike.trials["search"]) == {"one (1)", "one (2)"}
+
+
+def test_searches_with_different_metrics_are_rejected():
+    lossy = made({"a": 0.1}, metric="loss")
+    other = replace(lossy, experiment={**lossy.experiment, "name": "two"})
+    with pytest.raises(UnknownNameError, match="one by the max of test_accuracy, two by the max of loss; compare"):
+        concat([named("one", a=0.9), other])
+    with pytest.raises(UnknownNameError, match="nothing to compare"):
+        concat([])

@@ -111,20 +111,15 @@ def _case_numbers(cases: list[tuple[Mapping[str, Sequence[Any]], Any]], configur
 
 @dataclass(frozen=True)
 class _Axis:
-    """The numbers that a parameter can have.
-
-    Attributes:
-        kind: ``choice``, or the name of the range.
-        values: All values of a list, in order; lowest and highest value of a range; empty for a normal distribution.
-        is_integer: Whether all values are integers.
-        step: Quantum of a range; 0 without one.
-        is_fraction: Whether the parameter is below 1 by definition.
-    """
+    """The numbers that a parameter can have; ``kind`` is ``choice`` or the name of the range."""
 
     kind: str
+    #: All values of a list, in order; lowest and highest value of a range; empty for a normal distribution.
     values: tuple[float, ...]
     is_integer: bool
+    #: Quantum of a range; 0 without one.
     step: float = 0.0
+    #: Whether the parameter is below 1 by definition.
     is_fraction: bool = False
 
     @property

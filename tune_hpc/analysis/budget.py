@@ -77,7 +77,8 @@ def budget_curve(results: Results, budgets: Sequence[int] = BUDGETS, metric: str
     for budget in sorted({budget for budget in budgets if 1 <= budget <= len(tried)}):
         # Probability that each of the ranked configurations is selected.
         if is_adaptive:
-            selected = _running_best(best.index.to_numpy(), tried[:budget].to_numpy())
+            is_tried = best.index.isin(tried[:budget])
+            selected = np.where(np.cumsum(is_tried) == 1, is_tried, 0.0)
         else:
             selected = _selection_probabilities(len(tried), len(best), budget)
         prob_all_diverged = max(0.0, round(1 - float(selected.sum()), 12))
@@ -103,12 +104,6 @@ def _selection_probabilities(num_tried: int, num_ranked: int, budget: int) -> np
     ratios = np.maximum(remaining - budget, 0)[:-1] / remaining[:-1]
     none_better = np.cumprod(np.concatenate([[1.0], ratios]))
     return np.asarray(none_better * np.minimum(budget / remaining, 1.0))
-
-
-def _running_best(ranked: np.ndarray, tried: np.ndarray) -> np.ndarray:
-    selected = np.zeros(len(ranked))
-    selected[np.flatnonzero(np.isin(ranked, tried))[:1]] = 1.0
-    return selected
 
 
 def _mean_and_quantiles(values: np.ndarray, probabilities: np.ndarray) -> tuple[float, float, float]:

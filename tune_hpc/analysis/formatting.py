@@ -4,6 +4,7 @@ Tables have the columns' own names, which users query. ``display_name`` is for s
 and ``axis_label`` for figures. ``attrs["metric_of"]`` of a frame names the metric of a column, for example of ``mean``.
 """
 
+import itertools
 import math
 import numbers
 import re
@@ -48,6 +49,8 @@ _OPTIONAL = (
 )  # fmt: skip
 #: Columns with values of the metric in the row's column ``metric``.
 _MEASURED = ("measured", "low", "high", "deviation", "difference")
+#: Columns with measured values.
+_METRIC = re.compile(r"accuracy|loss|deviation|_s$|_share$|^num_|^prob_|^importance$")
 _STEPS = {"step", "steps", "steps_run", "best_step", "selected_step", "taken_at"}
 
 
@@ -82,12 +85,7 @@ def format_number(value: float, digits: int = 6) -> str:
 
 
 def format_metric(value: float, column: str = "") -> str:
-    """Return a measured number with the significant digits of its column.
-
-    Args:
-        value: Any number; NaN gives a dash.
-        column: Its column. Accuracies have four decimals, losses four significant digits, durations three.
-    """
+    """Return a measured number: an accuracy with four decimals, others with the significant digits of their column."""
     if math.isnan(value):
         return MISSING
     value += 0.0  # -0.0 becomes 0.0
@@ -154,11 +152,9 @@ def slug(text: str) -> str:
 
 def unique_slug(text: str, taken: set[str]) -> str:
     """Return ``slug(text)``, with a number if it is taken, and add it to ``taken``."""
-    base = name = slug(text)
-    count = 1
-    while name in taken:
-        count += 1
-        name = f"{base}-{count}"
+    base = slug(text)
+    names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
+    name = next(name for name in names if name not in taken)
     taken.add(name)
     return name
 
@@ -174,7 +170,9 @@ def format_table(df: pd.DataFrame) -> pd.DataFrame:
     is_quick = "quick" in df and bool(df["quick"].any())
     df = df.drop(columns=[name for name in df if _is_uninformative(df, str(name))])
     metrics = df.get("metric")
-    df, source = _split_shared_source(df)
+    source = ""
+    if "source" in df and len(df["source"].drop_duplicates()) == 1:
+        source = str(df.pop("source").iloc[0])
     df = _name_shared_parameter(df)
     columns: dict[str, list[str]] = {}
     is_text: list[bool] = []
@@ -193,12 +191,6 @@ def format_table(df: pd.DataFrame) -> pd.DataFrame:
     text = pd.DataFrame(columns, index=range(len(df)), dtype=object)
     text.attrs |= {"is_text": is_text, "source": source}
     return text
-
-
-def _split_shared_source(df: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    if "source" not in df or len(df["source"].drop_duplicates()) != 1:
-        return df, ""
-    return df.drop(columns="source"), str(df["source"].iloc[0])
 
 
 def _name_shared_parameter(df: pd.DataFrame) -> pd.DataFrame:
@@ -250,14 +242,6 @@ def _format_cell(value: Any, column: str, is_metric: bool) -> str:
     if isinstance(value, bool | np.bool_) or value is None or value is pd.NA:
         return format_value(value)
     if isinstance(value, int | float | np.number):
-        return format_metric(float(value), column) if is_metric or _is_metric(column) else format_value(float(value))
+        is_metric = is_metric or _METRIC.search(column) is not None
+        return format_metric(float(value), column) if is_metric else format_value(float(value))
     return str(value)
-
-
-def _is_metric(column: str) -> bool:
-    return (
-        any(word in column for word in ("accuracy", "loss", "deviation"))
-        or column.endswith(("_s", "_share"))
-        or column.startswith(("num_", "prob_"))
-        or column == "importance"
-    )
