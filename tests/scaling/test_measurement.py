@@ -5,10 +5,8 @@ import pytest
 
 from tune_hpc import load, scaling
 from tune_hpc.errors import InvalidConfigError, TrialError
-from tune_hpc.learning.download import read_arrays
 from tune_hpc.report.scaling_tables import predicted_against_measured
-from tune_hpc.scaling.measurement import time_plan
-from tune_hpc.scaling.plan import make_plan
+from tune_hpc.scaling.plan import Plan
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 CONFIG = {"model": "softmax", "batch_size": 60, "batching": "shuffled", "seed": 5}
@@ -62,11 +60,16 @@ def test_each_case_and_repeat_has_a_row_whose_parts_add_up(ray_session, mnist, t
 
 
 @pytest.mark.slow
-def test_failed_worker_raises_an_error_without_results(ray_session, mnist, tmp_path):
-    # A batch larger than the data; ``measure`` would reject it earlier.
-    plan = make_plan([{**CONFIG, "batch_size": 30_000, "workers": 2, "mode": "weak", "num_timed_steps": 1}], {"CPU": 2})
-    with pytest.raises(TrialError, match=r"a worker ended: .*batch_size must be 1 to 50000, "):
-        time_plan(plan, ExperimentFolder(tmp_path), read_arrays("mnist", None))
+def test_failed_worker_raises_an_error_without_results(ray_session, mnist, tmp_path, monkeypatch):
+    # A batch larger than the data, which is otherwise rejected earlier.
+    monkeypatch.setattr(Plan, "check_fits", lambda plan, num_samples: None)
+    with pytest.raises(TrialError, match=r"a worker ended: .*batch_size must be 1 to 50000, .*; nothing was measured"):
+        scaling.measure(
+            {**CONFIG, "batch_size": 30_000}, (2,), "weak", num_timed_steps=1, output_dir=tmp_path / "out", **QUIET
+        )
+    folder = ExperimentFolder(tmp_path / "out")
+    assert folder.read()["state"] == "interrupted"
+    assert not folder.trials_file.exists()
 
 
 def test_invalid_measurement_is_rejected_before_ray_starts(mnist, tmp_path):

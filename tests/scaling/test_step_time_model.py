@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tune_hpc.errors import UnknownNameError
-from tune_hpc.scaling.step_time_model import LINKS, LOCAL, Link, StepModel, fit_link, predictions, width_curves
+from tune_hpc.scaling.plan import make_plan
+from tune_hpc.scaling.step_time_model import LINKS, LOCAL, Link, StepModel, fit_link, predictions
 
 #: Seconds of a step, of a sample at width 1, of a message and of DDP, and the bandwidth of the synthetic machine.
 FIXED_S, SAMPLE_S, LATENCY_S, BYTES_PER_S, DDP_S = 0.004, 0.001, 0.0005, 1e9, 0.002
@@ -98,27 +98,31 @@ def test_min_width_reaches_the_target_or_is_none_with_the_best(probes):
     assert best < 0.8
 
 
+def plan(*workers):
+    configs = [{"model": "cnn", "batch_size": BATCH, "steps": 10, "workers": number} for number in workers]
+    return make_plan(configs, {"CPU": 4})
+
+
 def test_width_curves_agree_with_the_model(probes):
-    rows = pd.DataFrame(width_curves(probes, [2, 4, 8], BATCH))
-    assert set(rows.loc[rows["link"] == LOCAL, "workers"]) == {2, 4}
-    assert set(rows.loc[rows["link"] == "NVLink 4", "workers"]) == {2, 4, 8}
+    probes = probes[probes["workers"] != 4]
+    rows = pd.DataFrame(predictions(plan(1, 2), probes)["width_curves"])
+    assert set(rows.loc[rows["link"] == LOCAL, "workers"]) == {2}
+    assert set(rows.loc[rows["link"] == "NVLink 4", "workers"]) == {2, 4}
     for row in rows.to_dict("records"):
         link = None if row["link"] == LOCAL else StepModel(probes).links[row["link"]]
         step = StepModel(probes).step(row["workers"], row["width"], BATCH, link=link)
         assert row["efficiency"] == pytest.approx(step["efficiency"])
-    assert width_curves(probes[probes["width"].isna() | (probes["width"] == 1)], [2], BATCH) == []
+    single_width = predictions(plan(1, 2), probes[probes["width"].isna() | (probes["width"] == 1)])
+    assert single_width["width_curves"] == single_width["widths"] == []
 
 
 def test_predictions_cover_measured_cases_and_every_link(probes):
-    cases = [{"workers": number, "width": 1.0, "batch_size": BATCH, "mode": "strong"} for number in (1, 2, 4)]
-    rows = pd.DataFrame(predictions(probes, cases))
+    rows = pd.DataFrame(predictions(plan(1, 2, 4), probes)["predictions"])
     local = rows[rows["link"] == LOCAL]
     assert list(local["workers"]) == [1, 2, 4]
     assert set(rows["link"]) == {LOCAL, f"{LOCAL}'s link", *LINKS}
     assert set(rows.loc[rows["link"] == "NVLink 4", "workers"]) == {1, 2, 4, 8, 16, 32, 64}
     assert (rows[rows["workers"] == 1]["speedup"] == 1).all()
-    with pytest.raises(UnknownNameError, match="no link is called 'string'; known: this machine's link, NVLink 4"):
-        StepModel(probes).table([2], [1.0], BATCH, links=["string"])
 
 
 def test_probes_of_one_worker_suffice_for_one_worker():

@@ -1,17 +1,27 @@
 """Trial on several workers: a trainable that starts a TorchTrainer and forwards its reports to the search.
 
-The process of the trial does no training. Its workers train as in a trial of one process, and share each batch. The
-worker of rank 0 exchanges messages with the trial (``worker_channel``) and broadcasts the answers, so that all workers
-stop together. When the trial ends, it waits until its workers have ended.
+The process of the trial does no training. Its workers train as in a trial of one process, and share each batch. At its
+end the trial waits until its workers have ended.
+
+The trial listens on a TCP port, and the worker of rank 0 connects. The trial answers each message with the decision to
+continue or to stop, so a report has arrived when ``report`` returns. Rank 0 broadcasts the answers, so that all workers
+stop together. A lost worker closes the connection.
+
+``multiprocessing.connection`` frames and authenticates the messages. A Ray actor between trial and worker was measured
+as an alternative on two CPU cores. It adds a process to each trial (0.45 s of CPU time at its start, 62 MB of memory),
+and a report takes 2.2 ms instead of 0.05 ms.
 """
 
 import os
+import pickle
 import secrets
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
 import ray
@@ -25,11 +35,13 @@ from tune_hpc.learning.training import Checkpoint
 from tune_hpc.learning.training import train as train_model
 from tune_hpc.scaling.communication import DistributedCommunicator
 from tune_hpc.scaling.plan import GradientSync
-from tune_hpc.scaling.worker_channel import SEND_STATE, STOP, TrialServer, TrialStopped, WorkerClient, WorkersLost
 from tune_hpc.search.trial_spec import WorkerPlacement
 
 #: Seconds that a trial waits for the end of its workers.
 SHUTDOWN_TIMEOUT_S = 60
+#: Seconds that workers wait at the rendezvous for a worker that was lost during its start.
+RENDEZVOUS_TIMEOUT_S = 180
+CONTINUE, STOP, SEND_STATE = "continue", "stop", "send state"
 
 
 def train(
@@ -78,9 +90,8 @@ def train(
 
 
 def _run_workers(
-    config: dict[str, Any], placement: WorkerPlacement, server: TrialServer, failures: list[BaseException]
+    config: dict[str, Any], placement: WorkerPlacement, server: "TrialServer", failures: list[BaseException]
 ) -> None:
-    """Run the workers to their end; target of a thread."""
     settings = {
         "config": config,
         "images": list(placement.images),
@@ -106,7 +117,7 @@ def _run_workers(
 
 
 def _work(settings: Mapping[str, Any]) -> None:
-    """Train with the other workers; the function of every worker."""
+    """Train with the other workers."""
     from ray.train.torch import get_device
 
     began = time.time()
@@ -122,72 +133,154 @@ def _work(settings: Mapping[str, Any]) -> None:
         gradient_sync=GradientSync.from_config(config),
     )
     images = ImageData.from_arrays(ray.get(settings["images"][0])).to(device) if settings["images"] else None
-    client = WorkerClient(settings["address"], settings["key"]) if communicator.rank == 0 else None
-    reporter = DistributedReporter(communicator, client)
-    try:
+    reporter = DistributedReporter(communicator, settings["address"], settings["key"])
+    with closing(reporter), suppress(TrialStopped):
         row = train_model(
             {"workers": communicator.size, **complete(config)}, reporter.report, checkpoint=reporter, images=images,
             device=device, communicator=communicator,
         )  # fmt: skip
-        if client:
-            client.end(row | {"began": began})
-    except TrialStopped:
-        pass
-    finally:
-        if client:
-            client.close()
+        reporter.end(row | {"began": began})
+
+
+class TrialStopped(Exception):
+    """The trial has stopped its workers."""
+
+
+class WorkersLost(Exception):
+    """The workers ended without a final row."""
+
+
+class TrialServer:
+    """Trial's end of the connection; ``host`` is the address of this machine in the network of the workers."""
+
+    def __init__(self, host: str) -> None:
+        self.key = secrets.token_bytes(32)
+        self._listener = Listener((host, 0), authkey=self.key)
+        self.address: tuple[str, int] = self._listener.address
+        self._is_connected = False
+
+    def serve(self, report: Callable[[Any, Mapping[str, Any]], None], checkpoint: Checkpoint | None) -> dict[str, Any]:
+        """Answer the worker with the trial's functions until it sends its final row, and return that row.
+
+        Raises:
+            WorkersLost: the connection broke, or ``report_loss`` was called.
+            BaseException: an exception of ``report`` or ``checkpoint``, after the workers have been stopped.
+        """
+        with self._accept() as connection:
+            while True:
+                try:
+                    kind, *arguments = _receive(connection)
+                except (EOFError, OSError) as error:
+                    raise WorkersLost from error
+                if kind == "end":
+                    return dict(arguments[0])
+                if kind == "lost":
+                    raise WorkersLost
+                answer: Any = CONTINUE
+                try:
+                    if kind == "report":
+                        report(*arguments)
+                    elif kind == "load":
+                        answer = checkpoint.load() if checkpoint else None
+                    elif checkpoint:
+                        checkpoint.save(arguments[0], lambda: _request(connection, SEND_STATE)[1])
+                except BaseException:
+                    with suppress(OSError):
+                        _send(connection, STOP)
+                    raise
+                _send(connection, answer)
+
+    def _accept(self) -> Connection:
+        while True:
+            # A client without the key is ignored.
+            with suppress(AuthenticationError, EOFError, ConnectionError):
+                connection = self._listener.accept()
+                self._is_connected = True
+                return connection
+
+    def report_loss(self) -> None:
+        """Make ``serve`` raise ``WorkersLost`` if no worker has connected; a broken connection does so by itself."""
+        if not self._is_connected:
+            with suppress(OSError, EOFError, AuthenticationError), Client(self.address, authkey=self.key) as connection:
+                _send(connection, ("lost",))
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._listener.close()
 
 
 class DistributedReporter:
-    """Report and checkpoint of all workers: rank 0 calls the trial and broadcasts the answers.
+    """Workers' end of the connection, their report and checkpoint.
+
+    The methods raise ``TrialStopped`` if the trial has stopped.
 
     Args:
         communicator: Communicator of the workers.
-        client: Connection of rank 0 to the trial; ``None`` on other ranks.
+        address: Address of the trial's ``TrialServer``.
+        key: Its key.
     """
 
-    def __init__(self, communicator: DistributedCommunicator, client: WorkerClient | None) -> None:
+    def __init__(self, communicator: DistributedCommunicator, address: tuple[str, int], key: bytes) -> None:
         self._communicator = communicator
-        self._client = client
+        self._connection = Client(address, authkey=key) if communicator.rank == 0 else None
+
+    def _call(self, *message: Any) -> Any:
+        """Send a message of rank 0 to the trial, and return the answer on all ranks."""
+
+        def request() -> Any:
+            assert self._connection is not None
+            return _request(self._connection, message)
+
+        answer = self._communicator.broadcast_from_rank0(request)
+        if answer == STOP:
+            raise TrialStopped
+        return answer
 
     def report(self, step: Any, metrics: Mapping[str, Any]) -> None:
-        """Report metrics.
-
-        Raises:
-            TrialStopped: the trial has stopped.
-        """
-        client = self._client
-        if not self._communicator.broadcast_from_rank0(lambda: client is None or client.report(step, metrics)):
-            raise TrialStopped
+        """Report metrics."""
+        self._call("report", step, dict(metrics))
 
     def load(self) -> Mapping[str, Any] | None:
         """Return the latest state, or ``None``; each worker gets its own if their number is that of the states."""
-        client = self._client
-        state = self._communicator.broadcast_from_rank0(lambda: client.load() if client else None)
+        state = self._call("load")
         if state is None:
             return None
         states: list[Mapping[str, Any]] = state["workers"]
         return states[self._communicator.rank if len(states) == self._communicator.size else 0]
 
     def save(self, step: int, make_state: Callable[[], Mapping[str, Any]]) -> None:
-        """Offer a state, and send it if the trial requests it.
-
-        Raises:
-            TrialStopped: the trial has stopped.
-        """
-        client = self._client
-        answer = self._communicator.broadcast_from_rank0(lambda: client.offer_state(step) if client else "")
-        if answer == STOP or (answer == SEND_STATE and not self._send_state(make_state)):
-            raise TrialStopped
-
-    def _send_state(self, make_state: Callable[[], Mapping[str, Any]]) -> bool:
-        """Send the state of rank 0, or of all workers if each has an optimizer of its own."""
+        """Offer a state; if the trial requests it, send that of rank 0, or of all workers if theirs differ."""
+        if self._call("save", step) != SEND_STATE:
+            return
         if self._communicator.gradient_sync.local_steps > 1:
             states = self._communicator.gather(_on_cpu(make_state()))
         else:
             states = [_on_cpu(make_state())] if self._communicator.rank == 0 else []
-        client = self._client
-        return self._communicator.broadcast_from_rank0(lambda: client is None or client.send_state({"workers": states}))
+        self._call("state", {"workers": states})
+
+    def end(self, row: Mapping[str, Any]) -> None:
+        """Send the final row."""
+        if self._connection:
+            _send(self._connection, ("end", row))
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection:
+            self._connection.close()
+
+
+def _request(connection: Connection, message: Any) -> Any:
+    _send(connection, message)
+    return _receive(connection)
+
+
+def _send(connection: Connection, message: Any) -> None:
+    # Connection.send would pass torch tensors as shared memory, which other machines cannot read.
+    connection.send_bytes(pickle.dumps(message))
+
+
+def _receive(connection: Connection) -> Any:
+    return pickle.loads(connection.recv_bytes())
 
 
 def _on_cpu(value: Any) -> Any:
@@ -199,10 +292,6 @@ def _on_cpu(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_on_cpu(item) for item in value)
     return value
-
-
-#: Seconds that workers wait at the rendezvous for a worker that was lost during its start.
-RENDEZVOUS_TIMEOUT_S = 180
 
 
 def run_workers(
@@ -217,21 +306,10 @@ def run_workers(
     max_restarts: int = 0,
     spread: bool = False,
 ) -> Any:
-    """Run a function on several workers of one process group.
+    """Run a function of ``settings`` on several workers of one process group, and return the result of rank 0.
 
-    Args:
-        work: Function of each worker.
-        settings: Its argument.
-        num_workers: Number of workers.
-        per_worker: Resources of each worker, ``CPU`` and optionally ``GPU``.
-        backend: ``gloo`` or ``nccl``.
-        folder: Folder for the files of Ray Train.
-        name: Name of the run; Ray Train resumes a run of this name in the folder.
-        max_restarts: Number of restarts of all workers after the loss of one.
-        spread: Whether each worker needs a separate node.
-
-    Returns:
-        The result of the function on the worker of rank 0.
+    ``per_worker`` are the resources of a worker, ``CPU`` and optionally ``GPU``. Ray Train resumes a run of this name
+    in the folder of its files.
 
     Raises:
         TrialError: a worker was lost, or ended with an error.

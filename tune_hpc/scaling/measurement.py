@@ -36,7 +36,7 @@ from tune_hpc.errors import InvalidConfigError, TrialError
 from tune_hpc.learning.download import read_arrays
 from tune_hpc.scaling.distributed_trial import run_workers
 from tune_hpc.scaling.plan import GRADIENT_SYNC_KEYS, Plan, make_plan
-from tune_hpc.scaling.step_time_model import min_efficient_width, predictions, width_curves
+from tune_hpc.scaling.step_time_model import predictions
 from tune_hpc.scaling.workers import time_workers
 from tune_hpc.search.cluster import node_resources, provenance
 from tune_hpc.search.experiment import Experiment, Space
@@ -179,7 +179,9 @@ def run_all(
                     work = f"{plan.cases[0].num_timed_steps} steps on {counts} workers ({plan.backend})"
                     print(f"timing {work}, {plan.repeats} times", file=stream)
                 config_keys = _config_keys(configs, plan)
-                rows = _measure_into(folder, experiment, plan, arrays, config_keys, started, max_restarts, spread)
+                rows = _measure_into(
+                    folder, experiment, plan, arrays, config_keys, started, max_restarts=max_restarts, spread=spread
+                )
             history = pd.DataFrame({"trial_id": pd.Series([], dtype="str"), "step": pd.Series([], dtype="int64")})
             folder.check_attempt()
             write_frames(folder, trials_frame(rows, config_keys), history)
@@ -203,8 +205,7 @@ def _measure_into(
     arrays: Mapping[str, Any],
     config_keys: list[str],
     started: float,
-    max_restarts: int,
-    spread: bool,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Measure a plan, write experiment.json before and after, and return the rows of the trials frame."""
     description = experiment.to_json() | {
@@ -217,52 +218,24 @@ def _measure_into(
     folder.write(description)
     state = "interrupted"
     try:
-        measured = time_plan(plan, folder, arrays, max_restarts=max_restarts, spread=spread)
-        description |= {"probes": measured["probes"], **_predictions(plan, measured["probes"])}
-        state = "finished"
-    finally:
-        description["provenance"] |= {"finished": now(), "wall_s": time.perf_counter() - started}
-        folder.write(description | {"state": state})
-    return [{"experiment": experiment.name, **row} for row in measured["rows"]]
-
-
-def time_plan(
-    plan: Plan, folder: ExperimentFolder, arrays: Mapping[str, Any], *, max_restarts: int = 0, spread: bool = False
-) -> dict[str, list[dict[str, Any]]]:
-    """Time the cases of a plan on the connected cluster.
-
-    Args:
-        plan: Plan of the measurement.
-        folder: Folder for the files of Ray Train.
-        arrays: Data set of the plan, from ``read_arrays``.
-        max_restarts: See ``run_all``.
-        spread: See ``run_all``.
-
-    Returns:
-        ``rows``: one row of the trials frame for each case and repeat; ``probes``: one mapping for each probe.
-
-    Raises:
-        TrialError: a worker ended early.
-    """
-    settings = {"plan": plan, "images": [ray.put(arrays)], "called_at": time.time()}
-    try:
         measured = run_workers(
             time_workers,
-            settings,
+            {"plan": plan, "images": [ray.put(arrays)], "called_at": time.time()},
             num_workers=plan.max_workers,
             per_worker=plan.resources_per_worker,
             backend=plan.backend,
             folder=str(folder.ray),
             name="train",
-            max_restarts=max_restarts,
-            spread=spread,
+            **options,
         )
+        description |= {"probes": measured["probes"], **predictions(plan, pd.DataFrame(measured["probes"]))}
+        state = "finished"
     except TrialError as error:
         raise TrialError(f"{error}; nothing was measured") from error.__cause__
-    if not measured:
-        raise TrialError(f"the scaling measurement returned nothing; look at Ray's logs in {folder.ray}")
-    rows = [_row(plan, number, row) for number, row in enumerate(measured["measured"])]
-    return {"rows": rows, "probes": measured["probes"]}
+    finally:
+        description["provenance"] |= {"finished": now(), "wall_s": time.perf_counter() - started}
+        folder.write(description | {"state": state})
+    return [{"experiment": experiment.name, **_row(plan, *row)} for row in enumerate(measured["measured"])]
 
 
 def _config_keys(configs: Sequence[Mapping[str, Any]], plan: Plan) -> list[str]:
@@ -270,27 +243,6 @@ def _config_keys(configs: Sequence[Mapping[str, Any]], plan: Plan) -> list[str]:
     optional = ("batches_per_step", *GRADIENT_SYNC_KEYS)
     requested = [name for name in optional if any(name in config for config in configs)]
     return [*plan.cases[0].requested_config, "workers", "mode", "option", *requested]
-
-
-def _predictions(plan: Plan, probes: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the predictions of the step-time model for experiment.json."""
-    cases = [
-        {
-            "workers": case.workers,
-            "mode": case.mode,
-            "width": case.config["width"] if case.config["model"] == "cnn" else 1.0,
-            "batch_size": case.config["batch_size"],
-        }
-        for case in plan.cases
-    ]
-    table = pd.DataFrame(probes)
-    batch_size = plan.cases[0].single_worker.batch_size
-    counts = [count for count in sorted({2, 4, *plan.worker_counts}) if 1 < count <= batch_size]
-    return {
-        "predictions": predictions(table, cases),
-        "widths": min_efficient_width(table, counts, batch_size),
-        "width_curves": width_curves(table, counts, batch_size),
-    }
 
 
 def _row(plan: Plan, number: int, measured: Mapping[str, Any]) -> dict[str, Any]:

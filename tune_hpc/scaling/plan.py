@@ -76,14 +76,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 class BenchmarkCase:
     """A configuration on a number of workers.
 
-    Attributes:
-        config: Completed configuration; ``batch_size`` and ``steps`` include ``batches_per_step``.
-        workers: Number of workers.
-        mode: ``strong`` or ``weak``.
-        num_timed_steps: Number of timed steps.
-        batches_per_step: Number of requested batches in one step.
-        gradient_sync: Options of the gradient synchronization.
-        option: Name of the option in ``OPTIONS``.
+    The keys are those of this module; ``batch_size`` and ``steps`` of ``config`` include ``batches_per_step``.
     """
 
     config: Mapping[str, Any]
@@ -134,10 +127,10 @@ class BenchmarkCase:
 
 @dataclass(frozen=True)
 class Plan:
-    """Cases of a scaling measurement and their resources.
+    """Cases of one data set, in the order of the results, and their resources.
 
     Attributes:
-        cases: Cases of one data set, in the order of the results.
+        cases: The cases.
         repeats: Number of repetitions of each case.
         use_gpu: Whether each worker gets a GPU or a share of one.
         backend: ``nccl`` or ``gloo``.
@@ -177,11 +170,7 @@ class Plan:
         return num_workers > (self.gpus if self.use_gpu else self.cpus)
 
     def check_fits(self, num_samples: int) -> None:
-        """Check that no global batch is larger than the training data.
-
-        Raises:
-            InvalidConfigError: a global batch is too large.
-        """
+        """Raise ``InvalidConfigError`` if a global batch is larger than the training data."""
         for case in self.cases:
             if case.batch_size > num_samples:
                 raise InvalidConfigError(
@@ -190,14 +179,7 @@ class Plan:
                 )
 
     def check_nodes(self, nodes: Sequence[Mapping[str, float]]) -> None:
-        """Check that each worker can run on a separate node.
-
-        Args:
-            nodes: Ray resources of each node.
-
-        Raises:
-            ClusterError: too few nodes have the resources of a worker.
-        """
+        """Raise ``ClusterError`` if too few nodes, given by their Ray resources, have those of a worker."""
         required = self.resources_per_worker
         num_nodes = sum(all(node.get(name, 0) >= amount for name, amount in required.items()) for node in nodes)
         if num_nodes < self.max_workers:
@@ -212,7 +194,7 @@ def make_plan(configs: Sequence[Mapping[str, Any]], cluster: Mapping[str, float]
 
     Args:
         configs: Keys of a trial, and of this module.
-        cluster: Resources of the cluster, ``CPU`` and ``GPU``.
+        cluster: ``CPU`` and ``GPU`` of the cluster.
         is_quick: See ``Plan``.
 
     Raises:

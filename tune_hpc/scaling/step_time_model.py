@@ -4,19 +4,19 @@
 
 ``compute_s`` is the time of one worker for its share of the batch, and ``ddp_overhead_s`` the cost of DDP with one
 worker. ``contention`` is the slow-down of a worker while the others compute, and ``all_reduce_s`` the time to average
-the gradients. All four are probed on this machine (``probes``). For other links there is no contention, and the
+the gradients. All four are probed on this machine (``workers``). For other links there is no contention, and the
 all-reduce is a ring (Patarasuk and Yuan, 2009): 2 (n - 1) times the latency, plus 2 (n - 1) / n times the bytes over
 the bandwidth. The model assumes that no communication overlaps with the backward pass.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from tune_hpc.errors import UnknownNameError
+from tune_hpc.scaling.plan import Plan
 
 #: Efficiency at which a network counts as wide enough.
 TARGET_EFFICIENCY = 0.8
@@ -56,7 +56,7 @@ class StepModel:
     """Step-time model of one machine.
 
     Args:
-        probes: Rows of ``probes.probe``; the model takes the median of repeated probes.
+        probes: Rows of the ``probes`` in experiment.json; the model takes the median of repeated probes.
     """
 
     def __init__(self, probes: pd.DataFrame) -> None:
@@ -82,22 +82,16 @@ class StepModel:
         workers, seconds = min(self._all_reduce.items())
         return {f"{LOCAL}'s link": fit_link(workers, seconds), **LINKS}
 
-    def supports(self, workers: int) -> bool:
-        """Return whether this number of workers was probed."""
-        return workers == 1 or workers in self._all_reduce
+    def supports(self, workers: int, link: Link | None = None) -> bool:
+        """Return whether this number of workers can be predicted: any over a link, without one if it was probed."""
+        return link is not None or workers == 1 or workers in self._all_reduce
 
     def widths(self, batch_size: int) -> list[float]:
         """Return the probed widths, sorted."""
         return sorted(self._compute[batch_size].index.unique("width"))
 
     def compute_s(self, fraction: float, width: float, batch_size: int) -> float:
-        """Return the seconds of one worker for a fraction of a batch.
-
-        Args:
-            fraction: At most 1.
-            width: Width of the network; interpolated or extrapolated on log scales.
-            batch_size: A probed batch size.
-        """
+        """Return the seconds of one worker for a fraction of a probed batch size; any width, on log scales."""
         widths, seconds = self.widths(batch_size), []
         for probed in widths:
             shares = self._compute[batch_size][probed]
@@ -157,11 +151,7 @@ class StepModel:
     def min_width(
         self, workers: int, batch_size: int, link: Link | None = None, target: float = TARGET_EFFICIENCY
     ) -> tuple[float | None, float, float]:
-        """Return the smallest width within the probed range that reaches an efficiency.
-
-        Returns:
-            That width or ``None``; the best efficiency, and its width.
-        """
+        """Return the least probed width that reaches an efficiency or ``None``, the best efficiency, and its width."""
         probed = self.widths(batch_size)
         widths = np.geomspace(probed[0], probed[-1], 201)
         efficiencies = np.array([self.step(workers, width, batch_size, link=link)["efficiency"] for width in widths])
@@ -169,118 +159,61 @@ class StepModel:
         reached = np.flatnonzero(efficiencies >= target)
         return float(widths[reached[0]]) if len(reached) else None, float(efficiencies[best]), float(widths[best])
 
-    def table(
-        self,
-        workers: Sequence[int],
-        widths: Sequence[float],
-        batch_size: int,
-        mode: str = "strong",
-        links: Sequence[str] = (),
-    ) -> pd.DataFrame:
-        """Return predictions, one row for each link, width and number of workers.
 
-        Args:
-            workers: Numbers of workers; those above the size of a shared batch are omitted.
-            widths: Widths of the network.
-            batch_size: See ``step``.
-            mode: ``strong`` or ``weak``.
-            links: Names in ``links``; empty: the probed machine.
-
-        Raises:
-            UnknownNameError: no link has this name.
-        """
-        known = self.links
-        if unknown := next((name for name in links if name not in known), None):
-            raise UnknownNameError(f"no link is called {unknown!r}; known: {', '.join(known)}")
-        selected: dict[str, Link | None] = {name: known[name] for name in links} or {LOCAL: None}
-        rows = [
-            {"link": name, "workers": number, "mode": mode, "width": width, "batch_size": batch_size}
-            | self.step(number, width, batch_size, mode, link)
-            for name, link in selected.items() for width in widths for number in workers
-            if mode == "weak" or number <= batch_size
-        ]  # fmt: skip
-        return pd.DataFrame(rows)
-
-    def links_and_workers(self, workers: Sequence[int]) -> Iterator[tuple[str, Link | None, int]]:
-        """Return the combinations of links and numbers of workers that can be predicted."""
-        links: dict[str, Link | None] = {LOCAL: None, **self.links}
-        for name, link in links.items():
-            for number in workers:
-                if link is not None or self.supports(number):
-                    yield name, link, number
-
-
-def min_efficient_width(probes: pd.DataFrame, workers: Sequence[int], batch_size: int) -> list[dict[str, Any]]:
-    """Return the smallest width that reaches ``TARGET_EFFICIENCY``, for each link and number of workers.
-
-    Returns:
-        Rows of ``link``, ``workers``, ``width`` (``None``: not reached), ``best_efficiency``, ``best_width``, and the
-        probed range ``narrowest`` and ``widest``; no rows if only one width was probed.
-    """
-    model = StepModel(probes)
-    widths = model.widths(batch_size)
-    rows = []
-    for name, link, number in model.links_and_workers(workers) if len(widths) > 1 else ():
-        width, best_efficiency, best_width = model.min_width(number, batch_size, link)
-        rows.append(
-            {"link": name, "workers": number, "aim": TARGET_EFFICIENCY, "width": width,
-             "best_efficiency": best_efficiency, "best_width": best_width, "narrowest": min(widths),
-             "widest": max(widths)}
-        )  # fmt: skip
-    return rows
-
-
-def width_curves(probes: pd.DataFrame, workers: Sequence[int], batch_size: int) -> list[dict[str, Any]]:
-    """Return the efficiency over the probed range of widths.
-
-    Returns:
-        Rows of ``link``, ``workers``, ``width`` and ``efficiency``; no rows if only one width was probed.
-    """
-    model = StepModel(probes)
-    widths = model.widths(batch_size)
-    if len(widths) < 2:
-        return []
-    return [
-        {
-            "link": name,
-            "workers": number,
-            "width": float(width),
-            "efficiency": model.step(number, float(width), batch_size, link=link)["efficiency"],
-        }
-        for name, link, number in model.links_and_workers(workers)
-        for width in np.geomspace(widths[0], widths[-1], NUM_CURVE_POINTS)
-    ]
-
-
-def predictions(probes: pd.DataFrame, cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return predictions of measured cases, and of ``PREDICTED_WORKERS`` on every link.
+def predictions(plan: Plan, probes: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """Return the predictions for experiment.json.
 
     Args:
+        plan: The measured cases.
         probes: See ``StepModel``.
-        cases: ``workers``, ``width``, ``batch_size`` and ``mode`` of each measured case.
 
     Returns:
-        Rows of ``StepModel.table``.
+        ``predictions``: ``link``, ``workers``, ``mode``, ``width``, ``batch_size`` and the columns of
+        ``StepModel.step``, for the measured cases, and for ``PREDICTED_WORKERS`` over every link.
+
+        ``widths``: for each link and number of workers the smallest ``width`` that reaches the efficiency ``aim``
+        (``None``: not reached), ``best_efficiency``, ``best_width``, and the probed range ``narrowest`` and ``widest``.
+
+        ``width_curves``: ``link``, ``workers``, ``width`` and ``efficiency`` over that range.
+
+        The last two are empty if only one width was probed.
     """
     model = StepModel(probes)
-    workers: dict[tuple[float, int, str], set[int]] = {}
-    for case in cases:
-        workers.setdefault((case["width"], case["batch_size"], case["mode"]), set()).add(case["workers"])
-    tables = []
-    for (width, batch_size, mode), counts in workers.items():
-        tables.append(model.table(sorted(counts), [width], batch_size, mode))
-        tables.append(model.table(PREDICTED_WORKERS, [width], batch_size, mode, list(model.links)))
-    rows = pd.concat(tables, ignore_index=True).to_dict("records")
-    return [{str(name): value for name, value in row.items()} for row in rows]
+    measured: dict[tuple[float, int, str], set[int]] = {}
+    for case in plan.cases:
+        width = case.config["width"] if case.config["model"] == "cnn" else 1.0
+        measured.setdefault((width, case.config["batch_size"], case.mode), set()).add(case.workers)
+    rows = [
+        {"link": name, "workers": number, "mode": mode, "width": width, "batch_size": batch_size}
+        | model.step(number, width, batch_size, mode, link)
+        for (width, batch_size, mode), counts in measured.items()
+        for name, link in {LOCAL: None, **model.links}.items()
+        for number in (PREDICTED_WORKERS if link else sorted(counts))
+        if mode == "weak" or number <= batch_size
+    ]
+    batch_size = plan.cases[0].single_worker.batch_size
+    probed = model.widths(batch_size)
+    widths, curves = [], []
+    for name, link in {LOCAL: None, **model.links}.items() if len(probed) > 1 else ():
+        for number in sorted({2, 4, *plan.worker_counts} - {1}):
+            if number > batch_size or not model.supports(number, link):
+                continue
+            width, best_efficiency, best_width = model.min_width(number, batch_size, link)
+            widths.append(
+                {"link": name, "workers": number, "aim": TARGET_EFFICIENCY, "width": width,
+                 "best_efficiency": best_efficiency, "best_width": best_width, "narrowest": probed[0],
+                 "widest": probed[-1]}
+            )  # fmt: skip
+            curves += [
+                {"link": name, "workers": number, "width": float(width),
+                 "efficiency": model.step(number, float(width), batch_size, link=link)["efficiency"]}
+                for width in np.geomspace(probed[0], probed[-1], NUM_CURVE_POINTS)
+            ]  # fmt: skip
+    return {"predictions": rows, "widths": widths, "width_curves": curves}
 
 
 def fit_link(workers: int, seconds: pd.Series) -> Link:
-    """Fit latency and bandwidth of a ring to all-reduce times, by least squares of the relative errors.
-
-    Args:
-        workers: Number of workers.
-        seconds: Times by number of bytes.
-    """
+    """Fit latency and bandwidth of a ring to all-reduce times by number of bytes: least squares of relative errors."""
     sizes, times = seconds.index.to_numpy(float), seconds.to_numpy(float)
     terms = np.column_stack([np.full_like(sizes, 2 * (workers - 1)), 2 * (workers - 1) / workers * sizes])
     latency, per_byte = np.linalg.lstsq(terms / times[:, None], np.ones_like(times), rcond=None)[0]
