@@ -4,7 +4,6 @@ Tables have the columns' own names, which users query. ``display_name`` is for s
 and ``axis_label`` for figures. ``attrs["metric_of"]`` of a frame names the metric of a column, for example of ``mean``.
 """
 
-import itertools
 import math
 import numbers
 import re
@@ -13,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from tune_hpc.storage.experiment_folder import numbered_names
 
 MISSING = "–"
 QUICK_NOTE = "quick run: not comparable"
@@ -152,9 +153,7 @@ def slug(text: str) -> str:
 
 def unique_slug(text: str, taken: set[str]) -> str:
     """Return ``slug(text)``, with a number if it is taken, and add it to ``taken``."""
-    base = slug(text)
-    names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
-    name = next(name for name in names if name not in taken)
+    name = next(name for name in numbered_names(slug(text)) if name not in taken)
     taken.add(name)
     return name
 

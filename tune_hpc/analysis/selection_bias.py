@@ -1,6 +1,5 @@
 """Selection bias of the test set, and consistency of optimizers with their special cases."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -119,7 +118,8 @@ def special_cases(results: Results, parameter: str = "optimizer") -> pd.DataFram
 def _compare_pair(
     results: Results, comparison: Comparison, parameter: str, general: str, special: str, expected: str
 ) -> dict[str, Any]:
-    if expected == EQUAL and _has_penalty(results, {parameter: general}):
+    trials = results.trials[row_mask(results.trials, {parameter: general})]
+    if expected == EQUAL and any((numeric_column(trials, name) > 0).any() for name in PENALTIES):
         expected = NO_WORSE
     row = {"general": general, "special": special, "expected": expected}
     pairs = comparison.pairs
@@ -139,8 +139,3 @@ def _compare_pair(
     elif pair["verdict"] == BETTER and not general_leads:
         verdict = LOSES
     return row | {"difference": float(difference), "low": float(low), "high": float(high), "verdict": verdict}
-
-
-def _has_penalty(results: Results, where: Mapping[str, Any]) -> bool:
-    trials = results.trials[row_mask(results.trials, where)]
-    return any((numeric_column(trials, name) > 0).any() for name in PENALTIES)

@@ -22,7 +22,7 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.export.exporter import Exporter, points, search_id
 from tune_hpc.search.experiment import ENDED, experiment_from_json
 from tune_hpc.search.searchers.optuna_study import Curve, study_of, study_of_experiment
-from tune_hpc.storage.experiment_folder import ExperimentFolder
+from tune_hpc.storage.experiment_folder import ExperimentFolder, numbered_names
 
 #: Maximum number of points of a curve.
 MAX_POINTS = 100
@@ -113,11 +113,11 @@ def _storage(uri: str) -> BaseStorage:
 
 def _stored_study(storage: BaseStorage, name: str, mode: str, search: str) -> optuna.Study:
     """Return the study of a search in a storage, which may contain other searches of the same name."""
-    number = 1
+    names = numbered_names(name)
     while True:
         study = optuna.create_study(
             storage=storage,
-            study_name=name if number == 1 else f"{name}-{number}",
+            study_name=next(names),
             direction="minimize" if mode == "min" else "maximize",
             load_if_exists=True,
         )
@@ -125,4 +125,3 @@ def _stored_study(storage: BaseStorage, name: str, mode: str, search: str) -> op
             study.set_user_attr("search", search)
         if study.user_attrs.get("search") == search:
             return study
-        number += 1

@@ -16,7 +16,6 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from itertools import chain, count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +30,7 @@ from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
 from tune_hpc.analysis.frames import IDENTITY, MEASURES
 from tune_hpc.errors import ExportError
 from tune_hpc.export.exporter import Exporter, points, search_id
-from tune_hpc.storage.experiment_folder import ExperimentFolder
+from tune_hpc.storage.experiment_folder import ExperimentFolder, numbered_names
 from tune_hpc.storage.filesystem import Storage
 
 #: Maximum number of points of a metric of a finished trial; TensorBoard draws a thousand.
@@ -175,18 +174,17 @@ class _TrialLog:
         self._write_hparams(session_end_info=SessionEndInfo(status=status, end_time_secs=time.time()))
 
     def _write_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._write(step, [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+        self._write(step, summary=summary)
 
     def _write_hparams(self, **content: Any) -> None:
         """Write a record of the HPARAMS tab: a summary whose metadata have the content."""
         (tag,) = content
         data = HParamsPluginData(version=0, **content).SerializeToString()
         metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="hparams", content=data))
-        self._write(0, [Summary.Value(tag=f"_hparams_/{tag}", metadata=metadata)])
+        self._write(summary=Summary(value=[Summary.Value(tag=f"_hparams_/{tag}", metadata=metadata)]))
 
-    def _write(self, step: int = 0, values: list[Any] | None = None, **content: Any) -> None:
-        if values is not None:
-            content["summary"] = Summary(value=values)
+    def _write(self, step: int = 0, **content: Any) -> None:
         self.writer.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
@@ -201,7 +199,5 @@ def _read_exported(folder: Path) -> dict[str, Any]:
 
 def _free_folder(parent: Path, name: str, search: str) -> Path:
     """Return the folder of a search below a folder, which may contain other searches of the same name."""
-    names = chain([name], (f"{name}-{number}" for number in count(2)))
-    return next(
-        folder for folder in map(parent.joinpath, names) if _read_exported(folder).get("search", search) == search
-    )
+    folders = map(parent.joinpath, numbered_names(name))
+    return next(folder for folder in folders if _read_exported(folder).get("search", search) == search)

@@ -23,6 +23,7 @@ A file appears under a temporary name and is then renamed, so that a reader neve
 to analyse a search on any machine.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -356,9 +357,10 @@ def find_experiment(path: str | os.PathLike[str]) -> ExperimentFolder:
 
 def new_folder(name: str, parent: str | Path = "runs") -> Path:
     """Return the first of ``runs/NAME``, ``runs/NAME-2`` and so on that does not exist."""
-    number = 1
-    while True:
-        folder = Path(parent) / (name if number == 1 else f"{name}-{number}")
-        if not folder.exists():
-            return folder
-        number += 1
+    return next(folder for folder in map(Path(parent).joinpath, numbered_names(name)) if not folder.exists())
+
+
+def numbered_names(name: str) -> Iterator[str]:
+    """Yield ``NAME``, ``NAME-2``, ``NAME-3`` and so on."""
+    yield name
+    yield from (f"{name}-{number}" for number in itertools.count(2))
