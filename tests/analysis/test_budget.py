@@ -163,8 +163,6 @@ class TestTimeToTarget:
 
     def test_steps_are_reported_without_durations(self):
         results = self.results()
-        df = time_to_target(
-            type(results)(results.experiment, results.trials.drop(columns="train_s"), results.history), 1.0
-        )
+        df = time_to_target(results.with_trials(results.trials.drop(columns="train_s")), 1.0)
         assert df["reached_step"].iloc[0] == 20
         assert np.isnan(df["reached_s"].iloc[0])

@@ -69,21 +69,20 @@ class TestVerdicts:
             assert verdicts.count(AGREES) / 2000 == pytest.approx(0.95, abs=0.02)
             assert set(verdicts) == {AGREES, DIFFERS}
 
-    def test_distant_run_differs(self):
-        generator = np.random.default_rng(1)
-        ours = mean_interval(generator.normal(0.99, 0.001, 5))
-        assert verdict(0.98, ours, 5, resolution=0.001) == DIFFERS
-
-    def test_resolution_widens_the_interval(self):
-        close = mean_interval([0.99118, 0.9912, 0.99122])
-        assert verdict(0.991, close, 3) == DIFFERS
-        assert verdict(0.991, close, 3, resolution=0.001) == AGREES
-        assert verdict(0.992, close, 3, resolution=0.001) == DIFFERS
-
-    def test_identical_seeds_are_inconclusive(self):
-        same = mean_interval([0.3055, 0.3055, 0.3055])
-        assert verdict(0.32, same, 3, resolution=0.01) == INCONCLUSIVE
-        assert verdict(0.31, same, 3, resolution=0.01) == AGREES
+    @pytest.mark.parametrize(
+        ("measured", "published", "resolution", "expected"),
+        [
+            # The resolution widens the interval.
+            ([0.99118, 0.9912, 0.99122], 0.991, 0.0, DIFFERS),
+            ([0.99118, 0.9912, 0.99122], 0.991, 0.001, AGREES),
+            ([0.99118, 0.9912, 0.99122], 0.992, 0.001, DIFFERS),
+            # Identical seeds have no interval.
+            ([0.3055] * 3, 0.32, 0.01, INCONCLUSIVE),
+            ([0.3055] * 3, 0.31, 0.01, AGREES),
+        ],
+    )
+    def test_resolution_and_spread_decide(self, measured, published, resolution, expected):
+        assert verdict(published, mean_interval(measured), 3, resolution=resolution) == expected
 
     @pytest.mark.parametrize(("published", "expected"), [(0.991, AGREES), (0.989, AGREES), (0.9, INCONCLUSIVE)])
     def test_single_seed_is_compared_by_the_binomial_error(self, published, expected):

@@ -28,6 +28,13 @@ def was_read(monkeypatch):
     return names
 
 
+def finish(folder, whole):
+    """Move all trials into the frames, as a search does at its end."""
+    write_frames(folder, whole.trials, whole.history)
+    for trial_id in whole.trials["trial_id"]:
+        os.remove(folder.trial_file(trial_id))
+
+
 def check_matches(followed, folder):
     whole = results.load(folder.path)
     pd.testing.assert_frame_equal(followed.trials, whole.trials)
@@ -56,10 +63,7 @@ def test_trials_that_move_into_the_frames_are_found(folder, write, trial, result
     for trial_data in made:
         write(trial_data)
     followed.results()
-    whole = results_of(*made)
-    write_frames(folder, whole.trials, whole.history)
-    for name in ("a", "b"):
-        os.remove(folder.trial_file(name))
+    finish(folder, results_of(*made))
     check_matches(followed.results(), folder)
     write(trial("c"))
     check_matches(followed.results(), folder)
@@ -75,10 +79,7 @@ def test_trial_file_deleted_during_a_read_is_found_in_the_frames(folder, write, 
 
     def ended(part):
         if part.stem == "b" and part.exists():
-            whole = results_of(*made)
-            write_frames(folder, whole.trials, whole.history)
-            for name in ("a", "b"):
-                os.remove(folder.trial_file(name))
+            finish(folder, results_of(*made))
         return read(part)
 
     monkeypatch.setattr(reader, "read_trial_table", ended)
@@ -89,13 +90,12 @@ def test_trial_file_deleted_during_a_read_is_found_in_the_frames(folder, write, 
 
 def test_trial_files_deleted_after_the_listing_are_found_in_the_frames(folder, write, trial, results_of, monkeypatch):
     write(trial("a"))
-    whole, read = results_of(trial("a")), frames.read_frames
+    read = frames.read_frames
 
     def ended(folder):
         found = read(folder)
         if folder.trial_file("a").exists():
-            write_frames(folder, whole.trials, whole.history)
-            os.remove(folder.trial_file("a"))
+            finish(folder, results_of(trial("a")))
         return found
 
     monkeypatch.setattr(frames, "read_frames", ended)

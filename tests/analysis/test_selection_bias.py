@@ -44,7 +44,7 @@ class TestSelectionBias:
     def test_single_seed_has_no_interval(self):
         results = self.results()
         rows = results.trials[results.trials["seed"] == 0]
-        df = selection_bias(type(results)(results.experiment, rows, results.history))
+        df = selection_bias(results.with_trials(rows))
         assert df["selection_bias"].tolist() == pytest.approx([0.01] * 3)
         assert df["selection_bias_half"].isna().all()
 
@@ -60,7 +60,7 @@ class TestSelectionBias:
         results = self.results()
         without = results.trials.drop(columns="selected_test_accuracy")
         with pytest.raises(UnknownNameError, match=r"no selected_test_accuracy in the trials of made.up") as error:
-            selection_bias(type(results)(results.experiment, without, results.history))
+            selection_bias(results.with_trials(without))
         assert "\n" not in str(error.value)
 
 

@@ -1,6 +1,5 @@
 """TensorBoard event files of an export, read as TensorBoard reads them."""
 
-import json
 import struct
 from contextlib import closing
 
@@ -74,6 +73,7 @@ def hparams(found, tag):
 def test_trial_is_a_run_with_curves_and_configuration(folder, write, trial):
     made = trial("t00000", nesterov=True)
     write(made)
+    write(trial("t00001", status="failed"))
     (done,) = export_search(folder.path, "tensorboard")
     assert done.viewer == f"tensorboard --logdir {folder.path / 'tensorboard'}"
     found = events(folder.tensorboard, "t00000")
@@ -91,12 +91,7 @@ def test_trial_is_a_run_with_curves_and_configuration(folder, write, trial):
     }  # fmt: skip
     assert start.hparams["learning_rate"].number_value == 0.1
     assert hparams(found, "session_end_info").status == Status.STATUS_SUCCESS
-
-
-def test_failed_trial_is_a_failed_run(folder, write, trial):
-    write(trial("t00000", status="failed"))
-    export_search(folder.path, "tensorboard")
-    assert hparams(events(folder.tensorboard, "t00000"), "session_end_info").status == Status.STATUS_FAILURE
+    assert hparams(events(folder.tensorboard, "t00001"), "session_end_info").status == Status.STATUS_FAILURE
 
 
 def test_long_curves_are_thinned(folder, write, trial):
@@ -173,17 +168,18 @@ def test_searches_of_one_name_have_separate_folders(folder, write, trial, tmp_pa
     assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["made.up", "made.up-2"]
 
 
-def test_folder_of_another_search_is_rejected(folder):
+@pytest.mark.parametrize(
+    ("exported", "message"),
+    [
+        ('{"search": "made.up 2020", "trials": {}}', r"contains another search, made\.up 2020; remove the folder"),
+        ("{", r"exported\.json cannot be read: .*; remove .* and export again"),
+    ],
+    ids=["another search", "damaged"],
+)
+def test_unusable_state_file_is_rejected(folder, exported, message):
     folder.tensorboard.mkdir()
-    (folder.tensorboard / "exported.json").write_text(json.dumps({"search": "made.up 2020", "trials": {}}))
-    with pytest.raises(ExportError, match=r"contains another search, made\.up 2020; remove the folder"):
-        export_search(folder.path, "tensorboard")
-
-
-def test_damaged_state_file_is_named(folder):
-    folder.tensorboard.mkdir()
-    (folder.tensorboard / "exported.json").write_text("{")
-    with pytest.raises(ExportError, match=r"exported\.json cannot be read: .*; remove .* and export again"):
+    (folder.tensorboard / "exported.json").write_text(exported)
+    with pytest.raises(ExportError, match=message):
         export_search(folder.path, "tensorboard")
 
 
