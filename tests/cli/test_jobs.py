@@ -46,14 +46,6 @@ def test_empty_storage_prints_the_command_that_submits(folder, capsys):
     )
 
 
-def test_damaged_job_hides_no_other(ended, capsys):
-    other = job_in(ended.path.parent)
-    other.job_file.write_text("[", encoding="utf-8")
-    lines = run(capsys, "jobs", "--storage", ended.path.parent).out
-    assert f"{ended.id}  stopped" in lines
-    assert f"{other.id}  unreadable" in lines
-
-
 def test_unreachable_storage_of_the_history_hides_no_other(ended, capsys, monkeypatch):
     from tune_hpc.jobs.client import remember
     from tune_hpc.storage.filesystem import Storage
@@ -68,9 +60,10 @@ def test_unreachable_storage_of_the_history_hides_no_other(ended, capsys, monkey
 
     for name in ("exists", "download", "list_names"):
         monkeypatch.setattr(Storage, name, fail(getattr(Storage, name)))
+    assert f"no job {ended.id} in " in run(capsys, "status", ended.id, code=USAGE).err
     remember("storages", str(ended.path.parent))
     remember("storages", "/away")
-    assert run(capsys, "status", ended.id).out.startswith(f"{ended.id}: stopped")
+    assert run(capsys, "status", ended.id).out.startswith(f"{ended.id}: stopped (it was stopped by a test)\n")
     listed = run(capsys, "jobs")
     assert ended.id in listed.out
     assert listed.err == "tune-hpc: s3://away does not answer (no route)\n"
@@ -78,14 +71,6 @@ def test_unreachable_storage_of_the_history_hides_no_other(ended, capsys, monkey
     assert "; s3://away does not answer (no route); --storage names another storage" in gone
     assert "does not answer" in run(capsys, "jobs", "--storage", "/away", code=USAGE).err
     assert "does not answer" in run(capsys, "status", ended.id, "--storage", "/away", code=USAGE).err
-
-
-def test_storage_of_the_history_is_searched(ended, capsys, monkeypatch):
-    from tune_hpc.jobs.client import remember
-
-    assert f"no job {ended.id} in " in run(capsys, "status", ended.id, code=USAGE).err
-    remember("storages", str(ended.path.parent))
-    assert run(capsys, "status", ended.id).out.startswith(f"{ended.id}: stopped (it was stopped by a test)\n")
 
 
 def test_storage_of_the_environment_is_searched(ended, capsys, monkeypatch):

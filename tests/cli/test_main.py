@@ -206,27 +206,19 @@ def test_invalid_run_is_rejected(reject, arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("output_dir", "message"),
+    ("output_dir", "arguments", "message"),
     [
-        ("file", "file cannot be made: .*file is a file; choose another output folder"),
-        ("file/below", "file/below cannot be made: .*file is a file; choose another output folder"),
-        ("foreign", "foreign is not empty and holds no experiment; choose an empty or new output folder"),
-        ("run", "run already holds the experiment made.up; choose another output folder"),
-        ("a" * 300, "cannot be read: File name too long; choose another folder"),
+        ("file", [], "file cannot be made: .*file is a file; choose another output folder"),
+        ("file/below", [], "file/below cannot be made: .*file is a file; choose another output folder"),
+        ("foreign", [], "foreign is not empty and holds no experiment; choose an empty or new output folder"),
+        ("run", [], "run already holds the experiment made.up; choose another output folder"),
+        ("run", ["--overwrite"], "already holds the experiment made.up; choose another output folder$"),
+        ("run", ["exercise1_2ndpart"], "holds one experiment, not 2; choose another folder$"),
+        ("a" * 300, [], "cannot be read: File name too long; choose another folder"),
     ],
 )
-def test_unusable_output_folder_is_rejected(reject, finished, output_dir, message):
-    assert re.search(message, reject("run", LINE, "--output-dir", output_dir))
-
-
-def test_overwrite_replaces_only_the_same_experiment(reject, finished):
-    line = reject("run", LINE, "--output-dir", finished, "--overwrite")
-    assert line.endswith("already holds the experiment made.up; choose another output folder")
-
-
-def test_folder_of_one_experiment_rejects_several(reject, finished):
-    line = reject("run", LINE, "exercise1_2ndpart", "--output-dir", finished)
-    assert line.endswith("holds one experiment, not 2; choose another folder")
+def test_unusable_output_folder_is_rejected(reject, finished, output_dir, arguments, message):
+    assert re.search(message, reject("run", LINE, *arguments, "--output-dir", output_dir))
 
 
 @pytest.mark.parametrize(
@@ -286,6 +278,11 @@ def test_corrupted_description_is_named(reject, finished, text, message):
         (
             ["show", "run", "--metric", "optimizer"],
             "column optimizer of made.up is not numeric; numeric columns are learning_rate, mom",
+        ),
+        (["run", LINE, "--resume"], "--resume needs --output-dir, the folder of the searches to resume"),
+        (
+            ["run", LINE, "--resume", "--overwrite", "--output-dir", "x"],
+            "--resume keeps earlier results and --overwrite removes them",
         ),
         (["resume", "nowhere"], "nowhere is no experiment folder: the folder does not exist"),
         (["extend", "nowhere", "--num-samples", "3"], "nowhere is no experiment folder: the folder does not exist"),
@@ -477,7 +474,7 @@ def test_export_prints_new_trials_and_the_viewer(finished, capsys):
 
 
 def test_missing_extra_is_reported_before_the_run(reject, monkeypatch):
-    monkeypatch.setattr("tune_hpc.search.exporter_registry.find_spec", lambda name: None if name == "mlflow" else name)
+    monkeypatch.setattr("tune_hpc.search.object_reference.find_spec", lambda name: None if name == "mlflow" else name)
     assert reject("run", LINE, "--export", "mlflow") == (
         "an export to mlflow needs the package mlflow, which is not installed; pip install 'tune-hpc[mlflow]'"
     )

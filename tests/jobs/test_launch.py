@@ -6,7 +6,7 @@ import pytest
 from ray import tune
 
 from tests.search.trainables import parabola
-from tune_hpc import Experiment, Space, cli, load
+from tune_hpc import Experiment, Space, load
 from tune_hpc.errors import FolderError
 from tune_hpc.jobs.launch import folders_in, launch
 from tune_hpc.scaling.measurement import run_all as measure_all
@@ -91,20 +91,3 @@ def test_stop_file_stops_a_search(tmp_path, monkeypatch):
     (tmp_path / "stop").touch()
     assert criteria.is_met()
     assert (criteria.reason, criteria.is_user_request) == ("a stop was requested", True)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--resume"], "--resume needs --output-dir, the folder of the searches to resume"),
-        (
-            ["--resume", "--overwrite", "--output-dir", "x"],
-            "--resume keeps earlier results and --overwrite removes them",
-        ),
-    ],
-)
-def test_contradicting_flags_are_rejected(flags, message, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["run", "exercise1_1stpart", *flags]) == cli.USAGE
-    assert message in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())

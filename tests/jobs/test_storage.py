@@ -83,12 +83,13 @@ def test_stopped_job_is_deleted_with_all_its_files(tmp_path, capsys):
     ("file", "content"),
     [("job.json", {"experiments": [{"name": 7}]}), ("attempts/1.run.json", {"process": 3, "started_at": 1}),
      ("attempts/1.run.json", {"ended_at": "x", "state": "odd"}), ("attempts/1.json", [1]),
-     ("job.json", {"experiments": "x" * 10})],
+     ("job.json", {"experiments": "x" * 10}), ("job.json", "half")],
 )  # fmt: skip
 def test_malformed_job_hides_no_other_job(tmp_path, capsys, file, content):
     job, other = job_in(tmp_path / "jobs"), job_in(tmp_path / "jobs")
     beat(other)
-    (job.path / file).write_text(json.dumps(content), encoding="utf-8")
+    text = "[" if content == "half" else json.dumps(content)
+    (job.path / file).write_text(text, encoding="utf-8")
     assert cli.main(["jobs", "--storage", str(tmp_path / "jobs")]) == 0
     lines = capsys.readouterr().out
     assert f"{job.id}  unreadable" in lines

@@ -34,12 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 def drive(job: JobFolder, number: int, output: TextIO) -> dict[str, Any]:
-    """Run a job until it ends.
-
-    Args:
-        job: The job.
-        number: The attempt.
-        output: Stream for the progress.
+    """Run an attempt of a job until it ends, with its progress on ``output``.
 
     Returns:
         The final state: ``state`` (finished, stopped or failed), and ``reason`` or ``error``.
@@ -135,10 +130,6 @@ class Heartbeat:
     """Thread that rewrites the driver's state every few seconds; no error ends it.
 
     The age of the file, by the clock of the storage, is the age of the heartbeat.
-
-    Args:
-        job: The job.
-        number: The attempt.
     """
 
     def __init__(self, job: JobFolder, number: int) -> None:

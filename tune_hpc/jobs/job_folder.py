@@ -45,19 +45,14 @@ _EXPERIMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
-def utc_now() -> datetime:
-    """Return the current time (UTC)."""
-    return datetime.now(UTC)
-
-
 def timestamp() -> str:
     """Return the current time (UTC, ISO 8601, seconds)."""
-    return utc_now().isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def make_id(name: str, moment: datetime | None = None) -> str:
     """Return a new id for a job with this first experiment; ``moment`` is now by default."""
-    at = (moment or utc_now()).astimezone(UTC)
+    at = (moment or datetime.now(UTC)).astimezone(UTC)
     return f"{name}-{at:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
@@ -73,7 +68,7 @@ class Attempt:
     Attributes:
         number: From 1.
         action: ``start``, ``resume``, ``extend`` or ``delete``.
-        requested_at: When (UTC, ISO 8601).
+        requested_at: Time (UTC, ISO 8601).
         location: ``kind`` of the launcher, and what it needs to find the driver.
         options: Options of this attempt.
         key: The idempotency key of the request; empty if it had none.
@@ -90,14 +85,8 @@ class Attempt:
 class JobFolder:
     """Names and contents of the files of one job.
 
-    Every method raises ``FolderError`` if a file cannot be read or written.
-
-    Args:
-        path: The folder, or its URI.
-
-    Attributes:
-        storage: The files of the folder.
-        path: The folder, or its working copy on this machine.
+    Every method raises ``FolderError`` if a file cannot be read or written. ``path`` is the folder, or the working copy
+    of its URI on this machine.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -129,11 +118,7 @@ class JobFolder:
         return self._read_json(self.job_file).get("id")
 
     def make(self, request: Mapping[str, Any], *, shared: bool = False) -> None:
-        """Make the folder of a new job; it appears with all its contents.
-
-        Args:
-            request: The contents of job.json.
-            shared: Whether other users may enter it, as far as the umask allows.
+        """Make the folder of a new job with a job.json; if shared, other users may enter it, as the umask allows.
 
         Raises:
             ConflictError: the folder exists.
@@ -159,7 +144,6 @@ class JobFolder:
 
         Raises:
             UnknownNameError: there is no such job.
-            FolderError: the file cannot be read, or does not describe a job.
         """
         if not self.exists:
             raise UnknownNameError(f"{self.path.parent} holds no job {self.id}; `tune-hpc jobs` lists the jobs")
@@ -174,7 +158,6 @@ class JobFolder:
 
         Raises:
             UnknownNameError: the job has no such experiment.
-            FolderError: the folder or one of its files is a symbolic link.
         """
         request = self.read()
         if name not in (plain["name"] for plain in request["experiments"]):
@@ -207,17 +190,10 @@ class JobFolder:
     def add_attempt(
         self, action: str, location: Mapping[str, Any], options: Mapping[str, Any], *, last: int = 0, key: str = ""
     ) -> Attempt:
-        """Claim the next attempt: a compare-and-swap on its number.
-
-        Args:
-            action: ``start``, ``resume``, ``extend`` or ``delete``.
-            location: Where it runs.
-            options: Its options.
-            last: The latest attempt that the caller saw.
-            key: The idempotency key of the request.
+        """Claim the next attempt, an ``Attempt`` of these values: a compare-and-swap on its number.
 
         Raises:
-            ConflictError: there is a newer attempt.
+            ConflictError: there is an attempt after ``last``, the latest one that the caller saw.
         """
         heads = (name.partition(".")[0] for name in self.storage.list_names(self.attempts))
         numbers = [int(head) for head in heads if _NUMBER.fullmatch(head)]
@@ -296,14 +272,11 @@ class JobFolder:
 
     def seconds_since_heartbeat(self, number: int) -> float:
         """Return the seconds since the driver of an attempt wrote its state, by the clock of the storage."""
-        return self._age_s(f"{number}.run.json")
+        return Storage(self.path.parent).age_s(self.attempts / f"{number}.run.json")
 
     def seconds_since_request(self, number: int) -> float:
         """Return the seconds since an attempt was requested, by the clock of the storage."""
-        return self._age_s(f"{number}.json")
-
-    def _age_s(self, name: str) -> float:
-        return Storage(self.path.parent).age_s(self.attempts / name)
+        return Storage(self.path.parent).age_s(self.attempts / f"{number}.json")
 
     def reserve_disk_space(self, number: int) -> None:
         """Reserve disk space, so that the final state can be written when the disk is full."""

@@ -52,11 +52,8 @@ def launch(
 
     def run_all_of(runner: str, **more: Any) -> list[Results]:
         pairs = [(one, folder) for one, folder in zip(experiments, folders, strict=True) if one.runner == runner]
-        run = _runner(runner)
-        return run(
-            [experiment for experiment, _ in pairs], folders=[folder for _, folder in pairs], address=address,
-            **options, **more,
-        )  # fmt: skip
+        group, group_folders = map(list, zip(*pairs, strict=True))
+        return _runner(runner)(group, folders=group_folders, address=address, **options, **more)
 
     # The last runner must not reject its input after the first one has worked for hours.
     for runner in runners if check_only or len(runners) > 1 else ():
@@ -74,11 +71,6 @@ def launch(
 
 
 def _runner(name: str) -> Callable[..., list[Results]]:
-    """Return the function of a runner.
-
-    Raises:
-        UnknownNameError: there is no such runner.
-    """
     if name == "search":
         from tune_hpc.search.runner import run_all
 

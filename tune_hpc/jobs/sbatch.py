@@ -110,11 +110,7 @@ class Allocation:
 
 
 def seconds_of(time: str) -> int:
-    """Return the seconds of a time in Slurm's format.
-
-    Raises:
-        InvalidExperimentError: the format is invalid, or the time is 0.
-    """
+    """Return the seconds of a time in Slurm's format; raise ``InvalidExperimentError`` for 0 and other formats."""
     for pattern in _TIMES:
         if match := re.fullmatch(pattern, time):
             seconds = sum(_SECONDS[unit] * int(number) for unit, number in match.groupdict().items() if number)
@@ -133,24 +129,21 @@ def batch_script(allocation: Allocation, command: Sequence[str]) -> str:
     """
     from jinja2 import Environment, StrictUndefined
 
+    programs = None
+    if (python := allocation.environment) is not None:
+        # A relative folder of the Python environment is in the folder of submission.
+        programs = shlex.quote(f"{python.rstrip('/')}/bin")
+        programs = programs if python.startswith("/") else f'"$PWD"/{programs}'
     environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.keep_trailing_newline = True
     template = environment.from_string(Path(__file__).with_name("slurm.sbatch").read_text(encoding="utf-8"))
     return template.render(
         allocation=allocation,
         command=_wrapped([shlex.quote(word) for word in command]),
-        programs=_programs(allocation.environment),
+        programs=programs,
         requeue=REQUEUE,
         last_resort_s=None if allocation.warning_s is None else allocation.warning_s - FORCED_REQUEUE_S,
     )
-
-
-def _programs(environment: str | None) -> str | None:
-    """Return the quoted ``bin`` folder of a Python environment."""
-    if environment is None:
-        return None
-    folder = shlex.quote(f"{environment.rstrip('/')}/bin")
-    return folder if environment.startswith("/") else f'"$PWD"/{folder}'
 
 
 def _wrapped(words: Sequence[str], width: int = 110) -> str:

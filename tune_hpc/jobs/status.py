@@ -91,7 +91,7 @@ class JobStatus:
     Attributes:
         id: The job.
         state: Its state.
-        reason: Why it stopped, failed or was lost; empty if there is no reason.
+        reason: Why it stopped, failed or was lost; may be empty.
         experiments: Progress of each experiment.
         attempt: Number of the latest attempt; 0 if none was started.
         location: Location of the attempt's driver; see ``Launcher.location``.
@@ -135,7 +135,6 @@ def job_status(job: JobFolder, driver: DriverState = DriverState.UNKNOWN, output
 
     Raises:
         UnknownNameError: there is no such job.
-        FolderError: one of its files cannot be read.
     """
     request = job.read()
     attempt = job.last_attempt() or Attempt(0, "start", str(request.get("submitted")))
@@ -191,14 +190,7 @@ def _state_before_start(job: JobFolder, attempt: Attempt, driver: DriverState, o
 
 
 def _experiment_status(job: JobFolder, plain: Mapping[str, Any], attempt: int, state: JobState) -> ExperimentStatus:
-    """Return the progress of an experiment.
-
-    Args:
-        job: The job.
-        plain: The experiment in job.json.
-        attempt: The job's latest attempt.
-        state: The job's state.
-    """
+    """Return the progress of an experiment of job.json, in the latest attempt and state of the job."""
     folder = job.experiment(plain["name"])
     if not folder.holds_experiment:
         return ExperimentStatus(plain["name"], "waiting", plain["num_trials"], plain["metric"])
