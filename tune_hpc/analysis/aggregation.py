@@ -23,9 +23,8 @@ COMPLETED = ("finished", "stopped")
 def aggregate_seeds(results: "Results", metrics: Sequence[str]) -> pd.DataFrame:
     """Return one row per configuration, in the order of their first trials.
 
-    Returns:
-        Every configuration column but ``seed``; ``num_seeds`` (of completed trials), ``num_diverged``, ``num_failed``;
-        for each metric its mean and ``METRIC_deviation``, missing if there is no such column.
+    The columns are every configuration column but ``seed``; ``num_seeds`` (of completed trials), ``num_diverged``,
+    ``num_failed``; for each metric its mean and ``METRIC_deviation``, missing if there is no such column.
     """
     trials, values = results.trials, trial_values(results, metrics)
     group, status = values["configuration"], trials["status"]

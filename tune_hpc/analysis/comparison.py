@@ -1,10 +1,5 @@
 """Compare the values of a parameter with confidence intervals and Holm correction; interactions of parameters.
 
-    comparison = results.compare("optimizer")
-    comparison               # summary sentences
-    comparison.values        # one row per value: mean, interval, rank; ties share a rank
-    comparison.pairs         # one row per pair: difference, interval, p-value, verdict
-
 Each value is represented by its best configuration by the experiment's metric, with the seeds as repeats. Two values
 that ran with the same seeds are compared pairwise, because a seed fixes data order and initial weights. The p-values of
 all pairs are corrected together (Holm), and their intervals are simultaneous (Bonferroni). A configuration that was

@@ -26,15 +26,13 @@ CHUNK_ROWS = 20_000
 
 @dataclass(frozen=True)
 class FrameQuery:
-    """Selection of rows and columns.
+    """Selection of rows and columns for ``json``, ``csv`` or ``parquet``.
 
     Attributes:
         filters: Filters that a row must pass.
         sort: Columns to sort by; a hyphen before a column means descending order.
         columns: Columns of the result; empty: all.
         limit: Maximum number of rows; ``None``: a page of JSON, all of a file.
-        offset: Number of rows to skip.
-        format: ``json``, ``csv`` or ``parquet``.
     """
 
     filters: tuple[str, ...] = ()
@@ -127,9 +125,7 @@ def _passes(df: pd.DataFrame, text: str) -> np.ndarray:
 
 
 def _compare(column: pd.Series, operator: str, value: str) -> np.ndarray:
-    number = _number(value)
-    if number is None:
-        raise RequestError(f"{operator} compares numbers; got {value!r}: use =, != or ~")
+    number = _number(value, f"{operator} compares numbers; got {value!r}: use =, != or ~")
     if not pd.api.types.is_numeric_dtype(column):
         raise RequestError(f"{operator} compares numbers; {column.name} has none: use =, != or ~")
     with np.errstate(invalid="ignore"):
@@ -143,18 +139,16 @@ def _equals(column: pd.Series, value: str) -> np.ndarray:
     if pd.api.types.is_bool_dtype(column):
         return (column.astype("str").str.lower() == value.lower()).to_numpy(bool)
     if pd.api.types.is_numeric_dtype(column):
-        number = _number(value)
-        if number is None:
-            raise RequestError(f"{column.name} contains numbers; got {value!r}: use a number")
+        number = _number(value, f"{column.name} contains numbers; got {value!r}: use a number")
         return column.to_numpy(float, na_value=np.nan) == number
     return (column.astype("str") == value).to_numpy(bool) & column.notna().to_numpy(bool)
 
 
-def _number(text: str) -> float | None:
+def _number(text: str, message: str) -> float:
     try:
         return float(text)
     except ValueError:
-        return None
+        raise RequestError(message) from None
 
 
 def _comparable(column: pd.Series) -> pd.Series:

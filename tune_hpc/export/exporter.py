@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -210,18 +210,14 @@ def _locked(folder: ExperimentFolder, tool: str) -> Iterator[None]:
 
 
 class _Export:
-    """Export of one experiment to one tool.
-
-    Each trial writes a file when it ends and, at intervals, before. At the end of the search these files are merged
-    into the two frames. Only files that have changed are read.
-    """
+    """Export of one experiment to one tool; reads trial files and frames that have changed."""
 
     def __init__(self, folder: ExperimentFolder, tool: str, uri: str | None) -> None:
         self._folder = folder
         self._tool = tool
         self._class = exporter_class(tool)
         self._ended: set[str] = set()
-        self._versions: dict[Path, tuple[int, int] | None] = {}
+        self._versions: dict[Path, tuple[int, int]] = {}
         experiment = folder.read()
         self._name = experiment["name"]
         with self._export_errors():
@@ -260,7 +256,7 @@ class _Export:
                         raise
                     continue
             # A file that is missing by now has been merged into the frames.
-            if self._versions.get(file):
+            if file in self._versions:
                 current.add(trial_id)
         # The history is the last file of a search: once it is new, both frames are.
         if self._has_changed(self._folder.history_file):
@@ -272,13 +268,11 @@ class _Export:
                     yield row, histories.get(trial_id, history.iloc[:0]).drop(columns="trial_id")
 
     def _has_changed(self, file: Path) -> bool:
-        before = self._versions.get(file)
-        try:
+        before = self._versions.pop(file, None)
+        with suppress(FileNotFoundError):
             status = file.stat()
             self._versions[file] = status.st_mtime_ns, status.st_size
-        except FileNotFoundError:
-            self._versions[file] = None
-        return self._versions[file] not in (None, before)
+        return self._versions.get(file) not in (None, before)
 
     def close(self) -> None:
         with self._export_errors():
