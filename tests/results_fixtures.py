@@ -1,6 +1,7 @@
-"""Fixtures for synthetic results, without a search."""
+"""Fixtures for synthetic results and experiment folders, without a search."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,31 @@ import pytest
 
 from tune_hpc.analysis.frames import trials_frame
 from tune_hpc.analysis.results import Results
+from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import summarise
 
 KEYS = ["optimizer", "learning_rate", "batch_size", "seed"]
+EXPERIMENT = {"name": "made.up", "metric": "test_loss", "mode": "min", "config_keys": KEYS, "state": "finished"}
+
+
+def make_folder(path: Path, experiment: dict[str, Any]) -> ExperimentFolder:
+    """Return an experiment folder without trials."""
+    folder = ExperimentFolder(path)
+    folder.claim(experiment["name"])
+    folder.write(experiment)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ExperimentFolder:
+    """Return an experiment folder without trials."""
+    return make_folder(tmp_path / "run", EXPERIMENT)
+
+
+@pytest.fixture
+def write(folder: ExperimentFolder) -> Callable[..., None]:
+    """Return a function that writes a trial into the folder, or into another one."""
+    return lambda made, other=folder: other.write_trial(made[0]["trial_id"], *made)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 import pandas as pd
 import pytest
 
-from tests.export.conftest import EXPERIMENT, KEYS, make_folder
+from tests.results_fixtures import EXPERIMENT, KEYS, make_folder
 from tune_hpc.analysis.frames import trials_frame, write_frames
 from tune_hpc.analysis.results import load
 from tune_hpc.errors import ExportError, FolderError, InvalidExperimentError, MissingPackageError, UnknownNameError

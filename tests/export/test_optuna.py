@@ -10,7 +10,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from ray import tune
 
-from tests.export.conftest import make_folder
+from tests.results_fixtures import make_folder
 from tests.search.test_optuna_study import OPTIMIZERS
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError

@@ -10,20 +10,20 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from tensorboardX.record_writer import masked_crc32c
 
-from tests.export import conftest
+from tests import results_fixtures
 from tune_hpc.errors import ExportError
 from tune_hpc.export import tensorboard
 from tune_hpc.export.exporter import export_search
 from tune_hpc.export.tensorboard import MAX_POINTS, TensorBoardExporter
 
-EXPERIMENT = conftest.EXPERIMENT | {
-    "metric": "best_test_accuracy", "mode": "max", "config_keys": [*conftest.KEYS, "nesterov"],
+EXPERIMENT = results_fixtures.EXPERIMENT | {
+    "metric": "best_test_accuracy", "mode": "max", "config_keys": [*results_fixtures.KEYS, "nesterov"],
 }  # fmt: skip
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return conftest.make_folder(tmp_path / "run", EXPERIMENT)
+    return results_fixtures.make_folder(tmp_path / "run", EXPERIMENT)
 
 
 @pytest.fixture
