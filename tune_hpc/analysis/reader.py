@@ -72,7 +72,7 @@ class ResultsReader:
     def _read_stamps(self) -> dict[str, _Stamp | None]:
         """Return the stamps of experiment.json and the frames by path, and of trial files by trial."""
         folder = self.folder
-        folder.refresh()
+        folder.storage.download_tree()
         paths = (folder.experiment_file, folder.trials_file, folder.history_file)
         for path in paths:
             # NFS revalidates its cached attributes when a file is opened.

@@ -45,7 +45,7 @@ _TRIAL = ".parquet"
 class ExperimentFolder:
     """Names and states of the files of one experiment.
 
-    Every method raises ``FolderError`` if the folder cannot be read or written.
+    Every method raises ``FolderError`` if the folder cannot be read or written, or a file is missing or damaged.
 
     Args:
         path: The folder, or its URI.
@@ -113,11 +113,7 @@ class ExperimentFolder:
         self.storage.write_atomic(self.trial_file(trial_id), lambda path: write_table(path, row, history))
 
     def read_trial(self, trial_id: str) -> tuple[dict[str, Any], "pd.DataFrame"]:
-        """Return the row and the history of one trial from the working copy.
-
-        Raises:
-            FolderError: the file is missing or damaged.
-        """
+        """Return the row and the history of one trial from the working copy."""
         from tune_hpc.storage.trial_file import read_table, to_row
 
         path = self.trial_file(trial_id)
@@ -139,10 +135,6 @@ class ExperimentFolder:
     def delete_checkpoint(self, trial_id: str) -> None:
         """Delete the checkpoint of one trial, if it exists."""
         self.storage.delete(self.checkpoint(trial_id))
-
-    def refresh(self) -> None:
-        """Refresh the working copy of the whole folder."""
-        self.storage.download_tree()
 
     def last_attempt(self) -> int:
         """Return the number of the latest attempt; 0 if there is none."""
@@ -243,11 +235,7 @@ class ExperimentFolder:
             ) from error
 
     def read(self) -> dict[str, Any]:
-        """Return the contents of experiment.json.
-
-        Raises:
-            FolderError: the file is missing or damaged.
-        """
+        """Return the contents of experiment.json."""
         try:
             experiment = json.loads(self.storage.read_text(self.experiment_file))
         except FileNotFoundError:
