@@ -52,18 +52,17 @@ def test_malformed_id_is_rejected(text):
     assert not is_id(text)
 
 
-def test_job_without_a_driver_is_pending(job):
-    assert job_status(job, DriverState.WAITING).state is JobState.PENDING
-    status = job_status(job)
-    assert (status.state, status.reason) == (JobState.PENDING, "the cluster is unreachable")
-
-
-def test_driver_that_failed_to_start_is_reported_with_its_output(job):
-    status = job_status(job, DriverState.GONE, "no such module")
-    assert (status.state, status.reason) == (
-        JobState.FAILED,
-        "the driver ended before it started the job: no such module",
-    )
+@pytest.mark.parametrize(
+    ("driver", "state", "reason"),
+    [
+        (DriverState.WAITING, JobState.PENDING, ""),
+        (DriverState.UNKNOWN, JobState.PENDING, "the cluster is unreachable"),
+        (DriverState.GONE, JobState.FAILED, "the driver ended before it started the job: no such module"),
+    ],
+)
+def test_job_before_the_start_of_its_driver_is_pending_or_failed(job, driver, state, reason):
+    status = job_status(job, driver, "no such module")
+    assert (status.state, status.reason) == (state, reason)
 
 
 def test_attempt_without_a_launched_driver_fails_after_a_timeout(job):

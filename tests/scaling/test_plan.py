@@ -23,22 +23,20 @@ def test_exercise_4_plans_1_2_and_4_workers():
     assert made.repeats == 3
 
 
-def test_cpus_use_gloo_and_time_fewer_steps():
-    made = plan()
-    assert (made.backend, made.use_gpu, made.cases[0].num_timed_steps) == ("gloo", False, NUM_TIMED_STEPS_ON_CPU)
-
-
-def test_gpus_use_nccl_and_time_every_step_after_the_warm_up():
-    made = plan(cluster={"CPU": 16.0, "GPU": 4.0})
-    assert (made.backend, made.use_gpu, made.cases[0].num_timed_steps) == ("nccl", True, 5000 - 3)
-    assert made.cases[0].covers_all_steps
-    assert made.resources_per_worker == {"CPU": 1.0, "GPU": 1.0}
-
-
-def test_fewer_gpus_than_workers_share_them_over_gloo():
-    made = plan(cluster={"CPU": 16.0, "GPU": 1.0})
-    assert made.backend == "gloo"
-    assert made.resources_per_worker["GPU"] == 0.25
+@pytest.mark.parametrize(
+    ("cluster", "backend", "num_timed_steps", "resources"),
+    [
+        (CPUS, "gloo", NUM_TIMED_STEPS_ON_CPU, {"CPU": 0.5}),
+        ({"CPU": 16.0, "GPU": 4.0}, "nccl", 5000 - 3, {"CPU": 1.0, "GPU": 1.0}),
+        ({"CPU": 16.0, "GPU": 1.0}, "gloo", 5000 - 3, {"CPU": 1.0, "GPU": 0.25}),
+    ],
+    ids=["cpus", "gpus", "shared_gpu"],
+)
+def test_cluster_determines_backend_timed_steps_and_resources(cluster, backend, num_timed_steps, resources):
+    made = plan(cluster=cluster)
+    assert (made.backend, made.use_gpu, made.resources_per_worker) == (backend, "GPU" in cluster, resources)
+    assert made.cases[0].num_timed_steps == num_timed_steps
+    assert made.cases[0].covers_all_steps == made.use_gpu
 
 
 def test_more_workers_than_cores_or_gpus_are_oversubscribed():
@@ -47,8 +45,7 @@ def test_more_workers_than_cores_or_gpus_are_oversubscribed():
     assert [on_gpus.is_oversubscribed(number) for number in (1, 2, 4)] == [False, False, True]
 
 
-def test_workers_share_the_available_cores():
-    assert plan().resources_per_worker == {"CPU": 0.5}
+def test_workers_have_a_core_each_if_there_are_enough():
     assert plan(workers=(1, 2)).resources_per_worker == {"CPU": 1.0}
 
 
