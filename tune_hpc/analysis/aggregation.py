@@ -127,11 +127,7 @@ def measured_configurations(results: "Results", metrics: Sequence[str]) -> pd.Da
 
 
 def check_columns(results: "Results", columns: Sequence[str]) -> None:
-    """Check that there are trials, and that these columns are numeric.
-
-    Raises:
-        UnknownNameError: There are no trials, or a column is absent or not numeric.
-    """
+    """Check that there are trials, and that these columns are numeric; otherwise raise ``UnknownNameError``."""
     if results.trials.empty:
         raise UnknownNameError(f"{results.name} has no trials")
     for name in columns:

@@ -116,12 +116,9 @@ def _has(ranked: pd.DataFrame, name: str, value: Any) -> bool:
 def verdict(
     published: float, measured: Interval, num_seeds: int, *, resolution: float = 0.0, num_images: int | None = None
 ) -> str:
-    """Return whether a published single run agrees with a measured mean.
+    """Return whether a published single run agrees with a mean over seeds with its 95 % interval.
 
     Args:
-        published: The published number.
-        measured: The measured mean with its 95 % interval.
-        num_seeds: Number of seeds of the mean.
         resolution: Unit of the last printed digit: 0.001 for 99.1 %.
         num_images: Number of evaluated images; ``None`` if the number is no accuracy.
     """

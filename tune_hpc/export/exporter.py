@@ -87,11 +87,9 @@ def search_id(experiment: Mapping[str, Any]) -> str:
 def points(
     history: pd.DataFrame, column: str, max_points: int, num_steps: int | None = None
 ) -> list[tuple[int, float]]:
-    """Return the steps and values of a metric, evenly thinned and without missing values.
+    """Return the steps and values of a metric of one trial, evenly thinned and without missing values.
 
     Args:
-        history: History of one trial.
-        column: The metric.
         max_points: Maximum number of points, plus the last one.
         num_steps: Last step of a running trial. It gets the points that it will have as a finished trial; its latest
             value is one of them only by chance.
