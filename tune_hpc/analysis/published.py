@@ -118,9 +118,7 @@ def verdict(
 ) -> str:
     """Return whether a published single run agrees with a mean over seeds with its 95 % interval.
 
-    Args:
-        resolution: Unit of the last printed digit: 0.001 for 99.1 %.
-        num_images: Number of evaluated images; ``None`` if the number is no accuracy.
+    The resolution is the unit of the last printed digit: 0.001 for 99.1 %. Only an accuracy has a number of images.
     """
     distance = abs(published - measured.mean) - resolution / 2
     if distance <= 1e-9:

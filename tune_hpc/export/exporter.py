@@ -89,10 +89,8 @@ def points(
 ) -> list[tuple[int, float]]:
     """Return the steps and values of a metric of one trial, evenly thinned and without missing values.
 
-    Args:
-        max_points: Maximum number of points, plus the last one.
-        num_steps: Last step of a running trial. It gets the points that it will have as a finished trial; its latest
-            value is one of them only by chance.
+    The last point may exceed the maximum number of points. ``num_steps`` is the last step of a running trial. It gets
+    the points that it will have as a finished trial; its latest value is one of them only by chance.
     """
     values = history[column].to_numpy(float)
     steps = history["step"].to_numpy()
