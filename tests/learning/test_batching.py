@@ -120,13 +120,8 @@ class TestEpochs:
         assert batching.epoch(332) == 0
 
     def test_500_steps_of_100_images_are_one_pass(self):
-        assert [Batching("shuffled", 50_000, 100, 0).epoch(step) for step in (0, 499, 500, 999, 1000)] == [
-            0,
-            0,
-            1,
-            1,
-            2,
-        ]
+        batching = Batching("shuffled", 50_000, 100, 0)
+        assert [batching.epoch(step) for step in (0, 499, 500, 999, 1000)] == [0, 0, 1, 1, 2]
 
 
 class TestValidation:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.learning.fused_configs import FUSED_CONFIGS
-from tests.learning.training_runs import same_bits
+from tests.learning.training_runs import needs_cuda, same_bits
 from tune_hpc.learning.config import complete
 from tune_hpc.learning.training import NUM_EAGER_STEPS, Communicator, Training
 
@@ -139,7 +139,7 @@ class TestCapturedSteps:
         assert np.array_equal(returned, copy)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 class TestCuda:
     device = torch.device("cuda")
 
@@ -175,24 +175,6 @@ class TestCuda:
             for fused, single in zip(evaluations, single_evaluations, strict=True):
                 for metric, (value,) in single.items():
                     assert fused[metric][number] == pytest.approx(value, rel=1e-6)
-
-    @pytest.mark.parametrize("precision", ["float32", "float64", "tf32", "bfloat16"])
-    def test_precision_of_products_applies_only_inside_the_training(self, images, precision):
-        stack = start(self.members("cnn", precision=precision), images, self.device)
-        seen = []
-        stack.model.register_forward_pre_hook(
-            lambda *_: seen.append(
-                (
-                    torch.backends.cuda.matmul.fp32_precision,
-                    torch.backends.cudnn.conv.fp32_precision,
-                    torch.is_autocast_enabled("cuda"),
-                )
-            )
-        )
-        curves, _ = walk(stack)
-        flag = "tf32" if precision == "tf32" else "ieee"
-        assert set(seen) == {(flag, flag, precision == "bfloat16")}
-        assert np.isfinite(curves).all()
 
     def test_float32_agrees_with_the_cpu(self, images):
         members = self.members("softmax", precision="float32")

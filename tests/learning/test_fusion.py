@@ -70,20 +70,20 @@ class TestFusedEqualsSeparate:
         # Observed: up to 1.2e-11 at a loss of 3e-6, which is a difference of numbers near 1; else 2e-14.
         assert_agree(together, [run(member) for member in members], rtol=1e-9)
 
-    def test_lines_with_all_optimizers(self, run, run_fused):
-        members = [member | {"precision": "float64", "steps": 500} for member in LINE_CONFIGS]
-        # Observed: up to 3e-13, at b = 5e-4 near its zero crossing.
-        assert_agree(run_fused(members), [run(member) for member in members], rtol=1e-11, atol=1e-15)
-
-    def test_cnns_with_dropout_in_double_precision(self, run, run_fused):
-        members = [member | {"precision": "float64", "steps": 20} for member in CNN_CONFIGS]
-        # Observed with six sets of seeds: up to 1.3e-14, and 8e-15 in the parameters.
-        assert_agree(run_fused(members), [run(member) for member in members], rtol=1e-11)
-
-    def test_cnns_with_augmentation(self, run, run_fused):
-        shared = {"precision": "float64", "steps": 20, "max_shift": 2.0, "max_rotation": 10.0, "max_scaling": 0.1}
-        members = [member | shared for member in CNN_CONFIGS]
-        assert_agree(run_fused(members), [run(member) for member in members], rtol=1e-11)
+    @pytest.mark.parametrize(
+        ("members", "config", "atol"),
+        [
+            # Observed: up to 3e-13, at b = 5e-4 near its zero crossing.
+            (LINE_CONFIGS, {"steps": 500}, 1e-15),
+            # Observed with six sets of seeds: up to 1.3e-14, and 8e-15 in the parameters.
+            (CNN_CONFIGS, {"steps": 20}, 0.0),
+            (CNN_CONFIGS, {"steps": 20, "max_shift": 2.0, "max_rotation": 10.0, "max_scaling": 0.1}, 0.0),
+        ],
+        ids=["lines", "cnns_with_dropout", "cnns_with_augmentation"],
+    )
+    def test_other_models_in_double_precision(self, run, run_fused, members, config, atol):
+        members = [member | {"precision": "float64"} | config for member in members]
+        assert_agree(run_fused(members), [run(member) for member in members], rtol=1e-11, atol=atol)
 
     @pytest.mark.parametrize("seed", [0, 10])
     def test_cnns_with_dropout_in_single_precision(self, run, run_fused, seed):
@@ -336,6 +336,14 @@ OTHER_VALUES = {
     "num_evaluations": 5,
     "num_evaluation_images": 30,
 }
+#: Two values of each worker key.
+WORKER_VALUES = {
+    "workers": (2, 3),
+    "bucket_mb": (1.0, 25.0),
+    "bucket_view": (False, True),
+    "compression": ("none", "bf16"),
+    "local_steps": (1, 2),
+}
 #: Different value of each member key.
 MEMBER_VALUES = {
     "optimizer": "adam",
@@ -350,24 +358,17 @@ MEMBER_VALUES = {
 
 class TestWhoMayTrainTogether:
     def test_each_key_is_either_shared_or_a_member_key(self):
+        assert set(WORKER_VALUES) == set(WORKER_KEYS)
         assert {*OTHER_VALUES, *MEMBER_KEYS, *WORKER_KEYS} == set(TRIAL_KEYS)
         assert not {*OTHER_VALUES} & {*MEMBER_KEYS}
 
-    @pytest.mark.parametrize(
-        ("name", "values"),
-        [
-            ("workers", (2, 3)), ("bucket_mb", (1.0, 25.0)), ("bucket_view", (False, True)),
-            ("compression", ("none", "bf16")), ("local_steps", (1, 2)),
-        ],
-    )  # fmt: skip
-    def test_members_with_different_worker_keys_are_rejected(self, name, values):
-        assert name in WORKER_KEYS
-        first, second = (complete({name: value}) for value in values)
+    @pytest.mark.parametrize("name", WORKER_VALUES)
+    def test_members_with_different_worker_keys_are_rejected(self, name):
+        first, second = (complete({name: value}) for value in WORKER_VALUES[name])
         assert fusion_key(first) != fusion_key(second)
-        with pytest.raises(InvalidConfigError, match=f"share {name}"):
-            check_fusible([first, second])
-        with pytest.raises(InvalidConfigError, match=f"share {name}"):
-            check_fusible([complete({}), second])
+        for other in (first, complete({})):
+            with pytest.raises(InvalidConfigError, match=f"share {name}"):
+                check_fusible([other, second])
 
     @pytest.mark.parametrize("name", OTHER_VALUES)
     def test_members_with_different_shared_keys_are_rejected(self, images, name):

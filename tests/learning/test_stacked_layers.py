@@ -44,14 +44,6 @@ class TestStackedLinear:
         ]
         assert_same_function(layer(inputs), torch.stack(expected), [inputs, *layer.parameters()])
 
-    def test_initial_weights_are_those_of_the_torch_layer(self):
-        torch.manual_seed(3)
-        layer = StackedLinear(20, 4)
-        torch.manual_seed(3)
-        linear = torch.nn.Linear(20, 4)
-        assert torch.equal(layer.weight, linear.weight[None])
-        assert torch.equal(layer.bias, linear.bias[None])
-
 
 class TestStackedConv2d:
     @pytest.mark.parametrize("kernel_size", [1, 3, 5])
@@ -67,11 +59,3 @@ class TestStackedConv2d:
             for member in range(NUM_MEMBERS)
         ]
         assert_same_function(layer(images), torch.cat(expected, dim=1), [images, *layer.parameters()])
-
-    def test_initial_weights_are_those_of_the_torch_layer(self):
-        torch.manual_seed(3)
-        layer = StackedConv2d(2, 4, 5)
-        torch.manual_seed(3)
-        convolution = torch.nn.Conv2d(2, 4, 5)
-        assert torch.equal(layer.weight, convolution.weight[None])
-        assert torch.equal(layer.bias, convolution.bias[None])

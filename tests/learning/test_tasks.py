@@ -45,25 +45,22 @@ def losses_and_gradients(config, images, num_steps, members=({},), **replica):
 
 
 SMALL_CNN = {"model": "cnn", "width": 0.05, "precision": "float64"}
+SOFTMAX = {"initial_weights": "pytorch", "precision": "float64"}
 
 
 class TestReplicas:
     @pytest.mark.parametrize("num_replicas", [1, 2, 3, 4])
-    @pytest.mark.parametrize("batch_size", [3, 7, 50], ids=lambda size: f"batch_{size}")
-    @pytest.mark.parametrize("dropout", [0.0, 0.5], ids=lambda dropout: f"dropout_{dropout}")
-    def test_mean_gradient_of_replicas_is_that_of_the_whole_batch(self, images, dropout, batch_size, num_replicas):
-        config = {**SMALL_CNN, "dropout": dropout, "batch_size": batch_size}
+    @pytest.mark.parametrize("batch_size", [3, 7, 50, 100], ids=lambda size: f"batch_{size}")
+    @pytest.mark.parametrize(
+        "config", [SMALL_CNN, SMALL_CNN | {"dropout": 0.5}, SOFTMAX], ids=["cnn", "dropout", "softmax"]
+    )
+    def test_mean_gradient_of_replicas_is_that_of_the_whole_batch(self, images, config, batch_size, num_replicas):
+        config = {**config, "batch_size": batch_size}
         whole = losses_and_gradients(config, images, 2)
         shares = [
             losses_and_gradients(config, images, 2, replica=replica, num_replicas=num_replicas)
             for replica in range(num_replicas)
         ]
-        torch.testing.assert_close(torch.stack(shares).mean(0), whole, rtol=0, atol=1e-12)
-
-    def test_softmax_gradients_of_replicas_average_to_the_whole(self, images):
-        config = {"initial_weights": "pytorch", "precision": "float64", "batch_size": 100}
-        shares = [losses_and_gradients(config, images, 1, replica=replica, num_replicas=3) for replica in range(3)]
-        whole = losses_and_gradients(config, images, 1)
         torch.testing.assert_close(torch.stack(shares).mean(0), whole, rtol=0, atol=1e-12)
 
     @pytest.mark.parametrize("num_replicas", [1, 2, 3, 4])
@@ -106,17 +103,6 @@ class TestBatches:
         assert mask.shape == (1, 100, 500)
         assert set(mask.unique().tolist()) == {0.0, 1.25}
         assert (mask == 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
-
-    def test_masks_resume_from_a_state(self, images):
-        config = {"batch_size": 5, "dropout": 0.5}
-        members = [{"seed": 1}, {"seed": 2}]
-        task, other = (make_task(config, images, num_hidden=30, members=members) for _ in range(2))
-        first = batch(task, 0)[2]
-        state = task.state_dict()
-        second = batch(task, 1)[2]
-        other.load_state_dict(state)
-        assert torch.equal(batch(other, 1)[2], second)
-        assert not torch.equal(first, second)
 
     def test_no_mask_without_hidden_units(self, images):
         assert batch(make_task({"dropout": 0.5}, images, num_hidden=0), 0)[2] is None
@@ -162,11 +148,15 @@ class TestAugmentedBatches:
         whole = batch(make_task(config, images), 0)[0]
         torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=0, atol=1e-14)
 
-    def test_augmentation_resumes_from_a_state(self, images):
-        task, other = make_task(AUGMENTED, images), make_task(AUGMENTED, images)
-        batch(task, 0)
+    def test_augmentation_and_masks_resume_from_a_state(self, images):
+        members = [{"seed": 1}, {"seed": 2}]
+        task, other = (make_task({**AUGMENTED, "dropout": 0.5}, images, 30, members) for _ in range(2))
+        first = batch(task, 0)
         other.load_state_dict(task.state_dict())
-        assert torch.equal(batch(task, 1)[0], batch(other, 1)[0])
+        second, resumed = batch(task, 1), batch(other, 1)
+        assert torch.equal(second[0], resumed[0])
+        assert torch.equal(second[2], resumed[2])
+        assert not torch.equal(first[2], second[2])
 
     def test_evaluation_images_are_not_augmented(self, images):
         config = {**SMALL_CNN, "num_evaluation_images": 50}
@@ -225,11 +215,7 @@ class TestMembers:
         assert make_task({}, images, 30, seeds).generators == []
 
     @pytest.mark.parametrize("seeds", [(0, 0, 0), (4, 1, 4)], ids=["one_seed", "several_seeds"])
-    @pytest.mark.parametrize(
-        "config",
-        [{"initial_weights": "pytorch", "precision": "float64"}, {**SMALL_CNN, "dropout": 0.5}],
-        ids=["softmax", "cnn"],
-    )
+    @pytest.mark.parametrize("config", [SOFTMAX, {**SMALL_CNN, "dropout": 0.5}], ids=["softmax", "cnn"])
     def test_each_member_has_the_same_loss_and_gradients_as_alone(self, images, config, seeds):
         config = {**config, "batch_size": 20}
         members = [{"seed": seed} for seed in seeds]
@@ -286,20 +272,16 @@ class TestEvaluation:
 
     def test_num_evaluation_images_selects_the_first_images(self, three_and_two, model):
         bright, dark = math.log(4), math.log(12)
-        assert self.evaluate(three_and_two, model, num_evaluation_images=2) == pytest.approx(
-            {"valid_loss": bright, "valid_accuracy": 1.0, "test_loss": (dark + bright) / 2, "test_accuracy": 0.5},
-            abs=1e-14,
-        )
-        assert self.evaluate(three_and_two, model, num_evaluation_images=1) == pytest.approx(
-            {"valid_loss": bright, "valid_accuracy": 1.0, "test_loss": dark, "test_accuracy": 0.0}, abs=1e-14
-        )
+        for number, test_loss, test_accuracy in ((2, (dark + bright) / 2, 0.5), (1, dark, 0.0)):
+            assert self.evaluate(three_and_two, model, num_evaluation_images=number) == pytest.approx(
+                dict(valid_loss=bright, valid_accuracy=1.0, test_loss=test_loss, test_accuracy=test_accuracy), abs=1e-14
+            )
 
     def test_each_member_has_the_same_metrics_as_alone(self, images):
         members = [{"seed": seed} for seed in (3, 1, 2)]
-        config = {"initial_weights": "pytorch", "precision": "float64"}
-        metrics = make_task(config, images, members=members).evaluate(build_model(completed(members, **config)))
+        metrics = make_task(SOFTMAX, images, members=members).evaluate(build_model(completed(members, **SOFTMAX)))
         for number, member in enumerate(members):
-            expected = self.evaluate(images, build_model(completed([member], **config)))
+            expected = self.evaluate(images, build_model(completed([member], **SOFTMAX)))
             assert {name: values[number] for name, values in metrics.items()} == pytest.approx(expected, abs=1e-14)
 
     def test_size_of_a_forward_pass_does_not_change_the_metrics(self, images, monkeypatch):

@@ -6,15 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.learning.tensorflow1 import LINE, TOLERANCE, hyperparameters, label, optimizer_name
-from tests.learning.training_runs import FileCheckpoint, History, same_bits
+from tests.learning.training_runs import FileCheckpoint, History, needs_cuda, same_bits
 from tune_hpc.errors import InvalidConfigError
 from tune_hpc.learning import stack_member, training
 from tune_hpc.learning.config import BATCHING_POLICIES, OPTIMIZER_DEFAULTS, SCHEDULES, complete
-from tune_hpc.learning.training import Training, train
+from tune_hpc.learning.training import NUM_EAGER_STEPS, Training, train
 
 #: 15 steps are one pass over the 600 images.
 SOFTMAX = {"model": "softmax", "batch_size": 40, "steps": 24, "num_evaluations": 6, "learning_rate": 0.05, "seed": 3}
@@ -27,9 +27,25 @@ CNN = {
     "num_evaluation_images": 30,
 }
 LINE_FIT = {"model": "line", "steps": 24, "num_evaluations": 6, "learning_rate": 1e-3}
+MODELS = {"line": LINE_FIT, "softmax": SOFTMAX, "cnn": CNN}
+every_model = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+every_image_model = pytest.mark.parametrize("config", [SOFTMAX, CNN], ids=["softmax", "cnn"])
+every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZER_DEFAULTS)
 CURVES = {"softmax": {"train_loss"}, "cnn": {"train_loss"}, "line": {"train_loss", "W", "b"}}
 EVALUATIONS = {"valid_loss", "valid_accuracy", "test_loss", "test_accuracy"}
 CPU = torch.device("cpu")
+
+
+def images_of(config, images):
+    return None if config["model"] == "line" else images
+
+
+def line_step(slope, bias, learning_rate):
+    """Return the loss of the line at a step, and its parameters after it."""
+    errors = [slope * x + bias - (1 - x) for x in (1, 2, 3, 4)]
+    slope_gradient = sum(2 * error * x for error, x in zip(errors, (1, 2, 3, 4), strict=True))
+    updated = slope - learning_rate * slope_gradient, bias - learning_rate * sum(2 * error for error in errors)
+    return sum(error**2 for error in errors), *updated
 
 
 def run_line(**config):
@@ -81,9 +97,8 @@ class TestLine:
     def test_loss_of_a_row_belongs_to_its_parameters(self):
         _, history = run_line(steps=30, precision="float64", num_evaluations=7)
         for step in range(31):
-            slope, bias = history["W", step], history["b", step]
-            by_hand = sum((slope * x + bias - (1 - x)) ** 2 for x in (1, 2, 3, 4))
-            assert history["train_loss", step] == pytest.approx(by_hand, abs=1e-13)
+            loss, _, _ = line_step(history["W", step], history["b", step], 0.01)
+            assert history["train_loss", step] == pytest.approx(loss, abs=1e-13)
 
     @pytest.mark.parametrize("num_evaluations", [1, 7, 50])
     def test_rows_include_the_states_before_the_first_and_after_the_last_update(self, num_evaluations):
@@ -95,14 +110,12 @@ class TestLine:
         _, history = run_line(steps=3, decay_rate=0.5, precision="float64")
         slope, bias = 0.3, -0.3
         for step in range(3):
-            errors = [slope * x + bias - (1 - x) for x in (1, 2, 3, 4)]
-            slope -= 0.01 * 0.5**step * sum(2 * error * x for error, x in zip(errors, (1, 2, 3, 4), strict=True))
-            bias -= 0.01 * 0.5**step * sum(2 * error for error in errors)
+            _, slope, bias = line_step(slope, bias, 0.01 * 0.5**step)
         assert (history["W", 3], history["b", 3]) == pytest.approx((slope, bias), abs=1e-14)
 
 
 class TestRows:
-    @pytest.mark.parametrize("config", [SOFTMAX, CNN], ids=["softmax", "cnn"])
+    @every_image_model
     def test_images_have_a_loss_before_each_update_and_metrics_at_evaluations(self, run, config):
         _, history, _ = run(config)
         assert {name for name, _ in history} == {"train_loss"} | EVALUATIONS
@@ -119,6 +132,7 @@ class TestRows:
             assert by_hand.evaluate() == {name: [history[name, step + 1]] for name in EVALUATIONS}
         assert same_bits(parameters, by_hand.model.parameters())
 
+    @example(5000, 50)
     @given(st.integers(1, 3000), st.integers(1, 200))
     def test_evaluations_are_evenly_spaced_up_to_the_last_step(self, num_steps, num_evaluations):
         steps = training._evaluation_steps(num_steps, num_evaluations)
@@ -128,9 +142,6 @@ class TestRows:
         assert min(gaps) >= 1
         # Each step is rounded by at most one half.
         assert max(gaps) - min(gaps) <= 2
-
-    def test_5000_steps_are_evaluated_every_100(self):
-        assert training._evaluation_steps(5000, 50) == list(range(100, 5001, 100))
 
     def test_number_of_evaluations_changes_no_update(self, run):
         seldom, often = (run({**CNN, "num_evaluations": number}) for number in (1, 24))
@@ -145,22 +156,22 @@ class TestRows:
 class TestCurves:
     """Curves of ``Training.run`` and ``loss_at``: (quantities, members, steps)."""
 
-    @pytest.mark.parametrize("config", [LINE_FIT, SOFTMAX, CNN], ids=["line", "softmax", "cnn"])
+    @every_model
     def test_curves_have_a_number_for_each_quantity_member_and_step(self, images, config):
         members = [complete({**config, "learning_rate": rate}) for rate in (1e-3, 2e-3, 3e-3)]
-        stack = Training(members, None if config["model"] == "line" else images, CPU)
+        stack = Training(members, images_of(config, images), CPU)
         assert set(stack.curves) == CURVES[config["model"]]
         assert stack.run(0, 4).shape == (len(stack.curves), 3, 4)
         assert stack.run(4, 4).shape == (len(stack.curves), 3, 0)
         assert stack.loss_at(4).shape == (len(stack.curves), 3, 1)
         assert np.isfinite(stack.run(4, 6)).all()
 
-    @pytest.mark.parametrize("config", [LINE_FIT, SOFTMAX, CNN], ids=["line", "softmax", "cnn"])
+    @every_model
     def test_division_into_windows_changes_no_bit(self, images, monkeypatch, config):
         whole, parts = (
             Training(
                 [complete({**config, "optimizer": optimizer, "decay_rate": 0.9}) for optimizer in ("adam", "ftrl")],
-                None if config["model"] == "line" else images,
+                images_of(config, images),
                 CPU,
             )
             for _ in range(2)
@@ -173,7 +184,7 @@ class TestCurves:
 
     @pytest.mark.parametrize("config", [LINE_FIT, SOFTMAX], ids=["line", "softmax"])
     def test_loss_at_is_the_loss_of_the_next_step_and_has_no_side_effect(self, images, config):
-        stack = Training([complete(config)], None if config["model"] == "line" else images, CPU)
+        stack = Training([complete(config)], images_of(config, images), CPU)
         stack.run(0, 5)
         seen = stack.loss_at(5)
         assert np.array_equal(stack.loss_at(5), seen)
@@ -186,49 +197,26 @@ class TestPrecision:
         return lambda config, precision: run({**config, "precision": precision})
 
     @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
-    @pytest.mark.parametrize("config", [LINE_FIT, SOFTMAX, CNN], ids=["line", "softmax", "cnn"])
+    @every_model
     def test_parameters_are_float32_if_only_products_are_shorter(self, run_in, config, precision):
         row, history, parameters = run_in(config, precision)
         assert row["status"] == "finished"
         assert {parameter.dtype for parameter in parameters} == {torch.float32}
         assert all(math.isfinite(value) for value in history.values())
 
-    @pytest.mark.parametrize("config", [LINE_FIT, SOFTMAX, CNN], ids=["line", "softmax", "cnn"])
+    @every_model
     def test_tf32_equals_float32_without_a_gpu(self, run_in, config):
         single, short = (run_in(config, precision) for precision in ("float32", "tf32"))
         assert short[1] == single[1]
         assert same_bits(short[2], single[2])
 
-    @pytest.mark.parametrize("config", [SOFTMAX, CNN], ids=["softmax", "cnn"])
+    @every_image_model
     def test_bfloat16_is_close_to_float32_but_different(self, run_in, config):
         single, short = (run_in(config, precision)[1] for precision in ("float32", "bfloat16"))
         assert short.curve("train_loss") != single.curve("train_loss")
         # bfloat16 has eight bits. The losses are up to 2.4, with observed differences up to 0.0012.
         assert short.curve("train_loss") == pytest.approx(single.curve("train_loss"), abs=5e-3)
         assert short.curve("valid_loss") == pytest.approx(single.curve("valid_loss"), abs=5e-3)
-
-    @pytest.mark.parametrize("precision", ["float32", "float64", "tf32", "bfloat16"])
-    def test_precision_of_products_applies_only_inside_the_training(self, images, precision):
-        stack = Training([complete({**CNN, "precision": precision})], images, CPU)
-        seen = []
-        stack.model.register_forward_pre_hook(
-            lambda *_: seen.append(
-                (
-                    torch.backends.cuda.matmul.fp32_precision,
-                    torch.backends.cudnn.conv.fp32_precision,
-                    torch.is_autocast_enabled("cpu"),
-                )
-            )
-        )
-        before = _gpu_products()
-        stack.run(0, 2)
-        stack.evaluate()
-        stack.loss_at(2)
-        flag = "tf32" if precision == "tf32" else "ieee"
-        assert set(seen) == {(flag, flag, precision == "bfloat16")}
-        assert len(seen) >= 2 + 2 + 1
-        assert _gpu_products() == before
-        assert not torch.is_autocast_enabled("cpu")
 
     @pytest.mark.parametrize(("around", "flag"), [("tf32", "tf32"), ("float64", "ieee")])
     @pytest.mark.parametrize("within", ["float32", "tf32"])
@@ -244,6 +232,24 @@ class TestPrecision:
 
 def _gpu_products():
     return [torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64", "tf32", "bfloat16"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+def test_precision_of_products_applies_only_inside_the_training(images, precision, device):
+    stack = Training([complete({**CNN, "precision": precision})], images, torch.device(device))
+    seen = []
+    stack.model.register_forward_pre_hook(lambda *_: seen.append((*_gpu_products(), torch.is_autocast_enabled(device))))
+    before = _gpu_products()
+    curves = [stack.run(0, NUM_EAGER_STEPS + 2)]
+    stack.evaluate()
+    curves.append(stack.loss_at(NUM_EAGER_STEPS + 2))
+    flag = "tf32" if precision == "tf32" else "ieee"
+    assert set(seen) == {(flag, flag, precision == "bfloat16")}
+    assert len(seen) >= 2 + 2 + 1
+    assert np.isfinite(np.concatenate(curves, axis=2)).all()
+    assert _gpu_products() == before
+    assert not torch.is_autocast_enabled(device)
 
 
 class TestEnds:
@@ -269,10 +275,10 @@ class TestEnds:
         assert history.steps("train_loss") == list(range(15))
         assert history.steps("test_loss")[-1] == 15
 
-    def test_unfinished_single_pass_is_not_a_stop_reason(self, run):
-        for steps in (10, 15):
-            row, _, _ = run({**SOFTMAX, "batching": "single_pass", "steps": steps})
-            assert (row["steps_run"], row["stop_reason"]) == (steps, "all steps done")
+    @pytest.mark.parametrize("steps", [10, 15])
+    def test_unfinished_single_pass_is_not_a_stop_reason(self, run, steps):
+        row, _, _ = run({**SOFTMAX, "batching": "single_pass", "steps": steps})
+        assert (row["steps_run"], row["stop_reason"]) == (steps, "all steps done")
 
     def test_unknown_key_is_rejected(self):
         with pytest.raises(InvalidConfigError, match="no such key 'epochs'"):
@@ -300,12 +306,10 @@ def fifth_loss_over_the_limit(learning_rate):
     """Return the step at which the line's loss exceeds 10,000 times the first for the fifth time."""
     slope, bias, over = 0.3, -0.3, 0
     for step in itertools.count():
-        errors = [slope * x + bias - (1 - x) for x in (1, 2, 3, 4)]
-        over += sum(error**2 for error in errors) > 1e4 * 23.66
+        loss, slope, bias = line_step(slope, bias, learning_rate)
+        over += loss > 1e4 * 23.66
         if over == 5:
             return step
-        slope -= learning_rate * sum(2 * error * x for error, x in zip(errors, (1, 2, 3, 4), strict=True))
-        bias -= learning_rate * sum(2 * error for error in errors)
 
 
 class TestDivergence:
@@ -321,10 +325,14 @@ class TestDivergence:
         assert f"at step {expected}, for 5 steps over 10000 times the first" in row["stop_reason"]
         assert history.steps("train_loss") == history.steps("W") == list(range(expected))
 
-    def test_non_finite_loss_ends_the_run(self, run):
-        row, history, _ = run({**SOFTMAX, "learning_rate": 1e38, "steps": 1000, "num_evaluations": 50})
-        assert (row["status"], row["stop_reason"]) == ("diverged", "non-finite loss at step 1")
-        assert row["steps_run"] == 1
+    @pytest.mark.parametrize(
+        ("steps", "reason"),
+        [(1000, "non-finite loss at step 1"), (1, "non-finite evaluation loss at step 1")],
+        ids=["loss", "evaluation"],
+    )
+    def test_non_finite_number_ends_the_run(self, run, steps, reason):
+        row, history, _ = run({**SOFTMAX, "learning_rate": 1e38, "steps": steps, "num_evaluations": 50})
+        assert (row["status"], row["stop_reason"], row["steps_run"]) == ("diverged", reason, 1)
         assert list(history) == [("train_loss", 0)]
 
     def test_softmax_at_a_huge_rate_diverges_with_finite_losses(self, run):
@@ -334,7 +342,7 @@ class TestDivergence:
         assert row["steps_run"] <= 5
         assert len(history.steps("train_loss")) == row["steps_run"]
 
-    @pytest.mark.parametrize("optimizer", OPTIMIZER_DEFAULTS)
+    @every_optimizer
     def test_rate_beyond_float32_is_a_divergence(self, optimizer):
         row, _ = run_line(optimizer=optimizer, learning_rate=1e39, steps=10)
         assert (row["status"], row["steps_run"]) == ("diverged", 1)
@@ -348,13 +356,8 @@ class TestDivergence:
         assert losses[-1] < 100
         assert (row["status"], row["steps_run"]) == ("finished", 12)
 
-    def test_non_finite_evaluation_is_a_divergence(self, run):
-        row, history, _ = run({**SOFTMAX, "learning_rate": 1e38, "steps": 1})
-        assert (row["status"], row["stop_reason"]) == ("diverged", "non-finite evaluation loss at step 1")
-        assert list(history) == [("train_loss", 0)]
-
-    @pytest.mark.parametrize("optimizer", OPTIMIZER_DEFAULTS)
-    @pytest.mark.parametrize("config", [SOFTMAX, CNN], ids=["softmax", "cnn"])
+    @every_optimizer
+    @every_image_model
     def test_only_finite_numbers_are_reported(self, run, config, optimizer):
         row, history, _ = run({**config, "optimizer": optimizer, "learning_rate": 1e6})
         assert row["status"] in ("finished", "diverged")
@@ -395,40 +398,38 @@ def check_resume(run, config, path):
 
 class TestResuming:
     @pytest.mark.parametrize("batching", BATCHING_POLICIES)
-    @pytest.mark.parametrize("optimizer", OPTIMIZER_DEFAULTS)
+    @every_optimizer
     def test_softmax_resumes_to_the_same_bits(self, run, tmp_path, optimizer, batching):
         config = {**SOFTMAX, "optimizer": optimizer, "batching": batching, "decay_rate": 0.95}
         row = check_resume(run, config, tmp_path / "checkpoint")
         assert row["steps_run"] == (15 if batching == "single_pass" else 24)
 
-    @pytest.mark.parametrize("optimizer", OPTIMIZER_DEFAULTS)
-    def test_cnn_with_dropout_resumes_to_the_same_bits(self, run, tmp_path, optimizer):
-        check_resume(run, {**CNN, "optimizer": optimizer, "decay_rate": 0.95}, tmp_path / "checkpoint")
-
-    @pytest.mark.parametrize("batching", BATCHING_POLICIES)
-    def test_cnn_resumes_with_every_batching_policy(self, run, tmp_path, batching):
-        config = {**CNN, "optimizer": "adam", "batching": batching, "decay_rate": 0.95}
-        check_resume(run, config, tmp_path / "checkpoint")
-
-    @pytest.mark.parametrize("schedule", SCHEDULES)
-    def test_cnn_resumes_with_augmentation_and_every_schedule(self, run, tmp_path, schedule):
-        moved = {"max_shift": 2.0, "max_rotation": 10.0, "max_scaling": 0.1}
-        check_resume(run, {**CNN, "optimizer": "adam", "schedule": schedule, **moved}, tmp_path / "checkpoint")
+    @every_optimizer
+    @pytest.mark.parametrize("config", [LINE_FIT, CNN], ids=["line", "cnn_with_dropout"])
+    def test_other_models_resume_to_the_same_bits(self, run, tmp_path, config, optimizer):
+        check_resume(run, {**config, "optimizer": optimizer, "decay_rate": 0.95}, tmp_path / "checkpoint")
 
     @pytest.mark.parametrize(
-        "optimizer_config",
+        "config",
         [
-            {"optimizer": "rmsprop", "momentum": 0.5, "centered": True},
-            {"optimizer": "ftrl", "l1": 0.01, "l2": 0.01, "l2_shrinkage": 0.01, "initial_accumulator": 0.0},
+            *({**CNN, "optimizer": "adam", "batching": batching, "decay_rate": 0.95} for batching in BATCHING_POLICIES),
+            *(
+                {
+                    **CNN,
+                    "optimizer": "adam",
+                    "schedule": name,
+                    "max_shift": 2.0,
+                    "max_rotation": 10.0,
+                    "max_scaling": 0.1,
+                }
+                for name in SCHEDULES
+            ),
+            {**SOFTMAX, "optimizer": "rmsprop", "momentum": 0.5, "centered": True},
+            {**SOFTMAX, "optimizer": "ftrl", "l1": 0.01, "l2": 0.01, "l2_shrinkage": 0.01, "initial_accumulator": 0.0},
         ],
-        ids=["rmsprop", "ftrl"],
+        ids=[*BATCHING_POLICIES, *(f"augmentation_{name}" for name in SCHEDULES), "rmsprop", "ftrl"],
     )
-    def test_every_slot_of_an_optimizer_is_restored(self, run, tmp_path, optimizer_config):
-        check_resume(run, {**SOFTMAX, **optimizer_config}, tmp_path / "checkpoint")
-
-    @pytest.mark.parametrize("optimizer", OPTIMIZER_DEFAULTS)
-    def test_line_resumes_to_the_same_bits(self, run, tmp_path, optimizer):
-        config = {"model": "line", "optimizer": optimizer, "steps": 40, "num_evaluations": 5}
+    def test_batching_schedule_augmentation_and_every_slot_are_restored(self, run, tmp_path, config):
         check_resume(run, config, tmp_path / "checkpoint")
 
     def test_divergence_after_a_resume_uses_the_first_loss_of_the_run(self, run, tmp_path):
@@ -451,7 +452,7 @@ class TestResuming:
 
 
 class TestReproducibility:
-    @pytest.mark.parametrize("config", [SOFTMAX, CNN], ids=["softmax", "cnn"])
+    @every_image_model
     def test_run_is_reproducible_to_the_bit(self, run, config):
         first = run(config)
         torch.manual_seed(123)
@@ -461,7 +462,7 @@ class TestReproducibility:
         assert again[1] == first[1]
         assert same_bits(again[2], first[2])
 
-    @pytest.mark.parametrize("config", [SOFTMAX, CNN], ids=["softmax", "cnn"])
+    @every_image_model
     def test_seeds_give_different_results(self, run, config):
         first, second = (run({**config, "seed": seed})[1] for seed in (1, 2))
         assert first.curve("train_loss")[1:] != second.curve("train_loss")[1:]

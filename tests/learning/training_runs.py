@@ -3,9 +3,12 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 
 from tune_hpc.learning.checkpoint import load_state, save_state
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 class History(dict):
