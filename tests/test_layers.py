@@ -165,7 +165,7 @@ again = TrialFileWriter({{}})
 assert TrialCheckpoint(Path({str(tmp_path / "file")!r}), [again], interval_s=0).load() == {{"height": 0.5}}
 assert again.history().equals(record.history())
 """
-    assert loaded_after(code) == ["ray", "pandas"]
+    assert loaded_after(code) == ["pandas"]
 
 
 def test_data_download_loads_no_heavy_package():

@@ -368,13 +368,14 @@ def test_flags_reach_the_runner(run_pretended, capsys):
     code, options = run_pretended(
         "--output-dir", "there", "--cpus-per-trial", "2", "--max-concurrent", "3", "--data-dir", "images",
         "--overwrite", "--fuse", "16", "--time-budget", "1.5h", "--target", "0.99", "--export", "optuna,tensorboard",
+        "--local", "--fail-fast",
     )  # fmt: skip
     assert code == cli.SUCCESS
     assert [str(folder) for folder in options.pop("folders")] == ["there"]
     assert options == {
         "address": None, "overwrite": True, "resume_started": False, "cpus_per_trial": 2, "gpus_per_trial": None,
         "max_concurrent": 3, "data_dir": "images", "fuse": "16", "time_budget_s": 5400.0, "target": 0.99,
-        "force": False, "export": ["optuna,tensorboard"],
+        "force": False, "export": ["optuna,tensorboard"], "runner": "local", "fail_fast": True,
     }  # fmt: skip
     assert capsys.readouterr().out == "pretended: 1 finished; best loss 0.25 at x=1\n"
 

@@ -14,7 +14,7 @@ from tune_hpc.errors import ClusterError, ConflictError, RequestError, TuneHpcEr
 from tune_hpc.jobs.client import JobClient
 from tune_hpc.jobs.job_folder import JobFolder
 from tune_hpc.jobs.status import HEARTBEAT_TIMEOUT_S, DriverState, JobState
-from tune_hpc.search import runner
+from tune_hpc.search.ray_runner import RayRunner
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.filesystem import Storage
 from tune_hpc.storage.process import process_of
@@ -242,7 +242,7 @@ def test_search_that_may_run_elsewhere_is_resumed_only_by_force(tmp_path, monkey
     with pytest.raises(ConflictError, match=r"was being run by process 7 on elsewhere.*make sure.*then use --force"):
         change(folder.path)
     assert folder.last_attempt() == 1
-    monkeypatch.setattr(runner.RayRunner, "run", lambda self: [None])
+    monkeypatch.setattr(RayRunner, "run", lambda self: [None])
     change(folder.path, force=True)
     assert folder.last_attempt() == 2
     assert folder.is_superseded()
@@ -261,7 +261,7 @@ def test_search_that_runs_here_is_not_resumed(tmp_path):
 
 def test_simultaneous_resumes_of_a_folder_have_one_winner(tmp_path, monkeypatch):
     folder = searched(tmp_path / "x", state="interrupted")
-    monkeypatch.setattr(runner.RayRunner, "run", lambda self: [None])
+    monkeypatch.setattr(RayRunner, "run", lambda self: [None])
     seen = ExperimentFolder.last_attempt
     monkeypatch.setattr(ExperimentFolder, "last_attempt", lambda self: (seen(self), time.sleep(0.05))[0])
     outcomes = in_threads(*[lambda: resume(folder.path)] * 2)

@@ -7,9 +7,9 @@ import pytest
 from tune_hpc.errors import FolderError
 from tune_hpc.learning import training
 from tune_hpc.learning.config import complete
-from tune_hpc.search import reporter, trial_runner
+from tune_hpc.search import reporter
 from tune_hpc.search.experiment import TRAIN
-from tune_hpc.search.trial_runner import TrialRunner, run_group
+from tune_hpc.search.trial_runner import TrialRunner
 from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import TrialFileWriter
@@ -24,16 +24,14 @@ STATUSES = ["finished", "finished", "diverged", "finished"]
 @pytest.fixture
 def run_fused(tmp_path, monkeypatch):
     """Run the trials as one group; return their statuses and the contents of their files."""
-    monkeypatch.setattr(trial_runner, "_match_threads", lambda: None)
     results = []
-    monkeypatch.setattr(reporter.tune, "report", results.append)
     folder = ExperimentFolder(tmp_path)
     folder.claim_attempt(0)
     context = TrialContext("line", str(tmp_path), TRAIN, "train_loss", 1, checkpoint_interval_s=0.0)
     trials = tuple(TrialSpec("line", f"t{number:05d}", complete(config)) for number, config in enumerate(CONFIGS))
 
     def run():
-        run_group({"group": TrialGroup("b00000", trials)}, {"line": context}, {})
+        TrialRunner(context, results.append, {}, lambda images: images, 1).run(TrialGroup("b00000", trials))
         statuses = [line["status"] for line in results[-1]["trials"]]
         return statuses, [pd.read_parquet(folder.trial_file(trial.trial_id)) for trial in trials]
 

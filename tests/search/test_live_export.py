@@ -10,8 +10,8 @@ from ray import tune
 
 from tests.search.trainables import parabola
 from tune_hpc import Experiment, Space, export_search, extend, run
-from tune_hpc.search import ray_runner
-from tune_hpc.search.ray_runner import LiveExport
+from tune_hpc.search import base_runner
+from tune_hpc.search.base_runner import LiveExport
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 
@@ -19,7 +19,7 @@ from tune_hpc.storage.experiment_folder import ExperimentFolder
 @pytest.mark.usefixtures("ray_session")
 def test_live_export_has_all_trials(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(ray_runner, "EXPORT_WAIT_S", 120.0)
+    monkeypatch.setattr(base_runner, "EXPORT_WAIT_S", 120.0)
     space = Space({"learning_rate": tune.uniform(0.01, 0.5), "steps": 20}, keys={})
     experiment = Experiment(
         "parabola", space, parabola, metric="loss", mode="min", searcher="tpe", num_samples=3, seeds=(0, 1)
@@ -48,7 +48,7 @@ def folder(tmp_path):
 
 
 def start(folder, monkeypatch, program):
-    monkeypatch.setattr(ray_runner, "_EXPORT_PROGRAM", program)
+    monkeypatch.setattr(base_runner, "_EXPORT_PROGRAM", program)
     return LiveExport([folder], ["optuna"])
 
 
@@ -64,7 +64,7 @@ def test_failed_export_is_logged_with_reason_and_remedy(folder, monkeypatch, cap
 
 def test_slow_export_continues_in_the_background(folder, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(ray_runner, "EXPORT_WAIT_S", 0.1)
+    monkeypatch.setattr(base_runner, "EXPORT_WAIT_S", 0.1)
     started = start(folder, monkeypatch, "import time; time.sleep(30)")
     started.wait()
     (process,) = started._processes.values()

@@ -13,7 +13,7 @@ from tune_hpc.search.reporter import (
     WRITE_INTERVAL_S,
     WRITE_RATIO,
     Diverged,
-    RayReporter,
+    LiveReporter,
     Reporter,
     SchedulerReporter,
     Throttle,
@@ -120,11 +120,10 @@ def test_best_value_so_far_is_forwarded(clock, forwarded):
     assert forwarded == [0.5, 0.9, 0.9]
 
 
-def test_latest_values_are_reported_at_most_once_a_second(clock, monkeypatch):
+def test_latest_values_are_reported_at_most_once_a_second(clock):
     results = []
-    monkeypatch.setattr(reporter.tune, "report", results.append)
-    ray_reporter = RayReporter()
-    notes = [ray_reporter.for_trial(name) for name in ("a", "b")]
+    live = LiveReporter(results.append)
+    notes = [live.for_trial(name) for name in ("a", "b")]
     for step in range(100):
         clock.now += REPORT_INTERVAL_S / 10
         notes[step % 2](float(step))
@@ -137,7 +136,7 @@ def test_latest_values_are_reported_at_most_once_a_second(clock, monkeypatch):
         {"trial_id": "a", "status": "finished", "loss": 0.5, "steps_run": 100},
         {"trial_id": "b", "status": "failed", "steps_run": 7},
     ]
-    ray_reporter.report_end(rows, "loss", {"took_s": 0.5})
+    live.report_end(rows, "loss", {"took_s": 0.5})
     assert results[-1] == {
         "trials": [
             {"trial_id": "a", "status": "finished", "value": 0.5, "steps": 100},
@@ -149,22 +148,16 @@ def test_latest_values_are_reported_at_most_once_a_second(clock, monkeypatch):
 
 
 class TestSchedulerReporter:
-    @pytest.fixture
-    def results(self, monkeypatch):
-        results = []
-        monkeypatch.setattr(reporter.tune, "report", results.append)
-        return results
-
-    def reporter(self, forwarded, is_best, written):
+    def reporter(self, results, forwarded, is_best, written):
         decision = SchedulerReporter(
-            "t00000", MonitoredMetric("valid_accuracy", is_best, "max"), lambda: written.append(1)
+            results.append, "t00000", MonitoredMetric("valid_accuracy", is_best, "max"), lambda: written.append(1)
         )
         return Reporter(TrialFileWriter({}), "best_valid_accuracy", forwarded.append, decision)
 
     @pytest.mark.parametrize(("is_best", "shown"), [(True, [0.5, 0.5, 0.7]), (False, [0.5, 0.4, 0.7])])
-    def test_every_result_has_the_monitored_metric(self, results, forwarded, clock, is_best, shown):
-        written = []
-        report = self.reporter(forwarded, is_best, written)
+    def test_every_result_has_the_monitored_metric(self, forwarded, clock, is_best, shown):
+        results, written = [], []
+        report = self.reporter(results, forwarded, is_best, written)
         for step, accuracy in ((10, 0.5), (20, 0.4), (30, 0.7)):
             clock.now += 2 * REPORT_INTERVAL_S
             report(np.arange(step - 9, step + 1), {"train_loss": np.ones(10)})
@@ -173,10 +166,14 @@ class TestSchedulerReporter:
         assert forwarded == []
         assert len(written) == 3
 
-    def test_file_is_written_before_the_scheduler_decides(self, monkeypatch, forwarded):
+    def test_file_is_written_before_the_scheduler_decides(self, forwarded):
         order = []
-        monkeypatch.setattr(reporter.tune, "report", lambda result: order.append("reported"))
-        decision = SchedulerReporter("t00000", MonitoredMetric("loss", False, "min"), lambda: order.append("written"))
+        decision = SchedulerReporter(
+            lambda result: order.append("reported"),
+            "t00000",
+            MonitoredMetric("loss", False, "min"),
+            lambda: order.append("written"),
+        )
         Reporter(TrialFileWriter({}), "loss", forwarded.append, decision)(1, {"loss": 0.5})
         assert order == ["written", "reported"]
 

@@ -17,19 +17,20 @@ from ray.tune.search import Searcher
 
 from tests.search.trainables import counts, lingers
 from tune_hpc import Experiment, Space, resume, run, run_all, when
-from tune_hpc.search import reporter, stopping, trial_runner
-from tune_hpc.search.callback import SearchCallback
+from tune_hpc.search import stopping
+from tune_hpc.search.group_queue import GroupQueue
+from tune_hpc.search.monitor import SearchMonitor
+from tune_hpc.search.ray_runner import RaySearcherAdapter
 from tune_hpc.search.reporter import TrialCheckpoint
 from tune_hpc.search.searchers.optuna_searcher import OptunaSearcher
-from tune_hpc.search.searchers.ray_searcher import RaySearcherAdapter
 from tune_hpc.search.stopping import (
     TRIAL_POLL_INTERVAL_S,
-    GracefulStopper,
+    GracefulStop,
     StopCriteria,
     StopRequest,
     StopRequested,
 )
-from tune_hpc.search.trial_runner import run_group
+from tune_hpc.search.trial_runner import TrialRunner
 from tune_hpc.search.trial_spec import MonitoredMetric, TrialContext, TrialGroup, TrialOutcome, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import TrialFileWriter
@@ -128,18 +129,12 @@ class TestStopRequest:
         assert not issubclass(StopRequested, Exception)
 
 
-class TestGracefulStopper:
-    """Decisions of the stopper, without Ray."""
-
-    class Callback:
-        """Stands for the callback of the run."""
+class TestGracefulStop:
+    class Monitor:
+        """Stands for the monitor of the run."""
 
         any_running = True
-        num_killed = 0
         num_shown = 0
-
-        def kill_running(self):
-            self.num_killed += 1
 
         def show(self):
             self.num_shown += 1
@@ -153,64 +148,61 @@ class TestGracefulStopper:
         return StopCriteria()
 
     @pytest.fixture
-    def stopper(self, criteria, folders, caplog):
+    def stop(self, criteria, folders, caplog):
         caplog.set_level(logging.INFO)
-        return GracefulStopper(criteria, self.Callback(), folders)
+        return GracefulStop(criteria, self.Monitor(), folders)
 
-    def test_search_without_a_reason_continues(self, stopper, folders):
-        assert not stopper.stop_all()
+    def test_search_without_a_reason_continues(self, stop, folders):
+        assert not stop.is_due()
         assert not any(StopRequest(folder).is_made for folder in folders)
         # A search of long trials reports nothing for minutes, but shows that it runs.
-        assert stopper.callback.num_shown == 1
+        assert stop.monitor.num_shown == 1
 
-    def test_trials_of_all_experiments_have_time_to_stop(self, stopper, criteria, folders, clock, caplog):
+    def test_trials_of_all_experiments_have_time_to_stop(self, stop, criteria, folders, clock, caplog):
         criteria._interrupt(signal.SIGINT, None)
         for _ in range(10):
-            assert not stopper.stop_all()
+            assert not stop.is_due()
             clock.now += 2.9
         assert all(StopRequest(folder).is_made for folder in folders)
         assert [record.message for record in caplog.records] == [
             "stopping: running trials save their states within 30 s; press Ctrl-C again to stop at once"
         ]
-        stopper.callback.any_running = False
-        assert stopper.stop_all()
-        assert stopper.callback.num_killed == 0
+        stop.monitor.any_running = False
+        assert stop.is_due()
 
-    def test_slow_trials_are_killed(self, stopper, criteria, clock, caplog):
+    def test_slow_trials_are_killed(self, stop, criteria, clock, caplog):
         criteria._warn(signal.SIGUSR1, None)
-        assert not stopper.stop_all()
+        assert not stop.is_due()
         clock.now += stopping.WAIT_S
-        assert stopper.stop_all()
-        assert stopper.callback.num_killed == 1
+        assert stop.is_due()
         assert caplog.records[0].message == (
             "the batch system's time is nearly over (SIGUSR1): running trials save their states within 30 s; "
             "press Ctrl-C to stop at once"
         )
 
-    def test_unwritable_folder_does_not_affect_other_requests(self, stopper, criteria, folders, caplog):
+    def test_unwritable_folder_does_not_affect_other_requests(self, stop, criteria, folders, caplog):
         folders[0].control.unlink()
         folders[0].control.mkdir()
         criteria._interrupt(signal.SIGINT, None)
-        assert not stopper.stop_all()
+        assert not stop.is_due()
         assert StopRequest(folders[1]).is_made
         assert "control cannot be written: Is a directory; choose another folder, or make room" in caplog.messages[0]
 
-    def test_search_without_running_trials_stops_at_once(self, stopper, criteria, caplog):
+    def test_search_without_running_trials_stops_at_once(self, stop, criteria, caplog):
         criteria._warn(signal.SIGUSR1, None)
-        stopper.callback.any_running = False
-        assert stopper.stop_all()
+        stop.monitor.any_running = False
+        assert stop.is_due()
         assert not caplog.records
 
     @pytest.mark.parametrize("first", ["_interrupt", "_warn"])
-    def test_interrupt_during_the_stop_forces_it(self, stopper, criteria, first):
+    def test_interrupt_during_the_stop_forces_it(self, stop, criteria, first):
         before = signal.getsignal(signal.SIGINT)
         with criteria.restoring_signal_handlers():
             criteria.install_signal_handlers()
             getattr(criteria, first)(0, None)
-            assert not stopper.stop_all()
+            assert not stop.is_due()
             criteria._interrupt(signal.SIGINT, None)
-            assert stopper.stop_all()
-            assert stopper.callback.num_killed == 1
+            assert stop.is_due()
             assert criteria.is_warned == (first == "_warn")
             assert signal.getsignal(signal.SIGINT) == before
         assert signal.getsignal(signal.SIGINT) == before
@@ -243,15 +235,13 @@ class TestSearcher:
 
     def test_stopped_search_suggests_nothing_and_omits_trials_that_did_not_start(self):
         trials = tuple(TrialSpec("e", f"t{number}", {}) for number in range(3))
-        should_stop = []
         recorder = self.Recorder()
         group = TrialGroup("b", trials)
-        adapter = RaySearcherAdapter(
-            [group, TrialGroup("t9", trials[:1])], [recorder], lambda trials: [], {}, 1,
-            should_stop=lambda: bool(should_stop),
-        )  # fmt: skip
+        queue = GroupQueue([group, TrialGroup("t9", trials[:1])], [recorder], lambda trials: [], {}, 1)
+        criteria = StopCriteria()
+        adapter = RaySearcherAdapter(queue, criteria)
         assert adapter.suggest("ray") == {"group": group}
-        should_stop.append(True)
+        criteria.reason = "interrupted"
         assert adapter.suggest("other") == Searcher.FINISHED
         lines = [
             {"trial_id": "t0", "status": "finished", "value": 0.5, "steps": 9},
@@ -281,17 +271,16 @@ class TestGroup:
     @pytest.fixture
     def results(self, monkeypatch):
         results = []
-        monkeypatch.setattr(reporter.tune, "report", results.append)
-        monkeypatch.setattr(trial_runner, "_match_threads", lambda: None)
         monkeypatch.setattr(stopping, "TRIAL_POLL_INTERVAL_S", 0.0)
         return results
 
-    def run(self, folder, trainable, number=1, monitored=None, **config):
+    def run(self, folder, results, trainable, number=1, monitored=None, **config):
         trials = tuple(
             TrialSpec("e", f"t{x}", {"x": x, "folder": str(folder.path), **config}) for x in range(number)
         )  # fmt: skip
         context = TrialContext("e", str(folder.path), trainable, "loss", 1, 3600.0, monitored)
-        run_group({"group": TrialGroup("t0", trials, is_sequential=number > 1)}, {"e": context}, {})
+        runner = TrialRunner(context, results.append, {}, lambda images: images, num_threads=1)
+        runner.run(TrialGroup("t0", trials, is_sequential=number > 1))
 
     def statuses(self, folder):
         return {name: folder.read_row(name)["status"] for name in folder.trial_ids()}
@@ -299,7 +288,7 @@ class TestGroup:
     @pytest.mark.parametrize("monitored", [None, MonitoredMetric("loss", False, "min")])
     def test_group_after_the_stop_does_not_start(self, folder, results, monitored):
         folder.write_control(stop=True)
-        self.run(folder, lingers, monitored=monitored)
+        self.run(folder, results, lingers, monitored=monitored)
         assert results[-1]["trials"] == []
         assert results[-1]["last"]
         assert ({"step", "progress", "value"} <= set(results[-1])) == (monitored is not None)
@@ -313,7 +302,7 @@ class TestGroup:
             checkpoint.save(1, lambda: {"step": 1})
             report(2, {"loss": 0.5})
 
-        self.run(folder, stops, 3)
+        self.run(folder, results, stops, 3)
         assert self.statuses(folder) == {"t0": "finished", "t1": "running"}
         assert [(line["trial_id"], line["status"], line["steps"]) for line in results[-1]["trials"]] == [
             ("t0", "finished", 2),
@@ -332,7 +321,7 @@ class TestGroup:
                 if config["end"] == "raises":
                     raise ValueError("it failed to save") from None
 
-        self.run(folder, swallows, end=end)
+        self.run(folder, results, swallows, end=end)
         assert self.statuses(folder) == {"t0": "running"}
         assert folder.checkpoint("t0").exists()
 
@@ -341,7 +330,7 @@ class TestGroup:
             ExperimentFolder(config["folder"], 1).write_control(stop=True)
             report(1, {"loss": 1.0})
 
-        self.run(folder, short, 2)
+        self.run(folder, results, short, 2)
         assert self.statuses(folder) == {"t0": "finished"}
 
 
@@ -363,19 +352,19 @@ def lines(folder: Path) -> list[str]:
 
 @pytest.fixture
 def at_first_result(monkeypatch):
-    """Call a function with the callback after the first result."""
+    """Call a function with the monitor after the first result."""
 
     def arrange(act):
         results = []
 
-        class Recorder(SearchCallback):
-            def on_trial_result(self, *arguments, **named):
-                super().on_trial_result(*arguments, **named)
+        class Recorder(SearchMonitor):
+            def on_result(self, *arguments, **named):
+                super().on_result(*arguments, **named)
                 results.append(1)
                 if len(results) == 1:
                     act(self)
 
-        monkeypatch.setattr("tune_hpc.search.ray_runner.SearchCallback", Recorder)
+        monkeypatch.setattr("tune_hpc.search.base_runner.SearchMonitor", Recorder)
 
     return arrange
 

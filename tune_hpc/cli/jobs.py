@@ -186,6 +186,10 @@ def is_job(text: str) -> bool:
 
 def restart(flags: argparse.Namespace) -> int:
     """Resume or extend the job whose id is ``flags.folder``."""
+    if flags.runner:
+        raise InvalidExperimentError(
+            f"--local is for a folder; {flags.folder} is a job, which runs where it was started"
+        )
     flags.id, options = flags.folder, run_options(flags) | {"force": flags.force}
     del options["address"]
     job = find_job(flags)

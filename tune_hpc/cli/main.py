@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tune_hpc import __version__
 from tune_hpc.cli import jobs
-from tune_hpc.cli.options import add_restart_flags, add_run_flags, add_scale_flags, find_experiments, run_options
+from tune_hpc.cli.options import (
+    add_local_flags,
+    add_restart_flags,
+    add_run_flags,
+    add_scale_flags,
+    find_experiments,
+    run_options,
+)
 from tune_hpc.cli.serve import add_serve_command
 from tune_hpc.errors import InvalidExperimentError, TuneHpcError, UnknownNameError
 
@@ -107,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     run = add("run", _run, "run experiments and write their results")
     run.epilog = _EXAMPLES
     add_run_flags(run)
+    add_local_flags(run)
     run.add_argument("names", nargs="+", metavar="NAME", help="an exercise, a stage, all, or package.module:attribute")
 
     scale = add("scale", _scale, "measure training time on several workers, and where the time is spent")
@@ -125,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
                 "--num-samples", type=int, metavar="N", required=True, help="number of additional configurations"
             )
         add_restart_flags(restart)
+        add_local_flags(restart)
 
     show = add("show", _show, "show the number of trials by status, and the best trials")
     show.add_argument("folder", metavar="FOLDER")
@@ -204,7 +213,8 @@ def run_experiments(experiments: list["Experiment"], name: str, flags: argparse.
     if flags.resume and flags.overwrite:
         raise InvalidExperimentError("--resume keeps earlier results and --overwrite removes them; use one of them")
     parent = Storage(flags.output_dir).root if flags.output_dir else new_folder(name)
-    options |= run_options(flags) | {"overwrite": flags.overwrite, "resume_started": flags.resume, "force": flags.force}
+    options |= run_options(flags) | _runner_options(flags)
+    options |= {"overwrite": flags.overwrite, "resume_started": flags.resume}
     if flags.warm_start:
         options["warm_start"] = flags.warm_start
     results = launch(experiments, folders_in(parent, experiments), **options)
@@ -219,7 +229,7 @@ def _restart(flags: argparse.Namespace) -> int:
     from tune_hpc.search.runner import extend, resume
     from tune_hpc.storage.filesystem import Storage
 
-    options = run_options(flags) | {"force": flags.force}
+    options = run_options(flags) | _runner_options(flags)
     if flags.num_samples is not None:
         extend(flags.folder, num_samples=flags.num_samples, **options)
     else:
@@ -227,6 +237,10 @@ def _restart(flags: argparse.Namespace) -> int:
     return _print_summary(
         load_all(flags.folder), None if flags.no_report else Storage(flags.folder).root / "report.html"
     )
+
+
+def _runner_options(flags: argparse.Namespace) -> dict[str, Any]:
+    return {"runner": flags.runner, "fail_fast": flags.fail_fast, "force": flags.force}
 
 
 def _print_summary(results: Sequence["Results"], page: Path | None) -> int:

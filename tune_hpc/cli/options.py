@@ -68,6 +68,17 @@ def add_experiment_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_local_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a run in this process."""
+    parser.add_argument(
+        "--local", action="store_const", const="local", dest="runner",
+        help="run trials in this process, one after another, without Ray: for pdb, print and small searches",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fail-fast", action="store_true", help="with --local: end with the first exception of a trainable"
+    )
+
+
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--output-dir", metavar="DIR", help="default: runs/NAME, or runs/NAME-2 if that exists")
@@ -115,7 +126,9 @@ def add_scale_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_options(parser, [RUN_OPTIONS["address"], RUN_OPTIONS["data_dir"]])
     _add_output_flags(parser)
-    parser.set_defaults(warm_start=[], **dict.fromkeys(RUN_OPTIONS.keys() - {"address", "data_dir"}))
+    parser.set_defaults(
+        warm_start=[], runner=None, fail_fast=False, **dict.fromkeys(RUN_OPTIONS.keys() - {"address", "data_dir"})
+    )
 
 
 def run_options(flags: argparse.Namespace) -> dict[str, Any]:

@@ -213,7 +213,7 @@ def _measure_into(
         "config_keys": config_keys,
         "state": "running",
         "attempt": folder.attempt,
-        "provenance": provenance(),
+        "provenance": provenance(node_resources()),
     }
     folder.write(description)
     state = "interrupted"

@@ -146,9 +146,8 @@ def node_resources() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def provenance() -> dict[str, Any]:
-    """Return the facts that are needed to repeat a run that starts now on the connected cluster."""
-    cluster = ray.cluster_resources()
+def provenance(nodes: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return the facts that are needed to repeat a run that starts now; ``nodes`` has the resources of each node."""
     return {
         **{name.replace("-", "_"): _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
@@ -156,9 +155,9 @@ def provenance() -> dict[str, Any]:
         "machine": {
             "host": platform.node(),
             "cpu_model": _cpu_model(),
-            "cpus": int(cluster.get("CPU", 0)),
-            "gpus": int(cluster.get("GPU", 0)),
-            "num_nodes": sum(node["Alive"] for node in ray.nodes()),
+            "cpus": int(sum(node.get("CPU", 0) for node in nodes)),
+            "gpus": int(sum(node.get("GPU", 0) for node in nodes)),
+            "num_nodes": len(nodes),
         },
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": now(),

@@ -118,6 +118,12 @@ def metadata(help: str, group: str = "", label: str = "", **definition: Any) -> 
 class RunOptions(OptionSet):
     """Options of a run; ``options_of`` lists them with their meaning."""
 
+    runner: str = field(default="ray", metadata=metadata(
+        "ray, or local to run trials in this process, one after another", choices=("ray", "local")
+    ))
+    fail_fast: bool = field(default=False, metadata=metadata(
+        "with a local run: raise the first exception of a trainable instead of a record of it"
+    ))
     address: str | None = field(default=None, metadata=metadata(
         "Ray cluster, HOST:PORT; by default Ray is started on this machine", "resources", metavar="ADDRESS"
     ))

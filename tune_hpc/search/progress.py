@@ -79,6 +79,7 @@ class SearchProgress:
         metrics: Metric that ranks trials, by experiment.
         stream: Output stream; default: standard error, so that standard output can be piped.
         clock: Monotonic clock in seconds.
+        each_trial: Whether to show a line for each trial that ends, and no bar.
     """
 
     def __init__(
@@ -87,14 +88,18 @@ class SearchProgress:
         metrics: dict[str, str],
         stream: Any = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        each_trial: bool = False,
     ) -> None:
         self._counts = counts
+        self._each_trial = each_trial
+        self._num_shown = TrialCounts.total(counts).num_ended
         self._metrics = metrics
         self._clock = clock
         self._started_at = self._line_at = clock()
         self._stream = stream or sys.stderr
         self._bar: Progress | None = None
-        if self._stream.isatty():
+        if self._stream.isatty() and not each_trial:
             self._bar = Progress(
                 SpinnerColumn(),
                 TextColumn("{task.completed:.0f}/{task.total:.0f} trials"),
@@ -120,13 +125,16 @@ class SearchProgress:
             self._write_line(TrialCounts.total(self._counts))
 
     def update(self) -> None:
-        """Show the current counts; without a terminal, once a minute."""
+        """Show the current counts; without a bar, once a minute or after each trial."""
         total = TrialCounts.total(self._counts)
         if self._bar:
             self._bar.update(self._task, completed=total.num_ended, description=self._description(total))
-        elif total.num_ended < total.num_trials and self._clock() - self._line_at >= LINE_INTERVAL_S:
-            self._line_at = self._clock()
+        elif total.num_ended < total.num_trials and self._is_line_due(total.num_ended):
+            self._line_at, self._num_shown = self._clock(), total.num_ended
             self._write_line(total)
+
+    def _is_line_due(self, num_ended: int) -> bool:
+        return self._clock() - self._line_at >= LINE_INTERVAL_S or (self._each_trial and num_ended > self._num_shown)
 
     def _description(self, total: TrialCounts) -> str:
         parts = [total.summary()]

@@ -1,12 +1,8 @@
-"""Run of searches on Ray Tune: resources, groups of trials, the Tuner, and the results."""
+"""Runs searches on Ray Tune: adapters of our queue, monitor and stop to Ray Tune's interfaces."""
 
-import inspect
-import logging
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,180 +10,57 @@ from unittest.mock import patch
 import ray
 from ray import tune
 from ray.air._internal import usage
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher as TuneSearcher
 
-from tune_hpc.analysis.results import Results
-from tune_hpc.errors import ClusterError, InvalidExperimentError
-from tune_hpc.learning.config import DATA_SETS
-from tune_hpc.learning.download import read_arrays
-from tune_hpc.search.callback import SearchCallback
-from tune_hpc.search.cluster import TrialResources, check_storage, choose_resources, node_resources, provenance
-from tune_hpc.search.experiment import TRAIN
-from tune_hpc.search.fused_trials import interrupted_groups, log_unfused_trials, plan_groups, write_groups
-from tune_hpc.search.options import RunOptions
+from tune_hpc.errors import ClusterError, FolderError
+from tune_hpc.search.base_runner import Runner
+from tune_hpc.search.cluster import TrialResources, check_storage, node_resources
+from tune_hpc.search.group_queue import GroupQueue
+from tune_hpc.search.monitor import SearchMonitor
 from tune_hpc.search.ray_session import environment, ray_session
-from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, make_scheduler, replay_results
+from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, search_scheduler
 from tune_hpc.search.search_state import Search
-from tune_hpc.search.searchers.ray_searcher import RaySearcherAdapter
-from tune_hpc.search.stopping import GracefulStopper, StopCriteria
-from tune_hpc.search.trial_runner import run_group
-from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, WorkerPlacement
-from tune_hpc.storage.experiment_folder import ExperimentFolder
-
-#: Seconds to wait for exporters at the end of the searches; a slower one continues in the background.
-EXPORT_WAIT_S = 10.0
-#: The command line with a lower priority than that of the trials.
-_EXPORT_PROGRAM = "import os; os.nice(10); from tune_hpc.cli import run_and_exit; run_and_exit()"
-
-_log = logging.getLogger(__name__)
+from tune_hpc.search.stopping import GracefulStop, StopCriteria
+from tune_hpc.search.trial_runner import TrialRunner
+from tune_hpc.search.trial_spec import TrialContext, TrialGroup
 
 
-class RayRunner:
-    """Runs the remaining trials of searches on Ray Tune, as one stream of trials."""
+class RayRunner(Runner):
+    """Runs trials in the actors of Ray Tune."""
 
-    def __init__(self, searches: Sequence[Search], options: RunOptions) -> None:
-        self.searches = searches
-        self.options = options
-        self.criteria = StopCriteria(options.time_budget_s, options.target, options.stop_file)
-        self.callback: SearchCallback
-        self._contexts: dict[str, TrialContext]
-        self._images: dict[str, ray.ObjectRef]
+    def session(self) -> AbstractContextManager[None]:
+        """Return a connection to Ray."""
+        return ray_session(self.options.address, with_state=bool(self.num_workers))
 
-    def run(self) -> list[Results]:
-        """Run the searches, and return the results of each.
+    def nodes(self) -> list[Mapping[str, float]]:
+        """Return the resources of each node that is alive."""
+        return node_resources()
+
+    def check_storage(self) -> None:
+        """Check that every node can write to the experiment folders."""
+        check_storage([search.folder.path for search in self.searches])
+
+    def share_images(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Return references to the data sets in Ray's object store."""
+        return {name: ray.put(data) for name, data in arrays.items()}
+
+    def run_part(
+        self, searches: Sequence[Search], queue: GroupQueue, resources: TrialResources, stop: GracefulStop
+    ) -> None:
+        """Run some of the searches on Ray Tune.
 
         Raises:
-            TuneHpcError: As ``runner.run_all``.
+            ClusterError: Ray ended the search.
         """
-        with self.criteria.restoring_signal_handlers():
-            # While Ray starts, Ctrl-C ends the process at once; other signals wait until trials can save their states.
-            self.criteria.install_signal_handlers(interrupts=False)
-            num_workers = _max_workers(self.searches)
-            images = _load_images(self.searches, self.options.data_dir)
-            with ray_session(self.options.address, with_state=bool(num_workers)):
-                return self._run_connected(num_workers, images)
-
-    def _run_connected(self, num_workers: int, images: dict[str, Any]) -> list[Results]:
-        searches, options = self.searches, self.options
-        folders = {search.name: search.folder for search in searches}
-        with_scheduler = [search.name for search in searches if search.experiment.scheduler != "none"]
-        log_unfused_trials({search.name: search.trainable for search in searches}, with_scheduler, options.fuse)
-        num_trials = sum(search.num_to_run for search in searches)
-        resources = choose_resources(
-            node_resources(), num_trials, options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent,
-            num_workers,
-        )  # fmt: skip
-        check_storage([folder.path for folder in folders.values()])
-        origin = provenance()
-        for search in searches:
-            search.start(origin)
-        self._contexts = {search.name: self._context(search, resources) for search in searches}
-        self.callback = SearchCallback(
-            {search.name: search.experiment for search in searches},
-            folders,
-            options.show_progress,
-            self.criteria,
-            options.stream,
-        )
-        for search in searches:
-            self._count_earlier_trials(search)
-        self.criteria.start()
-        self.callback.start()
-        stopper = GracefulStopper(self.criteria, self.callback, folders.values())
-        self._images = {name: ray.put(arrays) for name, arrays in images.items()}
-        exports = LiveExport(list(folders.values()), options.export)
-        try:
-            num_due = 0
-            for part in _split_by_scheduler(searches):
-                self._fit(part, resources, stopper)
-                num_due += sum(search.experiment.num_trials for search in part)
-                if self.criteria.reason or self.callback.num_ended < num_due:
-                    break
-        except (ray.exceptions.RayError, tune.TuneError) as error:
-            # Ray Tune's message is a traceback, with the cause in its last line.
-            reason = str(error).strip().rpartition("\n")[2]
-            raise ClusterError(
-                f"Ray ended the search: {reason}; the trials that ended are in {searches[0].folder.path}"
-            ) from error
-        finally:
-            self.callback.show(is_last=True)
-            results = [search.finish(self.callback, self.criteria) for search in searches]
-            exports.wait()
-        return results
-
-    def _context(self, search: Search, resources: TrialResources) -> TrialContext:
-        attempt = search.folder.attempt
-        assert attempt is not None
-        return TrialContext(
-            search.name,
-            search.folder.uri,
-            search.trainable,
-            search.experiment.metric,
-            attempt,
-            self.options.checkpoint_interval_s,
-            search.monitored,
-            search.experiment.max_steps if search.monitored else 1,
-            WorkerPlacement(resources.per_worker, str(search.folder.ray)) if resources.workers else None,
-        )
-
-    def _count_earlier_trials(self, search: Search) -> None:
-        """Count the trials that ended before this run."""
-        counts, metric = self.callback.counts[search.name], search.experiment.metric
-        counts.ended.update(search.ended_before)
-        if search.before and metric in search.before.trials:
-            best = search.before.top(1)
-            for trial_id, value in zip(best["trial_id"], best[metric], strict=True):
-                counts.record_value(search.name, trial_id, value, search.experiment.mode)
-
-    def _searcher(self, searches: Sequence[Search], resources: TrialResources) -> RaySearcherAdapter:
-        """Return the searcher for Ray Tune: the groups of all known trials, and the searchers for further ones."""
-        has_scheduler = searches[0].experiment.scheduler != "none"
-        fuse = "off" if has_scheduler else self.options.fuse
-        trainables = {search.name: search.trainable for search in self.searches}
-        groups: list[TrialGroup] = []
-        new: list[TrialSpec] = []
-        next_number = 0
-        for search in searches:
-            resumed, number = interrupted_groups(search.folder, search.trials) if search.before else ([], 0)
-            next_number = max(next_number, number)
-            groups += resumed
-            assigned = {trial.trial_id for group in resumed for trial in group.trials}
-            new += [trial for trial in search.trials if trial.trial_id not in assigned]
-
-        def make_groups(trials: Sequence[TrialSpec], num_slots: int = 1) -> list[TrialGroup]:
-            nonlocal next_number
-            planned = plan_groups(trials, trainables, fuse, num_slots, resources.gpus > 0, next_number)
-            next_number += len(planned)
-            for search in searches:
-                fused = [group for group in planned if group.experiment == search.name and len(group.trials) > 1]
-                if fused:
-                    write_groups(search.folder, fused)
-            return planned
-
-        groups += make_groups(new, resources.num_slots)
-        return RaySearcherAdapter(
-            groups,
-            [search.searcher for search in searches if search.searcher],
-            make_groups,
-            {search.name: search.folder for search in searches},
-            resources.num_slots,
-            one_by_one=has_scheduler,
-            should_stop=self.criteria.is_met,
-            batch_size=fuse if isinstance(fuse, int) else 1,
-        )
-
-    def _fit(self, searches: Sequence[Search], resources: TrialResources, stopper: GracefulStopper) -> None:
-        """Run some of the searches on Ray Tune until no trial is left or the run stops."""
-        for search in searches:
-            if search.searcher:
-                search.searcher.record_stopped = self.callback.record_stopped
         storage = searches[0].folder.ray
-        trainable = tune.with_parameters(run_group, contexts=self._contexts, images=self._images)
+        trainable = tune.with_parameters(run_group, contexts=self.contexts, images=self.images)
+        callback = RayCallback(self.monitor, self.criteria)
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources.as_ray()),
             tune_config=tune.TuneConfig(
-                search_alg=self._searcher(searches, resources),
-                scheduler=_make_scheduler(searches[0]),
+                search_alg=RaySearcherAdapter(queue, self.criteria),
+                scheduler=search_scheduler(searches[0]) or FifoMixin(),
                 num_samples=-1,
                 max_concurrent_trials=resources.num_slots,
                 reuse_actors=True,
@@ -199,8 +72,8 @@ class RayRunner:
             run_config=tune.RunConfig(
                 name=storage.name,
                 storage_path=str(storage.parent),
-                callbacks=[self.callback],
-                stop=stopper,
+                callbacks=[callback],
+                stop=RayStopper(stop, callback),
                 failure_config=tune.FailureConfig(max_failures=1),
                 verbose=0,
             ),
@@ -215,107 +88,141 @@ class RayRunner:
             ),
             # Ray's telemetry would count callbacks, and import MLflow for it if it is installed (1 s).
             patch.object(usage, "tag_callbacks", lambda callbacks: False),
-            self.callback.progress or nullcontext(),
-            self.criteria.restoring_signal_handlers(),
         ):
-            tuner.fit()
+            try:
+                tuner.fit()
+            except (ray.exceptions.RayError, tune.TuneError) as error:
+                # Ray Tune's message is a traceback, with the cause in its last line.
+                reason = str(error).strip().rpartition("\n")[2]
+                folder = self.searches[0].folder.path
+                raise ClusterError(f"Ray ended the search: {reason}; the trials that ended are in {folder}") from error
 
 
-def _max_workers(searches: Sequence[Search]) -> int:
-    """Return the maximum number of workers of a trial; 0 if trials have no workers."""
-    workers = {search.name: search.max_workers for search in searches}
-    if any(workers.values()) and not all(workers.values()):
-        with_workers, without = (next(name for name in workers if bool(workers[name]) == has) for has in (True, False))
-        raise InvalidExperimentError(
-            f"searches of one run all have trials with several workers, or none; got {with_workers} with workers and "
-            f"{without} without: run one after the other"
-        )
-    return max(workers.values(), default=0)
-
-
-def _split_by_scheduler(searches: Sequence[Search]) -> list[list[Search]]:
-    """Return the searches in parts that run at once: a search with a scheduler alone, because it sees all trials."""
-    parts: list[list[Search]] = []
-    for search in searches:
-        has_scheduler = search.experiment.scheduler != "none"
-        if parts and not has_scheduler and parts[-1][-1].experiment.scheduler == "none":
-            parts[-1].append(search)
-        else:
-            parts.append([search])
-    return parts
-
-
-def _load_images(searches: Sequence[Search], data_dir: str | Path | None) -> dict[str, Any]:
-    """Load the image data of all trials: those of built-in models, and of functions with a parameter ``images``."""
-    names: set[str] = set()
-    for search in searches:
-        if search.trainable == TRAIN:
-            names |= {trial.config["data"] for trial in search.trials}
-            names |= set(search.searcher.possible_data() if search.searcher else ())
-        elif callable(search.trainable) and "images" in inspect.signature(search.trainable).parameters:
-            space = search.experiment.space
-            names |= set(space.reachable_values("data")) & set(DATA_SETS) if "data" in space else set()
-    return {name: read_arrays(name, Path(data_dir) if data_dir else None) for name in sorted(names - {"line"})}
-
-
-def _make_scheduler(search: Search) -> TrialScheduler:
-    """Return the Ray Tune scheduler of a search, with the results of earlier trials."""
-    metric, experiment = search.monitored, search.experiment
-    if metric is None:
-        return FifoMixin()
-    scheduler = make_scheduler(experiment.scheduler, experiment.mode, experiment.max_steps, experiment.search_seed)
-    if search.before:
-        replay_results(scheduler, search.before, metric, experiment.max_steps)
-    return scheduler
-
-
-class LiveExport:
-    """Exports of running searches, each in its own process of low priority beside the driver.
-
-    An exporter reads the experiment folders (export/export.py). It ends when the searches have ended or the driver is
-    gone. An error in it is logged at the end of the search, and has no effect on results.
+def run_group(
+    config: Mapping[str, TrialGroup], contexts: Mapping[str, TrialContext], images: Mapping[str, ray.ObjectRef]
+) -> None:
+    """Run the trials of a group; the trainable of Ray Tune.
 
     Args:
-        folders: Folders of the searches, which have started.
-        tools: Names of registered exporters.
+        config: Configuration of the Ray trial: the group, with the key ``group``.
+        contexts: Context of each experiment, by name.
+        images: Image data sets in Ray's object store, by name.
     """
-
-    def __init__(self, folders: Sequence[ExperimentFolder], tools: Sequence[str]) -> None:
-        self._folders = [str(folder.path) for folder in folders]
-        self._logs = {tool: folders[0].log(f"export.{tool}") for tool in tools}
-        self._processes = {tool: self._start(tool) for tool in tools}
-
-    def _start(self, tool: str) -> subprocess.Popen[bytes]:
-        log = self._logs[tool]
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as file:
-            return subprocess.Popen(
-                [sys.executable, "-c", _EXPORT_PROGRAM, "export", *self._folders, "--to", tool, "--follow"],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                # Ctrl-C is for the driver only: trials that end after it are exported, too.
-                start_new_session=True,
-            )
-
-    def wait(self) -> None:
-        """Wait for the exporters, and log which of them are not finished or have failed."""
-        deadline = time.monotonic() + EXPORT_WAIT_S
-        for tool, process in self._processes.items():
-            try:
-                code = process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                _log.info("the export to %s continues in the background, process %d", tool, process.pid)
-                continue
-            if code:
-                command = f"`tune-hpc export {' '.join(self._folders)} --to {tool}`"
-                _log.warning(
-                    "the export to %s failed: %s; the results are complete, and %s repeats the export",
-                    tool, _last_line(self._logs[tool]), command,
-                )  # fmt: skip
+    group = config["group"]
+    num_cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+    runner = TrialRunner(contexts[group.experiment], tune.report, images, _fetch_images, max(1, int(num_cores)))
+    runner.run(group)
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    last = next((line for line in reversed(lines) if line.strip()), "its log is empty")
-    return last.removeprefix("tune-hpc: ")
+@lru_cache(maxsize=2)
+def _fetch_images(reference: ray.ObjectRef) -> Any:
+    """Return a data set from the object store; the same object for every trial of this process."""
+    from tune_hpc.learning.data import ImageData
+
+    return ImageData.from_arrays(ray.get(reference))
+
+
+class _NotRestored:
+    """Part of a run that Ray Tune pickles for ``Tuner.restore``, which is not used: the folder has all state."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class RaySearcherAdapter(_NotRestored, TuneSearcher):
+    """Ray Tune searcher that returns the groups of a queue, each as the configuration of one Ray trial."""
+
+    def __init__(self, queue: GroupQueue, criteria: StopCriteria) -> None:
+        super().__init__()
+        self._queue = queue
+        self._criteria = criteria
+        self._running: dict[str, TrialGroup] = {}
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
+        """Ignore the properties: each experiment has its own metric and space."""
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next group."""
+        if self._criteria.is_met():
+            return TuneSearcher.FINISHED
+        group = self._queue.next()
+        if group is None:
+            return None if self._queue.may_continue else TuneSearcher.FINISHED
+        self._running[trial_id] = group
+        return {"group": group}
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Forward the outcomes of a group."""
+        self._queue.on_group_complete(self._running.pop(trial_id), result or {}, process_died=error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write an empty file: the experiment folder holds the state of the search."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Reject Ray Tune's own checkpoint."""
+        raise FolderError("Ray Tune's checkpoint does not restore a search; resume it from its experiment folder")
+
+
+class RayCallback(_NotRestored, tune.Callback):
+    """Ray Tune callback that forwards events to the monitor."""
+
+    def __init__(self, monitor: SearchMonitor, criteria: StopCriteria) -> None:
+        self._monitor = monitor
+        self._criteria = criteria
+        self._trials: dict[str, Trial] = {}
+
+    def setup(self, *arguments: Any, **info: Any) -> None:
+        """Install the signal handlers: Ray Tune has installed its handlers before this call."""
+        self._criteria.install_signal_handlers()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Forward that a group runs."""
+        self._trials[trial.trial_id] = trial
+        self._monitor.on_start(trial.config["group"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Forward a result."""
+        self._monitor.on_result(trial.config["group"], result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Forward that a scheduler stopped a trial: its process cannot record this."""
+        self._trials.pop(trial.trial_id, None)
+        # Ray Tune also reports trials that it killed; these are not done.
+        if trial.last_result.get("done"):
+            self._monitor.on_scheduler_stop(trial.config["group"], trial.last_result.get("step", 0))
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Forward that a process died."""
+        self._trials.pop(trial.trial_id, None)
+        # Ray offers its knowledge of the error nowhere else.
+        text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
+        self._monitor.on_process_death(trial.config["group"], text)
+
+    def kill_running(self) -> None:
+        """Kill the processes of all running trials; Ray Tune would wait ten seconds for each."""
+        for trial in self._trials.values():
+            if trial.temporary_state.ray_actor is not None and self._monitor.is_running(trial.config["group"]):
+                ray.kill(trial.temporary_state.ray_actor)
+
+
+class RayStopper(_NotRestored, tune.Stopper):
+    """Ray Tune stopper that lets running trials save their states; Ray Tune polls it at least ten times a second."""
+
+    def __init__(self, stop: GracefulStop, callback: RayCallback) -> None:
+        self._stop = stop
+        self._callback = callback
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Stop no single trial."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether Ray Tune must stop now."""
+        if not self._stop.is_due():
+            return False
+        self._callback.kill_running()
+        return True

@@ -1,4 +1,4 @@
-"""Arguments ``report`` and ``checkpoint`` of a trainable: its metrics, for its file and Ray Tune, and its state."""
+"""Arguments ``report`` and ``checkpoint`` of a trainable: its metrics, for its file and the driver, and its state."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ray import tune
 
 from tune_hpc.search.stopping import StopRequest, StopRequested
 from tune_hpc.search.trial_spec import MonitoredMetric
 from tune_hpc.storage.filesystem import Storage
 from tune_hpc.storage.trial_file import TrialFileWriter
 
-#: Seconds between two reports to Ray Tune, which cost milliseconds each; the progress bar needs no more.
+#: Sends a result of a trial to the driver.
+Send = Callable[[Mapping[str, Any]], object]
+#: Seconds between two reports to the driver, which cost milliseconds each; the progress bar needs no more.
 REPORT_INTERVAL_S = 1.0
 #: Metrics that are the best values of another reported metric.
 BEST_OF = {"best_valid_accuracy": "valid_accuracy", "best_test_accuracy": "test_accuracy"}
@@ -104,16 +105,25 @@ def _broadcast(steps: np.ndarray, name: str, value: Any) -> np.ndarray:
 
 
 class SchedulerReporter:
-    """Reports the monitored metric of a trial to Ray Tune; the call blocks if the scheduler stops the trial.
+    """Reports the monitored metric of a trial to the driver; the call does not return if the scheduler stops the trial.
 
     Args:
+        send: Sends a result to the driver.
         trial_id: The trial.
         metric: The monitored metric.
         write: Called before each report to write the file of the trial: a stopped trial has no later opportunity.
         pace: Progress of one step; above 1 in a trial with fewer steps than others.
     """
 
-    def __init__(self, trial_id: str, metric: MonitoredMetric, write: Callable[[], object], pace: float = 1.0) -> None:
+    def __init__(
+        self,
+        send: Send,
+        trial_id: str,
+        metric: MonitoredMetric,
+        write: Callable[[], object],
+        pace: float = 1.0,
+    ) -> None:
+        self._send = send
         self.trial_id = trial_id
         self.metric = metric
         self.pace = pace
@@ -125,7 +135,7 @@ class SchedulerReporter:
         """Report a value."""
         self.step, self.value = step, self.metric.shown(value, self.value)
         self._write()
-        tune.report({"trials": [{"trial_id": self.trial_id, "value": value}], **self.result()})
+        self._send({"trials": [{"trial_id": self.trial_id, "value": value}], **self.result()})
 
     def result(self) -> dict[str, float]:
         """Return the latest result for the scheduler."""
@@ -223,10 +233,18 @@ class TrialCheckpoint:
             raise StopRequested
 
 
-class RayReporter:
-    """Reports the latest values of the trials of a group to Ray Tune."""
+class LiveReporter:
+    """Reports the latest values and the ends of the trials of a group to the driver.
 
-    def __init__(self) -> None:
+    A result has the key ``trials``, one mapping for each trial with ``trial_id`` and ``value``. In the result at the
+    end of the group, which has the key ``last``, the mappings also have ``status`` and ``steps``.
+
+    Args:
+        send: Sends a result to the driver.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
         self._values: dict[str, float] = {}
         self._reported_at = time.monotonic()
 
@@ -237,7 +255,7 @@ class RayReporter:
             self._values[trial_id] = value
             if time.monotonic() - self._reported_at >= REPORT_INTERVAL_S:
                 self._reported_at = time.monotonic()
-                tune.report({"trials": [{"trial_id": name, "value": value} for name, value in self._values.items()]})
+                self._send({"trials": [{"trial_id": name, "value": value} for name, value in self._values.items()]})
                 self._values.clear()
 
         return forward
@@ -260,7 +278,7 @@ class RayReporter:
             }
             for row in rows
         ]
-        tune.report({"trials": trials, "last": True, **more})
+        self._send({"trials": trials, "last": True, **more})
 
 
 def _finite(value: Any) -> float | None:

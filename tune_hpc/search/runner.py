@@ -21,9 +21,9 @@ from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError
 from tune_hpc.search.cluster import check_gpus
 from tune_hpc.search.experiment import TRAIN, Experiment, experiment_from_json, runner_name
 from tune_hpc.search.fused_trials import check_fuse
+from tune_hpc.search.local_runner import LocalRunner
 from tune_hpc.search.object_reference import check_tools, load_reference
 from tune_hpc.search.options import ADAPTIVE, PAUSING, RunOptions
-from tune_hpc.search.ray_runner import RayRunner
 from tune_hpc.search.schedulers.asha import AsyncSuccessiveHalving
 from tune_hpc.search.schedulers.pbt import PopulationBasedTraining
 from tune_hpc.search.schedulers.ray_schedulers import monitored_metric
@@ -124,7 +124,7 @@ def run_all(
             search.folder.check_free(search.name, overwrite=overwrite)
     if check_only:
         return []
-    ran = {results.name: results for results in (RayRunner(searches, run_options).run() if searches else [])}
+    ran = {results.name: results for results in (_run(searches, run_options) if searches else [])}
     return [ran.get(name) or load(folder) for name, folder in zip(names, folders, strict=True)]
 
 
@@ -165,7 +165,7 @@ def resume(folder: str | Path, *, trainable: str | Callable[..., Any] | None = N
         if state.get("state") != "finished"
     ]
     if due:
-        RayRunner(due, run_options).run()
+        _run(due, run_options)
     return [results for results in load_all(folder) if _is_search(results.experiment)]
 
 
@@ -200,7 +200,15 @@ def extend(
     if num_samples < 1:
         raise InvalidExperimentError(f"num_samples must be at least 1; got {num_samples}")
     search = _resumed_search(find_experiment(folder).absolute(), run_options, trainable, num_samples)
-    return RayRunner([search], run_options).run()[0]
+    return _run([search], run_options)[0]
+
+
+def _run(searches: Sequence[Search], options: RunOptions) -> list[Results]:
+    if options.runner == "local":
+        return LocalRunner(searches, options).run()
+    from tune_hpc.search.ray_runner import RayRunner
+
+    return RayRunner(searches, options).run()
 
 
 def _resumed_search(
@@ -275,6 +283,10 @@ def _validated_options(options: Mapping[str, Any]) -> RunOptions:
     given = RunOptions(**{name: value for name, value in options.items() if value is not None})
     if given.target is not None and math.isnan(given.target):
         raise InvalidExperimentError(f"target must be a number; got {given.target}")
+    if given.runner not in ("ray", "local"):
+        raise InvalidExperimentError(f"runner must be ray or local; got {given.runner!r}")
+    if given.fail_fast and given.runner != "local":
+        raise InvalidExperimentError("fail_fast raises an exception in this process: it needs a local run")
     check_gpus(given.gpus_per_trial)
     return replace(given, fuse=check_fuse(given.fuse), export=check_tools(given.export))
 

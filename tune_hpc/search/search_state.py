@@ -8,8 +8,8 @@ from typing import Any
 
 from tune_hpc.analysis.frames import write_frames
 from tune_hpc.analysis.results import Results, load
-from tune_hpc.search.callback import SearchCallback
 from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
+from tune_hpc.search.monitor import SearchMonitor
 from tune_hpc.search.options import PAUSING
 from tune_hpc.search.ray_session import now
 from tune_hpc.search.schedulers.ray_schedulers import monitored_metric
@@ -120,13 +120,13 @@ class Search:
         self.description["config_keys"] = list(dict.fromkeys([*self.description["config_keys"], *keys]))
         self.folder.write(self.description)
 
-    def finish(self, callback: SearchCallback, criteria: StopCriteria) -> Results:
+    def finish(self, monitor: SearchMonitor, criteria: StopCriteria) -> Results:
         """Write the two frames from the trial files; delete these if all trials have ended.
 
         An interrupted trial has the status ``running`` and a checkpoint.
 
         Args:
-            callback: Callback of the run.
+            monitor: Monitor of the run.
             criteria: Stop criteria of the run.
 
         Raises:
@@ -134,7 +134,7 @@ class Search:
         """
         folder = self.folder
         folder.check_attempt()
-        unfinished = callback.unfinished(self.name)
+        unfinished = monitor.unfinished(self.name)
         for trial in unfinished:
             if not folder.storage.exists(folder.trial_file(trial.trial_id)):
                 row = trial.columns() | {"status": "running", "attempt": folder.attempt}
@@ -146,7 +146,7 @@ class Search:
         has_all = len(results.trials) == self.description["num_trials"]
         is_complete = has_all and not unfinished and set(results.counts()) <= set(ENDED)
         provenance = self.description["provenance"]
-        times = {"finished": now(), "wall_s": provenance.get("wall_s", 0.0) + callback.seconds(self.name)}
+        times = {"finished": now(), "wall_s": provenance.get("wall_s", 0.0) + monitor.seconds(self.name)}
         outcome = {
             "state": "finished" if is_complete else "stopped" if criteria.is_user_request else "interrupted",
             "ended_by": None if is_complete else criteria.reason,

@@ -2,7 +2,7 @@
 
 Every stop works alike. No further trial starts, running trials save their states, and ``resume`` continues from there.
 The driver decides with ``StopCriteria`` and publishes the decision in the control file of each folder
-(``GracefulStopper``). Trials poll this file on their machines (``StopRequest``).
+(``GracefulStop``). Trials poll this file on their machines (``StopRequest``).
 """
 
 from __future__ import annotations
@@ -12,19 +12,17 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
-
-from ray.tune import Stopper
 
 from tune_hpc.errors import FolderError
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.filesystem import Storage
 
 if TYPE_CHECKING:
-    from tune_hpc.search.callback import SearchCallback
+    from tune_hpc.search.monitor import SearchMonitor
 
 #: Signal by which a batch system warns that the time of a job is nearly over.
 WARNING_SIGNAL = signal.SIGUSR1
@@ -51,14 +49,16 @@ class StopRequest:
 
     Args:
         folder: The experiment folder, with the attempt of the trial.
+        poll: Called before each read of the file, by a driver in the process of the trial.
 
     Attributes:
         is_superseded: Whether another attempt may write now: the trial stops and writes nothing.
     """
 
-    def __init__(self, folder: ExperimentFolder) -> None:
+    def __init__(self, folder: ExperimentFolder, poll: Callable[[], object] = lambda: None) -> None:
         self.is_superseded = False
         self._folder = folder
+        self._poll = poll
         self._is_made = False
         self._read_at: float | None = None
         self._interval_s = REMOTE_POLL_INTERVAL_S if folder.storage.is_remote else TRIAL_POLL_INTERVAL_S
@@ -68,6 +68,7 @@ class StopRequest:
         """Return whether the trial must stop: it saves its state, unless it was superseded."""
         is_old = self._read_at is None or time.monotonic() - self._read_at >= self._interval_s
         if is_old and not self._is_made:
+            self._poll()
             self.check()
             self._read_at = time.monotonic()
         return self._is_made
@@ -99,6 +100,7 @@ class StopCriteria:
         is_interrupted: Whether the user pressed Ctrl-C.
         is_superseded: Whether another process has resumed the search.
         force_stop: Whether the user pressed Ctrl-C again and waits for nothing more.
+        in_process: Whether trials run in this process, so that a second Ctrl-C interrupts the trial itself.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class StopCriteria:
         self.is_superseded = False
         self.is_interrupted = False
         self.force_stop = False
+        self.in_process = False
         self._started_at = self._polled_at = time.monotonic()
         self._previous_handler: Any = signal.default_int_handler
 
@@ -179,47 +182,45 @@ class StopCriteria:
         if self.reason is None:
             self.is_interrupted = True
             self.reason = "interrupted"
+            if self.in_process:
+                signal.signal(signal.SIGINT, self._previous_handler)
         else:
             self.force_stop = True
             # A third Ctrl-C ends the process at once, without the shutdown of Ray.
             signal.signal(signal.SIGINT, self._previous_handler)
 
 
-class GracefulStopper(Stopper):
-    """Ray Tune stopper that lets running trials save their states; Ray Tune polls it at least ten times a second."""
+class GracefulStop:
+    """Ends a run once its criteria are met and its running trials have saved their states.
 
-    def __init__(self, criteria: StopCriteria, callback: SearchCallback, folders: Iterable[ExperimentFolder]) -> None:
+    Args:
+        criteria: Stop criteria of the run.
+        monitor: Monitor of the run.
+        folders: Experiment folders; their control files receive the stop request.
+    """
+
+    def __init__(self, criteria: StopCriteria, monitor: SearchMonitor, folders: Iterable[ExperimentFolder]) -> None:
         self.criteria = criteria
-        self.callback = callback
+        self.monitor = monitor
         self.folders = list(folders)
         self._requested_at: float | None = None
         self._polled_at = time.monotonic()
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Ray Tune pickles its stopper for Tuner.restore, which is not used.
-        return {}
+    def is_due(self) -> bool:
+        """Return whether the run must end now: running trials have saved their states or ended, or had time to.
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Stop no single trial."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Return whether Ray Tune must stop now: every trial has saved its state or ended, or had time to."""
-        self.callback.show()
+        The runner calls this at least every second, and kills the trials that still run if it is true.
+        """
+        self.monitor.show()
         if self._is_superseded():
-            self.callback.kill_running()
             return True
         if not self.criteria.is_met():
             return False
         if self._requested_at is None:
             self._request_stop()
             self._requested_at = time.monotonic()
-        if not self.callback.any_running:
-            return True
-        if self.criteria.force_stop or time.monotonic() - self._requested_at >= WAIT_S:
-            self.callback.kill_running()
-            return True
-        return False
+        is_late = self.criteria.force_stop or time.monotonic() - self._requested_at >= WAIT_S
+        return is_late or not self.monitor.any_running
 
     def _is_superseded(self) -> bool:
         """Return whether another attempt of a search has started; read once a second."""
@@ -239,7 +240,7 @@ class GracefulStopper(Stopper):
                 folder.write_control(stop=True)
             except FolderError as error:
                 _log.warning("%s, or make room; its trials resume from their last checkpoints", error)
-        if self.callback.any_running and not self.criteria.force_stop:
+        if self.monitor.any_running and not self.criteria.force_stop:
             is_interrupted = self.criteria.is_interrupted
             reason, again = ("stopping", "again ") if is_interrupted else (self.criteria.reason, "")
             _log.info(

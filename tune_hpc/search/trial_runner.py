@@ -1,9 +1,9 @@
-"""Execution of trials on the machine that Ray assigned: from configurations to trial files.
+"""Execution of trials in this process, a Ray actor or the driver: from configurations to trial files.
 
-``run_group`` is the function that Ray Tune runs. It passes a trainable the arguments of its signature, records what the
-trainable reports, forwards some of it to Ray, and writes one file per trial with its row and history. Failures end
-here: a non-finite metric marks a trial as diverged, an exception as failed, and the actor runs the next trial. Most
-groups have one trial. Several trials train as one program, or one after another if that program fails.
+A trainable receives the arguments of its signature. What it reports is recorded, sent to the driver from time to time,
+and written into one file per trial with its row and history. Failures end here: a non-finite metric marks a trial as
+diverged, an exception as failed, and the next trial runs. Most groups have one trial. Several trials train as one
+program, or one after another if that program fails.
 
 A trial that is stopped with its search saves its state, and its file has the status ``running``. A long trial writes
 such a file from time to time.
@@ -15,21 +15,20 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import lru_cache
 from math import nan
 from pathlib import Path
 from typing import Any
-
-import ray
 
 from tune_hpc.errors import FolderError
 from tune_hpc.search.object_reference import load_entry_point, load_reference
 from tune_hpc.search.reporter import (
     Diverged,
-    RayReporter,
+    LiveReporter,
     Reporter,
     SchedulerReporter,
+    Send,
     Throttle,
     TrialCheckpoint,
     redirect_output,
@@ -43,32 +42,48 @@ from tune_hpc.storage.trial_file import TrialFileWriter, summarise
 END_STATUSES = ("finished", "stopped", "diverged")
 
 
-def run_group(
-    config: Mapping[str, TrialGroup], contexts: Mapping[str, TrialContext], images: Mapping[str, ray.ObjectRef]
-) -> None:
-    """Run the trials of a group; the trainable of Ray Tune.
+class TrialRunner:
+    """Runs groups of trials of one experiment in this process.
 
     Args:
-        config: Configuration of the Ray trial: the group, with the key ``group``.
-        contexts: Context of each experiment, by name.
-        images: Image data sets in Ray's object store, by name.
+        context: Context of the experiment.
+        send: Sends a result to the driver (``reporter.LiveReporter``).
+        images: Image data sets by name, in a form that can be passed to other processes.
+        load_images: Returns the ``ImageData`` of such a data set.
+        num_threads: Number of threads of PyTorch: sums must not depend on other load of the machine.
+        num_fused_threads: The same for fused trials; default: as for others.
+        request: Stop request of the search; default: that of the control file.
+        is_local: Whether the driver is this process: output stays on the terminal.
+        fail_fast: Whether an exception of a trainable is raised, and not recorded.
     """
-    group = config["group"]
-    TrialRunner(contexts[group.experiment], images).run(group)
 
-
-class TrialRunner:
-    """Runs groups of trials of one experiment in this process; arguments as for ``run_group``."""
-
-    def __init__(self, context: TrialContext, images: Mapping[str, ray.ObjectRef]) -> None:
+    def __init__(
+        self,
+        context: TrialContext,
+        send: Send,
+        images: Mapping[str, Any],
+        load_images: Callable[[Any], Any],
+        num_threads: int,
+        *,
+        num_fused_threads: int | None = None,
+        request: StopRequest | None = None,
+        is_local: bool = False,
+        fail_fast: bool = False,
+    ) -> None:
         self.context = context
         self.images = images
         self.folder = ExperimentFolder(context.folder, context.attempt)
-        self.request = StopRequest(self.folder)
-        self.reporter = RayReporter()
+        self.request = request or StopRequest(self.folder)
+        self.reporter = LiveReporter(send)
+        self._send = send
+        self._load_images = load_images
+        self._num_threads = num_threads
+        self._num_fused_threads = num_fused_threads or num_threads
+        self._is_local = is_local
+        self._fail_fast = fail_fast
 
     def run(self, group: TrialGroup) -> None:
-        """Run the trials of a group, and report their end to Ray Tune."""
+        """Run the trials of a group, and report their end to the driver."""
         started = time.perf_counter()
         rows: list[dict[str, Any]] = []
         # A scheduler requires its keys in every result, even if the trial does not start.
@@ -107,6 +122,7 @@ class TrialRunner:
         if context.monitored:
             pace = context.max_steps / trial.config.get("steps", context.max_steps)
             scheduler = SchedulerReporter(
+                self._send,
                 trial.trial_id,
                 context.monitored,
                 lambda: self._write(writer, {"status": "running"}, time.perf_counter() - started),
@@ -119,7 +135,7 @@ class TrialRunner:
             scheduler,
             Throttle(lambda: self._write_running([writer], time.perf_counter() - started)),
         )
-        with redirect_output(self.folder.log(trial.trial_id)):
+        with self._log(trial.trial_id):
             outcome = self._call_trainable(trial.config, report, checkpoint)
         if checkpoint.has_stopped:
             # The trainable may have caught the exception.
@@ -141,9 +157,9 @@ class TrialRunner:
             Reporter(writer, self.context.metric, self.reporter.for_trial(trial.trial_id), write=write)
             for writer, trial in zip(writers, trials, strict=True)
         ]
-        with redirect_output(self.folder.log(group.group_id)):
+        with self._log(group.group_id):
             try:
-                _match_threads()
+                _set_threads(self._num_fused_threads)
                 outcomes = train_fused(
                     [trial.config for trial in trials],
                     reports,
@@ -153,6 +169,8 @@ class TrialRunner:
             except StopRequested:
                 outcomes = [{"status": "running"} for _ in trials]
             except Exception as error:
+                if self._fail_fast:
+                    raise
                 traceback.print_exc()
                 if _device_is_lost(error):
                     raise
@@ -165,6 +183,9 @@ class TrialRunner:
         rows = [self._write(writer, outcome, seconds) for writer, outcome in zip(writers, outcomes, strict=True)]
         self._clean_up(checkpoint)
         return rows
+
+    def _log(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext() if self._is_local else redirect_output(self.folder.log(name))
 
     def _checkpoint(
         self, name: str, writers: Sequence[TrialFileWriter], max_step: int | None = None
@@ -219,7 +240,7 @@ class TrialRunner:
             if self.context.placement is not None:
                 images = (self.images[config["data"]],) if config.get("data") in self.images else ()
                 offered["placement"] = replace(self.context.placement, images=images)
-            _match_threads()
+            _set_threads(self._num_threads)
             kwargs = {name: value for name, value in offered.items() if name in parameters}
             returned = trainable(dict(config), report, **kwargs)
             if isinstance(returned, Mapping):
@@ -228,11 +249,13 @@ class TrialRunner:
                 status = outcome["status"]
                 raise ValueError(f"the status that a trainable returns is {', '.join(END_STATUSES)}; got {status!r}")
         except StopRequested:
-            outcome["status"] = "running"
+            outcome = {"status": "running"}
         except Diverged as divergence:
             outcome |= {"status": "diverged", "stop_reason": str(divergence)}
         except Exception as error:
             # A trainable may raise anything.
+            if self._fail_fast:
+                raise
             traceback.print_exc()
             if _device_is_lost(error):
                 raise
@@ -247,7 +270,7 @@ class TrialRunner:
 
     def _images(self, config: Mapping[str, Any]) -> Any:
         data = config["data"]
-        return _fetch_images(self.images[data]) if data in self.images else None
+        return self._load_images(self.images[data]) if data in self.images else None
 
 
 def _describe(error: Exception) -> str:
@@ -262,16 +285,7 @@ def _device_is_lost(error: Exception) -> bool:
     return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
 
 
-def _match_threads() -> None:
-    """Use as many threads as the trial has cores, so that sums do not depend on other load of the machine."""
+def _set_threads(number: int) -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
-        torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
-
-
-@lru_cache(maxsize=2)
-def _fetch_images(reference: ray.ObjectRef) -> Any:
-    """Return a data set from the object store; the same object for every trial of this process."""
-    from tune_hpc.learning.data import ImageData
-
-    return ImageData.from_arrays(ray.get(reference))
+        torch.set_num_threads(number)

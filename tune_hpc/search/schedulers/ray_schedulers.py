@@ -6,15 +6,18 @@ If trials have different numbers of steps, the scheduler compares them at equal 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from tune_hpc.analysis.results import Results
 from tune_hpc.search.trial_spec import MonitoredMetric, TrialGroup
+
+if TYPE_CHECKING:
+    from tune_hpc.search.search_state import Search
 
 #: One of this many trials is promoted at each rung.
 REDUCTION_FACTOR = 3
@@ -127,27 +130,68 @@ def _numpy_seed(seed: list[int]) -> Iterator[None]:
         np.random.set_state(before)  # noqa: NPY002
 
 
-class _PastTrial:
-    """Trial of an earlier run, with the attributes that schedulers use."""
+class _StubTrial:
+    """Trial that Ray Tune does not run, with the attributes that schedulers use."""
 
-    def __init__(self, name: str) -> None:
-        self.trial_id = f"past.{name}"
-        self.config = {"group": TrialGroup(name, ())}
+    def __init__(self, group: TrialGroup) -> None:
+        self.trial_id = f"stub.{group.group_id}"
+        self.config = {"group": group}
 
     def __hash__(self) -> int:
         return hash(self.trial_id)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _PastTrial) and self.trial_id == other.trial_id
+        return isinstance(other, _StubTrial) and self.trial_id == other.trial_id
 
 
-class _EmptyTrialController:
-    """Tune controller without live trials, for the replay of past results."""
+class _StubController:
+    """Tune controller without live trials."""
 
     @staticmethod
     def get_live_trials() -> list[Any]:
         """Return no trials."""
         return []
+
+
+class StoppingScheduler:
+    """A scheduler of Ray Tune that decides on trials which Ray Tune does not run: local and past ones."""
+
+    def __init__(self, scheduler: TrialScheduler) -> None:
+        self._scheduler = scheduler
+        self._controller: Any = _StubController
+
+    @classmethod
+    def of(cls, search: "Search") -> "StoppingScheduler | None":
+        """Return the scheduler of a search; ``None`` if it has none that stops trials."""
+        scheduler = search_scheduler(search)
+        return None if scheduler is None else cls(scheduler)
+
+    def add(self, group: TrialGroup) -> None:
+        """Add a trial: a group of one."""
+        self._scheduler.on_trial_add(self._controller, self._trial(group))
+
+    def stops(self, group: TrialGroup, result: Mapping[str, Any]) -> bool:
+        """Return whether the trial is stopped after a result with the keys ``progress`` and ``value``."""
+        decision = self._scheduler.on_trial_result(self._controller, self._trial(group), dict(result))
+        return decision == TrialScheduler.STOP
+
+    def complete(self, group: TrialGroup, result: Mapping[str, Any]) -> None:
+        """Record the end of a trial with its last result."""
+        self._scheduler.on_trial_complete(self._controller, self._trial(group), dict(result))
+
+    def _trial(self, group: TrialGroup) -> Any:
+        return _StubTrial(group)
+
+
+def search_scheduler(search: "Search") -> TrialScheduler | None:
+    """Return the Ray Tune scheduler of a search, with the results of earlier trials; ``None``: it has none."""
+    metric, experiment = search.monitored, search.experiment
+    if metric is None:
+        return None
+    scheduler = make_scheduler(experiment.scheduler, experiment.mode, experiment.max_steps, experiment.search_seed)
+    if search.before:
+        replay_results(scheduler, search.before, metric, experiment.max_steps)
+    return scheduler
 
 
 def replay_results(scheduler: TrialScheduler, before: Results, metric: MonitoredMetric, num_steps: int) -> None:
@@ -163,18 +207,17 @@ def replay_results(scheduler: TrialScheduler, before: Results, metric: Monitored
         return
     trials = before.trials
     trial_steps = dict(zip(trials["trial_id"], trials["steps"], strict=True)) if "steps" in trials else {}
-    controller: Any = _EmptyTrialController
+    past = StoppingScheduler(scheduler)
     reported = before.history.dropna(subset=[metric.column])
     for trial_id, history in reported.groupby("trial_id", observed=True):
-        past: Any = _PastTrial(str(trial_id))
+        group = TrialGroup(str(trial_id), ())
+        past.add(group)
         pace = num_steps / trial_steps.get(trial_id, num_steps)
-        scheduler.on_trial_add(controller, past)
         result: dict[str, Any] = {}
         value = math.nan
         for step, latest in zip(history["step"], history[metric.column], strict=True):
             value = metric.shown(float(latest), value)
             result = {"progress": int(step) * pace, "value": value}
-            decision = scheduler.on_trial_result(controller, past, dict(result))
-            if decision == TrialScheduler.STOP and isinstance(scheduler, MedianStoppingRule):
+            if past.stops(group, result) and isinstance(scheduler, MedianStoppingRule):
                 break  # The rule accepts no further results of a trial that it stops.
-        scheduler.on_trial_complete(controller, past, result)
+        past.complete(group, result)

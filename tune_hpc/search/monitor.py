@@ -1,13 +1,8 @@
-"""Ray Tune callback on the driver: counts trials, shows progress, and records trials whose process died."""
+"""Counts the trials of a run, shows progress, and records the ends of trials that could not record them themselves."""
 
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, TextIO
-
-import ray
-from ray import tune
-from ray.tune.experiment import Trial
 
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.fused_trials import running_trials
@@ -18,55 +13,56 @@ from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import TrialFileWriter
 
 
-class SearchCallback(tune.Callback):
-    """Callback of all searches of a run, whose experiments and folders it receives by name.
+class SearchMonitor:
+    """Monitor of all searches of a run, whose experiments and folders it receives by name.
 
-    The criteria receive the values of trials that ended. ``stream`` is that of the progress; default: standard error.
+    Args:
+        experiments: The experiments.
+        folders: Their folders.
+        criteria: Receive the values of trials that ended.
     """
 
     def __init__(
         self,
         experiments: Mapping[str, Experiment],
         folders: Mapping[str, ExperimentFolder],
-        show_progress: bool,
         criteria: StopCriteria,
-        stream: TextIO | None = None,
     ) -> None:
         self.counts = {name: TrialCounts(experiment.num_trials) for name, experiment in experiments.items()}
         self.experiments = experiments
         self.folders = folders
-        self.progress: SearchProgress | None = None
-        if show_progress:
-            metrics = {name: experiment.metric for name, experiment in experiments.items()}
-            self.progress = SearchProgress(self.counts.values(), metrics, stream)
         self.criteria = criteria
-        self._running: dict[str, Trial] = {}  # by Ray's trial identifier
+        self.progress: SearchProgress | None = None
+        self._running: dict[tuple[str, str], TrialGroup] = {}
         self._paused: list[TrialSpec] = []
         self._spans: dict[str, tuple[float, float]] = {}
         self._files: list[ProgressFile] = []
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Ray Tune pickles its callbacks for Tuner.restore, which is not used; a terminal cannot be pickled.
-        return {}
+    def start(self, *, show_progress: bool, stream: TextIO | None = None, each_trial: bool = False) -> None:
+        """Start to publish progress; the trials that ended before this run have been counted.
 
-    def setup(self, *arguments: Any, **info: Any) -> None:
-        """Install the signal handlers: Ray Tune has installed its handlers before this call."""
-        self.criteria.install_signal_handlers()
+        Args:
+            show_progress: Whether to show a bar or lines.
+            stream: Their output stream; default: standard error.
+            each_trial: Whether to show a line for each trial that ends, and no bar.
+        """
+        if show_progress:
+            metrics = {name: experiment.metric for name, experiment in self.experiments.items()}
+            self.progress = SearchProgress(self.counts.values(), metrics, stream, each_trial=each_trial)
+        self._files = [ProgressFile(folder, self.counts[name]) for name, folder in self.folders.items()]
+        self.show()
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_start(self, group: TrialGroup) -> None:
         """Record that a group runs."""
-        self._running[trial.trial_id] = trial
-        self._forget_paused(_group(trial).trials)
-        self._update(_group(trial).experiment)
+        self._running[_key(group)] = group
+        self._forget_paused(group.trials)
+        self._update(group.experiment)
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_result(self, group: TrialGroup, result: Mapping[str, Any]) -> None:
         """Record the values of trials, and their ends in the last result of a group."""
-        group = _group(trial)
         experiment = self.experiments[group.experiment]
         counts = self.counts[experiment.name]
-        is_last = result.get("last") and self._running.pop(trial.trial_id, None) is not None
+        is_last = result.get("last") and self._running.pop(_key(group), None) is not None
         specs = {spec.trial_id: spec for spec in group.trials}
         for line in result.get("trials", ()):
             status = line.get("status", "running")
@@ -80,15 +76,12 @@ class SearchCallback(tune.Callback):
                     self.criteria.record_value(line["value"], experiment.mode)
         self._update(experiment.name)
 
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Record a trial that its scheduler stopped: its process cannot."""
-        # Ray Tune also reports trials that it killed; these are not done.
-        if trial.trial_id not in self._running or not trial.last_result.get("done"):
-            return
-        group = _group(self._running.pop(trial.trial_id))
-        for spec in running_trials(group, self.folders[group.experiment]):
-            self.record_stopped(spec, trial.last_result.get("step", 0))
-        self._update(group.experiment)
+    def on_scheduler_stop(self, group: TrialGroup, steps: int) -> None:
+        """Record that a scheduler stopped the trials of a group after a number of steps."""
+        if self._running.pop(_key(group), None) is not None:
+            for spec in running_trials(group, self.folders[group.experiment]):
+                self.record_stopped(spec, steps)
+            self._update(group.experiment)
 
     def record_stopped(self, trial: TrialSpec, steps: int) -> None:
         """Record that a scheduler stopped a trial after a number of steps."""
@@ -101,22 +94,19 @@ class SearchCallback(tune.Callback):
         self.counts[trial.experiment].ended["stopped"] += 1
         self._forget_paused([trial])
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Record the trials of a process that died."""
-        if self._running.pop(trial.trial_id, None) is None:
+    def on_process_death(self, group: TrialGroup, error: str) -> None:
+        """Record the trials of a process that died, with Ray's report on it."""
+        if self._running.pop(_key(group), None) is None:
             return
-        group = _group(trial)
         folder = self.folders[group.experiment]
-        # Ray offers its knowledge of the error nowhere else; the storage receives a copy later.
-        text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
         # In a sequential group, some trials have recorded their ends before, and some have not started.
         failed = running_trials(group, folder)
         is_single = failed and (group.is_sequential or len(group.trials) == 1)
         log = folder.log(failed[0].trial_id if is_single else group.group_id)
         log.parent.mkdir(parents=True, exist_ok=True)
         folder.storage.download(log)
-        folder.storage.append(log, text)
-        outcome = {"status": "failed", "stop_reason": "process died", "error": _summary(text)}
+        folder.storage.append(log, error)
+        outcome = {"status": "failed", "stop_reason": "process died", "error": _summary(error)}
         for spec in failed:
             _record_end(folder, spec.columns(), outcome)
         rows = [folder.read_row(spec.trial_id) for spec in group.trials]
@@ -127,32 +117,25 @@ class SearchCallback(tune.Callback):
         """Return the trials of an experiment that were running when the run ended, or had saved their states."""
         running = [
             spec
-            for group in map(_group, self._running.values())
+            for group in self._running.values()
             if group.experiment == experiment
             for spec in running_trials(group, self.folders[experiment])
         ]
         return running + [trial for trial in self._paused if trial.experiment == experiment]
 
+    def is_running(self, group: TrialGroup) -> bool:
+        """Return whether a group has started and neither ended nor saved its state."""
+        return _key(group) in self._running
+
     @property
     def any_running(self) -> bool:
-        """Return whether any trial has started and neither ended nor saved its state."""
+        """Return whether any group runs."""
         return bool(self._running)
-
-    def kill_running(self) -> None:
-        """Kill the processes of all running trials; Ray Tune would wait ten seconds for each."""
-        for trial in self._running.values():
-            if trial.temporary_state.ray_actor is not None:
-                ray.kill(trial.temporary_state.ray_actor)
 
     @property
     def num_ended(self) -> int:
         """Number of trials that ended, in this run or before it."""
         return sum(counts.num_ended for counts in self.counts.values())
-
-    def start(self) -> None:
-        """Start to publish progress; the trials that ended before this run have been counted."""
-        self._files = [ProgressFile(folder, self.counts[name]) for name, folder in self.folders.items()]
-        self.show()
 
     def show(self, *, is_last: bool = False) -> None:
         """Update the progress bar and the progress files."""
@@ -175,10 +158,14 @@ class SearchCallback(tune.Callback):
         self._spans[experiment] = (self._spans.get(experiment, (now,))[0], now)
         self.counts[experiment].running = sum(
             1 if group.is_sequential else len(group.trials)
-            for group in map(_group, self._running.values())
+            for group in self._running.values()
             if group.experiment == experiment
         )
         self.show()
+
+
+def _key(group: TrialGroup) -> tuple[str, str]:
+    return group.experiment, group.group_id
 
 
 def _record_end(folder: ExperimentFolder, row: Mapping[str, Any], outcome: Mapping[str, Any]) -> None:
@@ -193,11 +180,6 @@ def _record_end(folder: ExperimentFolder, row: Mapping[str, Any], outcome: Mappi
         folder.update_status(trial_id, outcome)
     else:
         folder.write_trial(trial_id, {"attempt": folder.attempt, **row, **outcome}, TrialFileWriter({}).history())
-
-
-def _group(trial: Trial) -> TrialGroup:
-    group: TrialGroup = trial.config["group"]
-    return group
 
 
 def _summary(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Adapter that presents our searchers to Ray Tune as one Ray Tune searcher."""
+"""Queue of the groups of trials of a run: known trials first, then suggestions of searchers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from ray.tune.search import Searcher as TuneSearcher
-
-from tune_hpc.errors import FolderError
 from tune_hpc.search.fused_trials import unfinished_trials
 from tune_hpc.search.searchers.searcher import Searcher
 from tune_hpc.search.trial_spec import TrialGroup, TrialOutcome, TrialSpec
@@ -21,11 +17,11 @@ from tune_hpc.storage.experiment_folder import ExperimentFolder
 SEQUENTIAL_GROUP_S = 0.5
 
 
-class RaySearcherAdapter(TuneSearcher):
-    """Ray Tune searcher that returns groups of trials and forwards their outcomes.
+class GroupQueue:
+    """Returns the next group to run, and forwards the outcomes of groups to their searchers.
 
-    Ray Tune spends tens of milliseconds between two trials. The adapter therefore puts short trials of an experiment
-    into sequential groups.
+    Ray Tune spends tens of milliseconds between two trials. Short trials of an experiment are therefore joined into
+    sequential groups.
 
     Args:
         groups: Groups that are known beforehand, in order.
@@ -34,7 +30,6 @@ class RaySearcherAdapter(TuneSearcher):
         folders: Experiment folder by name of the experiment.
         num_slots: Number of groups that run at once.
         one_by_one: Whether each trial runs alone, because a scheduler decides on it or it belongs to a population.
-        should_stop: Whether the search stops before all trials have run.
         batch_size: Minimum number of trials to request from a searcher at a time.
     """
 
@@ -46,42 +41,33 @@ class RaySearcherAdapter(TuneSearcher):
         folders: Mapping[str, ExperimentFolder],
         num_slots: int,
         one_by_one: bool = False,
-        should_stop: Callable[[], bool] = lambda: False,
         batch_size: int = 1,
     ) -> None:
-        super().__init__()
         self._groups = deque(groups)
         self._searchers = {searcher.experiment.name: searcher for searcher in searchers}
         self._make_groups = make_groups
         self._folders = folders
         self._num_slots = num_slots
         self._one_by_one = one_by_one
-        self._should_stop = should_stop
         self._batch_size = batch_size
         self._trial_s: dict[str, float] = {}
-        self._running: dict[str, TrialGroup] = {}
+        self._num_sequential = 0
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Ray Tune pickles its searcher for Tuner.restore, which is not used.
-        return {}
-
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
-        """Ignore the properties: each experiment has its own metric and space."""
-        return True
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the next group as the configuration of a Ray trial."""
-        if self._should_stop():
-            return TuneSearcher.FINISHED
+    def next(self) -> TrialGroup | None:
+        """Return the next group; ``None`` if there is none at present."""
         if not self._groups and (trials := self._suggest_batch()):
             self._groups.extend(self._make_groups(trials))
         if not self._groups:
-            # If a sequential group fails, its remaining trials return to the queue.
-            may_continue = any(group.is_sequential for group in self._running.values())
-            may_continue |= any(searcher.has_pending for searcher in self._searchers.values())
-            return None if may_continue else TuneSearcher.FINISHED
-        self._running[trial_id] = self._next_group()
-        return {"group": self._running[trial_id]}
+            return None
+        group = self._next_group()
+        self._num_sequential += group.is_sequential
+        return group
+
+    @property
+    def may_continue(self) -> bool:
+        """Return whether there may be another group when one of the running groups has ended."""
+        # If a sequential group fails, its remaining trials return to the queue.
+        return self._num_sequential > 0 or any(searcher.has_pending for searcher in self._searchers.values())
 
     def _suggest_batch(self) -> list[TrialSpec]:
         """Return the suggestions of the first searcher that has any."""
@@ -107,13 +93,18 @@ class RaySearcherAdapter(TuneSearcher):
             trials += self._groups.popleft().trials
         return first if len(trials) == 1 else replace(first, trials=tuple(trials), is_sequential=True)
 
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Forward the outcomes of the trials of a group to their searcher."""
-        group = self._running.pop(trial_id)
-        result = result or {}
+    def on_group_complete(self, group: TrialGroup, result: Mapping[str, Any], *, process_died: bool = False) -> None:
+        """Forward the outcomes of the trials of a group to their searcher.
+
+        Args:
+            group: The group.
+            result: Its latest result (``reporter.LiveReporter``), empty if there is none.
+            process_died: Whether the process of the group died.
+        """
+        self._num_sequential -= group.is_sequential
         if "took_s" in result:
             self._trial_s[group.experiment] = result["took_s"]
-        if error and group.is_sequential:
+        if process_died and group.is_sequential:
             # The first unfinished trial has failed; the others are still due.
             due = unfinished_trials(group, self._folders[group.experiment])[1:]
             self._groups.extendleft(TrialGroup.single(trial) for trial in reversed(due))
@@ -133,14 +124,6 @@ class RaySearcherAdapter(TuneSearcher):
             # The final report of a group omits only trials that have not started.
             if trial.trial_id in outcomes or "last" not in result:
                 searcher.on_trial_complete(trial.trial_id, outcomes.get(trial.trial_id, missing))
-
-    def save(self, checkpoint_path: str) -> None:
-        """Write an empty file: the experiment folder holds the state of the search."""
-        Path(checkpoint_path).touch()
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Reject Ray Tune's own checkpoint."""
-        raise FolderError("Ray Tune's checkpoint does not restore a search; resume it from its experiment folder")
 
 
 def _is_single(group: TrialGroup, experiment: str) -> bool:
