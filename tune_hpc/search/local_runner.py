@@ -37,18 +37,18 @@ class LocalRunner(Runner):
 
     def __init__(self, searches: Sequence[Search], options: RunOptions) -> None:
         super().__init__(searches, options)
-        # PyTorch's threads must not wait for each other actively on a core that another process needs.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-    @contextmanager
-    def session(self) -> Iterator[None]:
-        """Restore the number of threads after the block."""
         if self.num_workers:
             raise InvalidExperimentError("a local run has no workers, and these trials have some; run them on Ray")
         if self.options.address:
             raise InvalidExperimentError(
                 f"a local run uses no cluster; got address={self.options.address}: leave it out"
             )
+        # PyTorch's threads must not wait for each other actively on a core that another process needs.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Restore the number of threads after the block."""
         self.criteria.in_process = True
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.options.gpus_per_trial == 0 else {}
         torch = sys.modules.get("torch")

@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 import traceback
+from bdb import BdbQuit
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -252,6 +253,8 @@ class TrialRunner:
             outcome = {"status": "running"}
         except Diverged as divergence:
             outcome |= {"status": "diverged", "stop_reason": str(divergence)}
+        except BdbQuit:
+            raise KeyboardInterrupt from None  # The user left the debugger.
         except Exception as error:
             # A trainable may raise anything.
             if self._fail_fast:
