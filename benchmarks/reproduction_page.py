@@ -159,9 +159,11 @@ def draw_run(name: str, results: Results, folder: Path) -> dict[str, str]:
         return {}
     folder.mkdir(exist_ok=True)
     captions = {}
-    for drawing in figures.render_all(replace(results, experiment={**results.experiment, "figures": wanted})):
+    for drawing in figures.render_all(
+        replace(results, experiment={**results.experiment, "figures": wanted}), kind="png"
+    ):
         stem = f"{slug(name)}-{drawing.stem}"
-        (folder / f"{stem}.png").write_bytes(drawing.png)
+        (folder / f"{stem}.png").write_bytes(drawing.content)
         captions[stem] = drawing.caption
     return captions
 

@@ -216,18 +216,17 @@ def test_dollar_signs_in_labels_start_no_formula(trial, results_of):
 def test_files_have_captions_and_equal_bytes_in_two_runs(grid, tmp_path):
     results = grid(figures=[{**CURVE, "metrics": ["train_loss"], "page": None}])
     files = figures.write(results, tmp_path)
-    assert [path.name for path, _ in files] == ["title.png", "title.svg"]
+    assert [path.name for path, _ in files] == ["title.svg"]
     assert files[0][1].startswith("Title. ")
-    assert files[0][0].read_bytes().startswith(b"\x89PNG")
-    svg = files[1][0].read_bytes()
+    svg = files[0][0].read_bytes()
     figures.write(results, tmp_path)
-    assert files[1][0].read_bytes() == svg
+    assert files[0][0].read_bytes() == svg
 
 
 def test_threads_draw_equal_figures(trial, results_of):
     results = results_of(trial("00000"), figures=[{**CURVE, "metrics": ["train_loss"]}])
     drawn: list[bytes] = []
-    threads = [threading.Thread(target=lambda: drawn.append(figures.render_all(results)[0].svg)) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: drawn.append(figures.render_all(results)[0].content)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -241,5 +240,12 @@ def test_long_curve_makes_small_file(trial, results_of):
     results = results_of(
         (row, history), figures=[{"kind": "curve", "metrics": ["train_loss"], "title": "t", "log_y": True}]
     )
-    assert len(figures.render_all(results)[0].svg) < 60_000
+    assert len(figures.render_all(results)[0].content) < 60_000
     assert isinstance(history, pd.DataFrame)
+
+
+def test_figure_with_too_many_points_is_pixels(grid, monkeypatch, tmp_path):
+    monkeypatch.setattr(figures, "MAX_SVG_BYTES", 1000)
+    ((path, _),) = figures.write(grid(figures=[{**CURVE, "metrics": ["train_loss"], "page": None}]), tmp_path)
+    assert path.name == "title.png"
+    assert path.read_bytes().startswith(b"\x89PNG")

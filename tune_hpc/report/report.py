@@ -193,9 +193,9 @@ def _table(title: str, df: pd.DataFrame) -> dict[str, Any]:
 
 
 def _figure(figure: figures.RenderedFigure) -> dict[str, str]:
-    """Return a figure as a data URL, as SVG or PNG, whichever is smaller."""
-    kind, content = ("svg+xml", figure.svg) if len(figure.svg) <= len(figure.png) else ("png", figure.png)
-    return {"url": f"data:image/{kind};base64,{base64.b64encode(content).decode()}", "caption": figure.caption}
+    """Return a figure as a data URL."""
+    kind = {"svg": "svg+xml"}.get(figure.kind, figure.kind)
+    return {"url": f"data:image/{kind};base64,{base64.b64encode(figure.content).decode()}", "caption": figure.caption}
 
 
 def _provenance(experiment: Mapping[str, Any]) -> list[tuple[str, str]]:

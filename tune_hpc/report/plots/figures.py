@@ -1,4 +1,4 @@
-"""Figures of one experiment: kinds, pages, and rendering to PNG and SVG.
+"""Figures of one experiment: kinds, pages, and rendering to SVG.
 
 ``render_all`` makes every figure that the experiment declares, or standard ones, with one figure per value of the page.
 A figure without data is left out. To add a kind, write a module with a function that computes its table and one that
@@ -39,6 +39,8 @@ from tune_hpc.report.plots.layout import CaptionedFigure
 from tune_hpc.report.plots.series import free_parameters, is_geometric, is_numeric, values_of
 from tune_hpc.storage.filesystem import Storage
 
+#: Size above which a figure is rendered to pixels instead of vectors.
+MAX_SVG_BYTES = 400_000
 #: Parts of a step of a scaling measurement.
 STEP_PARTS = ("compute_s", "communicate_s", "data_s")
 
@@ -61,14 +63,14 @@ class RenderedFigure:
     Attributes:
         stem: File name without the ending.
         caption: Title and notes as sentences.
-        png: Pixels, 200 per inch.
-        svg: Vectors.
+        kind: ``svg`` for vectors, or ``png`` for pixels, 200 per inch.
+        content: The file.
     """
 
     stem: str
     caption: str
-    png: bytes
-    svg: bytes
+    kind: str
+    content: bytes
 
 
 @functools.cache
@@ -97,13 +99,14 @@ def draw(results: Results, specification: Mapping[str, Any]) -> list[CaptionedFi
     return sheets
 
 
-def render(sheet: CaptionedFigure, stem: str) -> RenderedFigure:
-    """Render a figure to PNG and SVG."""
-    png, svg = io.BytesIO(), io.BytesIO()
+def render(sheet: CaptionedFigure, stem: str, kind: str = "svg") -> RenderedFigure:
+    """Render a figure; one with too many points for vectors becomes a PNG."""
+    content = io.BytesIO()
     with _lock, mpl.rc_context(_settings()):
-        sheet.figure.savefig(png, format="png")
-        sheet.figure.savefig(svg, format="svg", metadata={"Date": None})
-    return RenderedFigure(stem, sheet.caption.replace(r"\$", "$"), png.getvalue(), svg.getvalue())
+        sheet.figure.savefig(content, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    if kind == "svg" and content.tell() > MAX_SVG_BYTES:
+        return render(sheet, stem, "png")
+    return RenderedFigure(stem, sheet.caption.replace(r"\$", "$"), kind, content.getvalue())
 
 
 def render_comparison(comparison: Comparison, title: str) -> RenderedFigure:
@@ -114,20 +117,21 @@ def render_comparison(comparison: Comparison, title: str) -> RenderedFigure:
     return render(sheet, unique_slug(title, set()))
 
 
-def render_all(results: Results, more: Sequence[Mapping[str, Any]] = ()) -> list[RenderedFigure]:
+def render_all(results: Results, more: Sequence[Mapping[str, Any]] = (), kind: str = "svg") -> list[RenderedFigure]:
     """Draw and render every figure that has data.
 
     Args:
         results: Any results.
         more: Figures beside those of ``default_figures``.
+        kind: ``svg`` or ``png``.
     """
     stems: set[str] = set()
     sheets = [sheet for specification in [*default_figures(results), *more] for sheet in draw(results, specification)]
-    return [render(sheet, unique_slug(re.sub(r" \(quick run.*\)$", "", sheet.title), stems)) for sheet in sheets]
+    return [render(sheet, unique_slug(re.sub(r" \(quick run.*\)$", "", sheet.title), stems), kind) for sheet in sheets]
 
 
 def write(results: Results, folder: Path, figures: Sequence[RenderedFigure] | None = None) -> list[tuple[Path, str]]:
-    """Write every figure as ``figures/STEM.png`` and ``figures/STEM.svg``.
+    """Write every figure as ``figures/STEM.svg``, or ``.png`` if it has too many points.
 
     Args:
         results: Any results.
@@ -142,10 +146,9 @@ def write(results: Results, folder: Path, figures: Sequence[RenderedFigure] | No
     """
     files = []
     for figure in render_all(results) if figures is None else figures:
-        for ending, content in (("png", figure.png), ("svg", figure.svg)):
-            path = folder / "figures" / f"{figure.stem}.{ending}"
-            Storage(path.parent).write_atomic(path, content)
-            files.append((path, figure.caption))
+        path = folder / "figures" / f"{figure.stem}.{figure.kind}"
+        Storage(path.parent).write_atomic(path, figure.content)
+        files.append((path, figure.caption))
     return files
 
 
