@@ -29,7 +29,7 @@ from tune_hpc.search.searchers.optuna_searcher import OptunaSearcher
 STEPS = 270
 RUNGS = [10, 30, 90]
 SPACE = Space({"rate": tune.uniform(0, 1), "steps": STEPS}, keys={})
-QUIET = {"show_progress": False}
+QUIET = {"show_progress": False, "runner": "local"}
 
 
 def climbers(num_samples=30, space=SPACE, **changes):
@@ -266,9 +266,7 @@ def test_trainable_without_checkpoint_is_rejected(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
-class TestOnRay:
+class TestSearch:
     def test_grid_with_diverging_third(self, tmp_path):
         space = Space(
             {

@@ -1,8 +1,7 @@
-"""Combinations of searchers and schedulers on a space of which a third diverges, on Ray."""
+"""Combinations of searchers and schedulers on a space of which a third diverges."""
 
 from collections import defaultdict
 
-import pytest
 from optuna.trial import TrialState
 from ray import tune
 
@@ -29,9 +28,7 @@ def descent(searcher: str, scheduler: str) -> Experiment:
     )  # fmt: skip
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_all_combinations_finish_and_leave_no_trial_running(ray_session, tmp_path, monkeypatch):
+def test_all_combinations_finish_and_leave_no_trial_running(tmp_path, monkeypatch):
     studies = defaultdict(list)
 
     class Seen(AskTellStudy):
@@ -41,7 +38,9 @@ def test_all_combinations_finish_and_leave_no_trial_running(ray_session, tmp_pat
 
     monkeypatch.setattr("tune_hpc.search.searchers.optuna_study.AskTellStudy", Seen)
     experiments = [descent(searcher, scheduler) for searcher, scheduler in COMBINATIONS]
-    results = run_all(experiments, folders=[tmp_path / one.name for one in experiments], show_progress=False)
+    results = run_all(
+        experiments, folders=[tmp_path / one.name for one in experiments], show_progress=False, runner="local"
+    )
     monkeypatch.undo()
     for result in results:
         assert result.experiment["state"] == "finished", result.name

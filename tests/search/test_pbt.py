@@ -23,7 +23,7 @@ from tune_hpc.search.schedulers.pbt import FACTORS, NUM_GENERATIONS, PopulationB
 
 STEPS = 100
 SPACE = Space({"rate": tune.loguniform(1e-3, 1), "steps": STEPS}, keys={})
-QUIET = {"show_progress": False}
+QUIET = {"show_progress": False, "runner": "local"}
 
 
 def climbers(num_samples=8, space=SPACE, **changes):
@@ -215,9 +215,7 @@ class TestRejections:
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
-class TestOnRay:
+class TestSearch:
     def test_population_with_diverging_third(self, tmp_path):
         space = Space(
             {

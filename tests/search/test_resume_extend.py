@@ -21,9 +21,8 @@ from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError
 from tune_hpc.search.searchers.optuna_study import AskTellStudy
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
-
-QUIET = {"show_progress": False}
+QUIET = {"show_progress": False, "runner": "local"}
+ON_RAY = {"show_progress": False}
 
 
 def experiment(folder: Path, searcher: str, **changes) -> Experiment:
@@ -85,7 +84,7 @@ def studies(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def by_searcher(ray_session, tmp_path_factory):
+def by_searcher(tmp_path_factory):
     """Return one search by each searcher, from one run."""
     parent = tmp_path_factory.mktemp("by_searcher")
     searches = [experiment(parent, name, num_samples=12) for name in ("random", "quasi_random", "tpe", "gp")]
@@ -118,10 +117,11 @@ def on_slots(ray_session, tmp_path_factory):
         grid = experiment(parent, "grid", num_samples=None).with_values({"x": tune.choice([0.1, 0.2, 0.3, 0.4])})
         others = [experiment(parent, name, num_samples=7, search_seed=11) for name in ("random", "quasi_random")]
         folders = [parent / name for name in ("grid", "random", "quasi_random")]
-        found[slots] = run_all([grid, *others], folders=folders, max_concurrent=slots, cpus_per_trial=cpus, **QUIET)
+        found[slots] = run_all([grid, *others], folders=folders, max_concurrent=slots, cpus_per_trial=cpus, **ON_RAY)
     return {slots: {one.experiment["searcher"]: one.trials for one in results} for slots, results in found.items()}
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize(("searcher", "num_trials"), [("grid", 4), ("random", 7), ("quasi_random", 7)])
 def test_configurations_do_not_depend_on_the_number_of_slots(on_slots, searcher, num_trials):
     first, second = (on_slots[slots][searcher][["trial_id", "x"]] for slots in (1, 4))
@@ -130,7 +130,7 @@ def test_configurations_do_not_depend_on_the_number_of_slots(on_slots, searcher,
 
 
 @pytest.fixture(scope="module")
-def six_of_each(ray_session, tmp_path_factory):
+def six_of_each(tmp_path_factory):
     """Return the folders of searches with six trials each, from one run."""
     parents = {name: tmp_path_factory.mktemp(name) for name in ("random", "quasi_random", "tpe")}
     searches = [experiment(parent, name) for name, parent in parents.items()]
@@ -213,15 +213,15 @@ def test_finished_search_is_not_changed(by_searcher):
 
 
 class TestInterrupted:
-    """Resumption after SIGKILL of a driver in its own process and with its own Ray."""
+    """Resumption after SIGKILL of a search in its own process."""
 
     def killed(self, folder: Path, searcher: str, num_samples: int, enough: int) -> None:
         """Run a search, and kill it after a number of trials."""
         self.killed_in(
             folder,
-            "from tests.search.test_resume_extend import experiment, Path, tune, run\n"
+            "from tests.search.test_resume_extend import QUIET, experiment, Path, tune, run\n"
             f"one = experiment(Path({str(folder)!r}), {searcher!r}, num_samples={num_samples})\n"
-            f"run(one.with_values({{'pause': 0.15}}), output_dir={str(folder / 'out')!r}, show_progress=False)\n",
+            f"run(one.with_values({{'pause': 0.15}}), output_dir={str(folder / 'out')!r}, **QUIET)\n",
             enough,
         )
 
@@ -237,7 +237,6 @@ class TestInterrupted:
             resume(folder / "out", **QUIET)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        time.sleep(1.0)  # until its Ray has ended, too
 
     @pytest.mark.parametrize("searcher", ["quasi_random", "tpe"])
     def test_killed_search_repeats_no_ended_trial(self, searcher, tmp_path, studies):
@@ -272,8 +271,8 @@ class TestInterrupted:
         assert len(first.trials) == 20
         if is_killed:
             hurry.unlink()
-            extending = f"extend({str(tmp_path / 'out')!r}, num_samples=20, show_progress=False)\n"
-            self.killed_in(tmp_path, f"from tests.search.test_resume_extend import extend\n{extending}", 10)
+            extending = f"extend({str(tmp_path / 'out')!r}, num_samples=20, **QUIET)\n"
+            self.killed_in(tmp_path, f"from tests.search.test_resume_extend import QUIET, extend\n{extending}", 10)
             before = load(tmp_path / "out").trials
             assert 30 <= len(before) < 40
             hurry.touch()
@@ -296,8 +295,8 @@ class TestInterrupted:
         began = started(tmp_path)
         assert set(began) == set(second.trials["x"])
         assert {began[x] for x in before["x"]} == {1}
-        # Only the trials that were running at the kill, on two slots, started twice.
-        assert began.total() <= 40 + 2 * is_killed
+        # Only the trial that was running at the kill started twice.
+        assert began.total() <= 40 + is_killed
 
     def test_fused_group_of_a_killed_search_resumes_to_the_same_bits(self, tmp_path):
         space = {"model": "softmax", "optimizer": tune.choice(["adam", "momentum"]), "learning_rate": 0.01,
@@ -306,11 +305,11 @@ class TestInterrupted:
         whole = run(fused, output_dir=tmp_path / "whole", **QUIET)
         script = (
             "import sys\n"
-            "from tests.search.test_resume_extend import Path, run\n"
+            "from tests.search.test_resume_extend import QUIET, Path, run\n"
             "from tune_hpc import load\n"
             "from tune_hpc.search.experiment import experiment_from_json\n"
             "one = experiment_from_json(load(sys.argv[1]).experiment)\n"
-            "run(one, output_dir=sys.argv[2], show_progress=False, checkpoint_interval_s=0.0)\n"
+            "run(one, output_dir=sys.argv[2], checkpoint_interval_s=0.0, **QUIET)\n"
         )
         root = Path(__file__).parents[2]
         process = subprocess.Popen(
@@ -319,16 +318,15 @@ class TestInterrupted:
         )  # fmt: skip
         deadline = time.monotonic() + 120
         out, parts = ExperimentFolder(tmp_path / "out"), tmp_path / "out" / "trials"
-        while len(list(parts.glob("b*.checkpoint"))) < 2 and time.monotonic() < deadline:
+        while not list(parts.glob("b*.checkpoint")) and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        time.sleep(1.0)
-        assert len(list(parts.glob("b*.checkpoint"))) == 2
+        assert len(list(parts.glob("b*.checkpoint"))) == 1
         # No trial has ended; on a busy machine they may have run long enough to write their files.
         assert {out.read_row(trial_id)["status"] for trial_id in out.trial_ids()} <= {"running"}
         (resumed,) = resume(tmp_path / "out", **QUIET)
-        assert list(resumed.trials["num_fused"]) == list(whole.trials["num_fused"]) == [2] * 4
+        assert list(resumed.trials["num_fused"]) == list(whole.trials["num_fused"]) == [4] * 4
         for trial_id in whole.trials["trial_id"]:
             first, second = (
                 each.history[each.history["trial_id"] == trial_id].reset_index(drop=True) for each in (whole, resumed)
@@ -398,8 +396,9 @@ class TestLimits:
         assert set(steps.values()) == {1}
         assert len(steps) == 8 * 20 == len(whole.history)
 
+    @pytest.mark.ray
     @pytest.mark.parametrize(("sent", "code"), [(signal.SIGUSR1, 75), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
-    def test_signal_determines_the_exit_code(self, sent, code, tmp_path):
+    def test_signal_determines_the_exit_code_of_a_run_on_ray(self, sent, code, tmp_path):
         # Two trials end, and the later ones run until the stop request.
         (tmp_path / "slow.py").write_text(
             "import time\n"

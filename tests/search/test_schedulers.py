@@ -14,6 +14,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from tests.search import trainables
 from tune_hpc import Experiment, Space, extend, run, run_all
 from tune_hpc.analysis.results import Results
+from tune_hpc.search.options import STOPPING
 from tune_hpc.search.reporter import SchedulerReporter
 from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, make_scheduler, monitored_metric, replay_results
 from tune_hpc.search.searchers.optuna_study import AskTellStudy
@@ -21,7 +22,8 @@ from tune_hpc.search.trial_spec import MonitoredMetric, TrialGroup
 
 STEPS = 27
 SPACE = Space({"x": tune.uniform(0, 1), "steps": STEPS}, keys={})
-QUIET = {"show_progress": False}
+QUIET = {"show_progress": False, "runner": "local"}
+ON_RAY = {"show_progress": False}
 
 
 def descent(scheduler: str, searcher: str = "random", num_samples: int = 18) -> Experiment:
@@ -62,19 +64,17 @@ def schedulers():
 
 
 @pytest.fixture(scope="module")
-def searches(ray_session, studies, schedulers, tmp_path_factory):
+def searches(studies, tmp_path_factory):
     """Run each scheduler once, together with a search without one."""
     parent = tmp_path_factory.mktemp("schedulers")
     experiments = [
         descent("asha_stopping"), descent("none"), descent("median"), descent("asha_stopping", "tpe"),
         descent("hyperband"), descent("hyperband", "tpe"),
     ]  # fmt: skip
-    # One slot, and therefore one actor for each experiment; test_combinations.py has more.
-    results = run_all(experiments, folders=[parent / one.name for one in experiments], max_concurrent=1, **QUIET)
+    results = run_all(experiments, folders=[parent / one.name for one in experiments], **QUIET)
     return {one.name.removeprefix("descent."): one for one in results}
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize(
     "name", ["asha_stopping.random", "median.random", "asha_stopping.tpe", "hyperband.random", "hyperband.tpe"]
 )
@@ -110,7 +110,6 @@ class TestEveryScheduler:
         assert not (results.folder / "trials").exists()
 
 
-@pytest.mark.ray
 def test_asha_stopping_stops_at_rungs_and_saves_steps(searches):
     trials = searches["asha_stopping.random"].trials
     assert set(trials.loc[trials["status"] == "stopped", "steps_run"]) <= {1, 3, 9}
@@ -120,7 +119,6 @@ def test_asha_stopping_stops_at_rungs_and_saves_steps(searches):
     assert trials["steps_run"].sum() < 0.6 * whole["steps_run"].sum()
 
 
-@pytest.mark.ray
 def test_stopped_trial_is_pruned_in_the_study(searches, studies):
     study = studies[0]
     trials = searches["asha_stopping.tpe"].trials
@@ -135,8 +133,10 @@ def test_stopped_trial_is_pruned_in_the_study(searches, studies):
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("searches")
-def test_no_scheduler_names_a_waiting_trial(schedulers):
+def test_no_scheduler_names_a_waiting_trial(ray_session, schedulers, tmp_path):
+    experiments = [descent(name, num_samples=1) for name in ("none", *STOPPING)]
+    run_all(experiments, folders=[tmp_path / one.name for one in experiments], **ON_RAY)
+
     class Waiting:
         status = Trial.PENDING
 
@@ -146,22 +146,19 @@ def test_no_scheduler_names_a_waiting_trial(schedulers):
             return [Waiting]
 
     assert FIFOScheduler().choose_trial_to_run(Search) is Waiting  # Ray Tune's default, which the mixin prevents.
-    assert len(schedulers) >= 6
+    assert len(schedulers) == 4
     assert [one for one in schedulers if one.choose_trial_to_run(Search) is not None] == []
     assert sum(type(one) is FifoMixin for one in schedulers) == 1
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
 def test_extension_competes_with_the_first_part(tmp_path):
-    alone = {"max_concurrent": 1, **QUIET}
-    first = run(descent("asha_stopping", num_samples=9), output_dir=tmp_path / "out", **alone)
+    first = run(descent("asha_stopping", num_samples=9), output_dir=tmp_path / "out", **QUIET)
     # A space of bad values: none is promoted beside the earlier trials.
     file = tmp_path / "out" / "experiment.json"
     described = json.loads(file.read_text(encoding="utf-8"))
     described["space"]["x"] = {"uniform": [0.64, 0.67]}
     file.write_text(json.dumps(described), encoding="utf-8")
-    whole = extend(tmp_path / "out", num_samples=4, **alone)
+    whole = extend(tmp_path / "out", num_samples=4, **QUIET)
     assert len(whole.trials) == 13
     pd.testing.assert_frame_equal(whole.trials.head(9)[first.trials.columns], first.trials, check_dtype=False)
     assert (whole.trials["status"].tail(4) == "stopped").all()
@@ -298,7 +295,7 @@ class TestShortTrials:
     def run_many(self, folder, num_trials, **more):
         space = Space({"x": tune.choice(list(range(num_trials))), **more}, keys={})
         experiment = Experiment("short", space, trainables.returns_at_once, metric="loss", mode="min", seeds=())
-        return run(experiment, output_dir=folder, **QUIET)
+        return run(experiment, output_dir=folder, **ON_RAY)
 
     def test_short_trials_run_in_sequential_groups(self, tmp_path):
         results = self.run_many(tmp_path / "out", 60)

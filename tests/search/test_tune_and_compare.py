@@ -10,7 +10,7 @@ from tune_hpc import Experiment, Space, compare, when
 from tune_hpc.errors import FolderError, InvalidExperimentError, TrialError
 from tune_hpc.search import tune_and_compare
 
-QUIET = {"show_progress": False}
+QUIET = {"show_progress": False, "runner": "local"}
 
 
 def experiment(**changes) -> Experiment:
@@ -37,8 +37,6 @@ def outcome(ray_session, tmp_path_factory):
     return folder, compare(experiment(), budget=6, seeds=3, output_dir=folder, **QUIET)
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
 class TestComparison:
     def test_every_arm_has_the_same_number_of_trials(self, outcome):
         _, comparison = outcome
