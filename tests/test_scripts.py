@@ -1,4 +1,4 @@
-"""Each of the five scripts at a tiny size, in the shared Ray session."""
+"""Each of the five scripts at a tiny size; the scaling measurement runs in the shared Ray session."""
 
 import gc
 import runpy
@@ -11,23 +11,27 @@ from tune_hpc import load_all
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 TINY = ["--set", "steps=3", "--set", "width=0.1", "--set", "num_evaluations=1", "--set", "num_evaluation_images=50"]
-
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+FOUR = ["--set", "optimizer=adam,ftrl", "--set", "learning_rate=0.1,0.01"]
 
 
 @pytest.mark.parametrize(
     ("name", "flags", "num_experiments", "num_trials"),
     [
-        ("exercise1_1stpart", ["--set", "steps=20"], 1, 5),
-        ("exercise1_2ndpart", ["--set", "steps=20"], 1, 10),
-        ("exercise2", [*TINY[:2], *TINY[4:], "--set", "optimizer=adam,ftrl", "--set", "learning_rate=0.1,0.01"], 2, 8),
-        ("exercise3", [*TINY, "--set", "batch_size=4,150"], 9, 32),
-        ("exercise4", ["--set", "width=0.1", "--set", "workers=1,2"], 1, 2),
+        ("exercise1_1stpart", ["--local", "--set", "steps=20"], 1, 5),
+        ("exercise1_2ndpart", ["--local", "--set", "steps=20"], 1, 10),
+        ("exercise2", ["--local", *TINY[:2], *TINY[4:], *FOUR], 2, 8),
+        ("exercise3", ["--local", *TINY, "--set", "batch_size=4,150"], 9, 32),
+        pytest.param(
+            "exercise4", ["--set", "width=0.1", "--set", "workers=1,2"], 1, 2,
+            marks=pytest.mark.ray,
+        ),
     ],
 )  # fmt: skip
 def test_script_writes_frames_tables_figures_and_a_report(
-    name, flags, num_experiments, num_trials, tmp_path, monkeypatch, capsys
+    name, flags, num_experiments, num_trials, request, tmp_path, monkeypatch, capsys
 ):
+    if "--local" not in flags:
+        request.getfixturevalue("ray_session")
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick", "--output-dir", str(tmp_path / "out"), *flags])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
