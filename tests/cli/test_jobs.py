@@ -143,3 +143,18 @@ def test_grid_cannot_be_extended(folder, capsys):
     beat(job, state="finished", ended_at="2026-01-01T00:00:09+00:00")
     line = run(capsys, "extend", job.id, "--num-samples", "3", "--storage", folder / "jobs", code=USAGE).err
     assert line == "tune-hpc: synthetic uses a grid, which cannot be extended; submit a new job\n"
+
+
+def test_submit_passes_the_folders_of_a_warm_start(folder, capsys, monkeypatch):
+    from tune_hpc.jobs import client
+
+    submitted = {}
+
+    def submit(self, experiments, **options):
+        submitted.update(options)
+        return job_in(folder / "jobs")
+
+    monkeypatch.setattr(client.JobClient, "submit", submit)
+    tpe = ["--searcher", "tpe", "--num-samples", "3", "--set", "learning_rate=loguniform(1e-4, 1)"]
+    run(capsys, "submit", "exercise2.softmax", *tpe, "--from", "runs/first", "--storage", folder / "jobs")
+    assert submitted["warm_start"] == [str(folder / "runs" / "first")]

@@ -89,9 +89,12 @@ def add_storage_flags(parser: argparse.ArgumentParser, *, writes: bool = False) 
 
 def _submit(flags: argparse.Namespace) -> int:
     from tune_hpc.jobs.client import client_at, remember
+    from tune_hpc.storage.experiment_folder import ExperimentFolder
 
     experiments, options = find_experiments(flags.names, flags), run_options(flags)
     client = client_at(options.pop("address"), storage_of(flags), shared_storage=flags.shared_storage)
+    if flags.warm_start:
+        options["warm_start"] = [ExperimentFolder(folder).absolute().uri for folder in flags.warm_start]
     job = client.submit(experiments, code=flags.code, **options)
     remember("storages", client.storage.uri)
     print(job.id)

@@ -14,6 +14,7 @@ import numpy as np
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from tune_hpc.analysis.results import Results
+from tune_hpc.errors import InvalidExperimentError
 from tune_hpc.search.trial_spec import MonitoredMetric, TrialGroup
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ def make_scheduler(name: str, mode: str, num_steps: int, seed: int) -> TrialSche
     }
     if name == "asha_stopping":
         return _AsyncHalving(**options)
-    return _Hyperband(seed, **options, brackets=NUM_BRACKETS)
+    if name == "hyperband":
+        return _Hyperband(seed, **options, brackets=NUM_BRACKETS)
+    raise InvalidExperimentError(f"no class for the scheduler {name!r}; add it to make_scheduler")
 
 
 class FifoMixin(FIFOScheduler):
