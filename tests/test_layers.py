@@ -34,7 +34,7 @@ HEAVY = {
     "starlette": ["tune_hpc.service"],
     "uvicorn": ["tune_hpc.cli.serve", "tune_hpc.service.connection"],
     "itsdangerous": ["tune_hpc.service.auth"],
-    "prometheus_client": ["tune_hpc.service.system_routes"],
+    "prometheus_client": ["tune_hpc.service.middleware"],
 }  # fmt: skip
 #: Modules for listing and checking spaces, and for finding data, must be cheap to import.
 TORCH_FREE = [

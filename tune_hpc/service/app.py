@@ -1,13 +1,15 @@
-"""Application factory."""
+"""Application factory, and the routes of the service itself: health, readiness, metrics, registered experiments."""
 
+import tempfile
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request, Response, Security
+from fastapi import APIRouter, FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import APIKeyCookie, HTTPBearer
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -15,26 +17,32 @@ from starlette.responses import FileResponse
 from starlette.routing import BaseRoute
 from starlette.staticfiles import StaticFiles
 
-from tune_hpc.errors import RequestError, TuneHpcError
+from tune_hpc.errors import FolderError, RequestError, TuneHpcError
 from tune_hpc.jobs.client import JobClient
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.service.auth import AccessRules, AuthMiddleware
-from tune_hpc.service.middleware import (
-    BodyLimitMiddleware,
-    ETagMiddleware,
-    RequestMiddleware,
-)
+from tune_hpc.service.middleware import BodyLimitMiddleware, ETagMiddleware, Metrics, RequestMiddleware
 from tune_hpc.service.pages import login_routes, page_routes
-from tune_hpc.service.problems import PROBLEM_TYPES, URN, Problem, ProblemRenderer, route_path
+from tune_hpc.service.problems import (
+    PROBLEM_TYPES,
+    READ_ERRORS,
+    URN,
+    AsciiJsonResponse,
+    Problem,
+    ProblemRenderer,
+    problem_docs,
+    route_path,
+)
 from tune_hpc.service.result_routes import result_routes
+from tune_hpc.service.schemas import Health, SpaceDetail, SpaceList
 from tune_hpc.service.search_routes import search_routes
-from tune_hpc.service.services import Registry, Services
-from tune_hpc.service.system_routes import Metrics, health_routes, system_routes
+from tune_hpc.service.services import CLUSTER_TIMEOUT_S, Registry, Services
 from tune_hpc.service.templates import Templates
 
 STATIC = Path(str(files("tune_hpc.service"))) / "static"
 GZIP_MIN_BYTES = 2000
 _DESCRIPTION = "Start, watch and control hyperparameter searches. Spaces are plain JSON; no text is evaluated."
+_NO_STORE = {"Cache-Control": "no-store"}
 
 
 def create_app(
@@ -77,65 +85,105 @@ def create_app(
         Security(HTTPBearer(auto_error=False, description="the token of the service")),
         Security(APIKeyCookie(name=cookie, auto_error=False, description="the session of a browser")),
     ]
-    api = [system_routes(services, metrics, version), search_routes(services), result_routes(services)]
-    others = [health_routes(version), login_routes(rules, templates), page_routes(services, templates)]
-    for router in (*api, *others):
+    api = [_system_routes(services, metrics, version), search_routes(services), result_routes(services)]
+    routers = [*api, login_routes(rules, templates), page_routes(services, templates)]
+    for router in routers:
         app.include_router(router, dependencies=schemes if router in api else None)
-    routes = [route for router in (*api, *others) for route in router.routes]
+
+    @app.get("/health", operation_id="readHealth", response_model=Health, responses=problem_docs(429), tags=["service"])
+    async def read_health() -> Response:
+        """Return the health of the process."""
+        return AsciiJsonResponse({"status": "ok", "version": version}, headers=_NO_STORE)
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def read_icon() -> Response:
         return FileResponse(STATIC / "icon.svg", media_type="image/svg+xml")
 
     app.mount("/static", StaticFiles(directory=STATIC))
+    routes = [route for router in routers for route in router.routes] + app.routes
 
     def handle(request: Request, error: Exception) -> Response:
-        return _handle([*routes, *app.routes], respond, request, error)
+        return _handle(routes, respond, request, error)
 
     for kind in (TuneHpcError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, handle)
-    _describe_problems(app)
-    return app
-
-
-def _describe_problems(app: FastAPI) -> None:
-    """Replace the errors of FastAPI by problems in the OpenAPI description."""
-    schema = app.openapi()
-    schemas: dict[str, Any] = schema["components"]["schemas"]
+    # The OpenAPI description has problems instead of the errors of FastAPI.
+    schemas: dict[str, Any] = app.openapi()["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     schemas["Problem"] = Problem.model_json_schema()
-    kinds = [URN + kind for kind in PROBLEM_TYPES]
-    schemas["Problem"]["properties"]["type"]["enum"] = kinds
+    schemas["Problem"]["properties"]["type"]["enum"] = [URN + kind for kind in PROBLEM_TYPES]
+    return app
+
+
+def _system_routes(services: Services, metrics: Metrics, version: str) -> APIRouter:
+    """Return the routes of the service itself that need the token."""
+    router = APIRouter(tags=["service"])
+
+    @router.get("/ready", operation_id="readReadiness", response_model=Health, responses=problem_docs(401, 429, 503))
+    async def read_readiness() -> Response:
+        """Check that the storage can be read and written, and that the cluster responds."""
+        await run_in_threadpool(_check_ready, services)
+        return AsciiJsonResponse({"status": "ok", "version": version}, headers=_NO_STORE)
+
+    text: dict[int | str, Any] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @router.get("/metrics", operation_id="readMetrics", responses={**text, **problem_docs(401, 429, 503)},
+                response_class=Response)  # fmt: skip
+    async def read_metrics() -> Response:
+        """Return metrics in the text format of Prometheus."""
+        _, statuses = await services.list()
+        return Response(metrics.render(statuses), headers=_NO_STORE | {"Content-Type": metrics.CONTENT_TYPE})
+
+    @router.get("/api/v1/spaces", operation_id="listSpaces", response_model=SpaceList, responses=problem_docs(401, 429))
+    def list_spaces() -> Response:
+        """Return the registered experiments, with their spaces as plain JSON."""
+        spaces = [services.registry.describe(experiment.name) for experiment in services.registry]
+        return AsciiJsonResponse({"spaces": spaces})
+
+    @router.get("/api/v1/spaces/{name}", operation_id="readSpace", response_model=SpaceDetail,
+                responses=problem_docs(*READ_ERRORS))  # fmt: skip
+    def read_space(name: str) -> Response:
+        """Return a registered experiment."""
+        return AsciiJsonResponse(services.registry.describe(name))
+
+    return router
+
+
+def _check_ready(services: Services) -> None:
+    """Check that searches can be read and started."""
+    storage = services.client.storage
+    storage.list_names()
+    if not storage.is_remote:
+        try:
+            with tempfile.NamedTemporaryFile(prefix=".ready-", dir=storage.root):
+                pass
+        except OSError as error:
+            raise FolderError(f"{storage.uri} cannot be written: {error.strerror}; check the storage") from error
+    services.client.launcher.check(CLUSTER_TIMEOUT_S)
 
 
 def _handle(routes: Sequence[BaseRoute], respond: ProblemRenderer, request: Request, error: Exception) -> Response:
     """Return the response to a request that a route or parser rejected."""
-    path, method = route_path(request.scope)[:200], request.method
+    path, method = route_path(request.scope), request.method
     if isinstance(error, RequestValidationError):
         return respond(request.scope, _invalid(error))
     if isinstance(error, TuneHpcError):
         return respond(request.scope, error)
     assert isinstance(error, HTTPException)
     if error.status_code != 405:
-        text = {404: f"nothing is at {path!r}; /api/v1/openapi.json lists the routes"}.get(error.status_code)
+        text = {404: f"nothing is at {path[:200]!r}; /api/v1/openapi.json lists the routes"}.get(error.status_code)
         return respond(request.scope, RequestError(text or str(error.detail), error.status_code))
-    methods = _methods(routes, request)
+    # Several routes serve different methods of one path.
+    found = [route for route in routes if (pattern := getattr(route, "path_regex", None)) and pattern.match(path)]
+    methods = {"OPTIONS"}.union(*(getattr(route, "methods", None) or {"GET"} for route in found))
+    if "GET" in methods:
+        methods.add("HEAD")
     allow = {"Allow": ", ".join(sorted(methods))}
     if method == "OPTIONS":
         return Response(status_code=204, headers=allow)
-    text = f"{path!r} does not support {method}; it supports {allow['Allow']}"
+    text = f"{path[:200]!r} does not support {method}; it supports {allow['Allow']}"
     return respond(request.scope, RequestError(text, 405), allow)
-
-
-def _methods(routes: Sequence[BaseRoute], request: Request) -> set[str]:
-    """Return the methods of a path."""
-    path, methods = route_path(request.scope), {"OPTIONS"}
-    for route in routes:
-        pattern = getattr(route, "path_regex", None)
-        if pattern and pattern.match(path):
-            methods |= getattr(route, "methods", None) or {"GET"}
-    return methods | {"HEAD"} if "GET" in methods else methods
 
 
 def _invalid(error: RequestValidationError) -> RequestError:

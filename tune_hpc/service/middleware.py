@@ -1,20 +1,23 @@
-"""Middleware (request id, audit log, metrics, security headers, ETags, limits of bodies)."""
+"""Middleware: request id, audit log, metrics, security headers, ETags, limits of bodies."""
 
 import asyncio
 import hashlib
 import logging
 import re
 import time
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.staticfiles import NotModifiedResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tune_hpc.errors import RequestError
 from tune_hpc.service.problems import ProblemRenderer, RequestContext, client_address, context_of, has_body, route_path
-
-if TYPE_CHECKING:
-    from tune_hpc.service.system_routes import Metrics
+from tune_hpc.service.schemas import STATES
 
 _log = logging.getLogger(__name__)
 _audit_log = logging.getLogger("tune_hpc.audit")
@@ -56,10 +59,39 @@ _SECURITY_HEADERS = {
 }
 
 
+class Metrics:
+    """Prometheus metrics of one service, in a separate registry."""
+
+    CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._searches = Gauge("tune_hpc_searches", "Searches by state.", ["state"], registry=self._registry)
+        self._trials = Gauge("tune_hpc_trials_ended", "Trials that ended.", ["status"], registry=self._registry)
+        #: Duration of requests in seconds, by route, method and status.
+        self.requests = Histogram(
+            "tune_hpc_request_duration_seconds", "Duration of requests.", ["route", "method", "status"],
+            buckets=(0.005, 0.02, 0.1, 0.5, 2, 10), registry=self._registry,
+        )  # fmt: skip
+
+    def render(self, searches: Iterable[Mapping[str, Any]]) -> bytes:
+        """Return all metrics in the text format of Prometheus; ``searches`` is the status of each search."""
+        states, trials = Counter(dict.fromkeys(STATES, 0)), Counter[str]()
+        for search in searches:
+            states[search["state"]] += 1
+            for experiment in search["experiments"]:
+                trials.update(experiment["counts"])
+        for gauge, counts in ((self._searches, states), (self._trials, trials)):
+            gauge.clear()
+            for label, count in counts.items():
+                gauge.labels(label).set(count)
+        return generate_latest(self._registry)
+
+
 class RequestMiddleware:
     """Outermost layer: request id, headers, metrics and audit log; unexpected exceptions become problems."""
 
-    def __init__(self, app: ASGIApp, *, respond: ProblemRenderer, metrics: "Metrics", root_path: str = "") -> None:
+    def __init__(self, app: ASGIApp, *, respond: ProblemRenderer, metrics: Metrics, root_path: str = "") -> None:
         self.app = app
         self._respond = respond
         self._metrics = metrics
@@ -112,7 +144,7 @@ class RequestMiddleware:
             route = getattr(scope.get("route"), "path", unrouted)
             # A client can send any word as a method, and each label of a metric takes memory.
             known_method = method if method in _METHODS else "other"
-            self._metrics.observe(route, known_method, status, time.perf_counter() - start)
+            self._metrics.requests.labels(route, known_method, str(status)).observe(time.perf_counter() - start)
             _audit(scope, path, context, status, search)
 
 
@@ -159,12 +191,8 @@ class ETagMiddleware:
                 headers = MutableHeaders(scope=start)
                 if "etag" not in headers and not message.get("more_body"):
                     headers["ETag"] = f'W/"{hashlib.sha1(message["body"], usedforsecurity=False).hexdigest()}"'
-                if is_unchanged := "etag" in headers and matches(known, headers["etag"]):
-                    start["status"] = 304
-                    for name in ("content-length", "content-type", "content-disposition"):
-                        del headers[name]
-                    await send(start)
-                    await send({"type": "http.response.body", "body": b""})
+                if is_unchanged := "etag" in headers and _matches(known, headers["etag"]):
+                    await NotModifiedResponse(Headers(scope=start))(scope, receive, send)
                 else:
                     await send(start)
                 start = None
@@ -174,7 +202,7 @@ class ETagMiddleware:
         await self.app(scope, receive, send_with_tag)
 
 
-def matches(known: str, tag: str) -> bool:
+def _matches(known: str, tag: str) -> bool:
     """Return whether an If-None-Match header contains a tag, by weak comparison (RFC 9110)."""
     tags = [one.strip().removeprefix("W/") for one in known.split(",")]
     return "*" in tags or tag.removeprefix("W/") in tags

@@ -37,38 +37,35 @@ MAX_DETAIL = 2000
 
 #: Prefix of the types of problems.
 URN = "urn:tune-hpc:problem:"
-#: Status and title of each problem type.
-PROBLEM_TYPES = {
+#: Status, title and exceptions of each problem type.
+PROBLEM_TYPES: dict[str, tuple[int, str, *tuple[type[TuneHpcError], ...]]] = {
     "invalid-json": (400, "The body is not valid JSON"),
     "unauthorized": (401, "Valid credentials are missing"),
     "forbidden": (403, "The request does not come from the page of this service"),
-    "not-found": (404, "No such resource"),
+    "not-found": (404, "No such resource", UnknownNameError),
     "method-not-allowed": (405, "The resource does not support the method"),
     "body-timeout": (408, "The body did not arrive in time"),
-    "conflict": (409, "The state of the search forbids the request"),
+    "conflict": (409, "The state of the search forbids the request", ConflictError),
     "body-too-large": (413, "The body is too large"),
     "invalid-request": (422, "The request is invalid"),
-    "invalid-experiment": (422, "The experiment is invalid"),
+    "invalid-experiment": (
+        422,
+        "The experiment is invalid",
+        InvalidExperimentError,
+        InvalidSpaceError,
+        InvalidConfigError,
+    ),
     "idempotency-key-reused": (422, "The idempotency key was used for another request"),
     "too-many-requests": (429, "Too many requests"),
     "internal": (500, "Internal error"),
-    "storage-unavailable": (503, "The storage cannot be used"),
-    "cluster-unavailable": (503, "The cluster cannot be reached, or refuses"),
-    "data-unavailable": (503, "Data or a package is missing on the server"),
+    "storage-unavailable": (503, "The storage cannot be used", FolderError),
+    "cluster-unavailable": (503, "The cluster cannot be reached, or refuses", ClusterError),
+    "data-unavailable": (503, "Data or a package is missing on the server", DataUnavailableError, MissingPackageError),
     "storage-full": (507, "The storage is full"),
 }
-_TYPE_OF_STATUS = {status: kind for kind, (status, _) in reversed(PROBLEM_TYPES.items())}
-_TYPE_OF_ERROR: tuple[tuple[type[TuneHpcError], str], ...] = (
-    (ConflictError, "conflict"),
-    (UnknownNameError, "not-found"),
-    (ClusterError, "cluster-unavailable"),
-    (DataUnavailableError, "data-unavailable"),
-    (MissingPackageError, "data-unavailable"),
-    (FolderError, "storage-unavailable"),
-    (InvalidExperimentError, "invalid-experiment"),
-    (InvalidSpaceError, "invalid-experiment"),
-    (InvalidConfigError, "invalid-experiment"),
-)
+#: Statuses of problems that routes which read respond with.
+READ_ERRORS = (401, 404, 422, 429, 503)
+_TYPE_OF_STATUS = {status: kind for kind, (status, *_) in reversed(PROBLEM_TYPES.items())}
 
 
 class Problem(BaseModel):
@@ -91,7 +88,7 @@ def problem_type(error: TuneHpcError) -> str:
         if getattr(cause, "errno", None) in DISK_FULL_ERRNOS:
             return "storage-full"
         cause = cause.__cause__
-    return next((kind for known, kind in _TYPE_OF_ERROR if isinstance(error, known)), "invalid-request")
+    return next((kind for kind, entry in PROBLEM_TYPES.items() if isinstance(error, entry[2:])), "invalid-request")
 
 
 def status_of(error: TuneHpcError) -> int:
@@ -130,19 +127,13 @@ class TooManyRequestsError(RequestError):
 
 @dataclass
 class RequestContext:
-    """State of one request, shared by all layers.
-
-    Attributes:
-        request_id: Id in the response, in problems and in the audit log.
-        user: ``session:ID`` or ``token``; empty before authentication, and for a service without a token.
-        session_id: Session of the request; empty without a session.
-        is_login_rejected: Whether the request has wrong credentials.
-        is_body_read: Whether the whole body has arrived.
-    """
+    """State of one request, shared by all layers."""
 
     request_id: str = field(default_factory=lambda: secrets.token_hex(8))
+    #: ``session:ID`` or ``token``; empty before authentication, and for a service without a token.
     user: str = ""
     session_id: str = ""
+    #: Whether the request has wrong credentials.
     is_login_rejected: bool = False
     is_body_read: bool = False
 
@@ -180,7 +171,7 @@ class ProblemRenderer:
     def __call__(self, scope: Scope, error: TuneHpcError, headers: Mapping[str, str] | None = None) -> Response:
         """Return the response."""
         kind, context = problem_type(error), context_of(scope)
-        status, title = PROBLEM_TYPES[kind]
+        status, title, *_ = PROBLEM_TYPES[kind]
         detail = " ".join(str(error).split())[:MAX_DETAIL]
         if status >= 500:
             _log.warning("%d: %s request_id=%s", status, detail, context.request_id)

@@ -21,7 +21,7 @@ from tune_hpc.jobs.job_folder import JobFolder
 from tune_hpc.report.chart_data import CurveList, ResponseCurve, learning_curves, response_curve
 from tune_hpc.service.cache import CachedResponse
 from tune_hpc.service.middleware import REPORT_POLICY
-from tune_hpc.service.problems import TooManyRequestsError, problem_docs, to_json
+from tune_hpc.service.problems import READ_ERRORS, TooManyRequestsError, problem_docs, to_json
 from tune_hpc.service.schemas import (
     CurvesQuery,
     HistoryList,
@@ -33,7 +33,6 @@ from tune_hpc.service.schemas import (
     TrialsQuery,
     next_link,
 )
-from tune_hpc.service.search_routes import READ_ERRORS
 from tune_hpc.service.services import SearchSnapshot, Services
 
 #: Downloads of whole frames at a time, and seconds that another one waits.

@@ -11,7 +11,7 @@ from tune_hpc.errors import RequestError
 from tune_hpc.jobs.client import Job
 from tune_hpc.jobs.job_folder import is_id
 from tune_hpc.service.cache import CachedResponse
-from tune_hpc.service.problems import AsciiJsonResponse, problem_docs, to_json
+from tune_hpc.service.problems import READ_ERRORS, AsciiJsonResponse, problem_docs, to_json
 from tune_hpc.service.schemas import (
     STATES,
     ExtendRequest,
@@ -33,7 +33,6 @@ Key = Annotated[
         description="chosen by the client: a request that is repeated with the same key has no second effect",
     ),
 ]  # fmt: skip
-READ_ERRORS = (401, 404, 422, 429, 503)
 _CHANGE_ERRORS = (400, 401, 403, 404, 408, 409, 413, 422, 429, 503, 507)
 
 
