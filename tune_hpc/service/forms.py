@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
-from tune_hpc.errors import InvalidExperimentError, RequestError
+from tune_hpc.errors import InvalidExperimentError
 from tune_hpc.search.experiment import Experiment
-from tune_hpc.search.options import ExperimentOverrides, Option, RunOptions, options_of
+from tune_hpc.search.options import ExperimentOverrides, RunOptions, options_of
 from tune_hpc.search.space.parsing import parse_parameter
-from tune_hpc.service.schemas import SearchRequest
+from tune_hpc.service.schemas import SearchRequest, read_fields
 
 #: Maximum number of words of a choice that has checkboxes.
 MAX_BOXES = 20
@@ -80,17 +78,9 @@ def read_form(experiment: Experiment, form: Form) -> SearchRequest:
         RequestError: A field has an invalid value.
         InvalidSpaceError: The values of a parameter cannot be parsed.
     """
-    request: dict[str, Any] = {"space": experiment.name, "quick": "quick" in form}
-    for option in (*OVERRIDES, *RUN_OPTIONS):
-        if text := _text(form, option.name):
-            request[option.name] = text if text in option.choices or option.number is None else _number(option, text)
-    request["set"] = _changes(experiment, form)
-    try:
-        return SearchRequest(**request)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise RequestError(f"{name}: {first['msg']}; got {str(first['input'])[:100]!r}") from None
+    options = {one.name: text for one in (*OVERRIDES, *RUN_OPTIONS) if (text := _text(form, one.name))}
+    changes = {"space": experiment.name, "quick": "quick" in form, "set": _changes(experiment, form)}
+    return read_fields(SearchRequest, options | changes)
 
 
 def _changes(experiment: Experiment, form: Form) -> dict[str, Any]:
@@ -131,16 +121,6 @@ def _without_choice(text: str) -> str:
 
 def _text(form: Form, name: str) -> str:
     return next(iter(form.get(name, ())), "").strip()
-
-
-def _number(option: Option, text: str) -> Any:
-    try:
-        return (option.number or float)(text)
-    except ValueError:
-        expected = "a whole number" if option.number is int else "a number"
-        raise RequestError(
-            f"{option.name} must be {expected}; got {text[:100]!r}: correct it, or leave it empty"
-        ) from None
 
 
 def summary(experiment: Experiment) -> str:

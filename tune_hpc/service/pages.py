@@ -13,18 +13,12 @@ from tune_hpc.analysis.reader import ResultsSnapshot
 from tune_hpc.errors import RequestError, TuneHpcError, UnknownNameError
 from tune_hpc.report import chart_data
 from tune_hpc.search.options import MAX_REQUEST_SAMPLES
-from tune_hpc.service import forms, search_routes
+from tune_hpc.service import forms, schemas
 from tune_hpc.service.auth import SESSION_S, AccessRules
 from tune_hpc.service.cache import CachedResponse
 from tune_hpc.service.problems import client_address, context_of, problem_type, status_of
 from tune_hpc.service.result_routes import report_hint, trial_log
-from tune_hpc.service.schemas import (
-    ExperimentQuery,
-    ExtendRequest,
-    Offset,
-    ResumeRequest,
-    TrialsQuery,
-)
+from tune_hpc.service.schemas import ExperimentQuery, TrialsQuery
 from tune_hpc.service.services import SearchSnapshot, Services
 from tune_hpc.service.templates import Templates, experiment_context, search_row, table_context, trial_context
 
@@ -32,7 +26,13 @@ from tune_hpc.service.templates import Templates, experiment_context, search_row
 NUM_SEARCHES = 50
 #: Size of the tail of a log on a page.
 LOG_BYTES = 100_000
-_NO_STORE = {"Cache-Control": "no-store"}
+_NO_STORE, _FRAGMENT = {"Cache-Control": "no-store"}, {"Cache-Control": "private, no-cache"}
+_ACTIONS: dict[str, type[schemas.Body]] = {
+    "stop": schemas.StopRequest,
+    "resume": schemas.ResumeRequest,
+    "extend": schemas.ExtendRequest,
+    "delete": schemas.DeleteRequest,
+}
 
 
 def page_routes(services: Services, templates: Templates) -> APIRouter:
@@ -40,35 +40,32 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
     router = APIRouter(include_in_schema=False)
     registry = services.registry
 
+    def render(template: str, values: Mapping[str, Any]) -> CachedResponse:
+        is_page = template in ("list.html", "view.html", "trial.html")
+        return CachedResponse(templates.render(template, **values), "text/html", _NO_STORE if is_page else _FRAGMENT)
+
     async def respond(
         search_id: str,
         template: str,
         query: ExperimentQuery,
         make: Callable[[SearchSnapshot], dict[str, Any]],
-        headers: Mapping[str, str],
+        trial_id: str = "",
     ) -> Response:
         """Return a page or fragment about a search, rendered once for all clients."""
-
-        def render(snapshot: SearchSnapshot) -> CachedResponse:
-            body = templates.render(template, **make(snapshot))
-            return CachedResponse(body, "text/html", headers)
-
-        return await services.respond(search_id, f"{template} {query.model_dump_json()}", render)
-
-    fragment = {"Cache-Control": "private, no-cache"}
+        key = f"{template} {trial_id} {query.model_dump_json()}"
+        return await services.respond(search_id, key, lambda snapshot: render(template, make(snapshot)))
 
     @router.get("/")
     @router.get("/fragments/searches")
-    async def read_list(request: Request, offset: Offset = 0, state: str = "") -> Response:
+    async def read_list(request: Request, offset: schemas.Offset = 0, state: str = "") -> Response:
         version, statuses = await services.list()
-        is_page = not request.url.path.endswith("/fragments/searches")
-        template = "list.html" if is_page else "list_fragment.html"
+        template = "list.html" if request.scope["route"].path == "/" else "list_fragment.html"
 
         def make() -> CachedResponse:
             found = [one for one in statuses if state in ("", one["state"])]
             rows = [search_row(one) for one in found[offset : offset + NUM_SEARCHES]]
             values = {"searches": rows, "total": len(found), "offset": offset, "state": state, "size": NUM_SEARCHES}
-            return CachedResponse(templates.render(template, **values), "text/html", _NO_STORE if is_page else fragment)
+            return render(template, values)
 
         return (await services.cache.get(f"{template} {offset} {state}", str(version), False, make)).response()
 
@@ -106,22 +103,19 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
     @router.get("/view/{search_id}/table")
     async def read_view(request: Request, search_id: str, query: Annotated[TrialsQuery, Query()]) -> Response:
         root = request.scope["root_path"]
-        is_table = request.scope["route"].path.endswith("/table")
-        template, headers = ("table.html", fragment) if is_table else ("view.html", _NO_STORE)
-        return await respond(search_id, template, query, lambda found: table_values(found, query, root), headers)
+        template = "table.html" if request.scope["route"].path.endswith("/table") else "view.html"
+        return await respond(search_id, template, query, lambda snapshot: table_values(snapshot, query, root))
 
     @router.get("/view/{search_id}/summary")
     async def read_summary(search_id: str, query: Annotated[ExperimentQuery, Query()]) -> Response:
-        return await respond(
-            search_id, "summary.html", query, lambda snapshot: search_values(snapshot, query.experiment)[0], fragment
-        )
+        return await respond(search_id, "summary.html", query, lambda found: search_values(found, query.experiment)[0])
 
     @router.get("/view/{search_id}/parallel")
     async def read_parallel(search_id: str, query: Annotated[ExperimentQuery, Query()]) -> Response:
         def make(snapshot: SearchSnapshot) -> dict[str, Any]:
             return {"chart": chart_data.parallel_coordinates(search_values(snapshot, query.experiment)[1])}
 
-        return await respond(search_id, "parallel.html", query, make, fragment)
+        return await respond(search_id, "parallel.html", query, make)
 
     @router.get("/view/{search_id}/trial/{trial_id}")
     async def read_trial(search_id: str, trial_id: str, query: Annotated[ExperimentQuery, Query()]) -> Response:
@@ -130,36 +124,18 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
             log = trial_log(services, snapshot, trial_id, results.name, LOG_BYTES)
             return {**values, "trial": trial_context(results, trial_id), "log": log, "trial_id": trial_id}
 
-        page_query = _TrialPage(experiment=query.experiment, trial=trial_id)
-        return await respond(search_id, "trial.html", page_query, make, _NO_STORE)
+        return await respond(search_id, "trial.html", query, make, trial_id)
 
     @router.post("/view/{search_id}/{action}")
     async def change(request: Request, search_id: str, action: str) -> Response:
         """Stop, resume, extend or delete a search; redirect to its page, or show the problem there."""
-        form = await _read_form(request)
-        field = {name: values[0] for name, values in form.items()}
-        experiment, key, root = field.get("experiment"), field.get("key"), request.scope["root_path"]
-        attempt = int(field["attempt"]) if field.get("attempt", "").isdigit() else None
-        restart: dict[str, Any] = {"attempt": attempt or None, "force": "force" in field}
-
-        def work() -> None:
-            if action == "stop":
-                search_routes.stop(services, search_id, "force" in field)
-            elif action == "resume":
-                search_routes.resume(services, search_id, ResumeRequest(**restart), key)
-            elif action == "extend":
-                text = field.get("num_samples", "")
-                if not text.isdigit() or not 1 <= int(text[:10]) <= MAX_REQUEST_SAMPLES:
-                    raise RequestError(f"num_samples must be from 1 to {MAX_REQUEST_SAMPLES}; got {text[:50]!r}")
-                body = ExtendRequest(num_samples=int(text), experiment=experiment, **restart)
-                search_routes.extend(services, search_id, body, key)
-            elif action == "delete":
-                search_routes.delete(services, search_id)
-            else:
-                raise RequestError(f"the actions are stop, resume, extend and delete; got {action[:50]!r}", 404)
-
+        fields = {name: values[0] for name, values in (await _read_form(request)).items()}
+        experiment, root = fields.get("experiment"), request.scope["root_path"]
+        if action not in _ACTIONS:
+            raise RequestError(f"the actions are {', '.join(_ACTIONS)}; got {action[:50]!r}", 404)
         try:
-            await run_in_threadpool(work)
+            body = schemas.read_fields(_ACTIONS[action], fields)
+            await run_in_threadpool(services.change, search_id, body, fields.get("key"))
         except TuneHpcError as error:
             if status_of(error) == 404:
                 raise
@@ -205,7 +181,7 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
         def work() -> Response:
             try:
                 body = forms.read_form(registry[space], form)
-                job, _ = search_routes.start(services, body, key)
+                job, _ = services.start(body, key)
             except UnknownNameError:
                 raise
             except TuneHpcError as error:
@@ -218,10 +194,6 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
         return await run_in_threadpool(work)
 
     return router
-
-
-class _TrialPage(ExperimentQuery):
-    trial: str
 
 
 async def _read_form(request: Request) -> dict[str, list[str]]:

@@ -4,13 +4,16 @@ Options of a search become fields of requests. Types and bounds are checked here
 rest. Unknown fields and parameters are rejected, because they are typing errors.
 """
 
-from typing import Annotated, Any, Literal
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlencode
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from starlette.requests import Request
 
 from tune_hpc.analysis.frame_query import FrameQuery, split_names
+from tune_hpc.errors import RequestError
 from tune_hpc.jobs.status import JobState
 from tune_hpc.report.chart_data import MAX_CURVES, MAX_POINTS
 from tune_hpc.search.options import (
@@ -36,8 +39,28 @@ Text = Annotated[str, Field(max_length=200)]
 _Texts = Annotated[list[Annotated[str, Field(max_length=500)]], Field(max_length=30)]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """Body of a request."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+BodyType = TypeVar("BodyType", bound=Body)
+
+
+def read_fields(model: type[BodyType], fields: Mapping[str, Any]) -> BodyType:
+    """Return a request from the fields of a form, whose numbers are texts; unknown fields are ignored.
+
+    Raises:
+        RequestError: A field has an invalid value.
+    """
+    try:
+        known = {name: value for name, value in fields.items() if name in model.model_fields}
+        return model.model_validate(known, strict=False)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, value = ".".join(map(str, first["loc"])), str(first["input"])[:100]
+        raise RequestError(f"{name}: {first['msg']}; got {value!r}: correct it, or leave it empty") from None
 
 
 def _option_type(option: Option) -> Any:
@@ -62,14 +85,13 @@ def _options_model(option_set: type[OptionSet], **defaults: Any) -> Any:
             kind, default = _option_type(option), defaults.get(option.name)
             field = Field(default=default, description=option.help)
             model_fields[option.name] = (kind | None if default is None else kind, field)
-    return create_model(option_set.__name__, __base__=_Body, **model_fields)
+    return create_model(option_set.__name__, __base__=Body, **model_fields)
 
 
 class _RunRequest(_options_model(RunOptions)):  # type: ignore[misc]
     def run_options(self) -> dict[str, Any]:
         """Return the options that were given."""
-        values = {option.name: getattr(self, option.name) for option in options_of(RunOptions) if option.label}
-        return {name: value for name, value in values.items() if value is not None}
+        return self.model_dump(include=set(_RunRequest.model_fields), exclude_none=True)
 
 
 class SearchRequest(_RunRequest, _options_model(ExperimentOverrides, quick=False, search_seed=0)):  # type: ignore[misc]
@@ -94,7 +116,11 @@ class SearchRequest(_RunRequest, _options_model(ExperimentOverrides, quick=False
         return ExperimentOverrides(**{one.name: getattr(self, one.name) for one in options_of(ExperimentOverrides)})
 
 
-class StopRequest(_Body):
+class DeleteRequest(Body):
+    """Deletion of a search."""
+
+
+class StopRequest(Body):
     """Options of a stop."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"force": False}]})
@@ -112,10 +138,6 @@ class ResumeRequest(_RunRequest):
     )
     force: bool = Field(default=False, description="resume a search of state unknown; its driver, if it runs, stops")
 
-    def restart_options(self) -> dict[str, Any]:
-        """Return the options of the new attempt."""
-        return {"attempt": self.attempt, "force": self.force, **self.run_options()}
-
 
 class ExtendRequest(ResumeRequest):
     """Options of an extension."""
@@ -124,6 +146,13 @@ class ExtendRequest(ResumeRequest):
 
     num_samples: int = Field(ge=1, le=MAX_REQUEST_SAMPLES, description="number of additional configurations")
     experiment: Name | None = Field(default=None, description="the experiment, if the search has several")
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_Finite = Annotated[float | None, BeforeValidator(_finite)]
 
 
 class _Query(BaseModel):
@@ -213,21 +242,23 @@ class TrialLogQuery(LogQuery, ExperimentQuery):
 class ExperimentDetail(BaseModel):
     """Progress of an experiment of a search."""
 
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
     name: str
-    title: str | None
+    title: str | None = None
     state: str
     metric: str
-    mode: str | None
-    quick: bool | None
-    searcher: str | None
-    scheduler: str | None
+    mode: str | None = None
+    quick: bool | None = None
+    searcher: str | None = None
+    scheduler: str | None = None
     num_trials: int
     num_ended: int
     counts: dict[str, int]
     num_running: int
-    best_value: float | None
+    best_value: _Finite
     best_trial: str | None
-    remaining_s: float | None
+    remaining_s: _Finite
 
 
 class SearchStatus(BaseModel):

@@ -1,7 +1,6 @@
 """Shared services of the routes: job client, registered experiments, caches."""
 
 import hashlib
-import math
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,17 @@ from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.options import MAX_REQUEST_SAMPLES
 from tune_hpc.search.space.space import Space
 from tune_hpc.service.cache import MAX_AGE_S, CachedResponse, ResponseCache, ResultsCache
-from tune_hpc.service.schemas import ExperimentDetail, SearchRequest, SearchStatus, SpaceDetail
+from tune_hpc.service.problems import to_json
+from tune_hpc.service.schemas import (
+    Body,
+    DeleteRequest,
+    ExtendRequest,
+    ResumeRequest,
+    SearchRequest,
+    SearchStatus,
+    SpaceDetail,
+    StopRequest,
+)
 
 #: Seconds in which a cluster must report whether a driver is alive; after that its state is unknown.
 CLUSTER_TIMEOUT_S = 2.0
@@ -32,6 +41,12 @@ _MAX_SNAPSHOTS = 20_000
 #: Values of a parameter or a condition.
 MAX_VALUES = 1000
 _FINAL = (JobState.FINISHED, JobState.STOPPED, JobState.FAILED)
+_CHANGES: Mapping[type[Body], Callable[..., object]] = {
+    StopRequest: Job.stop,
+    ResumeRequest: Job.resume,
+    ExtendRequest: Job.extend,
+    DeleteRequest: Job.delete,
+}
 
 
 @dataclass(frozen=True)
@@ -209,23 +224,34 @@ class Services:
             reason = f"{type(error).__name__}: {error}"
             raise FolderError(f"a file of {folder.id} is damaged ({reason}); restore it from a copy") from error
 
-    def change(self, search_id: str, change: Callable[[Job], object]) -> Mapping[str, Any]:
-        """Change a search and return its new status."""
-        job = Job(self.client, self.find(search_id).id)
-        try:
-            change(job)
-        finally:
-            self.forget(search_id)
-        return self._read(search_id).status
+    def start(self, body: SearchRequest, key: str | None) -> tuple[Job, bool]:
+        """Start a search, once per key; return its job, and whether the job is new."""
+        experiment, options = self.registry.build_experiment(body), body.run_options()
+        if key is None:
+            job, is_new = self.client.submit(experiment, **options), True
+        else:
+            digest = hashlib.sha256(to_json(body.model_dump(mode="json"))).hexdigest()
+            job, is_new = self.client.submit_once(experiment, key, digest, **options)
+        self._forget(job.id)
+        return job, is_new
 
-    def find(self, search_id: str) -> JobFolder:
-        """Return the job folder of a search."""
+    def change(self, search_id: str, body: Body, key: str | None = None) -> None:
+        """Stop, resume, extend or delete a search; restart it once per key."""
+        job, options = Job(self.client, self._find(search_id).id), body.model_dump(exclude_none=True)
+        if key and isinstance(body, ResumeRequest):
+            options["key"] = key
+        try:
+            _CHANGES[type(body)](job, **options)
+        finally:
+            self._forget(search_id)
+
+    def _find(self, search_id: str) -> JobFolder:
         try:
             return self.client.folder(search_id)
         except UnknownNameError:
             raise _unknown(search_id) from None
 
-    def forget(self, search_id: str) -> None:
+    def _forget(self, search_id: str) -> None:
         """Invalidate the cache of a search that a request has changed."""
         with self._lock:
             self._changes[search_id] += 1
@@ -254,11 +280,10 @@ class Services:
 
     def _read(self, search_id: str) -> SearchSnapshot:
         moment, versions = monotonic(), {is_final: self._version(search_id, is_final) for is_final in (True, False)}
-        folder = self.find(search_id)
+        folder = self._find(search_id)
         status = Job(self.client, search_id).status(timeout_s=CLUSTER_TIMEOUT_S)
-        description = describe_status(status, folder.read()["experiments"])
         try:
-            SearchStatus.model_validate(description, strict=True)
+            description = _describe_status(status, folder.read()["experiments"])
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
@@ -293,33 +318,26 @@ class Services:
             return _unreadable(search_id, " ".join(f"{error or type(error).__name__}".split())[:500])
 
 
-def describe_status(status: JobStatus, experiments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _describe_status(status: JobStatus, experiments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the status of a job as in responses."""
     by_name = {plain["name"]: plain for plain in experiments}
-    details = []
-    for progress in status.experiments:
-        values = {**by_name.get(progress.name, {}), **asdict(progress)}
-        values |= {"num_ended": progress.num_ended, "counts": dict(progress.counts)}
-        values |= {key: _finite(values[key]) for key in ("best_value", "remaining_s")}
-        details.append({name: values.get(name) for name in ExperimentDetail.model_fields})
     values = asdict(status) | {
         "num_trials": status.num_trials,
         "num_ended": status.num_ended,
         "state": str(status.state),
         "is_active": status.state.is_active,
         "location": {key: status.location.get(key) for key in ("kind", "host", "address")},
-        "experiments": details,
+        "experiments": [
+            {**by_name.get(one.name, {}), **asdict(one), "num_ended": one.num_ended, "counts": dict(one.counts)}
+            for one in status.experiments
+        ],
     }
-    return {name: values[name] for name in SearchStatus.model_fields}
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return SearchStatus.model_validate(values, strict=True).model_dump()
 
 
 def _unreadable(search_id: str, reason: str) -> dict[str, Any]:
     status = JobStatus(search_id, JobState.UNKNOWN, reason, (), 0, {}, "", None, None)
-    return describe_status(status, []) | {"state": "unreadable", "requested_at": None}
+    return _describe_status(status, []) | {"state": "unreadable", "requested_at": None}
 
 
 def _unknown(search_id: str) -> RequestError:
