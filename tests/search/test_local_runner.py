@@ -135,6 +135,15 @@ class TestFailFast:
             run(experiment, output_dir=tmp_path / "out", fail_fast=True, **LOCAL)
 
 
+@pytest.fixture
+def default_interrupts():
+    """Handle Ctrl-C as in a terminal; the test processes of pytest-xdist ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_interrupts")
 class TestStop:
     @pytest.mark.parametrize("signals", [1, 2])
     def test_interrupted_search_resumes_to_the_results_of_an_undisturbed_one(self, tmp_path, monkeypatch, signals):
@@ -171,16 +180,18 @@ class TestStop:
 class TestDebugger:
     PROGRAM = "def train(config, report):\n    breakpoint()\n    report(1, {'loss': config['x']})\n"
 
-    def debug(self, tmp_path, commands):
+    def debug(self, tmp_path, commands, debugger=""):
         (tmp_path / "my_search.py").write_text(self.PROGRAM)
         flags = ["--set", "x=1,2", "--local", "--no-report", "--output-dir", "out"]
         return subprocess.run(
             [sys.executable, "-m", "tune_hpc.cli", "run", "my_search:train", *flags],
             cwd=tmp_path, input=commands, capture_output=True, text=True, timeout=60,
+            env=os.environ | {"PYTHONBREAKPOINT": debugger},
         )  # fmt: skip
 
-    def test_breakpoint_opens_the_debugger_on_the_terminal(self, tmp_path):
-        ended = self.debug(tmp_path, "p config\nc\nc\n")
+    @pytest.mark.parametrize("debugger", ["", "ray.util.rpdb.set_trace"])
+    def test_breakpoint_opens_the_debugger_on_the_terminal(self, tmp_path, debugger):
+        ended = self.debug(tmp_path, "p config\nc\nc\n", debugger)
         assert "(Pdb) {'x': 1}" in ended.stdout
         assert ended.returncode == 0, ended.stderr
         assert load(tmp_path / "out").counts() == {"finished": 2}

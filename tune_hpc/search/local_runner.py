@@ -50,11 +50,14 @@ class LocalRunner(Runner):
     def session(self) -> Iterator[None]:
         """Restore the number of threads after the block."""
         self.criteria.in_process = True
-        hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.options.gpus_per_trial == 0 else {}
+        variables = {"CUDA_VISIBLE_DEVICES": ""} if self.options.gpus_per_trial == 0 else {}
+        if os.environ.get("PYTHONBREAKPOINT", "").startswith("ray."):
+            # A Ray that ran in this process has replaced pdb by its remote debugger.
+            variables["PYTHONBREAKPOINT"] = ""
         torch = sys.modules.get("torch")
         num_threads = torch.get_num_threads() if torch else _num_cores()
         try:
-            with environment(**hidden):
+            with environment(**variables):
                 yield
         finally:
             if torch := sys.modules.get("torch"):
