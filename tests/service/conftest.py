@@ -18,7 +18,7 @@ from tune_hpc.jobs.job_folder import timestamp
 from tune_hpc.jobs.status import DriverState
 from tune_hpc.search.experiment import Experiment, Space
 from tune_hpc.service.app import create_app
-from tune_hpc.service.auth import AccessRules, Credentials, RateLimits, TokenBuckets
+from tune_hpc.service.auth import AccessRules, Credentials, TokenBuckets
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import summarise
 
@@ -128,21 +128,16 @@ class Service:
         return ExperimentFolder(folder.path)
 
 
-def generous_limits(**buckets):
-    """Return rate limits that no test meets, except the given ones."""
-    unlimited = {name: TokenBuckets(1e6, 1e6) for name in ("public", "reads", "changes")}
-    return RateLimits(**(unlimited | buckets))
-
-
-def serve(storage, launcher=None, token=TOKEN, limits=None, root_path="", revoked_file=None, **rules):
-    """Return a service of a storage; a failure is its response, and not an exception of the client."""
+def serve(storage, launcher=None, token=TOKEN, root_path="", revoked_file=None, **rules):
+    """Return a service of a storage without rate limits; a failure is a response, not an exception of the client."""
     launcher = launcher or StandInLauncher()
     if isinstance(storage, Path):
         storage.mkdir(mode=0o700, exist_ok=True)
     client = JobClient(storage, launcher)
     revoked_file = revoked_file or client.storage.root / f".revoked-{secrets.token_hex(4)}"
     credentials = Credentials(token, "a-key-for-tests-only", revoked_file) if token else None
-    rules = AccessRules(credentials, frozenset({"localhost", "127.0.0.1", "::1"}), limits or generous_limits(), **rules)
+    unlimited = {name: TokenBuckets(1e6, 1e6) for name in ("public", "reads", "changes")}
+    rules = AccessRules(credentials, frozenset({"localhost", "127.0.0.1", "::1"}), **(unlimited | rules))
     app = create_app(client, rules, REGISTERED, root_path=root_path)
     http = TestClient(app, "http://127.0.0.1", raise_server_exceptions=False, follow_redirects=False)
     if token:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces import exercise1_1stpart
-from tests.service.conftest import API, TOKEN, generous_limits, problem_of, serve
+from tests.service.conftest import API, TOKEN, problem_of, serve
 from tune_hpc import cli
 from tune_hpc.cli.serve import is_loopback, warn_of_cluster
 from tune_hpc.errors import FolderError
@@ -217,7 +217,7 @@ def test_huge_cookie_takes_no_time(browser):
 
 def stop_clock(service):
     """Let no guess flow into the buckets, however slow the machine is."""
-    service.rules.limits.unauthenticated._clock = lambda: 0.0
+    service.rules.unauthenticated._clock = lambda: 0.0
 
 
 def test_guesses_are_slow_and_find_nothing(tmp_path):
@@ -233,7 +233,7 @@ def test_guesses_are_slow_and_find_nothing(tmp_path):
     assert (response.status_code, int(response.headers["retry-after"]) >= 1) == (429, True)
     assert log_in(service).status_code == 429
     assert service.http.get("/health").status_code == 200
-    service.rules.limits.unauthenticated._levels.clear()
+    service.rules.unauthenticated._levels.clear()
     assert service.get("/searches", **right).status_code == 200
 
 
@@ -281,7 +281,7 @@ def test_connection_that_presented_the_token_is_not_limited(tmp_path, is_behind_
 
 
 def test_changes_and_previews_of_a_session_are_limited(tmp_path):
-    service = serve(tmp_path / "jobs", limits=generous_limits(changes=TokenBuckets(1e-9, 3)))
+    service = serve(tmp_path / "jobs", changes=TokenBuckets(1e-9, 3))
     statuses = [service.post("/searches/none/stop").status_code for _ in range(2)]
     statuses += [service.http.get("/new/line.random/preview").status_code for _ in range(2)]
     assert statuses == [404, 404, 200, 429]

@@ -70,7 +70,9 @@ def test_action_changes_the_search_or_shows_the_problem(service):
     assert answer.status_code == 409
     assert "is pending; stop it first" in text_of(answer.text)
     answer = service.http.post(f"/view/{search_id}/extend", data={"num_samples": "-1"}, headers=PAGE)
-    assert "num_samples: Input should be greater than or equal to 1; got '-1'" in text_of(answer.text).replace("&#39;", "'")
+    assert "num_samples: Input should be greater than or equal to 1; got '-1'" in text_of(answer.text).replace(
+        "&#39;", "'"
+    )
     assert service.http.post(f"/view/{search_id}/explode", headers=PAGE).status_code == 404
     assert service.http.post(f"/view/{search_id}/stop", headers=PAGE).status_code == 303
     assert service.http.get(f"/api/v1/searches/{search_id}").json()["state"] == "stopped"

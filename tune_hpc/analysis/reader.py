@@ -4,6 +4,7 @@ import os
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class ResultsSnapshot(Results):
         """Long form, one row per trial and step."""
         return self.histories.frame()
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         """Approximate memory in bytes."""
         return int(self.trials.memory_usage(deep=True).sum()) + self.histories.num_bytes

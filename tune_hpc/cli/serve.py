@@ -76,7 +76,7 @@ def _serve(flags: argparse.Namespace) -> int:
 
     try:
         from tune_hpc.service.app import create_app
-        from tune_hpc.service.auth import AccessRules, Credentials, RateLimits, TokenBuckets
+        from tune_hpc.service.auth import AccessRules, Credentials, TokenBuckets
         from tune_hpc.service.connection import listen, run_server
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _PACKAGES:
@@ -93,12 +93,10 @@ def _serve(flags: argparse.Namespace) -> int:
         )
     client = client_at(flags.address, storage.uri, shared_storage=flags.shared_storage)
     token_file = Path(flags.token_file) if flags.token_file else storage.root / TOKEN_FILE
-    limits = RateLimits(
-        reads=TokenBuckets(flags.reads_per_s, max(20, 2 * flags.reads_per_s)),
-        changes=TokenBuckets(flags.changes_per_s, max(20, 2 * flags.changes_per_s)),
-    )
     rules = AccessRules(
-        None if flags.no_token else Credentials.load(token_file), frozenset({*LOOPBACK, flags.host.lower()}), limits,
+        None if flags.no_token else Credentials.load(token_file), frozenset({*LOOPBACK, flags.host.lower()}),
+        TokenBuckets(flags.reads_per_s, max(20, 2 * flags.reads_per_s)),
+        TokenBuckets(flags.changes_per_s, max(20, 2 * flags.changes_per_s)),
         has_public_metrics=flags.public_metrics, is_behind_proxy=flags.behind_proxy is not None,
     )  # fmt: skip
     experiments = registered_experiments()

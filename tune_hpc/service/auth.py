@@ -89,16 +89,12 @@ class Credentials:
     """Token of a service, and sessions of browsers.
 
     A session cookie is a random id with a time stamp and a signature. Services with the same token file share sessions.
-
-    Args:
-        token: Token.
-        key: Key of the signatures.
-        revoked_file: File of revoked sessions: one id and the end of its validity per line.
     """
 
     def __init__(self, token: str, key: str, revoked_file: Path) -> None:
         self._digest = hashlib.sha256(token.encode()).digest()
         self._signer = TimestampSigner(key, salt=self._digest, digest_method=hashlib.sha256)
+        #: One id and the end of its validity per line.
         self._revoked_file = revoked_file
         self._revoked: dict[str, float] = {}
         self._revoked_stamp: tuple[int, int] | None = None
@@ -194,38 +190,27 @@ class TokenBuckets:
             self._levels.popitem(last=False)
 
 
-@dataclass
-class RateLimits:
-    """Rate limits of the service.
-
-    Attributes:
-        unauthenticated: Requests without valid credentials, by address.
-        public: Requests of public routes, by address.
-        reads: Read requests, by session or token.
-        changes: Requests that change something, by session or token.
-    """
-
-    unauthenticated: TokenBuckets = field(default_factory=lambda: TokenBuckets(5, 20))
-    public: TokenBuckets = field(default_factory=lambda: TokenBuckets(200, 400))
-    reads: TokenBuckets = field(default_factory=lambda: TokenBuckets(600, 1200))
-    changes: TokenBuckets = field(default_factory=lambda: TokenBuckets(5, 20))
-
-
 @dataclass(frozen=True)
 class AccessRules:
-    """Access rules of a service.
+    """Access rules and rate limits of a service.
 
     Attributes:
         credentials: Token and sessions; None: all processes of this machine have access.
         hosts: Host names of a service without a token.
-        limits: Rate limits.
+        reads: Limit of read requests, by session or token.
+        changes: Limit of requests that change something, by session or token.
+        public: Limit of requests of public routes, by address.
+        unauthenticated: Limit of requests without valid credentials, by address.
         has_public_metrics: Whether /metrics and /ready need no token.
         is_behind_proxy: Whether one connection may carry requests of several clients.
     """
 
     credentials: Credentials | None
     hosts: frozenset[str]
-    limits: RateLimits
+    reads: TokenBuckets
+    changes: TokenBuckets
+    public: TokenBuckets = field(default_factory=lambda: TokenBuckets(200, 400))
+    unauthenticated: TokenBuckets = field(default_factory=lambda: TokenBuckets(5, 20))
     has_public_metrics: bool = False
     is_behind_proxy: bool = False
 
@@ -252,14 +237,14 @@ class AuthMiddleware:
         await self.app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        headers, path, limits = Headers(scope=scope), route_path(scope), self._rules.limits
+        headers, path, rules = Headers(scope=scope), route_path(scope), self._rules
         is_change = scope["method"] not in _READS
-        credentials, context, address = self._rules.credentials, context_of(scope), client_address(scope)
+        credentials, context, address = rules.credentials, context_of(scope), client_address(scope)
         has_sent_token = False
         if credentials is None:
-            if _split(f"//{headers.get('host', '')}").hostname not in self._rules.hosts:
+            if _split(f"//{headers.get('host', '')}").hostname not in rules.hosts:
                 raise RequestError(
-                    f"a service without a token answers as {', '.join(sorted(self._rules.hosts))} only; got the host "
+                    f"a service without a token answers as {', '.join(sorted(rules.hosts))} only; got the host "
                     f"{headers.get('host', '')[:200]!r}: use one of these, or start the service with a token",
                     403,
                 )
@@ -268,7 +253,7 @@ class AuthMiddleware:
             if context.session_id:
                 context.user = f"session:{context.session_id[:8]}"
             else:
-                has_sent_token = self._check_token(scope, headers.get("authorization", ""))
+                has_sent_token = self._check_token(scope, credentials, headers.get("authorization", ""))
         if is_change and not has_sent_token and not self._is_same_origin(headers):
             raise RequestError(
                 "a change that a browser sends must come from the page of this service; this one came from "
@@ -277,35 +262,33 @@ class AuthMiddleware:
             )
         if context.user or credentials is None:
             is_costly = is_change or path.endswith("/preview")
-            buckets = limits.changes if is_costly else limits.reads
+            buckets = rules.changes if is_costly else rules.reads
             buckets.draw(context.session_id or context.user or address, "changes" if is_costly else "reads")
             if context.user and CONNECTION in scope.get("state", {}):
                 scope["state"][CONNECTION].setdefault("user", context.user)
 
-    def _check_token(self, scope: Scope, authorization: str) -> bool:
+    def _check_token(self, scope: Scope, credentials: Credentials, authorization: str) -> bool:
         """Return whether a request without a session has the token; public routes need none."""
-        credentials, limits = self._rules.credentials, self._rules.limits
-        assert credentials is not None
-        path, address, context = route_path(scope), client_address(scope), context_of(scope)
-        connection = {} if self._rules.is_behind_proxy else scope.get("state", {}).get(CONNECTION, {})
+        path, address, context, rules = route_path(scope), client_address(scope), context_of(scope), self._rules
+        connection = {} if rules.is_behind_proxy else scope.get("state", {}).get(CONNECTION, {})
         digest = hashlib.sha256(authorization.encode("utf-8", "replace")).digest()
         if authorization and hmac.compare_digest(connection.get("authorization", b""), digest):
             context.user = "token"
             return True
         is_login = path == "/login" and scope["method"] == "POST"
-        is_public = _is_public(path) or (self._rules.has_public_metrics and path in _METRICS)
+        is_public = _is_public(path) or (rules.has_public_metrics and path in _METRICS)
         if is_public and scope["method"] in _READS:
-            limits.public.draw(address, "requests")
+            rules.public.draw(address, "requests")
             if has_body(scope):
                 raise RequestError(f"a {scope['method']} of {path[:100]!r} has no body; send none", 413)
             return False
         # Before the comparison: while the bucket is empty, even the right token is rejected, so guesses find nothing.
-        limits.unauthenticated.draw(address, "requests without valid credentials")
+        rules.unauthenticated.draw(address, "requests without valid credentials")
         if is_login:
             return False
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() == "bearer" and credentials.is_token(token.strip()):
-            limits.unauthenticated.give_back(address)
+            rules.unauthenticated.give_back(address)
             connection["authorization"] = digest
             context.user = "token"
             return True

@@ -62,13 +62,9 @@ class ResponseCache:
         return result
 
     async def get(self, key: str, version: str, is_final: bool, make: Callable[[], CachedResponse]) -> CachedResponse:
-        """Return a response.
+        """Return the response to a request, from the cache if the version of its data, which was read before, is equal.
 
-        Args:
-            key: Route and parameters.
-            version: Version of the data, read before this call; a response of another version is not used.
-            is_final: Whether the data changes only with its version; otherwise responses expire after ``MAX_AGE_S``.
-            make: Function that computes the response.
+        Responses expire after ``MAX_AGE_S`` unless the data changes only with its version (``is_final``).
         """
         entry = self._entries.get(key)
         if entry and entry[0] == version and (is_final or time.monotonic() - entry[1] < MAX_AGE_S):
@@ -99,32 +95,27 @@ def _weight(key: str, response: CachedResponse) -> int:
     return len(key) + len(response.body) + 500
 
 
-@dataclass
-class _Entry:
-    reader: ResultsReader
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    results: ResultsSnapshot | None = None
-    num_bytes: int = 0
-
-
 class ResultsCache:
     """LRU cache of incremental readers of experiment folders."""
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._entries: OrderedDict[str, tuple[ResultsReader, threading.Lock]] = OrderedDict()
+        self._num_bytes: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def read(self, folder: ExperimentFolder) -> ResultsSnapshot:
         """Return the current results of an experiment."""
         key = str(folder.path)
         with self._lock:
-            entry = self._entries.setdefault(key, _Entry(ResultsReader(folder)))
+            reader, lock = self._entries.setdefault(key, (ResultsReader(folder), threading.Lock()))
             self._entries.move_to_end(key)
-        with entry.lock:
-            results = entry.reader.results()
-            if results is not entry.results:
-                entry.results, entry.num_bytes = results, results.num_bytes
+        with lock:
+            results = reader.results()
+            num_bytes = results.num_bytes
         with self._lock:
-            while len(self._entries) > 1 and sum(one.num_bytes for one in self._entries.values()) > MAX_RESULT_BYTES:
+            self._num_bytes[key] = num_bytes
+            while (
+                len(self._entries) > 1 and sum(self._num_bytes.get(one, 0) for one in self._entries) > MAX_RESULT_BYTES
+            ):
                 self._entries.popitem(last=False)
         return results

@@ -233,7 +233,7 @@ def login_routes(rules: AccessRules, templates: Templates) -> APIRouter:
             context_of(request.scope).is_login_rejected = True
             problem = "The token is wrong. The service prints the name of its token file when it starts."
             return templates.page("login.html", 401, target=target, problem=problem)
-        rules.limits.unauthenticated.give_back(client_address(request.scope))
+        rules.unauthenticated.give_back(client_address(request.scope))
         cookie = credentials.new_session()
         context_of(request.scope).user = f"session:{cookie[:8]}"
         response = RedirectResponse(target, 303)

@@ -19,26 +19,18 @@ from tune_hpc.analysis.reader import ResultsSnapshot
 from tune_hpc.errors import RequestError
 from tune_hpc.jobs.job_folder import JobFolder
 from tune_hpc.report.chart_data import CurveList, ResponseCurve, learning_curves, response_curve
+from tune_hpc.service import schemas
 from tune_hpc.service.cache import CachedResponse
 from tune_hpc.service.middleware import REPORT_POLICY
 from tune_hpc.service.problems import READ_ERRORS, TooManyRequestsError, problem_docs, to_json
-from tune_hpc.service.schemas import (
-    CurvesQuery,
-    HistoryList,
-    HistoryQuery,
-    LogQuery,
-    ResponseQuery,
-    TrialList,
-    TrialLogQuery,
-    TrialsQuery,
-    next_link,
-)
 from tune_hpc.service.services import SearchSnapshot, Services
 
 #: Downloads of whole frames at a time, and seconds that another one waits.
 MAX_DOWNLOADS, DOWNLOAD_WAIT_S = 4, 10.0
 _CHUNK_BYTES = 65536
 _ERRORS = problem_docs(*READ_ERRORS)
+_FILES = {MEDIA_TYPES[kind]: {"schema": {"type": "string", "format": "binary"}} for kind in ("csv", "parquet")}
+_FRAME: dict[int | str, dict[str, Any]] = {200: {"content": _FILES}, **_ERRORS}
 _TEXT: dict[str, Any] = {
     "response_class": Response,
     "responses": {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **_ERRORS},
@@ -51,7 +43,11 @@ def result_routes(services: Services) -> APIRouter:
     slots = asyncio.Semaphore(MAX_DOWNLOADS)
 
     async def respond_with_rows(
-        request: Request, search_id: str, query: TrialsQuery, name: str, read: Callable[[ResultsSnapshot], pd.DataFrame]
+        request: Request,
+        search_id: str,
+        query: schemas.TrialsQuery,
+        name: str,
+        read: Callable[[ResultsSnapshot], pd.DataFrame],
     ) -> Response:
         frame_query = query.frame_query()
 
@@ -63,7 +59,7 @@ def result_routes(services: Services) -> APIRouter:
             columns = [str(column) for column in page.columns]
             rows = {"total": total, "offset": query.offset, "columns": columns, name: records(page)}
             end = query.offset + len(page)
-            link = next_link(request, query, offset=end) if len(page) and end < total else {}
+            link = schemas.next_link(request, query, offset=end) if len(page) and end < total else {}
             return CachedResponse(to_json(rows), headers=link)
 
         if query.format == "json":
@@ -71,13 +67,29 @@ def result_routes(services: Services) -> APIRouter:
         snapshot = await services.snapshot(search_id)
         return _Download(slots, lambda: read_page(snapshot), query.format, f"{search_id}-{name}.{query.format}")
 
-    @router.get("/trials", operation_id="listTrials", response_model=TrialList, responses=_frame_docs())
-    async def list_trials(request: Request, search_id: str, query: Annotated[TrialsQuery, Query()]) -> Response:
+    async def respond_with_chart(
+        search_id: str, query: schemas.ExperimentQuery, make: Callable[[ResultsSnapshot], CurveList | ResponseCurve]
+    ) -> Response:
+        def chart(snapshot: SearchSnapshot) -> CachedResponse:
+            return CachedResponse(to_json(asdict(make(services.results(snapshot.folder, query.experiment)))))
+
+        return await services.respond(search_id, f"{type(query).__name__} {query.model_dump_json()}", chart)
+
+    async def respond_with_text(search_id: str, key: str, read: Callable[[SearchSnapshot], str]) -> Response:
+        def text(snapshot: SearchSnapshot) -> CachedResponse:
+            return CachedResponse(read(snapshot).encode("utf-8", "replace"), "text/plain; charset=utf-8")
+
+        return await services.respond(search_id, f"log {key}", text)
+
+    @router.get("/trials", operation_id="listTrials", response_model=schemas.TrialList, responses=_FRAME)
+    async def list_trials(request: Request, search_id: str, query: Annotated[schemas.TrialsQuery, Query()]) -> Response:
         """Return trials, one row each, as JSON, CSV or Parquet."""
         return await respond_with_rows(request, search_id, query, "trials", lambda results: results.trials)
 
-    @router.get("/history", operation_id="listHistory", response_model=HistoryList, responses=_frame_docs())
-    async def list_history(request: Request, search_id: str, query: Annotated[HistoryQuery, Query()]) -> Response:
+    @router.get("/history", operation_id="listHistory", response_model=schemas.HistoryList, responses=_FRAME)
+    async def list_history(
+        request: Request, search_id: str, query: Annotated[schemas.HistoryQuery, Query()]
+    ) -> Response:
         """Return the metrics of trials, one row per trial and step, as JSON, CSV or Parquet."""
         trials = split_names(query.trial)
 
@@ -88,43 +100,32 @@ def result_routes(services: Services) -> APIRouter:
         return await respond_with_rows(request, search_id, query, "history", read)
 
     @router.get("/curves", operation_id="readCurves", response_model=CurveList, responses=_ERRORS)
-    async def read_curves(search_id: str, query: Annotated[CurvesQuery, Query()]) -> Response:
+    async def read_curves(search_id: str, query: Annotated[schemas.CurvesQuery, Query()]) -> Response:
         """Return learning curves of running trials and of the best ones, downsampled for a chart."""
-
-        def make(snapshot: SearchSnapshot) -> CachedResponse:
-            results = services.results(snapshot.folder, query.experiment)
-            limits = query.max_curves, query.max_points
-            return CachedResponse(to_json(asdict(learning_curves(results, query.metric, query.filter, *limits))))
-
-        return await services.respond(search_id, f"curves {query.model_dump_json()}", make)
+        selection = query.metric, query.filter, query.max_curves, query.max_points
+        return await respond_with_chart(search_id, query, lambda results: learning_curves(results, *selection))
 
     @router.get("/response", operation_id="readResponseCurve", response_model=ResponseCurve, responses=_ERRORS)
-    async def read_response(search_id: str, query: Annotated[ResponseQuery, Query()]) -> Response:
+    async def read_response(search_id: str, query: Annotated[schemas.ResponseQuery, Query()]) -> Response:
         """Return a metric of ended trials as a function of a parameter, averaged over seeds."""
-
-        def make(snapshot: SearchSnapshot) -> CachedResponse:
-            results = services.results(snapshot.folder, query.experiment)
-            return CachedResponse(to_json(asdict(response_curve(results, query.metric, query.parameter))))
-
-        return await services.respond(search_id, f"response {query.model_dump_json()}", make)
+        selection = query.metric, query.parameter
+        return await respond_with_chart(search_id, query, lambda results: response_curve(results, *selection))
 
     @router.get("/trials/{trial_id}/log", operation_id="readTrialLog", **_TEXT)
-    async def read_trial_log(search_id: str, trial_id: str, query: Annotated[TrialLogQuery, Query()]) -> Response:
+    async def read_trial_log(
+        search_id: str, trial_id: str, query: Annotated[schemas.TrialLogQuery, Query()]
+    ) -> Response:
         """Return the tail of the output of a trial, with its traceback."""
-
-        def make(snapshot: SearchSnapshot) -> CachedResponse:
-            return _text(trial_log(services, snapshot, trial_id, query.experiment, query.bytes))
-
-        return await services.respond(search_id, f"log {trial_id} {query.model_dump_json()}", make)
+        selection = trial_id, query.experiment, query.bytes
+        key = f"{trial_id} {query.model_dump_json()}"
+        return await respond_with_text(search_id, key, lambda snapshot: trial_log(services, snapshot, *selection))
 
     @router.get("/log", operation_id="readLog", **_TEXT)
-    async def read_log(search_id: str, query: Annotated[LogQuery, Query()]) -> Response:
+    async def read_log(search_id: str, query: Annotated[schemas.LogQuery, Query()]) -> Response:
         """Return the tail of the output of the drivers."""
-
-        def make(snapshot: SearchSnapshot) -> CachedResponse:
-            return _text(read_tail(snapshot.folder, snapshot.folder.output, query.bytes))
-
-        return await services.respond(search_id, f"log {query.bytes}", make)
+        return await respond_with_text(
+            search_id, str(query.bytes), lambda found: _read_tail(found.folder, found.folder.output, query.bytes)
+        )
 
     html: dict[int | str, Any] = {200: {"content": {"text/html": {"schema": {"type": "string"}}}}}
 
@@ -195,7 +196,7 @@ def report_hint(snapshot: SearchSnapshot) -> str:
     return f"the search ended without one; tune-hpc report {snapshot.folder.uri} writes it"
 
 
-def read_tail(job: JobFolder, path: Path, max_bytes: int) -> str:
+def _read_tail(job: JobFolder, path: Path, max_bytes: int) -> str:
     """Return the tail of a text file of a job from the beginning of a line; empty if there is no such file."""
     try:
         with job.storage.open_no_follow(path) as file:
@@ -220,7 +221,7 @@ def trial_log(
     path = folder.log(trial_id)
     if path.parent != folder.logs:
         raise RequestError(f"{trial_id[:200]!r} is not the id of a trial", 404)
-    return read_tail(snapshot.folder, path, max_bytes)
+    return _read_tail(snapshot.folder, path, max_bytes)
 
 
 def _check_trials(results: ResultsSnapshot, trials: tuple[str, ...]) -> None:
@@ -229,13 +230,3 @@ def _check_trials(results: ResultsSnapshot, trials: tuple[str, ...]) -> None:
             raise RequestError(
                 f"{results.name} has no trial {trial_id!r} yet; /trials lists those that have begun", 404
             )
-
-
-def _frame_docs() -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI description of the responses with a frame."""
-    files = {MEDIA_TYPES[kind]: {"schema": {"type": "string", "format": "binary"}} for kind in ("csv", "parquet")}
-    return {200: {"content": files}, **_ERRORS}
-
-
-def _text(content: str) -> CachedResponse:
-    return CachedResponse(content.encode("utf-8", "replace"), "text/plain; charset=utf-8")
