@@ -27,24 +27,17 @@ Form = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Field:
-    """Parameter in the form.
-
-    Attributes:
-        name: Name of the parameter.
-        kind: ``boxes`` (words with checkboxes), ``text``, or ``cases`` (a text for each condition).
-        text: Values.
-        boxes: Words, and whether they are checked.
-        help: Valid values.
-        varies: Whether the parameter has several values.
-        cases: Name of the input, condition, and values of each case.
-    """
+    """Parameter in the form."""
 
     name: str
+    #: ``boxes`` (words with checkboxes), ``text``, or ``cases`` (a text for each condition).
     kind: str
     text: str
+    #: Words, and whether they are checked.
     boxes: tuple[tuple[str, bool], ...]
     help: str
     varies: bool
+    #: Name of the input, condition, and values of each case.
     cases: tuple[tuple[str, str, str], ...] = ()
 
 
@@ -72,12 +65,7 @@ def _field(experiment: Experiment, name: str, form: Form) -> Field:
 
 
 def read_form(experiment: Experiment, form: Form) -> SearchRequest:
-    """Return the request of a form; it contains only changes to the experiment.
-
-    Raises:
-        RequestError: A field has an invalid value.
-        InvalidSpaceError: The values of a parameter cannot be parsed.
-    """
+    """Return the request of a form, with the changes to the experiment only, or raise the error of a field."""
     options = {one.name: text for one in (*OVERRIDES, *RUN_OPTIONS) if (text := _text(form, one.name))}
     changes = {"space": experiment.name, "quick": "quick" in form, "set": _changes(experiment, form)}
     return read_fields(SearchRequest, options | changes)

@@ -26,18 +26,13 @@ MAX_BODY_BYTES = 256 * 1024
 BODY_TIMEOUT_S = 15.0
 _METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-#: Requests in the audit log: method, path, action; a path may name the search.
-_AUDITED = [
-    (method, re.compile(path), action)
-    for method, path, action in (
-        ("POST", r"/api/v1/searches|/new/[^/]+", "start"),
-        ("POST", r"/api/v1/searches/(?P<search>[^/]+)/(?P<action>stop|resume|extend)", ""),
-        ("POST", r"/view/(?P<search>[^/]+)/(?P<action>stop|resume|extend|delete)", ""),
-        ("DELETE", r"/api/v1/searches/(?P<search>[^/]+)", "delete"),
-        ("POST", r"/login", "login"),
-        ("POST", r"/logout", "logout"),
-    )
-]
+#: Requests in the audit log, and their actions, unless the path names the action; a path may name the search.
+_AUDITED = {
+    re.compile(r"POST (/api/v1/searches|/new/[^/]+)"): "start",
+    re.compile(r"POST (/api/v1/searches|/view)/(?P<search>[^/]+)/(?P<action>stop|resume|extend|delete)"): "",
+    re.compile(r"DELETE /api/v1/searches/(?P<search>[^/]+)"): "delete",
+    re.compile(r"POST /(?P<action>login|logout)"): "",
+}
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -151,8 +146,8 @@ class RequestMiddleware:
 def _audit(scope: Scope, path: str, context: RequestContext, status: int, search: str) -> None:
     """Write a line to the audit log for a change, a login or a logout."""
     action, is_guess = "", context.is_login_rejected and status != 429
-    for method, pattern, name in _AUDITED:
-        if scope["method"] == method and (match := pattern.fullmatch(path)):
+    for pattern, name in _AUDITED.items():
+        if match := pattern.fullmatch(f"{scope['method']} {path}"):
             parts = match.groupdict()
             action = name or parts["action"]
             search = parts.get("search", search if action == "start" else "")

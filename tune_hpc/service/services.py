@@ -51,19 +51,14 @@ _CHANGES: Mapping[type[Body], Callable[..., object]] = {
 
 @dataclass(frozen=True)
 class SearchSnapshot:
-    """State of a search at one time.
-
-    Attributes:
-        folder: Job folder.
-        version: Version of all files if the state is final, else of the attempts. It is read before the status, so the
-            status is never older than the version.
-        status: Status, as in responses.
-        moment: Time of the read, by the monotonic clock.
-    """
+    """State of a search at one time."""
 
     folder: JobFolder
+    #: Version of all files if the state is final, else of the attempts. It is read before the status, so the status is
+    #: never older than the version.
     version: str
     status: Mapping[str, Any]
+    #: Time of the read, by the monotonic clock.
     moment: float
 
     @property
@@ -78,11 +73,7 @@ class SearchSnapshot:
 
 
 class Registry:
-    """Experiments that requests may start, by name.
-
-    Raises:
-        InvalidExperimentError: Two experiments have the same name.
-    """
+    """Experiments that requests may start, by name."""
 
     def __init__(self, experiments: Iterable[Experiment]) -> None:
         self._by_name: dict[str, Experiment] = {}
@@ -101,14 +92,7 @@ class Registry:
         return self._by_name[name]
 
     def build_experiment(self, request: SearchRequest) -> Experiment:
-        """Return the experiment of a request.
-
-        Raises:
-            UnknownNameError: No registered experiment has the name.
-            InvalidSpaceError: A parameter does not allow a value.
-            InvalidExperimentError: Fields of the request contradict each other.
-            RequestError: The search has too many configurations for a request.
-        """
+        """Return the experiment of a request, or raise the error of a field."""
         experiment = self[request.space]
         keys = experiment.space.value_keys
         if request.quick:
@@ -161,7 +145,7 @@ def _check_size(plain: Mapping[str, Any]) -> None:
 
 
 class Services:
-    """Shared services of the routes."""
+    """Client of the jobs, registered experiments and caches, shared by all routes."""
 
     def __init__(self, client: JobClient, registry: Registry) -> None:
         self.client = client
@@ -189,11 +173,7 @@ class Services:
         return number, statuses
 
     async def respond(self, search_id: str, key: str, make: Callable[[SearchSnapshot], CachedResponse]) -> Response:
-        """Return a response about a search, from the cache if the search has not changed.
-
-        Raises:
-            RequestError: The storage has no such search, or ``make`` rejects the request.
-        """
+        """Return a response about a search, from the cache if the search has not changed."""
         snapshot = await self.snapshot(search_id)
         response = await self.cache.get(
             f"{key} {search_id}", snapshot.version, snapshot.is_final, lambda: make(snapshot)
@@ -201,12 +181,7 @@ class Services:
         return response.response()
 
     def results(self, folder: JobFolder, experiment: str | None) -> ResultsSnapshot:
-        """Return the current results of an experiment.
-
-        Raises:
-            RequestError: There is no such experiment, or the name of one of several is missing.
-            FolderError: A file cannot be read.
-        """
+        """Return the current results of an experiment; the name may be None if the search has one experiment."""
         by_name = {plain["name"]: plain for plain in folder.read()["experiments"]}
         if experiment is None and len(by_name) > 1:
             raise RequestError(
