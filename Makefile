@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast coverage check format docs bench clean help
+.PHONY: demo test test-all test-fast coverage check format docs bench clean help
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -12,14 +12,20 @@ help:           ## list the targets
 demo: $(INSTALLED)      ## all exercises at quick size, with a report
 	$(BIN)/tune-hpc run all --quick --output-dir runs/demo --overwrite
 
-test: $(INSTALLED)      ## every test
-	$(BIN)/python -m pytest -n 2
+test: $(INSTALLED)      ## every test but the slow ones
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: test          ## every test; the slow ones take minutes, or need Slurm, a browser, a full disk or S3
+	$(BIN)/python -m pytest -n 2 -m slow
 
 test-fast: $(INSTALLED) ## tests without Ray
 	$(BIN)/python -m pytest -m "not ray and not slow"
 
-coverage: $(INSTALLED)  ## every test, with the coverage of lines
-	$(BIN)/coverage run --source tune_hpc --parallel-mode -m pytest
+coverage: export COVERAGE_FILE = $(CURDIR)/build/coverage/data
+coverage: $(INSTALLED)  ## every test, with the coverage of all its processes
+	rm -rf build/coverage && mkdir -p build/coverage
+	printf 'import coverage\ncoverage.process_startup()\n' > build/coverage/sitecustomize.py
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml PYTHONPATH=$(CURDIR)/build/coverage $(BIN)/python -m pytest -n 2
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered
 
