@@ -20,7 +20,7 @@ from tune_hpc.search.options import (
     update_page,
 )
 from tune_hpc.search.space.space import Space
-from tune_hpc.service.forms import OVERRIDES, RUN_OPTIONS
+from tune_hpc.service.experiments import OVERRIDES, RUN_OPTIONS
 from tune_hpc.service.schemas import ExtendRequest, ResumeRequest, SearchRequest, _options_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "options.md"

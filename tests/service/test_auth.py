@@ -18,7 +18,7 @@ from tune_hpc import cli
 from tune_hpc.cli.serve import is_loopback, warn_of_cluster
 from tune_hpc.errors import FolderError
 from tune_hpc.jobs.client import Client, LocalClient
-from tune_hpc.service import auth
+from tune_hpc.service import auth, middleware
 from tune_hpc.service.auth import Credentials, TokenBuckets, read_or_create_secret
 from tune_hpc.service.connection import CONNECTION
 
@@ -290,7 +290,7 @@ def test_changes_and_previews_of_a_session_are_limited(tmp_path):
 
 
 def test_bucket_refills_and_only_recent_keys_are_remembered(monkeypatch):
-    monkeypatch.setattr(auth, "MAX_KEYS", 2)
+    monkeypatch.setattr(middleware, "MAX_KEYS", 2)
     now = [0.0]
     buckets = TokenBuckets(2, 1, lambda: now[0])
     assert buckets.take("a") == 0

@@ -7,8 +7,8 @@ import pytest
 from search_spaces import exercise3
 from tests.service.conftest import RANDOM, REGISTERED
 from tune_hpc.errors import TuneHpcError
-from tune_hpc.service import forms
-from tune_hpc.service.services import Registry
+from tune_hpc.service import experiments
+from tune_hpc.service.experiments import Registry
 
 PAGE = {"Accept": "text/html", "Origin": "http://127.0.0.1"}
 
@@ -135,7 +135,7 @@ def test_unchanged_form_requests_the_registered_experiment(service, experiment):
     for name, value in re.findall(r'<input [^>]*name="([^"]+)"[^>]*?value="([^"]*)"', page):
         form.setdefault(name.replace("&amp;", "&"), []).append(value.replace("&#39;", "'"))
     form.pop("quick")
-    request = forms.read_form(experiment, form)
+    request = experiments.read_form(experiment, form)
     assert request.set == {}
     assert Registry(REGISTERED).build_experiment(request) == experiment
 
@@ -186,17 +186,17 @@ def test_form_with_an_error_returns_with_its_values_and_the_problem(service, for
 
 def test_each_case_of_a_condition_can_be_changed():
     space = exercise3.open.space
-    (field,) = [one for one in forms.fields(exercise3.open, {}) if one.name == "learning_rate"]
+    (field,) = [one for one in experiments.fields(exercise3.open, {}) if one.name == "learning_rate"]
     assert [(where, text) for _, where, text in field.cases] == [
         ("where optimizer is adam", "loguniform(0.0003, 0.005)"),
         ("where optimizer is rmsprop", "loguniform(0.0001, 0.003)"),
         ("elsewhere", "loguniform(0.01, 0.2)"),
     ]
-    unchanged = {key: [text] for one in forms.fields(exercise3.open, {}) for key, _, text in one.cases}
-    ticked = {f"c.{one.name}": [word for word, _ in one.boxes] for one in forms.fields(exercise3.open, {})}
-    assert forms.read_form(exercise3.open, {**ticked, **unchanged}).set == {}
+    unchanged = {key: [text] for one in experiments.fields(exercise3.open, {}) for key, _, text in one.cases}
+    ticked = {f"c.{one.name}": [word for word, _ in one.boxes] for one in experiments.fields(exercise3.open, {})}
+    assert experiments.read_form(exercise3.open, {**ticked, **unchanged}).set == {}
     changed = {**ticked, **unchanged, field.cases[1][0]: ["0.001, 0.002"], field.cases[2][0]: [""]}
-    request = forms.read_form(exercise3.open, changed)
+    request = experiments.read_form(exercise3.open, changed)
     before = space.to_json()["learning_rate"]["cases"]
     assert request.set == {
         "learning_rate": {"cases": [before[0], {**before[1], "value": {"choice": [0.001, 0.002]}}, before[2]]}
@@ -208,9 +208,9 @@ def test_each_case_of_a_condition_can_be_changed():
     )
     with pytest.raises(TuneHpcError, match="learning_rate must be a number above 0; got -1"):
         Registry([exercise3.open]).build_experiment(
-            forms.read_form(exercise3.open, {**changed, field.cases[0][0]: ["-1"]})
+            experiments.read_form(exercise3.open, {**changed, field.cases[0][0]: ["-1"]})
         )
-    (again,) = [one for one in forms.fields(exercise3.open, changed) if one.name == "learning_rate"]
+    (again,) = [one for one in experiments.fields(exercise3.open, changed) if one.name == "learning_rate"]
     assert [text for _, _, text in again.cases][1:] == ["0.001, 0.002", "loguniform(0.01, 0.2)"]
 
 
@@ -237,4 +237,4 @@ def test_every_file_of_a_page_exists(service):
 def test_text_of_a_form_is_never_evaluated():
     for text in ("choice(os.system)", "lambda: 1", "{'choice': [1]}", "eval(1)"):
         with pytest.raises(TuneHpcError):
-            Registry(REGISTERED).build_experiment(forms.read_form(RANDOM, {"p.learning_rate": [text]}))
+            Registry(REGISTERED).build_experiment(experiments.read_form(RANDOM, {"p.learning_rate": [text]}))

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.service.processes import Process, serving, wait_until
-from tune_hpc.service.result_routes import MAX_DOWNLOADS
+from tune_hpc.service.routes import MAX_DOWNLOADS
 
 MODULE = """
 import time

@@ -16,7 +16,7 @@ import pytest
 
 from tests.service.conftest import API, problem_of
 from tune_hpc.cli import main
-from tune_hpc.service import cache, result_routes
+from tune_hpc.service import routes, services
 
 
 @pytest.mark.parametrize("is_running", [True, False])
@@ -130,13 +130,13 @@ def test_client_that_sees_finished_reads_every_row(service, _):
 
 def test_concurrent_readers_cause_one_computation(service, search_id, monkeypatch):
     service.drive(search_id, "finished")
-    computed, select = [], result_routes.select
+    computed, select = [], routes.select
 
     def count(*arguments):
         computed.append(1)
         return select(*arguments)
 
-    monkeypatch.setattr(result_routes, "select", count)
+    monkeypatch.setattr(routes, "select", count)
     with ThreadPoolExecutor(20) as threads:
         responses = list(threads.map(lambda _: service.get(f"/searches/{search_id}/trials"), range(60)))
     assert {response.status_code for response in responses} == {200}
@@ -145,7 +145,7 @@ def test_concurrent_readers_cause_one_computation(service, search_id, monkeypatc
 
 def test_cache_is_bounded_by_bytes_whatever_clients_send(service, monkeypatch):
     """Requests that all differ do not fill the memory."""
-    monkeypatch.setattr(cache, "MAX_RESPONSE_BYTES", 20_000)
+    monkeypatch.setattr(services, "MAX_RESPONSE_BYTES", 20_000)
     search_id = service.start()
     service.write_results(search_id)
     for number in range(60):
@@ -156,8 +156,8 @@ def test_cache_is_bounded_by_bytes_whatever_clients_send(service, monkeypatch):
 
 
 def test_results_cache_is_bounded_by_bytes(service, monkeypatch):
-    monkeypatch.setattr(cache, "MAX_RESULT_BYTES", 1)
-    readers = cache.ResultsCache()
+    monkeypatch.setattr(services, "MAX_RESULT_BYTES", 1)
+    readers = services.ResultsCache()
     for _ in range(3):
         search_id = service.start()
         assert len(readers.read(service.write_results(search_id)).trials) == 3
@@ -167,7 +167,7 @@ def test_results_cache_is_bounded_by_bytes(service, monkeypatch):
 def test_csv_of_a_large_history_is_not_built_in_memory(service):
     """The rows of a file are converted while it is sent."""
     df = pd.DataFrame({"step": np.arange(800_000), "train_loss": 0.5})
-    sizes = [len(chunk) for chunk in itertools.islice(result_routes.csv_chunks(df), 3)]
+    sizes = [len(chunk) for chunk in itertools.islice(routes.csv_chunks(df), 3)]
     assert max(sizes) < 1e6
     search_id = service.start()
     service.write_results(search_id)
@@ -176,7 +176,7 @@ def test_csv_of_a_large_history_is_not_built_in_memory(service):
 
 
 def test_downloads_are_limited_in_number(service, search_id, monkeypatch):
-    monkeypatch.setattr(result_routes, "DOWNLOAD_WAIT_S", 0.1)
+    monkeypatch.setattr(routes, "DOWNLOAD_WAIT_S", 0.1)
     started, end = threading.Semaphore(0), threading.Event()
 
     def wait(df):
@@ -184,10 +184,10 @@ def test_downloads_are_limited_in_number(service, search_id, monkeypatch):
         end.wait(20)
         yield b"rows"
 
-    monkeypatch.setattr(result_routes, "csv_chunks", wait)
+    monkeypatch.setattr(routes, "csv_chunks", wait)
     path = f"/searches/{search_id}/trials?format=csv"
     with ThreadPoolExecutor(4) as threads:
-        downloads = [threads.submit(service.get, path) for _ in range(result_routes.MAX_DOWNLOADS)]
+        downloads = [threads.submit(service.get, path) for _ in range(routes.MAX_DOWNLOADS)]
         for _ in downloads:
             started.acquire(timeout=20)
         refused = service.get(path)

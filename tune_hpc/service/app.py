@@ -20,9 +20,10 @@ from starlette.staticfiles import StaticFiles
 from tune_hpc.errors import FolderError, RequestError, TuneHpcError
 from tune_hpc.jobs.client import JobClient
 from tune_hpc.search.experiment import Experiment
-from tune_hpc.service.auth import AccessRules, AuthMiddleware
+from tune_hpc.service.auth import AccessRules, AuthMiddleware, login_routes
+from tune_hpc.service.experiments import Registry
 from tune_hpc.service.middleware import BodyLimitMiddleware, ETagMiddleware, Metrics, RequestMiddleware
-from tune_hpc.service.pages import login_routes, page_routes
+from tune_hpc.service.pages import page_routes
 from tune_hpc.service.problems import (
     PROBLEM_TYPES,
     READ_ERRORS,
@@ -30,14 +31,13 @@ from tune_hpc.service.problems import (
     AsciiJsonResponse,
     Problem,
     ProblemRenderer,
+    Templates,
     problem_docs,
     route_path,
 )
-from tune_hpc.service.result_routes import result_routes
+from tune_hpc.service.routes import result_routes, search_routes
 from tune_hpc.service.schemas import Health, SpaceDetail, SpaceList
-from tune_hpc.service.search_routes import search_routes
-from tune_hpc.service.services import CLUSTER_TIMEOUT_S, Registry, Services
-from tune_hpc.service.templates import Templates
+from tune_hpc.service.services import CLUSTER_TIMEOUT_S, Services
 
 STATIC = Path(str(files("tune_hpc.service"))) / "static"
 GZIP_MIN_BYTES = 2000

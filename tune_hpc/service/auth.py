@@ -1,4 +1,4 @@
-"""Bearer-token and session authentication, rate limits, checks of origin and host.
+"""Bearer-token and session authentication, login, checks of origin and host.
 
 A client sends the token with each request (``Authorization: Bearer``). A browser sends it once and gets a session
 cookie. A request without valid credentials draws from a rate limit before the comparison, so that guesses are slow.
@@ -11,13 +11,12 @@ import re
 import secrets
 import stat
 import time
-from collections import OrderedDict
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, urlsplit
 
+from fastapi import APIRouter, Request
 from itsdangerous import BadSignature, TimestampSigner
 from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse, Response
@@ -25,18 +24,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tune_hpc.errors import FolderError, RequestError, TuneHpcError
 from tune_hpc.service.connection import CONNECTION
-from tune_hpc.service.problems import (
-    ProblemRenderer,
-    TooManyRequestsError,
-    client_address,
-    context_of,
-    has_body,
-    route_path,
-)
+from tune_hpc.service.middleware import TokenBuckets
+from tune_hpc.service.problems import ProblemRenderer, Templates, client_address, context_of, has_body, route_path
 
 SESSION_S = 12 * 3600
-#: Maximum number of token buckets; the least recently used one is dropped.
-MAX_KEYS = 10_000
 _MIN_TOKEN_LENGTH = 16
 _PUBLIC = frozenset({"/health", "/login", "/favicon.ico", "/api/v1/openapi.json"})
 _READS = ("GET", "OPTIONS")
@@ -152,42 +143,6 @@ class Credentials:
         except OSError as error:
             raise FolderError(f"{self._revoked_file} cannot be read: {error.strerror}; check the storage") from error
         return self._revoked
-
-
-class TokenBuckets:
-    """Token buckets, one for each key."""
-
-    def __init__(self, per_s: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.per_s = per_s
-        self.burst = burst
-        self._clock = clock
-        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def take(self, key: str) -> float:
-        """Take a token; return 0, or the seconds until a token is available."""
-        level = self._level(key)
-        self._store(key, level - 1 if level >= 1 else level)
-        return 0.0 if level >= 1 else (1 - level) / self.per_s
-
-    def draw(self, key: str, what: str) -> None:
-        """Take a token."""
-        if wait_s := self.take(key):
-            text = f"at most {self.per_s:g} {what} a second are allowed; wait {wait_s:.1f} s"
-            raise TooManyRequestsError(text, wait_s)
-
-    def give_back(self, key: str) -> None:
-        """Return a token."""
-        self._store(key, min(self.burst, self._level(key) + 1))
-
-    def _level(self, key: str) -> float:
-        level, moment = self._levels.get(key, (self.burst, self._clock()))
-        return min(self.burst, level + (self._clock() - moment) * self.per_s)
-
-    def _store(self, key: str, level: float) -> None:
-        self._levels[key] = level, self._clock()
-        self._levels.move_to_end(key)
-        if len(self._levels) > MAX_KEYS:
-            self._levels.popitem(last=False)
 
 
 @dataclass(frozen=True)
@@ -333,3 +288,63 @@ def _split(url: str) -> SplitResult:
         return urlsplit(url)
     except ValueError:
         return urlsplit("")
+
+
+def login_routes(rules: AccessRules, templates: Templates) -> APIRouter:
+    """Return the routes of login and logout."""
+    router = APIRouter(include_in_schema=False)
+    credentials = rules.credentials
+
+    @router.get("/login")
+    async def read_login(request: Request, next: str = "/") -> Response:
+        root = request.scope["root_path"]
+        if credentials is None:
+            return RedirectResponse(f"{root}/", 303)
+        return templates.page("login.html", target=_local_target(next, root), problem="")
+
+    @router.post("/login")
+    async def log_in(request: Request) -> Response:
+        """Start a session for a browser that sends the token."""
+        root = request.scope["root_path"]
+        try:
+            form = parse_qs((await request.body()).decode("utf-8"), max_num_fields=10)
+        except ValueError:
+            form = {}
+        target = _local_target(form.get("next", ["/"])[0], root)
+        if credentials is None:
+            return RedirectResponse(target, 303)
+        if not credentials.is_token(form.get("token", [""])[0].strip()):
+            context_of(request.scope).is_login_rejected = True
+            problem = "The token is wrong. The service prints the name of its token file when it starts."
+            return templates.page("login.html", 401, target=target, problem=problem)
+        rules.unauthenticated.give_back(client_address(request.scope))
+        cookie = credentials.new_session()
+        context_of(request.scope).user = f"session:{cookie[:8]}"
+        response = RedirectResponse(target, 303)
+        response.set_cookie(
+            credentials.cookie_name, cookie, max_age=SESSION_S, httponly=True, samesite="strict", path=root or "/",
+            secure=request.url.scheme == "https",
+        )  # fmt: skip
+        return response
+
+    @router.post("/logout")
+    def log_out(request: Request) -> Response:
+        root, session = request.scope["root_path"], context_of(request.scope).session_id
+        response = RedirectResponse(f"{root}/login", 303)
+        if credentials and session:
+            credentials.revoke(session)
+            response.delete_cookie(credentials.cookie_name, httponly=True, samesite="strict", path=root or "/")
+        return response
+
+    return router
+
+
+def _local_target(target: str, root: str) -> str:
+    """Return the target of a login if it is a path of this service, else the list of searches."""
+    try:
+        url = urlsplit(target)
+    except ValueError:
+        return f"{root}/"
+    is_local = target.startswith(f"{root}/") and not target.startswith(("//", "/\\"))
+    has_no_host = not url.scheme and not url.netloc
+    return target if is_local and has_no_host and target.isprintable() and "\\" not in target else f"{root}/"

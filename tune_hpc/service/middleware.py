@@ -1,12 +1,12 @@
-"""Middleware: request id, audit log, metrics, security headers, ETags, limits of bodies."""
+"""Middleware: request id, audit log, metrics, security headers, ETags, limits of bodies and rates."""
 
 import asyncio
 import hashlib
 import logging
 import re
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
@@ -16,12 +16,22 @@ from starlette.staticfiles import NotModifiedResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tune_hpc.errors import RequestError
-from tune_hpc.service.problems import ProblemRenderer, RequestContext, client_address, context_of, has_body, route_path
+from tune_hpc.service.problems import (
+    ProblemRenderer,
+    RequestContext,
+    TooManyRequestsError,
+    client_address,
+    context_of,
+    has_body,
+    route_path,
+)
 from tune_hpc.service.schemas import STATES
 
 _log = logging.getLogger(__name__)
 _audit_log = logging.getLogger("tune_hpc.audit")
 
+#: Maximum number of token buckets; the least recently used one is dropped.
+MAX_KEYS = 10_000
 MAX_BODY_BYTES = 256 * 1024
 BODY_TIMEOUT_S = 15.0
 _METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
@@ -81,6 +91,42 @@ class Metrics:
             for label, count in counts.items():
                 gauge.labels(label).set(count)
         return generate_latest(self._registry)
+
+
+class TokenBuckets:
+    """Token buckets, one for each key."""
+
+    def __init__(self, per_s: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.per_s = per_s
+        self.burst = burst
+        self._clock = clock
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, key: str) -> float:
+        """Take a token; return 0, or the seconds until a token is available."""
+        level = self._level(key)
+        self._store(key, level - 1 if level >= 1 else level)
+        return 0.0 if level >= 1 else (1 - level) / self.per_s
+
+    def draw(self, key: str, what: str) -> None:
+        """Take a token."""
+        if wait_s := self.take(key):
+            text = f"at most {self.per_s:g} {what} a second are allowed; wait {wait_s:.1f} s"
+            raise TooManyRequestsError(text, wait_s)
+
+    def give_back(self, key: str) -> None:
+        """Return a token."""
+        self._store(key, min(self.burst, self._level(key) + 1))
+
+    def _level(self, key: str) -> float:
+        level, moment = self._levels.get(key, (self.burst, self._clock()))
+        return min(self.burst, level + (self._clock() - moment) * self.per_s)
+
+    def _store(self, key: str, level: float) -> None:
+        self._levels[key] = level, self._clock()
+        self._levels.move_to_end(key)
+        if len(self._levels) > MAX_KEYS:
+            self._levels.popitem(last=False)
 
 
 class RequestMiddleware:

@@ -1,31 +1,50 @@
-"""HTML pages: login, the list of searches, a search, a trial, and the form that starts a search."""
+"""HTML pages: the list of searches, a search, a trial, and the form that starts a search."""
 
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Annotated, Any
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, urlencode
 
 from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 
+from tune_hpc.analysis.formatting import (
+    MISSING,
+    column_heading,
+    display_name,
+    format_duration,
+    format_metric,
+    format_value,
+)
+from tune_hpc.analysis.frame_query import records, select
+from tune_hpc.analysis.frames import METRICS
 from tune_hpc.analysis.reader import ResultsSnapshot
+from tune_hpc.analysis.results import Results
 from tune_hpc.errors import RequestError, TuneHpcError, UnknownNameError
 from tune_hpc.report import chart_data
+from tune_hpc.report.plots.series import is_numeric
 from tune_hpc.search.options import MAX_REQUEST_SAMPLES
-from tune_hpc.service import forms, schemas
-from tune_hpc.service.auth import SESSION_S, AccessRules
-from tune_hpc.service.cache import CachedResponse
-from tune_hpc.service.problems import client_address, context_of, problem_type, status_of
-from tune_hpc.service.result_routes import report_hint, trial_log
+from tune_hpc.service import experiments, schemas
+from tune_hpc.service.problems import Templates, problem_type, status_of
+from tune_hpc.service.routes import report_hint, trial_log
 from tune_hpc.service.schemas import ExperimentQuery, TrialsQuery
-from tune_hpc.service.services import SearchSnapshot, Services
-from tune_hpc.service.templates import Templates, experiment_context, search_row, table_context, trial_context
+from tune_hpc.service.services import CachedResponse, SearchSnapshot, Services
 
+#: Rows of a page of the table of trials, and metrics in it.
+NUM_ROWS, MAX_METRICS = 50, 6
+#: Columns that are neither parameters nor metrics.
+_OTHER_COLUMNS = frozenset({
+    "attempt", "experiment", "trial_id", "status", "stop_reason", "error", "host", "device", "steps_run", "setup_s",
+    "train_s", "eval_s", "samples_per_s", "num_fused",
+})  # fmt: skip
 #: Searches on a page of the list.
 NUM_SEARCHES = 50
 #: Size of the tail of a log on a page.
 LOG_BYTES = 100_000
+MAX_FIELDS = 500
 _NO_STORE, _FRAGMENT = {"Cache-Control": "no-store"}, {"Cache-Control": "private, no-cache"}
 _ACTIONS: dict[str, type[schemas.Body]] = {
     "stop": schemas.StopRequest,
@@ -63,7 +82,7 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
 
         def make() -> CachedResponse:
             found = [one for one in statuses if state in ("", one["state"])]
-            rows = [search_row(one) for one in found[offset : offset + NUM_SEARCHES]]
+            rows = [_search_row(one) for one in found[offset : offset + NUM_SEARCHES]]
             values = {"searches": rows, "total": len(found), "offset": offset, "state": state, "size": NUM_SEARCHES}
             return render(template, values)
 
@@ -74,8 +93,8 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
         results = services.results(snapshot.folder, experiment or names[0])
         named = results.name if len(names) > 1 else None
         return {
-            "search": search_row(snapshot.status),
-            "experiment": experiment_context(snapshot.status, results),
+            "search": _search_row(snapshot.status),
+            "experiment": _experiment_context(snapshot.status, results),
             "query": f"?{urlencode({'experiment': named})}" if named else "",
             "named": named,
             "key": snapshot.version,
@@ -89,11 +108,11 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
         values, results = search_values(snapshot, query.experiment)
         address, problem, named = f"{root}/view/{snapshot.folder.id}/table", "", values["named"]
         try:
-            table = table_context(results, query, address, named)
+            table = _table_context(results, query, address, named)
         except RequestError as error:
             # Show the table without the invalid filter, and the problem above it.
             problem = str(error)
-            table = table_context(results, TrialsQuery(experiment=query.experiment), address, named)
+            table = _table_context(results, TrialsQuery(experiment=query.experiment), address, named)
             table["address"] = f"{address}?{urlencode(query.model_dump(exclude_defaults=True), doseq=True)}"
         table |= {"search_id": snapshot.folder.id, "named": named, "problem": problem,
                   "is_active": snapshot.status["is_active"]}  # fmt: skip
@@ -122,7 +141,7 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
         def make(snapshot: SearchSnapshot) -> dict[str, Any]:
             values, results = search_values(snapshot, query.experiment)
             log = trial_log(services, snapshot, trial_id, results.name, LOG_BYTES)
-            return {**values, "trial": trial_context(results, trial_id), "log": log, "trial_id": trial_id}
+            return {**values, "trial": _trial_context(results, trial_id), "log": log, "trial_id": trial_id}
 
         return await respond(search_id, "trial.html", query, make, trial_id)
 
@@ -149,12 +168,12 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
     def choose() -> Response:
         return templates.page("choose.html", spaces=[registry.describe(experiment.name) for experiment in registry])
 
-    def form_page(space: str, form: forms.Form, problem: str = "", status: int = 200) -> Response:
+    def form_page(space: str, form: experiments.Form, problem: str = "", status: int = 200) -> Response:
         experiment = registry[space]
         values = {key: texts[0] for key, texts in form.items()}
         return templates.page(
-            "form.html", status, described=registry.describe(space), fields=forms.fields(experiment, form),
-            form=values, problem=problem, overrides=forms.OVERRIDES, run_options=forms.RUN_OPTIONS,
+            "form.html", status, described=registry.describe(space), fields=experiments.fields(experiment, form),
+            form=values, problem=problem, overrides=experiments.OVERRIDES, run_options=experiments.RUN_OPTIONS,
             key=secrets.token_urlsafe(16),
         )  # fmt: skip
 
@@ -165,10 +184,10 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
     @router.get("/new/{space}/preview")
     def preview(request: Request, space: str) -> Response:
         """Return the size of the search of a form, or its problem."""
-        form = parse_qs(request.url.query, keep_blank_values=False, max_num_fields=forms.MAX_FIELDS)
+        form = parse_qs(request.url.query, max_num_fields=MAX_FIELDS)
         text = problem = ""
         try:
-            text = forms.summary(registry.build_experiment(forms.read_form(registry[space], form)))
+            text = experiments.summary(registry.build_experiment(experiments.read_form(registry[space], form)))
         except TuneHpcError as error:
             problem = str(error)
         return templates.page("preview.html", text=text, problem=problem)
@@ -180,7 +199,7 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
 
         def work() -> Response:
             try:
-                body = forms.read_form(registry[space], form)
+                body = experiments.read_form(registry[space], form)
                 job, _ = services.start(body, key)
             except UnknownNameError:
                 raise
@@ -199,68 +218,139 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
 async def _read_form(request: Request) -> dict[str, list[str]]:
     """Return the fields of a form."""
     try:
-        text = (await request.body()).decode("utf-8")
-        return parse_qs(text, keep_blank_values=False, max_num_fields=forms.MAX_FIELDS)
+        return parse_qs((await request.body()).decode("utf-8"), max_num_fields=MAX_FIELDS)
     except ValueError as error:
-        text = f"a form must be UTF-8 and have at most {forms.MAX_FIELDS} fields; this one cannot be read: {error}"
+        text = f"a form must be UTF-8 and have at most {MAX_FIELDS} fields; this one cannot be read: {error}"
         raise RequestError(text, 400) from error
 
 
-def login_routes(rules: AccessRules, templates: Templates) -> APIRouter:
-    """Return the routes of login and logout."""
-    router = APIRouter(include_in_schema=False)
-    credentials = rules.credentials
-
-    @router.get("/login")
-    async def read_login(request: Request, next: str = "/") -> Response:
-        root = request.scope["root_path"]
-        if credentials is None:
-            return RedirectResponse(f"{root}/", 303)
-        return templates.page("login.html", target=_local_target(next, root), problem="")
-
-    @router.post("/login")
-    async def log_in(request: Request) -> Response:
-        """Start a session for a browser that sends the token."""
-        root = request.scope["root_path"]
-        try:
-            form = parse_qs((await request.body()).decode("utf-8"), max_num_fields=10)
-        except ValueError:
-            form = {}
-        target = _local_target(form.get("next", ["/"])[0], root)
-        if credentials is None:
-            return RedirectResponse(target, 303)
-        if not credentials.is_token(form.get("token", [""])[0].strip()):
-            context_of(request.scope).is_login_rejected = True
-            problem = "The token is wrong. The service prints the name of its token file when it starts."
-            return templates.page("login.html", 401, target=target, problem=problem)
-        rules.unauthenticated.give_back(client_address(request.scope))
-        cookie = credentials.new_session()
-        context_of(request.scope).user = f"session:{cookie[:8]}"
-        response = RedirectResponse(target, 303)
-        response.set_cookie(
-            credentials.cookie_name, cookie, max_age=SESSION_S, httponly=True, samesite="strict", path=root or "/",
-            secure=request.url.scheme == "https",
-        )  # fmt: skip
-        return response
-
-    @router.post("/logout")
-    def log_out(request: Request) -> Response:
-        root, session = request.scope["root_path"], context_of(request.scope).session_id
-        response = RedirectResponse(f"{root}/login", 303)
-        if credentials and session:
-            credentials.revoke(session)
-            response.delete_cookie(credentials.cookie_name, httponly=True, samesite="strict", path=root or "/")
-        return response
-
-    return router
+def _search_row(status: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of the list of searches."""
+    details = status["experiments"]
+    first = details[0] if details else {}
+    seconds = [one["remaining_s"] for one in details if one["remaining_s"] and one["state"] == "running"]
+    has_estimate = seconds and status["state"] == "running"
+    best = (_best(one) for one in details if one["best_value"] is not None)
+    return {
+        **status,
+        "title": first.get("title") or first.get("name") or "",
+        "quick": any(one["quick"] for one in details),
+        "best": next(best, MISSING).removeprefix("best "),
+        "requested": _age(status["requested_at"]),
+        "remaining": f"about {format_duration(max(seconds))} left" if has_estimate else "",
+    }
 
 
-def _local_target(target: str, root: str) -> str:
-    """Return the target of a login if it is a path of this service, else the list of searches."""
+def _best(experiment: Mapping[str, Any]) -> str:
+    if experiment["best_value"] is None:
+        return MISSING
+    return f"{display_name(experiment['metric'])} {format_metric(experiment['best_value'], experiment['metric'])}"
+
+
+def _age(text: str | None) -> str:
     try:
-        url = urlsplit(target)
-    except ValueError:
-        return f"{root}/"
-    is_local = target.startswith(f"{root}/") and not target.startswith(("//", "/\\"))
-    has_no_host = not url.scheme and not url.netloc
-    return target if is_local and has_no_host and target.isprintable() and "\\" not in target else f"{root}/"
+        moment = datetime.fromisoformat(text or "")
+        seconds = (datetime.now(UTC) - moment).total_seconds()
+    except (ValueError, TypeError):
+        return MISSING
+    if seconds < 60:
+        return "just now"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min ago"
+    return f"{seconds / 3600:.0f} h ago" if seconds < 86400 else f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def _experiment_context(status: Mapping[str, Any], results: Results) -> dict[str, Any]:
+    """Return the summary of an experiment of a search."""
+    experiment = next(one for one in status["experiments"] if one["name"] == results.name)
+    best = results.trials[results.trials["trial_id"] == experiment["best_trial"]]
+    best_config = records(best[[key for key in results.varied_parameters if key in best]])
+    values = best_config[0].items() if best_config else ()
+    counts = [f"{count} {state}" for state, count in experiment["counts"].items()]
+    running = [f"{experiment['num_running']} running"] if experiment["num_running"] else []
+    return {
+        **experiment,
+        "best": _best(experiment),
+        "best_config": ", ".join(
+            f"{display_name(key)} {format_value(value, 4)}" for key, value in values if value is not None
+        ),
+        "counts": ", ".join([*running, *counts]) or "none yet",
+        "can_extend": experiment["searcher"] != "grid" and experiment["scheduler"] != "pbt",
+    }
+
+
+def _table_columns(results: Results) -> list[str]:
+    """Return the columns of the table: id, status, varied parameters, results."""
+    filled = [str(name) for name in results.trials if results.trials[name].notna().any()]
+    excluded = _OTHER_COLUMNS.union(results.config_columns)
+    ordered = dict.fromkeys([results.metric, *METRICS, *sorted(filled)])
+    metrics = [name for name in ordered if name in filled and name not in excluded]
+    ends = [name for name in ("steps_run", "train_s", "error") if name in filled]
+    return ["trial_id", "status", *results.varied_parameters, *metrics[:MAX_METRICS], *ends]
+
+
+def _table_context(results: Results, query: TrialsQuery, address: str, experiment: str | None) -> dict[str, Any]:
+    """Return a page of the table of trials.
+
+    Raises:
+        RequestError: The query is invalid.
+    """
+    columns, size, offset = _table_columns(results), query.limit or NUM_ROWS, query.offset
+    selection = replace(query.frame_query(), columns=tuple(columns), limit=size, format="json")
+    if not selection.sort and results.metric in columns:
+        # The default order is from the best to the worst.
+        selection = replace(selection, sort=(("-" if results.experiment["mode"] == "max" else "") + results.metric,))
+    page, total = select(results.trials, selection)
+    sorted_by = selection.sort[0] if selection.sort else ""
+
+    def link(**changes: Any) -> str:
+        values = {"experiment": experiment, "filter": query.filter, "sort": sorted_by, "offset": offset} | changes
+        return f"{address}?{urlencode({key: value for key, value in values.items() if value}, doseq=True)}"
+
+    heads = [
+        {
+            "name": name,
+            "text": column_heading(name),
+            "is_number": is_numeric(results, name),
+            "order": {name: "ascending", f"-{name}": "descending"}.get(sorted_by, "none"),
+            "address": link(sort=f"-{name}" if sorted_by == name else name, offset=0),
+        }
+        for name in columns
+    ]
+    config = set(results.config_columns)
+    return {
+        "heads": heads,
+        "rows": [[_cell(name, value, name in config) for name, value in row.items()] for row in records(page)],
+        "total": total,
+        "num_all": len(results.trials),
+        "first": offset + 1 if len(page) else 0,
+        "last": offset + len(page),
+        "previous": link(offset=max(0, offset - size)) if offset else None,
+        "next": link(offset=offset + size) if offset + size < total else None,
+        "address": link(),
+        "filters": query.filter,
+    }
+
+
+def _cell(name: str, value: Any, is_config: bool) -> str:
+    if value is None:
+        return MISSING
+    if isinstance(value, float) and not is_config:
+        return format_metric(value, name)
+    return value if isinstance(value, str) else format_value(value)
+
+
+def _trial_context(results: Results, trial_id: str) -> dict[str, Any]:
+    """Return the description of a trial."""
+    row = records(results.trials[results.trials["trial_id"] == trial_id])[0]
+    config = {name: row[name] for name in results.config_columns if row[name] is not None}
+    titled = ("experiment", "trial_id", "status", "stop_reason", "error")
+    others = {name: value for name, value in row.items() if name not in (*config, *titled) and value is not None}
+    return {
+        "trial_id": trial_id,
+        "status": row["status"],
+        "stop_reason": row.get("stop_reason") or "",
+        "error": row.get("error") or "",
+        "config": [(display_name(name), format_value(value)) for name, value in config.items()],
+        "measured": [(column_heading(name), _cell(name, value, False)) for name, value in others.items()],
+    }

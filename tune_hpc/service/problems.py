@@ -1,4 +1,4 @@
-"""State of a request, and problem responses (RFC 9457): type, status and title of each error."""
+"""State of a request, templates of pages, and problem responses (RFC 9457) with the status of each error."""
 
 import json
 import logging
@@ -6,8 +6,10 @@ import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
 from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -26,7 +28,7 @@ from tune_hpc.errors import (
     TuneHpcError,
     UnknownNameError,
 )
-from tune_hpc.service.templates import Templates
+from tune_hpc.service.schemas import STATES
 from tune_hpc.storage.filesystem import DISK_FULL_ERRNOS
 
 _log = logging.getLogger(__name__)
@@ -160,6 +162,25 @@ def has_body(scope: Scope) -> bool:
     """Return whether a request announces a body."""
     headers = dict(scope["headers"])
     return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+
+
+class Templates:
+    """Jinja templates; all values are escaped."""
+
+    def __init__(self, *, has_token: bool, root_path: str = "") -> None:
+        self._environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
+            trim_blocks=True, lstrip_blocks=True,
+        )  # fmt: skip
+        self._environment.globals.update(has_token=has_token, root=root_path, api=f"{root_path}/api/v1", states=STATES)
+
+    def render(self, template: str, **values: Any) -> bytes:
+        """Return a page or fragment."""
+        return self._environment.get_template(template).render(**values).encode("utf-8", "replace")
+
+    def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+        """Return a page as a response that browsers do not store."""
+        return HTMLResponse(self.render(template, **values), status, {"Cache-Control": "no-store"})
 
 
 class ProblemRenderer:

@@ -1,52 +1,145 @@
 """Shared services of the routes: job client, registered experiments, caches."""
 
+import asyncio
 import hashlib
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 from pydantic import ValidationError
 from starlette.responses import Response
 
 from tune_hpc.analysis.frames import LazyHistory, trials_frame
-from tune_hpc.analysis.reader import ResultsSnapshot
-from tune_hpc.errors import FolderError, InvalidExperimentError, InvalidSpaceError, RequestError, UnknownNameError
+from tune_hpc.analysis.reader import ResultsReader, ResultsSnapshot
+from tune_hpc.errors import FolderError, RequestError, UnknownNameError
 from tune_hpc.jobs.client import Job, JobClient
 from tune_hpc.jobs.job_folder import JobFolder, is_id
 from tune_hpc.jobs.status import JobState, JobStatus
-from tune_hpc.search.experiment import Experiment
-from tune_hpc.search.options import MAX_REQUEST_SAMPLES
-from tune_hpc.search.space.space import Space
-from tune_hpc.service.cache import MAX_AGE_S, CachedResponse, ResponseCache, ResultsCache
+from tune_hpc.service import schemas
+from tune_hpc.service.experiments import Registry
 from tune_hpc.service.problems import to_json
-from tune_hpc.service.schemas import (
-    Body,
-    DeleteRequest,
-    ExtendRequest,
-    ResumeRequest,
-    SearchRequest,
-    SearchStatus,
-    SpaceDetail,
-    StopRequest,
-)
+from tune_hpc.storage.experiment_folder import ExperimentFolder
 
+#: Sizes of the caches of responses and results.
+MAX_RESPONSE_BYTES, MAX_RESULT_BYTES = 64_000_000, 1_000_000_000
+NUM_THREADS = 8
+#: Lifetime of a response about a running search.
+MAX_AGE_S = 1.0
 #: Seconds in which a cluster must report whether a driver is alive; after that its state is unknown.
 CLUSTER_TIMEOUT_S = 2.0
 _MAX_SNAPSHOTS = 20_000
-#: Values of a parameter or a condition.
-MAX_VALUES = 1000
 _FINAL = (JobState.FINISHED, JobState.STOPPED, JobState.FAILED)
-_CHANGES: Mapping[type[Body], Callable[..., object]] = {
-    StopRequest: Job.stop,
-    ResumeRequest: Job.resume,
-    ExtendRequest: Job.extend,
-    DeleteRequest: Job.delete,
+T = TypeVar("T")
+_CHANGES: Mapping[type[schemas.Body], Callable[..., object]] = {
+    schemas.StopRequest: Job.stop,
+    schemas.ResumeRequest: Job.resume,
+    schemas.ExtendRequest: Job.extend,
+    schemas.DeleteRequest: Job.delete,
 }
+
+
+@dataclass(frozen=True)
+class CachedResponse:
+    """A response for all clients that send the same request."""
+
+    body: bytes
+    media_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def response(self) -> Response:
+        """Return a response to one request."""
+        return Response(self.body, headers=self.headers, media_type=self.media_type)
+
+
+class ResponseCache:
+    """LRU cache of responses; a thread pool computes each response once for all concurrent requests."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[str, tuple[str, float, CachedResponse]] = OrderedDict()
+        self._num_bytes = 0
+        self._flights: dict[Hashable, asyncio.Future[Any]] = {}
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="read")
+
+    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in a thread of the pool."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def once(self, key: Hashable, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in a thread, once for all concurrent calls with this key."""
+        return await self._share(key, lambda: self.run(function, *arguments))
+
+    async def _share(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = asyncio.ensure_future(start())
+            flight.add_done_callback(lambda done: (self._flights.pop(key, None), done.cancelled() or done.exception()))
+        # A client that disconnects does not cancel the response to other clients.
+        result: T = await asyncio.shield(flight)
+        return result
+
+    async def get(self, key: str, version: str, is_final: bool, make: Callable[[], CachedResponse]) -> CachedResponse:
+        """Return the response to a request, from the cache if the version of its data, which was read before, is equal.
+
+        Responses expire after ``MAX_AGE_S`` unless the data changes only with its version (``is_final``).
+        """
+        entry = self._entries.get(key)
+        if entry and entry[0] == version and (is_final or monotonic() - entry[1] < MAX_AGE_S):
+            self._entries.move_to_end(key)
+            return entry[2]
+
+        async def fill() -> CachedResponse:
+            moment = monotonic()
+            response = await self.run(make)
+            # Before the flight ends, so that the next request finds the response.
+            self._store(key, version, moment, response)
+            return response
+
+        return await self._share((key, version), fill)
+
+    def _store(self, key: str, version: str, moment: float, response: CachedResponse) -> None:
+        if replaced := self._entries.pop(key, None):
+            self._num_bytes -= _weight(key, replaced[2])
+        self._entries[key] = version, moment, response
+        self._num_bytes += _weight(key, response)
+        while self._num_bytes > MAX_RESPONSE_BYTES:
+            oldest, (_, _, dropped) = self._entries.popitem(last=False)
+            self._num_bytes -= _weight(oldest, dropped)
+
+
+def _weight(key: str, response: CachedResponse) -> int:
+    """Return the approximate size of a cache entry in bytes."""
+    return len(key) + len(response.body) + 500
+
+
+class ResultsCache:
+    """LRU cache of incremental readers of experiment folders."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[str, tuple[ResultsReader, threading.Lock]] = OrderedDict()
+        self._num_bytes: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def read(self, folder: ExperimentFolder) -> ResultsSnapshot:
+        """Return the current results of an experiment."""
+        key = str(folder.path)
+        with self._lock:
+            reader, lock = self._entries.setdefault(key, (ResultsReader(folder), threading.Lock()))
+            self._entries.move_to_end(key)
+        with lock:
+            results = reader.results()
+            num_bytes = results.num_bytes
+        with self._lock:
+            self._num_bytes[key] = num_bytes
+            while (
+                len(self._entries) > 1 and sum(self._num_bytes.get(one, 0) for one in self._entries) > MAX_RESULT_BYTES
+            ):
+                self._entries.popitem(last=False)
+        return results
 
 
 @dataclass(frozen=True)
@@ -70,78 +163,6 @@ class SearchSnapshot:
     def is_expired(self) -> bool:
         """Return whether the search must be read again although its version is the same."""
         return not self.is_final and monotonic() - self.moment > MAX_AGE_S
-
-
-class Registry:
-    """Experiments that requests may start, by name."""
-
-    def __init__(self, experiments: Iterable[Experiment]) -> None:
-        self._by_name: dict[str, Experiment] = {}
-        for experiment in experiments:
-            if self._by_name.setdefault(experiment.name, experiment) != experiment:
-                raise InvalidExperimentError(f"two registered experiments have the name {experiment.name}; rename one")
-        self.describe = cache(self._describe)
-
-    def __iter__(self) -> Iterator[Experiment]:
-        return iter(self._by_name.values())
-
-    def __getitem__(self, name: str) -> Experiment:
-        """Return an experiment."""
-        if name not in self._by_name:
-            raise UnknownNameError(f"no space has the name {name[:200]!r}; there are {', '.join(self._by_name)}")
-        return self._by_name[name]
-
-    def build_experiment(self, request: SearchRequest) -> Experiment:
-        """Return the experiment of a request, or raise the error of a field."""
-        experiment = self[request.space]
-        keys = experiment.space.value_keys
-        if request.quick:
-            experiment = experiment.quick_version()
-        if request.parameters is not None:
-            _check_size(request.parameters)
-            experiment = experiment.replace(space=Space.from_json(request.parameters, keys=keys))
-        if roles := [name for name, value in request.set.items() if isinstance(value, dict) and "role" in value]:
-            raise InvalidSpaceError(
-                f"{roles[0]}: set takes no role; give the whole space in parameters to change roles"
-            )
-        _check_size(request.set)
-        # Conditions may refer to other parameters of the space.
-        plain = {**experiment.space.to_json(), **request.set}
-        space = Space.from_json(plain, keys=keys) if request.set else {}
-        values = {name: space[name] for name in request.set}
-        built = replace(request.overrides(), quick=False).apply(experiment, values)
-        num_configurations = built.num_trials / max(1, len(built.seeds))
-        if num_configurations > MAX_REQUEST_SAMPLES:
-            raise RequestError(
-                f"a search that is started over HTTP has at most {MAX_REQUEST_SAMPLES} configurations; got "
-                f"{num_configurations:.0f}: use fewer values, or tune-hpc submit"
-            )
-        return built
-
-    def _describe(self, name: str) -> dict[str, Any]:
-        """Return the description of an experiment, as in responses."""
-        experiment = self[name]
-        plain, quick = experiment.to_json(), experiment.quick_version()
-        values = plain | {
-            "quick_num_trials": quick.num_trials,
-            "parameters": plain["space"],
-            "quick_parameters": quick.space.to_json(),
-            "varies": experiment.space.varying,
-        }
-        return {name: values[name] for name in SpaceDetail.model_fields}
-
-
-def _check_size(plain: Mapping[str, Any]) -> None:
-    """Reject lists that would take long to evaluate; the space bounds its conditions."""
-    for name, value in plain.items():
-        waiting = [value]
-        while waiting:
-            current = waiting.pop()
-            if isinstance(current, list) and len(current) > MAX_VALUES:
-                text = f"a list has at most {MAX_VALUES} values; got {len(current)}: use fewer"
-                raise InvalidSpaceError(f"{str(name)[:100]}: {text}")
-            if isinstance(current, Mapping | list):
-                waiting.extend(current.values() if isinstance(current, Mapping) else current)
 
 
 class Services:
@@ -199,7 +220,7 @@ class Services:
             reason = f"{type(error).__name__}: {error}"
             raise FolderError(f"a file of {folder.id} is damaged ({reason}); restore it from a copy") from error
 
-    def start(self, body: SearchRequest, key: str | None) -> tuple[Job, bool]:
+    def start(self, body: schemas.SearchRequest, key: str | None) -> tuple[Job, bool]:
         """Start a search, once per key; return its job, and whether the job is new."""
         experiment, options = self.registry.build_experiment(body), body.run_options()
         if key is None:
@@ -210,10 +231,10 @@ class Services:
         self._forget(job.id)
         return job, is_new
 
-    def change(self, search_id: str, body: Body, key: str | None = None) -> None:
+    def change(self, search_id: str, body: schemas.Body, key: str | None = None) -> None:
         """Stop, resume, extend or delete a search; restart it once per key."""
         job, options = Job(self.client, self._find(search_id).id), body.model_dump(exclude_none=True)
-        if key and isinstance(body, ResumeRequest):
+        if key and isinstance(body, schemas.ResumeRequest):
             options["key"] = key
         try:
             _CHANGES[type(body)](job, **options)
@@ -307,7 +328,7 @@ def _describe_status(status: JobStatus, experiments: Sequence[Mapping[str, Any]]
             for one in status.experiments
         ],
     }
-    return SearchStatus.model_validate(values, strict=True).model_dump()
+    return schemas.SearchStatus.model_validate(values, strict=True).model_dump()
 
 
 def _unreadable(search_id: str, reason: str) -> dict[str, Any]:

@@ -1,21 +1,24 @@
-"""Form that starts a search: fields from a search space and options, and the request from the fields.
+"""Registered experiments: the experiment of a request, and the form that makes a request.
 
-Values have the syntax of the command line: ``0.1``, ``0.1,0.01``, ``loguniform(1e-4, 1)``.
+Values in the form have the syntax of the command line: ``0.1``, ``0.1,0.01``, ``loguniform(1e-4, 1)``.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
-from tune_hpc.errors import InvalidExperimentError
+from tune_hpc.errors import InvalidExperimentError, InvalidSpaceError, RequestError, UnknownNameError
 from tune_hpc.search.experiment import Experiment
-from tune_hpc.search.options import ExperimentOverrides, RunOptions, options_of
+from tune_hpc.search.options import MAX_REQUEST_SAMPLES, ExperimentOverrides, RunOptions, options_of
 from tune_hpc.search.space.parsing import parse_parameter
-from tune_hpc.service.schemas import SearchRequest, read_fields
+from tune_hpc.search.space.space import Space
+from tune_hpc.service.schemas import SearchRequest, SpaceDetail, read_fields
 
 #: Maximum number of words of a choice that has checkboxes.
 MAX_BOXES = 20
-MAX_FIELDS = 500
+#: Values of a parameter or a condition.
+MAX_VALUES = 1000
 #: Options of the two sections of the form. The switch ``quick`` is above them.
 OVERRIDES = [option for option in options_of(ExperimentOverrides) if option.label and option.hint is not bool]
 RUN_OPTIONS = [option for option in options_of(RunOptions) if option.label]
@@ -23,6 +26,78 @@ RUN_OPTIONS = [option for option in options_of(RunOptions) if option.label]
 _PARAMETER, _BOX, _CASE = "p.", "c.", "k."
 
 Form = Mapping[str, Sequence[str]]
+
+
+class Registry:
+    """Experiments that requests may start, by name."""
+
+    def __init__(self, experiments: Iterable[Experiment]) -> None:
+        self._by_name: dict[str, Experiment] = {}
+        for experiment in experiments:
+            if self._by_name.setdefault(experiment.name, experiment) != experiment:
+                raise InvalidExperimentError(f"two registered experiments have the name {experiment.name}; rename one")
+        self.describe = cache(self._describe)
+
+    def __iter__(self) -> Iterator[Experiment]:
+        return iter(self._by_name.values())
+
+    def __getitem__(self, name: str) -> Experiment:
+        """Return an experiment."""
+        if name not in self._by_name:
+            raise UnknownNameError(f"no space has the name {name[:200]!r}; there are {', '.join(self._by_name)}")
+        return self._by_name[name]
+
+    def build_experiment(self, request: SearchRequest) -> Experiment:
+        """Return the experiment of a request, or raise the error of a field."""
+        experiment = self[request.space]
+        keys = experiment.space.value_keys
+        if request.quick:
+            experiment = experiment.quick_version()
+        if request.parameters is not None:
+            _check_size(request.parameters)
+            experiment = experiment.replace(space=Space.from_json(request.parameters, keys=keys))
+        if roles := [name for name, value in request.set.items() if isinstance(value, dict) and "role" in value]:
+            raise InvalidSpaceError(
+                f"{roles[0]}: set takes no role; give the whole space in parameters to change roles"
+            )
+        _check_size(request.set)
+        # Conditions may refer to other parameters of the space.
+        plain = {**experiment.space.to_json(), **request.set}
+        space = Space.from_json(plain, keys=keys) if request.set else {}
+        values = {name: space[name] for name in request.set}
+        built = replace(request.overrides(), quick=False).apply(experiment, values)
+        num_configurations = built.num_trials / max(1, len(built.seeds))
+        if num_configurations > MAX_REQUEST_SAMPLES:
+            raise RequestError(
+                f"a search that is started over HTTP has at most {MAX_REQUEST_SAMPLES} configurations; got "
+                f"{num_configurations:.0f}: use fewer values, or tune-hpc submit"
+            )
+        return built
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        """Return the description of an experiment, as in responses."""
+        experiment = self[name]
+        plain, quick = experiment.to_json(), experiment.quick_version()
+        values = plain | {
+            "quick_num_trials": quick.num_trials,
+            "parameters": plain["space"],
+            "quick_parameters": quick.space.to_json(),
+            "varies": experiment.space.varying,
+        }
+        return {name: values[name] for name in SpaceDetail.model_fields}
+
+
+def _check_size(plain: Mapping[str, Any]) -> None:
+    """Reject lists that would take long to evaluate; the space bounds its conditions."""
+    for name, value in plain.items():
+        waiting = [value]
+        while waiting:
+            current = waiting.pop()
+            if isinstance(current, list) and len(current) > MAX_VALUES:
+                text = f"a list has at most {MAX_VALUES} values; got {len(current)}: use fewer"
+                raise InvalidSpaceError(f"{str(name)[:100]}: {text}")
+            if isinstance(current, Mapping | list):
+                waiting.extend(current.values() if isinstance(current, Mapping) else current)
 
 
 @dataclass(frozen=True)
