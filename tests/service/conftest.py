@@ -12,10 +12,10 @@ from fastapi.testclient import TestClient
 from ray import tune
 
 from search_spaces import exercise1_1stpart, exercise2
+from tests.jobs.job_factories import StandInLauncher, beat
 from tune_hpc.analysis.frames import trials_frame, write_frames
 from tune_hpc.jobs.client import JobClient
 from tune_hpc.jobs.job_folder import timestamp
-from tune_hpc.jobs.status import DriverState
 from tune_hpc.search.experiment import Experiment, Space
 from tune_hpc.service.app import create_app
 from tune_hpc.service.auth import AccessRules, Credentials, TokenBuckets
@@ -36,34 +36,18 @@ RANDOM = Experiment(
 REGISTERED = [*exercise1_1stpart.experiments, *exercise2.experiments, RANDOM]
 
 
-class StandInLauncher:
-    """A launcher that starts nothing; tests set the state of the drivers."""
+class RecordingLauncher(StandInLauncher):
+    """A launcher that starts nothing and records actions; tests set the state of the drivers, and its refusal."""
 
-    def __init__(self):
-        self.started = []
-        self.ended = []
-        self.driver = DriverState.ALIVE
-        self.refusal = None
+    refusal = None
 
     def check(self, timeout_s=15.0):
         if self.refusal:
             raise self.refusal
 
-    def location(self, job):
-        return {"kind": "stand_in"}
-
     def start(self, job, attempt):
         self.started.append((job.id, attempt.number, attempt.action, dict(attempt.options)))
         return {}
-
-    def state(self, job, attempt, timeout_s=15.0):
-        return self.driver
-
-    def end(self, job, attempt):
-        self.ended.append((job.id, attempt.number))
-
-    def output(self, job, attempt, timeout_s=15.0):
-        return ""
 
 
 @dataclass
@@ -72,7 +56,7 @@ class Service:
 
     storage: Path
     http: TestClient
-    launcher: StandInLauncher
+    launcher: RecordingLauncher
     client: JobClient
     rules: AccessRules
 
@@ -93,9 +77,8 @@ class Service:
 
     def drive(self, search_id, ended=None, number=1):
         """Write what a driver writes when it starts, or when it ends with a state."""
-        state = {"process": {"host": "elsewhere", "pid": 1, "began": "x"}, "started_at": timestamp()}
         end = {"state": ended, "ended_at": timestamp()} if ended else {}
-        self.client.folder(search_id).write_driver_status(number, state | end)
+        beat(self.client.folder(search_id), number, **end)
 
     def write_results(self, search_id, num_trials=3, num_steps=5, is_running=False):
         """Write what a search writes: frames when it has ended, a file per trial before."""
@@ -130,7 +113,7 @@ class Service:
 
 def serve(storage, launcher=None, token=TOKEN, root_path="", revoked_file=None, **rules):
     """Return a service of a storage without rate limits; a failure is a response, not an exception of the client."""
-    launcher = launcher or StandInLauncher()
+    launcher = launcher or RecordingLauncher()
     if isinstance(storage, Path):
         storage.mkdir(mode=0o700, exist_ok=True)
     client = JobClient(storage, launcher)

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from tests.service.conftest import API, StandInLauncher, problem_of, serve
+from tests.jobs.job_factories import StandInLauncher
+from tests.service.conftest import API, problem_of, serve
 from tune_hpc.errors import ClusterError
 from tune_hpc.jobs.status import DriverState
 from tune_hpc.service import middleware
@@ -213,10 +214,7 @@ def test_cluster_that_refuses_starts_nothing_and_leaves_nothing(service):
 class SilentLauncher(StandInLauncher):
     """A launcher that waits as long as it may, and then knows nothing."""
 
-    num_calls = 0
-
     def state(self, job, attempt, timeout_s=15.0):
-        self.num_calls += 1
         time.sleep(timeout_s / 4)
         return DriverState.UNKNOWN
 
@@ -233,27 +231,22 @@ def test_silent_cluster_delays_each_reader_by_seconds_at_most(tmp_path):
         assert time.monotonic() - start < 10
 
 
-def test_full_disk_is_reported_and_leaves_nothing(service, monkeypatch):
-    first = service.start()
-    real = os.mkdir
+@pytest.mark.parametrize(("call", "name"), [("mkdir", ".new-"), ("link", "")])
+def test_full_disk_is_reported_leaves_nothing_and_stops_no_reader(service, search_id, monkeypatch, call, name):
+    real = getattr(os, call)
 
     def full(path, *arguments, **options):
-        if ".new-" in str(path):
+        if name in str(path):
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(path, *arguments, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, "mkdir", full)
+        patched.setattr(os, call, full)
         response = post(service, LINE, **{"Idempotency-Key": "k"})
+        assert service.get(f"/searches/{search_id}/trials").json()["total"] == 3
     assert (response.status_code, response.json()["type"]) == (507, "urn:tune-hpc:problem:storage-full")
-    assert [search["id"] for search in service.get("/searches").json()["searches"]] == [first]
+    assert [search["id"] for search in service.get("/searches").json()["searches"]] == [search_id]
     assert post(service, LINE, **{"Idempotency-Key": "k"}).status_code == 201
-
-
-def test_full_disk_stops_no_reader(service, search_id, monkeypatch):
-    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
-    assert post(service, LINE, **{"Idempotency-Key": "k"}).status_code == 507
-    assert service.get(f"/searches/{search_id}/trials").json()["total"] == 3
 
 
 def test_unexpected_failure_is_one_line_and_the_log_has_the_cause(service, monkeypatch, caplog):

@@ -147,15 +147,6 @@ def test_state_of_a_search_decides_what_is_allowed(service, state, action, statu
     assert words in (problem_of(response) if words else "")
 
 
-def test_extension_reaches_the_driver(service):
-    search_id = service.start({"space": "line.random"})
-    service.drive(search_id, "finished")
-    assert service.post(f"/searches/{search_id}/extend", {"num_samples": 4, "fuse": "off"}).status_code == 202
-    assert service.launcher.started[-1] == (
-        search_id, 2, "extend", {"num_samples": 4, "experiment": "line.random", "fuse": "off"},
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(("action", "body"), [("resume", {}), ("extend", {"num_samples": 5})])
 def test_concurrent_restarts_start_one_driver(service, action, body):
     """Of many requests that saw the same attempt one wins; the others get 409."""
@@ -183,8 +174,14 @@ def test_restart_of_an_attempt_that_is_not_the_latest_is_refused(service):
     assert service.post(f"/searches/{search_id}/resume", {"attempt": 2}).status_code == 202
 
 
-@pytest.mark.parametrize(("action", "body"), [("resume", {}), ("extend", {"num_samples": 5})])
-def test_repeated_key_restarts_once(service, action, body):
+@pytest.mark.parametrize(
+    ("action", "body", "options"),
+    [
+        ("resume", {}, {}),
+        ("extend", {"num_samples": 5, "fuse": "off"}, {"num_samples": 5, "experiment": "line.random", "fuse": "off"}),
+    ],
+)
+def test_repeated_key_restarts_once(service, action, body, options):
     """A client that lost the response may repeat the request."""
     search_id = service.start({"space": "line.random"})
     service.drive(search_id, "stopped")
@@ -192,7 +189,7 @@ def test_repeated_key_restarts_once(service, action, body):
         service.post(f"/searches/{search_id}/{action}", body, **{"Idempotency-Key": "again"}) for _ in range(3)
     ]
     assert [response.status_code for response in responses] == [202] * 3
-    assert len(service.launcher.started) == 2
+    assert service.launcher.started[1:] == [(search_id, 2, action, options)]
     other = service.post(f"/searches/{search_id}/{action}", body | {"fuse": 3}, **{"Idempotency-Key": "again"})
     assert other.json()["type"] == "urn:tune-hpc:problem:idempotency-key-reused"
     assert service.post(f"/searches/{search_id}/stop", {}, **{"Idempotency-Key": "again"}).status_code == 202
@@ -225,15 +222,6 @@ def test_search_at_rest_is_deleted_and_does_not_return(service):
     assert service.http.delete(f"{API}/searches/{search_id}").status_code == 404
     assert service.get(f"/searches/{search_id}/trials").status_code == 404
     assert [search["id"] for search in service.get("/searches").json()["searches"]] == [other]
-    assert not (service.storage / search_id).exists()
-
-
-def test_search_is_deleted_from_its_page(service):
-    search_id = service.start()
-    service.drive(search_id, "stopped")
-    headers = {"Origin": "http://127.0.0.1", "Accept": "text/html"}
-    response = service.http.post(f"/view/{search_id}/delete", headers=headers)
-    assert (response.status_code, response.headers["location"]) == (303, "/")
     assert not (service.storage / search_id).exists()
 
 
