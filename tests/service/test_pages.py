@@ -221,6 +221,13 @@ def test_form_without_a_selected_word_is_refused(service):
     assert "optimizer: select at least one of gradient_descent" in text_of(answer.text)
 
 
+def test_form_with_too_many_fields_is_refused(service):
+    fields = "&".join(f"f{number}=1" for number in range(600))
+    assert "at most 500 fields" in service.http.get(f"/new/line.random/preview?{fields}", headers=PAGE).text
+    answer = service.http.post("/new/line.random", content=fields, headers=PAGE)
+    assert (answer.status_code, "at most 500 fields" in text_of(answer.text)) == (400, True)
+
+
 def test_unknown_space_has_no_form(service):
     assert service.http.get("/new/none", headers=PAGE).status_code == 404
     assert service.http.post("/new/none", data={"key": "k"}, headers=PAGE).status_code == 404

@@ -12,7 +12,6 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.staticfiles import NotModifiedResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tune_hpc.errors import RequestError
@@ -233,7 +232,12 @@ class ETagMiddleware:
                 if "etag" not in headers and not message.get("more_body"):
                     headers["ETag"] = f'W/"{hashlib.sha1(message["body"], usedforsecurity=False).hexdigest()}"'
                 if is_unchanged := "etag" in headers and _matches(known, headers["etag"]):
-                    await NotModifiedResponse(Headers(scope=start))(scope, receive, send)
+                    # A browser updates the headers of its copy, so the policies of the response stay.
+                    start["status"] = 304
+                    for name in ("content-length", "content-type", "content-disposition"):
+                        del headers[name]
+                    await send(start)
+                    await send({"type": "http.response.body", "body": b""})
                 else:
                     await send(start)
                 start = None

@@ -28,7 +28,7 @@ from tune_hpc.report import chart_data
 from tune_hpc.report.plots.series import is_numeric
 from tune_hpc.search.options import MAX_REQUEST_SAMPLES
 from tune_hpc.service import experiments, schemas
-from tune_hpc.service.problems import Templates, problem_type, status_of
+from tune_hpc.service.problems import Templates, status_of
 from tune_hpc.service.routes import report_hint, trial_log
 from tune_hpc.service.schemas import ExperimentQuery, TrialsQuery
 from tune_hpc.service.services import CachedResponse, SearchSnapshot, Services
@@ -148,7 +148,7 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
     @router.post("/view/{search_id}/{action}")
     async def change(request: Request, search_id: str, action: str) -> Response:
         """Stop, resume, extend or delete a search; redirect to its page, or show the problem there."""
-        fields = {name: values[0] for name, values in (await _read_form(request)).items()}
+        fields = {name: values[0] for name, values in _parse_form(await request.body()).items()}
         experiment, root = fields.get("experiment"), request.scope["root_path"]
         if action not in _ACTIONS:
             raise RequestError(f"the actions are {', '.join(_ACTIONS)}; got {action[:50]!r}", 404)
@@ -184,9 +184,9 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
     @router.get("/new/{space}/preview")
     def preview(request: Request, space: str) -> Response:
         """Return the size of the search of a form, or its problem."""
-        form = parse_qs(request.url.query, max_num_fields=MAX_FIELDS)
         text = problem = ""
         try:
+            form = _parse_form(request.scope["query_string"])
             text = experiments.summary(registry.build_experiment(experiments.read_form(registry[space], form)))
         except TuneHpcError as error:
             problem = str(error)
@@ -194,7 +194,7 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
 
     @router.post("/new/{space}")
     async def start(request: Request, space: str) -> Response:
-        form = await _read_form(request)
+        form = _parse_form(await request.body())
         key = f"page:{form['key'][0][:100]}" if form.get("key") else None
 
         def work() -> Response:
@@ -204,9 +204,7 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
             except UnknownNameError:
                 raise
             except TuneHpcError as error:
-                if problem_type(error) == "idempotency-key-reused":
-                    # The user went back and changed the form, so the next submission starts another search.
-                    del form["key"]
+                # A page of a form has a new key: the next submission starts another search.
                 return form_page(space, form, str(error), status_of(error))
             return RedirectResponse(f"{request.scope['root_path']}/view/{job.id}", 303)
 
@@ -215,10 +213,9 @@ def page_routes(services: Services, templates: Templates) -> APIRouter:
     return router
 
 
-async def _read_form(request: Request) -> dict[str, list[str]]:
-    """Return the fields of a form."""
+def _parse_form(data: bytes) -> dict[str, list[str]]:
     try:
-        return parse_qs((await request.body()).decode("utf-8"), max_num_fields=MAX_FIELDS)
+        return parse_qs(data.decode("utf-8"), max_num_fields=MAX_FIELDS)
     except ValueError as error:
         text = f"a form must be UTF-8 and have at most {MAX_FIELDS} fields; this one cannot be read: {error}"
         raise RequestError(text, 400) from error
