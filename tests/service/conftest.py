@@ -111,7 +111,7 @@ class Service:
         return ExperimentFolder(folder.path)
 
 
-def serve(storage, launcher=None, token=TOKEN, root_path="", revoked_file=None, **rules):
+def serve(storage, launcher=None, token=TOKEN, root_path="", revoked_file=None, sends_token=True, **rules):
     """Return a service of a storage without rate limits; a failure is a response, not an exception of the client."""
     launcher = launcher or RecordingLauncher()
     if isinstance(storage, Path):
@@ -123,7 +123,7 @@ def serve(storage, launcher=None, token=TOKEN, root_path="", revoked_file=None, 
     rules = AccessRules(credentials, frozenset({"localhost", "127.0.0.1", "::1"}), **(unlimited | rules))
     app = create_app(client, rules, REGISTERED, root_path=root_path)
     http = TestClient(app, "http://127.0.0.1", raise_server_exceptions=False, follow_redirects=False)
-    if token:
+    if token and sends_token:
         http.headers["Authorization"] = f"Bearer {token}"
     return Service(client.storage.root, http, launcher, client, rules)
 

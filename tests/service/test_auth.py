@@ -29,8 +29,7 @@ WRONG = {"Authorization": "Bearer another-token-of-some-length"}
 @pytest.fixture
 def browser(tmp_path):
     """A service whose client sends what a browser sends, without a token."""
-    service = serve(tmp_path / "jobs")
-    del service.http.headers["Authorization"]
+    service = serve(tmp_path / "jobs", sends_token=False)
     service.http.headers["Accept"] = "text/html"
     with service.http:
         yield service
@@ -87,15 +86,12 @@ def test_session_expires_and_belongs_to_one_token(tmp_path, monkeypatch):
 def test_logout_ends_the_session_also_after_a_restart(tmp_path):
     """The cookie of a session that was ended is refused, by all services of the token file."""
     revoked_file = tmp_path / "revoked"
-    first, other = (serve(tmp_path / "jobs", revoked_file=revoked_file) for _ in range(2))
-    for service in (first, other):
-        del service.http.headers["Authorization"]
+    first, other = (serve(tmp_path / "jobs", revoked_file=revoked_file, sends_token=False) for _ in range(2))
     cookie = log_in(first).headers["set-cookie"].partition(";")[0]
     sessions = [service.get("/searches", Cookie=cookie).status_code for service in (first, other)]
     assert sessions == [200, 200]
     assert first.http.post("/logout", headers={"Cookie": cookie, **ORIGIN}).status_code == 303
-    restarted = serve(tmp_path / "jobs", token=TOKEN, revoked_file=revoked_file)
-    del restarted.http.headers["Authorization"]
+    restarted = serve(tmp_path / "jobs", revoked_file=revoked_file, sends_token=False)
     for service in (first, other, restarted):
         service.http.cookies.clear()
         assert service.get("/searches", Cookie=cookie).status_code == 401
@@ -222,9 +218,8 @@ def stop_clock(service):
 
 def test_guesses_are_slow_and_find_nothing(tmp_path):
     """While the bucket of an address is empty, the right token is refused like a wrong one."""
-    service = serve(tmp_path / "jobs")
+    service = serve(tmp_path / "jobs", sends_token=False)
     stop_clock(service)
-    del service.http.headers["Authorization"]
     right = {"Authorization": f"Bearer {TOKEN}"}
     statuses = [service.get("/searches", **WRONG).status_code for _ in range(60)]
     assert statuses[:20] == [401] * 20

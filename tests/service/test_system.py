@@ -2,8 +2,6 @@
 
 import logging
 
-import pytest
-
 from tests.service.conftest import API, TOKEN, problem_of, serve
 from tune_hpc.errors import ClusterError
 
@@ -48,11 +46,10 @@ def test_methods_that_clients_make_up_are_one_label_of_the_metrics(service):
     assert '_count{method="other",' in text
 
 
-@pytest.mark.parametrize(("is_public", "status"), [(False, 401), (True, 200)])
-def test_metrics_are_public_on_request_only(tmp_path, is_public, status):
-    service = serve(tmp_path / "jobs", has_public_metrics=is_public)
-    del service.http.headers["Authorization"]
-    assert [service.http.get(path).status_code for path in ("/metrics", "/ready")] == [status] * 2
+def test_metrics_are_public_on_request(tmp_path):
+    """By default they are not: ``test_health_needs_no_token_and_other_routes_do``."""
+    service = serve(tmp_path / "jobs", has_public_metrics=True, sends_token=False)
+    assert [service.http.get(path).status_code for path in ("/metrics", "/ready")] == [200] * 2
 
 
 def test_request_id_is_taken_over_or_made(service):

@@ -53,17 +53,9 @@ def create_app(
     root_path: str = "",
     version: str = "unknown",
 ) -> FastAPI:
-    """Return the service of a storage.
+    """Return the service of a storage, in which requests may start the given experiments.
 
-    Args:
-        client: Client of the jobs of the storage.
-        rules: Access rules.
-        experiments: Experiments that requests may start.
-        root_path: Path below which a proxy serves the service; empty, or with a leading slash.
-        version: Version of the package.
-
-    Raises:
-        InvalidExperimentError: Two experiments have the same name.
+    A proxy may serve it below ``root_path``, which is empty or has a leading slash.
     """
     services, metrics = Services(client, Registry(experiments)), Metrics()
     templates = Templates(has_token=rules.credentials is not None, root_path=root_path)

@@ -36,11 +36,7 @@ _METRICS = frozenset({"/ready", "/metrics"})
 
 
 def read_or_create_secret(path: Path) -> str:
-    """Return the secret of a file that only this user can read; create the file if it does not exist.
-
-    Raises:
-        FolderError: The file is unusable, another user owns it or can read it, or the secret is too short.
-    """
+    """Return the secret of a file that only this user can read; create the file if it does not exist."""
     try:
         if not os.path.lexists(path):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -116,11 +112,7 @@ class Credentials:
         return "" if session in self._read_revoked() else session
 
     def revoke(self, session: str) -> None:
-        """Revoke a session for all services of this token file.
-
-        Raises:
-            FolderError: The file of revoked sessions cannot be written.
-        """
+        """Revoke a session for all services of this token file."""
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
         try:
             with os.fdopen(os.open(self._revoked_file, flags, 0o600), "a", encoding="ascii") as file:

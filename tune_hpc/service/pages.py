@@ -222,7 +222,6 @@ def _parse_form(data: bytes) -> dict[str, list[str]]:
 
 
 def _search_row(status: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of the list of searches."""
     details = status["experiments"]
     first = details[0] if details else {}
     seconds = [one["remaining_s"] for one in details if one["remaining_s"] and one["state"] == "running"]
@@ -258,7 +257,6 @@ def _age(text: str | None) -> str:
 
 
 def _experiment_context(status: Mapping[str, Any], results: Results) -> dict[str, Any]:
-    """Return the summary of an experiment of a search."""
     experiment = next(one for one in status["experiments"] if one["name"] == results.name)
     best = results.trials[results.trials["trial_id"] == experiment["best_trial"]]
     best_config = records(best[[key for key in results.varied_parameters if key in best]])
@@ -287,11 +285,6 @@ def _table_columns(results: Results) -> list[str]:
 
 
 def _table_context(results: Results, query: TrialsQuery, address: str, experiment: str | None) -> dict[str, Any]:
-    """Return a page of the table of trials.
-
-    Raises:
-        RequestError: The query is invalid.
-    """
     columns, size, offset = _table_columns(results), query.limit or NUM_ROWS, query.offset
     selection = replace(query.frame_query(), columns=tuple(columns), limit=size, format="json")
     if not selection.sort and results.metric in columns:
@@ -338,7 +331,6 @@ def _cell(name: str, value: Any, is_config: bool) -> str:
 
 
 def _trial_context(results: Results, trial_id: str) -> dict[str, Any]:
-    """Return the description of a trial."""
     row = records(results.trials[results.trials["trial_id"] == trial_id])[0]
     config = {name: row[name] for name in results.config_columns if row[name] is not None}
     titled = ("experiment", "trial_id", "status", "stop_reason", "error")

@@ -49,11 +49,7 @@ BodyType = TypeVar("BodyType", bound=Body)
 
 
 def read_fields(model: type[BodyType], fields: Mapping[str, Any]) -> BodyType:
-    """Return a request from the fields of a form, whose numbers are texts; unknown fields are ignored.
-
-    Raises:
-        RequestError: A field has an invalid value.
-    """
+    """Return a request from the fields of a form, whose numbers are texts; unknown fields are ignored."""
     try:
         known = {name: value for name, value in fields.items() if name in model.model_fields}
         return model.model_validate(known, strict=False)
