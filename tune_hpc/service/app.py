@@ -30,7 +30,6 @@ from tune_hpc.service.problems import (
     URN,
     AsciiJsonResponse,
     Problem,
-    ProblemRenderer,
     Templates,
     problem_docs,
     route_path,
@@ -59,16 +58,15 @@ def create_app(
     """
     services, metrics = Services(client, Registry(experiments)), Metrics()
     templates = Templates(has_token=rules.credentials is not None, root_path=root_path)
-    respond = ProblemRenderer(templates)
     app = FastAPI(
         title="tune_hpc", version=version, description=_DESCRIPTION, docs_url=None, redoc_url=None,
         openapi_url="/api/v1/openapi.json", servers=[{"url": root_path or "/"}], redirect_slashes=False,
         middleware=[
-            Middleware(RequestMiddleware, respond=respond, metrics=metrics, root_path=root_path),
+            Middleware(RequestMiddleware, templates=templates, metrics=metrics, root_path=root_path),
             Middleware(GZipMiddleware, minimum_size=GZIP_MIN_BYTES, compresslevel=5),
             Middleware(ETagMiddleware),
-            Middleware(AuthMiddleware, rules=rules, respond=respond),
-            Middleware(BodyLimitMiddleware, respond=respond),
+            Middleware(AuthMiddleware, rules=rules, templates=templates),
+            Middleware(BodyLimitMiddleware, templates=templates),
         ],
     )  # fmt: skip
     app.state.services = services
@@ -95,7 +93,7 @@ def create_app(
     routes = [route for router in routers for route in router.routes] + app.routes
 
     def handle(request: Request, error: Exception) -> Response:
-        return _handle(routes, respond, request, error)
+        return _handle(routes, templates, request, error)
 
     for kind in (TuneHpcError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, handle)
@@ -155,17 +153,17 @@ def _check_ready(services: Services) -> None:
     services.client.launcher.check(CLUSTER_TIMEOUT_S)
 
 
-def _handle(routes: Sequence[BaseRoute], respond: ProblemRenderer, request: Request, error: Exception) -> Response:
+def _handle(routes: Sequence[BaseRoute], templates: Templates, request: Request, error: Exception) -> Response:
     """Return the response to a request that a route or parser rejected."""
     path, method = route_path(request.scope), request.method
     if isinstance(error, RequestValidationError):
-        return respond(request.scope, _invalid(error))
+        return templates.problem(request.scope, _invalid(error))
     if isinstance(error, TuneHpcError):
-        return respond(request.scope, error)
+        return templates.problem(request.scope, error)
     assert isinstance(error, HTTPException)
     if error.status_code != 405:
         text = {404: f"nothing is at {path[:200]!r}; /api/v1/openapi.json lists the routes"}.get(error.status_code)
-        return respond(request.scope, RequestError(text or str(error.detail), error.status_code))
+        return templates.problem(request.scope, RequestError(text or str(error.detail), error.status_code))
     # Several routes serve different methods of one path.
     found = [route for route in routes if (pattern := getattr(route, "path_regex", None)) and pattern.match(path)]
     methods = {"OPTIONS"}.union(*(getattr(route, "methods", None) or {"GET"} for route in found))
@@ -175,7 +173,7 @@ def _handle(routes: Sequence[BaseRoute], respond: ProblemRenderer, request: Requ
     if method == "OPTIONS":
         return Response(status_code=204, headers=allow)
     text = f"{path[:200]!r} does not support {method}; it supports {allow['Allow']}"
-    return respond(request.scope, RequestError(text, 405), allow)
+    return templates.problem(request.scope, RequestError(text, 405), allow)
 
 
 def _invalid(error: RequestValidationError) -> RequestError:

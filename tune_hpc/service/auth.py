@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tune_hpc.errors import FolderError, RequestError, TuneHpcError
 from tune_hpc.service.connection import CONNECTION
 from tune_hpc.service.middleware import TokenBuckets
-from tune_hpc.service.problems import ProblemRenderer, Templates, client_address, context_of, has_body, route_path
+from tune_hpc.service.problems import Templates, client_address, context_of, has_body, route_path
 
 SESSION_S = 12 * 3600
 _MIN_TOKEN_LENGTH = 16
@@ -165,10 +165,10 @@ class AccessRules:
 class AuthMiddleware:
     """Authentication, rate limits, and protection from cross-site request forgery."""
 
-    def __init__(self, app: ASGIApp, *, rules: AccessRules, respond: ProblemRenderer) -> None:
+    def __init__(self, app: ASGIApp, *, rules: AccessRules, templates: Templates) -> None:
         self.app = app
         self._rules = rules
-        self._respond = respond
+        self._templates = templates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -247,13 +247,13 @@ class AuthMiddleware:
 
     def _refusal(self, scope: Scope, error: TuneHpcError) -> Response:
         headers, root = Headers(scope=scope), scope.get("root_path", "")
-        if not isinstance(error, RequestError) or error.status != 401:
-            return self._respond(scope, error)
+        redirect = {"HX-Redirect": f"{root}/login"} if headers.get("hx-request") else {}
+        is_login_needed = isinstance(error, RequestError) and error.status == 401
         is_page = scope["method"] == "GET" and "text/html" in headers.get("accept", "")
-        if is_page and not headers.get("authorization"):
+        if is_login_needed and is_page and not headers.get("authorization"):
             query = f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""
             return RedirectResponse(f"{root}/login?next={quote(scope['path'] + query, safe='')}", 303)
-        return self._respond(scope, error, {"HX-Redirect": f"{root}/login"} if headers.get("hx-request") else {})
+        return self._templates.problem(scope, error, redirect if is_login_needed else {})
 
     def _is_same_origin(self, headers: Headers) -> bool:
         """Return whether a request has the origin of this service; without a token, no browser is also valid."""

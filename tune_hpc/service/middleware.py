@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tune_hpc.errors import RequestError
 from tune_hpc.service.problems import (
-    ProblemRenderer,
     RequestContext,
+    Templates,
     TooManyRequestsError,
     client_address,
     context_of,
@@ -131,9 +131,9 @@ class TokenBuckets:
 class RequestMiddleware:
     """Outermost layer: request id, headers, metrics and audit log; unexpected exceptions become problems."""
 
-    def __init__(self, app: ASGIApp, *, respond: ProblemRenderer, metrics: Metrics, root_path: str = "") -> None:
+    def __init__(self, app: ASGIApp, *, templates: Templates, metrics: Metrics, root_path: str = "") -> None:
         self.app = app
-        self._respond = respond
+        self._templates = templates
         self._metrics = metrics
         self._root_path = root_path
 
@@ -178,7 +178,7 @@ class RequestMiddleware:
             if status:
                 raise
             problem = RequestError("the request failed; the log of the service has the cause", 500, "internal")
-            await self._respond(scope, problem)(scope, receive, send_with_headers)
+            await self._templates.problem(scope, problem)(scope, receive, send_with_headers)
         finally:
             unrouted = "/static" if path.startswith("/static/") else "other"
             route = getattr(scope.get("route"), "path", unrouted)
@@ -256,9 +256,9 @@ def _matches(known: str, tag: str) -> bool:
 class BodyLimitMiddleware:
     """Limits of the size and duration of bodies; a body is read before the routes are called."""
 
-    def __init__(self, app: ASGIApp, respond: ProblemRenderer) -> None:
+    def __init__(self, app: ASGIApp, templates: Templates) -> None:
         self.app = app
-        self._respond = respond
+        self._templates = templates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -271,7 +271,7 @@ class BodyLimitMiddleware:
                 raise _too_large(length[:20])
             message = {"type": "http.request", "body": await _read_body(receive), "more_body": False}
         except RequestError as error:
-            await self._respond(scope, error)(scope, receive, send)
+            await self._templates.problem(scope, error)(scope, receive, send)
             return
         context_of(scope).is_body_read = True
         waiting: list[Message] = [message]

@@ -182,15 +182,8 @@ class Templates:
         """Return a page as a response that browsers do not store."""
         return HTMLResponse(self.render(template, **values), status, {"Cache-Control": "no-store"})
 
-
-class ProblemRenderer:
-    """Response to a failed request: a problem (RFC 9457), or a page for a browser."""
-
-    def __init__(self, templates: Templates) -> None:
-        self._templates = templates
-
-    def __call__(self, scope: Scope, error: TuneHpcError, headers: Mapping[str, str] | None = None) -> Response:
-        """Return the response."""
+    def problem(self, scope: Scope, error: TuneHpcError, headers: Mapping[str, str] | None = None) -> Response:
+        """Return the response to a failed request: a problem (RFC 9457), or a page for a browser."""
         kind, context = problem_type(error), context_of(scope)
         status, title, *_ = PROBLEM_TYPES[kind]
         detail = " ".join(str(error).split())[:MAX_DETAIL]
@@ -207,7 +200,7 @@ class ProblemRenderer:
         base_headers |= headers or {}
         is_page = scope["method"] == "GET" or not route_path(scope).startswith("/api/")
         if is_page and "text/html" in Headers(scope=scope).get("accept", ""):
-            page = self._templates.render("error.html", status=status, message=detail)
+            page = self.render("error.html", status=status, message=detail)
             return HTMLResponse(page, status, base_headers)
         problem = Problem(type=URN + kind, title=title, status=status, detail=detail, request_id=context.request_id)
         return AsciiJsonResponse(problem.model_dump(), status, base_headers, "application/problem+json")
