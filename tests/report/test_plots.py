@@ -7,7 +7,7 @@ import pytest
 
 from tests.report.figure_checks import SPECIFICATIONS, assert_no_overlap, legend_texts
 from tune_hpc.analysis.intervals import mean_interval
-from tune_hpc.report.plots import axes, curves, figures, response, series
+from tune_hpc.report.plots import curves, figures, layout, response, series
 
 CURVE, RESPONSE = SPECIFICATIONS["curve"], SPECIFICATIONS["response"]
 PUBLISHED = [{"where": {"optimizer": "adam", "learning_rate": 0.1}, "metric": "test_accuracy", "value": 0.7}]
@@ -61,7 +61,7 @@ def test_wide_band_of_two_seeds_is_cut(trial, results_of):
 
 
 def test_ten_lines_differ_in_colour_and_marker_and_neighbours_in_dash():
-    styles = [axes.line_style(index) for index in range(10)]
+    styles = [layout.line_style(index) for index in range(10)]
     assert len({style["color"] for style in styles}) == 10
     assert len({style["marker"] for style in styles}) == 10
     assert all(a["linestyle"] != b["linestyle"] for a, b in pairwise(styles))

@@ -8,13 +8,13 @@ from tests.report.figure_checks import assert_no_overlap
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.findings import findings
 from tune_hpc.report.plots import figures
-from tune_hpc.report.scaling_tables import (
+from tune_hpc.report.tables import (
     cost_pareto_front,
     min_efficient_width,
     predicted_against_measured,
     predictions,
+    report_tables,
 )
-from tune_hpc.report.tables import report_tables
 
 LINKS = {"kind": "links", "metrics": ["speedup"], "title": "Predicted", "parameter": "workers"}
 COST = {"kind": "cost", "metrics": ["train_s"], "title": "Cost", "parameter": "workers"}

@@ -93,14 +93,9 @@ def group_parameter(results: Results, *excluded: str) -> str | None:
 def learning_curves(
     results: ResultsSnapshot, metric: str | None, filters: Sequence[str], max_curves: int, max_points: int
 ) -> CurveList:
-    """Return downsampled learning curves of running trials and of the best ones.
+    """Return downsampled learning curves, each with its first and last point, of running trials and of the best ones.
 
-    Args:
-        results: Results of one experiment.
-        metric: Metric of the history; by default the one that ranks trials, or the first.
-        filters: Filters of trials.
-        max_curves: Maximum number of curves.
-        max_points: Maximum number of points per curve; the first and the last are always included.
+    ``metric`` is by default the one that ranks trials, or the first of the history.
 
     Raises:
         RequestError: There is no such metric, or a filter is malformed.
@@ -186,10 +181,8 @@ def _response_metrics(results: Results) -> list[str]:
 def response_curve(results: Results, metric: str | None, parameter: str | None) -> ResponseCurve:
     """Return a metric of ended trials as a function of a parameter, averaged over seeds.
 
-    Args:
-        results: Results of one experiment.
-        metric: Numeric column of the trials; by default an accuracy, or the metric that ranks trials.
-        parameter: Varied numeric parameter; by default the learning rate, or the first.
+    Defaults are an accuracy or the metric that ranks trials, and the learning rate or the first numeric parameter that
+    varies.
 
     Raises:
         RequestError: There is no such parameter or metric.
@@ -225,27 +218,13 @@ def _check_known(results: Results, name: str, known: Sequence[str], kind: str) -
         raise RequestError(f"{results.name} has no {kind} {name!r}; {alternatives}")
 
 
-@dataclass(frozen=True)
-class Axis:
-    """An axis of parallel coordinates.
-
-    Attributes:
-        label: Title.
-        x: Horizontal position.
-        ticks: Heights and texts.
-    """
-
-    label: str
-    x: int
-    ticks: list[tuple[float, str]]
-
-
 def parallel_coordinates(results: Results) -> dict[str, Any] | None:
     """Return parallel coordinates as SVG paths; ``None`` if there are no two configurations to compare.
 
     Returns:
-        ``width``, ``height``, ``top``, ``bottom``, ``axes``, ``lines`` (``points`` of an SVG path, ``shade`` from 0,
-        the worst, to ``NUM_SHADES - 1``, ``label``), ``num_configurations`` in all.
+        ``width``, ``height``, ``top``, ``bottom``, ``axes`` (``label``, ``x``, ``ticks``: heights and texts), ``lines``
+        (``points`` of an SVG path, ``shade`` from 0, the worst, to ``NUM_SHADES - 1``, ``label``),
+        ``num_configurations`` in all.
     """
     if results.metric not in results.trials:
         return None
@@ -253,7 +232,7 @@ def parallel_coordinates(results: Results) -> dict[str, Any] | None:
     if table.empty:
         return None
     distance = min(MAX_AXIS_DISTANCE, max(MIN_AXIS_DISTANCE, (WIDTH - 2 * SIDE - 60) // (len(scales) - 1)))
-    axes = [_axis(scale, SIDE + index * distance) for index, scale in enumerate(scales)]
+    positions = [SIDE + index * distance for index in range(len(scales))]
     sample = np.unique(np.linspace(0, len(table) - 1, min(len(table), MAX_LINES)).round().astype(int))
     table = table.iloc[sample].reset_index(drop=True)
     heights = [TOP + HEIGHT - scale.positions(table[scale.name]) * HEIGHT for scale in scales]
@@ -263,18 +242,23 @@ def parallel_coordinates(results: Results) -> dict[str, Any] | None:
         value = format_metric(float(table[results.metric].iloc[row]), results.metric)
         lines.append(
             {
-                "points": _svg_path([(axis.x, height[row]) for axis, height in zip(axes, heights, strict=True)]),
+                "points": _svg_path([(x, height[row]) for x, height in zip(positions, heights, strict=True)]),
                 "shade": min(NUM_SHADES - 1, row * NUM_SHADES // len(table)),
                 "label": f"{format_config(config)}: {value}",
             }
         )
     return {
-        "width": 2 * SIDE + distance * (len(axes) - 1), "height": TOP + HEIGHT + BOTTOM, "top": TOP,
-        "bottom": TOP + HEIGHT, "axes": axes, "lines": lines, "num_configurations": num_configurations,
+        "width": positions[-1] + SIDE, "height": TOP + HEIGHT + BOTTOM, "top": TOP, "bottom": TOP + HEIGHT,
+        "axes": [
+            {"label": axis_label(scale.name), "x": x, "ticks": _ticks(scale)}
+            for x, scale in zip(positions, scales, strict=True)
+        ],
+        "lines": lines, "num_configurations": num_configurations,
     }  # fmt: skip
 
 
-def _axis(scale: ParallelAxis, x: int) -> Axis:
+def _ticks(scale: ParallelAxis) -> list[tuple[float, str]]:
+    """Return the heights and texts of an axis's labels: all values if they are few."""
     has_all_values = scale.is_categorical or len(scale.values) <= 8
     if has_all_values:
         values = list(dict.fromkeys(scale.values))
@@ -282,16 +266,16 @@ def _axis(scale: ParallelAxis, x: int) -> Axis:
         values = list((np.geomspace if scale.is_log else np.linspace)(scale.low, scale.high, 5))
     texts = [format_value(value) if has_all_values else f"{value:.3g}" for value in values]
     heights = (TOP + HEIGHT - scale.positions(pd.Series(values)) * HEIGHT).tolist()
-    return Axis(axis_label(scale.name), x, list(zip(heights, texts, strict=True)))
+    return list(zip(heights, texts, strict=True))
 
 
 def _svg_path(points: list[tuple[int, float]]) -> str:
     """Return a line through points; it is interrupted where a value is missing."""
-    text, is_drawing = [], False
+    text, command = "", "M"
     for x, y in points:
         if np.isnan(y):
-            is_drawing = False
-            continue
-        text.append(f"{'L' if is_drawing else 'M'}{x} {y:.1f}")
-        is_drawing = True
-    return "".join(text)
+            command = "M"
+        else:
+            text += f"{command}{x} {y:.1f}"
+            command = "L"
+    return text

@@ -1,5 +1,6 @@
 """Tables of one experiment: functions from ``Results`` to a data frame, written as Markdown and CSV.
 
+The last ones are of scaling measurements, whose experiment.json holds the predictions of the step-time model.
 Frames and CSV files have full precision and the columns' names; ``to_markdown`` rounds for readers.
 """
 
@@ -25,7 +26,6 @@ from tune_hpc.analysis.published import check_claims, compare_to_published
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.selection_bias import special_cases
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.report.scaling_tables import cost_pareto_front, min_efficient_width, predicted_against_measured
 from tune_hpc.storage.filesystem import Storage
 
 #: Titles of tables that the report also uses for its findings and figures.
@@ -34,6 +34,10 @@ CLAIMS = "Published statements, checked"
 SPECIAL_CASES = "Optimizers and their special cases"
 IMPORTANCE = "Parameter importance"
 STATUSES = "Trials by status"
+#: Name of the link between the measured workers.
+MEASURED_LINK = "this machine"
+#: Default settings of the gradient exchange, which the model describes.
+_BASELINE = {"bucket_view": False, "compression": "none", "local_steps": 1, "batches_per_step": 1}
 #: A table with its title and the stem of its files.
 TitledTable = tuple[str, str, pd.DataFrame]
 
@@ -41,10 +45,7 @@ TitledTable = tuple[str, str, pd.DataFrame]
 def best_per(results: Results, parameter: str, metrics: Sequence[str]) -> pd.DataFrame:
     """Return the configuration with the best mean metric for each value of a parameter.
 
-    Args:
-        results: Any results.
-        parameter: A configuration column.
-        metrics: Columns of the trials; by default the experiment's metric.
+    ``metrics`` are by default the experiment's metric.
 
     Returns:
         ``parameter``, the other varied parameters, the metrics with their deviations, ``num_seeds``, ``num_diverged``
@@ -117,10 +118,7 @@ def metrics_at_steps(results: Results, steps: Sequence[int], metrics: Sequence[s
 def best_trials(results: Results, n: int = 10, metric: str | None = None) -> pd.DataFrame:
     """Return the best ``n`` trials: ``trial_id``, varied parameters, measured metrics, steps and training time.
 
-    Args:
-        results: Any results.
-        n: Maximum number of rows.
-        metric: The metric that ranks them, in the first place; by default the experiment's metric.
+    ``metric``, by default the experiment's metric, ranks them and is the first one.
 
     Raises:
         UnknownNameError: There is no such numeric column.
@@ -167,12 +165,7 @@ def search_space_table(results: Results) -> pd.DataFrame:
 
 
 def report_tables(results: Results, importance: pd.DataFrame | None = None) -> list[TitledTable]:
-    """Return the tables of the experiment's report specification and the standard tables, with file stems.
-
-    Args:
-        results: Any results.
-        importance: The table of ``tune_hpc.importance``, if it exists.
-    """
+    """Return the experiment's declared tables and the standard ones, with the table of ``tune_hpc.importance``."""
     experiment, tables = results.experiment, []
     if experiment.get("published"):
         tables.append((PUBLISHED, compare_to_published(results)))
@@ -193,30 +186,29 @@ def report_tables(results: Results, importance: pd.DataFrame | None = None) -> l
 
 def _analyses(results: Results) -> list[tuple[str, pd.DataFrame]]:
     """Return the analyses of a scaling measurement or of a search that its trials allow."""
-    analyses: list[tuple[str, Callable[[Results], pd.DataFrame], Callable[[pd.DataFrame], Any]]] = [
-        ("Expected result with fewer configurations", budget_curve,
-         lambda df: df["num_configurations"] >= MIN_CONFIGURATIONS),
-        (SPECIAL_CASES, special_cases, lambda df: df["verdict"] != INCONCLUSIVE),
-        ("Interactions of two parameters", interactions, lambda df: df["note"] == ""),
-    ]  # fmt: skip
+    analyses: dict[str, tuple[Callable[[Results], pd.DataFrame], Callable[[pd.DataFrame], Any]]] = {
+        "Expected result with fewer configurations":
+            (budget_curve, lambda df: df["num_configurations"] >= MIN_CONFIGURATIONS),
+        SPECIAL_CASES: (special_cases, lambda df: df["verdict"] != INCONCLUSIVE),
+        "Interactions of two parameters": (interactions, lambda df: df["note"] == ""),
+    }  # fmt: skip
+    columns: tuple[str, ...] = ("mean", "difference", "low", "high")
     if is_scaling(results):
-        analyses = [
-            ("Predicted and measured step times", predicted_against_measured, lambda df: True),
-            ("Minimum network width for efficient scaling", min_efficient_width, lambda df: True),
-            ("Training time and cost", cost_pareto_front, lambda df: True),
-        ]
+        analyses = {
+            "Predicted and measured step times": (predicted_against_measured, lambda df: True),
+            "Minimum network width for efficient scaling": (min_efficient_width, lambda df: True),
+            "Training time and cost": (cost_pareto_front, lambda df: True),
+        }
+        columns = ()
     tables = []
-    for title, analysis, is_informative in analyses:
+    for title, (analysis, is_informative) in analyses.items():
         try:
             df = analysis(results)
         except UnknownNameError:
             continue
         if np.any(is_informative(df)):
             df = df.drop(columns="note", errors="ignore")
-            metrics = (
-                {} if is_scaling(results) else dict.fromkeys(("mean", "difference", "low", "high"), results.metric)
-            )
-            tables.append((title, _with_metrics(df, metrics)))
+            tables.append((title, _with_metrics(df, dict.fromkeys(columns, results.metric))))
     return tables
 
 
@@ -274,15 +266,7 @@ def _escape_markdown(text: str) -> str:
 
 
 def write_tables(results: Results, folder: Path, tables: Sequence[TitledTable] | None = None) -> list[Path]:
-    """Write every table of the report as ``tables/SLUG.md`` and ``tables/SLUG.csv``.
-
-    Args:
-        results: Any results.
-        folder: The experiment folder.
-        tables: The result of ``report_tables``, if it exists.
-
-    Returns:
-        The files.
+    """Write every table (default: ``report_tables``) as ``tables/SLUG.md`` and ``.csv``; return the files.
 
     Raises:
         FolderError: The folder cannot be written.
@@ -296,3 +280,93 @@ def write_tables(results: Results, folder: Path, tables: Sequence[TitledTable] |
             files.append(storage.local_path(f"tables/{stem}.{suffix}"))
             storage.write_atomic(files[-1], content)
     return files
+
+
+def predictions(results: Results) -> pd.DataFrame:
+    """Return the predicted steps: one row per link, width, mode and number of workers.
+
+    Returns:
+        ``link``, ``workers``, ``mode``, ``width``, ``batch_size``, ``step_s``, ``compute_s``, ``communicate_s``,
+        ``samples_per_s``, ``speedup`` and ``efficiency``. The link ``this machine`` is that of the measured workers.
+
+    Raises:
+        UnknownNameError: The results are no scaling measurement, or one of a version without the model.
+    """
+    rows = results.experiment.get("predictions") or []
+    if not rows:
+        raise UnknownNameError(f"{results.name} has no predictions; make them with tune-hpc scale")
+    return pd.DataFrame(rows)
+
+
+def predicted_against_measured(results: Results) -> pd.DataFrame:
+    """Return measured step times of several workers with the predictions, which are made from probes only.
+
+    Returns:
+        ``workers``, ``mode``, ``width``, ``batch_size``, ``measured_s`` (median over the repeats), ``predicted_s`` and
+        the relative ``error``.
+
+    Raises:
+        UnknownNameError: As for ``predictions``.
+    """
+    predicted = predictions(results)
+    keys = ["workers", "mode", "width", "batch_size"]
+    predicted = predicted.loc[predicted["link"] == MEASURED_LINK, [*keys, "step_s"]]
+    trials = baseline_rows(results)
+    trials = trials.assign(width=network_widths(trials))
+    measured = trials[trials["workers"] > 1].groupby(keys, sort=False)["step_s"].median().rename("measured_s")
+    table = measured.reset_index().merge(predicted.rename(columns={"step_s": "predicted_s"}), on=keys)
+    return table.assign(error=table["predicted_s"] / table["measured_s"] - 1)
+
+
+def baseline_rows(results: Results) -> pd.DataFrame:
+    """Return the trials with the default gradient exchange."""
+    trials = results.trials
+    for name, value in _BASELINE.items():
+        if name in trials:
+            trials = trials[trials[name] == value]
+    return trials
+
+
+def network_widths(trials: pd.DataFrame) -> pd.Series:
+    """Return the width of each trial's network as in the predictions; 1 for a model without a width."""
+    widths = trials["width"] if "width" in trials else pd.Series(1.0, index=trials.index)
+    return widths.astype(float).fillna(1.0)
+
+
+def min_efficient_width(results: Results) -> pd.DataFrame:
+    """Return the smallest network width with a certain efficiency, for each number of workers.
+
+    Returns:
+        ``link``, ``workers``, ``aim`` (an efficiency), ``width`` (missing if no probed width reaches it),
+        ``best_efficiency`` of all widths and ``best_width``, ``narrowest`` and ``widest`` probed width.
+
+    Raises:
+        UnknownNameError: Only one width was probed, or the results are no scaling measurement.
+    """
+    rows = results.experiment.get("widths") or []
+    if not rows:
+        raise UnknownNameError(f"{results.name} has no probes of several network widths")
+    return pd.DataFrame(rows).astype({"width": float})
+
+
+def cost_pareto_front(results: Results) -> pd.DataFrame:
+    """Return time and cost of a training: its seconds, and the seconds of all workers together.
+
+    Returns:
+        The configurations of a scaling measurement with ``train_s`` and ``worker_s`` (means over the repeats) and
+        ``is_efficient``: no configuration of the same work, with other workers or another option, is better in both.
+
+    Raises:
+        UnknownNameError: The results are no scaling measurement.
+    """
+    if "worker_s" not in results.trials:
+        raise UnknownNameError(f"{results.name} has no column worker_s; measure it with tune-hpc scale")
+    table = aggregate_seeds(results, ["train_s", "worker_s"]).dropna(subset=["train_s", "worker_s"])
+    names = [name for name in searched_parameters(results) if name in table]
+    table = table[[*names, "train_s", "worker_s"]].reset_index(drop=True)
+    others = [name for name in names if name not in ("workers", "option")]
+    work = table.groupby(others, dropna=False).ngroup().to_numpy() if others else np.zeros(len(table))
+    costs = table[["train_s", "worker_s"]].to_numpy()
+    # Element [i, j]: whether configuration j dominates configuration i.
+    dominates = (costs <= costs[:, None]).all(axis=2) & (costs < costs[:, None]).any(axis=2)
+    return table.assign(is_efficient=~(dominates & (work == work[:, None])).any(axis=1))

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from tune_hpc.analysis.aggregation import filter_trials
@@ -14,9 +13,8 @@ from tune_hpc.analysis.budget import ADAPTIVE_SEARCHERS, budget_curve, time_to_t
 from tune_hpc.analysis.formatting import axis_label, describe_metric, display_name
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.report.plots.axes import format_ticks, label_text, line_style
-from tune_hpc.report.plots.layout import CaptionedFigure, figure_title, new_grid
-from tune_hpc.report.plots.series import best_values, best_values_note
+from tune_hpc.report.plots.layout import CaptionedFigure, figure_title, format_ticks, label_text, line_style, new_grid
+from tune_hpc.report.plots.series import best_values, best_values_note, tables_by_metric
 
 #: Points of a budget curve at most.
 _MAX_POINTS = 60
@@ -26,24 +24,20 @@ _WIDE_RATIO = 200
 _MAX_MARKERS = 12
 
 
-def budget_tables(results: Results, metrics: list[str], where: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """Return ``analysis.budget_curve`` of each metric that has two points or more."""
-    tables = {}
-    for metric in metrics:
-        try:
-            trials = filter_trials(results, where)
-            budgets = np.geomspace(1, max(len(trials.trials), 1), _MAX_POINTS).round()
-            table = budget_curve(trials, sorted({int(budget) for budget in budgets}), metric)
-        except UnknownNameError:
-            continue
-        if table["mean"].notna().sum() > 1:
-            tables[metric] = table
-    return tables
+def _budget_table(results: Results, metric: str, where: Mapping[str, Any]) -> pd.DataFrame:
+    """Return ``analysis.budget_curve``; empty without two points."""
+    try:
+        trials = filter_trials(results, where)
+        budgets = np.geomspace(1, max(len(trials.trials), 1), _MAX_POINTS).round()
+        table = budget_curve(trials, sorted({int(budget) for budget in budgets}), metric)
+    except UnknownNameError:
+        return pd.DataFrame()
+    return table if table["mean"].notna().sum() > 1 else pd.DataFrame()
 
 
 def draw_budget(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[CaptionedFigure]:
     """Draw the best metric that a smaller search finds, a panel per metric."""
-    tables = budget_tables(results, specification["metrics"], where)
+    tables = tables_by_metric(specification, lambda metric: _budget_table(results, metric, where))
     if not tables:
         return []
     is_learning = results.experiment.get("searcher") in ADAPTIVE_SEARCHERS
@@ -79,7 +73,7 @@ def draw_budget(results: Results, specification: Mapping[str, Any], where: Mappi
     return [sheet]
 
 
-def target_table(
+def _target_table(
     results: Results, metric: str, target: float | None, line: str | None, where: Mapping[str, Any]
 ) -> pd.DataFrame:
     """Return ``analysis.time_to_target`` with ``line``; empty unless one of several configurations reached it."""
@@ -97,19 +91,15 @@ def target_table(
 def draw_target(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[CaptionedFigure]:
     """Draw the fraction of configurations that reached a target, against steps and seconds; a line per value."""
     (metric,), target, line = specification["metrics"], specification.get("target"), specification.get("line")
-    table = target_table(results, metric, target, line, where)
+    table = _target_table(results, metric, target, line, where)
     if table.empty:
         return []
     values = [value for value in best_values(results, line) if (table["line"] == value).any()] or [""]
     axis_labels = {"reached_step": "optimizer steps until then", "reached_s": "seconds of training until then"}
     panels = {name: label for name, label in axis_labels.items() if np.isfinite(table[name]).any()}
-    sheet = new_grid(
-        figure_title(results, specification, where),
-        len(panels),
-        [Line2D([], [], **line_style(index)) for index in range(len(values))],
-        [_label(value, table[table["line"] == value]) for value in values],
-        display_name(str(line)) if line in table else None,
-    )
+    legend = [(_label(value, table[table["line"] == value]), line_style(index)) for index, value in enumerate(values)]
+    title = figure_title(results, specification, where)
+    sheet = new_grid(title, len(panels), legend, line if line in table else None)
     for ax, (name, label) in zip(sheet.axes, panels.items(), strict=True):
         for index, value in enumerate(values):
             _draw_reached(ax, table.loc[table["line"] == value, name], line_style(index))

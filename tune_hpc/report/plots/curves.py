@@ -6,42 +6,34 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from tune_hpc.analysis.aggregation import numeric_column, row_mask, trial_values
-from tune_hpc.analysis.formatting import axis_label, display_name, format_config
+from tune_hpc.analysis.formatting import axis_label, format_config
 from tune_hpc.analysis.results import Results
-from tune_hpc.report.plots.axes import clip_error_bars, label_text, line_style, set_log_y
-from tune_hpc.report.plots.layout import CaptionedFigure, figure_title, new_grid
-from tune_hpc.report.plots.series import (
-    COLUMNS,
-    MAX_LINES,
-    best_values,
-    best_values_note,
-    free_parameters,
-    mean_and_ci,
+from tune_hpc.report.plots import series
+from tune_hpc.report.plots.layout import (
+    CaptionedFigure,
+    clip_error_bars,
+    figure_title,
+    label_text,
+    line_style,
+    new_grid,
+    set_log_y,
 )
 
 #: Buckets along a curve; each keeps its lowest and its highest point.
 NUM_BUCKETS = 300
 
 
-def curve_lines(results: Results, line: str | None, where: Mapping[str, Any], values: Sequence[Any]) -> pd.DataFrame:
-    """Return the line of each trial.
+def _curve_lines(results: Results, line: str | None, where: Mapping[str, Any], values: Sequence[Any]) -> pd.DataFrame:
+    """Return ``trial_id`` and ``line``: the selected values of a parameter, or the best configurations without it.
 
-    Args:
-        results: Any results.
-        line: Parameter with one line per value; without it each configuration has a line, the best first.
-        where: Parameter and value of the page.
-        values: Values of ``line`` to draw.
-
-    Returns:
-        ``trial_id`` and ``line``. If other parameters vary, a line is the configuration with the best mean metric.
+    If other parameters vary, a line is the configuration with the best mean metric.
     """
     mask = row_mask(results.trials, where)
     trials = results.trials[mask]
-    free = free_parameters(results, [line, *where])
+    free = series.free_parameters(results, [line, *where])
     df = trials[["trial_id"]].assign(
         score=trial_values(results, [results.metric]).loc[mask, results.metric],
         line=trials[line]
@@ -57,59 +49,44 @@ def curve_lines(results: Results, line: str | None, where: Mapping[str, Any], va
         mean = df.groupby(["line", "configuration"], sort=False)["score"].mean().reset_index()
         lower_is_better = results.experiment["mode"] == "min"
         mean = mean.sort_values("score", ascending=lower_is_better, kind="stable", na_position="last")
-        best = mean.drop_duplicates("line") if line else mean.head(MAX_LINES)
+        best = mean.drop_duplicates("line") if line else mean.head(series.MAX_LINES)
         df = df.merge(best[["line", "configuration"]], on=["line", "configuration"])
     return df[["trial_id", "line"]].reset_index(drop=True)
 
 
-def curve_table(results: Results, metric: str, lines: pd.DataFrame, last_step: int | None = None) -> pd.DataFrame:
-    """Return a metric of the history against steps.
-
-    Args:
-        results: Any results.
-        metric: Column of the history.
-        lines: Result of ``curve_lines``.
-        last_step: Last step of the curves; the default is all steps.
-
-    Returns:
-        Columns of ``series.COLUMNS``; mean and interval are over the trials of a line. Empty without finite values.
-    """
+def _curve_table(results: Results, metric: str, lines: pd.DataFrame, last_step: int | None) -> pd.DataFrame:
+    """Return a metric of the history against steps: ``series.COLUMNS``, over the trials of a line."""
     history = results.history
     if metric not in history or lines.empty:
-        return pd.DataFrame(columns=list(COLUMNS))
+        return pd.DataFrame(columns=list(series.COLUMNS))
     history = history[history["trial_id"].isin(lines["trial_id"])]
     if last_step is not None:
         history = history[history["step"] <= last_step]
     df = pd.DataFrame({"trial_id": history["trial_id"], "x": history["step"], "value": numeric_column(history, metric)})
-    return mean_and_ci(df.dropna(subset=["value"]).merge(lines, on="trial_id"))
+    return series.mean_and_ci(df.dropna(subset=["value"]).merge(lines, on="trial_id"))
 
 
 def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[CaptionedFigure]:
     """Draw learning curves, a panel per metric with data."""
     parameter = specification.get("line")
-    values = best_values(results, parameter)
-    members = curve_lines(results, parameter, where, values)
+    values = series.best_values(results, parameter)
+    members = _curve_lines(results, parameter, where, values)
     lines = values if parameter else list(dict.fromkeys(members["line"]))
-    tables = {
-        metric: curve_table(results, metric, members, specification.get("last_step"))
-        for metric in specification["metrics"]
-    }
-    tables = {metric: table for metric, table in tables.items() if len(table)}
+    last_step = specification.get("last_step")
+    tables = series.tables_by_metric(specification, lambda name: _curve_table(results, name, members, last_step))
     if not tables:
         return []
     present = [value for value in lines if any((table["line"] == value).any() for table in tables.values())]
-    labels = [label_text(value) + _diverged(results, parameter, where, value) for value in present]
-    handles = [Line2D([], [], **line_style(lines.index(value))) for value in present]
-    sheet = new_grid(
-        figure_title(results, specification, where),
-        len(tables),
-        handles if labels != [""] else [],
-        labels,
-        display_name(parameter) if parameter else None,
-    )
-    sheet.add_notes(best_values_note(results, parameter, values))
+    legend = [
+        (label_text(value) + _diverged(results, parameter, where, value), line_style(lines.index(value)))
+        for value in present
+    ]
+    is_labelled = [label for label, _ in legend] != [""]
+    title = figure_title(results, specification, where)
+    sheet = new_grid(title, len(tables), legend if is_labelled else (), parameter)
+    sheet.add_notes(series.best_values_note(results, parameter, values))
     for ax, (metric, table) in zip(sheet.axes, tables.items(), strict=True):
-        sheet.add_notes(*draw_curves(ax, table, lines, log_y=bool(specification.get("log_y"))))
+        sheet.add_notes(*_draw_curves(ax, table, lines, log_y=bool(specification.get("log_y"))))
         num_ticks = 4 if len(tables) > 1 and table["x"].max() >= 10_000 else 6
         ax.xaxis.set_major_locator(MaxNLocator(num_ticks, integer=True, steps=[1, 2, 2.5, 5, 10]))
         sheet.set_labels(ax, axis_label("step"), axis_label(metric))
@@ -127,17 +104,10 @@ def _diverged(results: Results, line: str | None, where: Mapping[str, Any], valu
     return " (diverged)" if num_diverged == len(status) else f" ({num_diverged} of {len(status)} diverged)"
 
 
-def draw_curves(ax: Axes, table: pd.DataFrame, lines: Sequence[Any], *, log_y: bool = False) -> list[str]:
-    """Draw curves with their bands.
+def _draw_curves(ax: Axes, table: pd.DataFrame, lines: Sequence[Any], *, log_y: bool) -> list[str]:
+    """Draw curves with their bands in the styles of ``lines``; return sentences for the caption.
 
-    Args:
-        ax: The panel.
-        table: Result of ``curve_table``.
-        lines: All lines of the figure, in the order of their styles.
-        log_y: Make the axis logarithmic if no value is negative; exact zeros lie on its lower edge.
-
-    Returns:
-        Sentences for the caption.
+    ``log_y`` makes the axis logarithmic if no value is negative; exact zeros lie on its lower edge.
     """
     notes: list[str] = []
     positive = table.loc[table["mean"] > 0, "mean"]

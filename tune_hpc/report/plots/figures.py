@@ -25,16 +25,7 @@ from tune_hpc.analysis.comparison import Comparison
 from tune_hpc.analysis.formatting import display_name, unique_slug
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.report.plots import (
-    budget_curve,
-    curves,
-    heatmap,
-    parallel_coordinates,
-    published_values,
-    ranking,
-    response,
-    scaling,
-)
+from tune_hpc.report.plots import budget_curve, curves, heatmap, named_rows, parallel_coordinates, response, scaling
 from tune_hpc.report.plots.layout import CaptionedFigure
 from tune_hpc.report.plots.series import free_parameters, is_geometric, is_numeric, values_of
 from tune_hpc.storage.filesystem import Storage
@@ -46,8 +37,8 @@ STEP_PARTS = ("compute_s", "communicate_s", "data_s")
 
 #: Drawing functions by kind: results, figure specification and the page's value -> figures.
 KINDS: dict[str, Callable[[Results, Mapping[str, Any], Mapping[str, Any]], list[CaptionedFigure]]] = {
-    "curve": curves.draw, "response": response.draw, "heatmap": heatmap.draw, "published": published_values.draw,
-    "parallel": parallel_coordinates.draw, "ranking": ranking.draw_ranking, "importance": ranking.draw_importance,
+    "curve": curves.draw, "response": response.draw, "heatmap": heatmap.draw, "published": named_rows.draw_published,
+    "parallel": parallel_coordinates.draw, "ranking": named_rows.draw_ranking, "importance": named_rows.draw_importance,
     "budget": budget_curve.draw_budget, "target": budget_curve.draw_target, "stack": scaling.draw_stack,
     "speedup": scaling.draw_speedup, "links": scaling.draw_links, "cost": scaling.draw_cost,
     "widths": scaling.draw_widths,
@@ -112,7 +103,7 @@ def render(sheet: CaptionedFigure, stem: str, kind: str = "svg") -> RenderedFigu
 def render_comparison(comparison: Comparison, title: str) -> RenderedFigure:
     """Draw and render a comparison of a parameter's values."""
     with _lock, mpl.rc_context(_settings()):
-        sheet = ranking.draw_comparison(comparison, title)
+        sheet = named_rows.draw_comparison(comparison, title)
         sheet.lay_out()
     return render(sheet, unique_slug(title, set()))
 
@@ -167,28 +158,23 @@ def default_figures(results: Results) -> list[dict[str, Any]]:
         and len(results.trials) >= MIN_CONFIGURATIONS
         and configuration_numbers(results).nunique() >= MIN_CONFIGURATIONS
     )
-    title = "What fewer configurations would have found"
-    budget = {"kind": "budget", "metrics": [results.metric], "title": title}
+    budget = _figure("budget", [results.metric], "What fewer configurations would have found")
     return [*figures, budget] if has_budget_curve else figures
+
+
+def _figure(kind: str, metrics: Sequence[Any], title: str, **options: Any) -> dict[str, Any]:
+    return {"kind": kind, "metrics": metrics, "title": title, **options}
 
 
 def _curve_and_response_figures(results: Results) -> list[dict[str, Any]]:
     metrics = [name for name in results.history if name not in {"trial_id", "step"}]
     base = results.metric.removeprefix("best_").replace("selected_", "")
     metrics.sort(key=lambda name: (name != base, name != base.replace("accuracy", "loss")))
-    figures: list[dict[str, Any]] = []
-    if metrics:
-        figures.append({"kind": "curve", "metrics": metrics[:2], "title": "Learning curves"})
+    figures = [_figure("curve", metrics[:2], "Learning curves")] if metrics else []
     for name in free_parameters(results, [])[:4]:
-        figures.append(
-            {
-                "kind": "response",
-                "metrics": [results.metric],
-                "title": f"{display_name(results.metric).capitalize()} against {display_name(name)}",
-                "parameter": name,
-                "log_x": is_geometric(values_of(results, name)),
-            }
-        )
+        title = f"{display_name(results.metric).capitalize()} against {display_name(name)}"
+        log_x = is_geometric(values_of(results, name))
+        figures.append(_figure("response", [results.metric], title, parameter=name, log_x=log_x))
     return figures
 
 
@@ -202,9 +188,8 @@ def _overview_figures(results: Results) -> list[dict[str, Any]]:
         pairs = results.trials[[x, y]].drop_duplicates()
         if not pairs.isna().any(axis=None) and len(pairs) == len(values_of(results, x)) * len(values_of(results, y)):
             title = f"{metric} by {display_name(y)} and {display_name(x)}"
-            return [{"kind": "heatmap", "metrics": [results.metric], "title": title, "parameter": x, "line": y}]
-    title = f"{metric} of all configurations"
-    return [{"kind": "parallel", "metrics": [results.metric], "title": title}] if len(names) > 1 else []
+            return [_figure("heatmap", [results.metric], title, parameter=x, line=y)]
+    return [_figure("parallel", [results.metric], f"{metric} of all configurations")] if len(names) > 1 else []
 
 
 def _scaling_figures(results: Results) -> list[dict[str, Any]]:
@@ -216,15 +201,9 @@ def _scaling_figures(results: Results) -> list[dict[str, Any]]:
     gains = ["speedup", "efficiency"]
     workers = {"parameter": "workers"}
     return [
-        {"kind": "speedup", "metrics": gains, "title": "Speed-up and efficiency by workers", **workers, **line},
-        {"kind": "stack", "metrics": list(STEP_PARTS), "title": "Where a step's time goes", **workers, **page},
-        {
-            "kind": "cost",
-            "metrics": ["train_s", "worker_s"],
-            "title": "Time and what it costs, by workers",
-            **workers,
-            **cost,
-        },
-        {"kind": "links", "metrics": gains, "title": "Predicted: more workers, other links", **workers, **page},
-        {"kind": "widths", "metrics": ["efficiency"], "title": "Predicted: efficiency by the network's width"},
+        _figure("speedup", gains, "Speed-up and efficiency by workers", **workers, **line),
+        _figure("stack", list(STEP_PARTS), "Where a step's time goes", **workers, **page),
+        _figure("cost", ["train_s", "worker_s"], "Time and what it costs, by workers", **workers, **cost),
+        _figure("links", gains, "Predicted: more workers, other links", **workers, **page),
+        _figure("widths", ["efficiency"], "Predicted: efficiency by the network's width"),
     ]

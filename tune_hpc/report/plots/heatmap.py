@@ -14,9 +14,15 @@ from tune_hpc.analysis.aggregation import aggregate_seeds, is_crossed_design, ro
 from tune_hpc.analysis.comparison import compare_samples
 from tune_hpc.analysis.formatting import axis_label, display_name
 from tune_hpc.analysis.results import Results
-from tune_hpc.report.plots.axes import label_text, set_category_ticks
-from tune_hpc.report.plots.layout import CaptionedFigure, figure_title, new_figure
-from tune_hpc.report.plots.series import best_values, best_values_note
+from tune_hpc.report.plots.layout import (
+    CaptionedFigure,
+    Legend,
+    figure_title,
+    label_text,
+    new_figure,
+    set_category_ticks,
+)
+from tune_hpc.report.plots.series import best_values, best_values_note, tables_by_metric
 
 CONFIDENCE = 0.95
 MEASURED, DIVERGED, NO_VALUE = "measured", "diverged", "no value"
@@ -36,21 +42,14 @@ _TIED: dict[str, Any] = {**_BEST, "linewidth": 1.2, "linestyle": (0, (2.5, 1.5))
 
 
 def heat_table(results: Results, metric: str, x: str, y: str, where: Mapping[str, Any]) -> pd.DataFrame:
-    """Return a metric over two parameters.
-
-    Args:
-        results: Any results.
-        metric: Numeric column of the trials.
-        x: Parameter of the columns.
-        y: Parameter of the rows.
-        where: Parameter and value of the page.
+    """Return a metric over two parameters, one row per cell of the full grid.
 
     Returns:
-        One row per cell of the full grid: ``x``, ``y``, ``value`` (mean over seeds), ``state``, ``is_partial`` (some
-        seeds diverged; the mean is over the others), ``num_configurations`` (the cell is the best of them), ``is_best``
-        (best cell without a diverged seed) and ``configuration`` (row of ``aggregate_seeds``, or missing). ``state`` is
-        ``measured``, ``diverged`` (trials, no value, and at least one diverged) or ``no value``. Empty without values,
-        for a single cell, and for sampled parameters.
+        ``x``, ``y``, ``value`` (mean over seeds), ``state``, ``is_partial`` (some seeds diverged; the mean is over the
+        others), ``num_configurations`` (the cell is the best of them), ``is_best`` (best cell without a diverged seed)
+        and ``configuration`` (row of ``aggregate_seeds``, or missing). ``state`` is ``measured``, ``diverged`` (trials,
+        no value, and at least one diverged) or ``no value``. Empty without values, for a single cell, and for sampled
+        parameters.
     """
     empty = pd.DataFrame(columns=list(_COLUMNS))
     if {x, y} - set(results.trials) or x == y:
@@ -105,8 +104,7 @@ def tied_with_best(results: Results, metric: str, table: pd.DataFrame) -> pd.Ser
 def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[CaptionedFigure]:
     """Draw heat maps of all metrics with data, below one another."""
     x, y = str(specification.get("parameter")), str(specification.get("line"))
-    tables = {metric: heat_table(results, metric, x, y, where) for metric in specification["metrics"]}
-    tables = {metric: table for metric, table in tables.items() if len(table)}
+    tables = tables_by_metric(specification, lambda metric: heat_table(results, metric, x, y, where))
     if not tables:
         return []
     columns, rows = best_values(results, x, _MAX_COLUMNS), best_values(results, y, _MAX_ROWS)
@@ -119,7 +117,7 @@ def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str,
     height = max(len(rows) * _ROW_HEIGHT, _MIN_HEIGHT) + _AXIS_HEIGHT
     sheet = new_figure(figure_title(results, specification, where), [height] * len(tables))
     if legend := _legend(cells):
-        sheet.add_legend(list(legend.values()), list(legend))
+        sheet.add_legend(legend)
     for ax, (metric, table) in zip(sheet.axes, tables.items(), strict=True):
         lower_is_better = results.is_lower_better(metric)
         norm, extend = _norm(table["value"].dropna(), lower_is_better and "accuracy" not in metric)
@@ -137,15 +135,11 @@ def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str,
     return [sheet]
 
 
-def _legend(table: pd.DataFrame) -> dict[str, Patch]:
-    """Return the frames and hatches that occur, by label."""
-    handles = {}
-    if table["is_best"].any():
-        handles["best"] = Patch(**_BEST)
-    if table["is_tied"].any():
-        handles["tied with the best"] = Patch(**_TIED)
-    handles |= {state: Patch(**style) for state, style in _STYLES.items() if (table["state"] == state).any()}
-    return handles
+def _legend(table: pd.DataFrame) -> Legend:
+    """Return the frames and hatches that occur."""
+    masks = {"best": (table["is_best"], _BEST), "tied with the best": (table["is_tied"], _TIED)}
+    masks |= {state: (table["state"] == state, style) for state, style in _STYLES.items()}
+    return [(label, Patch(**style)) for label, (mask, style) in masks.items() if mask.any()]
 
 
 def _draw_cells(

@@ -17,8 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from tune_hpc.analysis.aggregation import aggregate_seeds, row_mask, sort_configurations
 from tune_hpc.analysis.formatting import axis_label, display_name, format_number
 from tune_hpc.analysis.results import Results
-from tune_hpc.report.plots.axes import label_text
-from tune_hpc.report.plots.layout import CaptionedFigure, figure_title, new_figure
+from tune_hpc.report.plots.layout import CaptionedFigure, figure_title, label_text, new_figure
 from tune_hpc.report.plots.series import free_parameters, is_geometric
 
 #: Lines of a figure at most.
@@ -34,15 +33,9 @@ _BEST_COLOUR = "#D55E00"
 
 @dataclass(frozen=True)
 class ParallelAxis:
-    """Vertical axis of one parameter or of the metric.
+    """Vertical axis of one parameter or of the metric, from ``low`` to ``high`` (0 to 1 for names at equal distances).
 
-    Attributes:
-        name: The parameter or metric.
-        values: Its values: numbers ascending, names from the bottom up.
-        is_categorical: Whether the values are names at equal distances.
-        is_log: Whether the axis is logarithmic.
-        low: Value at the bottom; 0 for names.
-        high: Value at the top; 1 for names.
+    Values are numbers ascending, or names from the bottom up.
     """
 
     name: str
@@ -68,11 +61,6 @@ def parallel_table(
     results: Results, metric: str, where: Mapping[str, Any]
 ) -> tuple[pd.DataFrame, list[ParallelAxis], int]:
     """Return the configurations without diverged seeds, the worst first, and the axes that they cross.
-
-    Args:
-        results: Any results.
-        metric: Numeric column of the trials.
-        where: Parameter and value of the page.
 
     Returns:
         Values and mean metric of at most 300 configurations (the best, and an even sample of the others by rank); the
@@ -144,13 +132,8 @@ def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str,
     for metric in specification["metrics"]:
         table, axes, num_configurations = parallel_table(results, metric, where)
         if axes:
-            sheet = _draw_metric(
-                figure_title(results, specification, where),
-                table,
-                axes,
-                num_configurations,
-                results.is_lower_better(metric),
-            )
+            title = figure_title(results, specification, where)
+            sheet = _draw_metric(title, table, axes, num_configurations, results.is_lower_better(metric))
             diverged = (results.trials["status"] == "diverged") & row_mask(results.trials, where)
             if num_diverged := int(diverged.sum()):
                 sheet.add_notes(f"Configurations that diverged are left out ({num_diverged} trials).")
@@ -161,7 +144,6 @@ def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str,
 def _draw_metric(
     title: str, table: pd.DataFrame, axes: Sequence[ParallelAxis], num_configurations: int, lower_is_better: bool
 ) -> CaptionedFigure:
-    """Draw the configurations of one metric."""
     last = axes[-1]
     panels = _panels(axes[:-1], table)
     sheet = new_figure(title, [_HEIGHT + _NAME_HEIGHT] * len(panels))
@@ -173,7 +155,7 @@ def _draw_metric(
     lowest, highest = table[last.name].min(), table[last.name].max()
     extend = "max" if highest > last.high else "min" if lowest < last.low else "neither"
     for ax, panel in zip(sheet.axes, panels, strict=True):
-        draw_lines(ax, table, [*panel, last], colours)
+        _draw_lines(ax, table, [*panel, last], colours)
         sheet.add_colour_bar(ax, colours, last.name, extend)
     seeds = ", the mean over its seeds" if (table["num_seeds"] > 1).any() else ""
     sheet.add_notes(f"Line: a configuration{seeds}; darker is better; thick and orange: the best.")
@@ -193,7 +175,7 @@ def _draw_metric(
     return sheet
 
 
-def draw_lines(ax: Axes, table: pd.DataFrame, axes: Sequence[ParallelAxis], colours: ScalarMappable) -> None:
+def _draw_lines(ax: Axes, table: pd.DataFrame, axes: Sequence[ParallelAxis], colours: ScalarMappable) -> None:
     """Draw one line per row of a table, the last on top and thicker, and the axes."""
     heights = np.column_stack([axis.positions(table[axis.name]) for axis in axes])
     x = np.arange(len(axes))

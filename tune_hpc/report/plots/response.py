@@ -6,28 +6,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from tune_hpc.analysis.aggregation import COMPLETED, numeric_column, row_mask
-from tune_hpc.analysis.formatting import axis_label, display_name
+from tune_hpc.analysis.formatting import axis_label
 from tune_hpc.analysis.results import Results
-from tune_hpc.report.plots.axes import (
+from tune_hpc.report.plots import series
+from tune_hpc.report.plots.layout import (
+    CaptionedFigure,
     clip_error_bars,
+    figure_title,
     is_categorical,
     label_text,
     line_style,
+    new_grid,
     published_style,
     set_category_ticks,
     set_number_ticks,
-)
-from tune_hpc.report.plots.layout import CaptionedFigure, figure_title, new_grid
-from tune_hpc.report.plots.series import (
-    COLUMNS,
-    best_values,
-    best_values_note,
-    free_parameters,
-    mean_and_ci,
-    values_of,
 )
 
 #: Points of a panel beyond which they are pixels in SVG, too; as vectors they take megabytes.
@@ -39,34 +33,36 @@ _MEASURED = "measured"
 def response_table(
     results: Results, metric: str, parameter: str, line: str | None, where: Mapping[str, Any]
 ) -> pd.DataFrame:
-    """Return a metric of the trials against one parameter.
+    """Return a metric of the trials against one parameter; ``line`` has one line per value, ``where`` is the page.
 
-    Args:
-        results: Any results.
-        metric: Column of the trials.
-        parameter: Parameter of the horizontal axis.
-        line: Parameter with one line per value.
-        where: Parameter and value of the page.
-
-    Returns:
-        One row per configuration: ``series.COLUMNS`` with mean and interval over seeds, and ``is_joined``, whether
-        the points of the line differ in ``x`` only.
+    One row per configuration: ``series.COLUMNS`` with mean and interval over seeds, and ``is_joined``, whether the
+    points of the line differ in ``x`` only.
     """
     trials = results.trials
     if metric not in trials or parameter not in trials:
-        return pd.DataFrame(columns=[*COLUMNS, "is_joined"])
+        return pd.DataFrame(columns=[*series.COLUMNS, "is_joined"])
     trials = trials[row_mask(trials, where) & trials["status"].isin(COMPLETED)]
-    free = free_parameters(results, [parameter, line, *where])
+    free = series.free_parameters(results, [parameter, line, *where])
     df = pd.DataFrame({"x": trials[parameter], "value": numeric_column(trials, metric)})
     df["line"] = trials[line] if line else _MEASURED
     df["configuration"] = trials.groupby(free, dropna=False).ngroup() if free else 0
     df = df.dropna(subset=["x", "value", "line"])
     num_configurations = df.groupby("line")["configuration"].nunique()
-    table = mean_and_ci(df, "configuration")
+    table = series.mean_and_ci(df, "configuration")
     return table.assign(is_joined=table["line"].map(num_configurations) == 1)
 
 
-def published_table(
+def response_tables(
+    results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]
+) -> dict[str, pd.DataFrame]:
+    """Return ``response_table`` of each metric with data."""
+    parameter, line = str(specification.get("parameter")), specification.get("line")
+    return series.tables_by_metric(
+        specification, lambda metric: response_table(results, metric, parameter, line, where)
+    )
+
+
+def _published_table(
     results: Results, metric: str, parameter: str, line: str | None, where: Mapping[str, Any]
 ) -> pd.DataFrame:
     """Return the published numbers of a response: ``line``, ``x``, ``mean``."""
@@ -88,34 +84,26 @@ def published_table(
 def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[CaptionedFigure]:
     """Draw metrics against one parameter, a panel per metric with data, beside published numbers."""
     line, parameter = specification.get("line"), str(specification.get("parameter"))
-    lines = best_values(results, line) if line else [_MEASURED]
-    tables = {metric: response_table(results, metric, parameter, line, where) for metric in specification["metrics"]}
-    tables = {metric: table for metric, table in tables.items() if len(table)}
+    lines = series.best_values(results, line) if line else [_MEASURED]
+    tables = response_tables(results, specification, where)
     if not tables:
         return []
     source = specification.get("published")
-    published = published_table(results, source, parameter, line, where) if source else pd.DataFrame()
+    published = _published_table(results, source, parameter, line, where) if source else pd.DataFrame()
     present = [value for value in lines if any((table["line"] == value).any() for table in tables.values())]
-    handles = [Line2D([], [], **line_style(lines.index(value))) for value in present]
-    labels = [label_text(value) for value in present]
+    legend = [(label_text(value), line_style(lines.index(value))) for value in present]
     if len(published):
-        handles.append(Line2D([], [], **published_style()))
-        labels.append("published, another machine" if str(source).endswith("_s") else "published")
-    sheet = new_grid(
-        figure_title(results, specification, where, is_compared=len(published) > 0),
-        len(tables),
-        handles if labels != [_MEASURED] else [],
-        labels,
-        display_name(line) if line else None,
-    )
-    if line:
-        sheet.add_notes(best_values_note(results, line, lines))
-    values = values_of(results, parameter)
+        legend.append(("published, another machine" if str(source).endswith("_s") else "published", published_style()))
+    title = figure_title(results, specification, where, is_compared=len(published) > 0)
+    is_labelled = [label for label, _ in legend] != [_MEASURED]
+    sheet = new_grid(title, len(tables), legend if is_labelled else (), line)
+    sheet.add_notes(series.best_values_note(results, line, lines))
+    values = series.values_of(results, parameter)
     for ax, (metric, table) in zip(sheet.axes, tables.items(), strict=True):
         reference = published if len(published) and (metric == source or len(tables) == 1) else None
         if reference is not None and not is_categorical(values):
             values = sorted({*values, *reference["x"]})
-        sheet.add_notes(*draw_response(ax, table, lines, reference, values))
+        sheet.add_notes(*_draw_response(ax, table, lines, reference, values))
         inches = 2.3 if len(tables) > 1 else 4.6
         if is_categorical(values):
             set_category_ticks(ax, values, inches)
@@ -128,20 +116,12 @@ def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str,
     return [sheet]
 
 
-def draw_response(
+def _draw_response(
     ax: Axes, table: pd.DataFrame, lines: Sequence[Any], published: pd.DataFrame | None, values: Sequence[Any]
 ) -> list[str]:
-    """Draw points with their intervals, published numbers as hollow diamonds.
+    """Draw points with their intervals in the styles of ``lines``, and published numbers as hollow diamonds.
 
-    Args:
-        ax: The panel.
-        table: Result of ``response_table``.
-        lines: All lines of the figure, in the order of their styles.
-        published: Result of ``published_table``.
-        values: Values of the parameter; names stand at whole numbers.
-
-    Returns:
-        Sentences for the caption.
+    ``values`` are those of the parameter; names stand at whole numbers. Returns sentences for the caption.
     """
     notes: list[str] = []
     has_names = is_categorical(values)

@@ -5,21 +5,29 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.lines import Line2D
+from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from tune_hpc.analysis.aggregation import row_mask
 from tune_hpc.analysis.formatting import axis_label, display_name, format_number
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.report.plots.axes import IDEAL, clip_error_bars, label_text, line_style, set_log2_ticks
-from tune_hpc.report.plots.layout import CaptionedFigure, figure_title, new_grid
-from tune_hpc.report.plots.response import response_table
+from tune_hpc.report.plots.layout import (
+    IDEAL,
+    CaptionedFigure,
+    clip_error_bars,
+    figure_title,
+    label_text,
+    line_style,
+    new_grid,
+    set_plain_ticks,
+)
+from tune_hpc.report.plots.response import response_tables
 from tune_hpc.report.plots.series import best_values
-from tune_hpc.report.scaling_tables import MEASURED_LINK, baseline_rows, cost_pareto_front, network_widths, predictions
+from tune_hpc.report.tables import MEASURED_LINK, baseline_rows, cost_pareto_front, network_widths, predictions
 
 #: Efficiency worth having more workers for.
-MIN_EFFICIENCY = 0.8
+_MIN_EFFICIENCY = 0.8
 #: Dark to bright, so that parts differ in grey, too.
 _PART_COLOURS = ("#0072B2", "#E69F00", "#BBBBBB", "#009E73", "#CC79A7")
 _MEASURED: dict[str, Any] = {"color": "black", "marker": "*", "markersize": 9, "linestyle": "none"}
@@ -34,39 +42,22 @@ _IDEALS: dict[str, Callable[[Sequence[Any]], np.ndarray]] = {
 _WITHOUT_LOSS = "if nothing were lost"
 
 
-def stack_table(
-    results: Results, metrics: Sequence[str], parameter: str, where: Mapping[str, Any]
-) -> tuple[pd.DataFrame, bool]:
-    """Return the mean of each part by the parameter's value, and whether there are repeats.
-
-    The frame has a column per metric with data and is empty if a value has several configurations.
-    """
-    tables = {metric: response_table(results, metric, parameter, None, where) for metric in metrics}
-    tables = {metric: table for metric, table in tables.items() if len(table)}
-    if not tables or any(table["x"].duplicated().any() for table in tables.values()):
-        return pd.DataFrame(), False
-    means = pd.DataFrame({metric: table.set_index("x")["mean"] for metric, table in tables.items()})
-    return means.sort_index().fillna(0.0), any((table["num_trials"] > 1).any() for table in tables.values())
-
-
 def draw_stack(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[CaptionedFigure]:
-    """Draw parts on top of one another, a bar per value of a parameter."""
+    """Draw parts on top of one another, a bar per value of a parameter without other varying parameters."""
     parameter = str(specification["parameter"])
-    means, has_repeats = stack_table(results, specification["metrics"], parameter, where)
-    if means.empty:
+    tables = response_tables(results, {**specification, "line": None}, where)
+    if not tables or any(table["x"].duplicated().any() for table in tables.values()):
         return []
-    colours = [_PART_COLOURS[number % len(_PART_COLOURS)] for number in range(means.shape[1])]
-    sheet = new_grid(
-        figure_title(results, specification, where),
-        1,
-        [Patch(facecolor=colour) for colour in reversed(colours)],
-        [display_name(str(metric)) for metric in reversed(means.columns)],
-    )
+    means = pd.DataFrame({metric: table.set_index("x")["mean"] for metric, table in tables.items()})
+    means = means.sort_index().fillna(0.0)
+    colours = [_PART_COLOURS[number % len(_PART_COLOURS)] for number in range(len(tables))]
+    legend = [(display_name(name), Patch(facecolor=colour)) for name, colour in zip(tables, colours, strict=True)]
+    sheet = new_grid(figure_title(results, specification, where), 1, legend[::-1])
     ax = sheet.axes[0]
     bottom = np.zeros(len(means))
-    for colour, (_, column) in zip(colours, means.items(), strict=True):
-        ax.bar(range(len(means)), column, bottom=bottom, width=0.62, color=colour)
-        bottom = bottom + column.to_numpy(float)
+    for colour, metric in zip(colours, tables, strict=True):
+        ax.bar(range(len(means)), means[metric], bottom=bottom, width=0.62, color=colour)
+        bottom = bottom + means[metric].to_numpy(float)
     for position, total in enumerate(bottom):
         ax.annotate(
             format_number(total, 3), (position, total), (0, 2), textcoords="offset points", ha="center", size=7.5
@@ -75,6 +66,7 @@ def draw_stack(results: Results, specification: Mapping[str, Any], where: Mappin
     ax.set_xticks(range(len(means)), [label_text(value) for value in means.index])
     ax.grid(False, axis="x")
     sheet.set_labels(ax, axis_label(parameter), str(specification.get("unit") or "seconds a step"))
+    has_repeats = any((table["num_trials"] > 1).any() for table in tables.values())
     sheet.add_notes("Bar: means over the repeats." * has_repeats, _oversubscription_note(results, parameter))
     return [sheet]
 
@@ -82,22 +74,17 @@ def draw_stack(results: Results, specification: Mapping[str, Any], where: Mappin
 def draw_speedup(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[CaptionedFigure]:
     """Draw measured metrics against workers, a panel per metric, beside the ideal and the predictions."""
     parameter, line = str(specification["parameter"]), specification.get("line")
-    tables = {metric: response_table(results, metric, parameter, line, where) for metric in specification["metrics"]}
-    tables = {metric: table for metric, table in tables.items() if len(table)}
+    tables = response_tables(results, specification, where)
     if not tables:
         return []
     lines = best_values(results, line) if line else ["measured"]
-    handles = [Line2D([], [], **line_style(number)) for number in range(len(lines))]
-    labels = [label_text(value) for value in lines]
-    predicted = predicted_table(results, line, where, list(tables), len(lines))
+    legend = [(label_text(value), line_style(number)) for number, value in enumerate(lines)]
+    predicted = _predicted_table(results, line, where, list(tables), len(lines))
     if len(predicted):
-        handles.append(Line2D([], [], **_PREDICTED, color="#444444"))
-        labels.append("predicted")
+        legend.append(("predicted", _PREDICTED | {"color": "#444444"}))
     if set(_IDEALS) & set(tables):
-        handles.append(Line2D([], [], **IDEAL))
-        labels.append(_WITHOUT_LOSS)
-    title = figure_title(results, specification, where)
-    sheet = new_grid(title, len(tables), handles, labels, display_name(line) if line else None)
+        legend.append((_WITHOUT_LOSS, IDEAL))
+    sheet = new_grid(figure_title(results, specification, where), len(tables), legend, line)
     for ax, (metric, table) in zip(sheet.axes, tables.items(), strict=True):
         workers = sorted(table["x"].unique())
         ideal = _IDEALS[metric](workers) if metric in _IDEALS else np.array([])
@@ -111,9 +98,7 @@ def draw_speedup(results: Results, specification: Mapping[str, Any], where: Mapp
             if len(predicted):
                 crosses = predicted if line is None else predicted[predicted[line] == value]
                 ax.plot(crosses["workers"], crosses[metric], **_PREDICTED, color=style["color"], zorder=4)
-        if workers[-1] > 2 * workers[0]:
-            ax.set_xscale("log", base=2)
-        set_log2_ticks(ax.xaxis, workers)
+        _set_workers_axis(ax, workers)
         if clip_error_bars(ax, table, ideal):
             sheet.add_notes("Bars far longer than the points' range are cut.")
         ax.set_ylim(bottom=0)
@@ -126,16 +111,19 @@ def draw_speedup(results: Results, specification: Mapping[str, Any], where: Mapp
     return [sheet]
 
 
-def predicted_table(
+def _set_workers_axis(ax: Axes, workers: Sequence[Any]) -> None:
+    if workers[-1] > 2 * workers[0]:
+        ax.set_xscale("log", base=2)
+    set_plain_ticks(ax.xaxis, workers)
+
+
+def _predicted_table(
     results: Results, line: str | None, where: Mapping[str, Any], metrics: Sequence[str], num_lines: int
 ) -> pd.DataFrame:
     """Return the predicted steps of several workers on this machine; empty unless each point has one prediction."""
-    try:
-        df = predictions(results)
-    except UnknownNameError:
-        return pd.DataFrame()
-    if not {*where, *metrics, *([line] if line else [])} <= set(df):
-        return pd.DataFrame()
+    df = _predictions(results, [*where, *metrics, *([line] if line else [])])
+    if df.empty:
+        return df
     df = df[(df["link"] == MEASURED_LINK) & (df["workers"] > 1) & row_mask(df, where)]
     return df if df.groupby("workers").size().max() <= num_lines else pd.DataFrame()
 
@@ -150,14 +138,20 @@ def _oversubscription_note(results: Results, parameter: str) -> str:
     return f"With {display_name(parameter)} {values} they share cores or GPUs." if values else ""
 
 
-def link_table(results: Results, where: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the predictions for other links; empty unless they are of one mode, width and batch size."""
+def _predictions(results: Results, columns: Sequence[str]) -> pd.DataFrame:
+    """Return the predictions; empty without any, or if they lack one of the columns."""
     try:
         df = predictions(results)
     except UnknownNameError:
         return pd.DataFrame()
-    if not set(where) <= set(df):
-        return pd.DataFrame()
+    return df if set(columns) <= set(df) else pd.DataFrame()
+
+
+def _link_table(results: Results, where: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the predictions for other links; empty unless they are of one mode, width and batch size."""
+    df = _predictions(results, list(where))
+    if df.empty:
+        return df
     df = df[(df["link"] != MEASURED_LINK) & row_mask(df, where)]
     return df if len(df[["mode", "width", "batch_size"]].drop_duplicates()) == 1 else pd.DataFrame()
 
@@ -170,29 +164,22 @@ def _measured(results: Results) -> pd.DataFrame:
 
 def draw_links(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[CaptionedFigure]:
     """Draw predicted speed-up and efficiency of more workers, a line per link, beside the measured ones."""
-    table = link_table(results, where)
+    table = _link_table(results, where)
     if table.empty:
         return []
     measured = _measured(results)
-    measured = measured[row_mask(measured, where)].groupby("workers")[list(_IDEALS)].mean()
-    links = list(dict.fromkeys(table["link"]))
-    handles = [Line2D([], [], **_link_style(number)) for number in range(len(links))]
-    handles += [Line2D([], [], **_MEASURED), Line2D([], [], **IDEAL)]
-    title = figure_title(results, specification, where)
-    sheet = new_grid(title, len(_IDEALS), handles, [*links, "measured", _WITHOUT_LOSS])
+    measured = measured[row_mask(measured, where)].groupby("workers")[list(_IDEALS)].mean().reset_index()
+    styles = _link_styles(table)
+    legend = [*styles.items(), ("measured", _MEASURED), (_WITHOUT_LOSS, IDEAL)]
+    sheet = new_grid(figure_title(results, specification, where), len(_IDEALS), legend)
     workers = sorted(table["workers"].unique())
     for ax, metric in zip(sheet.axes, _IDEALS, strict=True):
         ax.plot(workers, _IDEALS[metric](workers), **IDEAL)
-        for number, link in enumerate(links):
-            line = table[table["link"] == link]
-            ax.plot(line["workers"], line[metric], **_link_style(number))
-        ax.plot(measured.index, measured[metric], zorder=4, **_MEASURED)
-        if workers[-1] > 2 * workers[0]:
-            ax.set_xscale("log", base=2)
-        set_log2_ticks(ax.xaxis, workers)
+        _draw_predicted(ax, table, measured, "workers", metric, styles)
+        _set_workers_axis(ax, workers)
         if metric == "speedup":
             ax.set_yscale("log", base=2)
-            set_log2_ticks(ax.yaxis)
+            set_plain_ticks(ax.yaxis)
         else:
             ax.set_ylim(0, 1.05)
         sheet.set_labels(ax, axis_label("workers"), f"{display_name(metric)} (predicted)")
@@ -208,21 +195,17 @@ def draw_widths(results: Results, specification: Mapping[str, Any], where: Mappi
     curves = pd.DataFrame(results.experiment.get("width_curves") or [])
     if curves.empty or where:
         return []
-    links, workers = list(dict.fromkeys(curves["link"])), sorted(curves["workers"].unique())
+    workers = sorted(curves["workers"].unique())
     measured = _measured(results).groupby(["workers", "width"])["efficiency"].mean().reset_index()
-    handles = [Line2D([], [], **_link_style(number, "")) for number in range(len(links))]
-    handles += [Line2D([], [], **_MEASURED), Line2D([], [], **IDEAL)]
-    title = figure_title(results, specification, where)
-    sheet = new_grid(title, len(workers), handles, [*links, "measured", f"{MIN_EFFICIENCY:.0%}"])
+    styles = {link: style | {"marker": ""} for link, style in _link_styles(curves).items()}
+    legend = [*styles.items(), ("measured", _MEASURED), (f"{_MIN_EFFICIENCY:.0%}", IDEAL)]
+    sheet = new_grid(figure_title(results, specification, where), len(workers), legend)
     for ax, num_workers in zip(sheet.axes, workers, strict=True):
-        for number, link in enumerate(links):
-            line = curves[(curves["link"] == link) & (curves["workers"] == num_workers)]
-            ax.plot(line["width"], line["efficiency"], **_link_style(number, ""))
-        points = measured[measured["workers"] == num_workers]
-        ax.plot(points["width"], points["efficiency"], zorder=4, **_MEASURED)
-        ax.axhline(MIN_EFFICIENCY, **IDEAL)
+        lines, stars = (table[table["workers"] == num_workers] for table in (curves, measured))
+        _draw_predicted(ax, lines, stars, "width", "efficiency", styles)
+        ax.axhline(_MIN_EFFICIENCY, **IDEAL)
         ax.set_xscale("log", base=2)
-        set_log2_ticks(ax.xaxis)
+        set_plain_ticks(ax.xaxis)
         ax.set_ylim(0, 1.05)
         sheet.set_labels(ax, axis_label("width"), "efficiency (predicted)")
         ax.annotate(f"{num_workers} workers", (0.04, 0.06), xycoords="axes fraction", weight="bold", fontsize=8)
@@ -230,9 +213,21 @@ def draw_widths(results: Results, specification: Mapping[str, Any], where: Mappi
     return [sheet]
 
 
-def _link_style(number: int, marker: str | None = None) -> dict[str, Any]:
-    style = line_style(number) | {"markerfacecolor": "white", "markersize": 4}
-    return style if marker is None else style | {"marker": marker}
+def _link_styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    return {
+        link: line_style(number) | {"markerfacecolor": "white", "markersize": 4}
+        for number, link in enumerate(dict.fromkeys(table["link"]))
+    }
+
+
+def _draw_predicted(
+    ax: Axes, table: pd.DataFrame, measured: pd.DataFrame, x: str, y: str, styles: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Draw a line of predictions per link, and stars for measured values."""
+    for link, style in styles.items():
+        line = table[table["link"] == link]
+        ax.plot(line[x], line[y], **style)
+    ax.plot(measured[x], measured[y], zorder=4, **_MEASURED)
 
 
 def draw_cost(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[CaptionedFigure]:
@@ -247,15 +242,9 @@ def draw_cost(results: Results, specification: Mapping[str, Any], where: Mapping
         return []
     styles = [line_style(number) | {"linestyle": "none", "markersize": 6} for number in range(10)]
     lines = best_values(results, line)
-    handles = [Line2D([], [], **style) for style, _ in zip(styles, lines, strict=False)]
-    handles.append(Line2D([], [], **IDEAL))
-    sheet = new_grid(
-        figure_title(results, specification, where),
-        1,
-        handles,
-        [*(label_text(value) for value in lines), "no other is better in both"],
-        display_name(line) if line else None,
-    )
+    legend = [(label_text(value), style) for value, style in zip(lines, styles, strict=False)]
+    legend.append(("no other is better in both", IDEAL))
+    sheet = new_grid(figure_title(results, specification, where), 1, legend, line)
     ax = sheet.axes[0]
     front = table[table["is_efficient"]].sort_values("worker_s")
     ax.plot(front["worker_s"], front["train_s"], **IDEAL)

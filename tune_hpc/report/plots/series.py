@@ -1,6 +1,6 @@
 """Values, lines and means that several kinds of figures and charts share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,14 @@ from tune_hpc.analysis.results import Results
 MAX_LINES = 10
 #: Columns of a table of points: the value of the line, the position, the mean and its interval.
 COLUMNS = ("line", "x", "mean", "low", "high", "num_trials")
+
+
+def tables_by_metric(
+    specification: Mapping[str, Any], table_of: Callable[[str], pd.DataFrame]
+) -> dict[str, pd.DataFrame]:
+    """Return the tables with data of a figure's metrics."""
+    tables = {metric: table_of(metric) for metric in specification["metrics"]}
+    return {metric: table for metric, table in tables.items() if len(table)}
 
 
 def values_of(results: Results, parameter: str | None) -> list[Any]:
@@ -70,14 +78,10 @@ def is_geometric(values: Sequence[Any]) -> bool:
 
 
 def mean_and_ci(df: pd.DataFrame, *more: str) -> pd.DataFrame:
-    """Return the mean of each point with its 95 % interval over seeds (Student's t).
+    """Return the mean of each point with its 95 % interval over seeds (Student's t): ``COLUMNS``, sorted by ``x``.
 
-    Args:
-        df: Columns ``line``, ``x``, ``value`` and ``more``.
-        more: Columns that distinguish points beside the line and ``x``.
-
-    Returns:
-        ``COLUMNS``, sorted by ``x``. Both ends of the interval are the mean for one seed and for equal values.
+    ``df`` has ``line``, ``x``, ``value`` and ``more``, which distinguish points, too. Both ends of the interval are the
+    mean for one seed and for equal values.
     """
     grouped = df.groupby(["line", *more, "x"], sort=False, dropna=False)["value"]
     table = grouped.agg(mean="mean", deviation="std", num_trials="size").reset_index()
