@@ -43,7 +43,7 @@ class LocalRunner(Runner):
             raise InvalidExperimentError(
                 f"a local run uses no cluster; got address={self.options.address}: leave it out"
             )
-        # Fused trials use all cores. Threads that wait actively for each other, PyTorch's default, slow a run many times
+        # Fused trials use all cores. Threads that wait actively for each other, the default, slow a run many times
         # if another process needs a core. Only a PyTorch that is not yet imported heeds the variable.
         if "torch" not in sys.modules:
             os.environ.setdefault("OMP_WAIT_POLICY", "passive")
