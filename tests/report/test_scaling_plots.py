@@ -1,76 +1,104 @@
-import numpy as np
+"""Figures, tables and findings of a scaling measurement."""
+
+from dataclasses import replace
+
 import pytest
 
 from tests.report.figure_checks import SPECIFICATIONS, assert_no_overlap, legend_texts
+from tune_hpc.errors import UnknownNameError
 from tune_hpc.report import tables
 from tune_hpc.report.findings import findings
 from tune_hpc.report.plots import figures
 
-STACK, SPEEDUP = SPECIFICATIONS["stack"], SPECIFICATIONS["speedup"]
+STACK, SPEEDUP, COST, LINKS, WIDTHS = (
+    SPECIFICATIONS[kind] for kind in ("stack", "speedup", "cost", "links", "widths")
+)  # fmt: skip
+#: Seconds of a step on 1, 2 and 4 workers, in three repeats: medians are 1.0, 0.6 and 0.7.
+STEPS = {1: (1.0, 1.1, 0.9), 2: (0.6, 0.5, 5.0), 4: (0.7, 0.7, 0.7)}
+BOTH_OPTIONS = ("none", "larger_steps")
+
+
+def predicted_rows(link, width, steps):
+    return [
+        {"link": link, "workers": workers, "mode": "strong", "width": width, "batch_size": 150, "step_s": step_s,
+         "compute_s": step_s, "communicate_s": 0.0, "samples_per_s": 150 / step_s, "speedup": 1 / step_s,
+         "efficiency": 1 / step_s / workers}
+        for workers, step_s in steps.items()
+    ]  # fmt: skip
 
 
 @pytest.fixture
 def measured(trial, results_of):
-    """Two repeats on 1, 2 and 4 workers; four share two cores."""
+    """Return a maker of three repeats on 1, 2 and 4 workers (four share cores), at each width or with each option."""
 
-    def make(widths=(1.0,), numbers=(1, 2, 4), **more):
+    def make(widths=(1.0,), options=("none",), numbers=(1, 2, 4)):
         trials = []
-        for number, (width, workers, seed) in enumerate(
-            (width, workers, seed) for width in widths for workers in numbers for seed in (0, 1)
-        ):
-            row, history = trial(f"{number:05d}", workers=workers, seed=seed, width=width)
-            row |= {
-                "compute_s": 1.0 / workers, "communicate_s": 0.1 * (workers - 1) + 0.02 * seed, "speedup": workers**0.5,
-                "efficiency": workers**-0.5 + 0.01 * seed, "oversubscribed": workers == 4,
-                "step_s": 1.0 / workers + 0.1 * (workers - 1) + 0.02 * seed, "mode": "strong", "batch_size": 150,
-            } | more  # fmt: skip
-            trials.append((row, history.iloc[:0]))
-        return results_of(*trials, config_keys=["workers", "width", "seed"])
+        cases = [(width, option, workers) for width in widths for option in options for workers in numbers]
+        for width, option, workers in cases:
+            for seed, step_s in enumerate(STEPS[workers]):
+                row, history = trial(f"{len(trials):05d}", workers=workers, seed=seed, width=width)
+                step_s *= 0.5 if option == "larger_steps" and workers > 1 else 1.0
+                row |= {
+                    "mode": "strong", "option": option, "batch_size": 150, "step_s": step_s, "train_s": 10 * step_s,
+                    "worker_s": 10 * step_s * workers, "speedup": 1 / step_s, "efficiency": 1 / step_s / workers,
+                    "compute_s": 0.5 / workers, "communicate_s": step_s - 0.5 / workers, "local_steps": 1,
+                    "test_accuracy": 0.95 if option == "larger_steps" else 0.98, "oversubscribed": workers == 4,
+                    "batches_per_step": 4 if option == "larger_steps" else 1,
+                }  # fmt: skip
+                trials.append((row, history.iloc[:0]))
+        made = results_of(*trials, config_keys=["workers", "width", "seed", "mode", "option"])
+        here, nvlink = {1: 1.0, 2: 0.66, 4: 0.63}, {1: 1.0, 2: 0.5, 4: 0.25, 8: 0.2}
+        rows = [row for width in widths for row in predicted_rows("this machine", width, here)]
+        rows += [row for width in widths for row in predicted_rows("NVLink 4", width, nvlink)]
+        made.experiment["predictions"] = rows
+        probed = {"link": "this machine", "aim": 0.8, "best_width": 4.0, "narrowest": 0.25, "widest": 4.0}
+        made.experiment["widths"] = [
+            probed | {"workers": 2, "width": 1.5, "best_efficiency": 0.9},
+            probed | {"workers": 4, "width": None, "best_efficiency": 0.4},
+        ]
+        made.experiment["probes"] = [
+            {"probe": "compute", "width": width, "batch_size": 150, "share": share, "seconds": 1 / share + 0.1}
+            for width in widths for share in (1, 2, 10)
+        ]  # fmt: skip
+        return made
 
     return make
 
 
-def test_parts_are_stacked(measured):
-    sheet = figures.draw(measured(), STACK)[0]
-    bars = sheet.axes[0].patches
-    assert [bar.get_height() for bar in bars[:3]] == [1.0, 0.5, 0.25]
-    np.testing.assert_allclose([bar.get_y() for bar in bars[3:]], [1.0, 0.5, 0.25])
-    np.testing.assert_allclose([bar.get_height() for bar in bars[3:]], [0.01, 0.11, 0.31])
-    assert [text.get_text() for text in sheet.axes[0].texts] == ["1.01", "0.61", "0.56"]
-    assert legend_texts(sheet) == ["communicate", "compute"]
-    assert (sheet.axes[0].get_xlabel(), sheet.axes[0].get_ylabel()) == ("workers", "seconds a step")
-    assert "With workers 4 they share cores or GPUs." in sheet.caption
-    assert_no_overlap(sheet)
+def test_predictions_are_compared_with_the_median_of_the_repeats(measured):
+    table = tables.predicted_against_measured(measured())
+    assert list(table["workers"]) == [2, 4]
+    assert table["measured_s"].to_list() == [0.6, 0.7]
+    assert table["error"].to_list() == pytest.approx([0.1, -0.1])
+    # The model does not describe other gradient exchanges.
+    table = tables.predicted_against_measured(measured(options=BOTH_OPTIONS))
+    assert table["measured_s"].to_list() == [0.6, 0.7]
 
 
-def test_speedup_has_ideal_line(measured):
-    sheet = figures.draw(measured(), SPEEDUP)[0]
-    speedup, efficiency = sheet.axes
-    ideal, measured_line = speedup.get_lines()
-    assert list(ideal.get_ydata()) == [1, 2, 4]
-    np.testing.assert_allclose(measured_line.get_ydata(), [1, 2**0.5, 2])
-    assert list(efficiency.get_lines()[0].get_ydata()) == [1, 1, 1]
-    assert [label.get_text() for label in speedup.get_xticklabels()] == ["1", "2", "4"]
-    assert speedup.get_ylim()[0] == efficiency.get_ylim()[0] == 0
-    assert_no_overlap(sheet)
+def test_pareto_front_has_no_dominated_configuration(measured):
+    table = tables.cost_pareto_front(measured())
+    assert table["worker_s"].to_list() == pytest.approx([10.0, 2 * 61 / 3, 28.0])
+    # A slow repeat makes two workers slower and more expensive than four.
+    assert table["is_efficient"].to_list() == [True, False, True]
+    # Networks of different widths are different work.
+    assert tables.cost_pareto_front(measured((0.5, 1.0)))["is_efficient"].to_list() == [True, False, True] * 2
 
 
-def test_line_per_width_and_no_stack_of_several_widths(measured):
-    results = measured((0.5, 1.0))
-    sheet = figures.draw(results, {**SPEEDUP, "line": "width"})[0]
-    assert len(sheet.axes[0].get_lines()) == 3
-    assert legend_texts(sheet) == ["0.5", "1", "if nothing were lost"]
-    assert figures.draw(results, STACK) == []
-    assert [sheet.title for sheet in figures.draw(results, {**STACK, "page": "width"})] == [
-        "Title: width 0.5", "Title: width 1",
-    ]  # fmt: skip
-
-
-def test_findings_state_speedup_and_suggest_no_wider_search(measured):
-    sentences = findings(measured())
-    gain = "4 workers reach a speed-up of 2.00, an efficiency of 50%; "
-    assert gain + "communication adds 55% of a step." in sentences
-    assert not any("boundary of the search space" in one for one in sentences)
+def test_findings_describe_the_measurement(measured):
+    text = "\n".join(findings(measured()))
+    for part in (
+        "4 workers reach a speed-up of 1.43, an efficiency of 36%; communication adds 82% of a step.",
+        "2 workers: 660 ms, measured 600 (+10%); 4 workers: 630 ms, measured 700 (-10%)",
+        "A worker takes 18% of the whole batch's time for one of 10 shares of the batch",
+        "\n2 workers reach an efficiency of 80% from width 1.5 on (predicted).\n",
+        "\n4 workers reach an efficiency of 80% at no width from 0.25 to 4 (predicted); the best is 40%, at width 4.\n",
+        "with workers 4, takes 0.70 of the time of the cheapest, with workers 1, and 2.80 times",
+    ):
+        assert part in text
+    assert "test accuracy" not in text
+    assert "boundary of the search space" not in text
+    options = findings(measured(options=BOTH_OPTIONS))
+    assert "Larger steps (workers 4): 0.50 of the time; test accuracy 0.9500 instead of 0.9800." in options
     widths = findings(measured((0.5, 1.0)))
     assert [one.partition(" reach ")[0] for one in widths if "communication" in one] == [
         "4 workers at width 0.5", "4 workers at width 1",
@@ -78,14 +106,102 @@ def test_findings_state_speedup_and_suggest_no_wider_search(measured):
     assert not any("communication" in one for one in findings(measured(numbers=(1,))))
 
 
-def test_scaling_measurement_has_no_budget_or_interactions(measured):
-    results = measured((0.25, 0.5, 1.0, 2.0), numbers=(1, 2, 4, 8, 16))
+def test_parts_are_stacked(measured):
+    sheet = figures.draw(measured(), STACK)[0]
+    bars = sheet.axes[0].patches
+    assert [bar.get_height() for bar in bars[:3]] == pytest.approx([0.5, 0.25, 0.125])
+    assert [bar.get_y() for bar in bars[3:]] == pytest.approx([0.5, 0.25, 0.125])
+    assert [bar.get_height() for bar in bars[3:]] == pytest.approx([0.5, 6.1 / 3 - 0.25, 0.575])
+    assert [text.get_text() for text in sheet.axes[0].texts] == ["1", "2.03", "0.7"]
+    assert legend_texts(sheet) == ["communicate", "compute"]
+    assert (sheet.axes[0].get_xlabel(), sheet.axes[0].get_ylabel()) == ("workers", "seconds a step")
+    assert "With workers 4 they share cores or GPUs." in sheet.caption
+    assert_no_overlap(sheet)
+    widths = measured((0.5, 1.0))
+    assert figures.draw(widths, STACK) == []
+    assert [sheet.title for sheet in figures.draw(widths, {**STACK, "page": "width"})] == [
+        "Title: width 0.5", "Title: width 1",
+    ]  # fmt: skip
+
+
+def test_speedup_has_ideal_line_and_predictions_as_crosses(measured):
+    sheet = figures.draw(measured(), SPEEDUP)[0]
+    speedup, efficiency = sheet.axes
+    ideal, measured_line, crosses = speedup.get_lines()
+    assert list(ideal.get_ydata()) == [1, 2, 4]
+    assert list(measured_line.get_ydata())[2] == pytest.approx(1 / 0.7)
+    assert crosses.get_marker() == "x"
+    assert list(crosses.get_xdata()) == [2, 4]
+    assert list(crosses.get_ydata()) == pytest.approx([1 / 0.66, 1 / 0.63])
+    assert list(efficiency.get_lines()[0].get_ydata()) == [1, 1, 1]
+    assert [label.get_text() for label in speedup.get_xticklabels()] == ["1", "2", "4"]
+    assert speedup.get_ylim()[0] == efficiency.get_ylim()[0] == 0
+    assert legend_texts(sheet) == ["measured", "predicted", "if nothing were lost"]
+    assert "none of which is a step of several workers" in sheet.caption
+    assert_no_overlap(sheet)
+    widths = figures.draw(measured((0.5, 1.0)), {**SPEEDUP, "line": "width"})[0]
+    assert len(widths.axes[0].get_lines()) == 5
+    assert legend_texts(widths) == ["0.5", "1", "predicted", "if nothing were lost"]
+    # The model does not predict options.
+    options = figures.draw(measured(options=BOTH_OPTIONS), {**SPEEDUP, "line": "option"})[0]
+    assert legend_texts(options) == ["none", "larger steps", "if nothing were lost"]
+
+
+def test_links_figure_has_one_line_per_link(measured):
+    sheet = figures.draw(measured(), LINKS)[0]
+    ideal, line, stars = sheet.axes[0].get_lines()
+    assert list(ideal.get_ydata()) == [1, 2, 4, 8]
+    assert list(line.get_ydata()) == pytest.approx([1, 2, 4, 5])
+    assert list(stars.get_xdata()) == [1, 2, 4]
+    assert "Predicted, not measured, but for the stars" in sheet.caption
+    assert_no_overlap(sheet)
+    assert figures.draw(measured((0.5, 1.0)), LINKS) == []
+    assert len(figures.draw(measured((0.5, 1.0)), {**LINKS, "page": "width"})) == 2
+    assert figures.draw(measured(options=BOTH_OPTIONS), {**LINKS, "page": "option"}) == []
+
+
+def test_widths_figure_has_one_panel_per_number_of_workers(measured):
+    made = measured()
+    made.experiment["width_curves"] = [
+        {"link": link, "workers": workers, "width": width, "efficiency": width**0.1 / workers}
+        for link in ("this machine", "NVLink 4") for workers in (2, 4) for width in (0.25, 1.0, 4.0)
+    ]  # fmt: skip
+    (sheet,) = figures.draw(made, WIDTHS)
+    assert [text.get_text() for ax in sheet.axes for text in ax.texts] == ["2 workers", "4 workers"]
+    first, _, stars, aim = sheet.axes[0].get_lines()
+    assert list(first.get_xdata()) == [0.25, 1, 4]
+    assert list(stars.get_xdata()) == [1]
+    assert set(aim.get_ydata()) == {0.8}
+    assert_no_overlap(sheet)
+    assert figures.draw(measured(), WIDTHS) == []
+
+
+def test_cost_figure_has_one_ray_per_number_of_workers(measured):
+    sheet = figures.draw(measured(options=BOTH_OPTIONS), {**COST, "line": "option"})[0]
+    rays = [line for line in sheet.axes[0].get_lines() if line.get_xdata()[0] == 0]
+    assert len(rays) == 3
+    assert [text.get_text() for text in sheet.axes[0].texts] == ["1", "2", "4"]
+    assert_no_overlap(sheet)
+
+
+def test_report_has_scaling_tables_and_figures_instead_of_budget_and_interactions(measured):
+    results = measured((0.25, 0.5, 1.0, 2.0), BOTH_OPTIONS)
     assert [one["kind"] for one in figures.default_figures(results)] == [
         "speedup", "stack", "cost", "links", "widths",
     ]  # fmt: skip
-    assert [title for title, _, _ in tables.report_tables(results)] == ["Best trials", "Trials by status"]
+    assert [title for title, _, _ in tables.report_tables(results)] == [
+        "Best trials", "Predicted and measured step times", "Minimum network width for efficient scaling",
+        "Training time and cost", "Trials by status",
+    ]  # fmt: skip
 
 
-def test_no_figure_without_measurements(trial, results_of):
-    for kind in ("stack", "speedup"):
-        assert figures.draw(results_of(trial("0")), SPECIFICATIONS[kind]) == []
+def test_missing_predictions_are_one_line_errors(measured):
+    made = measured()
+    made.experiment["predictions"] = made.experiment["widths"] = []
+    with pytest.raises(UnknownNameError, match="has no predictions; make them with tune-hpc scale"):
+        tables.predictions(made)
+    with pytest.raises(UnknownNameError, match="has no probes of several network widths"):
+        tables.min_efficient_width(made)
+    with pytest.raises(UnknownNameError, match="has no column worker_s"):
+        tables.cost_pareto_front(replace(made, trials=made.trials.drop(columns="worker_s")))
+    assert figures.draw(made, LINKS) == []

@@ -91,11 +91,6 @@ class TestTarget:
         assert [len(ax.get_lines()) for ax in sheet.axes] == [1, 1]
         assert_no_overlap(sheet)
 
-    def test_no_figure_of_unreached_target(self, grid, trial, results_of):
-        for figure in ({**TARGET, "target": -1.0}, {**TARGET, "target": None}, {**TARGET, "metrics": ["nothing"]}):
-            assert figures.draw(grid(), figure) == []
-        assert figures.draw(results_of(trial("0")), TARGET) == []
-
 
 class TestRanking:
     def test_rows_are_sorted_with_intervals(self, grid):
@@ -115,10 +110,6 @@ class TestRanking:
         sheet = figures.draw(many(), RANKING)[0]
         assert legend_texts(sheet) == ["inconclusive"]
         assert_no_overlap(sheet)
-
-    def test_no_ranking_of_one_value(self, trial, results_of, grid):
-        assert figures.draw(results_of(trial("0")), RANKING) == []
-        assert figures.draw(grid(), {**RANKING, "line": "nothing"}) == []
 
 
 def test_importances_are_bars_with_percentages(grid):
