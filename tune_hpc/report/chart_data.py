@@ -14,7 +14,7 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.errors import RequestError
 from tune_hpc.report.plots.parallel_coordinates import ParallelAxis, parallel_table
 from tune_hpc.report.plots.response import response_table
-from tune_hpc.report.plots.series import is_geometric, is_numeric, values_of
+from tune_hpc.report.plots.series import even_sample, is_geometric, is_numeric, values_of
 
 #: Learning curves, and points of each.
 MAX_CURVES, MAX_POINTS = 100, 200
@@ -153,7 +153,7 @@ def _history_points(
 
 
 def _downsample(steps: np.ndarray, values: np.ndarray, limit: int) -> tuple[list[int], list[float | None]]:
-    indices = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), limit)).round().astype(int))
+    indices = even_sample(len(steps), limit)
     return steps[indices].tolist(), [value if np.isfinite(value) else None for value in values[indices].tolist()]
 
 
@@ -233,8 +233,7 @@ def parallel_coordinates(results: Results) -> dict[str, Any] | None:
         return None
     distance = min(MAX_AXIS_DISTANCE, max(MIN_AXIS_DISTANCE, (WIDTH - 2 * SIDE - 60) // (len(scales) - 1)))
     positions = [SIDE + index * distance for index in range(len(scales))]
-    sample = np.unique(np.linspace(0, len(table) - 1, min(len(table), MAX_LINES)).round().astype(int))
-    table = table.iloc[sample].reset_index(drop=True)
+    table = table.iloc[even_sample(len(table), MAX_LINES)].reset_index(drop=True)
     heights = [TOP + HEIGHT - scale.positions(table[scale.name]) * HEIGHT for scale in scales]
     lines = []
     for row in range(len(table)):

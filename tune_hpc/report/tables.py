@@ -4,6 +4,7 @@ The last ones are of scaling measurements, whose experiment.json holds the predi
 Frames and CSV files have full precision and the columns' names; ``to_markdown`` rounds for readers.
 """
 
+import html
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,8 @@ def metrics_at_steps(results: Results, steps: Sequence[int], metrics: Sequence[s
     )
     df = df.assign(row=range(len(df)), taken_at=np.nan).sort_values("step", kind="stable")
     for metric in metrics:
-        measured = pd.DataFrame({"trial_id": pd.Series(dtype="str"), "at": pd.Series(dtype="int64"), metric: []})
-        if metric in history and len(history):
-            measured = history.loc[history[metric].notna(), ["trial_id", "step", metric]].rename(columns={"step": "at"})
+        measured = history.reindex(columns=["trial_id", "step", metric]).dropna(subset=[metric])
+        measured = measured.rename(columns={"step": "at"})
         # merge_asof needs equal types, which an empty frame does not have.
         measured = measured.astype({"trial_id": df["trial_id"].dtype, "at": "int64"}).sort_values("at", kind="stable")
         df = pd.merge_asof(df, measured, left_on="step", right_on="at", by="trial_id")
@@ -260,9 +260,7 @@ def to_markdown(df: pd.DataFrame) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    for raw, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|")):
-        text = text.replace(raw, safe)
-    return " ".join(text.split())
+    return " ".join(html.escape(text, quote=False).replace("|", "\\|").split())
 
 
 def write_tables(results: Results, folder: Path, tables: Sequence[TitledTable] | None = None) -> list[Path]:
@@ -311,26 +309,20 @@ def predicted_against_measured(results: Results) -> pd.DataFrame:
     predicted = predictions(results)
     keys = ["workers", "mode", "width", "batch_size"]
     predicted = predicted.loc[predicted["link"] == MEASURED_LINK, [*keys, "step_s"]]
-    trials = baseline_rows(results)
-    trials = trials.assign(width=network_widths(trials))
+    trials = baseline_trials(results)
     measured = trials[trials["workers"] > 1].groupby(keys, sort=False)["step_s"].median().rename("measured_s")
     table = measured.reset_index().merge(predicted.rename(columns={"step_s": "predicted_s"}), on=keys)
     return table.assign(error=table["predicted_s"] / table["measured_s"] - 1)
 
 
-def baseline_rows(results: Results) -> pd.DataFrame:
-    """Return the trials with the default gradient exchange."""
+def baseline_trials(results: Results) -> pd.DataFrame:
+    """Return the trials with the default gradient exchange; ``width`` is 1 for a model without a width."""
     trials = results.trials
     for name, value in _BASELINE.items():
         if name in trials:
             trials = trials[trials[name] == value]
-    return trials
-
-
-def network_widths(trials: pd.DataFrame) -> pd.Series:
-    """Return the width of each trial's network as in the predictions; 1 for a model without a width."""
     widths = trials["width"] if "width" in trials else pd.Series(1.0, index=trials.index)
-    return widths.astype(float).fillna(1.0)
+    return trials.assign(width=widths.astype(float).fillna(1.0))
 
 
 def min_efficient_width(results: Results) -> pd.DataFrame:

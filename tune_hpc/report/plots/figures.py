@@ -1,11 +1,7 @@
 """Figures of one experiment: kinds, pages, and rendering to SVG.
 
-``render_all`` makes every figure that the experiment declares, or standard ones, with one figure per value of the page.
-A figure without data is left out. To add a kind, write a module with a function that computes its table and one that
-draws it, and enter the latter in ``KINDS``.
-
-Figures do not use pyplot. matplotlib's settings are global, so drawing takes a lock: any thread may call these
-functions.
+To add a kind, write a module with a function that computes its table and one that draws it, and enter the latter in
+``KINDS``. matplotlib's settings are global, so drawing takes a lock: any thread may call these functions.
 """
 
 import functools
@@ -70,11 +66,7 @@ def _settings() -> Any:
 
 
 def draw(results: Results, specification: Mapping[str, Any]) -> list[CaptionedFigure]:
-    """Draw one figure for each value of its page that has data.
-
-    Args:
-        results: Any results.
-        specification: ``kind``, ``metrics``, ``title`` and the options of the kind.
+    """Draw one figure (``kind``, ``metrics``, ``title``, options of the kind) for each value of its page with data.
 
     Raises:
         UnknownNameError: the kind is unknown, as in an experiment folder of another version.
@@ -144,11 +136,7 @@ def write(results: Results, folder: Path, figures: Sequence[RenderedFigure] | No
 
 
 def default_figures(results: Results) -> list[dict[str, Any]]:
-    """Return the figures that the experiment declares, or standard ones.
-
-    Standard figures are learning curves, a response to each parameter, and a heat map or parallel coordinates. A search
-    of 20 configurations or more also has a budget curve.
-    """
+    """Return the declared figures, or standard ones; a search of 20 configurations or more also has a budget curve."""
     declared = [dict(figure) for figure in results.experiment.get("figures") or ()]
     if is_scaling(results):
         return declared or _scaling_figures(results)

@@ -52,10 +52,8 @@ def heat_table(results: Results, metric: str, x: str, y: str, where: Mapping[str
         parameters.
     """
     empty = pd.DataFrame(columns=list(_COLUMNS))
-    if {x, y} - set(results.trials) or x == y:
-        return empty
     df = aggregate_seeds(results, [metric])
-    if {x, y} - set(df):
+    if x == y or {x, y} - (set(df) & set(results.trials)):
         return empty
     df = df[row_mask(df, where)].dropna(subset=[x, y])
     if not df[metric].notna().any() or len(df[[x, y]].drop_duplicates()) < 2 or not is_crossed_design(df, x, y):

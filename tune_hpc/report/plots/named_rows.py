@@ -205,7 +205,7 @@ def _draw_part(title: str, tables: Mapping[str, pd.DataFrame]) -> CaptionedFigur
 
 def _row_name(text: str) -> str:
     """Return a row's name; each condition of a long name has its line."""
-    text = text.replace("_", " ").replace("$", r"\$")
+    text = label_text(text)
     return text if len(text) <= _MAX_LINE else text.replace(", ", ",\n")
 
 

@@ -18,7 +18,7 @@ from tune_hpc.analysis.aggregation import aggregate_seeds, row_mask, sort_config
 from tune_hpc.analysis.formatting import axis_label, display_name, format_number
 from tune_hpc.analysis.results import Results
 from tune_hpc.report.plots.layout import CaptionedFigure, figure_title, label_text, new_figure
-from tune_hpc.report.plots.series import free_parameters, is_geometric
+from tune_hpc.report.plots.series import even_sample, free_parameters, is_geometric
 
 #: Lines of a figure at most.
 MAX_LINES = 300
@@ -76,8 +76,7 @@ def parallel_table(
     names = _varied(df, free_parameters(results, [metric]))
     if len(df) < 2 or not names:
         return df.iloc[:0], [], 0
-    indices = np.unique(np.linspace(0, len(df) - 1, min(len(df), MAX_LINES)).round().astype(int))
-    table = df.iloc[indices[::-1]].reset_index(drop=True)
+    table = df.iloc[even_sample(len(df), MAX_LINES)[::-1]].reset_index(drop=True)
     axes = [_parameter_axis(name, table[name]) for name in _varied(table, names)]
     return table, [*axes, _metric_axis(metric, table[metric], lower_is_better)], len(df)
 

@@ -24,7 +24,7 @@ from tune_hpc.report.plots.layout import (
 )
 from tune_hpc.report.plots.response import response_tables
 from tune_hpc.report.plots.series import best_values
-from tune_hpc.report.tables import MEASURED_LINK, baseline_rows, cost_pareto_front, network_widths, predictions
+from tune_hpc.report.tables import MEASURED_LINK, baseline_trials, cost_pareto_front, predictions
 
 #: Efficiency worth having more workers for.
 _MIN_EFFICIENCY = 0.8
@@ -156,18 +156,12 @@ def _link_table(results: Results, where: Mapping[str, Any]) -> pd.DataFrame:
     return df if len(df[["mode", "width", "batch_size"]].drop_duplicates()) == 1 else pd.DataFrame()
 
 
-def _measured(results: Results) -> pd.DataFrame:
-    """Return the trials with default communication and the width of their network."""
-    trials = baseline_rows(results)
-    return trials.assign(width=network_widths(trials))
-
-
 def draw_links(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[CaptionedFigure]:
     """Draw predicted speed-up and efficiency of more workers, a line per link, beside the measured ones."""
     table = _link_table(results, where)
     if table.empty:
         return []
-    measured = _measured(results)
+    measured = baseline_trials(results)
     measured = measured[row_mask(measured, where)].groupby("workers")[list(_IDEALS)].mean().reset_index()
     styles = _link_styles(table)
     legend = [*styles.items(), ("measured", _MEASURED), (_WITHOUT_LOSS, IDEAL)]
@@ -196,7 +190,7 @@ def draw_widths(results: Results, specification: Mapping[str, Any], where: Mappi
     if curves.empty or where:
         return []
     workers = sorted(curves["workers"].unique())
-    measured = _measured(results).groupby(["workers", "width"])["efficiency"].mean().reset_index()
+    measured = baseline_trials(results).groupby(["workers", "width"])["efficiency"].mean().reset_index()
     styles = {link: style | {"marker": ""} for link, style in _link_styles(curves).items()}
     legend = [*styles.items(), ("measured", _MEASURED), (f"{_MIN_EFFICIENCY:.0%}", IDEAL)]
     sheet = new_grid(figure_title(results, specification, where), len(workers), legend)

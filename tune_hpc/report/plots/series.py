@@ -77,6 +77,11 @@ def is_geometric(values: Sequence[Any]) -> bool:
     return skew(np.log(ordered)) < skew(ordered)
 
 
+def even_sample(length: int, limit: int) -> np.ndarray:
+    """Return the indices of at most ``limit`` of so many rows, evenly spaced, with the first and the last."""
+    return np.unique(np.linspace(0, length - 1, min(length, limit)).round().astype(int))
+
+
 def mean_and_ci(df: pd.DataFrame, *more: str) -> pd.DataFrame:
     """Return the mean of each point with its 95 % interval over seeds (Student's t): ``COLUMNS``, sorted by ``x``.
 
