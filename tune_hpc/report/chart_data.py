@@ -14,7 +14,7 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.errors import RequestError
 from tune_hpc.report.plots.parallel_coordinates import ParallelAxis, parallel_table
 from tune_hpc.report.plots.response import response_table
-from tune_hpc.report.plots.series import even_sample, is_geometric, is_numeric, values_of
+from tune_hpc.report.plots.series import even_sample, free_parameters, is_geometric, is_numeric, values_of
 
 #: Learning curves, and points of each.
 MAX_CURVES, MAX_POINTS = 100, 200
@@ -82,11 +82,8 @@ class ResponseCurve:
 
 def group_parameter(results: Results, *excluded: str) -> str | None:
     """Return the parameter that colors distinguish: the first with few words, or else with few numbers."""
-    candidates = [
-        name
-        for name in results.varied_parameters
-        if name not in excluded and name != "seed" and 1 < len(values_of(results, name)) <= MAX_GROUPS
-    ]
+    names = free_parameters(results, excluded)
+    candidates = [name for name in names if 1 < len(values_of(results, name)) <= MAX_GROUPS]
     return next((name for name in candidates if not is_numeric(results, name)), next(iter(candidates), None))
 
 
@@ -103,8 +100,7 @@ def learning_curves(
     ranking_metric = results.metric.removeprefix("best_").removeprefix("selected_")
     metrics = [name for name in results.histories.columns if name not in ("trial_id", "step")]
     metrics.sort(key=lambda name: name != ranking_metric)
-    if metric is not None:
-        _check_known(results, metric, metrics, "metric")
+    _check_known(results, metric, metrics, "metric")
     metric = metric or next(iter(metrics), results.metric)
     trials = apply_filters(results.trials, filters)
     trials = trials[trials["trial_id"].isin(results.histories.trials_with(metric))]
@@ -159,11 +155,8 @@ def _downsample(steps: np.ndarray, values: np.ndarray, limit: int) -> tuple[list
 
 def response_parameters(results: Results) -> list[str]:
     """Return the numeric parameters that vary, a learning rate first."""
-    names = [
-        name
-        for name in results.varied_parameters
-        if name != "seed" and is_numeric(results, name) and len(values_of(results, name)) > 1
-    ]
+    names = free_parameters(results, [])
+    names = [name for name in names if is_numeric(results, name) and len(values_of(results, name)) > 1]
     return sorted(names, key=lambda name: name != "learning_rate")
 
 
@@ -188,9 +181,8 @@ def response_curve(results: Results, metric: str | None, parameter: str | None) 
         RequestError: There is no such parameter or metric.
     """
     parameters, metrics = response_parameters(results), _response_metrics(results)
-    for name, known, kind in ((parameter, parameters, "numeric parameter that varies"), (metric, metrics, "metric")):
-        if name is not None:
-            _check_known(results, name, known, kind)
+    _check_known(results, parameter, parameters, "numeric parameter that varies")
+    _check_known(results, metric, metrics, "metric")
     metric, parameter = metric or next(iter(metrics), results.metric), parameter or next(iter(parameters), None)
     curve = ResponseCurve(results.name, metric, metrics, parameter, parameters)
     if parameter is None or metric not in metrics:
@@ -212,8 +204,8 @@ def response_curve(results: Results, metric: str | None, parameter: str | None) 
     return replace(curve, group=group, is_log=is_log, num_points=len(table), lines=lines)
 
 
-def _check_known(results: Results, name: str, known: Sequence[str], kind: str) -> None:
-    if name not in known:
+def _check_known(results: Results, name: str | None, known: Sequence[str], kind: str) -> None:
+    if name is not None and name not in known:
         alternatives = f"there are {', '.join(known)}" if known else "there is none yet"
         raise RequestError(f"{results.name} has no {kind} {name!r}; {alternatives}")
 

@@ -24,7 +24,7 @@ from tune_hpc.report.plots.layout import (
 )
 from tune_hpc.report.plots.response import response_tables
 from tune_hpc.report.plots.series import best_values
-from tune_hpc.report.tables import MEASURED_LINK, baseline_trials, cost_pareto_front, predictions
+from tune_hpc.report.tables import MEASURED_LINK, baseline_trials, cost_pareto_front
 
 #: Efficiency worth having more workers for.
 _MIN_EFFICIENCY = 0.8
@@ -117,15 +117,21 @@ def _set_workers_axis(ax: Axes, workers: Sequence[Any]) -> None:
     set_plain_ticks(ax.xaxis, workers)
 
 
+def _predictions(results: Results, where: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the predictions of a page; none for a page of a parameter that they lack."""
+    rows = results.experiment.get("predictions")
+    df = pd.DataFrame(rows or [], columns=None if rows else ["link", "workers", "mode", "width", "batch_size"])
+    return df[row_mask(df, where)]
+
+
 def _predicted_table(
     results: Results, line: str | None, where: Mapping[str, Any], metrics: Sequence[str], num_lines: int
 ) -> pd.DataFrame:
     """Return the predicted steps of several workers on this machine; empty unless each point has one prediction."""
-    df = _predictions(results, [*where, *metrics, *([line] if line else [])])
-    if df.empty:
-        return df
-    df = df[(df["link"] == MEASURED_LINK) & (df["workers"] > 1) & row_mask(df, where)]
-    return df if df.groupby("workers").size().max() <= num_lines else pd.DataFrame()
+    df = _predictions(results, where)
+    df = df[(df["link"] == MEASURED_LINK) & (df["workers"] > 1)]
+    has_columns = {*metrics, *([line] if line else [])} <= set(df)
+    return df if has_columns and df.groupby("workers").size().max() <= num_lines else pd.DataFrame()
 
 
 def _oversubscription_note(results: Results, parameter: str) -> str:
@@ -138,28 +144,14 @@ def _oversubscription_note(results: Results, parameter: str) -> str:
     return f"With {display_name(parameter)} {values} they share cores or GPUs." if values else ""
 
 
-def _predictions(results: Results, columns: Sequence[str]) -> pd.DataFrame:
-    """Return the predictions; empty without any, or if they lack one of the columns."""
-    try:
-        df = predictions(results)
-    except UnknownNameError:
-        return pd.DataFrame()
-    return df if set(columns) <= set(df) else pd.DataFrame()
-
-
-def _link_table(results: Results, where: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the predictions for other links; empty unless they are of one mode, width and batch size."""
-    df = _predictions(results, list(where))
-    if df.empty:
-        return df
-    df = df[(df["link"] != MEASURED_LINK) & row_mask(df, where)]
-    return df if len(df[["mode", "width", "batch_size"]].drop_duplicates()) == 1 else pd.DataFrame()
-
-
 def draw_links(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[CaptionedFigure]:
-    """Draw predicted speed-up and efficiency of more workers, a line per link, beside the measured ones."""
-    table = _link_table(results, where)
-    if table.empty:
+    """Draw predicted speed-up and efficiency of more workers, a line per link, beside the measured ones.
+
+    There is no figure of predictions for several modes, widths or batch sizes.
+    """
+    table = _predictions(results, where)
+    table = table[table["link"] != MEASURED_LINK]
+    if len(table[["mode", "width", "batch_size"]].drop_duplicates()) != 1:
         return []
     measured = baseline_trials(results)
     measured = measured[row_mask(measured, where)].groupby("workers")[list(_IDEALS)].mean().reset_index()
