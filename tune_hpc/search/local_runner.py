@@ -43,12 +43,6 @@ class LocalRunner(Runner):
             raise InvalidExperimentError(
                 f"a local run uses no cluster; got address={self.options.address}: leave it out"
             )
-        # Fused trials use all cores. Threads that wait actively for each other, the default, slow a run many times
-        # if another process needs a core. Only a PyTorch that is not yet imported heeds the variable.
-        if "torch" not in sys.modules:
-            os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        is_passive = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
-        self.num_fused_threads = _num_cores() if is_passive and not options.cpus_per_trial else None
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -114,7 +108,6 @@ class _GroupRun:
             runner.images,
             lambda data: data,
             num_threads=max(1, int(resources.cpus)),
-            num_fused_threads=runner.num_fused_threads,
             request=StopRequest(ExperimentFolder(context.folder, context.attempt), stop.is_due),
             is_local=True,
             fail_fast=runner.options.fail_fast,

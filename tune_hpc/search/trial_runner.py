@@ -52,7 +52,6 @@ class TrialRunner:
         images: Image data sets by name, in a form that can be passed to other processes.
         load_images: Returns the ``ImageData`` of such a data set.
         num_threads: Number of threads of PyTorch: sums must not depend on other load of the machine.
-        num_fused_threads: The same for fused trials; default: as for others.
         request: Stop request of the search; default: that of the control file.
         is_local: Whether the driver is this process: output stays on the terminal.
         fail_fast: Whether an exception of a trainable is raised, and not recorded.
@@ -66,7 +65,6 @@ class TrialRunner:
         load_images: Callable[[Any], Any],
         num_threads: int,
         *,
-        num_fused_threads: int | None = None,
         request: StopRequest | None = None,
         is_local: bool = False,
         fail_fast: bool = False,
@@ -79,7 +77,6 @@ class TrialRunner:
         self._send = send
         self._load_images = load_images
         self._num_threads = num_threads
-        self._num_fused_threads = num_fused_threads or num_threads
         self._is_local = is_local
         self._fail_fast = fail_fast
 
@@ -160,7 +157,7 @@ class TrialRunner:
         ]
         with self._log(group.group_id):
             try:
-                _set_threads(self._num_fused_threads)
+                _set_threads(self._num_threads)
                 outcomes = train_fused(
                     [trial.config for trial in trials],
                     reports,
