@@ -117,7 +117,7 @@ class Runner(ABC):
         try:
             num_due = 0
             for part in _split_by_scheduler(searches):
-                self._run_part(part, resources, stop)
+                self._run_searches(part, resources, stop)
                 num_due += sum(search.experiment.num_trials for search in part)
                 if self.criteria.reason or self.monitor.num_ended < num_due:
                     break
@@ -132,7 +132,7 @@ class Runner(ABC):
         for search in self.searches:
             search.folder.storage.check_writable()
 
-    def _run_part(self, searches: Sequence[Search], resources: TrialResources, stop: GracefulStop) -> None:
+    def _run_searches(self, searches: Sequence[Search], resources: TrialResources, stop: GracefulStop) -> None:
         for search in searches:
             if search.searcher:
                 search.searcher.record_stopped = self.monitor.record_stopped
