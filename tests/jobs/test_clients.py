@@ -181,7 +181,8 @@ def test_killed_driver_loses_no_trial(tmp_path, monkeypatch):
     assert lost.reason.startswith("the driver is gone; its last heartbeat was ")
 
     job.resume()
-    until(job, lambda status: status.experiments[0].num_running == 2)
+    # A trial has the status "running" before its trainable starts.
+    until(job, lambda status: sorted(num_starts(tmp_path).values()) == [2, 2])
     job.stop(force=True)
     ended = job.wait(30)
     assert (ended.state, ended.reason) == (JobState.STOPPED, "the driver was killed after a stop request")
