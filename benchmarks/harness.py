@@ -35,7 +35,7 @@ def num_cores() -> int:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return cores, processor, memory in GiB, and package versions."""
+    """Return cores, processor, memory in GiB, package versions, commit and date."""
     cpu_info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     models = [line.partition(":")[2].strip() for line in cpu_info if line.startswith("model name")]
     return {
@@ -44,7 +44,15 @@ def describe_machine() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain") else ""),
+        "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _git(*arguments: str) -> str:
+    """Return the output of git; nothing outside a clone."""
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def benchmark_parser(script: str, description: str, names: Sequence[str]) -> argparse.ArgumentParser:

@@ -2,10 +2,11 @@
 
     python benchmarks/softmax_table.py [--repeats 3]
 
-Every contender is one process: ``tune-hpc run exercise2.softmax``, the same without fused trials, a plain loop over a
-DataLoader, Optuna with one thread per core, Ray Tune with reused actors, and Ray Tune with its defaults. Each trains 72
-models for 500 steps of 100 images and evaluates each model 50 times on 20,000 held-out images. Each prints the best
-learning rate of every optimizer. The measurement fails if these differ for more than one of nine optimizers.
+Every contender is one process: ``tune-hpc run exercise2.softmax``, the same without fused trials, the same without Ray
+(``--local``), a hand-written stack of all models that records nothing, a plain loop over a DataLoader, Optuna with one
+thread per core, Ray Tune with reused actors, and Ray Tune with its defaults. Each trains 72 models for 500 steps of 100
+images and evaluates each model 50 times (``--evaluations``) on 20,000 held-out images. Each prints the best learning
+rate of every optimizer. The measurement fails if these differ for more than one of nine optimizers.
 """
 
 import sys
@@ -19,26 +20,28 @@ from benchmarks.harness import Measurement, benchmark_parser, measure, publish, 
 from benchmarks.peers.softmax import add_size_flags, best_rates, grid
 
 PEERS = {
+    "hand-written stack": "stack",
     "plain loop": "loop",
     "Optuna, a thread a core": "optuna",
     "Ray Tune, reused actors": "ray_reused",
     "Ray Tune, defaults": "ray_defaults",
 }
-OURS = {"tune_hpc": [], "tune_hpc, unfused": ["--fuse", "off"]}
+OURS = {"tune_hpc": [], "tune_hpc, unfused": ["--fuse", "off"], "tune_hpc, local": ["--local"]}
 
 
-def ours(more: list[str], trials: int, steps: int, folder: Path) -> Measurement:
+def ours(more: list[str], trials: int, steps: int, evaluations: int, folder: Path) -> Measurement:
     """Run the search with tune_hpc and return the best rates."""
-    settings = {**grid(trials), "steps": [steps]}
+    settings = {**grid(trials), "steps": [steps], "num_evaluations": [evaluations]}
     values = [f"--set={name}={','.join(map(str, choices))}" for name, choices in settings.items()]
     measured, (results,) = run_tune_hpc("exercise2.softmax", *values, *more, folder=folder)
     columns = results.trials[["optimizer", "learning_rate", "valid_loss"]]
     return measured | {"best_rates": best_rates(columns.itertuples(index=False, name=None))}
 
 
-def peer(tool: str, trials: int, steps: int, folder: Path) -> Measurement:
+def peer(tool: str, trials: int, steps: int, evaluations: int, folder: Path) -> Measurement:
     """Run the search with another tool."""
-    return run_process("benchmarks.peers.softmax", tool, "--trials", trials, "--steps", steps, folder=folder)
+    size = ("--trials", trials, "--steps", steps, "--evaluations", evaluations)
+    return run_process("benchmarks.peers.softmax", tool, *size, folder=folder)
 
 
 def check_agreement(best: Mapping[str, Mapping[str, float]]) -> None:
@@ -64,12 +67,16 @@ def main() -> None:
     parser = benchmark_parser(__file__, __doc__, [*OURS, *PEERS])
     add_size_flags(parser)
     flags = parser.parse_args()
-    contenders = {name: partial(ours, more, flags.trials, flags.steps) for name, more in OURS.items()}
-    contenders |= {name: partial(peer, tool, flags.trials, flags.steps) for name, tool in PEERS.items()}
+    size = (flags.trials, flags.steps, flags.evaluations)
+    contenders = {name: partial(ours, more, *size) for name, more in OURS.items()}
+    contenders |= {name: partial(peer, tool, *size) for name, tool in PEERS.items()}
     measured = measure({name: one for name, one in contenders.items() if name in flags.only}, flags.repeats)
     for turn in range(flags.repeats):
         check_agreement({name: measurements[turn]["best_rates"] for name, measurements in measured.items()})
-    title = f"Seconds for {flags.trials} trials of {flags.steps} steps of 100 images, process start included"
+    title = (
+        f"Seconds for {flags.trials} trials of {flags.steps} steps of 100 images with {flags.evaluations} evaluations, "
+        "process start included"
+    )
     publish(flags, title, measured, summarise(measured, "process_s"))
 
 

@@ -5,8 +5,9 @@ images, and 46 % of those of 250 images of one class and similar width.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import torch
 from torch.nn import functional
@@ -27,13 +28,13 @@ Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 SPLITS = ("valid", "test")
 
 
-@torch.inference_mode()
 def evaluate(
     model: Model,
     images: ImageData,
     num_images: int,
     dtype: torch.dtype,
     products: Callable[[], AbstractContextManager[None]],
+    num_threads: int = 1,
 ) -> dict[str, list[float]]:
     """Return ``valid_loss``, ``valid_accuracy``, ``test_loss`` and ``test_accuracy``, a number for each member.
 
@@ -43,28 +44,35 @@ def evaluate(
         num_images: Number of images of each split, from its start.
         dtype: Type of the pixels and of the losses.
         products: Makes the context of the forward passes.
+        num_threads: Number of forward passes at a time; the metrics do not depend on it.
     """
-    device = images.valid_labels.device
     num_members = len(next(model.parameters()))
-    size = _part_size(model, num_members, device.type)
-    frozen = model.frozen()
-    metrics = {}
-    for split in SPLITS:
-        loss = torch.zeros(num_members, dtype=torch.float64, device=device)
-        correct = torch.zeros(num_members, dtype=torch.int64, device=device)
-        num_seen = 0
+    size = _part_size(model, num_members, images.valid_labels.device.type)
+    with torch.inference_mode():
+        frozen = model.frozen()
+
+    @torch.inference_mode()
+    def measure(part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the sum of the losses and the number of correct predictions of each member."""
+        pixels, labels, lit = part
         # The conversion of bytes to floats part by part is faster than a read of floats from memory.
-        for pixels, labels, lit in _parts(images, split, num_images, size, model.skips_zero_pixels):
-            with products():
-                logits = frozen(as_input(pixels, dtype), lit)
-            logits = logits.to(dtype)
-            targets = labels.expand(num_members, -1).contiguous()
-            loss += functional.cross_entropy(logits, targets, reduction="none").sum(1)
-            # argmax is faster over ten adjacent numbers.
-            correct += (logits.transpose(1, 2).contiguous().argmax(2) == targets).sum(1)
-            num_seen += len(labels)
-        metrics[f"{split}_loss"] = loss / num_seen
-        metrics[f"{split}_accuracy"] = correct.double() / num_seen
+        with products():
+            logits = frozen(as_input(pixels, dtype), lit)
+        logits = logits.to(dtype)
+        targets = labels.expand(num_members, -1).contiguous()
+        losses = functional.cross_entropy(logits, targets, reduction="none").sum(1)
+        # argmax is faster over ten adjacent numbers.
+        return losses.double(), (logits.transpose(1, 2).contiguous().argmax(2) == targets).sum(1)
+
+    metrics = {}
+    with ThreadPoolExecutor(num_threads) as pool:
+        for split in SPLITS:
+            parts = _parts(images, split, num_images, size, model.skips_zero_pixels)
+            measured = pool.map(measure, parts) if num_threads > 1 else map(measure, parts)
+            losses, correct = (reduce(torch.add, sums) for sums in zip(*measured, strict=True))
+            num_seen = sum(len(labels) for _, labels, _ in parts)
+            metrics[f"{split}_loss"] = losses / num_seen
+            metrics[f"{split}_accuracy"] = correct.double() / num_seen
     return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
 
 

@@ -181,11 +181,11 @@ class Training:
             curves[0, :, 0] = self.task.losses(self.model, self.task.batch_indices(step, step + 1)[0])
         return self.communicator.mean(curves.cpu().numpy()[:, self._positions])
 
-    def evaluate(self) -> dict[str, list[float]]:
+    def evaluate(self, num_threads: int = 1) -> dict[str, list[float]]:
         """Return the metrics of each member on validation and test data; rank 0 measures them."""
         self.communicator.sync_parameters(self.model)
         with _matrix_products(self.precision):
-            metrics = self.communicator.broadcast_from_rank0(lambda: self.task.evaluate(self.model))
+            metrics = self.communicator.broadcast_from_rank0(lambda: self.task.evaluate(self.model, num_threads))
         return {name: [values[position] for position in self._positions] for name, values in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -285,6 +285,7 @@ def train(
     images: ImageData | None = None,
     device: str | torch.device | None = None,
     communicator: Communicator | None = None,
+    evaluation_threads: int = 1,
 ) -> dict[str, Any]:
     """Train one model.
 
@@ -296,6 +297,7 @@ def train(
         images: Data set of ``config["data"]``; by default it is loaded, and downloaded if necessary.
         device: Device of the computation; by default a GPU if there is one.
         communicator: Communicator of the workers, each of which calls this function; by default a single process.
+        evaluation_threads: Number of threads of the evaluations; the metrics do not depend on it.
 
     Returns:
         ``status`` (finished or diverged), ``stop_reason``, ``steps_run``, ``setup_s``, ``train_s``, ``eval_s``,
@@ -306,7 +308,13 @@ def train(
         DataUnavailableError: the data set is missing and cannot be downloaded.
     """
     return train_fused(
-        [config], [report], checkpoint=checkpoint, images=images, device=device, communicator=communicator
+        [config],
+        [report],
+        checkpoint=checkpoint,
+        images=images,
+        device=device,
+        communicator=communicator,
+        evaluation_threads=evaluation_threads,
     )[0]
 
 
@@ -318,6 +326,7 @@ def train_fused(
     images: ImageData | None = None,
     device: str | torch.device | None = None,
     communicator: Communicator | None = None,
+    evaluation_threads: int = 1,
 ) -> list[dict[str, Any]]:
     """Train several models as one program; ``train`` is the case of one model and describes the arguments.
 
@@ -369,7 +378,7 @@ def train_fused(
         if not active:
             break
         started = time.perf_counter()
-        metrics = training.evaluate()
+        metrics = training.evaluate(evaluation_threads)
         eval_s = time.perf_counter() - started
         for number in active:
             member_metrics = {name: values[number] for name, values in metrics.items()}

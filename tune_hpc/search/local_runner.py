@@ -108,6 +108,7 @@ class _GroupRun:
             runner.images,
             lambda data: data,
             num_threads=max(1, int(resources.cpus)),
+            evaluation_threads=_num_cores(),
             request=StopRequest(ExperimentFolder(context.folder, context.attempt), stop.is_due),
             is_local=True,
             fail_fast=runner.options.fail_fast,

@@ -52,6 +52,7 @@ class TrialRunner:
         images: Image data sets by name, in a form that can be passed to other processes.
         load_images: Returns the ``ImageData`` of such a data set.
         num_threads: Number of threads of PyTorch: sums must not depend on other load of the machine.
+        evaluation_threads: Number of threads of the evaluations of built-in models.
         request: Stop request of the search; default: that of the control file.
         is_local: Whether the driver is this process: output stays on the terminal.
         fail_fast: Whether an exception of a trainable is raised, and not recorded.
@@ -65,6 +66,7 @@ class TrialRunner:
         load_images: Callable[[Any], Any],
         num_threads: int,
         *,
+        evaluation_threads: int = 1,
         request: StopRequest | None = None,
         is_local: bool = False,
         fail_fast: bool = False,
@@ -77,6 +79,7 @@ class TrialRunner:
         self._send = send
         self._load_images = load_images
         self._num_threads = num_threads
+        self._evaluation_threads = evaluation_threads
         self._is_local = is_local
         self._fail_fast = fail_fast
 
@@ -163,6 +166,7 @@ class TrialRunner:
                     reports,
                     checkpoint=checkpoint,
                     images=self._images(trials[0].config),
+                    evaluation_threads=self._evaluation_threads,
                 )
             except StopRequested:
                 outcomes = [{"status": "running"} for _ in trials]
@@ -232,7 +236,7 @@ class TrialRunner:
         try:
             trainable = self._load_trainable()
             parameters = inspect.signature(trainable).parameters
-            offered: dict[str, Any] = {"checkpoint": checkpoint}
+            offered: dict[str, Any] = {"checkpoint": checkpoint, "evaluation_threads": self._evaluation_threads}
             if "images" in parameters and config.get("data") in self.images:
                 offered["images"] = self._images(config)
             if self.context.placement is not None:
