@@ -50,7 +50,6 @@ experiment = Experiment(
         )
     ),
     tables=(Table("at_steps", "State after 1000 and 30,000 steps", ("train_loss", "W", "b"), steps=(1000, 30_000)),),
-    quick_values={"steps": 3000},
 )
 
 experiments = (experiment,)

@@ -51,7 +51,6 @@ experiment = Experiment(
         )
     ),
     tables=(Table("at_steps", "State after 1000 and 2500 steps", ("train_loss", "W", "b"), steps=(1000, 2500)),),
-    quick_values={"steps": 1000},
 )
 
 experiments = (experiment,)

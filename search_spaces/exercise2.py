@@ -68,7 +68,6 @@ softmax = Experiment(
     published=PUBLISHED,
     figures=(*_FIGURES, Figure("published", ("test_loss", "test_accuracy"), "Published and measured")),
     tables=_TABLES,
-    quick_values={"learning_rate": tune.choice([0.5, 0.1, 0.01, 0.001]), "steps": 200, "num_evaluations": 10},
 )
 
 cnn = Experiment(

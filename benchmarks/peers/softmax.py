@@ -201,19 +201,19 @@ def search_ray(num_trials: int, steps: int, evaluations: int, mode: str) -> Outc
 
 #: Initial values of the two slots of each optimizer, and its update of the slots: gradient, rates, slots and step to
 #: the decrease of the parameter.
-RULES: dict[str, tuple[float, float, Callable[..., Tensor]]] = {
-    "gradient_descent": (0, 0, lambda g, lr, a, b, t: lr * g),
-    "momentum": (0, 0, lambda g, lr, a, b, t: lr * a.mul_(0.9).add_(g)),
-    "adam": (0, 0, lambda g, lr, a, b, t: (
+RULES: dict[str, tuple[tuple[float, float], Callable[..., Tensor]]] = {
+    "gradient_descent": ((0, 0), lambda g, lr, a, b, t: lr * g),
+    "momentum": ((0, 0), lambda g, lr, a, b, t: lr * a.mul_(0.9).add_(g)),
+    "adam": ((0, 0), lambda g, lr, a, b, t: (
         lr * ((1 - 0.999**t) ** 0.5 / (1 - 0.9**t)) * a.lerp_(g, 0.1) / (b.lerp_(g * g, 0.001).sqrt() + 1e-8)
     )),
-    "nesterov": (0, 0, lambda g, lr, a, b, t: lr * (g + 0.9 * a.mul_(0.9).add_(g))),
-    "adagrad": (0.1, 0, lambda g, lr, a, b, t: lr * g * a.addcmul_(g, g).rsqrt()),
-    "adadelta": (0, 0, lambda g, lr, a, b, t: _adadelta(g, lr, a, b)),
-    "rmsprop": (1, 0, lambda g, lr, a, b, t: lr * g * (a.lerp_(g * g, 0.1) + 1e-10).rsqrt()),
+    "nesterov": ((0, 0), lambda g, lr, a, b, t: lr * (g + 0.9 * a.mul_(0.9).add_(g))),
+    "adagrad": ((0.1, 0), lambda g, lr, a, b, t: lr * g * a.addcmul_(g, g).rsqrt()),
+    "adadelta": ((0, 0), lambda g, lr, a, b, t: _adadelta(g, lr, a, b)),
+    "rmsprop": ((1, 0), lambda g, lr, a, b, t: lr * g * (a.lerp_(g * g, 0.1) + 1e-10).rsqrt()),
     # From zero weights, and without regularization, both equal Adagrad.
-    "ftrl": (0.1, 0, lambda g, lr, a, b, t: lr * g * a.addcmul_(g, g).rsqrt()),
-    "proximal_adagrad": (0.1, 0, lambda g, lr, a, b, t: lr * g * a.addcmul_(g, g).rsqrt()),
+    "ftrl": ((0.1, 0), lambda g, lr, a, b, t: lr * g * a.addcmul_(g, g).rsqrt()),
+    "proximal_adagrad": ((0.1, 0), lambda g, lr, a, b, t: lr * g * a.addcmul_(g, g).rsqrt()),
 }  # fmt: skip
 
 
@@ -232,7 +232,9 @@ def search_stack(num_trials: int, steps: int, evaluations: int) -> Outcomes:
     shape = (len(optimizers), len(rates), 785, 10)
     data |= {name: functional.pad(data[name], (0, 1), value=1.0) for name in data if name.endswith("images")}
     weights = torch.zeros(shape)
-    slots = [torch.stack([torch.full(shape[1:], float(RULES[name][slot])) for name in optimizers]) for slot in (0, 1)]
+    slots = [
+        torch.stack([torch.full(shape[1:], float(RULES[name][0][slot])) for name in optimizers]) for slot in (0, 1)
+    ]
     learning_rates = torch.tensor(rates)[:, None, None]
     evaluated = evaluation_steps(steps, evaluations)
     metrics: dict[str, Tensor] = {}
@@ -243,25 +245,24 @@ def search_stack(num_trials: int, steps: int, evaluations: int) -> Outcomes:
         errors[..., torch.arange(len(labels)), labels] -= 1
         gradients = images.T @ errors / len(labels)
         for number, name in enumerate(optimizers):
-            weights[number] -= RULES[name][2](
+            weights[number] -= RULES[name][1](
                 gradients[number], learning_rates, slots[0][number], slots[1][number], step
             )
         if step in evaluated:
             # One product with all models as columns; parts fit into the caches.
             columns = weights.flatten(0, 1).transpose(0, 1).flatten(1).contiguous()
             for split in ("valid", "test"):
-                losses, correct = 0, 0
-                for images, labels in zip(
-                    data[f"{split}_images"].split(1000), data[f"{split}_labels"].split(1000), strict=True
-                ):
-                    logits = (images @ columns).unflatten(1, (-1, 10))
-                    targets = labels[:, None].expand(logits.shape[:2])
+                pixels, classes = data[f"{split}_images"], data[f"{split}_labels"]
+                losses, correct = torch.zeros(columns.shape[1] // 10), torch.zeros(columns.shape[1] // 10)
+                for first in range(0, len(pixels), 1000):
+                    logits = (pixels[first : first + 1000] @ columns).unflatten(1, (-1, 10))
+                    targets = classes[first : first + 1000, None].expand(logits.shape[:2])
                     correct += (logits.argmax(2) == targets).sum(0)
                     losses += functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none").sum(0)
-                metrics[f"{split}_accuracy"] = correct / len(data[f"{split}_labels"])
-                metrics[f"{split}_loss"] = losses / len(data[f"{split}_labels"])
-    losses = metrics["valid_loss"].tolist()
-    return ((*config, loss) for config, loss in zip(itertools.product(optimizers, rates), losses, strict=True))
+                metrics[f"{split}_accuracy"] = correct / len(pixels)
+                metrics[f"{split}_loss"] = losses / len(pixels)
+    configs = itertools.product(optimizers, rates)
+    return ((*config, loss) for config, loss in zip(configs, metrics["valid_loss"].tolist(), strict=True))
 
 
 TOOLS: dict[str, Callable[[int, int, int], Outcomes]] = {

@@ -4,7 +4,7 @@ Pure functions of ``Results``; a sentence that the numbers do not support is omi
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,31 @@ def findings(
         # The results do not allow every analysis.
         with contextlib.suppress(UnknownNameError):
             sentences += part
+    return sentences
+
+
+def overview(parts: Sequence[tuple[Results, pd.DataFrame | None, pd.DataFrame | None]]) -> list[str]:
+    """Return the sentences about all experiments of a page: full size and agreement with published numbers.
+
+    Args:
+        parts: Each experiment, the comparison with its published numbers, and the check of its published statements.
+    """
+    full = [part for part in parts if not part[0].experiment.get("quick")]
+    quick = [results.name for results, _, _ in parts if results.experiment.get("quick")]
+    numbers = [published for _, published, _ in full if published is not None and len(published)]
+    statements = [claims for _, _, claims in full if claims is not None and len(claims)]
+    sentences = []
+    if numbers or statements:
+        sentences.append(
+            f"{_count(len(full), 'experiment')} ran at full size: {', '.join(one.name for one, *_ in full)}."
+        )
+        sentences += _published(pd.concat(numbers)) if numbers else []
+        sentences += _claims(pd.concat(statements)) if statements else []
+    if quick:
+        sentences.append(
+            f"{_count(len(quick), 'experiment')} ran with fewer steps or trials than published, and "
+            f"{'its' if len(quick) == 1 else 'their'} numbers are not comparable: {', '.join(quick)}."
+        )
     return sentences
 
 

@@ -32,7 +32,7 @@ from tune_hpc.analysis.formatting import (
 from tune_hpc.analysis.results import Results, unique_names
 from tune_hpc.errors import FolderError, TuneHpcError
 from tune_hpc.report import tables
-from tune_hpc.report.findings import best_configuration, findings
+from tune_hpc.report.findings import best_configuration, findings, overview
 from tune_hpc.report.plots import figures
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.filesystem import Storage
@@ -55,20 +55,25 @@ class Section:
     titled_tables: list[tables.TitledTable]
     rendered_figures: list[figures.RenderedFigure]
 
+    @property
+    def published(self) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
+        """The comparisons with published numbers and statements."""
+        frames = {title: df for title, _, df in self.titled_tables}
+        return frames.get(tables.PUBLISHED), frames.get(tables.CLAIMS)
+
     @cached_property
     def context(self) -> dict[str, Any]:
         """The variables of the template: texts, and tables as rows of texts."""
         results, experiment = self.results, self.results.experiment
         frames = {title: df for title, _, df in self.titled_tables}
         best = best_configuration(results)
-        known = [frames.get(title) for title in (tables.PUBLISHED, tables.CLAIMS, tables.SPECIAL_CASES)]
         return {
             "title": experiment.get("title") or results.name,
             "description": experiment.get("description") or "",
             "source": experiment.get("source") or "",
             "quick": bool(experiment.get("quick")),
             "state": experiment.get("state") or MISSING,
-            "findings": findings(results, *known),
+            "findings": findings(results, *self.published, frames.get(tables.SPECIAL_CASES)),
             "statuses": describe_statuses(results),
             "best": describe_metric(best[0], results.metric) if best else MISSING,
             "best_config": format_config(best[2]) if best else "",
@@ -154,6 +159,7 @@ def _write_page(
         title = experiments[0]["title"] if len(experiments) == 1 else f"{len(experiments)} experiments"
     page = _template().render(
         title=title, experiments=experiments, any_quick=any(experiment["quick"] for experiment in experiments),
+        overview=overview([(section.results, *section.published) for section in sections]),
         quick_note=QUICK_NOTE, comparison=None if comparison is None else _comparison(comparison),
     )  # fmt: skip
     Storage(path.parent).write_atomic(path, page)

@@ -78,7 +78,8 @@ class Experiment:
         claims: Published sentences that can be checked.
         figures: Figures of the report.
         tables: Tables of the report beyond the standard ones.
-        quick_values: Changes of a quick run to the space.
+        quick_values: Changes of a quick run to the space; without them it is the whole experiment, except that it has
+            at most ``QUICK_SAMPLES`` samples.
         quick: Whether this is a quick run, whose numbers are not comparable with published ones.
         runner: ``search``, ``scaling``, or ``package.module:function``.
 
@@ -246,8 +247,10 @@ class Experiment:
         return {"space": space, "description": f"{self.description} Changed here: {changes}."}
 
     def quick_version(self) -> Experiment:
-        """Return the experiment with fewer steps and values, marked as a quick run."""
+        """Return the experiment with fewer steps and values, marked as a quick run; itself if it has no fewer."""
         num_samples = None if self.num_samples is None else min(self.num_samples, QUICK_SAMPLES)
+        if not self.quick_values and num_samples == self.num_samples:
+            return self
         return replace(self, space=self.space | self.quick_values, num_samples=num_samples, quick=True)
 
     @property
