@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
-demo: $(INSTALLED)      ## all exercises at quick size, with a report
+demo: $(INSTALLED)      ## all exercises, the expensive ones at quick size, with a report
 	$(BIN)/tune-hpc run all --quick --output-dir runs/demo --overwrite
 
 test: $(INSTALLED)      ## every test but the slow ones

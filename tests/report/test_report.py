@@ -76,6 +76,16 @@ def test_several_experiments_have_contents_and_a_summary(grid, results_of, trial
     assert "3 experiments" in page
 
 
+def test_page_of_several_experiments_starts_with_what_agrees_and_what_was_quick(grid, tmp_path):
+    full = [grid(published=[PUBLISHED], name=name) for name in ("first", "second")]
+    quick = grid(published=[PUBLISHED], name="third", quick=True)
+    page = page_of(*full, quick, path=tmp_path / "report.html")
+    header = page[page.index("<header>") : page.index("</header>")]
+    assert "2 experiments ran at full size: first, second. Of 2 published best learning rates, " in header
+    assert "1 experiment ran with fewer steps or trials than published" in header
+    assert "its numbers are not comparable: third." in header
+
+
 @pytest.mark.parametrize("status", ["diverged", "failed", "running", "finished"])
 def test_single_trial_of_any_status_makes_a_page(trial, results_of, tmp_path, status):
     made = results_of(trial("00000", status=status), figures=[FIGURE], published=[PUBLISHED])

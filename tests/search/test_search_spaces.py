@@ -228,7 +228,9 @@ def test_exercise_4_times_the_winner_on_1_2_and_4_workers():
 @pytest.mark.parametrize("experiment", registered_experiments(), ids=lambda experiment: experiment.name)
 def test_quick_version_only_shrinks(experiment):
     quick = experiment.quick_version()
-    assert quick.quick
+    # Exercise 1 and the softmax table take seconds at full size.
+    is_cheap = experiment.name in ("exercise1_1stpart", "exercise1_2ndpart", "exercise2.softmax")
+    assert quick is experiment if is_cheap else quick.quick
     assert quick.num_trials <= experiment.num_trials
     smaller = {"steps", "width", "num_evaluations", "num_evaluation_images", "num_timed_steps", "repeats"}
     full_size = {

@@ -33,7 +33,7 @@ def test_space_in_a_response_makes_the_same_space(service):
 
 def test_search_becomes_a_job_with_the_requested_changes(service):
     body = {
-        "space": "exercise2.softmax", "quick": True, "set": {"optimizer": {"choice": ["adam", "ftrl"]}, "steps": 50},
+        "space": "exercise2.cnn", "quick": True, "set": {"optimizer": {"choice": ["adam", "ftrl"]}, "steps": 50},
         "seeds": 2, "time_budget_s": 60, "max_concurrent": 2,
     }  # fmt: skip
     response = service.post("/searches", body)
@@ -46,7 +46,7 @@ def test_search_becomes_a_job_with_the_requested_changes(service):
     assert (experiment["quick"], experiment["seeds"]) == (True, [0, 1])
     assert (experiment["space"]["steps"], experiment["space"]["num_evaluations"]) == (50, 10)
     detail = service.http.get(response.headers["location"]).json()
-    assert detail["parameters"]["exercise2.softmax"] == experiment["space"]
+    assert detail["parameters"]["exercise2.cnn"] == experiment["space"]
     assert service.launcher.started == [(status["id"], 1, "start", {})]
 
 

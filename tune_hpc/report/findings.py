@@ -80,7 +80,11 @@ def overview(parts: Sequence[tuple[Results, pd.DataFrame | None, pd.DataFrame | 
     """
     full = [part for part in parts if not part[0].experiment.get("quick")]
     quick = [results.name for results, _, _ in parts if results.experiment.get("quick")]
-    numbers = [published for _, published, _ in full if published is not None and len(published)]
+    numbers = [
+        published.assign(where=results.name + " " + published["where"])
+        for results, published, _ in full
+        if published is not None and len(published)
+    ]
     statements = [claims for _, _, claims in full if claims is not None and len(claims)]
     sentences = []
     if numbers or statements:
