@@ -1,6 +1,8 @@
 """Shared fixtures: a Ray session, an object store, MNIST."""
 
+import importlib
 import os
+import time
 import warnings
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,8 @@ settings.load_profile("tune_hpc")
 pytest_plugins = ["tests.results_fixtures"]
 
 ROOT = Path(__file__).parents[1]
+#: Maximum CPU time of a test without the marks ``ray`` and ``slow`` on an idle machine; a busy one may take twice that.
+MAX_CPU_S = 1.0
 
 
 @cache
@@ -36,6 +40,25 @@ def pytest_xdist_make_scheduler(config, log):
             return group_of(nodeid.partition("::")[0]) or nodeid
 
     return Grouped(config, log)
+
+
+def pytest_sessionstart(session):
+    """Import the large packages before the first test of a process of pytest-xdist, whose CPU time would include it."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        for package in ("matplotlib.figure", "optuna", "ray.tune", "scipy.stats", "torch"):
+            importlib.import_module(package)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Fail a test that takes long and is not marked as slow; a single test may import packages."""
+    started = time.process_time()
+    result = yield
+    seconds = time.process_time() - started
+    is_exempt = item.get_closest_marker("slow") or item.get_closest_marker("ray")
+    if "PYTEST_XDIST_WORKER" in os.environ and not is_exempt and seconds > 2 * MAX_CPU_S:
+        pytest.fail(f"the test took {seconds:.1f} s of CPU time: make it faster, or mark it as slow", pytrace=False)
+    return result
 
 
 @pytest.fixture(scope="session")

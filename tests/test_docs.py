@@ -37,6 +37,7 @@ def test_outputs_are_written_below_examples(page, expected):
     assert rewritten(page) == expected
 
 
+@pytest.mark.slow
 def test_reproduction_page_is_current(tmp_path):
     write_page(ROOT / "docs" / "results", tmp_path)
     written, stored = ((folder / "reproduction.md").read_text(encoding="utf-8") for folder in (tmp_path, ROOT / "docs"))

@@ -34,8 +34,9 @@ EXAMPLES = {
 
 
 def case(name):
-    marks = [pytest.mark.ray] if NEEDS_RAY.search(EXAMPLES[name]) else []
-    return pytest.param(name, marks=marks)
+    if NEEDS_RAY.search(EXAMPLES[name]):
+        return pytest.param(name, marks=pytest.mark.ray)
+    return pytest.param(name, marks=pytest.mark.slow if name == "write_report" else ())
 
 
 @pytest.mark.parametrize("name", [case(name) for name in EXAMPLES])

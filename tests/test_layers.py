@@ -83,6 +83,7 @@ def imports(module):
     return top, inside
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", HEAVY)
 def test_heavy_package_is_imported_only_by_its_users(package):
     for module in MODULES:

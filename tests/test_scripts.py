@@ -14,6 +14,7 @@ TINY = ["--set", "steps=3", "--set", "width=0.1", "--set", "num_evaluations=1", 
 FOUR = ["--set", "optimizer=adam,ftrl", "--set", "learning_rate=0.1,0.01"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "flags", "num_experiments", "num_trials"),
     [

@@ -36,6 +36,7 @@ def changed(results, where, **columns):
 
 
 class TestVerdicts:
+    @pytest.mark.slow
     def test_false_positive_rate_is_nominal(self):
         generator = np.random.default_rng(1)
         wrong = 0
@@ -90,6 +91,7 @@ class TestVerdicts:
         assert results.compare("optimizer").values["optimizer"].tolist() == ["b", "a"]
         assert made({"a": 0.9, "b": 0.2}, metric="x", mode="min").compare("optimizer").lower_is_better
 
+    @pytest.mark.slow
     def test_intervals_of_all_pairs_are_simultaneous(self):
         generator = np.random.default_rng(3)
         num_covered = 0

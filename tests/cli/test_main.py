@@ -491,7 +491,7 @@ def test_list_prints_sizes(capsys):
     assert cli.main(["list"]) == cli.SUCCESS
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 14
-    assert next(line for line in lines if "exercise2.softmax" in line).split()[:3] == ["exercise2.softmax", "72", "36"]
+    assert next(line for line in lines if "exercise2.softmax" in line).split()[:3] == ["exercise2.softmax", "72", "72"]
 
 
 def test_list_of_one_experiment_prints_its_parameters(capsys):

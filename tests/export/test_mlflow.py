@@ -20,6 +20,7 @@ def runs(client):
     return {run.data.tags["tune_hpc.trial_id"]: run for run in found}
 
 
+@pytest.mark.slow
 def test_ended_trial_is_a_run(folder, write, trial):
     write(trial("t00000", num_steps=2500))
     write(trial("t00001", status="stopped", batch_size=50.0))
@@ -45,6 +46,7 @@ def test_ended_trial_is_a_run(folder, write, trial):
     assert run.info.end_time - run.info.start_time == 1500
 
 
+@pytest.mark.slow
 def test_later_export_adds_new_trials_and_repeats_unfinished_runs(folder, write, trial):
     write(trial("t00000"))
     write(trial("t00001"))
@@ -60,6 +62,7 @@ def test_later_export_adds_new_trials_and_repeats_unfinished_runs(folder, write,
     assert {run.info.status for run in second.values()} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_tracking_uri_of_the_environment_is_the_default(folder, write, trial, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'all.db'}")
     write(trial("t00000"))

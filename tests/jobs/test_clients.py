@@ -65,7 +65,7 @@ def story(client):
 
 def test_submitted_job_is_found_by_its_id(client, story):
     first = story["at first"]
-    assert re.fullmatch(r"walk-\d{8}-\d{6}-[0-9a-f]{4}", first.id)
+    assert re.fullmatch(r"walk-\d{8}-\d{6}-[0-9a-f]{8}", first.id)
     assert first.state in (JobState.PENDING, JobState.RUNNING)
     assert (first.num_trials, first.num_ended, first.ended_at) == (4, 0, None)
     assert client.job(first.id).id == first.id

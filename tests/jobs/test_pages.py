@@ -60,7 +60,7 @@ def test_commands_submit_follow_and_fetch_a_job(tmp_path):
         kill_ray(sessions)
     (tmp_path / "printed.txt").write_text(done.stdout, encoding="utf-8")
     assert done.returncode == 0, done.stderr
-    job = re.search(r"^(exercise2\.softmax-\d{8}-\d{6}-[0-9a-f]{4}): (pending|running)$", done.stdout, re.MULTILINE)
+    job = re.search(r"^(exercise2\.softmax-\d{8}-\d{6}-[0-9a-f]{8}): (pending|running)$", done.stdout, re.MULTILINE)
     assert job, done.stdout
     assert "72/72 trials" in done.stdout
     assert re.search(rf"^\d\d+ files in runs/{job[1]}$", done.stdout, re.MULTILINE)

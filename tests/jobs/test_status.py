@@ -39,9 +39,9 @@ def wait_for_state(pid, letter):
         time.sleep(0.01)
 
 
-def test_id_has_name_time_and_four_digits():
+def test_id_has_name_time_and_random_digits():
     made = make_id("exercise2.softmax", datetime(2026, 11, 23, 12, 45, 33, tzinfo=UTC))
-    assert made[:-4] == "exercise2.softmax-20261123-124533-"
+    assert made[:-8] == "exercise2.softmax-20261123-124533-"
     assert is_id(made)
     assert made != make_id("exercise2.softmax", datetime(2026, 11, 23, 12, 45, 33, tzinfo=UTC))
 

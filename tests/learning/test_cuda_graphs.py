@@ -114,6 +114,7 @@ class TestCapturedSteps:
         # A generator for each of the three seeds.
         assert len(capture.generators) == (3 if name == "cnn" else 0)
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("_small_windows")
     @every_model
     def test_state_is_restored_before_and_after_the_capture(self, images, name):

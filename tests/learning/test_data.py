@@ -52,6 +52,7 @@ class TestRealMnist:
         assert mnist.train_labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
         assert mnist.test_labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
 
+    @pytest.mark.slow
     def test_training_pixels_have_the_known_mean_and_deviation(self, mnist):
         pixels = torch.cat([mnist.train_images, mnist.valid_images]).float() / 255
         assert pixels.mean().item() == pytest.approx(0.1307, abs=1e-4)

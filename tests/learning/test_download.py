@@ -108,6 +108,7 @@ class TestFetching:
         assert find_or_download("mnist", tmp_path / "given") == tmp_path / "given" / "MNIST" / "raw"
         assert everything_below(tmp_path / "given") == sorted(FILE_NAMES)
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("mirrors_have_files")
     def test_torchvision_reads_the_written_files(self, small_files, tmp_path):
         import torchvision.datasets

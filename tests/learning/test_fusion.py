@@ -58,6 +58,7 @@ def assert_same_bits(results, others):
 
 
 class TestFusedEqualsSeparate:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("batching", "steps"), [("shuffled", 500), ("random", 500), ("sequential", 500), ("single_pass", 85)]
     )
@@ -70,6 +71,7 @@ class TestFusedEqualsSeparate:
         # Observed: up to 1.2e-11 at a loss of 3e-6, which is a difference of numbers near 1; else 2e-14.
         assert_agree(together, [run(member) for member in members], rtol=1e-9)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("members", "config", "atol"),
         [
@@ -157,6 +159,7 @@ class TestMembers:
         run_fused(SOFTMAX_CONFIGS[3:5])
         assert_same_bits(run_fused(members), first)
 
+    @pytest.mark.slow
     @every_model
     def test_equal_members_learn_the_same(self, run_fused, members):
         members = [member | {"precision": "float64"} for member in members]

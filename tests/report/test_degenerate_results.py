@@ -87,6 +87,7 @@ KINDS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_function_gives_an_answer_or_a_one_line_error(grid, trial, results_of, kind, name):

@@ -122,6 +122,7 @@ def test_close_accuracies_have_four_decimals(trial, results_of):
     assert {len(text) for text in texts(sheet.axes[0])} == {len("0.9955")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "figure",
     [HEAT | {"line": "batch_size"}, PUBLISHED, PARALLEL | {"metrics": ["test_accuracy"]}],

@@ -116,6 +116,7 @@ def test_exploding_line_is_cut(trial, results_of):
     assert legend_texts(sheet)[-1] == "10 (diverged)"
 
 
+@pytest.mark.slow
 def test_infinite_and_missing_values_are_not_drawn(trial, results_of):
     row, history = trial("00000")
     history.loc[[3, 4], "train_loss"] = [np.inf, np.nan]

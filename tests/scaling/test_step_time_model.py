@@ -103,6 +103,7 @@ def plan(*workers):
     return make_plan(configs, {"CPU": 4})
 
 
+@pytest.mark.slow
 def test_width_curves_agree_with_the_model(probes):
     probes = probes[probes["workers"] != 4]
     rows = pd.DataFrame(predictions(plan(1, 2), probes)["width_curves"])
@@ -116,6 +117,7 @@ def test_width_curves_agree_with_the_model(probes):
     assert single_width["width_curves"] == single_width["widths"] == []
 
 
+@pytest.mark.slow
 def test_predictions_cover_measured_cases_and_every_link(probes):
     rows = pd.DataFrame(predictions(plan(1, 2, 4), probes)["predictions"])
     local = rows[rows["link"] == LOCAL]

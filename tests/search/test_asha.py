@@ -82,6 +82,7 @@ def check_promotions(lines, num_configs, has_finished):
 
 
 class TestRungs:
+    @pytest.mark.slow
     @settings(max_examples=40)
     @given(
         seed=st.integers(0, 1000), num_slots=st.integers(1, 10), num_samples=st.integers(1, 40),

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 
+import pytest
 from optuna.trial import TrialState
 from ray import tune
 
@@ -28,6 +29,7 @@ def descent(searcher: str, scheduler: str) -> Experiment:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_all_combinations_finish_and_leave_no_trial_running(tmp_path, monkeypatch):
     studies = defaultdict(list)
 

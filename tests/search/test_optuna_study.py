@@ -58,6 +58,7 @@ def test_suggestions_are_members_and_survive_the_study(space, seed):
         study.tell(number, study.aggregate([finished(float(number))]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "num_trials"), [("tpe", 60), ("gp", 25)])
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_sampler_finds_the_optimum(sampler, num_trials, mode):
@@ -109,6 +110,7 @@ def test_each_status_has_its_optuna_state():
     assert study.study.best_trial.number == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_sampler_avoids_diverging_values(sampler):
     """Check that a sampler suggests the diverging third of the range less often than random search."""

@@ -88,6 +88,7 @@ class TestGenerations:
         assert last.min() > min(first.values()) * NUM_GENERATIONS
         assert last.max() >= max(first.values()) * NUM_GENERATIONS
 
+    @pytest.mark.slow
     @settings(max_examples=15)
     @given(seed=st.integers(0, 1000), num_slots=st.integers(1, 10), num_samples=st.integers(1, 9))
     def test_order_of_arrival_does_not_matter(self, tmp_path_factory, seed, num_slots, num_samples):
@@ -216,6 +217,7 @@ class TestRejections:
 
 
 class TestSearch:
+    @pytest.mark.slow
     def test_population_with_diverging_third(self, tmp_path):
         space = Space(
             {
@@ -242,6 +244,7 @@ class TestSearch:
         same = ["trial_id", "status", "learning_rate", "valid_accuracy", "train_loss"]
         pd.testing.assert_frame_equal(results.trials[same], other.trials[same])
 
+    @pytest.mark.slow
     def test_interrupted_search_resumes_unchanged(self, tmp_path):
         whole = run(climbers(), output_dir=tmp_path / "whole", **QUIET)
         assert whole.counts() == {"finished": 8}

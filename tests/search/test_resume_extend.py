@@ -298,6 +298,7 @@ class TestInterrupted:
         # Only the trial that was running at the kill started twice.
         assert began.total() <= 40 + is_killed
 
+    @pytest.mark.slow
     def test_fused_group_of_a_killed_search_resumes_to_the_same_bits(self, tmp_path):
         space = {"model": "softmax", "optimizer": tune.choice(["adam", "momentum"]), "learning_rate": 0.01,
                  "steps": 6000, "num_evaluations": 60, "num_evaluation_images": 4000}  # fmt: skip

@@ -83,6 +83,7 @@ def test_session_expires_and_belongs_to_one_token(tmp_path, monkeypatch):
     assert not credentials.session_id(cookie)
 
 
+@pytest.mark.slow
 def test_logout_ends_the_session_also_after_a_restart(tmp_path):
     """The cookie of a session that was ended is refused, by all services of the token file."""
     revoked_file = tmp_path / "revoked"
@@ -275,6 +276,7 @@ def test_connection_that_presented_the_token_is_not_limited(tmp_path, is_behind_
     assert service.get("/searches", **WRONG).status_code == 429
 
 
+@pytest.mark.slow
 def test_changes_and_previews_of_a_session_are_limited(tmp_path):
     service = serve(tmp_path / "jobs", changes=TokenBuckets(1e-9, 3))
     statuses = [service.post("/searches/none/stop").status_code for _ in range(2)]

@@ -35,6 +35,7 @@ def populated(tmp_path_factory):
         yield service, ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_no_request_makes_the_service_fail(populated, path, method, mode):

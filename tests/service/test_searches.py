@@ -39,12 +39,12 @@ def test_search_becomes_a_job_with_the_requested_changes(service):
     response = service.post("/searches", body)
     assert response.status_code == 201
     status = response.json()
-    assert (status["state"], status["num_trials"], status["location"]["kind"]) == ("pending", 16, "stand_in")
+    assert (status["state"], status["num_trials"], status["location"]["kind"]) == ("pending", 12, "stand_in")
     request = service.client.folder(status["id"]).read()
     assert request["options"] == {"time_budget_s": 60.0, "max_concurrent": 2}
     (experiment,) = request["experiments"]
     assert (experiment["quick"], experiment["seeds"]) == (True, [0, 1])
-    assert (experiment["space"]["steps"], experiment["space"]["num_evaluations"]) == (50, 10)
+    assert (experiment["space"]["steps"], experiment["space"]["num_evaluations"]) == (50, 4)
     detail = service.http.get(response.headers["location"]).json()
     assert detail["parameters"]["exercise2.cnn"] == experiment["space"]
     assert service.launcher.started == [(status["id"], 1, "start", {})]

@@ -1,9 +1,12 @@
 """A service whose storage is in an object store, and another one on another machine."""
 
+import pytest
+
 from tests.service.conftest import serve
 from tune_hpc.storage import s3
 
 
+@pytest.mark.slow
 def test_search_of_one_machine_is_served_by_another(bucket, tmp_path, monkeypatch):
     first = serve(bucket, revoked_file=tmp_path / "revoked")
     search_id = first.start()

@@ -40,7 +40,7 @@ from tune_hpc.storage.process import this_process
 FORMAT = 2
 #: Suffix and size of the reserved disk space, enough for the final state on file systems with large blocks.
 RESERVED_SUFFIX, RESERVED_BYTES = ".room", 256 * 1024
-_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*-\d{8}-\d{6}-[0-9a-f]{4}")
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*-\d{8}-\d{6}-(?:[0-9a-f]{4}|[0-9a-f]{8})")
 _EXPERIMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
@@ -53,7 +53,7 @@ def timestamp() -> str:
 def make_id(name: str, moment: datetime | None = None) -> str:
     """Return a new id for a job with this first experiment; ``moment`` is now by default."""
     at = (moment or datetime.now(UTC)).astimezone(UTC)
-    return f"{name}-{at:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    return f"{name}-{at:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
 
 
 def is_id(text: str) -> bool:

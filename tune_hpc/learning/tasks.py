@@ -89,7 +89,7 @@ class LineRegression:
         coefficients.grad = errors @ self._slopes
         return (errors * errors).sum(1)
 
-    def evaluate(self, model: Model, num_threads: int) -> dict[str, list[float]]:
+    def evaluate(self, model: Model, num_threads: int = 1) -> dict[str, list[float]]:
         """Return no metrics, because there are no validation and test data."""
         return {}
 
@@ -225,7 +225,7 @@ class ImageClassification:
         noise = self._noise["dropout"].draw(self.num_hidden, self.samples_per_step)[:, :, self.share]
         return (noise >= self._dropout).to(self.dtype).div_(1 - self._dropout.to(self.dtype))
 
-    def evaluate(self, model: Model, num_threads: int) -> dict[str, list[float]]:
+    def evaluate(self, model: Model, num_threads: int = 1) -> dict[str, list[float]]:
         """Return the metrics of each member on the validation and test images; see ``evaluation.evaluate``."""
         products = partial(_products, self.device, self.precision)
         return evaluate(model, self.images, self.num_evaluation_images, self.dtype, products, num_threads)
