@@ -147,7 +147,8 @@ class TestMembers:
 
 def test_unfused_experiments_are_logged_once(caplog):
     with caplog.at_level(logging.INFO, logger="tune_hpc"):
-        log_unfused_trials(TRAINABLES, ["other"], "auto")
+        log_unfused_trials(TRAINABLES, ["other"], 4)
+        log_unfused_trials({"user": TRAINABLES["user"]}, ["user"], "auto")
         log_unfused_trials(TRAINABLES, ["other"], "off")
     assert [record.getMessage() for record in caplog.records] == [
         "other: trials run separately, because the scheduler decides on each of them",

@@ -59,7 +59,10 @@ def findings(
     """
     published = compare_to_published(results) if published is None else published
     claims = check_claims(results) if claims is None else claims
-    parts = [_status_counts(results), _best(results), _published(published), _claims(claims), _selection_bias(results)]
+    parts = [
+        *(_status_counts(results), _best(results), _published(published), _distance(published), _claims(claims)),
+        _selection_bias(results),
+    ]
     if is_scaling(results):
         parts += [_speedup(results), _prediction(results), _widths(results), _cost(results), _options(results)]
     else:
@@ -79,7 +82,7 @@ def overview(parts: Sequence[tuple[Results, pd.DataFrame | None, pd.DataFrame | 
         parts: Each experiment, the comparison with its published numbers, and the check of its published statements.
     """
     full = [part for part in parts if not part[0].experiment.get("quick")]
-    quick = [results.name for results, _, _ in parts if results.experiment.get("quick")]
+    num_quick = len(parts) - len(full)
     numbers = [
         published.assign(where=results.name + " " + published["where"])
         for results, published, _ in full
@@ -93,10 +96,11 @@ def overview(parts: Sequence[tuple[Results, pd.DataFrame | None, pd.DataFrame | 
         )
         sentences += _published(pd.concat(numbers)) if numbers else []
         sentences += _claims(pd.concat(statements)) if statements else []
-    if quick:
+    if num_quick:
+        verb, pronoun = ("is", "it") if num_quick == 1 else ("are", "they")
         sentences.append(
-            f"{_count(len(quick), 'experiment')} ran with fewer steps or trials than published, and "
-            f"{'its' if len(quick) == 1 else 'their'} numbers are not comparable: {', '.join(quick)}."
+            f"{_count(num_quick, 'experiment')} {verb} marked as quick: {pronoun} ran with fewer steps or trials than "
+            "published, and the numbers are not comparable."
         )
     return sentences
 
@@ -151,6 +155,9 @@ def _published(published: pd.DataFrame) -> Iterator[str]:
     if total := sum(counts.values()):
         parts = [f"{count} {phrases[verdict][count > 1]}" for verdict, count in counts.items() if count]
         yield f"Of {total} published {'number' if total == 1 else 'numbers'}, {', '.join(parts)}."
+
+
+def _distance(published: pd.DataFrame) -> Iterator[str]:
     comparable = published[published["verdict"] != NOT_COMPARABLE].dropna(subset=["difference"])
     parts = [
         f"{format_metric(rows['difference'].abs().mean(), str(metric))} on {_count(len(rows), 'number')} for "

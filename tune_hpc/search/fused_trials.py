@@ -145,8 +145,11 @@ def log_unfused_trials(
 ) -> None:
     """Log once for each experiment why its trials are not fused; ``with_scheduler`` names those with a scheduler."""
     for experiment, trainable in trainables.items():
-        reason = "only the built-in trainable trains several trials as one program" if trainable != TRAIN else ""
-        if experiment in with_scheduler:
+        reason = ""
+        if trainable != TRAIN:
+            if fuse != "auto":
+                reason = "only the built-in trainable trains several trials as one program"
+        elif experiment in with_scheduler:
             reason = "the scheduler decides on each of them"
         if reason and fuse != "off":
             _log.info("%s: trials run separately, because %s", experiment, reason)
