@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.search import trainables
 from tune_hpc import Experiment, load
-from tune_hpc.search.trial_spec import MonitoredMetric, TrialOutcome
+from tune_hpc.search.trial_spec import RankedMetric, TrialOutcome
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import TrialFileWriter
 
@@ -35,7 +35,7 @@ class SearcherSimulation:
     def __init__(self, folder, experiment, make_searcher, bad=None):
         self.folder, self.experiment, self.bad = folder, experiment, bad or {}
         folder.write(experiment.to_json() | {"config_keys": ["rate", "steps", "seed"]})
-        self.searcher = make_searcher(experiment, folder, MonitoredMetric("height", False, experiment.mode))
+        self.searcher = make_searcher(experiment, folder, RankedMetric("height", experiment.mode))
         self.searcher.record_stopped = self.record_stopped
         self.trained = []
 

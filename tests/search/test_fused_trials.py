@@ -10,7 +10,7 @@ from tune_hpc.learning.config import complete
 from tune_hpc.search import reporter
 from tune_hpc.search.experiment import TRAIN
 from tune_hpc.search.trial_runner import TrialRunner
-from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec
+from tune_hpc.search.trial_spec import RankedMetric, TrialContext, TrialGroup, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import TrialFileWriter
 
@@ -27,7 +27,8 @@ def run_fused(tmp_path, monkeypatch):
     results = []
     folder = ExperimentFolder(tmp_path)
     folder.claim_attempt(0)
-    context = TrialContext("line", str(tmp_path), TRAIN, "train_loss", 1, checkpoint_interval_s=0.0)
+    metric = RankedMetric("train_loss", "min")
+    context = TrialContext("line", str(tmp_path), TRAIN, "train_loss", metric, 1, checkpoint_interval_s=0.0)
     trials = tuple(TrialSpec("line", f"t{number:05d}", complete(config)) for number, config in enumerate(CONFIGS))
 
     def run():

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from ray import tune
 
 from tune_hpc.cli.main import _parser
 from tune_hpc.cli.options import add_options
@@ -95,4 +96,25 @@ def test_overrides_change_an_experiment():
     assert changed.space["x"] == 2
     with pytest.raises(InvalidExperimentError, match="metric score needs a mode, min or max"):
         ExperimentOverrides(metric="score").apply(experiment)
-    assert ExperimentOverrides(metric="score").apply(experiment, has_metric=False).metric == "score"
+    assert ExperimentOverrides(metric="score", mode="max").apply(experiment).metric == "score"
+
+
+def test_override_that_is_not_given_changes_nothing():
+    space = Space({"x": tune.uniform(0, 1)}, keys={})
+    experiment = Experiment(
+        "made.up", space, "a:b", metric="loss", mode="min", searcher="tpe", num_samples=9, search_seed=7
+    )
+    assert ExperimentOverrides().apply(experiment) == experiment
+    assert ExperimentOverrides(num_samples=2).apply(experiment) == experiment.replace(num_samples=2)
+    assert ExperimentOverrides(searcher="random").apply(experiment) == experiment.replace(searcher="random")
+    grid = Experiment("made.up", Space({"x": tune.choice([1, 2])}, keys={}), "a:b", metric="loss", mode="min")
+    assert ExperimentOverrides(num_samples=5).apply(grid).searcher == "random"
+    assert ExperimentOverrides(searcher="grid").apply(
+        experiment.with_values({"x": tune.choice([1, 2])})
+    ) == grid.replace(search_seed=7)
+
+
+def test_changed_values_hold_in_a_quick_run():
+    experiment = Experiment("x", Space({"steps": 500}), quick_values={"steps": 20})
+    assert experiment.with_values({"steps": 100}).quick_version().space["steps"] == 100
+    assert ExperimentOverrides(quick=True).apply(experiment, {"steps": 7}).space["steps"] == 7

@@ -19,7 +19,7 @@ from tune_hpc.search.reporter import (
     Throttle,
     TrialCheckpoint,
 )
-from tune_hpc.search.trial_spec import MonitoredMetric
+from tune_hpc.search.trial_spec import RankedMetric
 from tune_hpc.storage.trial_file import TrialFileWriter
 
 
@@ -44,7 +44,7 @@ def forwarded():
 
 @pytest.fixture
 def report(clock, forwarded):
-    return Reporter(TrialFileWriter({}), "test_loss", forwarded.append)
+    return Reporter(TrialFileWriter({}), RankedMetric("test_loss", "min"), forwarded.append)
 
 
 def test_reported_metrics_are_recorded(report):
@@ -87,7 +87,7 @@ def test_other_metrics_may_be_non_finite(report):
 
 def test_metric_that_ranks_trials_must_be_finite(clock):
     with pytest.raises(Diverged, match="non-finite score at step 1"):
-        Reporter(TrialFileWriter({}), "score", print)(1, {"score": math.nan})
+        Reporter(TrialFileWriter({}), RankedMetric("score", "max"), print)(1, {"score": math.nan})
 
 
 @pytest.mark.parametrize("value", [[1.0, 2.0], [], "high", [[1.0, 2.0]]])
@@ -113,7 +113,7 @@ def test_last_value_of_the_metric_is_forwarded_as_a_float(report, forwarded):
 
 
 def test_best_value_so_far_is_forwarded(clock, forwarded):
-    report = Reporter(TrialFileWriter({}), "best_valid_accuracy", forwarded.append)
+    report = Reporter(TrialFileWriter({}), RankedMetric("valid_accuracy", "max", "best"), forwarded.append)
     for step, accuracy in enumerate((0.5, 0.9, 0.7)):
         report(step, {"train_loss": 1.0})
         report(step, {"valid_accuracy": accuracy, "test_accuracy": 1.0})
@@ -148,33 +148,30 @@ def test_latest_values_are_reported_at_most_once_a_second(clock):
 
 
 class TestSchedulerReporter:
-    def reporter(self, results, forwarded, is_best, written):
-        decision = SchedulerReporter(
-            results.append, "t00000", MonitoredMetric("valid_accuracy", is_best, "max"), lambda: written.append(1)
-        )
-        return Reporter(TrialFileWriter({}), "best_valid_accuracy", forwarded.append, decision)
+    def reporter(self, results, forwarded, judge, written):
+        metric, writer = RankedMetric("valid_accuracy", "max", judge), TrialFileWriter({})
+        decision = SchedulerReporter(results.append, "t00000", metric, writer, lambda: written.append(1))
+        return Reporter(writer, RankedMetric("test_loss", "min"), forwarded.append, decision)
 
-    @pytest.mark.parametrize(("is_best", "shown"), [(True, [0.5, 0.5, 0.7]), (False, [0.5, 0.4, 0.7])])
-    def test_every_result_has_the_monitored_metric(self, forwarded, clock, is_best, shown):
+    @pytest.mark.parametrize(("judge", "shown"), [("best", [0.5, 0.5, 0.7]), ("last", [0.5, 0.4, 0.7])])
+    def test_every_result_has_the_monitored_metric(self, forwarded, clock, judge, shown):
         results, written = [], []
-        report = self.reporter(results, forwarded, is_best, written)
+        report = self.reporter(results, forwarded, judge, written)
         for step, accuracy in ((10, 0.5), (20, 0.4), (30, 0.7)):
             clock.now += 2 * REPORT_INTERVAL_S
             report(np.arange(step - 9, step + 1), {"train_loss": np.ones(10)})
-            report(step, {"valid_accuracy": accuracy, "best_valid_accuracy": 0.1})
+            report(step, {"valid_accuracy": accuracy, "test_loss": 0.1})
         assert [(one["step"], one["value"]) for one in results] == list(zip((10, 20, 30), shown, strict=True))
         assert forwarded == []
         assert len(written) == 3
 
     def test_file_is_written_before_the_scheduler_decides(self, forwarded):
         order = []
+        metric, writer = RankedMetric("loss", "min"), TrialFileWriter({})
         decision = SchedulerReporter(
-            lambda result: order.append("reported"),
-            "t00000",
-            MonitoredMetric("loss", False, "min"),
-            lambda: order.append("written"),
+            lambda result: order.append("reported"), "t00000", metric, writer, lambda: order.append("written")
         )
-        Reporter(TrialFileWriter({}), "loss", forwarded.append, decision)(1, {"loss": 0.5})
+        Reporter(writer, metric, forwarded.append, decision)(1, {"loss": 0.5})
         assert order == ["written", "reported"]
 
 
@@ -204,7 +201,9 @@ class TestThrottle:
     def test_reporter_writes_after_each_report(self, clock, forwarded):
         lengths = []
         writer = TrialFileWriter({})
-        report = Reporter(writer, "loss", forwarded.append, write=lambda: lengths.append(len(writer.history())))
+        report = Reporter(
+            writer, RankedMetric("loss", "min"), forwarded.append, write=lambda: lengths.append(len(writer.history()))
+        )
         report(np.arange(4), {"loss": np.ones(4)})
         report(9, {"other": 1.0})
         assert lengths == [4, 5]

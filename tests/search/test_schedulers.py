@@ -18,7 +18,8 @@ from tune_hpc.search.options import STOPPING
 from tune_hpc.search.reporter import SchedulerReporter
 from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, make_scheduler, monitored_metric, replay_results
 from tune_hpc.search.searchers.optuna_study import AskTellStudy
-from tune_hpc.search.trial_spec import MonitoredMetric, TrialGroup
+from tune_hpc.search.trial_spec import RankedMetric, TrialGroup
+from tune_hpc.storage.trial_file import TrialFileWriter
 
 STEPS = 27
 SPACE = Space({"x": tune.uniform(0, 1), "steps": STEPS}, keys={})
@@ -182,7 +183,7 @@ def trial(name: str):
 @pytest.mark.parametrize(("name", "rung"), [("asha_stopping", 3), ("hyperband", 9), ("median", 2)])
 def test_replayed_results_stop_worse_trials(name, rung):
     scheduler = make_scheduler(name, "min", 27, 0)
-    seen = monitored_metric("loss", "min", reports_images=False)
+    seen = RankedMetric("loss", "min")
     replay_results(
         scheduler, history({f"t{n}": [n / 10 + 1 / step for step in range(1, 28)] for n in range(20)}), seen, 27
     )
@@ -197,7 +198,7 @@ def test_replayed_results_stop_worse_trials(name, rung):
 def test_missing_values_do_not_stop_trials(name):
     scheduler = make_scheduler(name, "min", 27, 0)
 
-    seen = monitored_metric("loss", "min", reports_images=False)
+    seen = RankedMetric("loss", "min")
     past = {f"t{number}": [math.nan if number % 2 else 1.0] * 3 for number in range(8)}
     replay_results(scheduler, history(past), seen, 27)
     best = trial("best")
@@ -246,16 +247,18 @@ def test_hyperband_bracket_depends_on_seed_and_trial_only():
 
 def test_trials_are_compared_at_equal_fractions_of_their_steps():
     reports = []
+    writer = TrialFileWriter({})
     decision = SchedulerReporter(
-        reports.append, "t00000", MonitoredMetric("loss", False, "min"), lambda: None, pace=15_000 / 1500
+        reports.append, "t00000", RankedMetric("loss", "min"), writer, lambda: None, pace=15_000 / 1500
     )
+    writer.add(500, {"loss": 0.25})
     decision(500, 0.25)
     assert (reports[0]["step"], reports[0]["progress"], reports[0]["value"]) == (500, 5000, 0.25)
     scheduler = make_scheduler("asha_stopping", "min", 15_000, 0)
     trials = pd.DataFrame({"trial_id": ["long", "short"], "steps": [15_000, 1500]})
     rows = [("long", 554, 1.0), ("long", 555, 1.0), ("short", 56, 1.0)]
     past = Results({"name": "past"}, trials, pd.DataFrame(rows, columns=["trial_id", "step", "loss"]))
-    replay_results(scheduler, past, monitored_metric("loss", "min", reports_images=False), 15_000)
+    replay_results(scheduler, past, RankedMetric("loss", "min"), 15_000)
     (bracket,) = scheduler._brackets
     assert {milestone: set(reached) for milestone, reached in bracket._rungs if reached} == {
         555: {"stub.long", "stub.short"}
@@ -276,17 +279,21 @@ def test_rungs_are_before_the_end_and_near_evaluations(num_steps):
 
 
 def test_test_metrics_are_replaced_by_validation_metrics():
+    built_in = Experiment("x", Space({"steps": 27}))
     for metric in ("test_accuracy", "best_test_accuracy", "selected_test_accuracy", "best_valid_accuracy"):
-        assert monitored_metric(metric, "max", reports_images=True).column == "valid_accuracy"
-    assert monitored_metric("test_loss", "min", reports_images=True).column == "valid_loss"
-    assert monitored_metric("test_loss", "min", reports_images=False).column == "test_loss"
+        assert monitored_metric(built_in.replace(metric=metric)).column == "valid_accuracy"
+    assert monitored_metric(built_in.replace(metric="test_loss", mode="min")).column == "valid_loss"
+    user = Experiment("x", Space({"steps": 27}, keys={}), "a:b", metric="test_loss", mode="min")
+    assert monitored_metric(user).column == "test_loss"
 
 
 def test_best_metric_is_monitored_by_its_running_best():
-    best = monitored_metric("best_valid_accuracy", "max", reports_images=True)
-    assert best.shown(0.5, math.nan) == 0.5
-    assert best.shown(0.4, 0.5) == 0.5
-    assert monitored_metric("valid_accuracy", "max", reports_images=True).shown(0.4, 0.5) == 0.4
+    best = monitored_metric(Experiment("x", Space({"steps": 27}), metric="best_valid_accuracy"))
+    assert best.value(np.array([0.5, 0.4])) == 0.5
+    assert (
+        monitored_metric(Experiment("x", Space({"steps": 27}), metric="valid_accuracy")).value(np.array([0.5, 0.4]))
+        == 0.4
+    )
 
 
 @pytest.mark.ray

@@ -31,7 +31,7 @@ from tune_hpc.search.stopping import (
     StopRequested,
 )
 from tune_hpc.search.trial_runner import TrialRunner
-from tune_hpc.search.trial_spec import MonitoredMetric, TrialContext, TrialGroup, TrialOutcome, TrialSpec
+from tune_hpc.search.trial_spec import RankedMetric, TrialContext, TrialGroup, TrialOutcome, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import TrialFileWriter
 
@@ -278,14 +278,16 @@ class TestGroup:
         trials = tuple(
             TrialSpec("e", f"t{x}", {"x": x, "folder": str(folder.path), **config}) for x in range(number)
         )  # fmt: skip
-        context = TrialContext("e", str(folder.path), trainable, "loss", 1, 3600.0, monitored)
+        context = TrialContext(
+            "e", str(folder.path), trainable, "loss", RankedMetric("loss", "min"), 1, 3600.0, monitored
+        )
         runner = TrialRunner(context, results.append, {}, lambda images: images, num_threads=1)
         runner.run(TrialGroup("t0", trials, is_sequential=number > 1))
 
     def statuses(self, folder):
         return {name: folder.read_row(name)["status"] for name in folder.trial_ids()}
 
-    @pytest.mark.parametrize("monitored", [None, MonitoredMetric("loss", False, "min")])
+    @pytest.mark.parametrize("monitored", [None, RankedMetric("loss", "min")])
     def test_group_after_the_stop_does_not_start(self, folder, results, monitored):
         folder.write_control(stop=True)
         self.run(folder, results, lingers, monitored=monitored)

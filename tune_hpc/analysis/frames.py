@@ -20,10 +20,9 @@ from tune_hpc.storage.trial_file import read_table, to_row
 STATUSES = ("finished", "stopped", "diverged", "failed", "running")
 IDENTITY = ("experiment", "trial_id", "status", "stop_reason", "error")
 MEASURES = ("steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "num_fused", "attempt", "host", "device")
-METRICS = (
-    "train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy",
-    "best_test_accuracy", "best_step", "best_valid_accuracy", "selected_step", "selected_test_accuracy",
-)  # fmt: skip
+#: Columns that follow from the reported accuracies.
+DERIVED = ("best_test_accuracy", "best_step", "best_valid_accuracy", "selected_step", "selected_test_accuracy")
+METRICS = ("train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy", *DERIVED)
 
 
 class LazyHistory:

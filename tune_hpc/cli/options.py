@@ -148,11 +148,7 @@ def find_experiments(names: Iterable[str], flags: argparse.Namespace) -> list["E
 
     values = parse_settings(flags.settings)
     overrides = ExperimentOverrides(**{name: getattr(flags, name) for name in _OVERRIDES})
-    return [
-        overrides.apply(experiment, values, has_metric=experiment.trainable != name)
-        for name in names
-        for experiment in _experiments(name, values)
-    ]
+    return [overrides.apply(experiment, values) for name in names for experiment in _experiments(name, values)]
 
 
 def _experiments(name: str, values: Mapping[str, Any]) -> list["Experiment"]:

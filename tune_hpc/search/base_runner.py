@@ -148,10 +148,12 @@ class Runner(ABC):
             search.folder.uri,
             search.trainable,
             search.experiment.metric,
+            search.experiment.ranked_metric,
             attempt,
             self.options.checkpoint_interval_s,
             search.monitored,
             search.experiment.max_steps if search.monitored else 1,
+            search.experiment.budget,
             WorkerPlacement(resources.per_worker, str(search.folder.ray)) if resources.workers else None,
         )
 

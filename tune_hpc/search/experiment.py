@@ -20,18 +20,22 @@ from tune_hpc.search.options import ADAPTIVE, DESIGNS, SCHEDULERS, SEARCHERS
 from tune_hpc.search.report_spec import Claim, Figure, Published, Table
 from tune_hpc.search.space.samplers import quasi_random_configs, random_configs
 from tune_hpc.search.space.space import Space
+from tune_hpc.search.trial_spec import RankedMetric, num_steps
 
 TRAIN = "tune_hpc.learning.training:train"
 #: Statuses of trials that ended.
 ENDED = ("finished", "stopped", "diverged", "failed")
 #: Metrics of the model ``line``; models of images report all of ``METRICS``.
 LINE_METRICS = ("train_loss", "W", "b")
+#: Metrics that are the best values of a reported metric.
+BEST_OF = {"best_valid_accuracy": "valid_accuracy", "best_test_accuracy": "test_accuracy"}
 #: Fields that identify a search, apart from its space; figures and texts may change.
 _IDENTITY_FIELDS = (
     "name",
     "trainable",
     "metric",
     "mode",
+    "judge",
     "seeds",
     "searcher",
     "num_samples",
@@ -61,6 +65,10 @@ class Experiment:
         trainable: A function ``(config, report)``, or its reference ``package.module:function``.
         metric: Column of the trials frame that ranks trials.
         mode: ``min`` or ``max``.
+        metrics: Whether a small or a large value of another metric is better: ``{"latency_ms": "min"}``.
+        judge: Value of the metric that counts: ``last``, ``best``, or ``mean_of_last_K`` of the values that a trial
+            reports. The column of the metric in the trials frame has this value.
+        budget: Parameter with the number of steps of a trial, or this number; only schedulers need it.
         seeds: Every configuration runs once with each seed, as ``config["seed"]``. Empty if the space has the parameter
             ``seed``, or if the trainable has no seed.
         searcher: ``grid`` (every configuration), ``random``, ``quasi_random`` (a scrambled Sobol sequence), or an
@@ -100,6 +108,9 @@ class Experiment:
     trainable: str | Callable[..., Any] = TRAIN
     metric: str = "test_accuracy"
     mode: str = "max"
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    judge: str = "last"
+    budget: str | int = "steps"
     seeds: tuple[int, ...] = (0,)
     searcher: str = "grid"
     num_samples: int | None = None
@@ -124,8 +135,15 @@ class Experiment:
             raise InvalidExperimentError(
                 f"the name of an experiment is letters, digits, underscores, dots and hyphens; got {self.name!r}"
             )
-        if self.mode not in ("min", "max"):
-            raise InvalidExperimentError(f"mode must be min or max; got {self.mode!r}")
+        object.__setattr__(self, "metrics", dict(self.metrics))
+        for name, mode in {
+            "mode": self.mode,
+            **{f"metrics[{name!r}]": mode for name, mode in self.metrics.items()},
+        }.items():
+            if mode not in ("min", "max"):
+                raise InvalidExperimentError(f"{name} must be min or max; got {mode!r}")
+        if not re.fullmatch(r"last|best|mean_of_last_[1-9]\d{0,5}", self.judge):
+            raise InvalidExperimentError(f"judge must be last, best or mean_of_last_K; got {self.judge!r}")
         if self.searcher not in SEARCHERS:
             raise InvalidExperimentError(f"searcher must be one of {', '.join(SEARCHERS)}; got {self.searcher!r}")
         if self.scheduler not in SCHEDULERS:
@@ -234,17 +252,19 @@ class Experiment:
         return replace(self, **self.changed_by(values))
 
     def changed_by(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields that change with some parameters: the space and the description."""
+        """Return the fields that change with some parameters: space, description and values of a quick run."""
         space = self.space | values
+        quick_values = {name: value for name, value in self.quick_values.items() if name not in values}
         for owner, keys in OWNERS.items():
             if self.trainable == TRAIN and owner in values:
                 used = {name for value in _reachable_values(space, owner) for name in keys[value]} | {*values}
                 space = space.without(*(name for name in owned_keys(owner) if name in self.space and name not in used))
         names = [name for name in values if name not in self.space or space.describe(name) != self.space.describe(name)]
         if not names or not self.description:
-            return {"space": space}
+            return {"space": space, "quick_values": quick_values}
         changes = ", ".join(f"{name}={space.describe(name)}" for name in names)
-        return {"space": space, "description": f"{self.description} Changed here: {changes}."}
+        description = f"{self.description} Changed here: {changes}."
+        return {"space": space, "quick_values": quick_values, "description": description}
 
     def quick_version(self) -> Experiment:
         """Return the experiment with fewer steps and values, marked as a quick run; itself if it has no fewer."""
@@ -256,7 +276,7 @@ class Experiment:
     @property
     def changeable_parameters(self) -> list[str]:
         """Parameters that population-based training may change: they vary, and no other parameter depends on them."""
-        fixed = {"seed", "steps", *self.space.controls}
+        fixed = {"seed", self.budget, *self.space.controls}
         changeable = CHANGEABLE_KEYS if self.trainable == TRAIN else self.space
         return [name for name in self.space.varying if name not in fixed and name in changeable]
 
@@ -267,14 +287,29 @@ class Experiment:
         Raises:
             InvalidExperimentError: The space does not define it.
         """
-        default = [TRIAL_KEYS["steps"].default] if self.trainable == TRAIN else []
-        values = self.space.reachable_values("steps") if "steps" in self.space else default
+        if isinstance(self.budget, int):
+            values: list[Any] = [self.budget]
+        elif self.budget in self.space:
+            values = self.space.reachable_values(self.budget)
+        else:
+            values = [TRIAL_KEYS["steps"].default] if self.trainable == TRAIN else []
         if not values or not all(isinstance(value, int) and value >= 1 for value in values):
             raise InvalidExperimentError(
-                "a scheduler counts steps; add the parameter steps, the last step of a trial, to the space of "
-                f"{self.name}"
+                f"a scheduler counts steps, and {self.name} has no parameter {self.budget} with whole numbers from 1 "
+                "on: name the parameter with the last step of a trial, or give this step, as budget (--budget epochs)"
             )
         return int(max(values))
+
+    def num_steps(self, config: Mapping[str, Any]) -> int:
+        """Return the number of steps of a trial, as schedulers count them."""
+        return num_steps(config, self.budget, self.max_steps)
+
+    @property
+    def ranked_metric(self) -> RankedMetric:
+        """The reported metric that ranks trials."""
+        if self.metric in BEST_OF:
+            return RankedMetric(BEST_OF[self.metric], self.mode, "best")
+        return RankedMetric(self.metric, self.mode, self.judge)
 
     @property
     def num_trials(self) -> int:
@@ -320,6 +355,7 @@ class Experiment:
             FolderError: A field that identifies the search, or a parameter of the space, differs.
         """
         requested = self.to_json()
+        description = {"judge": "last", **description}
         pairs = [(name, description.get(name), requested[name]) for name in _IDENTITY_FIELDS]
         space = description.get("space", {})
         pairs += [(name, space.get(name), requested["space"].get(name)) for name in {**space, **requested["space"]}]
@@ -356,8 +392,8 @@ def experiment_from_json(plain: Mapping[str, Any], trainable: str | Callable[...
         InvalidExperimentError: Fields contradict each other.
         InvalidSpaceError: The space is invalid.
     """
-    # Folders of early releases have no claims.
-    plain = {"claims": [], **plain}
+    # Folders of early releases lack these.
+    plain = {"claims": [], "metrics": {}, "judge": "last", "budget": "steps", **plain}
     try:
         values = {entry.name: plain[entry.name] for entry in fields(Experiment)}
         keys = TRIAL_KEYS if values["trainable"] == TRAIN else {}

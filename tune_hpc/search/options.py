@@ -189,52 +189,52 @@ class ExperimentOverrides(OptionSet):
         "experiment", "Searcher", metavar="NAME", choices=SEARCHERS, is_open=True,
     ))
     num_samples: int | None = field(default=None, metadata=metadata(
-        "number of configurations; not for a grid; the default searcher with it is random",
+        "number of configurations; a grid becomes a random search; default: that of the experiment",
         "experiment", "Configurations", minimum=1, request_maximum=MAX_REQUEST_SAMPLES,
     ))
     scheduler: str | None = field(default=None, metadata=metadata(
         f"early-stopping scheduler: {', '.join(SCHEDULERS)}; default: that of the experiment",
         "experiment", "Scheduler", metavar="NAME", choices=SCHEDULERS, is_open=True,
     ))
-    search_seed: int = field(default=0, metadata=metadata(
-        "seed of the searcher; default: 0", "experiment", "Search seed", minimum=0, request_maximum=2**31 - 1
+    search_seed: int | None = field(default=None, metadata=metadata(
+        "seed of the searcher; default: that of the experiment",
+        "experiment", "Search seed", minimum=0, request_maximum=2**31 - 1,
     ))
     metric: str | None = field(default=None, metadata=metadata(
         "column that ranks trials; default: that of the experiment, loss for a function",
         "experiment", "Metric", metavar="NAME",
     ))
     mode: str | None = field(default=None, metadata=metadata(
-        "whether a small or a large value of the metric is better; default for a function: min",
+        "whether a small or a large value of the metric is better; necessary with another metric",
         "experiment", "Mode", choices=("min", "max"),
     ))
 # fmt: on
 
-    def apply(
-        self, experiment: "Experiment", values: Mapping[str, Any] | None = None, *, has_metric: bool = True
-    ) -> "Experiment":
-        """Return an experiment with these changes.
+    def apply(self, experiment: "Experiment", values: Mapping[str, Any] | None = None) -> "Experiment":
+        """Return an experiment with these changes; an override that is ``None`` changes nothing.
 
         Args:
             experiment: The experiment to change.
             values: Parameters of its space to change or add.
-            has_metric: Whether the experiment defines its metric, so that another metric needs a mode.
 
         Raises:
             InvalidSpaceError: A parameter does not allow a value.
             InvalidExperimentError: The changes contradict each other.
         """
-        if self.metric not in (None, experiment.metric) and not self.mode and has_metric:
+        if self.metric not in (None, experiment.metric) and not self.mode:
             raise InvalidExperimentError(
                 f"metric {self.metric} needs a mode, min or max; {experiment.name} is ranked by the "
                 f"{experiment.mode} of {experiment.metric}"
             )
-        changes: dict[str, Any] = {"search_seed": self.search_seed}
+        base = experiment.quick_version() if self.quick else experiment
+        names = ("search_seed", "scheduler", "metric", "mode")
+        changes = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.searcher is not None or self.num_samples is not None:
-            changes |= {"searcher": self.searcher or "random", "num_samples": self.num_samples}
+            searcher = self.searcher or ("random" if base.searcher == "grid" else base.searcher)
+            num_samples = self.num_samples or (None if searcher == "grid" else base.num_samples)
+            changes |= {"searcher": searcher, "num_samples": num_samples}
         if self.seeds is not None:
             changes["seeds"] = tuple(range(self.seeds))
-        changes |= {name: value for name in ("scheduler", "metric", "mode") if (value := getattr(self, name))}
-        base = experiment.quick_version() if self.quick else experiment
         return base.replace(**base.changed_by(values or {}), **changes)
 
 

@@ -1,5 +1,6 @@
 """Runs searches on Ray Tune: adapters of our queue, monitor and stop to Ray Tune's interfaces."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
@@ -110,8 +111,22 @@ def run_group(
     """
     group = config["group"]
     num_cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
-    runner = TrialRunner(contexts[group.experiment], tune.report, images, _fetch_images, max(1, int(num_cores)))
-    runner.run(group)
+    runner = TrialRunner(contexts[group.experiment], _report, images, _fetch_images, max(1, int(num_cores)))
+    try:
+        runner.run(group)
+    except _StoppedByRay:
+        sys.exit(0)
+
+
+class _StoppedByRay(BaseException):
+    """Unwinds a trainable that Ray Tune stops by ``SystemExit``, which a trainable may also raise itself."""
+
+
+def _report(result: Mapping[str, Any]) -> None:
+    try:
+        tune.report(result)
+    except SystemExit:
+        raise _StoppedByRay from None
 
 
 @lru_cache(maxsize=2)

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from tune_hpc.analysis.frames import DERIVED, IDENTITY, MEASURES
 from tune_hpc.search.stopping import StopRequest, StopRequested
-from tune_hpc.search.trial_spec import MonitoredMetric
+from tune_hpc.search.trial_spec import RankedMetric
 from tune_hpc.storage.filesystem import Storage
 from tune_hpc.storage.trial_file import TrialFileWriter
 
@@ -21,8 +22,8 @@ from tune_hpc.storage.trial_file import TrialFileWriter
 Send = Callable[[Mapping[str, Any]], object]
 #: Seconds between two reports to the driver, which cost milliseconds each; the progress bar needs no more.
 REPORT_INTERVAL_S = 1.0
-#: Metrics that are the best values of another reported metric.
-BEST_OF = {"best_valid_accuracy": "valid_accuracy", "best_test_accuracy": "test_accuracy"}
+#: Columns of the trials frame that no reported metric may have.
+RESERVED = frozenset({*IDENTITY, *MEASURES, *DERIVED, "step"})
 #: Minimum seconds between two writes of the file of a running trial.
 WRITE_INTERVAL_S = 5.0
 #: Minimum ratio of the time between two writes and the duration of a write.
@@ -33,13 +34,37 @@ class Diverged(Exception):
     """Unwinds a trainable that reported a non-finite metric."""
 
 
+class JudgedValue:
+    """Value of the metric that ranks a running trial, from all its reports so far.
+
+    Args:
+        writer: Reports of the trial, also those before it was resumed.
+        metric: The metric.
+    """
+
+    def __init__(self, writer: TrialFileWriter, metric: RankedMetric) -> None:
+        self._writer = writer
+        self._metric = metric
+        self._retained = np.empty(0)
+        self._num_blocks = 0
+
+    def update(self) -> float:
+        """Return the current value; NaN if it is not known yet."""
+        for _, metrics in self._writer.blocks[self._num_blocks :]:
+            if self._metric.column in metrics:
+                values = np.concatenate([self._retained, metrics[self._metric.column]])
+                self._retained = self._metric.retain(values)
+        self._num_blocks = len(self._writer.blocks)
+        return self._metric.value(self._retained)
+
+
 class Reporter:
     """The ``report`` argument of a trainable.
 
     Args:
         writer: Receives all metrics.
-        metric: Metric that must be finite.
-        forward: Called with the latest value of the metric.
+        metric: Metric that ranks trials; it must be finite.
+        forward: Called with the current value of the metric.
         scheduler: Reports the monitored metric to a scheduler, if there is one.
         write: Called after each report; it writes the file of the trial from time to time.
     """
@@ -47,7 +72,7 @@ class Reporter:
     def __init__(
         self,
         writer: TrialFileWriter,
-        metric: str,
+        metric: RankedMetric,
         forward: Callable[[float], None],
         scheduler: SchedulerReporter | None = None,
         write: Callable[[], object] = lambda: None,
@@ -56,20 +81,26 @@ class Reporter:
         self.metric = metric
         self._forward = forward
         self._scheduler = scheduler
-        self._best = math.nan
+        self._judged = JudgedValue(writer, metric)
         self._write = write
+        self._last_steps: dict[str, int] = {}
+        self._num_blocks = 0
 
     def __call__(self, step: Any, metrics: Mapping[str, Any]) -> None:
         """Record metrics at one step, or arrays of metrics at an array of steps.
 
         Raises:
             Diverged: A loss, or the metric that ranks trials, is not finite; earlier steps are recorded.
-            ValueError: The number of values is not the number of steps.
+            ValueError: The number of values is not the number of steps; a step is no whole number from 0 on, or not
+                above the previous step of the metric; a metric has the name of a column of every trial.
         """
-        steps = np.atleast_1d(np.asarray(step, dtype=np.int64))
+        steps = _whole_steps(step)
         values = {name: _broadcast(steps, name, value) for name, value in metrics.items()}
+        self._check(steps, values)
         finite = {
-            name: np.isfinite(array) for name, array in values.items() if name == self.metric or name.endswith("loss")
+            name: np.isfinite(array)
+            for name, array in values.items()
+            if name == self.metric.column or name.endswith("loss")
         }
         num_finite = min((int(np.argmin([*array, False])) for array in finite.values()), default=len(steps))
         if num_finite:
@@ -78,29 +109,47 @@ class Reporter:
             name = next(name for name, array in finite.items() if not array[num_finite])
             raise Diverged(f"non-finite {name} at step {steps[num_finite]}")
         self._write()
+        value = self._judged.update()
         if self._scheduler is None:
-            if num_finite and (value := self._latest(values)) is not None:
+            if num_finite and self.metric.column in values:
                 self._forward(value)
         # A scheduler requires the monitored metric in every result, so that no other result is reported.
-        elif num_finite and (column := self._scheduler.metric.column) in values:
-            self._scheduler(int(steps[-1]), float(values[column][-1]))
+        elif num_finite and self._scheduler.metric.column in values:
+            self._scheduler(int(steps[-1]), value)
 
-    def _latest(self, values: Mapping[str, np.ndarray]) -> float | None:
-        """Return the current value of the metric that ranks trials; ``None`` if there is no new value."""
-        if self.metric in values:
-            return float(values[self.metric][-1])
-        column = BEST_OF.get(self.metric, self.metric)
-        if column not in values:
-            return None
-        self._best = float(np.nanmax([self._best, *values[column]]))
-        return self._best
+    def _check(self, steps: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
+        """Check names and the order of steps, also after the writer got the reports of a saved state."""
+        for name in values:
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"the name of a metric must be a word; got {name!r}")
+            if name in RESERVED or name in self.writer.row:
+                kind = "a parameter" if name in self.writer.row and name not in RESERVED else "a column of every trial"
+                raise ValueError(f"report got the metric {name!r}, which is {kind}; report it under another name")
+        for block_steps, metrics in self.writer.blocks[self._num_blocks :]:
+            self._last_steps |= dict.fromkeys(metrics, int(block_steps[-1]))
+        self._num_blocks = len(self.writer.blocks)
+        for name in values:
+            last = self._last_steps.get(name)
+            if len(steps) and (np.any(np.diff(steps) <= 0) or (last is not None and steps[0] <= last)):
+                raise ValueError(
+                    f"report takes each step of a metric once, in ascending order; got {name} at step {steps[0]}"
+                    + (f" after step {last}" if last is not None else "")
+                )
+
+
+def _whole_steps(step: Any) -> np.ndarray:
+    """Return steps as whole numbers."""
+    numbers = np.atleast_1d(np.asarray(step))
+    if not np.issubdtype(numbers.dtype, np.number) or np.any(numbers != np.floor(numbers)) or np.any(numbers < 0):
+        raise ValueError(f"a step must be a whole number from 0 on; got {step!r}: count steps, epochs or batches")
+    return numbers.astype(np.int64)
 
 
 def _broadcast(steps: np.ndarray, name: str, value: Any) -> np.ndarray:
     """Return a metric as one number for each step."""
     try:
         return np.broadcast_to(np.asarray(value, dtype=float), steps.shape)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"report takes one number for each step; {name} has {value!r} for {len(steps)}") from error
 
 
@@ -111,6 +160,7 @@ class SchedulerReporter:
         send: Sends a result to the driver.
         trial_id: The trial.
         metric: The monitored metric.
+        writer: Reports of the trial.
         write: Called before each report to write the file of the trial: a stopped trial has no later opportunity.
         pace: Progress of one step; above 1 in a trial with fewer steps than others.
     """
@@ -119,7 +169,8 @@ class SchedulerReporter:
         self,
         send: Send,
         trial_id: str,
-        metric: MonitoredMetric,
+        metric: RankedMetric,
+        writer: TrialFileWriter,
         write: Callable[[], object],
         pace: float = 1.0,
     ) -> None:
@@ -129,11 +180,12 @@ class SchedulerReporter:
         self.pace = pace
         self.step = 0
         self.value = math.nan
+        self._judged = JudgedValue(writer, metric)
         self._write = write
 
     def __call__(self, step: int, value: float) -> None:
-        """Report a value."""
-        self.step, self.value = step, self.metric.shown(value, self.value)
+        """Report the monitored metric, and the value of the metric that ranks trials."""
+        self.step, self.value = step, self._judged.update()
         self._write()
         self._send({"trials": [{"trial_id": self.trial_id, "value": value}], **self.result()})
 
@@ -169,6 +221,7 @@ class TrialCheckpoint:
         request: Stop request of the search; the next state after it is saved, and the trainable stops there. A trial of
             a superseded attempt stops without saving.
         max_step: Step from which on the trainable stops in the same way; ``None``: no such step.
+        may_pause: Whether the trainable may stop there now: the metric on which a scheduler decides must be known.
 
     Attributes:
         has_stopped: Whether the trainable was stopped.
@@ -181,6 +234,7 @@ class TrialCheckpoint:
         interval_s: float,
         request: StopRequest | None = None,
         max_step: int | None = None,
+        may_pause: Callable[[], bool] = lambda: True,
     ) -> None:
         self.path = path
         self.writers = writers
@@ -189,6 +243,7 @@ class TrialCheckpoint:
         self._storage = Storage(path.parent)
         self._request = request
         self._max_step = max_step
+        self._may_pause = may_pause
         self._saved_at = time.monotonic()
 
     def load(self) -> Mapping[str, Any] | None:
@@ -212,7 +267,7 @@ class TrialCheckpoint:
             StopRequested: The trial must stop, and its state is saved.
         """
         is_requested = self._request is not None and self._request.is_made
-        is_last = is_requested or (self._max_step is not None and step >= self._max_step)
+        is_last = is_requested or (self._max_step is not None and step >= self._max_step and self._may_pause())
         if not is_last and time.monotonic() - self._saved_at < self.interval_s:
             return
         if self._request is not None and not self._request.check():

@@ -252,7 +252,7 @@ def _plan(search: Search, warm_start: Sequence[Results] = ()) -> None:
                 f"{experiment.scheduler} needs a trainable that saves its state; the function of {search.name} has no "
                 f"parameter checkpoint: {remedy}"
             )
-    metric = monitored_metric(experiment.metric, experiment.mode, search.trainable == TRAIN)
+    metric = monitored_metric(experiment)
     adaptive = OptunaSearcher(experiment, folder, before, warm_start) if experiment.searcher in ADAPTIVE else None
     if experiment.scheduler == "pbt":
         search.searcher = PopulationBasedTraining(experiment, folder, metric, before)

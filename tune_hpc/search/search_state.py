@@ -15,7 +15,7 @@ from tune_hpc.search.ray_session import now
 from tune_hpc.search.schedulers.ray_schedulers import monitored_metric
 from tune_hpc.search.searchers.searcher import Searcher
 from tune_hpc.search.stopping import StopCriteria
-from tune_hpc.search.trial_spec import MonitoredMetric, TrialSpec
+from tune_hpc.search.trial_spec import RankedMetric, TrialSpec
 from tune_hpc.storage.experiment_folder import FORMAT, ExperimentFolder
 from tune_hpc.storage.process import this_process
 from tune_hpc.storage.trial_file import TrialFileWriter
@@ -61,11 +61,11 @@ class Search:
         return Counter(status for status in statuses if status in ENDED)
 
     @property
-    def monitored(self) -> MonitoredMetric | None:
+    def monitored(self) -> RankedMetric | None:
         """Metric that a Ray Tune scheduler monitors; the metrics of pausing trials are read at their pauses."""
         if self.experiment.scheduler in ("none", *PAUSING):
             return None
-        return monitored_metric(self.experiment.metric, self.experiment.mode, self.trainable == TRAIN)
+        return monitored_metric(self.experiment)
 
     @property
     def max_workers(self) -> int:

@@ -18,14 +18,17 @@ from bdb import BdbQuit
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from tune_hpc.errors import FolderError
 from tune_hpc.search.object_reference import load_entry_point, load_reference
 from tune_hpc.search.reporter import (
     Diverged,
+    JudgedValue,
     LiveReporter,
     Reporter,
     SchedulerReporter,
@@ -35,7 +38,7 @@ from tune_hpc.search.reporter import (
     redirect_output,
 )
 from tune_hpc.search.stopping import StopRequest, StopRequested
-from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, to_jsonable
+from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, num_steps, to_jsonable
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import TrialFileWriter, summarise
 
@@ -117,21 +120,23 @@ class TrialRunner:
         """Run one trial and write its file; return its row and the latest result for the scheduler."""
         context = self.context
         writer = TrialFileWriter(trial.columns())
-        checkpoint = self._checkpoint(trial.trial_id, [writer], trial.max_step)
+        judged = JudgedValue(writer, context.monitored or context.ranked)
+        checkpoint = self._checkpoint(trial.trial_id, [writer], trial.max_step, lambda: not isnan(judged.update()))
         started = time.perf_counter()
         scheduler = None
         if context.monitored:
-            pace = context.max_steps / trial.config.get("steps", context.max_steps)
+            pace = context.max_steps / num_steps(trial.config, context.budget, context.max_steps)
             scheduler = SchedulerReporter(
                 self._send,
                 trial.trial_id,
                 context.monitored,
+                writer,
                 lambda: self._write(writer, {"status": "running"}, time.perf_counter() - started),
                 pace,
             )
         report = Reporter(
             writer,
-            context.metric,
+            context.ranked,
             self.reporter.for_trial(trial.trial_id),
             scheduler,
             Throttle(lambda: self._write_running([writer], time.perf_counter() - started)),
@@ -155,7 +160,7 @@ class TrialRunner:
         started = time.perf_counter()
         write = Throttle(lambda: self._write_running(writers, time.perf_counter() - started))
         reports = [
-            Reporter(writer, self.context.metric, self.reporter.for_trial(trial.trial_id), write=write)
+            Reporter(writer, self.context.ranked, self.reporter.for_trial(trial.trial_id), write=write)
             for writer, trial in zip(writers, trials, strict=True)
         ]
         with self._log(group.group_id):
@@ -190,10 +195,14 @@ class TrialRunner:
         return nullcontext() if self._is_local else redirect_output(self.folder.log(name))
 
     def _checkpoint(
-        self, name: str, writers: Sequence[TrialFileWriter], max_step: int | None = None
+        self,
+        name: str,
+        writers: Sequence[TrialFileWriter],
+        max_step: int | None = None,
+        may_pause: Callable[[], bool] = lambda: True,
     ) -> TrialCheckpoint:
         interval_s = self.context.checkpoint_interval_s
-        return TrialCheckpoint(self.folder.checkpoint(name), writers, interval_s, self.request, max_step)
+        return TrialCheckpoint(self.folder.checkpoint(name), writers, interval_s, self.request, max_step, may_pause)
 
     def _clean_up(self, checkpoint: TrialCheckpoint) -> None:
         """Delete the checkpoint of trials that have ended."""
@@ -220,13 +229,29 @@ class TrialRunner:
             "num_fused": 1,
             "steps_run": int(history["step"].max()) if len(history) else 0,
             **summarise(history),
+            **self._ranked_value(history),
             **outcome,
             **writer.row,
         }
+        if row["status"] == "finished" and _is_missing(row.get(self.context.metric)):
+            names = ", ".join(history.columns.drop("step")) or "no metric"
+            row |= {
+                "status": "failed",
+                "stop_reason": "no metric",
+                "error": f"the trial never reported {self.context.metric}, which ranks trials; it reported {names}: "
+                "name one of these as metric, with its mode",
+            }
         if not self.folder.is_superseded():
             jsonable = {name: to_jsonable(value) for name, value in row.items()}
             self.folder.write_trial(row["trial_id"], jsonable, history)
         return row
+
+    def _ranked_value(self, history: pd.DataFrame) -> dict[str, float]:
+        """Return the column of the metric that ranks trials, if it was reported."""
+        metric = self.context.ranked
+        if metric.column not in history:
+            return {}
+        return {self.context.metric: metric.value(history[metric.column].to_numpy(float))}
 
     def _call_trainable(
         self, config: Mapping[str, Any], report: Reporter, checkpoint: TrialCheckpoint
@@ -256,8 +281,8 @@ class TrialRunner:
             outcome |= {"status": "diverged", "stop_reason": str(divergence)}
         except BdbQuit:
             raise KeyboardInterrupt from None  # The user left the debugger.
-        except Exception as error:
-            # A trainable may raise anything.
+        except (Exception, SystemExit) as error:
+            # A trainable may raise anything, or call sys.exit.
             if self._fail_fast:
                 raise
             traceback.print_exc()
@@ -277,14 +302,18 @@ class TrialRunner:
         return self._load_images(self.images[data]) if data in self.images else None
 
 
-def _describe(error: Exception) -> str:
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and isnan(value))
+
+
+def _describe(error: BaseException) -> str:
     """Return an error and its location in one line."""
     text = traceback.format_exception_only(error)[-1].strip()
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{' '.join(text.split())} (in {frame.name}, {Path(frame.filename).name} line {frame.lineno})"
 
 
-def _device_is_lost(error: Exception) -> bool:
+def _device_is_lost(error: BaseException) -> bool:
     """Return whether a GPU's state may be damaged: the process must end, or all its later trials would fail."""
     return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
 

@@ -81,24 +81,31 @@ class TrialOutcome(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MonitoredMetric:
-    """Metric of a trial that a scheduler monitors.
+class RankedMetric:
+    """Metric that ranks trials, and how its value follows from the reports of a trial.
 
     Attributes:
         column: Metric that the trainable reports.
-        is_best: Whether its best value so far counts, not its latest.
         mode: ``min`` or ``max``.
+        judge: ``last``, ``best``, or ``mean_of_last_K``: the last, the best, or the mean of the last K reported values.
     """
 
     column: str
-    is_best: bool
     mode: str
+    judge: str = "last"
 
-    def shown(self, value: float, before: float) -> float:
-        """Return the value for the scheduler; ``before`` is the previous one, initially NaN."""
-        if not self.is_best or math.isnan(before):
-            return value
-        return min(value, before) if self.mode == "min" else max(value, before)
+    def retain(self, values: np.ndarray) -> np.ndarray:
+        """Return those of the finite values on which the current value and all later ones depend."""
+        values = values[np.isfinite(values)]
+        if self.judge == "best" and len(values):
+            return np.array([values.min() if self.mode == "min" else values.max()])
+        num_last = 1 if self.judge in ("last", "best") else int(self.judge.rpartition("_")[2])
+        return values[-num_last:]
+
+    def value(self, values: np.ndarray) -> float:
+        """Return the value for all values in the order of their steps; NaN without finite values."""
+        retained = self.retain(values)
+        return float(retained.mean()) if len(retained) else math.nan
 
 
 @dataclass(frozen=True)
@@ -125,10 +132,12 @@ class TrialContext:
         folder: URI of the experiment folder.
         trainable: The function, or its reference.
         metric: Column that ranks trials.
+        ranked: Reported metric that determines this column.
         attempt: Number of the attempt of the search.
         checkpoint_interval_s: Seconds between two checkpoints.
         monitored: Metric that a Ray Tune scheduler monitors; ``None``: no such scheduler.
         max_steps: Steps of a complete trial, as the scheduler counts them.
+        budget: Parameter with the number of steps of a trial, or this number.
         placement: Resources of the workers; ``None``: a trial has no workers.
     """
 
@@ -136,11 +145,24 @@ class TrialContext:
     folder: str
     trainable: str | Callable[..., Any]
     metric: str
+    ranked: RankedMetric
     attempt: int
     checkpoint_interval_s: float
-    monitored: MonitoredMetric | None = None
+    monitored: RankedMetric | None = None
     max_steps: int = 1
+    budget: str | int = "steps"
     placement: WorkerPlacement | None = None
+
+
+def num_steps(config: Mapping[str, Any], budget: str | int, default: int) -> int:
+    """Return the number of steps of a trial, as schedulers count them.
+
+    Args:
+        config: Its configuration.
+        budget: Parameter with this number, or the number.
+        default: The number without such a parameter.
+    """
+    return int(config.get(budget, default)) if isinstance(budget, str) else budget
 
 
 def to_jsonable(value: Any) -> Any:

@@ -90,7 +90,7 @@ class _RunRequest(_options_model(RunOptions)):  # type: ignore[misc]
         return self.model_dump(include=set(_RunRequest.model_fields), exclude_none=True)
 
 
-class SearchRequest(_RunRequest, _options_model(ExperimentOverrides, quick=False, search_seed=0)):  # type: ignore[misc]
+class SearchRequest(_RunRequest, _options_model(ExperimentOverrides, quick=False)):  # type: ignore[misc]
     """A search to start: a registered experiment, with changes."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [

@@ -21,12 +21,14 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from tune_hpc.analysis.results import Results
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.schedulers.ray_schedulers import GRACE, REDUCTION_FACTOR
 from tune_hpc.search.searchers.optuna_searcher import OptunaSearcher
 from tune_hpc.search.searchers.searcher import Searcher, merged_config_keys, remaining_trials
-from tune_hpc.search.trial_spec import MonitoredMetric, TrialOutcome, TrialSpec
+from tune_hpc.search.trial_spec import RankedMetric, TrialOutcome, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 #: Number of rungs: after 1/27, 1/9 and 1/3 of the steps.
@@ -70,7 +72,7 @@ class AsyncSuccessiveHalving(Searcher):
         self,
         experiment: Experiment,
         folder: ExperimentFolder,
-        metric: MonitoredMetric,
+        metric: RankedMetric,
         source: OptunaSearcher | None = None,
         before: Results | None = None,
     ) -> None:
@@ -229,16 +231,15 @@ class AsyncSuccessiveHalving(Searcher):
 
     def _rung_step(self, config: Mapping[str, Any], rung: int) -> int | None:
         """Return the step at which a trial pauses for a rung; ``None``: the trial ends before."""
-        num_steps = int(config.get("steps", self.experiment.max_steps))
+        num_steps = self.experiment.num_steps(config)
         step = max(rung + 1, num_steps * REDUCTION_FACTOR**rung // GRACE)
         return step if rung < NUM_RUNGS and step < num_steps else None
 
     def _metric_value(self, trial_id: str) -> float | None:
         """Return the current value of a trial's metric; ``None``: no finite value."""
         _, history = self.folder.read_trial(trial_id)
-        current = math.nan
-        for value in history[self.metric.column].dropna() if self.metric.column in history else ():
-            current = self.metric.shown(float(value), current)
+        reported = history[self.metric.column].to_numpy(float) if self.metric.column in history else np.empty(0)
+        current = self.metric.value(reported)
         return current if math.isfinite(current) else None
 
     def _score(self, value: float | None) -> float:

@@ -24,7 +24,7 @@ from tune_hpc.learning.config import complete
 from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
 from tune_hpc.search.searchers.searcher import Searcher, merged_config_keys, trial_specs
 from tune_hpc.search.space.space import Space
-from tune_hpc.search.trial_spec import MonitoredMetric, TrialOutcome, TrialSpec
+from tune_hpc.search.trial_spec import RankedMetric, TrialOutcome, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 NUM_GENERATIONS = 10
@@ -47,7 +47,7 @@ class PopulationBasedTraining(Searcher):
     """
 
     def __init__(
-        self, experiment: Experiment, folder: ExperimentFolder, metric: MonitoredMetric, before: Results | None = None
+        self, experiment: Experiment, folder: ExperimentFolder, metric: RankedMetric, before: Results | None = None
     ) -> None:
         self.experiment = experiment
         self.folder = folder
@@ -101,7 +101,7 @@ class PopulationBasedTraining(Searcher):
 
     def _max_step(self, name: str) -> int | None:
         """Return the step at which a member finishes the generation; ``None`` for the last generation."""
-        steps = self._configs[name].get("steps", self.experiment.max_steps)
+        steps = self.experiment.num_steps(self._configs[name])
         end = round(steps * (self._generation + 1) / NUM_GENERATIONS)
         return None if self._generation + 1 >= NUM_GENERATIONS else max(end, 1)
 
@@ -131,12 +131,12 @@ class PopulationBasedTraining(Searcher):
         return complete(changed) if self.experiment.trainable == TRAIN else changed
 
     def _values(self, active: Sequence[str]) -> dict[str, float]:
-        """Return the latest metric value of each member that has a saved state."""
+        """Return the metric value of each member that has a saved state."""
         history = load(self.folder.path).history
         if self.metric.column not in history:
             return {}
-        latest = history.dropna(subset=[self.metric.column]).groupby("trial_id", observed=True)[self.metric.column]
-        values = {str(name): float(value) for name, value in latest.last().items()}
+        reported = history.groupby("trial_id", observed=True)[self.metric.column]
+        values = {str(name): self.metric.value(column.to_numpy(float)) for name, column in reported}
         return {
             name: values[name]
             for name in active

@@ -15,7 +15,8 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import InvalidExperimentError
-from tune_hpc.search.trial_spec import MonitoredMetric, TrialGroup
+from tune_hpc.search.experiment import TRAIN, Experiment
+from tune_hpc.search.trial_spec import RankedMetric, TrialGroup
 
 if TYPE_CHECKING:
     from tune_hpc.search.search_state import Search
@@ -27,26 +28,24 @@ GRACE = 27
 #: Brackets of Hyperband: the first rung of each is at three times the steps of the previous bracket's.
 NUM_BRACKETS = 3
 
-#: Column and whether its running best counts, for metrics of the built-in trainable that are known only at the end.
+#: Column and judge, by default that of the experiment, for metrics of the built-in trainable on test images.
 _MONITORED = {
-    "best_valid_accuracy": ("valid_accuracy", True),
-    "selected_test_accuracy": ("valid_accuracy", True),
-    "best_test_accuracy": ("valid_accuracy", True),
-    "test_accuracy": ("valid_accuracy", False),
-    "test_loss": ("valid_loss", False),
+    "selected_test_accuracy": ("valid_accuracy", "best"),
+    "best_test_accuracy": ("valid_accuracy", "best"),
+    "test_accuracy": ("valid_accuracy", ""),
+    "test_loss": ("valid_loss", ""),
 }
 
 
-def monitored_metric(metric: str, mode: str, reports_images: bool) -> MonitoredMetric:
-    """Return what a scheduler monitors for a metric.
+def monitored_metric(experiment: Experiment) -> RankedMetric:
+    """Return what a scheduler monitors: a metric on validation images instead of one on test images.
 
-    Args:
-        metric: Metric that ranks trials.
-        mode: ``min`` or ``max``.
-        reports_images: Whether the built-in trainable runs on images; a user's metrics are monitored as they are.
+    A user's metrics are monitored as they are.
     """
-    column, is_best = _MONITORED.get(metric, (metric, False)) if reports_images else (metric, False)
-    return MonitoredMetric(column, is_best, mode)
+    if experiment.trainable == TRAIN and experiment.metric in _MONITORED:
+        column, judge = _MONITORED[experiment.metric]
+        return RankedMetric(column, experiment.mode, judge or experiment.judge)
+    return experiment.ranked_metric
 
 
 def make_scheduler(name: str, mode: str, num_steps: int, seed: int) -> TrialScheduler:
@@ -193,11 +192,13 @@ def search_scheduler(search: "Search") -> TrialScheduler | None:
         return None
     scheduler = make_scheduler(experiment.scheduler, experiment.mode, experiment.max_steps, experiment.search_seed)
     if search.before:
-        replay_results(scheduler, search.before, metric, experiment.max_steps)
+        replay_results(scheduler, search.before, metric, experiment.max_steps, experiment.budget)
     return scheduler
 
 
-def replay_results(scheduler: TrialScheduler, before: Results, metric: MonitoredMetric, num_steps: int) -> None:
+def replay_results(
+    scheduler: TrialScheduler, before: Results, metric: RankedMetric, num_steps: int, budget: str | int = "steps"
+) -> None:
     """Replay the results of an earlier run to a scheduler.
 
     Args:
@@ -205,11 +206,12 @@ def replay_results(scheduler: TrialScheduler, before: Results, metric: Monitored
         before: Results of the earlier run.
         metric: Metric that the scheduler monitors.
         num_steps: Progress of a complete trial.
+        budget: Parameter with the number of steps of a trial, or this number.
     """
     if metric.column not in before.history:
         return
     trials = before.trials
-    trial_steps = dict(zip(trials["trial_id"], trials["steps"], strict=True)) if "steps" in trials else {}
+    trial_steps = dict(zip(trials["trial_id"], trials[budget], strict=True)) if budget in trials else {}
     past = StoppingScheduler(scheduler)
     reported = before.history.dropna(subset=[metric.column])
     for trial_id, history in reported.groupby("trial_id", observed=True):
@@ -217,10 +219,10 @@ def replay_results(scheduler: TrialScheduler, before: Results, metric: Monitored
         past.add(group)
         pace = num_steps / trial_steps.get(trial_id, num_steps)
         result: dict[str, Any] = {}
-        value = math.nan
+        values = np.empty(0)
         for step, latest in zip(history["step"], history[metric.column], strict=True):
-            value = metric.shown(float(latest), value)
-            result = {"progress": int(step) * pace, "value": value}
+            values = metric.retain(np.append(values, latest))
+            result = {"progress": int(step) * pace, "value": metric.value(values)}
             if past.stops(group, result) and isinstance(scheduler, MedianStoppingRule):
                 break  # The rule accepts no further results of a trial that it stops.
         past.complete(group, result)
