@@ -126,7 +126,7 @@ def _section(name: str, results: Results) -> str:
         f"{provenance['machine']['cpu_model']}, {versions}; [results/{name}](results/{name}).\n",
         f"{sentences}\n",
     ]
-    skipped = ("Best trials", tables.STATUSES)
+    skipped = ("Best configurations", tables.STATUSES)
     for title, _, df in tables.report_tables(results):
         if title not in skipped and len(df):
             parts.append(f"### {title}\n\n{tables.to_markdown(df)}\n")

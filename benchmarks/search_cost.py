@@ -53,8 +53,8 @@ def search(name: str, size: Mapping[str, Any], seeds: int, turns: "count[int]", 
         box = Experiment("box", BOX | size, metric="best_valid_accuracy", seeds=(turn,), search_seed=turn, **WAYS[name])
         experiments = [box]
     found = _run(experiments, folder / "search")
-    best = max((one.best() for one in found), key=lambda row: row["best_valid_accuracy"])
-    winner_values = {key: best[key].item() for key in VARIED}
+    best = max(found, key=lambda search: search.best()["best_valid_accuracy"]).best_config()
+    winner_values = {key: best[key] for key in VARIED}
     fresh = range(1000 * (turn + 1), 1000 * (turn + 1) + seeds)
     winner = exercise3.winner.with_values({**size, **winner_values}).replace(seeds=tuple(fresh))
     (again,) = _run([winner], folder / "winner")

@@ -66,9 +66,9 @@ def test_missing_trials_are_an_error(analysis):
         (
             "check_boundaries",
             "all diverged",
-            "no configuration of made.up has a value of loss and no diverged seed",
+            "no configuration of made.up has a value of loss and neither a diverged nor a failed seed",
         ),
-        ("budget_curve", "all diverged", r"no diverged seed \(2 diverged\)"),
+        ("budget_curve", "all diverged", r"nor a failed seed \(2 diverged\)"),
         ("budget_curve", "missing metrics", r"no numeric column 'loss' in the trials of made.up \(2 finished\)"),
         ("selection_bias", "missing metrics", "no best_test_accuracy in the trials of made.up"),
         (

@@ -12,7 +12,7 @@ import pytest
 from tests.analysis.test_comparison import made
 from tests.results_fixtures import KEYS
 from tune_hpc.analysis import results
-from tune_hpc.analysis.frames import trials_frame, write_frames
+from tune_hpc.analysis.frames import read_frames, trials_frame, write_frames
 from tune_hpc.analysis.results import concat
 from tune_hpc.errors import FolderError, UnknownNameError
 
@@ -86,17 +86,50 @@ def test_best_trials_are_completed_ones(trial, results_of):
         trial("00000", 0.5), trial("00001", 0.1, "diverged"), trial("00002", 0.2), trial("00003", status="failed"),
         trial("00004", 0.05, "running"), trial("00005", 0.3, "stopped"),
     )  # fmt: skip
-    assert list(made.top(2)["trial_id"]) == ["00002", "00005"]
-    assert made.best()["trial_id"] == "00002"
-    assert made.best("test_accuracy")["trial_id"] == "00002"
+    assert made.best_trial()["trial_id"] == "00002"
+    assert made.best_trial("test_accuracy")["trial_id"] == "00002"
     for metric, message in (
         ("speed", r"no column 'speed' in the trials of made\.up"),
         ("optimizer", r"column optimizer of made\.up is not numeric; numeric columns are learning_rate, "),
     ):
         with pytest.raises(UnknownNameError, match=message):
+            made.best_trial(metric)
+        with pytest.raises(UnknownNameError, match=message):
             made.top(metric=metric)
+    diverged = results_of(trial("00000", status="diverged"))
     with pytest.raises(UnknownNameError, match=r"no trial of made\.up finished with a value of test_loss"):
-        results_of(trial("00000", status="diverged")).best()
+        diverged.best_trial()
+    with pytest.raises(UnknownNameError, match=r"no configuration of made\.up has a value of test_loss and neither"):
+        diverged.best()
+
+
+def test_best_configuration_is_the_mean_over_its_seeds(trial, results_of):
+    losses = {0.1: (0.1, 0.9), 0.2: (0.3, 0.4), 0.3: (0.0, None), 0.4: (0.0, "failed")}
+    trials = []
+    for rate, values in losses.items():
+        for seed, loss in enumerate(values):
+            status = "finished" if isinstance(loss, float) else loss or "diverged"
+            value = loss if status == "finished" else 0.0
+            trials.append(trial(f"{len(trials):05d}", value, status, learning_rate=rate, seed=seed))
+    made = results_of(*trials)
+    assert made.best_trial()["learning_rate"] == 0.3
+    assert made.best()["learning_rate"] == 0.2
+    assert made.top()["learning_rate"].tolist() == [0.2, 0.1]
+    assert made.top()["num_seeds"].tolist() == [2, 2]
+    assert made.best_config() == {"optimizer": "adam", "learning_rate": 0.2, "batch_size": 100}
+
+
+def test_metric_without_a_direction_needs_a_mode(trial, results_of):
+    fast, slow = trial("00000", learning_rate=0.1), trial("00001", learning_rate=0.2)
+    fast[0]["latency_ms"], slow[0]["latency_ms"] = 1.0, 9.0
+    made = results_of(fast, slow)
+    for call in (made.best, made.top, made.best_trial, lambda metric: made.compare("learning_rate", metric)):
+        with pytest.raises(UnknownNameError, match=r"the direction of latency_ms in made\.up is unknown"):
+            call(metric="latency_ms")
+    assert made.best("latency_ms", "min")["learning_rate"] == 0.1
+    assert made.compare("learning_rate", "latency_ms", mode="max").values["learning_rate"].tolist() == [0.2, 0.1]
+    declared = results_of(fast, slow, metrics={"latency_ms": "min"})
+    assert declared.best("latency_ms")["learning_rate"] == 0.1
 
 
 def test_short_durations_and_high_rates_are_best(trial, results_of):
@@ -104,8 +137,8 @@ def test_short_durations_and_high_rates_are_best(trial, results_of):
     first[0].update(train_s=1.0, samples_per_s=10.0)
     second[0].update(train_s=2.0, samples_per_s=20.0)
     made = results_of(first, second)
-    assert made.best("train_s")["trial_id"] == "00000"
-    assert made.best("samples_per_s")["trial_id"] == "00001"
+    assert made.best_trial("train_s")["trial_id"] == "00000"
+    assert made.best_trial("samples_per_s")["trial_id"] == "00001"
 
 
 def test_curve_has_one_column_per_trial(trial, results_of):
@@ -116,12 +149,17 @@ def test_curve_has_one_column_per_trial(trial, results_of):
     assert curve["00001"].notna().sum() == 6
 
 
-def test_mixed_values_become_text(tmp_path):
-    rows = [{"trial_id": str(n), "status": "finished", "layers": v} for n, v in enumerate([3, "auto", [64, 32], None])]
+def test_values_of_several_types_keep_them(folder):
+    rows = [
+        {"trial_id": str(number), "status": "finished", "layers": value}
+        for number, value in enumerate([3, "auto", [64, 32], None, 3.5])
+    ]
     df = trials_frame(rows, ["layers"])
-    assert list(df["layers"].iloc[:3]) == ["3", "auto", "[64, 32]"]
-    assert df["layers"].isna().iloc[3]
-    df.to_parquet(tmp_path / "x.parquet")
+    write_frames(folder, df, pd.DataFrame({"trial_id": [], "step": []}))
+    for trials in (df, read_frames(folder)[0]):
+        assert trials["layers"].tolist()[:3] == [3, "auto", "[64, 32]"]
+        assert trials["layers"].isna().tolist() == [False, False, False, True, False]
+        assert trials.sort_values("layers")["trial_id"].tolist()[0] == "0"
 
 
 def test_results_import_neither_matplotlib_nor_torch_nor_ray():
@@ -152,11 +190,11 @@ def test_incomplete_experiment_json_is_an_error(folder):
 
 def test_repr_summarizes_counts_and_the_best_trial(grid):
     made = grid()
-    summary = "made.up: 12 trials (12 finished); best test_loss 0.3366 with optimizer=adam, learning_rate=0.01, seed=0"
+    summary = "made.up: 12 trials (12 finished); best test_loss 0.3416 with optimizer=adam, learning_rate=0.01"
     assert repr(made) == f"Results of {summary}"
     html = made._repr_html_()
     assert html.startswith(f"<p>{summary}</p><table")
-    assert html.count("<tr") == 11
+    assert html.count("<tr") == 7
 
 
 def test_markup_in_a_name_is_escaped(results_of):

@@ -173,7 +173,7 @@ LINE, WINNER = "exercise1_1stpart", "exercise3.winner"
         ([LINE, "--scheduler", "best"],
          "scheduler must be one of none, asha, pbt, asha_stopping, hyperband, median; got 'best'"),
         (["mine:train", "--set", "x=1,2", "--scheduler", "asha"],
-         "a scheduler counts steps; add the parameter steps, the last step of a trial, to the space of mine.train"),
+         "a scheduler counts steps, and mine.train has no parameter steps with whole numbers"),
         ([LINE, "--set", "momentum[optimizer=adamm]=0.9"], "optimizer must be one of gradient_descent, momentum"),
         ([LINE, "--set", "momentum[optimizer=adam]=0.9"], "momentum: its condition optimizer=adam never holds"),
         ([LINE, "--set", "momentum[width=2]=0.9"], "momentum: its condition is on width, which is no parameter"),
@@ -445,7 +445,7 @@ def test_show_prints_counts_best_trials_and_errors(finished, capsys):
 
 
 def test_show_ranks_by_metric_and_limits_rows(finished, capsys):
-    assert cli.main(["show", str(finished), "--metric", "learning_rate", "-n", "1"]) == cli.SUCCESS
+    assert cli.main(["show", str(finished), "--metric", "learning_rate", "--mode", "max", "-n", "1"]) == cli.SUCCESS
     output = capsys.readouterr().out.partition("failed:")[0]
     assert "best learning_rate 0.2 at learning_rate=0.2" in output
     assert [line.split()[1] for line in output.splitlines() if line.startswith("| t0")] == ["t00001"]

@@ -102,7 +102,7 @@ def test_tables_figures_and_page_are_written_into_the_folder(grid, tmp_path):
     page = tmp_path / "run" / "report.html"
     assert report.write_report([made], page) == page
     assert (tmp_path / "run" / "figures" / "loss.svg").is_file()
-    assert (tmp_path / "run" / "tables" / "best-trials.csv").is_file()
+    assert (tmp_path / "run" / "tables" / "best-configurations.csv").is_file()
     report.write_report([made], tmp_path / "elsewhere.html", in_folders=False)
     assert (tmp_path / "elsewhere.html").read_text() == (tmp_path / "run" / "report.html").read_text()
 

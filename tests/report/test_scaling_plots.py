@@ -190,7 +190,7 @@ def test_report_has_scaling_tables_and_figures_instead_of_budget_and_interaction
         "speedup", "stack", "cost", "links", "widths",
     ]  # fmt: skip
     assert [title for title, _, _ in tables.report_tables(results)] == [
-        "Best trials", "Predicted and measured step times", "Minimum network width for efficient scaling",
+        "Best configurations", "Predicted and measured step times", "Minimum network width for efficient scaling",
         "Training time and cost", "Trials by status",
     ]  # fmt: skip
 

@@ -25,7 +25,7 @@ def test_sampled_values_have_no_pivot(trial, results_of):
     )
     assert tables.pivot(drawn, "optimizer", "learning_rate", "test_loss").empty
     assert heat_table(drawn, "test_loss", "learning_rate", "optimizer", {}).empty
-    text = tables.to_markdown(tables.best_trials(drawn))
+    text = tables.to_markdown(tables.best_configurations(drawn))
     assert "0.01235" in text
     assert "0.012345" not in text
 
@@ -100,18 +100,18 @@ def test_tables_without_metrics_are_empty(trial, results_of):
         {"kind": "best_per", "title": "b", "metrics": ["test_loss"], "rows": "nothing"},
     ])  # fmt: skip
     assert len(tables.report_tables(made)) >= 4
-    assert tables.best_trials(made).empty
+    assert tables.best_configurations(made).empty
 
 
 def test_csv_has_full_precision_and_markdown_is_rounded(grid, tmp_path):
     made = grid(published=PUBLISHED)
     files = tables.write_tables(made, tmp_path)
-    assert tmp_path / "tables" / "best-trials.md" in files
-    best = pd.read_csv(tmp_path / "tables" / "best-trials.csv")
+    assert tmp_path / "tables" / "best-configurations.md" in files
+    best = pd.read_csv(tmp_path / "tables" / "best-configurations.csv")
     assert best["test_loss"].iloc[0] == made.best()["test_loss"]
-    markdown = (tmp_path / "tables" / "best-trials.md").read_text()
-    assert "0.3366" in markdown
-    assert "0.33663" not in markdown
+    markdown = (tmp_path / "tables" / "best-configurations.md").read_text()
+    assert "0.3416" in markdown
+    assert "0.34163" not in markdown
     assert "Source: report." in (tmp_path / "tables" / "published-and-measured-values.md").read_text()
 
 
@@ -137,13 +137,13 @@ def test_hundred_thousand_trials_are_aggregated(results_of):
     )
 
 
-def test_best_trials_by_another_metric_have_it_first(grid):
-    df = tables.best_trials(grid(), 3, "test_accuracy")
-    assert list(df.columns[:5]) == ["trial_id", "optimizer", "learning_rate", "seed", "test_accuracy"]
+def test_best_configurations_by_another_metric_have_it_first(grid):
+    df = tables.best_configurations(grid(), 3, "test_accuracy")
+    assert list(df.columns[:5]) == ["trial_id", "optimizer", "learning_rate", "test_accuracy", "train_loss"]
     assert df["test_accuracy"].is_monotonic_decreasing
     assert len(df) == 3
-    with pytest.raises(UnknownNameError, match="no column 'accuracy'"):
-        tables.best_trials(grid(), 3, "accuracy")
+    with pytest.raises(UnknownNameError, match="no numeric column 'accuracy'"):
+        tables.best_configurations(grid(), 3, "accuracy")
 
 
 def test_distance_of_quick_runs_and_durations_is_omitted(grid):

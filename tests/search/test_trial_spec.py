@@ -10,7 +10,8 @@ import pytest
 from ray import cloudpickle
 from ray.tune.utils import flatten_dict
 
-from tune_hpc.search.trial_spec import TrialGroup, TrialSpec, to_jsonable
+from tune_hpc.search.trial_spec import TrialGroup, TrialSpec
+from tune_hpc.storage.trial_file import to_jsonable
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,7 @@ def test_every_value_becomes_jsonable(value, expected):
 def test_columns_of_a_trial_are_jsonable():
     assert TrialSpec("x", "t00001", {"steps": np.int64(5), "layers": [1, 2]}).columns() == {
         "experiment": "x", "trial_id": "t00001", "steps": 5, "layers": "[1, 2]",
+        "config": '{"steps": 5, "layers": [1, 2]}',
     }  # fmt: skip
 
 

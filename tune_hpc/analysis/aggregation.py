@@ -1,8 +1,8 @@
 """Group trials by configuration and aggregate over seeds.
 
 Only trials that finished or were stopped count as measurements; the values of other trials are missing. A
-configuration is one row, with the mean over its seeds and the sample deviation. A configuration with a diverged seed is
-never selected as the best.
+configuration is one row, with the mean over its seeds and the sample deviation. A configuration with a diverged or
+failed seed is never selected as the best.
 """
 
 from collections.abc import Mapping, Sequence
@@ -102,10 +102,17 @@ def row_mask(df: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series:
     return mask
 
 
-def sort_configurations(results: "Results", configurations: pd.DataFrame) -> pd.DataFrame:
-    """Return the configurations with a metric and without a diverged seed, best first."""
-    sound = configurations[(configurations["num_diverged"] == 0) & configurations[results.metric].notna()]
-    return sound.sort_values(results.metric, ascending=results.experiment["mode"] == "min", kind="stable")
+def sort_configurations(
+    results: "Results", configurations: pd.DataFrame, metric: str | None = None, mode: str | None = None
+) -> pd.DataFrame:
+    """Return the configurations with a metric and with neither a diverged nor a failed seed, best first.
+
+    The metric is by default that of the experiment, and the mode its direction.
+    """
+    metric = metric or results.metric
+    is_sound = (configurations["num_diverged"] == 0) & (configurations["num_failed"] == 0)
+    sound = configurations[is_sound & configurations[metric].notna()]
+    return sound.sort_values(metric, ascending=results.is_lower_better(metric, mode), kind="stable")
 
 
 def sort_by_metric(results: "Results", configurations: pd.DataFrame) -> pd.DataFrame:
@@ -113,8 +120,8 @@ def sort_by_metric(results: "Results", configurations: pd.DataFrame) -> pd.DataF
     best = sort_configurations(results, configurations)
     if best.empty:
         raise UnknownNameError(
-            f"no configuration of {results.name} has a value of {results.metric} and no diverged seed "
-            f"({describe_statuses(results)})"
+            f"no configuration of {results.name} has a value of {results.metric} and neither a diverged nor a failed "
+            f"seed ({describe_statuses(results)})"
         )
     return best
 

@@ -145,7 +145,7 @@ class _Candidate:
 
 def compare_values(
     results: "Results", parameter: str, metric: str | None = None, *, confidence: float = 0.95,
-    where: Mapping[str, Any] | None = None,
+    where: Mapping[str, Any] | None = None, mode: str | None = None,
 ) -> Comparison:  # fmt: skip
     """Compare the values of a parameter; see ``Results.compare``."""
     metric = metric or results.metric
@@ -159,7 +159,7 @@ def compare_values(
             f"{parameter} has {num_values} values in {results.name}, too many to compare (at most {MAX_VALUES}): "
             "plot them, or compare a parameter with fewer values"
         )
-    lower = results.is_lower_better(metric)
+    lower = results.is_lower_better(metric, mode)
     candidates = _candidates(results, parameter, metric)
     candidates.sort(key=lambda candidate: candidate.repeats.mean() if lower else -candidate.repeats.mean())
     pairs = _pairs(candidates, confidence)

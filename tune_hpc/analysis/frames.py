@@ -12,10 +12,11 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tune_hpc.errors import FolderError
 from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.trial_file import read_table, to_row
+from tune_hpc.storage.trial_file import CONFIG, read_table, to_row
 
 STATUSES = ("finished", "stopped", "diverged", "failed", "running")
 IDENTITY = ("experiment", "trial_id", "status", "stop_reason", "error")
@@ -23,6 +24,10 @@ MEASURES = ("steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "num_f
 #: Columns that follow from the reported accuracies.
 DERIVED = ("best_test_accuracy", "best_step", "best_valid_accuracy", "selected_step", "selected_test_accuracy")
 METRICS = ("train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy", *DERIVED)
+
+
+#: Entry of the metadata of a Parquet file: columns with values of several types.
+_MIXED = b"tune_hpc.mixed"
 
 
 class LazyHistory:
@@ -87,24 +92,69 @@ def trials_frame(rows: Iterable[Mapping[str, Any]], config_keys: Sequence[str]) 
     """Return rows as the trials frame, with columns in the documented order, sorted by trial."""
     df = pd.DataFrame(list(rows))
     first = [*IDENTITY, *config_keys]
-    extra = [name for name in df if name not in {*first, *METRICS, *MEASURES}]
+    extra = [name for name in df if name not in {*first, *METRICS, *MEASURES, CONFIG}]
     ordered = [*first, *(name for name in METRICS if name in df), *extra, *MEASURES]
+    if CONFIG in df:
+        ordered.append(CONFIG)
     df = df.reindex(columns=[*dict.fromkeys(ordered)])
     # pandas infers no type for a column without values.
     empty = df.columns[df.isna().all()]
     df = df.astype({name: "str" if name in {*IDENTITY, "host", "device"} else "float64" for name in empty})
-    for name in [str(name) for name in df if pd.api.types.is_object_dtype(df[name])]:
-        # Parquet needs one type per column, and a group key must be hashable: mixed values and lists become text.
-        if pd.api.types.infer_dtype(df[name], skipna=True).startswith("mixed"):
-            df[name] = df[name].map(str, na_action="ignore").astype("str")
+    for name in _mixed_columns(df):
+        df[name] = df[name].map(lambda value: json.dumps(value) if isinstance(value, list | dict) else value)
+        df[name] = _as_category(df[name]) if name in config_keys else _as_text(df[name])
     df["status"] = df["status"].astype(pd.CategoricalDtype(list(STATUSES)))
     return df.sort_values("trial_id", kind="stable", ignore_index=True)
 
 
+def _mixed_columns(df: pd.DataFrame) -> list[str]:
+    """Return the columns with values of several types, which Parquet cannot store."""
+    objects = {str(name): df[name] for name in df if name != "status" and not pd.api.types.is_string_dtype(df[name])}
+    values = {
+        name: column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
+        for name, column in objects.items()
+        if isinstance(column.dtype, pd.CategoricalDtype) or pd.api.types.is_object_dtype(column)
+    }
+    return [name for name, some in values.items() if pd.api.types.infer_dtype(some, skipna=True).startswith("mixed")]
+
+
+def _as_category(column: pd.Series) -> pd.Series:
+    """Return values of several types as a category, which can be sorted and grouped; 1 and true become texts."""
+    known = column.dropna()
+    values = known.unique()
+    if len(values) < len({(isinstance(value, bool), value) for value in known}):
+        return _as_text(column)
+    return column.astype(pd.CategoricalDtype(list(values)))
+
+
+def _as_text(column: pd.Series) -> pd.Series:
+    return column.map(str, na_action="ignore").astype("str")
+
+
+def write_parquet(df: pd.DataFrame, path: Path) -> None:
+    """Write a frame; columns with values of several types become JSON texts, which ``read_parquet`` reads back."""
+    mixed = _mixed_columns(df)
+    texts = df.assign(
+        **{name: df[name].astype(object).map(json.dumps, na_action="ignore").astype("str") for name in mixed}
+    )
+    table = pa.Table.from_pandas(texts, preserve_index=False)
+    metadata = {**(table.schema.metadata or {}), **({_MIXED: json.dumps(mixed).encode()} if mixed else {})}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """Return a frame of ``write_parquet``; errors as for ``read_table``."""
+    table = read_table(path)
+    df = table.to_pandas()
+    for name in json.loads((table.schema.metadata or {}).get(_MIXED, b"[]")):
+        df[name] = _as_category(df[name].astype(object).map(json.loads, na_action="ignore"))
+    return df
+
+
 def write_frames(folder: ExperimentFolder, trials: pd.DataFrame, history: pd.DataFrame) -> None:
     """Write trials.parquet and history.parquet."""
-    folder.storage.write_atomic(folder.trials_file, lambda path: trials.to_parquet(path, index=False))
-    folder.storage.write_atomic(folder.history_file, lambda path: history.to_parquet(path, index=False))
+    folder.storage.write_atomic(folder.trials_file, lambda path: write_parquet(trials, path))
+    folder.storage.write_atomic(folder.history_file, lambda path: write_parquet(history, path))
 
 
 def read_folder(
@@ -169,7 +219,7 @@ def read_frames(folder: ExperimentFolder) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _read_frame(path: Path, required: set[str]) -> pd.DataFrame:
-    df = read_table(path).to_pandas()
+    df = read_parquet(path)
     if missing := required.difference(df):
         raise FolderError(f"{path} has no column {', '.join(sorted(missing))}; restore it from a copy")
     return df

@@ -19,6 +19,7 @@
     num_fused              number of trials that trained as one program; durations are this trial's share of it
     attempt                attempt (start, resume or extension) of the experiment in which the trial ended
     host, device           where the trial ran
+    config                 the configuration as JSON, with the types of its values
 
 **history**: long form with ``trial_id``, ``step`` and one column per metric, missing at steps without a measurement.
 A row is the state after ``step`` updates; its ``train_loss`` is the loss of the next batch before the update.
@@ -37,12 +38,20 @@ from typing import Any
 
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import COMPLETED, describe_statuses, searched_parameters
+from tune_hpc.analysis.aggregation import (
+    COMPLETED,
+    aggregate_seeds,
+    configuration_numbers,
+    describe_statuses,
+    searched_parameters,
+    sort_configurations,
+)
 from tune_hpc.analysis.comparison import Comparison, compare_values
-from tune_hpc.analysis.frames import STATUSES, generations_frame, read_folder, rungs_frame
+from tune_hpc.analysis.frames import STATUSES, generations_frame, read_folder, rungs_frame, write_parquet
 from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiment, find_experiments
 from tune_hpc.storage.filesystem import Storage
+from tune_hpc.storage.trial_file import row_to_config
 
 #: Column of the trial's search.
 SEARCH = "search"
@@ -110,25 +119,85 @@ class Results:
         counts = self.trials["status"].value_counts()
         return {status: int(counts[status]) for status in STATUSES if counts.get(status, 0)}
 
-    def top(self, n: int = 10, metric: str | None = None) -> pd.DataFrame:
-        """Return the best ``n`` trials that finished or were stopped, best first.
+    def top(self, n: int = 10, metric: str | None = None, mode: str | None = None) -> pd.DataFrame:
+        """Return the best ``n`` configurations, best first; none with a diverged or failed seed.
 
         Args:
             n: Maximum number of rows.
-            metric: A numeric column of ``trials``; by default the experiment's metric. Other losses and durations are
-                best when low, other columns when high.
+            metric: A numeric column of ``trials``; by default the experiment's metric.
+            mode: ``min`` or ``max``; by default the direction that the experiment declares for the metric.
+
+        Returns:
+            The varied parameters, the metric (mean over the seeds), ``METRIC_deviation`` and ``num_seeds``.
 
         Raises:
-            UnknownNameError: The column is absent or not numeric.
+            UnknownNameError: The column is absent or not numeric, or its direction is unknown.
 
         Example:
             >>> from tune_hpc import load
-            >>> load("docs/results/exercise2.softmax.shuffled").top(2)[["optimizer", "learning_rate", "seed"]]
-                optimizer  learning_rate  seed
-            100      adam          0.005     0
-            102      adam          0.005     2
+            >>> load("docs/results/exercise2.softmax.shuffled").top(2)[["optimizer", "learning_rate", "num_seeds"]]
+              optimizer  learning_rate  num_seeds
+            0   rmsprop          0.005          5
+            1      adam          0.005          5
         """
         metric = metric or self.metric
+        columns = [*searched_parameters(self), metric, f"{metric}_deviation", "num_seeds"]
+        return self._ranked(metric, mode).head(n)[columns].reset_index(drop=True)
+
+    def best(self, metric: str | None = None, mode: str | None = None) -> pd.Series:
+        """Return the best configuration: all its parameters, and the columns of ``top``.
+
+        Args:
+            metric: As for ``top``.
+            mode: As for ``top``.
+
+        Raises:
+            UnknownNameError: As for ``top``, or no configuration has a value.
+
+        Example:
+            >>> from tune_hpc import load
+            >>> best = load("docs/results/exercise2.softmax.shuffled").best()
+            >>> best["optimizer"], float(best["learning_rate"])
+            ('rmsprop', 0.005)
+        """
+        best = self._best(metric, mode)
+        return pd.Series({**best.astype(object), **self._config_of(best)})
+
+    def best_config(self, metric: str | None = None, mode: str | None = None) -> dict[str, Any]:
+        """Return the best configuration as a dictionary without the seed; arguments and errors as for ``best``.
+
+        Example:
+            >>> from tune_hpc import load
+            >>> config = load("docs/results/exercise2.softmax.shuffled").best_config()
+            >>> config["optimizer"], config["batch_size"]
+            ('rmsprop', 100)
+        """
+        return self._config_of(self._best(metric, mode))
+
+    def best_trial(self, metric: str | None = None, mode: str | None = None) -> pd.Series:
+        """Return the best single trial as a row of ``trials``; arguments and errors as for ``best``."""
+        metric = metric or self.metric
+        self._check_column(metric)
+        completed = self.trials[self.trials["status"].isin(COMPLETED)].dropna(subset=[metric])
+        if completed.empty:
+            raise UnknownNameError(f"no trial of {self.name} finished with a value of {metric}")
+        return completed.sort_values(metric, ascending=self.is_lower_better(metric, mode), kind="stable").iloc[0]
+
+    def _best(self, metric: str | None, mode: str | None) -> pd.Series:
+        ranked = self._ranked(metric or self.metric, mode)
+        if ranked.empty:
+            raise UnknownNameError(
+                f"no configuration of {self.name} has a value of {metric or self.metric} and neither a diverged nor a "
+                f"failed seed ({describe_statuses(self) or 'no trials'})"
+            )
+        return ranked.iloc[0]
+
+    def _ranked(self, metric: str, mode: str | None) -> pd.DataFrame:
+        """Return the configurations with a value of a metric, best first."""
+        self._check_column(metric)
+        return sort_configurations(self, aggregate_seeds(self, [metric]), metric, mode)
+
+    def _check_column(self, metric: str) -> None:
         if metric not in self.trials:
             raise UnknownNameError(
                 f"no column {metric!r} in the trials of {self.name}; there are {', '.join(map(str, self.trials))}"
@@ -136,31 +205,36 @@ class Results:
         if not pd.api.types.is_numeric_dtype(self.trials[metric]):
             numeric = ", ".join(self.trials.select_dtypes("number").columns)
             raise UnknownNameError(f"column {metric} of {self.name} is not numeric; numeric columns are {numeric}")
-        completed = self.trials[self.trials["status"].isin(COMPLETED)].dropna(subset=[metric])
-        return completed.sort_values(metric, ascending=self.is_lower_better(metric), kind="stable").head(n)
 
-    def is_lower_better(self, metric: str) -> bool:
-        """Return whether a metric is best when low: by the experiment's mode, or else for losses and durations."""
-        if metric == self.metric:
-            return bool(self.experiment["mode"] == "min")
-        return metric.endswith("loss") or (metric.endswith("_s") and not metric.endswith("_per_s"))
+    def _config_of(self, configuration: pd.Series) -> dict[str, Any]:
+        """Return a row of ``aggregate_seeds`` as a configuration with the types of its values."""
+        first = self.trials[(configuration_numbers(self) == configuration.name).to_numpy()].iloc[0]
+        config = row_to_config(first.to_dict())
+        names = [name for name in self.config_columns if name != "seed" and name in config]
+        # In rows of early releases a parameter without a value is NaN.
+        return {name: config[name] for name in names if config[name] == config[name]}
 
-    def best(self, metric: str | None = None) -> pd.Series:
-        """Return the best trial as a row.
+    def is_lower_better(self, metric: str, mode: str | None = None) -> bool:
+        """Return whether a metric is best when low.
+
+        The direction is ``mode``, or that which the experiment declares, or that of names that end in ``loss``,
+        ``accuracy``, ``_s`` (seconds) and ``_per_s``.
 
         Raises:
-            UnknownNameError: There is no such column, or no trial has a value in it.
-
-        Example:
-            >>> from tune_hpc import load
-            >>> best = load("docs/results/exercise2.softmax.shuffled").best()
-            >>> best["optimizer"], float(best["learning_rate"])
-            ('adam', 0.005)
+            UnknownNameError: It is none of these.
         """
-        top = self.top(1, metric)
-        if top.empty:
-            raise UnknownNameError(f"no trial of {self.name} finished with a value of {metric or self.metric}")
-        return top.iloc[0]
+        declared = {**self.experiment.get("metrics", {}), self.metric: self.experiment["mode"]}
+        mode = mode or declared.get(metric)
+        if mode:
+            return mode == "min"
+        if metric.endswith("loss") or (metric.endswith("_s") and not metric.endswith("_per_s")):
+            return True
+        if metric.endswith(("accuracy", "_per_s", "speedup", "efficiency")):
+            return False
+        raise UnknownNameError(
+            f"the direction of {metric} in {self.name} is unknown: give the mode min or max, or declare it in the "
+            f"experiment, as metrics={{{metric!r}: 'min'}}"
+        )
 
     def curve(self, metric: str) -> pd.DataFrame:
         """Return one metric in wide form.
@@ -191,6 +265,7 @@ class Results:
         *,
         confidence: float = 0.95,
         where: Mapping[str, Any] | None = None,
+        mode: str | None = None,
     ) -> Comparison:
         """Compare the values of a parameter with confidence intervals and Holm correction.
 
@@ -200,6 +275,7 @@ class Results:
                 configuration of each value.
             confidence: Confidence level of all intervals and verdicts.
             where: Configuration values that select the trials.
+            mode: ``min`` or ``max``; by default the direction that the experiment declares for the metric.
 
         Raises:
             UnknownNameError: The parameter is unknown or has more than 100 values, the metric is no numeric column, or
@@ -214,7 +290,7 @@ class Results:
             7  gradient_descent     2
             8          adadelta     9
         """
-        return compare_values(self, parameter, metric, confidence=confidence, where=where)
+        return compare_values(self, parameter, metric, confidence=confidence, where=where, mode=mode)
 
     def with_trials(self, trials: pd.DataFrame) -> "Results":
         """Return the results with a subset of the trials."""
@@ -224,20 +300,19 @@ class Results:
         counts = describe_statuses(self)
         summary = f"{self.name}: {len(self.trials)} trials" + (f" ({counts})" if counts else "")
         for _, best in self._top().head(1).iterrows():
-            config = ", ".join(f"{name}={best[name]}" for name in self.varied_parameters if pd.notna(best[name]))
+            names = searched_parameters(self)
+            config = ", ".join(f"{name}={best[name]}" for name in names if pd.notna(best[name]))
             summary += f"; best {self.metric} {best[self.metric]:.4g}" + (f" with {config}" if config else "")
         return summary
 
     def _top(self) -> pd.DataFrame:
-        return self.top() if self.metric in self.trials else self.trials[:0]
+        return self.top() if self.metric in self.trials else pd.DataFrame()
 
     def __repr__(self) -> str:
         return f"Results of {self._summary()}"
 
     def _repr_html_(self) -> str:
-        top = self._top()
-        columns = [name for name in ("trial_id", *self.varied_parameters, self.metric) if name in top]
-        return f"<p>{escape(self._summary())}</p>{top[columns].to_html(index=False)}"
+        return f"<p>{escape(self._summary())}</p>{self._top().to_html(index=False)}"
 
     def to_csv(self, folder: str | Path) -> list[Path]:
         """Write both frames as trials.csv and history.csv into a folder; return the files."""
@@ -245,7 +320,7 @@ class Results:
 
     def to_parquet(self, folder: str | Path) -> list[Path]:
         """Write both frames as trials.parquet and history.parquet into a folder; return the files."""
-        return self._write(folder, "parquet", lambda df, path: df.to_parquet(path, index=False))
+        return self._write(folder, "parquet", lambda df, path: write_parquet(df, path))
 
     def _write(self, folder: str | Path, suffix: str, write: Callable[[pd.DataFrame, Path], object]) -> list[Path]:
         storage, files = Storage(folder), []

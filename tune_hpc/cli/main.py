@@ -137,15 +137,17 @@ def _parser() -> argparse.ArgumentParser:
         add_restart_flags(restart)
         add_local_flags(restart)
 
-    show = add("show", _show, "show the number of trials by status, and the best trials")
+    show = add("show", _show, "show the number of trials by status, and the best configurations")
     show.add_argument("folder", metavar="FOLDER")
-    show.add_argument("-n", type=int, default=10, help="number of trials (default: 10)")
-    show.add_argument("--metric", help="column that ranks trials (default: the metric of the experiment)")
+    show.add_argument("-n", type=int, default=10, help="number of configurations (default: 10)")
+    show.add_argument("--metric", help="column that ranks configurations (default: the metric of the experiment)")
+    show.add_argument("--mode", choices=("min", "max"), help="direction of --metric (default: as declared)")
 
     compare = add("compare", _compare, "compare searches or parameter values, with confidence intervals")
     compare.add_argument("folders", nargs="+", metavar="FOLDER")
     compare.add_argument("--by", metavar="PARAMETER", help="compare the values of this parameter (default: searches)")
     compare.add_argument("--metric", help="column to compare (default: the metric of the experiment)")
+    compare.add_argument("--mode", choices=("min", "max"), help="direction of --metric (default: as declared)")
     compare.add_argument("-o", "--output", metavar="FILE", help="also write a page with the sections of the searches")
 
     report = add("report", _report, "write tables, figures and report.html")
@@ -267,14 +269,14 @@ def _print_summary(results: Sequence["Results"], page: Path | None) -> int:
 
 def _show(flags: argparse.Namespace) -> int:
     from tune_hpc.analysis.results import load_all
-    from tune_hpc.report.tables import best_trials, to_markdown, trials_with_status
+    from tune_hpc.report.tables import best_configurations, to_markdown, trials_with_status
     from tune_hpc.storage.experiment_folder import ExperimentFolder
 
     if flags.n < 1:
         raise InvalidExperimentError(f"-n must be at least 1; got {flags.n}")
     for results in load_all(flags.folder):
-        print(_summary(results, flags.metric))
-        print(to_markdown(best_trials(results, flags.n, flags.metric)), end="\n\n")
+        print(_summary(results, flags.metric, flags.mode))
+        print(to_markdown(best_configurations(results, flags.n, flags.metric, flags.mode)), end="\n\n")
         for status in ("failed", "diverged", "running"):
             trials = trials_with_status(results, status).head(flags.n)
             if len(trials):
@@ -284,19 +286,23 @@ def _show(flags: argparse.Namespace) -> int:
     return SUCCESS
 
 
-def _summary(results: "Results", metric: str | None = None) -> str:
-    """Return one line: the number of trials by status, and the best trial."""
+def _summary(results: "Results", metric: str | None = None, mode: str | None = None) -> str:
+    """Return one line: the number of trials by status, and the best configuration."""
+    from tune_hpc.analysis.aggregation import searched_parameters
+    from tune_hpc.analysis.formatting import format_value
+
     counts = ", ".join(f"{count} {status}" for status, count in results.counts().items())
     text = f"{results.name}{' (quick)' if results.experiment.get('quick') else ''}: {counts or 'no trials'}"
     try:
-        best = results.best(metric)
+        best = results.best(metric, mode)
     except UnknownNameError:
         if metric:
             raise
         return text
     column = metric or results.metric
     # A parameter whose condition is false has no value.
-    where = ", ".join(f"{key}={best[key]}" for key in results.varied_parameters if best[key] == best[key])
+    names = [name for name in searched_parameters(results) if best[name] == best[name]]
+    where = ", ".join(f"{name}={format_value(best[name])}" for name in names)
     return f"{text}; best {column} {best[column]:.4g}{f' at {where}' if where else ''}"
 
 
@@ -311,7 +317,7 @@ def _compare(flags: argparse.Namespace) -> int:
             f"{searches[0].name} is one search; name another folder, or a parameter: --by {varying}"
         )
     results = concat(searches) if len(searches) > 1 else searches[0]
-    ranking = results.compare(flags.by or SEARCH, flags.metric)
+    ranking = results.compare(flags.by or SEARCH, flags.metric, mode=flags.mode)
     print(f"{ranking}\n\n{to_markdown(values_table(ranking))}")
     if flags.output:
         from tune_hpc.report.report import write_report

@@ -14,6 +14,8 @@ import pandas as pd
 
 from tune_hpc.analysis.aggregation import (
     aggregate_seeds,
+    check_columns,
+    configuration_numbers,
     is_crossed_design,
     is_scaling,
     searched_parameters,
@@ -22,12 +24,13 @@ from tune_hpc.analysis.aggregation import (
 from tune_hpc.analysis.budget import MIN_CONFIGURATIONS, budget_curve
 from tune_hpc.analysis.comparison import INCONCLUSIVE, Comparison, interactions
 from tune_hpc.analysis.formatting import format_table, format_value, unique_slug
-from tune_hpc.analysis.frames import METRICS
+from tune_hpc.analysis.frames import IDENTITY, MEASURES
 from tune_hpc.analysis.published import check_claims, compare_to_published
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.selection_bias import special_cases
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.storage.filesystem import Storage
+from tune_hpc.storage.trial_file import CONFIG
 
 #: Titles of tables that the report also uses for its findings and figures.
 PUBLISHED = "Published and measured values"
@@ -115,21 +118,34 @@ def metrics_at_steps(results: Results, steps: Sequence[int], metrics: Sequence[s
     return _with_metrics(df, {metric: metric for metric in metrics})
 
 
-def best_trials(results: Results, n: int = 10, metric: str | None = None) -> pd.DataFrame:
-    """Return the best ``n`` trials: ``trial_id``, varied parameters, measured metrics, steps and training time.
+def best_configurations(
+    results: Results, n: int = 10, metric: str | None = None, mode: str | None = None
+) -> pd.DataFrame:
+    """Return the best ``n`` configurations: first trial, varied parameters, means of all metrics, and number of seeds.
 
-    ``metric``, by default the experiment's metric, ranks them and is the first one.
+    ``metric``, by default the experiment's metric, ranks them in the direction of ``mode`` and is the first one.
 
     Raises:
-        UnknownNameError: There is no such numeric column.
+        UnknownNameError: There is no such numeric column, or its direction is unknown.
     """
     if metric is None and results.metric not in results.trials:
         return pd.DataFrame(columns=["trial_id"])
     metric = metric or results.metric
-    top = results.top(n, metric)
-    metrics = [name for name in METRICS if name in top and top[name].notna().any() and not name.endswith("_step")]
-    columns = ["trial_id", *results.varied_parameters, metric, *metrics, "steps_run", "train_s"]
-    return top[[name for name in dict.fromkeys(columns) if name in top]].reset_index(drop=True)
+    metrics = list(dict.fromkeys([metric, *measured_metrics(results), "steps_run", "train_s"]))
+    check_columns(results, [metric])
+    best = sort_configurations(results, aggregate_seeds(results, metrics), metric, mode).head(n)
+    first = results.trials["trial_id"].groupby(configuration_numbers(results)).first()
+    seeds = ["num_seeds"] if (best["num_seeds"] > 1).any() else []
+    columns = ["trial_id", *searched_parameters(results), *metrics, *seeds]
+    return best.assign(trial_id=first.reindex(best.index))[columns].reset_index(drop=True)
+
+
+def measured_metrics(results: Results) -> list[str]:
+    """Return the metrics that trials reported, and the columns that follow from them, in the order of the frame."""
+    trials = results.trials
+    known = {*IDENTITY, *MEASURES, CONFIG, *results.config_columns}
+    names = [str(name) for name in trials if name not in known and not str(name).endswith("_step")]
+    return [name for name in names if pd.api.types.is_numeric_dtype(trials[name]) and trials[name].notna().any()]
 
 
 def trials_table(results: Results, columns: Sequence[str]) -> pd.DataFrame:
@@ -172,7 +188,7 @@ def report_tables(results: Results, importance: pd.DataFrame | None = None) -> l
     if experiment.get("claims"):
         tables.append((CLAIMS, check_claims(results)))
     tables += [(table["title"], _specified(results, table)) for table in experiment.get("tables") or ()]
-    tables.append(("Best trials", best_trials(results)))
+    tables.append(("Best configurations", best_configurations(results)))
     if importance is not None:
         tables.append((IMPORTANCE, importance))
     tables += _analyses(results)

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from tune_hpc.analysis.aggregation import COMPLETED
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import InvalidExperimentError
 from tune_hpc.learning.config import DATA_SETS
@@ -162,8 +163,10 @@ class Runner(ABC):
         counts, metric = self.monitor.counts[search.name], search.experiment.metric
         counts.ended.update(search.ended_before)
         if search.before and metric in search.before.trials:
-            best = search.before.top(1)
-            for trial_id, value in zip(best["trial_id"], best[metric], strict=True):
+            before = search.before.trials
+            for trial_id, value in before.loc[before["status"].isin(COMPLETED), ["trial_id", metric]].itertuples(
+                index=False
+            ):
                 counts.record_value(search.name, trial_id, value, search.experiment.mode)
 
     def _queue(self, searches: Sequence[Search], resources: TrialResources) -> GroupQueue:

@@ -38,9 +38,9 @@ from tune_hpc.search.reporter import (
     redirect_output,
 )
 from tune_hpc.search.stopping import StopRequest, StopRequested
-from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, num_steps, to_jsonable
+from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, num_steps
 from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.trial_file import TrialFileWriter, summarise
+from tune_hpc.storage.trial_file import TrialFileWriter, summarise, to_jsonable
 
 #: Statuses that a trainable may return.
 END_STATUSES = ("finished", "stopped", "diverged")

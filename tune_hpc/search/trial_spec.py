@@ -1,12 +1,13 @@
 """Typed records of trials, which searchers, the driver and workers exchange."""
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from tune_hpc.storage.trial_file import config_to_row
 
 if TYPE_CHECKING:
     import ray
@@ -37,8 +38,7 @@ class TrialSpec:
 
     def columns(self) -> dict[str, Any]:
         """Return the columns of the trial that are known before it runs."""
-        config = {name: to_jsonable(value) for name, value in self.config.items()}
-        return {"experiment": self.experiment, "trial_id": self.trial_id, **config}
+        return {"experiment": self.experiment, "trial_id": self.trial_id, **config_to_row(self.config)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +163,3 @@ def num_steps(config: Mapping[str, Any], budget: str | int, default: int) -> int
         default: The number without such a parameter.
     """
     return int(config.get(budget, default)) if isinstance(budget, str) else budget
-
-
-def to_jsonable(value: Any) -> Any:
-    """Return a value that JSON and Parquet accept; of other values, their JSON or text."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return json.dumps(value, default=str)

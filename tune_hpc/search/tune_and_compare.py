@@ -106,8 +106,8 @@ def _winners(
     for value, arm in zip(values, arms, strict=True):
         if arm.metric not in arm.trials or arm.top(1).empty:
             raise TrialError(f"no trial of {arm.name} finished, so that it has no winner; see {arm.folder}")
-        best = {str(name): level for name, level in arm.best().items()}
-        config = (space | value).config_in(best) or {}
+        config = (space | value).config_in(arm.best_config())
+        assert config is not None, f"{arm.best_config()} is no configuration of {arm.name}"
         for name in space.varying:
             if name not in space.scientific and name in config:
                 case = when(config[name], **value)

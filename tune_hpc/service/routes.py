@@ -15,6 +15,7 @@ from starlette.responses import FileResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from tune_hpc.analysis.frame_query import MEDIA_TYPES, csv_chunks, records, select, split_names
+from tune_hpc.analysis.frames import write_parquet
 from tune_hpc.analysis.reader import ResultsSnapshot
 from tune_hpc.errors import RequestError
 from tune_hpc.jobs.job_folder import JobFolder, is_id
@@ -295,7 +296,7 @@ class _Download(Response):
             await StreamingResponse(csv_chunks(df), **options)(scope, receive, send)
             return
         with tempfile.NamedTemporaryFile(prefix="tune-hpc-", suffix=".parquet") as file:
-            await run_in_threadpool(df.to_parquet, file.name, index=False)
+            await run_in_threadpool(write_parquet, df, Path(file.name))
             await FileResponse(file.name, **options)(scope, receive, send)
 
 

@@ -1,6 +1,11 @@
-"""Read and write one trial's file: its row and its history, in one Parquet file."""
+"""Read and write one trial's file: its row and its history, in one Parquet file.
+
+The row of a trial has each parameter as a column, and the whole configuration as JSON in the column ``config``. Columns
+have one type for all trials, and lists as text. The JSON keeps every value with its type.
+"""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +19,38 @@ import pyarrow.parquet as pq
 from tune_hpc.errors import FolderError
 
 _ROW = b"tune_hpc.trial"
+#: Column of the configuration as JSON.
+CONFIG = "config"
 
 #: Size from which several threads read a Parquet file.
 MANY_BYTES = 1_000_000
+
+
+def config_to_row(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of a configuration: each parameter, and ``config``."""
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in config.items()}
+    return {**{name: to_jsonable(value) for name, value in plain.items()}, CONFIG: json.dumps(plain, default=str)}
+
+
+def row_to_config(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the configuration of a row, with the types of its values.
+
+    Rows of early releases have no ``config``: all their columns are returned.
+    """
+    if isinstance(text := row.get(CONFIG), str):
+        return dict(json.loads(text))
+    return {str(name): value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
+
+
+def to_jsonable(value: Any) -> Any:
+    """Return a value that JSON and Parquet accept; of other values, their JSON or text."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return json.dumps(value, default=str)
 
 
 @dataclass

@@ -71,11 +71,11 @@ def parallel_table(
     df = df[(df["num_diverged"] == 0) & df[metric].notna() & row_mask(df, where)]
     if metric == results.metric:
         df = sort_configurations(results, df)
-    lower_is_better = results.is_lower_better(metric)
-    df = df.sort_values(metric, ascending=lower_is_better, kind="stable").reset_index(drop=True)
     names = _varied(df, free_parameters(results, [metric]))
     if len(df) < 2 or not names:
         return df.iloc[:0], [], 0
+    lower_is_better = results.is_lower_better(metric)
+    df = df.sort_values(metric, ascending=lower_is_better, kind="stable").reset_index(drop=True)
     table = df.iloc[even_sample(len(df), MAX_LINES)[::-1]].reset_index(drop=True)
     axes = [_parameter_axis(name, table[name]) for name in _varied(table, names)]
     return table, [*axes, _metric_axis(metric, table[metric], lower_is_better)], len(df)

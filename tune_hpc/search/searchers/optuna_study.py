@@ -25,7 +25,7 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.search.experiment import ENDED, Experiment, experiment_from_json
 from tune_hpc.search.space.conditional import Conditional
-from tune_hpc.search.space.parameter import Parameter
+from tune_hpc.search.space.parameter import Parameter, identity
 from tune_hpc.search.space.samplers import quasi_random_configs
 from tune_hpc.search.space.space import Space
 from tune_hpc.search.trial_spec import TrialOutcome
@@ -296,7 +296,8 @@ class StudyParameter:
         """Return the value of the domain that Optuna suggests."""
         distribution = self.distribution
         if isinstance(distribution, CategoricalDistribution):
-            return trial.suggest_categorical(self.name, distribution.choices)
+            choice = trial.suggest_categorical(self.name, distribution.choices)
+            return next(value for value in self.domain.values if identity(_choice(value)) == identity(choice))
         suggest: Any = trial.suggest_int if isinstance(distribution, IntDistribution) else trial.suggest_float
         suggested = suggest(
             self.name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
@@ -311,14 +312,19 @@ class StudyParameter:
             return self.domain.cdf(value)
         distribution = self.distribution
         if isinstance(distribution, CategoricalDistribution):
-            return value
+            return _choice(value)
         # Optuna rounds multiples of a step differently: the upper bound may differ in the last bit.
         return min(max(value, distribution.low), distribution.high)
 
 
+def _choice(value: Any) -> Any:
+    """Return Optuna's choice for a value; lists and mappings are JSON texts."""
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
 def _distribution(domain: Parameter) -> CategoricalDistribution | IntDistribution | FloatDistribution:
     if domain.kind == "choice":
-        return CategoricalDistribution(domain.values)
+        return CategoricalDistribution([_choice(value) for value in domain.values])
     low, high = domain.bounds
     if domain.is_integer:
         return IntDistribution(int(low), int(high), log=domain.is_log, step=domain.step or 1)

@@ -183,7 +183,7 @@ def reachable_values(name: str, parameter: Parameter | Conditional) -> list[Any]
         InvalidSpaceError: The parameter is continuous or has too many values.
     """
     if isinstance(parameter, Conditional):
-        found: dict[tuple[bool, Any], Any] = {}
+        found: dict[tuple[str, Any], Any] = {}
         for case in parameter.cases:
             for value in reachable_values(name, case.value):
                 found.setdefault(identity(value), value)

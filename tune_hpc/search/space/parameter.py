@@ -6,6 +6,7 @@ parameter is ``{KIND: ARGUMENTS}``, such as ``{"loguniform": [1e-4, 1]}``; a con
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -97,7 +98,10 @@ class Parameter:
         if isinstance(domain, Categorical):
             return cls("choice", tuple(domain.categories))
         if not isinstance(domain, Float | Integer):
-            raise InvalidSpaceError(f"{name}: a {type(domain).__name__} domain has no plain form; use choice")
+            raise InvalidSpaceError(
+                f"{name}: a {type(domain).__name__} domain (sample_from) cannot be repeated by a resumed search; use "
+                "when for parameters that depend on others, and compute derived values in the trainable"
+            )
         sampler, step = domain.get_sampler(), None
         if isinstance(sampler, Quantized):
             sampler, step = sampler.get_sampler(), sampler.q
@@ -114,7 +118,7 @@ class Parameter:
     def _choice(cls, name: str, values: Any, key: ConfigKey | None = None) -> Parameter:
         if not isinstance(values, list | tuple):
             raise InvalidSpaceError(f"{name}: choice takes a list; got {values!r}")
-        checked = tuple(check_constant(name, value, key) for value in values)
+        checked = tuple(_check_value(name, value, key) for value in values)
         if not checked:
             raise InvalidSpaceError(f"{name}: choice needs at least one value; got none")
         if len({identity(value) for value in checked}) < len(checked):
@@ -295,6 +299,12 @@ class Parameter:
         low, high = self.bounds
         return float(min(max(number, low), high))
 
+    def as_member(self, value: Any) -> Any:
+        """Return a value that the parameter may have, with the type of the domain: 192 for 192.0."""
+        if self.kind in RANGES:
+            return int(value) if self.is_integer else float(value)
+        return next(one for one in self.values if identity(one) == identity(value))
+
     def contains(self, candidate: Any) -> bool:
         """Return whether the parameter may have a value; ``True`` is not 1."""
         if self.kind not in RANGES:
@@ -320,10 +330,14 @@ def check_constant(name: str, value: Any, key: ConfigKey | None = None) -> Any:
     """
     if isinstance(value, np.generic):
         value = value.item()
-    if not isinstance(value, bool | int | float | str):
-        remedy = ": for several values use choice" if isinstance(value, list | tuple) else ""
+    if value is not None and not isinstance(value, bool | int | float | str):
+        remedy = ""
+        if isinstance(value, list | tuple):
+            remedy = ": for several values use choice, and for a list as one value choice([[64, 64]])"
+        elif isinstance(value, Mapping):
+            remedy = ": give each entry its own parameter, like model.depth, or use choice([{...}])"
         raise InvalidSpaceError(
-            f"{name}: a value must be a number, a string or true/false; got {value!r} of type "
+            f"{name}: a value must be a number, a string, true/false or None; got {value!r} of type "
             f"{type(value).__name__}{remedy}"
         )
     if _is_number(value) and not _fits_64_bits(value):
@@ -336,9 +350,21 @@ def check_constant(name: str, value: Any, key: ConfigKey | None = None) -> Any:
         raise InvalidSpaceError(str(error)) from None
 
 
-def identity(value: Any) -> tuple[bool, Any]:
-    """Return a key that is equal for equal constants; ``True`` is not 1."""
-    return isinstance(value, bool), value
+def _check_value(name: str, value: Any, key: ConfigKey | None) -> Any:
+    """Return a value of a choice: a constant, or a list or mapping of constants, which JSON can represent."""
+    if key is None and isinstance(value, list | tuple):
+        return [_check_value(name, one, key) for one in value]
+    is_domain = isinstance(value, Mapping) and len(value) == 1 and set(value) <= {"choice", "grid_search", *RANGES}
+    if key is None and isinstance(value, Mapping) and not is_domain and all(isinstance(entry, str) for entry in value):
+        return {entry: _check_value(name, one, key) for entry, one in value.items()}
+    return check_constant(name, value, key)
+
+
+def identity(value: Any) -> tuple[str, Any]:
+    """Return a hashable key that is equal for equal values; ``True`` is not 1."""
+    if isinstance(value, list | dict):
+        return "json", json.dumps(value, sort_keys=True)
+    return "bool" if isinstance(value, bool) else "", value
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
@@ -351,7 +377,7 @@ def _fits_64_bits(number: float) -> bool:
 
 
 def _as_word(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
+    if value is None or isinstance(value, bool | list | dict):
+        return json.dumps(value)
     # The short form, if it is exact.
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

@@ -6,9 +6,15 @@ learning_rate=loguniform(1e-4, 1)                        a range
 momentum[optimizer=momentum,nesterov]=uniform(0.8, 1)    only with one of these optimizers
 learning_rate[optimizer=adam]=1e-3                       one case; further settings of the key are further cases
 
-The parser accepts this grammar only and evaluates nothing.
+layers=[64, 64],[128]                                    a choice of lists
+init=None,"1",auto                                       a choice of None, the text 1 and a word
+
+A value is a literal of JSON or Python (a number, "text", true, None, a list, a mapping) or else a word. The parser
+accepts this grammar only and evaluates nothing.
 """
 
+import ast
+import json
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -18,6 +24,8 @@ from tune_hpc.search.space.conditional import Conditional, when
 from tune_hpc.search.space.parameter import Parameter
 
 _SETTING = re.compile(r"\s*([^=\[\]\s]+)\s*(?:\[([^\]]*)\])?\s*=(.*)\Z", re.DOTALL)
+#: Words that are values, in small letters.
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
 _CALL = re.compile(r"\s*([A-Za-z_]\w*)\s*\(([^()]*)\)\s*\Z")
 
 
@@ -53,13 +61,10 @@ def parse_parameter(name: str, text: str) -> Parameter:
     if call := _CALL.match(text):
         kind, arguments = call.groups()
         return Parameter.from_json(name, {kind: _parse_list(name, arguments) if arguments.strip() else []})
-    if any(bracket in text for bracket in "()[]{}"):
-        # As words such texts would fail late or never.
-        raise InvalidSpaceError(
-            f"{name}: a value must be a number, a word, a list (1,2,3) or a range (uniform(0, 1)); got {text!r}"
-        )
     values = _parse_list(name, text)
-    return Parameter.from_json(name, values[0] if len(values) == 1 else {"choice": values})
+    if len(values) == 1 and not isinstance(values[0], list | dict):
+        return Parameter.from_json(name, values[0])
+    return Parameter.from_json(name, {"choice": values})
 
 
 def _conditions(setting: str, text: str) -> dict[str, Any]:
@@ -75,18 +80,44 @@ def _conditions(setting: str, text: str) -> dict[str, Any]:
 
 
 def _parse_list(name: str, text: str) -> list[Any]:
-    values = [_parse_scalar(part.strip()) for part in text.split(",")]
-    if "" in values:
+    parts = _split(text)
+    if "" in parts:
         raise InvalidSpaceError(f"{name}: a value is missing in {text!r}")
-    return values
+    return [_parse_value(name, part) for part in parts]
 
 
-def _parse_scalar(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
+def _split(text: str) -> list[str]:
+    """Return the parts of a text between commas that are in no brackets and no quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        else:
+            depth += (character in "([{") - (character in ")]}")
+            if character == "," and depth <= 0:
+                parts.append("")
+                continue
+        parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def _parse_value(name: str, text: str) -> Any:
+    """Return the value of a literal of JSON or Python, or a word."""
+    lower = text.lower()
+    if lower in _WORDS:
+        return _WORDS[lower]
+    if lower.lstrip("+-") in ("nan", "inf", "infinity"):
+        return float(text)
+    for parse in (json.loads, ast.literal_eval):
         try:
-            return kind(text)
-        except ValueError:
+            return parse(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
+    if any(character in text for character in "()[]{}\"'"):
+        # As words such texts would fail late or never.
+        raise InvalidSpaceError(
+            f"{name}: a value must be a number, a word, a list (1,2,3) or a range (uniform(0, 1)); got {text!r}"
+        )
     return text

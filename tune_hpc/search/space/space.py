@@ -29,6 +29,7 @@ from tune_hpc.errors import InvalidSpaceError
 from tune_hpc.learning.config import TRIAL_KEYS, ConfigKey
 from tune_hpc.search.space.conditional import Branch, Condition, Conditional, dependency_order, reachable_values
 from tune_hpc.search.space.parameter import Parameter, check_constant, identity
+from tune_hpc.storage.trial_file import row_to_config
 
 ROLES = ("scientific", "nuisance", "fixed")
 #: Maximum number of combinations of controlling values: a space is evaluated once for each.
@@ -340,12 +341,13 @@ class Space(Mapping[str, Any]):
         Args:
             row: Values by column; columns that are no parameters are ignored.
         """
+        values = row_to_config(row)
         config: dict[str, Any] = {}
         for name in self._order:
             if domain := self.domain(name, config):
-                if name not in row or not domain.contains(row[name]):
+                if name not in values or not domain.contains(values[name]):
                     return None
-                config[name] = row[name]
+                config[name] = domain.as_member(values[name])
         return {name: config[name] for name in self if name in config}
 
     def to_json(self) -> dict[str, Any]:
