@@ -22,7 +22,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from tune_hpc.errors import FolderError
+from tune_hpc.errors import FolderError, TrialError
 from tune_hpc.search.object_reference import load_entry_point, load_reference
 from tune_hpc.search.reporter import (
     Diverged,
@@ -236,7 +236,12 @@ class TrialRunner:
         try:
             trainable = self._load_trainable()
             parameters = inspect.signature(trainable).parameters
-            offered: dict[str, Any] = {"checkpoint": checkpoint, "evaluation_threads": self._evaluation_threads}
+            offered: dict[str, Any] = {
+                "checkpoint": checkpoint,
+                "evaluation_threads": self._evaluation_threads,
+                "trial_id": report.writer.row["trial_id"],
+                "stop_request": self.request,
+            }
             if "images" in parameters and config.get("data") in self.images:
                 offered["images"] = self._images(config)
             if self.context.placement is not None:
@@ -256,6 +261,12 @@ class TrialRunner:
             outcome |= {"status": "diverged", "stop_reason": str(divergence)}
         except BdbQuit:
             raise KeyboardInterrupt from None  # The user left the debugger.
+        except TrialError as error:
+            # The cause is in other processes: a traceback of this one would not show it.
+            if self._fail_fast:
+                raise
+            print(error, file=sys.stderr)
+            outcome |= {"status": "failed", "stop_reason": "exception", "error": str(error)}
         except Exception as error:
             # A trainable may raise anything.
             if self._fail_fast:
