@@ -4,21 +4,25 @@ Heavy modules are imported inside functions, as in main.py.
 """
 
 import argparse
+import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_hpc.errors import InvalidExperimentError
-from tune_hpc.search.options import ExperimentOverrides, Option, RunOptions, options_of
+from tune_hpc.search.options import DURATIONS, ExperimentOverrides, Option, RunOptions, options_of
 
 if TYPE_CHECKING:
+    from tune_hpc.search.command import Command
     from tune_hpc.search.experiment import Experiment
 
 #: Function that adds a command and returns its parser, from name, function and help.
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 RUN_OPTIONS = {option.name: option for option in options_of(RunOptions) if option.flag}
-_OVERRIDES = {option.name: option for option in options_of(ExperimentOverrides)}
+OVERRIDES = {option.name: option for option in options_of(ExperimentOverrides)}
 _FORCE = next(option.help for option in options_of(RunOptions) if option.name == "force")
-_SECONDS = {"s": 1, "m": 60, "h": 3600}
+_SECONDS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
+_DURATION_PART = r"(\d+(?:\.\d*)?|\.\d+) *(d|h|min|m|s) *"
 
 
 def add_options(parser: argparse.ArgumentParser, options: Iterable[Option], **help_texts: str) -> None:
@@ -26,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser, options: Iterable[Option], **he
     groups: dict[str, argparse._ArgumentGroup] = {}
     for option in options:
         group = groups.get(option.group) or groups.setdefault(option.group, parser.add_argument_group(option.group))
-        text = help_texts.get(option.name, option.help) + (", or 90s, 30m, 12h" if option.is_duration else "")
+        text = help_texts.get(option.name, option.help) + (f"; {DURATIONS}" if option.is_duration else "")
         arguments: dict[str, Any] = {"dest": option.name, "help": text}
         if option.hint is bool:
             group.add_argument(option.flag, action="store_true", **arguments)
@@ -37,13 +41,31 @@ def add_options(parser: argparse.ArgumentParser, options: Iterable[Option], **he
         elif option.choices:
             arguments |= {} if option.is_open else {"choices": option.choices}
         elif option.number is not None:
-            arguments["type"] = _seconds if option.is_duration else option.number
-        group.add_argument(option.flag, default=_OVERRIDES.get(option.name, Option("")).default, **arguments)
+            arguments["type"] = parse_duration if option.is_duration else option.number
+        group.add_argument(option.flag, **arguments)
 
 
-def _seconds(text: str) -> float:
-    """Return a duration in seconds: 90, 90s, 30m or 12h."""
-    return float(text[:-1]) * _SECONDS[text[-1]] if text[-1:] in _SECONDS else float(text)
+def parse_duration(text: str) -> float:
+    """Return a duration in seconds: of ``90``, ``90s``, ``5min``, ``1h30m`` or ``1.5h``.
+
+    Raises:
+        ArgumentTypeError: The text has another form.
+    """
+    text = text.strip()
+    if re.fullmatch(f"(?:{_DURATION_PART})+", text):
+        return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(_DURATION_PART, text))
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a time is a number of seconds, or like {DURATIONS}; got {text!r}") from None
+
+
+def add_names(parser: argparse.ArgumentParser) -> None:
+    """Add the names of experiments."""
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME",
+        help="an exercise, a stage, all, package.module:attribute, or a search file (.yaml, .json)",
+    )  # fmt: skip
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -57,11 +79,21 @@ def add_experiment_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that change experiments."""
     space = parser.add_argument_group("search space")
     space.add_argument(
+        "--command", metavar="COMMAND",
+        help="run a program instead of an experiment: 'python train.py --lr {learning_rate}'; its parameters are set "
+        "with --set, and lines of its output that are JSON objects have the metrics",
+    )  # fmt: skip
+    space.add_argument(
+        "--pattern", metavar="REGEX",
+        help="with --command: regular expression whose named groups are metrics in a line of the output: "
+        r"'epoch (?P<step>\d+).*val_loss=(?P<val_loss>\S+)'",
+    )  # fmt: skip
+    space.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
         help="a value, a list (a,b,c) or a range (uniform(0, 0.5), loguniform(1e-4, 1)); KEY[OTHER=a,b] sets KEY only "
         "where OTHER is a or b; repeatable",
     )  # fmt: skip
-    add_options(parser, _OVERRIDES.values())
+    add_options(parser, OVERRIDES.values())
     space.add_argument(
         "--from", action="append", default=[], metavar="FOLDER", dest="warm_start",
         help="warm-start tpe or gp with the trials of another search; repeatable",
@@ -136,39 +168,88 @@ def run_options(flags: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(flags, name) for name in RUN_OPTIONS}
 
 
-def find_experiments(names: Iterable[str], flags: argparse.Namespace) -> list["Experiment"]:
-    """Return the experiments of some names, with the changes of the flags.
+def find_experiments(flags: argparse.Namespace) -> list["Experiment"]:
+    """Return the experiments that flags name, with the changes of the flags.
+
+    Options of a search file become flags, unless these are set.
 
     Raises:
         UnknownNameError: There is no experiment of a name.
         InvalidSpaceError: A parameter does not allow a value.
-        InvalidExperimentError: Flags contradict each other.
+        InvalidExperimentError: Flags or the search file contradict each other.
     """
+    from tune_hpc.cli.search_file import is_search_file, read_search_file
+    from tune_hpc.search.command import Command
     from tune_hpc.search.space.parsing import parse_settings
 
+    names, parameters, changes, name = flags.names, None, {}, ""
+    if any(map(is_search_file, names)):
+        (path, *others) = names
+        if others:
+            raise InvalidExperimentError(f"a search file is given alone; got {', '.join(names)}")
+        search = read_search_file(path, flags)
+        names, parameters, changes = [search["space"]] if search["space"] else [], search["parameters"], search["set"]
+        name = run_name(flags)
+    if bool(names) == bool(flags.command):
+        raise InvalidExperimentError(
+            f"a run has an experiment or a command; got {' and '.join([*names, 'a command']) if names else 'neither'}: "
+            "name an experiment (tune-hpc list), package.module:attribute or a search file, or use --command"
+        )
+    if flags.pattern and not flags.command:
+        raise InvalidExperimentError("--pattern is for the output of a command; add --command")
     values = parse_settings(flags.settings)
-    overrides = ExperimentOverrides(**{name: getattr(flags, name) for name in _OVERRIDES})
-    return [
-        overrides.apply(experiment, values, has_metric=experiment.trainable != name)
-        for name in names
-        for experiment in _experiments(name, values)
-    ]
+    given = {name: value for name in OVERRIDES if (value := getattr(flags, name)) is not None}
+    overrides = ExperimentOverrides(**given)
+    if flags.command:
+        command = Command(flags.command, flags.pattern or "")
+        base = _function_experiment(name or command.name, command, parameters, changes, values)
+        return [overrides.apply(base, has_metric=False)]
+    experiments = []
+    for reference in names:
+        target = _target(reference)
+        if callable(target):
+            base = _function_experiment(name or reference.replace(":", "."), reference, parameters, changes, values)
+            experiments.append(overrides.apply(base, has_metric=False))
+        else:
+            experiments += [overrides.apply_json(base, parameters, changes, values) for base in target]
+    return experiments
 
 
-def _experiments(name: str, values: Mapping[str, Any]) -> list["Experiment"]:
-    from tune_hpc.search.experiment import Experiment
+def run_name(flags: argparse.Namespace) -> str:
+    """Return the name of the output folder of named experiments or a search file; a name has at most 255 characters."""
+    from tune_hpc.cli.search_file import is_search_file
+
+    names = [Path(name).stem if is_search_file(name) else name for name in flags.names]
+    name = "-".join(names) if len(names) < 5 else f"{names[0]}-and-{len(names) - 1}-others"
+    return re.sub(r"[^\w.-]", ".", name, flags=re.ASCII)
+
+
+def _target(name: str) -> Any:
+    """Return the experiments of a name, or a function."""
     from tune_hpc.search.experiment_registry import as_experiments, experiments_named, registered_experiments
     from tune_hpc.search.object_reference import load_reference
-    from tune_hpc.search.space.space import Space
 
     if ":" not in name:
         return registered_experiments() if name == "all" else experiments_named(name)
     target = load_reference(name)
-    if not callable(target):
-        return as_experiments(target, name)
-    if not values:
-        raise InvalidExperimentError(
-            f"{name} is a function: give its parameters with --set KEY=VALUE, or name an Experiment"
-        )
+    return target if callable(target) else as_experiments(target, name)
+
+
+def _function_experiment(
+    name: str,
+    trainable: "str | Command",
+    parameters: Mapping[str, Any] | None,
+    changes: Mapping[str, Any],
+    values: Mapping[str, Any],
+) -> "Experiment":
+    """Return an experiment with a trainable that has no space; arguments as for ``apply_json``."""
+    from tune_hpc.search.experiment import Experiment
+    from tune_hpc.search.space.space import Space
+
     # A function defines the meaning of its keys, so the rules of the built-in keys do not apply.
-    return [Experiment(name.replace(":", "."), Space(values, keys={}), name, metric="loss", mode="min", seeds=())]
+    space = Space.from_json({**(parameters or {}), **changes}, keys={}) | values
+    if not space:
+        subject = f"{trainable} is a function" if isinstance(trainable, str) else "a command has no space"
+        raise InvalidExperimentError(f"{subject}: give its parameters with --set KEY=VALUE, or name an Experiment")
+    seeds = () if isinstance(trainable, str) else (0,)
+    return Experiment(name, space, trainable, metric="loss", mode="min", seeds=seeds)

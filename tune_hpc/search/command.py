@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tune_hpc.analysis.frames import IDENTITY
+from tune_hpc.analysis.frames import IDENTITY, MEASURES
 from tune_hpc.errors import InvalidExperimentError, TrialError
 from tune_hpc.search.space.space import Space
 from tune_hpc.search.stopping import StopRequest, StopRequested
@@ -53,8 +53,8 @@ class Command:
     """A trainable that runs a program and reads metrics from its output.
 
     Attributes:
-        template: The command. ``{name}`` is the value of a parameter, and ``{{`` and ``}}`` are braces. It is split like
-            a command of a shell, but no shell runs it.
+        template: The command. ``{name}`` is the value of a parameter, and ``{{`` and ``}}`` are braces. It is split
+            like a command of a shell, but no shell runs it.
         pattern: Regular expression whose named groups are metrics; empty: lines that are JSON objects have the metrics.
         folder: Working folder of the program; default: that of this process.
 
@@ -171,11 +171,12 @@ class Command:
         report: Callable[[int, Mapping[str, float]], object],
         trial_id: str | None = None,
         stop_request: StopRequest | None = None,
+        metric: str | None = None,
     ) -> Mapping[str, Any]:
         """Run the program, and report its metrics.
 
         Raises:
-            TrialError: The program ends with another code than 0, or prints no metrics.
+            TrialError: The program ends with another code than 0, or does not print the metric that ranks trials.
             StopRequested: The search stops; the program was terminated.
         """
         # Ray allows a stopped trial two seconds.
@@ -193,7 +194,7 @@ class Command:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        num_reports, last_error = 0, "no error output"
+        num_reports, last_error, names = 0, "no error output", dict.fromkeys(MEASURES)
         with process:
             try:
                 for is_error, line in _lines(process, stop_request):
@@ -207,6 +208,7 @@ class Command:
                     reserved = {"step", step_name, *IDENTITY, *config}
                     if metrics := {name: number for name, number in numbers.items() if name not in reserved}:
                         num_reports += 1
+                        names |= dict.fromkeys(metrics)
                         report(step, metrics)
             finally:
                 _terminate(process)
@@ -216,6 +218,9 @@ class Command:
         if not num_reports:
             lines = f"matches the pattern {self.pattern!r}" if self.pattern else "is a JSON object with a metric"
             raise TrialError(f'no line of the output {lines}; print one, like {{"loss": 0.5}}, or give a pattern')
+        if metric and metric not in names and not metric.startswith(("best_", "selected_")):
+            reported = ", ".join(name for name in names if name not in MEASURES)
+            raise TrialError(f"the command printed no {metric}, which ranks the trials; its metrics are {reported}")
         return {"stop_reason": "the command ended"}
 
 
@@ -237,7 +242,7 @@ def _parse(template: str) -> list[list[tuple[str, str | None]]]:
         raise InvalidExperimentError("the command is empty; give a program and its arguments")
     if formatted := [name for word in words for _, name, *formats in word if any(formats)]:
         raise InvalidExperimentError(
-            f"the command {template!r} has a format for {formatted[0]!r}; leave it out, or write {{{{ and }}}} for braces"
+            f"the command {template!r} has a format for {formatted[0]!r}; write {{{formatted[0]}}}, or {{{{ for a brace"
         )
     return [[(text, name) for text, name, *_ in word] for word in words]
 

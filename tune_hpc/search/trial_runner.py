@@ -241,6 +241,7 @@ class TrialRunner:
                 "evaluation_threads": self._evaluation_threads,
                 "trial_id": report.writer.row["trial_id"],
                 "stop_request": self.request,
+                "metric": self.context.metric,
             }
             if "images" in parameters and config.get("data") in self.images:
                 offered["images"] = self._images(config)
