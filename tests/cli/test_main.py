@@ -13,7 +13,7 @@ import pytest
 from tune_hpc import __version__, cli
 from tune_hpc.analysis.frames import trials_frame, write_frames
 from tune_hpc.cli.main import _parser
-from tune_hpc.cli.options import find_experiments
+from tune_hpc.cli.selection import find_experiments
 from tune_hpc.search.progress import SearchProgress, TrialCounts
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import summarise

@@ -15,10 +15,9 @@ from tune_hpc.cli.options import (
     add_names,
     add_options,
     add_run_flags,
-    find_experiments,
-    run_name,
     run_options,
 )
+from tune_hpc.cli.selection import find_experiments, run_name
 from tune_hpc.errors import FolderError, InvalidExperimentError
 
 if TYPE_CHECKING:

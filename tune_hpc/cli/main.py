@@ -20,10 +20,9 @@ from tune_hpc.cli.options import (
     add_restart_flags,
     add_run_flags,
     add_scale_flags,
-    find_experiments,
-    run_name,
     run_options,
 )
+from tune_hpc.cli.selection import find_experiments, run_name
 from tune_hpc.cli.serve import add_serve_command
 from tune_hpc.errors import InvalidExperimentError, TuneHpcError, UnknownNameError
 

@@ -108,11 +108,12 @@ def _load(path: str) -> dict[str, Any]:
 
     for tag, pattern, first in (
         ("bool", "true|True|false|False", "tTfF"),
-        ("int", "[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+        ("int", "[-+]?[0-9]+", "-+0123456789"),
         ("float", r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
         ("null", "~|null|Null|", ["~", "n", "N", ""]),
     ):
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"), list(first))
+    Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
     try:
         text = Path(path).read_text(encoding="utf-8")
         plain = json.loads(text) if path.endswith(".json") else yaml.load(text, Loader)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_hpc.errors import FolderError, TrialError
+from tune_hpc.search.command import Command
 from tune_hpc.search.object_reference import load_entry_point, load_reference
 from tune_hpc.search.reporter import (
     Diverged,
@@ -236,13 +237,10 @@ class TrialRunner:
         try:
             trainable = self._load_trainable()
             parameters = inspect.signature(trainable).parameters
-            offered: dict[str, Any] = {
-                "checkpoint": checkpoint,
-                "evaluation_threads": self._evaluation_threads,
-                "trial_id": report.writer.row["trial_id"],
-                "stop_request": self.request,
-                "metric": self.context.metric,
-            }
+            offered: dict[str, Any] = {"checkpoint": checkpoint, "evaluation_threads": self._evaluation_threads}
+            if isinstance(trainable, Command):
+                trial_id = report.writer.row["trial_id"]
+                offered |= {"trial_id": trial_id, "stop_request": self.request, "metric": self.context.metric}
             if "images" in parameters and config.get("data") in self.images:
                 offered["images"] = self._images(config)
             if self.context.placement is not None:
