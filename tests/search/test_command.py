@@ -148,7 +148,10 @@ class TestProcess:
         [
             ("print('first\\nlast  \\n', file=sys.stderr); sys.exit(3)", "the command ended with code 3: last"),
             ("sys.exit(1)", "the command ended with code 1: no error output"),
-            ("os.kill(os.getpid(), signal.SIGSEGV)", "the command ended with code -11 (SIGSEGV): no error output"),
+            (
+                "os.kill(os.getpid(), signal.SIGSEGV)",
+                "the command ended with code -11 (Segmentation fault): no error output",
+            ),
             ("raise ValueError('bad')", "the command ended with code 1: ValueError: bad"),
         ],
     )

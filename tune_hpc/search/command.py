@@ -213,7 +213,7 @@ class Command:
             finally:
                 _terminate(process)
         if code := process.returncode:
-            text = f"{code} ({signal.Signals(-code).name})" if code < 0 else code
+            text = f"{code} ({signal.strsignal(-code)})" if code < 0 else code
             raise TrialError(f"the command ended with code {text}: {last_error}")
         if not num_reports:
             lines = f"matches the pattern {self.pattern!r}" if self.pattern else "is a JSON object with a metric"
