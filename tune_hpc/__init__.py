@@ -3,6 +3,7 @@
 Public names, each imported on first use, so that ``import tune_hpc`` takes milliseconds:
 
     Experiment, Space, when                   experiments and search spaces
+    Command                                   a trainable that runs an unchanged program
     Published, Claim, Figure, Table           published numbers and the contents of the report
     run, run_all, resume, extend              run, resume and extend searches on Ray Tune
     compare                                   tune each value of the scientific parameters, and compare the winners
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # for type checkers and the reference pages
     from tune_hpc.export.optuna import to_optuna
     from tune_hpc.jobs.client import Client, InProcessClient, LocalClient
     from tune_hpc.report.report import write_report
+    from tune_hpc.search.command import Command
     from tune_hpc.search.experiment import Claim, Experiment, Figure, Published, Table
     from tune_hpc.search.importance import importance
     from tune_hpc.search.runner import extend, resume, run, run_all
@@ -44,6 +46,7 @@ if TYPE_CHECKING:  # for type checkers and the reference pages
 _MODULES = {
     "Claim": "tune_hpc.search.experiment",
     "Client": "tune_hpc.jobs.client",
+    "Command": "tune_hpc.search.command",
     "Experiment": "tune_hpc.search.experiment",
     "Figure": "tune_hpc.search.experiment",
     "InProcessClient": "tune_hpc.jobs.client",

@@ -13,7 +13,7 @@ import pytest
 from tune_hpc import __version__, cli
 from tune_hpc.analysis.frames import trials_frame, write_frames
 from tune_hpc.cli.main import _parser
-from tune_hpc.cli.options import find_experiments
+from tune_hpc.cli.selection import find_experiments
 from tune_hpc.search.progress import SearchProgress, TrialCounts
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import summarise
@@ -199,6 +199,21 @@ LINE, WINNER = "exercise1_1stpart", "exercise3.winner"
          "metric score needs a mode, min or max; mine is ranked by the min of loss"),
         (["mine:lost"], "no module 'no_such_module', neither installed nor in "),
         (["broken:train", "--set", "x=1"], "broken cannot be imported: "),
+        ([], "a run has an experiment or a command; got neither: name an experiment (tune-hpc list), package."),
+        ([LINE, "--command", "x {a}"], "a run has an experiment or a command; got exercise1_1stpart and a command: "),
+        ([LINE, "--pattern", "x"], "--pattern is for the output of a command; add --command"),
+        (["--command", "x {a}"], "a command has no space: give its parameters with --set KEY=VALUE"),
+        (["--command", "x {a} {b}", "--set", "a=1"], "the command has no parameter 'b'; the space has a, seed; write "),
+        (["--command", "x {a", "--set", "a=1"], "the command 'x {a' is malformed: expected '}' before end of string; "),
+        (["--command", "x '{a}", "--set", "a=1"], "is malformed: no closing quotation; write {{ and }} for braces"),
+        (["--command", " ", "--set", "a=1"], "the command is empty; give a program and its arguments"),
+        (["--command", "x {a:.3f}", "--set", "a=1"], "has a format for 'a'; write {a}, or {{ for a brace"),
+        (["--command", "x {a}", "--set", "a=1", "--pattern", "(?P<x"], "the pattern '(?P<x' is malformed: missing >, "),
+        (["--command", "x {a}", "--set", "a=1", "--pattern", r"(?P<step>\d+)"], "has no group for a metric; name one"),
+        (["--command", "x {a}", "--set", "b=1,2", "--set", "a[b=1]=3"],
+         "the command has {a}, which does not exist in every configuration; read it from the environment variable"),
+        (["--command", "x {a}", "--set", "a=1", "--set", "steps=9", "--scheduler", "asha"],
+         "asha needs a trainable that saves its state, and a command saves none; use asha_stopping, hyperband, median"),
     ],
 )  # fmt: skip
 def test_invalid_run_is_rejected(reject, arguments, message):
@@ -309,7 +324,7 @@ def test_other_commands_reject_invalid_input(reject, finished, arguments, messag
 @pytest.mark.parametrize(
     "arguments",
     [
-        [], ["dance"], ["run"], ["show"], ["run", LINE, "--fast"], ["run", LINE, "--seeds", "many"],
+        ["dance"], ["show"], ["run", LINE, "--fast"], ["run", LINE, "--seeds", "many"],
         ["run", LINE, "--mode", "best"], ["run", LINE, "--qui"], ["show", "run", "-n", "x"],
     ],
 )  # fmt: skip
@@ -317,12 +332,37 @@ def test_unknown_or_malformed_flags_exit_with_code_2(capsys, arguments):
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)
     assert end.value.code == cli.USAGE
-    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"tune-hpc[ \w]*: error: .*; see tune-hpc[ \w]* --help\n", capsys.readouterr().err)
+
+
+def test_help_is_shown_without_a_command(capsys):
+    assert cli.main([]) == cli.USAGE
+    assert capsys.readouterr().out.startswith("usage: tune-hpc")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("5min", 300), ("5m", 300), ("2h", 7200), ("1h30m", 5400), ("1.5h", 5400), ("1 d", 86400),
+     ("1h 30min", 5400), (".5h", 1800), ("1e3", 1000)],
+)  # fmt: skip
+def test_time_has_units(text, seconds):
+    for command in (["run", "x"], ["submit", "x"], ["resume", "x"], ["slurm", "x", "--time=9"]):
+        assert _parser().parse_args([*command, "--time-budget", text]).time_budget_s == seconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "5x", "1h30", "soon", "1:30", "1,5h"])
+def test_other_time_is_rejected_in_one_line(capsys, text):
+    with pytest.raises(SystemExit):
+        _parser().parse_args(["run", "x", f"--time-budget={text}"])
+    assert capsys.readouterr().err == (
+        "tune-hpc run: error: argument --time-budget: a time is a number of seconds, or like 90s, 5min, 1h30m, 1.5h; "
+        f"got {text!r}; see tune-hpc run --help\n"
+    )
 
 
 def experiments_of(*arguments):
     flags = _parser().parse_args(["run", *arguments])
-    return find_experiments(flags.names, flags)
+    return find_experiments(flags)
 
 
 def test_flags_change_the_experiments():
@@ -423,7 +463,7 @@ def test_log_lines_appear_above_the_progress_bar(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
 
-    def search(names, flags):
+    def search(flags):
         with SearchProgress([TrialCounts(3)], {}):
             logging.getLogger("tune_hpc.search").info("stopping")
         return []

@@ -41,6 +41,7 @@ def post(service, body, **headers):
         (LINE | {"num_samples": 1.5}, "invalid-request", "body.num_samples: Input should be a valid integer"),
         (LINE | {"num_samples": 10_001, "searcher": "random"}, "invalid-request", "less than or equal to 10000"),
         (LINE | {"trainable": "os:system"}, "invalid-request", "body.trainable: Extra inputs are not permitted"),
+        (LINE | {"command": "true"}, "invalid-request", "body.command: Extra inputs are not permitted"),
         (LINE | {"data_dir": "/etc"}, "invalid-request", "body.data_dir: Extra inputs are not permitted"),
         (LINE | {"set": {"learning_rate": {"uniform": [2, 1]}}}, "invalid-experiment", "must be below the upper one"),
         (LINE | {"set": {"learning_rate": {"eval": ["1"]}}}, "invalid-experiment", "learning_rate: "),

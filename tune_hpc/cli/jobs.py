@@ -12,11 +12,12 @@ from tune_hpc.cli.options import (
     RUN_OPTIONS,
     AddCommand,
     add_experiment_flags,
+    add_names,
     add_options,
     add_run_flags,
-    find_experiments,
     run_options,
 )
+from tune_hpc.cli.selection import find_experiments, run_name
 from tune_hpc.errors import FolderError, InvalidExperimentError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _SCRIPT_FLAGS = ("output_dir", "resume")
 def add_job_commands(add: AddCommand) -> None:
     """Add the commands on jobs."""
     submit = add("submit", _submit, "run experiments as a job, on a Ray cluster or in the background on this machine")
-    submit.add_argument("names", nargs="+", metavar="NAME", help="as for run")
+    add_names(submit)
     add_experiment_flags(submit)
     add_options(
         submit,
@@ -91,7 +92,8 @@ def _submit(flags: argparse.Namespace) -> int:
     from tune_hpc.jobs.client import client_at, remember
     from tune_hpc.storage.experiment_folder import ExperimentFolder
 
-    experiments, options = find_experiments(flags.names, flags), run_options(flags)
+    experiments = find_experiments(flags)
+    options = run_options(flags)
     client = client_at(options.pop("address"), storage_of(flags), shared_storage=flags.shared_storage)
     if flags.warm_start:
         options["warm_start"] = [ExperimentFolder(folder).absolute().uri for folder in flags.warm_start]
@@ -228,7 +230,7 @@ def add_slurm_command(add: AddCommand) -> None:
     """Add ``tune-hpc slurm``, which writes the batch script of a run and rejects invalid input before the job waits."""
     parser = add("slurm", _slurm, "write a Slurm batch script that runs experiments and requeues itself")
     parser.epilog = _SLURM_EXAMPLES
-    parser.add_argument("names", nargs="+", metavar="NAME", help="as for run; the flags of run are valid, too")
+    add_names(parser)
     slurm = parser.add_argument_group("Slurm")
     slurm.add_argument("--time", required=True, metavar="TIME", help="time limit: minutes, HH:MM:SS or D-HH:MM:SS")
     slurm.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes (default: 1)")
@@ -278,11 +280,12 @@ def _slurm(flags: argparse.Namespace) -> int:
         raise InvalidExperimentError(
             "--overwrite would remove the results at each requeue; leave it out, or name a new --output-dir"
         )
-    name = "-".join(flags.names).replace(":", ".")
+    experiments = find_experiments(flags)
+    name = run_name(flags) or experiments[0].name
     values = {one.name: getattr(flags, one.name) for one in fields(Allocation)}
     values |= {key: tuple(values[key]) for key in ("options", "setup")}
     allocation = Allocation(**values | {"job_name": flags.job_name or name[:64]})
-    experiments, output_dir = find_experiments(flags.names, flags), flags.output_dir or str(new_folder(name[:100]))
+    output_dir = flags.output_dir or str(new_folder(name[:100]))
     warm_start = {"warm_start": flags.warm_start} if flags.warm_start else {}
     folders = folders_in(Storage(output_dir).root, experiments)
     launch(experiments, folders, check_only=True, resume_started=True, **run_options(flags), **warm_start)

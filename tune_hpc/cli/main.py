@@ -16,12 +16,13 @@ from tune_hpc import __version__
 from tune_hpc.cli import jobs
 from tune_hpc.cli.options import (
     add_local_flags,
+    add_names,
     add_restart_flags,
     add_run_flags,
     add_scale_flags,
-    find_experiments,
     run_options,
 )
+from tune_hpc.cli.selection import find_experiments, run_name
 from tune_hpc.cli.serve import add_serve_command
 from tune_hpc.errors import InvalidExperimentError, TuneHpcError, UnknownNameError
 
@@ -38,6 +39,8 @@ examples:
   tune-hpc run exercise2.softmax --set 'learning_rate=loguniform(1e-4, 1)' --searcher tpe --num-samples 100
   tune-hpc run my_search:experiment                      your own experiment, from my_search.py
   tune-hpc run my_search:train --set x=1,2,3 --metric loss --mode min
+  tune-hpc run --command 'python train.py --lr {learning_rate}' --set learning_rate=0.1,0.01 --metric val_loss
+  tune-hpc run search.yaml                               a search as data: docs/searching.md
   tune-hpc resume runs/exercise3                         continue after an interrupt
   tune-hpc extend runs/exercise2.softmax --num-samples 50
   tune-hpc show runs/exercise2.softmax                   the best trials
@@ -66,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.addHandler(to_terminal)
     log.setLevel(logging.INFO)
     try:
-        return int(flags.command(flags))
+        return int(flags.run_command(flags))
     except TuneHpcError as error:
         print(f"tune-hpc: {' '.join(str(error).split())}", file=sys.stderr)
         return USAGE
@@ -89,6 +92,13 @@ class _TerminalHandler(logging.StreamHandler):
         super().emit(record)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Parser whose errors are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
 def run_and_exit(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its code."""
     # Imports allocate a million objects that stay; collections at the default threshold take 0.4 s of them.
@@ -101,23 +111,24 @@ def run_and_exit(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tune-hpc", description="Hyperparameter search on Ray.", epilog=_EXAMPLES, formatter_class=raw,
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"tune-hpc {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(run_command=lambda flags: print(parser.format_help(), end="") or USAGE)
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, formatter_class=raw, allow_abbrev=False)
-        sub.set_defaults(command=command)
+        sub.set_defaults(run_command=command)
         return sub
 
     run = add("run", _run, "run experiments and write their results")
     run.epilog = _EXAMPLES
     add_run_flags(run)
     add_local_flags(run)
-    run.add_argument("names", nargs="+", metavar="NAME", help="an exercise, a stage, all, or package.module:attribute")
+    add_names(run)
 
     scale = add("scale", _scale, "measure training time on several workers, and where the time is spent")
     add_scale_flags(scale)
@@ -177,11 +188,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(flags: argparse.Namespace) -> int:
-    experiments = find_experiments(flags.names, flags)
-    first, *others = flags.names
-    # A folder name has at most 255 characters.
-    name = "-".join(flags.names) if len(others) < 4 else f"{first}-and-{len(others)}-others"
-    return run_experiments(experiments, name.replace(":", "."), flags)
+    experiments = find_experiments(flags)
+    return run_experiments(experiments, run_name(flags) or experiments[0].name, flags)
 
 
 def _scale(flags: argparse.Namespace) -> int:

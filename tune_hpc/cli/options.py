@@ -1,24 +1,19 @@
-"""Flags of a run, derived from the options of a search, and the experiments that flags select.
-
-Heavy modules are imported inside functions, as in main.py.
-"""
+"""Flags of a run, derived from the options of a search."""
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from tune_hpc.errors import InvalidExperimentError
-from tune_hpc.search.options import ExperimentOverrides, Option, RunOptions, options_of
-
-if TYPE_CHECKING:
-    from tune_hpc.search.experiment import Experiment
+from tune_hpc.search.options import DURATIONS, ExperimentOverrides, Option, RunOptions, options_of
 
 #: Function that adds a command and returns its parser, from name, function and help.
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 RUN_OPTIONS = {option.name: option for option in options_of(RunOptions) if option.flag}
-_OVERRIDES = {option.name: option for option in options_of(ExperimentOverrides)}
+OVERRIDES = {option.name: option for option in options_of(ExperimentOverrides)}
 _FORCE = next(option.help for option in options_of(RunOptions) if option.name == "force")
-_SECONDS = {"s": 1, "m": 60, "h": 3600}
+_SECONDS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
+_DURATION_PART = r"(\d+(?:\.\d*)?|\.\d+) *(d|h|min|m|s) *"
 
 
 def add_options(parser: argparse.ArgumentParser, options: Iterable[Option], **help_texts: str) -> None:
@@ -26,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser, options: Iterable[Option], **he
     groups: dict[str, argparse._ArgumentGroup] = {}
     for option in options:
         group = groups.get(option.group) or groups.setdefault(option.group, parser.add_argument_group(option.group))
-        text = help_texts.get(option.name, option.help) + (", or 90s, 30m, 12h" if option.is_duration else "")
+        text = help_texts.get(option.name, option.help) + (f"; {DURATIONS}" if option.is_duration else "")
         arguments: dict[str, Any] = {"dest": option.name, "help": text}
         if option.hint is bool:
             group.add_argument(option.flag, action="store_true", **arguments)
@@ -37,13 +32,31 @@ def add_options(parser: argparse.ArgumentParser, options: Iterable[Option], **he
         elif option.choices:
             arguments |= {} if option.is_open else {"choices": option.choices}
         elif option.number is not None:
-            arguments["type"] = _seconds if option.is_duration else option.number
-        group.add_argument(option.flag, default=_OVERRIDES.get(option.name, Option("")).default, **arguments)
+            arguments["type"] = parse_duration if option.is_duration else option.number
+        group.add_argument(option.flag, **arguments)
 
 
-def _seconds(text: str) -> float:
-    """Return a duration in seconds: 90, 90s, 30m or 12h."""
-    return float(text[:-1]) * _SECONDS[text[-1]] if text[-1:] in _SECONDS else float(text)
+def parse_duration(text: str) -> float:
+    """Return a duration in seconds: of ``90``, ``90s``, ``5min``, ``1h30m`` or ``1.5h``.
+
+    Raises:
+        ArgumentTypeError: The text has another form.
+    """
+    text = text.strip()
+    if re.fullmatch(f"(?:{_DURATION_PART})+", text):
+        return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(_DURATION_PART, text))
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a time is a number of seconds, or like {DURATIONS}; got {text!r}") from None
+
+
+def add_names(parser: argparse.ArgumentParser) -> None:
+    """Add the names of experiments."""
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME",
+        help="an exercise, a stage, all, package.module:attribute, or a search file (.yaml, .json)",
+    )  # fmt: skip
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -57,11 +70,21 @@ def add_experiment_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that change experiments."""
     space = parser.add_argument_group("search space")
     space.add_argument(
+        "--command", metavar="COMMAND",
+        help="run a program instead of an experiment: 'python train.py --lr {learning_rate}'; its parameters are set "
+        "with --set, and lines of its output that are JSON objects have the metrics",
+    )  # fmt: skip
+    space.add_argument(
+        "--pattern", metavar="REGEX",
+        help="with --command: regular expression whose named groups are metrics in a line of the output: "
+        r"'epoch (?P<step>\d+).*val_loss=(?P<val_loss>\S+)'",
+    )  # fmt: skip
+    space.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
         help="a value, a list (a,b,c) or a range (uniform(0, 0.5), loguniform(1e-4, 1)); KEY[OTHER=a,b] sets KEY only "
         "where OTHER is a or b; repeatable",
     )  # fmt: skip
-    add_options(parser, _OVERRIDES.values())
+    add_options(parser, OVERRIDES.values())
     space.add_argument(
         "--from", action="append", default=[], metavar="FOLDER", dest="warm_start",
         help="warm-start tpe or gp with the trials of another search; repeatable",
@@ -134,37 +157,3 @@ def add_scale_flags(parser: argparse.ArgumentParser) -> None:
 def run_options(flags: argparse.Namespace) -> dict[str, Any]:
     """Return the options of ``RunOptions`` that have a flag; None for each that is not set."""
     return {name: getattr(flags, name) for name in RUN_OPTIONS}
-
-
-def find_experiments(names: Iterable[str], flags: argparse.Namespace) -> list["Experiment"]:
-    """Return the experiments of some names, with the changes of the flags.
-
-    Raises:
-        UnknownNameError: There is no experiment of a name.
-        InvalidSpaceError: A parameter does not allow a value.
-        InvalidExperimentError: Flags contradict each other.
-    """
-    from tune_hpc.search.space.parsing import parse_settings
-
-    values = parse_settings(flags.settings)
-    overrides = ExperimentOverrides(**{name: getattr(flags, name) for name in _OVERRIDES})
-    return [overrides.apply(experiment, values) for name in names for experiment in _experiments(name, values)]
-
-
-def _experiments(name: str, values: Mapping[str, Any]) -> list["Experiment"]:
-    from tune_hpc.search.experiment import Experiment
-    from tune_hpc.search.experiment_registry import as_experiments, experiments_named, registered_experiments
-    from tune_hpc.search.object_reference import load_reference
-    from tune_hpc.search.space.space import Space
-
-    if ":" not in name:
-        return registered_experiments() if name == "all" else experiments_named(name)
-    target = load_reference(name)
-    if not callable(target):
-        return as_experiments(target, name)
-    if not values:
-        raise InvalidExperimentError(
-            f"{name} is a function: give its parameters with --set KEY=VALUE, or name an Experiment"
-        )
-    # A function defines the meaning of its keys, so the rules of the built-in keys do not apply.
-    return [Experiment(name.replace(":", "."), Space(values, keys={}), name, metric="loss", mode="min", seeds=())]

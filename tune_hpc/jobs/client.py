@@ -18,6 +18,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +34,9 @@ from tune_hpc.jobs.job import KEYS, Job, as_json, reused_key_error
 from tune_hpc.jobs.job_folder import JobFolder, is_id, make_id, timestamp
 from tune_hpc.jobs.launch import launch
 from tune_hpc.jobs.launchers import InProcessLauncher, Launcher, LocalLauncher, RayJobsLauncher, as_url
+from tune_hpc.search.command import Command
 from tune_hpc.search.experiment import TRAIN, Experiment
-from tune_hpc.search.object_reference import load_reference
+from tune_hpc.search.object_reference import load_reference, reference_to
 from tune_hpc.storage.filesystem import Storage
 
 #: Limit in bytes on the code of a job; more is probably the wrong folder.
@@ -185,6 +187,8 @@ class JobClient:
     ) -> Job:
         self.storage.check_private(shared=self.shared_storage)
         job = JobFolder(self.storage.root / job_id)
+        if code:
+            experiments = [_in_folder(experiment, job) for experiment in experiments]
         request = {
             "id": job.id,
             "submitted": timestamp(),
@@ -260,11 +264,20 @@ class InProcessClient(JobClient):
         super().__init__(storage, InProcessLauncher())
 
 
+def _in_folder(experiment: Experiment, job: JobFolder) -> Experiment:
+    """Return an experiment whose command, if it has one, runs in the code of a job."""
+    if not isinstance(experiment.trainable, Command):
+        return experiment
+    if job.storage.is_remote:
+        raise FolderError(f"{job.uri}: a command cannot run in code on S3; leave code out, or use a shared folder")
+    return experiment.replace(trainable=replace(experiment.trainable, folder=str(job.code)))
+
+
 def _copy_code(job: JobFolder, experiments: Sequence[Experiment], code: str | Path | None) -> None:
     """Copy the Python files of ``code``, or the modules of users' trainables, into the job folder."""
-    references = [experiment.to_json()["trainable"] for experiment in experiments if experiment.trainable != TRAIN]
+    references = [reference_to(one.trainable) for one in experiments if not isinstance(one.trainable, Command)]
     files = _python_files(Path(code)) if code else {}
-    for reference in references if not code else ():
+    for reference in set(references) - {TRAIN} if not code else ():
         files |= _module_files(reference)
     if (size := sum(file.stat().st_size for file in files)) > MAX_CODE_BYTES:
         raise FolderError(

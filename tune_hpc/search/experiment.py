@@ -15,6 +15,7 @@ from typing import Any
 from tune_hpc.analysis.frames import IDENTITY, MEASURES, METRICS
 from tune_hpc.errors import FolderError, InvalidConfigError, InvalidExperimentError, InvalidSpaceError
 from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, check_key, owned_keys
+from tune_hpc.search.command import Command
 from tune_hpc.search.object_reference import reference_to
 from tune_hpc.search.options import ADAPTIVE, DESIGNS, SCHEDULERS, SEARCHERS
 from tune_hpc.search.report_spec import Claim, Figure, Published, Table
@@ -62,7 +63,7 @@ class Experiment:
     Attributes:
         name: Letters, digits, underscores, hyphens and dots; a dot separates an exercise from its stage.
         space: The search space.
-        trainable: A function ``(config, report)``, or its reference ``package.module:function``.
+        trainable: A function ``(config, report)``, its reference ``package.module:function``, or a ``Command``.
         metric: Column of the trials frame that ranks trials.
         mode: ``min`` or ``max``.
         metrics: Whether a small or a large value of another metric is better: ``{"latency_ms": "min"}``.
@@ -190,7 +191,10 @@ class Experiment:
                 f"an experiment has at most {MAX_TRIALS} trials; {self.name} has {self.num_trials}: narrow its space, "
                 "or use fewer with num_samples"
             )
-        reference_to(self.trainable)
+        if isinstance(self.trainable, Command):
+            self.trainable.check(self.space, self.seeds)
+        else:
+            reference_to(self.trainable)
         if taken := [name for name in self.space if name in {*IDENTITY, *MEASURES}]:
             raise InvalidSpaceError(
                 f"{taken[0]} is a column of every trial; rename the parameter (reserved: "
@@ -368,13 +372,13 @@ class Experiment:
 
     def to_json(self) -> dict[str, Any]:
         """Return the contents of experiment.json that describe the experiment."""
-        plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        plain, trainable = {entry.name: getattr(self, entry.name) for entry in fields(self)}, self.trainable
         for name in _RECORDS:
             plain[name] = [asdict(record) for record in plain[name]]
         return plain | {
             "seeds": list(self.seeds),
             "space": self.space.to_json(),
-            "trainable": reference_to(self.trainable),
+            **(trainable.to_json() if isinstance(trainable, Command) else {"trainable": reference_to(trainable)}),
             "quick_values": (self.space.without(*self.space) | self.quick_values).to_json(),
             "num_trials": self.num_trials,
         }
@@ -402,6 +406,8 @@ def experiment_from_json(plain: Mapping[str, Any], trainable: str | Callable[...
                 record(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
                 for entry in values[name]
             )
+        if isinstance(values["trainable"], Mapping):
+            values["trainable"] = Command(**values["trainable"], folder=plain["command_folder"])
     except (KeyError, TypeError) as error:
         raise FolderError(f"experiment.json has a missing or unknown field: {error}; restore it from a copy") from error
     values |= {

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, get_args, get_origin, get_type_hints
 
-from tune_hpc.errors import InvalidExperimentError
+from tune_hpc.errors import InvalidExperimentError, InvalidSpaceError
 
 if TYPE_CHECKING:
     from tune_hpc.search.experiment import Experiment
@@ -24,6 +24,8 @@ PAUSING, STOPPING = ("asha", "pbt"), ("asha_stopping", "hyperband", "median")
 SCHEDULERS = ("none", *PAUSING, *STOPPING)
 #: Largest number of configurations of a search that a request to the service starts.
 MAX_REQUEST_SAMPLES = 10_000
+#: Examples of times with a unit, on the command line and in search files.
+DURATIONS = "90s, 5min, 1h30m, 1.5h"
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,14 @@ class ExperimentOverrides(OptionSet):
         "whether a small or a large value of the metric is better; necessary with another metric",
         "experiment", "Mode", choices=("min", "max"),
     ))
+    judge: str | None = field(default=None, metadata=metadata(
+        "value of the metric that counts: last, best or mean_of_last_K; default: that of the experiment",
+        "experiment", "Judge", metavar="RULE",
+    ))
+    budget: str | None = field(default=None, metadata=metadata(
+        "parameter with the number of steps of a trial, or this number, for a scheduler; default: that of the "
+        "experiment, or steps", "experiment", "Budget", metavar="NAME",
+    ))
 # fmt: on
 
     def apply(self, experiment: "Experiment", values: Mapping[str, Any] | None = None) -> "Experiment":
@@ -227,8 +237,10 @@ class ExperimentOverrides(OptionSet):
                 f"{experiment.mode} of {experiment.metric}"
             )
         base = experiment.quick_version() if self.quick else experiment
-        names = ("search_seed", "scheduler", "metric", "mode")
+        names = ("search_seed", "scheduler", "metric", "mode", "judge", "budget")
         changes = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if self.budget is not None and self.budget.isdecimal():
+            changes["budget"] = int(self.budget)
         if self.searcher is not None or self.num_samples is not None:
             searcher = self.searcher or ("random" if base.searcher == "grid" else base.searcher)
             num_samples = self.num_samples or (None if searcher == "grid" else base.num_samples)
@@ -237,6 +249,42 @@ class ExperimentOverrides(OptionSet):
             changes["seeds"] = tuple(range(self.seeds))
         return base.replace(**base.changed_by(values or {}), **changes)
 
+    def apply_json(
+        self,
+        experiment: "Experiment",
+        space: Mapping[str, Any] | None,
+        changes: Mapping[str, Any],
+        values: Mapping[str, Any] | None = None,
+    ) -> "Experiment":
+        """Return an experiment with these changes, and with parameters in the form of ``Space.to_json``.
+
+        Args:
+            experiment: The experiment to change.
+            space: The whole space; ``None``: that of the experiment.
+            changes: Parameters of the space to change or add.
+            values: Further parameters to change or add, as for ``apply``.
+
+        Raises:
+            InvalidSpaceError: A parameter does not allow a value, or a change has a role.
+            InvalidExperimentError: The changes contradict each other.
+        """
+        from tune_hpc.search.space.space import Space
+
+        keys = experiment.space.value_keys
+        if self.quick:
+            experiment = experiment.quick_version()
+        if space is not None:
+            experiment = experiment.replace(space=Space.from_json(space, keys=keys))
+        if roles := [name for name, value in changes.items() if isinstance(value, dict) and "role" in value]:
+            raise InvalidSpaceError(
+                f"{roles[0]}: set takes no role; give the whole space in parameters to change roles"
+            )
+        if changes:
+            # Conditions may refer to other parameters of the space.
+            changed = Space.from_json({**experiment.space.to_json(), **changes}, keys=keys)
+            values = {name: changed[name] for name in changes} | dict(values or {})
+        return replace(self, quick=False).apply(experiment, values)
+
 
 def markdown_table(*option_sets: type[OptionSet]) -> str:
     """Return the table of options in Markdown."""
@@ -244,19 +292,20 @@ def markdown_table(*option_sets: type[OptionSet]) -> str:
     for option in (option for option_set in option_sets for option in options_of(option_set)):
         name = f"`{option.name}`" if option.label or not option.flag else f"`{option.name}` (not in requests)"
         flag = f"`{option.flag}`" if option.flag else "–"
-        rows.append(f"| {flag} | {name} | {_describe_value(option)} | {option.help} |")
+        rows.append(f"| {flag} | {name} | {describe_value(option)} | {option.help} |")
     return "\n".join(rows) + "\n"
 
 
-def _describe_value(option: Option) -> str:
+def describe_value(option: Option) -> str:
+    """Return the values that an option accepts, in words."""
     if option.is_repeatable:
         return "words"
     if option.number is None:
-        return ", ".join(option.choices) or ("yes or no" if option.hint is bool else "text")
+        return ", ".join(option.choices) or ("true or false" if option.hint is bool else "text")
     kind = "whole number" if option.number is int else "number"
     bounds = [f"at least {option.minimum:g}"] if option.minimum is not None else []
     bounds += [f"above {option.above:g}"] if option.above is not None else []
-    unit = " of seconds, or 90s, 30m, 12h" if option.is_duration and option.flag else ""
+    unit = f" of seconds, or {DURATIONS}" if option.is_duration and option.flag else ""
     return ", ".join([*option.choices, f"{kind}{unit}", *bounds])
 
 

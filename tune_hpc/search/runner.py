@@ -19,11 +19,12 @@ import ray
 from tune_hpc.analysis.results import Results, load, load_all, load_folder
 from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError
 from tune_hpc.search.cluster import check_gpus
+from tune_hpc.search.command import Command
 from tune_hpc.search.experiment import TRAIN, Experiment, experiment_from_json, runner_name
 from tune_hpc.search.fused_trials import check_fuse
 from tune_hpc.search.local_runner import LocalRunner
 from tune_hpc.search.object_reference import check_tools, load_reference
-from tune_hpc.search.options import ADAPTIVE, PAUSING, RunOptions
+from tune_hpc.search.options import ADAPTIVE, PAUSING, STOPPING, RunOptions
 from tune_hpc.search.schedulers.asha import AsyncSuccessiveHalving
 from tune_hpc.search.schedulers.pbt import PopulationBasedTraining
 from tune_hpc.search.schedulers.ray_schedulers import monitored_metric
@@ -244,8 +245,15 @@ def _resumed_search(
 def _plan(search: Search, warm_start: Sequence[Results] = ()) -> None:
     """Set the searcher of a search, or its trials if they are known beforehand."""
     experiment, folder, before = search.experiment, search.folder, search.before
+    trainable = search.trainable
+    if isinstance(trainable, Command):
+        trainable.check_folder()
     if experiment.scheduler in PAUSING:
-        trainable = search.trainable
+        if isinstance(trainable, Command):
+            raise InvalidExperimentError(
+                f"{experiment.scheduler} needs a trainable that saves its state, and a command saves none; use "
+                f"{', '.join(STOPPING)}"
+            )
         if not isinstance(trainable, str) and "checkpoint" not in inspect.signature(trainable).parameters:
             remedy = "add it, or use asha_stopping" if experiment.scheduler == "asha" else "add it"
             raise InvalidExperimentError(

@@ -24,7 +24,8 @@ from typing import Any
 
 import pandas as pd
 
-from tune_hpc.errors import FolderError
+from tune_hpc.errors import FolderError, TrialError
+from tune_hpc.search.command import Command
 from tune_hpc.search.object_reference import load_entry_point, load_reference
 from tune_hpc.search.reporter import (
     Diverged,
@@ -262,6 +263,9 @@ class TrialRunner:
             trainable = self._load_trainable()
             parameters = inspect.signature(trainable).parameters
             offered: dict[str, Any] = {"checkpoint": checkpoint, "evaluation_threads": self._evaluation_threads}
+            if isinstance(trainable, Command):
+                trial_id = report.writer.row["trial_id"]
+                offered |= {"trial_id": trial_id, "stop_request": self.request, "metric": self.context.metric}
             if "images" in parameters and config.get("data") in self.images:
                 offered["images"] = self._images(config)
             if self.context.placement is not None:
@@ -281,6 +285,12 @@ class TrialRunner:
             outcome |= {"status": "diverged", "stop_reason": str(divergence)}
         except BdbQuit:
             raise KeyboardInterrupt from None  # The user left the debugger.
+        except TrialError as error:
+            # The cause is in other processes: a traceback of this one would not show it.
+            if self._fail_fast:
+                raise
+            print(error, file=sys.stderr)
+            outcome |= {"status": "failed", "stop_reason": "exception", "error": str(error)}
         except (Exception, SystemExit) as error:
             # A trainable may raise anything, or call sys.exit.
             if self._fail_fast:

@@ -4,7 +4,7 @@ Values in the form have the syntax of the command line: ``0.1``, ``0.1,0.01``, `
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -12,7 +12,6 @@ from tune_hpc.errors import InvalidExperimentError, InvalidSpaceError, RequestEr
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.options import MAX_REQUEST_SAMPLES, ExperimentOverrides, RunOptions, options_of
 from tune_hpc.search.space.parsing import parse_parameter
-from tune_hpc.search.space.space import Space
 from tune_hpc.service.schemas import SearchRequest, SpaceDetail, read_fields
 
 #: Maximum number of words of a choice that has checkboxes.
@@ -50,22 +49,9 @@ class Registry:
     def build_experiment(self, request: SearchRequest) -> Experiment:
         """Return the experiment of a request, or raise the error of a field."""
         experiment = self[request.space]
-        keys = experiment.space.value_keys
-        if request.quick:
-            experiment = experiment.quick_version()
-        if request.parameters is not None:
-            _check_size(request.parameters)
-            experiment = experiment.replace(space=Space.from_json(request.parameters, keys=keys))
-        if roles := [name for name, value in request.set.items() if isinstance(value, dict) and "role" in value]:
-            raise InvalidSpaceError(
-                f"{roles[0]}: set takes no role; give the whole space in parameters to change roles"
-            )
-        _check_size(request.set)
-        # Conditions may refer to other parameters of the space.
-        plain = {**experiment.space.to_json(), **request.set}
-        space = Space.from_json(plain, keys=keys) if request.set else {}
-        values = {name: space[name] for name in request.set}
-        built = replace(request.overrides(), quick=False).apply(experiment, values)
+        for plain in (request.parameters, request.set):
+            _check_size(plain or {})
+        built = request.overrides().apply_json(experiment, request.parameters, request.set)
         num_configurations = built.num_trials / max(1, len(built.seeds))
         if num_configurations > MAX_REQUEST_SAMPLES:
             raise RequestError(
