@@ -11,6 +11,8 @@ import numpy as np
 if TYPE_CHECKING:
     import ray
 
+    from tune_hpc.search.user_code import PortableTrainable
+
 
 @dataclass(frozen=True, slots=True)
 class TrialSpec:
@@ -123,7 +125,7 @@ class TrialContext:
     Attributes:
         experiment: Name of the experiment.
         folder: URI of the experiment folder.
-        trainable: The function, or its reference.
+        trainable: The function, its reference, or its form for other processes.
         metric: Column that ranks trials.
         attempt: Number of the attempt of the search.
         checkpoint_interval_s: Seconds between two checkpoints.
@@ -134,7 +136,7 @@ class TrialContext:
 
     experiment: str
     folder: str
-    trainable: str | Callable[..., Any]
+    trainable: "str | Callable[..., Any] | PortableTrainable"
     metric: str
     attempt: int
     checkpoint_interval_s: float
