@@ -1,16 +1,19 @@
 """Copy of a user's code in a job: the packages of its trainables, and what they import."""
 
 import ast
+import json
 import logging
 import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tune_hpc.errors import FolderError, InvalidExperimentError, UnknownNameError
 from tune_hpc.jobs.job_folder import JobFolder
 from tune_hpc.search.experiment import TRAIN, Experiment
 from tune_hpc.search.object_reference import load_reference
+from tune_hpc.search.provenance import REPOSITORY_FILE, repository_state
 from tune_hpc.search.user_code import is_installed, package_paths
 
 #: Limit in bytes on the code of a job; more is probably the wrong folder.
@@ -53,8 +56,17 @@ def copy_code(job: JobFolder, experiments: Sequence[Experiment], code: str | Pat
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, target)
             job.storage.upload(target)
+        if states := _repository_states(packages, code):
+            job.storage.write_atomic(job.code / REPOSITORY_FILE, json.dumps(states))
     except OSError as error:
         raise FolderError(f"the code of {job.id} cannot be copied: {error}; name its folder with code") from error
+
+
+def _repository_states(packages: Iterable[str], code: str | Path | None) -> dict[str, Any]:
+    """Return the state of the repository of each package that is in one."""
+    paths = {package: code or package_paths(package)[0] for package in packages}
+    states = {package: repository_state(Path(path).absolute()) for package, path in paths.items()}
+    return {package: state for package, state in states.items() if state}
 
 
 def _size(files: Iterable[Path]) -> int:
