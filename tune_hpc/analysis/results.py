@@ -114,7 +114,7 @@ class Results:
     def first_error(self) -> str:
         """The first failed trial and its error; empty if no trial failed."""
         for trial in self.trials[self.trials["status"] == "failed"].to_dict("records"):
-            return f"{trial['trial_id']}: {trial.get('error', 'unknown')}"
+            return f"{trial['trial_id']}: {trial.get('error') or 'unknown'}"
         return ""
 
     @property

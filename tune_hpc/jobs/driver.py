@@ -63,6 +63,8 @@ def drive(job: JobFolder, number: int, output: TextIO) -> dict[str, Any]:
         raise
     finally:
         logging.getLogger("tune_hpc").removeHandler(handler)
+        with suppress(ValueError):
+            sys.path.remove(str(job.code))
         heartbeat.finish(final)
     return final
 

@@ -43,9 +43,9 @@ class PortableTrainable:
         Raises:
             InvalidExperimentError: The function can neither be imported by name nor be pickled.
         """
-        module = sys.modules[function.__module__]
-        is_importable = _can_import(module.__name__) and vars(module).get(function.__qualname__) is function
-        pickled = b"" if is_importable and is_installed(module.__name__) else _pickle_by_value(function)
+        module = function.__module__
+        is_importable = _can_import(module) and vars(sys.modules[module]).get(function.__qualname__) is function
+        pickled = b"" if is_importable and is_installed(module) else _pickle_by_value(function)
         if not is_importable and not pickled:
             raise InvalidExperimentError(
                 f"the trainable {function.__qualname__} can neither be imported nor be pickled in other processes; "
@@ -71,16 +71,16 @@ class PortableTrainable:
 def _can_import(module: str) -> bool:
     """Return whether another process can import a module by its name."""
     try:
-        return module != "__main__" and importlib.util.find_spec(module) is not None
+        return module in sys.modules and module != "__main__" and importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
         return False
 
 
 def _pickle_by_value(function: Callable[..., Any]) -> bytes:
     """Return a function pickled with its module; empty if this is impossible."""
-    module = sys.modules[function.__module__]
-    is_ours = module.__name__.partition(".")[0] in ("__main__", *_OURS)
-    if not is_ours:
+    module = sys.modules.get(function.__module__)
+    is_registered = module is not None and module.__name__.partition(".")[0] not in ("__main__", *_OURS)
+    if is_registered:
         ray.cloudpickle.register_pickle_by_value(module)
     try:
         return bytes(ray.cloudpickle.dumps(function))
@@ -88,7 +88,7 @@ def _pickle_by_value(function: Callable[..., Any]) -> bytes:
         # Objects of users may raise anything.
         return b""
     finally:
-        if not is_ours:
+        if is_registered:
             ray.cloudpickle.unregister_pickle_by_value(module)
 
 
@@ -116,8 +116,10 @@ def package_paths(package: str) -> list[Path]:
 
 def code_folders() -> tuple[str, ...]:
     """Return the URIs of the folders on ``sys.path`` that do not belong to the installation of Python."""
-    folders = [Path(entry).absolute() for entry in sys.path]
-    return tuple(Storage(folder).uri for folder in folders if folder.is_dir() and not _is_in_installation(folder))
+    folders = dict.fromkeys(Path(entry).absolute() for entry in sys.path)
+    storages = [Storage(folder) for folder in folders if folder.is_dir() and not _is_in_installation(folder)]
+    # The working folder of a driver is its job; its working copy of a bucket has results that trials do not need.
+    return tuple(one.uri for one in storages if not (one.is_remote and one.root == Path.cwd()))
 
 
 @cache
