@@ -122,7 +122,9 @@ class Results:
         """The number of failed trials, the first error, and the folder of the logs; empty if no trial failed."""
         if not self.first_error:
             return ""
-        where = f"; logs: {ExperimentFolder(self.folder).uri}/logs" if self.folder else ""
+        folder = ExperimentFolder(self.folder) if self.folder else None
+        # A local run has no logs.
+        where = f"; logs: {folder.uri}/logs" if folder and folder.storage.list_names(folder.logs) else ""
         return f"{self.counts()['failed']} of {len(self.trials)} trials failed, {self.first_error}{where}"
 
     def top(self, n: int = 10, metric: str | None = None) -> pd.DataFrame:
