@@ -10,7 +10,7 @@ from ray import tune
 
 from tests.jobs.job_factories import job_in
 from tune_hpc import Experiment, LocalClient, Space
-from tune_hpc.errors import FolderError, InvalidExperimentError, UnknownNameError
+from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError, UnknownNameError
 from tune_hpc.jobs import job_code
 from tune_hpc.jobs.job_code import copy_code
 from tune_hpc.jobs.status import JobState
@@ -143,4 +143,6 @@ def test_job_of_a_package_finishes_and_one_whose_trials_all_fail_is_failed(folde
     assert status.reason.startswith("multi: 2 of 2 trials failed, t00000: ValueError: no ")
     assert status.reason.endswith(f"; logs: {failed.folder.experiment('multi').logs}")
     assert status.reason in "".join(failed.logs())
+    with pytest.raises(ConflictError, match="have ended, with errors; correct the code and submit it"):
+        failed.resume()
     assert json.loads((failed.folder.attempts / "1.run.json").read_text(encoding="utf-8"))["state"] == "failed"
