@@ -446,6 +446,15 @@ def test_exit_code_depends_on_the_outcome(run_pretended, status, code):
     assert run_pretended("--address", status)[0] == code
 
 
+def test_run_prints_the_first_error_and_the_folder_of_the_logs(folder, capsys):
+    (folder / "mine.py").write_text(MINE.replace("report(1,", "print('began'); 1 / (config['x'] - 2); report(1,"))
+    assert cli.main(["run", "mine:experiment", "--local", "--output-dir", "half", "--no-report"]) == cli.SUCCESS
+    error = "t00001: ZeroDivisionError: division by zero (in train, mine.py line 6)"
+    assert capsys.readouterr().out.endswith(f"\nmine: 1 of 2 trials failed, {error}\n")
+    assert cli.main(["run", "mine:train", "--set", "x=2", "--local", "--output-dir", "all", "--no-report"]) == 1
+    assert "mine.train: 1 of 1 trials failed, t00000: ZeroDivisionError" in capsys.readouterr().out
+
+
 def test_interrupt_is_reported_in_one_line(monkeypatch, capsys):
     def interrupt(*arguments):
         raise KeyboardInterrupt

@@ -7,12 +7,15 @@ import time
 from io import StringIO
 
 import pytest
+from ray import tune
 
 from tests.jobs.job_factories import job_in
+from tests.search.trainables import fails_at_two
+from tune_hpc import Experiment, Space
 from tune_hpc.errors import FolderError
 from tune_hpc.jobs import driver
-from tune_hpc.jobs.job_folder import JobFolder
-from tune_hpc.jobs.status import JobState
+from tune_hpc.jobs.job_folder import JobFolder, make_id
+from tune_hpc.jobs.status import JobState, job_status
 
 HEARTBEAT_S = 0.02
 
@@ -111,3 +114,22 @@ def test_driver_terminated_before_the_first_trial_is_stopped(job, monkeypatch, s
     monkeypatch.setattr(driver, "_run", run)
     assert driver.drive(job, 1, StringIO())["state"] is JobState.STOPPED
     assert job.read_driver_status(1)["state"] == "stopped"
+
+
+@pytest.mark.parametrize(("values", "state"), [([2], JobState.FAILED), ([1, 2], JobState.FINISHED)])
+def test_job_is_failed_with_the_first_error_if_all_its_trials_failed(tmp_path, values, state):
+    space = Space({"x": tune.choice(values)}, keys={})
+    experiment = Experiment("fails", space, fails_at_two, metric="loss", mode="min", seeds=())
+    job = JobFolder(tmp_path / make_id("fails"))
+    job.make({"id": job.id, "submitted": "", "experiments": [experiment.to_json()], "options": {"runner": "local"}})
+    job.add_attempt("start", {}, {})
+    output = StringIO()
+    final = driver.drive(job, 1, output)
+    assert final["state"] is state
+    error = f"t0000{len(values) - 1}: RuntimeError: two is not allowed (in fails_at_two, trainables.py line "
+    line = f"fails: 1 of {len(values)} trials failed, {error}"
+    assert output.getvalue().split("report: ")[0].splitlines()[-1].startswith(line)
+    assert final.get("error", "").startswith(line if state is JobState.FAILED else "")
+    status = str(job_status(job))
+    assert (f"failed ({line}" in status) == (state is JobState.FAILED)
+    assert (f"1 failed; best loss 0.5 (t00000); first error: {error}" in status) == (state is JobState.FINISHED)

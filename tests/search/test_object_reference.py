@@ -48,6 +48,19 @@ def test_message_on_a_missing_module_has_the_searched_folder(tmp_path, monkeypat
         load_reference("a/b:train")
 
 
+@pytest.mark.parametrize(
+    ("text", "proposal"),
+    [
+        ("my_search.py:train", "my_search:train"),
+        ("./my_package/search.py:train", "my_package.search:train"),
+        ("/home/search.py:", "home.search:NAME"),
+    ],
+)
+def test_message_on_a_file_name_proposes_the_module(text, proposal):
+    with pytest.raises(UnknownNameError, match=f"names a file; name the module: {proposal}$"):
+        load_reference(text)
+
+
 def test_message_names_a_missing_dependency(write_module):
     write_module("my_search_b", "import no_such_dependency\n")
     with pytest.raises(UnknownNameError, match="my_search_b needs the module no_such_dependency, which is"):

@@ -119,6 +119,23 @@ class Results:
         counts = self.trials["status"].value_counts()
         return {status: int(counts[status]) for status in STATUSES if counts.get(status, 0)}
 
+    @property
+    def first_error(self) -> str:
+        """The first failed trial and its error; empty if no trial failed."""
+        for trial in self.trials[self.trials["status"] == "failed"].to_dict("records"):
+            return f"{trial['trial_id']}: {trial.get('error') or 'unknown'}"
+        return ""
+
+    @property
+    def failures(self) -> str:
+        """The number of failed trials, the first error, and the folder of the logs; empty if no trial failed."""
+        if not self.first_error:
+            return ""
+        folder = ExperimentFolder(self.folder) if self.folder else None
+        # A local run has no logs.
+        where = f"; logs: {folder.uri}/logs" if folder and folder.storage.list_names(folder.logs) else ""
+        return f"{self.counts()['failed']} of {len(self.trials)} trials failed, {self.first_error}{where}"
+
     def top(self, n: int = 10, metric: str | None = None, mode: str | None = None) -> pd.DataFrame:
         """Return the best ``n`` configurations, best first; none with a diverged or failed seed.
 

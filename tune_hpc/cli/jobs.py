@@ -49,7 +49,9 @@ def add_job_commands(add: AddCommand) -> None:
         address="dashboard of a Ray cluster, http://HEAD:8265; by default the job runs on this machine",
     )
     submit.add_argument(
-        "--code", metavar="DIR", help="Python files that your own trainable needs (default: its module)"
+        "--code",
+        metavar="DIR",
+        help="folder of the modules of your own trainable (default: its package and what it imports)",
     )
     add_storage_flags(submit, writes=True)
 

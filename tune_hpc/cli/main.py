@@ -259,6 +259,8 @@ def _print_summary(results: Sequence["Results"], page: Path | None) -> int:
     """Print a line for each experiment, write the report, and return the exit code."""
     for result in results:
         print(_summary(result))
+        if result.failures:
+            print(f"{result.name}: {result.failures}")
     if page is not None:
         from tune_hpc.report.report import write_report
 

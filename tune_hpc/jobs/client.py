@@ -15,8 +15,6 @@ The storage has all data of a job under its id, so a job stays readable after it
 import hashlib
 import json
 import os
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,16 +29,14 @@ from tune_hpc.errors import (
     UnknownNameError,
 )
 from tune_hpc.jobs.job import KEYS, Job, as_json, reused_key_error
+from tune_hpc.jobs.job_code import copy_code
 from tune_hpc.jobs.job_folder import JobFolder, is_id, make_id, timestamp
 from tune_hpc.jobs.launch import launch
 from tune_hpc.jobs.launchers import InProcessLauncher, Launcher, LocalLauncher, RayJobsLauncher, as_url
 from tune_hpc.search.command import Command
-from tune_hpc.search.experiment import TRAIN, Experiment
-from tune_hpc.search.object_reference import load_reference, reference_to
+from tune_hpc.search.experiment import Experiment
 from tune_hpc.storage.filesystem import Storage
 
-#: Limit in bytes on the code of a job; more is probably the wrong folder.
-MAX_CODE_BYTES = 20_000_000
 #: Limit on the lines of a history file; the oldest are dropped.
 MAX_LINES = 100
 
@@ -102,8 +98,8 @@ class JobClient:
 
         Args:
             experiments: One experiment, or several that run as one stream of trials.
-            code: A folder whose Python files are copied into the job, for a user's trainable; by default the module
-                of the trainable.
+            code: A folder whose modules and package data are copied into the job; by default the packages of users'
+                trainables, and what they import.
             job_id: An id made by ``make_id``; by default a new one.
             **options: Options of ``search.runner.run_all``.
 
@@ -198,7 +194,7 @@ class JobClient:
         }
         job.make(request, shared=self.shared_storage)
         try:
-            _copy_code(job, experiments, code)
+            copy_code(job, experiments, code)
             Job(self, job.id).start("start", {}, last=0)
         except TuneHpcError:
             job.delete()
@@ -271,53 +267,6 @@ def _in_folder(experiment: Experiment, job: JobFolder) -> Experiment:
     if job.storage.is_remote:
         raise FolderError(f"{job.uri}: a command cannot run in code on S3; leave code out, or use a shared folder")
     return experiment.replace(trainable=replace(experiment.trainable, folder=str(job.code)))
-
-
-def _copy_code(job: JobFolder, experiments: Sequence[Experiment], code: str | Path | None) -> None:
-    """Copy the Python files of ``code``, or the modules of users' trainables, into the job folder."""
-    references = [reference_to(one.trainable) for one in experiments if not isinstance(one.trainable, Command)]
-    files = _python_files(Path(code)) if code else {}
-    for reference in set(references) - {TRAIN} if not code else ():
-        files |= _module_files(reference)
-    if (size := sum(file.stat().st_size for file in files)) > MAX_CODE_BYTES:
-        raise FolderError(
-            f"the code has {size / 1e6:.0f} MB, but at most {MAX_CODE_BYTES / 1e6:.0f} are copied; "
-            "name the folder of the trainable's modules"
-        )
-    try:
-        for file, name in files.items():
-            target = job.code / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, target)
-            job.storage.upload(target)
-    except OSError as error:
-        raise FolderError(f"the code of {job.id} cannot be copied: {error}; name its folder with code") from error
-
-
-def _python_files(folder: Path) -> dict[Path, Path]:
-    """Return the Python files of a folder that are not hidden, with their names below it."""
-
-    def is_hidden(part: str) -> bool:
-        return part.startswith((".", "__pycache__")) or part in ("venv", "node_modules")
-
-    files = {path: path.relative_to(folder) for path in sorted(folder.rglob("*.py"))}
-    files = {path: name for path, name in files.items() if not any(map(is_hidden, name.parts))}
-    if not files:
-        raise FolderError(f"{folder} holds no Python file; name the folder of the trainable's modules")
-    return files
-
-
-def _module_files(reference: str) -> dict[Path, Path]:
-    """Return the files of the module of a reference, or of its whole package; none of an installed package."""
-    load_reference(reference)
-    name = reference.partition(":")[0].partition(".")[0]
-    file = getattr(sys.modules.get(name), "__file__", None)
-    if file is None or "site-packages" in file or name in ("tune_hpc", "search_spaces"):
-        return {}
-    root = Path(file)
-    if root.name != "__init__.py":
-        return {root: Path(root.name)}
-    return {path: path.relative_to(root.parent.parent) for path in root.parent.rglob("*.py")}
 
 
 def _history_file(kind: Kind) -> Path:

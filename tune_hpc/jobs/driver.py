@@ -63,6 +63,8 @@ def drive(job: JobFolder, number: int, output: TextIO) -> dict[str, Any]:
         raise
     finally:
         logging.getLogger("tune_hpc").removeHandler(handler)
+        with suppress(ValueError):
+            sys.path.remove(str(job.code))
         heartbeat.finish(final)
     return final
 
@@ -89,6 +91,9 @@ def _run(job: JobFolder, number: int, output: TextIO) -> list[Results]:
         raise ConflictError(
             f"attempt {number} of {job.id} was superseded, or the job was deleted; it writes nothing more"
         )
+    for result in results:
+        if result.failures:
+            print(f"{result.name}: {result.failures}", file=output)
     try:
         print(f"report: {write_report(results, job.report, importance=_importance)}", file=output)
     except TuneHpcError as error:
@@ -121,7 +126,9 @@ def _final_state(results: list[Results]) -> dict[str, Any]:
     experiments = [result.experiment for result in results]
     unfinished = [experiment for experiment in experiments if experiment["state"] != "finished"]
     if not unfinished:
-        return {"state": JobState.FINISHED}
+        failed = [result for result in results if set(result.counts()) == {"failed"}]
+        error = {"error": f"{failed[0].name}: {failed[0].failures}"} if failed else {}
+        return {"state": JobState.FAILED if failed else JobState.FINISHED, **error}
     final = {"state": JobState.STOPPED, "reason": unfinished[0].get("ended_by") or "interrupted"}
     return final | {"is_terminated": any(experiment.get("is_terminated") for experiment in unfinished)}
 

@@ -210,6 +210,10 @@ class Job:
             return self
         if status.state is JobState.FINISHED:
             raise ConflictError(f"{self.id} has finished; extend it, or submit a new job")
+        if status.state is JobState.FAILED and all(one.state == "finished" for one in status.experiments):
+            raise ConflictError(
+                f"the trials of {self.id} have ended, with errors; correct the code and submit it again"
+            )
         return self._restart(status, "resume", options, attempt, force, key)
 
     def extend(

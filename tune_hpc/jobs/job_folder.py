@@ -7,7 +7,7 @@
       attempts/1.run.json      state of the driver: process, start, end, outcome; rewritten as its heartbeat
       attempts/1.stop          exists once a stop of the attempt is requested
       attempts/1.room          disk space reserved for the final state, while the driver runs
-      code/                    the modules of a user's trainable, as they were at submission
+      code/                    the packages of users' trainables, as they were at submission
       output.log               output of the drivers
       experiments/NAME/        the experiment folders
       report.html              the report on all of them

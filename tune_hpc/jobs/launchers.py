@@ -182,17 +182,13 @@ class RayJobsLauncher(Launcher):
 
     def start(self, job: JobFolder, attempt: Attempt) -> Mapping[str, Any]:
         """See ``Launcher``."""
-        variables = {"RAY_USAGE_STATS_ENABLED": "0"}
-        if job.code.is_dir() and not job.storage.is_remote:
-            # PYTHONPATH instead of working_dir, which a node may delete when another node is lost.
-            variables["PYTHONPATH"] = f"${{PYTHONPATH}}:{job.code}"
         # This Python has the packages, if the head has it, too; otherwise the Python of the cluster.
         arguments = shlex.join(_driver_command("PYTHON", job, attempt)).removeprefix("PYTHON ")
         local = shlex.quote(sys.executable)
         body = {
             "entrypoint": f'p="${{TUNE_HPC_PYTHON:-{local}}}"; [ -x "$p" ] || p=python3; exec "$p" {arguments}',
             "submission_id": f"{job.id}.{attempt.number}",
-            "runtime_env": {"env_vars": variables},
+            "runtime_env": {"env_vars": {"RAY_USAGE_STATS_ENABLED": "0"}},
             "metadata": {"tune_hpc_job": job.id},
         }
         self._request("POST", "/api/jobs/", json=body)

@@ -24,7 +24,7 @@ class JobState(StrEnum):
     STOPPING = "stopping"  #: stop requested; the trials save their state
     STOPPED = "stopped"  #: ended before all trials did, on request or by a limit
     FINISHED = "finished"  #: all trials ended
-    FAILED = "failed"  #: the driver ended with an error
+    FAILED = "failed"  #: the driver ended with an error, or all trials of an experiment failed
     LOST = "lost"  #: the driver is gone and left no final state
     UNKNOWN = "unknown"  #: no heartbeat for a while, and the state of the driver is unknown
 
@@ -57,6 +57,7 @@ class ExperimentStatus:
         best_value: The best value of the metric so far; ``None`` if there is none.
         best_trial: The trial with the best value.
         remaining_s: Estimated seconds until it ends; ``None`` if there is no estimate.
+        first_error: First failed trial and its error; empty without any.
     """
 
     name: str
@@ -68,6 +69,7 @@ class ExperimentStatus:
     best_value: float | None = None
     best_trial: str | None = None
     remaining_s: float | None = None
+    first_error: str = ""
 
     @property
     def num_ended(self) -> int:
@@ -81,6 +83,8 @@ class ExperimentStatus:
             details.append(f"best {self.metric} {self.best_value:.4g} ({self.best_trial})")
         if self.remaining_s is not None and self.num_ended < self.num_trials and self.state == "running":
             details.append(f"about {_format_duration(self.remaining_s)} left")
+        if self.first_error and self.counts.get("failed") != self.num_trials:
+            details.append(f"first error: {self.first_error}")
         return "; ".join([f"{self.name}: {self.num_ended}/{self.num_trials} trials", *details])
 
 
@@ -214,6 +218,7 @@ def _experiment_status(job: JobFolder, plain: Mapping[str, Any], attempt: int, s
         best.get("value"),
         best.get("trial_id"),
         progress.get("left_s") if is_current else None,
+        progress.get("first_error", ""),
     )
 
 

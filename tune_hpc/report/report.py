@@ -215,13 +215,14 @@ def _provenance(experiment: Mapping[str, Any]) -> list[tuple[str, str]]:
         if machine.get(key) is not None
     ]
     versions = [(name, provenance.get(name)) for name in ("tune_hpc", "python", "ray", "torch")]
-    wall_s = provenance.get("wall_s")
+    wall_s, code = provenance.get("wall_s"), provenance.get("code")
     rows = {
         "experiment": f"{experiment['name']} ({QUICK_NOTE})" if experiment.get("quick") else experiment["name"],
         "searcher": experiment.get("searcher"),
         "seeds": ", ".join(map(str, experiment.get("seeds") or ())),
         "versions": ", ".join(f"{name} {version}" for name, version in versions if version),
         "commit": provenance.get("commit"),
+        "code": f"{code['commit']}{' with uncommitted changes' if code.get('has_changes') else ''}" if code else None,
         "machine": ", ".join(str(part) for part in parts if part),
         "started": provenance.get("started"),
         "finished": provenance.get("finished"),

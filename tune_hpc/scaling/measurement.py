@@ -38,8 +38,9 @@ from tune_hpc.scaling.distributed_trial import run_workers
 from tune_hpc.scaling.plan import GRADIENT_SYNC_KEYS, Plan, make_plan
 from tune_hpc.scaling.step_time_model import predictions
 from tune_hpc.scaling.workers import time_workers
-from tune_hpc.search.cluster import node_resources, provenance
+from tune_hpc.search.cluster import node_resources
 from tune_hpc.search.experiment import Experiment, Space
+from tune_hpc.search.provenance import provenance
 from tune_hpc.search.ray_session import now, ray_session
 from tune_hpc.storage.experiment_folder import FORMAT, ExperimentFolder, new_folder
 from tune_hpc.storage.filesystem import Storage

@@ -16,12 +16,13 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.errors import InvalidExperimentError
 from tune_hpc.learning.config import DATA_SETS
 from tune_hpc.learning.download import read_arrays
-from tune_hpc.search.cluster import TrialResources, choose_resources, provenance
+from tune_hpc.search.cluster import TrialResources, choose_resources
 from tune_hpc.search.experiment import TRAIN
 from tune_hpc.search.fused_trials import interrupted_groups, log_unfused_trials, plan_groups, write_groups
 from tune_hpc.search.group_queue import GroupQueue
 from tune_hpc.search.monitor import SearchMonitor
 from tune_hpc.search.options import RunOptions
+from tune_hpc.search.provenance import provenance
 from tune_hpc.search.search_state import Search
 from tune_hpc.search.stopping import GracefulStop, StopCriteria
 from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, WorkerPlacement
@@ -162,6 +163,7 @@ class Runner(ABC):
         """Count the trials that ended before this run."""
         counts, metric = self.monitor.counts[search.name], search.experiment.metric
         counts.ended.update(search.ended_before)
+        counts.first_error = search.before.first_error if search.before else ""
         if search.before and metric in search.before.trials:
             before = search.before.trials
             for trial_id, value in before.loc[before["status"].isin(COMPLETED), ["trial_id", metric]].itertuples(

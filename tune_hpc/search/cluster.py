@@ -1,25 +1,17 @@
-"""The connected cluster: resources of trials on it, provenance, and access of its nodes to the storage."""
+"""The connected cluster: resources of trials on it, and access of its nodes to the storage."""
 
 import math
-import os
-import platform
 import secrets
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tune_hpc.errors import ClusterError, FolderError, InvalidExperimentError
-from tune_hpc.search.ray_session import now
 from tune_hpc.storage.filesystem import Storage
 
 #: Maximum number of small trials that share one GPU by default; an estimate, not measured.
@@ -28,8 +20,6 @@ MAX_TRIALS_PER_GPU = 4
 ANSWER_WAIT_S = 60.0
 #: Seconds until a file of another node must be visible.
 VISIBLE_WAIT_S = 10.0
-#: Packages whose versions are part of the provenance.
-_PACKAGES = ("tune-hpc", "ray", "torch", "optuna", "pandas", "numpy")
 
 
 @dataclass(frozen=True)
@@ -144,51 +134,6 @@ def _num_fitting(node: Mapping[str, float], cpus: float, gpus: float) -> int:
 def node_resources() -> list[Mapping[str, float]]:
     """Return the resources of each node that is alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def provenance(nodes: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Return the facts that are needed to repeat a run that starts now; ``nodes`` has the resources of each node."""
-    return {
-        **{name.replace("-", "_"): _version(name) for name in _PACKAGES},
-        "python": platform.python_version(),
-        "commit": _commit(),
-        "machine": {
-            "host": platform.node(),
-            "cpu_model": _cpu_model(),
-            "cpus": int(sum(node.get("CPU", 0) for node in nodes)),
-            "gpus": int(sum(node.get("GPU", 0) for node in nodes)),
-            "num_nodes": len(nodes),
-        },
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "started": now(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """Return the commit of the working tree of this package, marked if files differ from it."""
-    try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return run.stdout.strip() or None
-
-
-def _cpu_model() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
-    return platform.machine()
 
 
 def check_storage(folders: Sequence[Path]) -> None:

@@ -24,8 +24,8 @@ from tune_hpc.analysis.frames import IDENTITY, MEASURES
 from tune_hpc.errors import InvalidExperimentError, TrialError
 from tune_hpc.search.space.space import Space
 from tune_hpc.search.stopping import StopRequest, StopRequested
-from tune_hpc.search.trial_spec import to_jsonable
 from tune_hpc.storage.process import kill_session
+from tune_hpc.storage.trial_file import to_jsonable
 
 #: Names of a metric that is the step, in order of precedence.
 STEP_NAMES = ("step", "epoch", "iteration")

@@ -1,5 +1,6 @@
 """Counts the trials of a run, shows progress, and records the ends of trials that could not record them themselves."""
 
+import re
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
@@ -11,6 +12,9 @@ from tune_hpc.search.stopping import StopCriteria
 from tune_hpc.search.trial_spec import TrialGroup, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import TrialFileWriter
+
+#: Line of a Python exception in a report of Ray, except for Ray's own, which wrap others.
+_EXCEPTION = re.compile(r"^(?!ray\.)(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)(?:: .*)?$", re.MULTILINE)
 
 
 class SearchMonitor:
@@ -72,6 +76,7 @@ class SearchMonitor:
                 self._paused.append(specs[line["trial_id"]])
             elif is_last:
                 counts.ended[status] += 1
+                counts.record_error(line["trial_id"], line.get("error", ""))
                 if status in ("finished", "stopped"):
                     self.criteria.record_value(line["value"], experiment.mode)
         self._update(experiment.name)
@@ -106,9 +111,10 @@ class SearchMonitor:
         log.parent.mkdir(parents=True, exist_ok=True)
         folder.storage.download(log)
         folder.storage.append(log, error)
-        outcome = {"status": "failed", "stop_reason": "process died", "error": _summary(error)}
+        outcome = {"status": "failed", **_describe(error)}
         for spec in failed:
             _record_end(folder, spec.columns(), outcome)
+            self.counts[group.experiment].record_error(spec.trial_id, outcome["error"])
         rows = [folder.read_row(spec.trial_id) for spec in group.trials]
         self.counts[group.experiment].ended.update(row["status"] for row in rows if row is not None)
         self._update(group.experiment)
@@ -182,9 +188,14 @@ def _record_end(folder: ExperimentFolder, row: Mapping[str, Any], outcome: Mappi
         folder.write_trial(trial_id, {"attempt": folder.attempt, **row, **outcome}, TrialFileWriter({}).history())
 
 
-def _summary(text: str) -> str:
-    """Return Ray's report on a lost process without its identifiers and guesses."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    last = lines[-1] if lines else "Ray gives no reason"
-    detail = last.rpartition("Worker exit detail:")[2].partition("Some common causes")[0].strip().rstrip(".")
-    return f"the trial's process died: {detail}; lack of memory is the usual cause; see the log of the trial"
+def _describe(report: str) -> dict[str, str]:
+    """Return ``stop_reason`` and ``error`` of trials on whose process Ray reports, without its identifiers."""
+    if exceptions := _EXCEPTION.findall(report):
+        return {"stop_reason": "exception", "error": f"{exceptions[-1]}; see the log of the trial"}
+    if "low on memory" in report or "OutOfMemory" in report:
+        cause = "its node is low on memory, so that Ray killed it; run fewer trials at once"
+    else:
+        detail = report.rpartition("Worker exit detail:")[2].partition("Some common causes")[0].strip()
+        cause = detail.splitlines()[-1].strip().rstrip(".") if detail else "Ray gives no reason"
+        cause += "" if "exit code" in detail else "; lack of memory is the usual cause"
+    return {"stop_reason": "process died", "error": f"the trial's process died: {cause}; see the log of the trial"}

@@ -33,6 +33,9 @@ def load_reference(reference: str) -> Any:
         UnknownNameError: There is no such module, it cannot be imported, or it has no such attribute.
     """
     module_name, colon, attribute = reference.partition(":")
+    if module_name.endswith(".py"):
+        parts = [part for part in Path(module_name).with_suffix("").parts if part not in ("/", ".", "..")]
+        raise UnknownNameError(f"{reference!r} names a file; name the module: {'.'.join(parts)}:{attribute or 'NAME'}")
     if not (module_name and colon and attribute) or not all(module_name.split(".")):
         raise UnknownNameError(f"{reference!r} is not a reference; use the form package.module:attribute")
     working_dir = str(Path.cwd())

@@ -34,12 +34,14 @@ class TrialCounts:
         ended: Number of ended trials by status.
         running: Number of running trials.
         best: Best value and its trial so far, by experiment.
+        first_error: First failed trial and its error; empty without any.
     """
 
     num_trials: int
     ended: Counter[str] = field(default_factory=Counter)
     running: int = 0
     best: dict[str, tuple[float, str]] = field(default_factory=dict)
+    first_error: str = ""
 
     @property
     def num_ended(self) -> int:
@@ -63,6 +65,11 @@ class TrialCounts:
         best = self.best.get(experiment)
         if best is None or (value < best[0] if mode == "min" else value > best[0]):
             self.best[experiment] = (value, trial_id)
+
+    def record_error(self, trial_id: str, error: str) -> None:
+        """Record the error of a failed trial, if it is the first one."""
+        if error and not self.first_error:
+            self.first_error = f"{trial_id}: {error}"
 
     def summary(self) -> str:
         """Return the counts that are not zero as text, without finished trials."""
@@ -156,7 +163,8 @@ class ProgressFile:
     """Progress of one experiment in its folder, for readers elsewhere.
 
     ``progress.json`` has the keys ``num_trials``, ``ended`` (number by status), ``running``, ``best`` (best value so
-    far and its trial, or null), ``elapsed_s`` (of this run), ``left_s`` (estimate; null if unknown) and ``at`` (UTC).
+    far and its trial, or null), ``first_error`` (first failed trial and its error, or empty), ``elapsed_s`` (of this
+    run), ``left_s`` (estimate; null if unknown) and ``at`` (UTC).
 
     Args:
         folder: The experiment folder.
@@ -195,6 +203,7 @@ class ProgressFile:
             "ended": {status: count for status, count in counts.ended.items() if count},
             "running": counts.running,
             "best": best and {"value": best[0], "trial_id": best[1]},
+            "first_error": counts.first_error,
             "elapsed_s": round(elapsed_s, 1),
             "left_s": None if left_s is None else round(left_s, 1),
         }

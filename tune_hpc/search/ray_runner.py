@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,34 @@ from ray.tune.search import Searcher as TuneSearcher
 from tune_hpc.errors import ClusterError, FolderError
 from tune_hpc.search.base_runner import Runner
 from tune_hpc.search.cluster import TrialResources, check_storage, node_resources
+from tune_hpc.search.command import Command
 from tune_hpc.search.group_queue import GroupQueue
 from tune_hpc.search.monitor import SearchMonitor
+from tune_hpc.search.options import RunOptions
 from tune_hpc.search.ray_session import environment, ray_session
 from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, search_scheduler
 from tune_hpc.search.search_state import Search
 from tune_hpc.search.stopping import GracefulStop, StopCriteria
 from tune_hpc.search.trial_runner import TrialRunner
 from tune_hpc.search.trial_spec import TrialContext, TrialGroup
+from tune_hpc.search.user_code import PortableTrainable
 
 
 class RayRunner(Runner):
-    """Runs trials in the actors of Ray Tune."""
+    """Runs trials in the actors of Ray Tune.
+
+    Raises:
+        InvalidExperimentError: A trainable cannot be sent to the actors.
+    """
+
+    def __init__(self, searches: Sequence[Search], options: RunOptions) -> None:
+        super().__init__(searches, options)
+        self.trainables = {
+            search.name: search.trainable
+            if isinstance(search.trainable, str | Command)
+            else PortableTrainable.of(search.trainable)
+            for search in searches
+        }
 
     def session(self) -> AbstractContextManager[None]:
         """Return a connection to Ray."""
@@ -55,7 +72,8 @@ class RayRunner(Runner):
             ClusterError: Ray ended the search.
         """
         storage = searches[0].folder.ray
-        trainable = tune.with_parameters(run_group, contexts=self.contexts, images=self.images)
+        contexts = {name: replace(context, trainable=self.trainables[name]) for name, context in self.contexts.items()}
+        trainable = tune.with_parameters(run_group, contexts=contexts, images=self.images)
         callback = RayCallback(self.monitor, self.criteria)
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources.as_ray()),

@@ -292,7 +292,8 @@ class LiveReporter:
     """Reports the latest values and the ends of the trials of a group to the driver.
 
     A result has the key ``trials``, one mapping for each trial with ``trial_id`` and ``value``. In the result at the
-    end of the group, which has the key ``last``, the mappings also have ``status`` and ``steps``.
+    end of the group, which has the key ``last``, the mappings also have ``status`` and ``steps``, and ``error`` if the
+    trial failed.
 
     Args:
         send: Sends a result to the driver.
@@ -330,6 +331,7 @@ class LiveReporter:
                 "status": row["status"],
                 "value": _finite(row.get(metric)),
                 "steps": row["steps_run"],
+                **({"error": row["error"]} if "error" in row else {}),
             }
             for row in rows
         ]

@@ -7,14 +7,11 @@ turns these into two data frames. The folder is all that a resumed search needs.
 
 import inspect
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import ray
 
 from tune_hpc.analysis.results import Results, load, load_all, load_folder
 from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError
@@ -115,7 +112,7 @@ def run_all(
             if description.get("state") != "finished":
                 searches.append(_resumed_search(folder, run_options, experiment.trainable, claim=not check_only))
             continue
-        trainable = pickle_by_value(experiment.trainable)
+        trainable = _load_trainable(experiment.trainable)
         search = Search(experiment, folder, trainable, position=position, attempt=run_options.attempt)
         _plan(search, warm_start=others)
         search.claim = partial(folder.claim, experiment.name, overwrite=overwrite)
@@ -237,7 +234,7 @@ def _resumed_search(
         experiment = experiment.replace(num_samples=(experiment.num_samples or 0) + num_more)
     if claim:
         folder.claim_attempt(last, options.attempt)
-    search = Search(experiment, folder, pickle_by_value(experiment.trainable), before=load_folder(folder))
+    search = Search(experiment, folder, _load_trainable(experiment.trainable), before=load_folder(folder))
     _plan(search)
     return search
 
@@ -272,16 +269,9 @@ def _plan(search: Search, warm_start: Sequence[Results] = ()) -> None:
         search.trials = remaining_trials(experiment, before)
 
 
-def pickle_by_value(trainable: str | Callable[..., Any]) -> str | Callable[..., Any]:
-    """Return a user's trainable in a form that reaches machines without its module."""
-    if trainable == TRAIN:
-        return trainable
-    function = load_reference(trainable) if isinstance(trainable, str) else trainable
-    module = sys.modules.get(getattr(function, "__module__", ""))
-    file = getattr(module, "__file__", None)
-    if module is not None and file and "site-packages" not in file and not module.__name__.startswith("tune_hpc."):
-        ray.cloudpickle.register_pickle_by_value(module)
-    return function
+def _load_trainable(trainable: str | Callable[..., Any]) -> str | Callable[..., Any]:
+    """Return the function of a user's trainable; the built-in one remains a reference."""
+    return load_reference(trainable) if isinstance(trainable, str) and trainable != TRAIN else trainable
 
 
 def _validated_options(options: Mapping[str, Any]) -> RunOptions:

@@ -11,6 +11,7 @@ from tune_hpc.analysis.results import Results, load
 from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
 from tune_hpc.search.monitor import SearchMonitor
 from tune_hpc.search.options import PAUSING
+from tune_hpc.search.provenance import record_repository
 from tune_hpc.search.ray_session import now
 from tune_hpc.search.schedulers.ray_schedulers import monitored_metric
 from tune_hpc.search.searchers.searcher import Searcher
@@ -97,6 +98,7 @@ class Search:
             last = self.folder.last_attempt()
             self.claim()
             self.folder.claim_attempt(last, self.attempt)
+        origin = {**origin, **record_repository(self.trainable, self.folder)}
         provenance = dict(earlier.get("provenance") or origin)
         if self.before:
             provenance["continued"] = [*provenance.get("continued", []), dict(origin)]

@@ -40,6 +40,7 @@ from tune_hpc.search.reporter import (
 )
 from tune_hpc.search.stopping import StopRequest, StopRequested
 from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, num_steps
+from tune_hpc.search.user_code import PortableTrainable
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import TrialFileWriter, summarise, to_jsonable
 
@@ -305,6 +306,8 @@ class TrialRunner:
         if self.context.placement is not None:
             return load_entry_point("tune_hpc.trainables", "distributed")
         trainable = self.context.trainable
+        if isinstance(trainable, PortableTrainable):
+            return trainable.load()
         return load_reference(trainable) if isinstance(trainable, str) else trainable
 
     def _images(self, config: Mapping[str, Any]) -> Any:

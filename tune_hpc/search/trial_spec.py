@@ -12,6 +12,8 @@ from tune_hpc.storage.trial_file import config_to_row
 if TYPE_CHECKING:
     import ray
 
+    from tune_hpc.search.user_code import PortableTrainable
+
 
 @dataclass(frozen=True, slots=True)
 class TrialSpec:
@@ -130,7 +132,7 @@ class TrialContext:
     Attributes:
         experiment: Name of the experiment.
         folder: URI of the experiment folder.
-        trainable: The function, or its reference.
+        trainable: The function, its reference, or its form for other processes.
         metric: Column that ranks trials.
         ranked: Reported metric that determines this column.
         attempt: Number of the attempt of the search.
@@ -143,7 +145,7 @@ class TrialContext:
 
     experiment: str
     folder: str
-    trainable: str | Callable[..., Any]
+    trainable: "str | Callable[..., Any] | PortableTrainable"
     metric: str
     ranked: RankedMetric
     attempt: int

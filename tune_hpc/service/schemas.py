@@ -255,6 +255,7 @@ class ExperimentDetail(BaseModel):
     best_value: _Finite
     best_trial: str | None
     remaining_s: _Finite
+    first_error: str = ""
 
 
 class SearchStatus(BaseModel):

@@ -12,6 +12,7 @@
                        ID.checkpoint for a running trial, groups.json with the trials of each fused group, control with
                        the number of the attempt that may write and its stop flag
     logs/              ID.log for each trial that wrote to its output or raised an exception
+    changes/           N.diff with the uncommitted changes of the repository with the user's code, for attempt N
     tables/ figures/   tables and figures made from the frames
     report.html        both on one page
     tensorboard/       exports, if requested: event files in one folder per trial,
@@ -72,6 +73,7 @@ class ExperimentFolder:
         self.groups = self.trials / "groups.json"
         self.control = self.trials / "control"
         self.logs = self.path / "logs"
+        self.changes = self.path / "changes"
         self.tables = self.path / "tables"
         self.figures = self.path / "figures"
         self.report = self.path / "report.html"
@@ -221,7 +223,7 @@ class ExperimentFolder:
     def claim(self, name: str, *, overwrite: bool = False) -> None:
         """Make the folder, empty, for a new experiment; arguments and errors as for ``check_free``."""
         self.check_free(name, overwrite=overwrite)
-        for folder in (self.trials, self.logs, self.tables, self.figures, self.tensorboard, self.ray):
+        for folder in (self.trials, self.logs, self.changes, self.tables, self.figures, self.tensorboard, self.ray):
             self.storage.delete_tree(folder)
         frames, journals = (self.trials_file, self.history_file), (self.proposals, self.rungs, self.population)
         others = (self.progress, self.report, self.optuna_journal, self.mlflow)
