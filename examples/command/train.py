@@ -3,7 +3,7 @@
 Run it alone, or search its arguments:
 
     python examples/command/train.py --lr 0.1 --layers 2
-    tune-hpc run --command 'python examples/command/train.py --lr {lr}' --set lr=0.1,0.01 --metric val_loss
+    tune-hpc run --command 'python examples/command/train.py --lr {lr}' --set lr=0.1,0.01 --metric val_loss --mode min
     tune-hpc run examples/command/search.yaml
 """
 

@@ -23,6 +23,7 @@ from tune_hpc.export.exporter import Exporter, points, search_id
 from tune_hpc.search.experiment import ENDED, experiment_from_json
 from tune_hpc.search.searchers.optuna_study import Curve, study_of, study_of_experiment
 from tune_hpc.storage.experiment_folder import ExperimentFolder, numbered_names
+from tune_hpc.storage.trial_file import row_to_config
 
 #: Maximum number of points of a curve.
 MAX_POINTS = 100
@@ -96,7 +97,7 @@ class OptunaExporter(Exporter):
         # The trials of a configuration have consecutive numbers; two equal configurations stay two.
         trials = self._incomplete[int(trial_id[1:]) // self._num_seeds]
         trials.append((row, curve(history, self._experiment.metric, self._experiment.mode)))
-        member = self._experiment.space.config_in(row)
+        member = self._experiment.space.config_in(row_to_config(row))
         if len(trials) == self._num_seeds and member is not None:
             trials.sort(key=lambda trial: str(trial[0]["trial_id"]))
             self._study.add_trials(member, trials, self._experiment.metric)

@@ -29,6 +29,7 @@ from tune_hpc.search.space.parameter import Parameter, identity
 from tune_hpc.search.space.samplers import quasi_random_configs
 from tune_hpc.search.space.space import Space
 from tune_hpc.search.trial_spec import TrialOutcome
+from tune_hpc.storage.trial_file import row_to_config
 
 #: Number of quasi-random configurations before Optuna's sampler suggests any.
 NUM_STARTUP = 10
@@ -49,7 +50,7 @@ def configurations(results: Results, space: Space) -> list[tuple[dict[str, Any],
     found: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
     for values in results.trials.astype(object).where(results.trials.notna(), None).to_dict("records"):
         row = {str(name): value for name, value in values.items()}
-        config = space.config_in(row)
+        config = space.config_in(row_to_config(row))
         if config is not None:
             found.setdefault(json.dumps(config), (config, []))[1].append(row)
     return list(found.values())

@@ -29,7 +29,6 @@ from tune_hpc.errors import InvalidSpaceError
 from tune_hpc.learning.config import TRIAL_KEYS, ConfigKey
 from tune_hpc.search.space.conditional import Branch, Condition, Conditional, dependency_order, reachable_values
 from tune_hpc.search.space.parameter import Parameter, check_constant, identity
-from tune_hpc.storage.trial_file import row_to_config
 
 ROLES = ("scientific", "nuisance", "fixed")
 #: Maximum number of combinations of controlling values: a space is evaluated once for each.
@@ -336,18 +335,17 @@ class Space(Mapping[str, Any]):
         return self.config_in(config) == config
 
     def config_in(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the configuration of a row of the trials frame under this space; ``None``: it has none.
+        """Return the configuration in a row under this space, with the types of its domains; ``None``: it has none.
 
         Args:
-            row: Values by column; columns that are no parameters are ignored.
+            row: Values by name, as from ``trial_file.row_to_config``; names that are no parameters are ignored.
         """
-        values = row_to_config(row)
         config: dict[str, Any] = {}
         for name in self._order:
             if domain := self.domain(name, config):
-                if name not in values or not domain.contains(values[name]):
+                if name not in row or not domain.contains(row[name]):
                     return None
-                config[name] = domain.as_member(values[name])
+                config[name] = domain.as_member(row[name])
         return {name: config[name] for name in self if name in config}
 
     def to_json(self) -> dict[str, Any]:
