@@ -175,7 +175,8 @@ class TestExample:
 
     def test_command_runs(self, capsys):
         words = "python examples/command/train.py --lr {lr}"
-        arguments = ["--command", words, "--set", "lr=0.1,0.01", "--metric", "val_loss", "--mode", "min", "--local", "--no-report"]
+        metric = ["--metric", "val_loss", "--mode", "min"]
+        arguments = ["--command", words, "--set", "lr=0.1,0.01", *metric, "--local", "--no-report"]
         assert main(["run", *arguments]) == 0
         assert "train: 2 finished; best val_loss 0.08091 at lr=0.1\n" in capsys.readouterr().out
         assert len(load("runs/train").history) == 40

@@ -10,6 +10,7 @@ from ray import tune
 
 from tests.search.test_space import choices, finite_ranges, identity, ranges, scalars
 from tune_hpc.errors import InvalidExperimentError, InvalidSpaceError
+from tune_hpc.learning.config import TRIAL_KEYS
 from tune_hpc.search.space.conditional import when
 from tune_hpc.search.space.parsing import parse_settings
 from tune_hpc.search.space.space import Space
@@ -178,7 +179,7 @@ def test_condition_without_a_value_is_rejected():
 
 def test_trial_keys_hold_for_conditions():
     with pytest.raises(InvalidSpaceError, match="optimizer must be one of"):
-        Space({"optimizer": tune.choice(["adam", "ftrl"]), "momentum": when(0.9, optimizer="adaam")})
+        Space({"optimizer": tune.choice(["adam", "ftrl"]), "momentum": when(0.9, optimizer="adaam")}, keys=TRIAL_KEYS)
 
 
 @pytest.mark.parametrize(

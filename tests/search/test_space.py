@@ -10,6 +10,8 @@ from ray import tune
 from ray.tune.search.variant_generator import generate_variants
 
 from tune_hpc.errors import InvalidSpaceError
+from tune_hpc.learning.config import TRIAL_KEYS
+from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.space.parameter import RANGES, Parameter
 from tune_hpc.search.space.parsing import parse_parameter
 from tune_hpc.search.space.space import Space
@@ -166,7 +168,7 @@ def test_right_operand_of_a_union_wins():
     assert isinstance(wider, Space)
     assert SPACE["steps"] == 500
     with pytest.raises(InvalidSpaceError, match="dropout must be a number at least 0 and below 1; got 1"):
-        SPACE | {"dropout": 1}
+        SPACE.with_keys(TRIAL_KEYS) | {"dropout": 1}
     assert Space({"dropout": "high"}, keys={}) | {"steps": "many"} == Space(
         {"dropout": "high", "steps": "many"}, keys={}
     )
@@ -237,7 +239,8 @@ def test_grid_search_is_a_choice():
 
 
 def test_numbers_have_the_type_of_their_key():
-    space = Space({"learning_rate": tune.choice([1, 0.5]), "steps": 500.0, "batch_size": tune.choice([8.0, 4])})
+    values = {"learning_rate": tune.choice([1, 0.5]), "steps": 500.0, "batch_size": tune.choice([8.0, 4])}
+    space = Space(values, keys=TRIAL_KEYS)
     assert json.dumps(space.to_json()) == (
         '{"learning_rate": {"choice": [1.0, 0.5]}, "steps": 500, "batch_size": {"choice": [8, 4]}}'
     )
@@ -283,7 +286,7 @@ WRONG = {
 def test_value_outside_its_key_is_rejected_with_the_rule(name, form):
     value = WRONG[name]
     with pytest.raises(InvalidSpaceError, match=MUST_BE[name]):
-        Space({name: value if form == "constant" else tune.choice([value])})
+        Space({name: value if form == "constant" else tune.choice([value])}, keys=TRIAL_KEYS)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +306,17 @@ def test_value_outside_its_key_is_rejected_with_the_rule(name, form):
 )
 def test_range_outside_its_key_is_rejected(parameters, message):
     with pytest.raises(InvalidSpaceError, match=message):
-        Space(parameters)
+        Space(parameters, keys=TRIAL_KEYS)
+
+
+def test_built_in_rules_apply_to_the_built_in_trainable_only():
+    values = {"optimizer": "lamb", "batch_size": tune.choice([4, 0.5]), "width": 4, "device": "cpu", "dropout": 2}
+    space = Space(values)
+    assert Experiment("mine", space, "module:function").space == space
+    assert space["width"] == 4
+    assert isinstance(Experiment("ours", Space({"width": 1})).space["width"], float)
+    with pytest.raises(InvalidSpaceError, match="optimizer must be one of"):
+        Experiment("ours", Space({"optimizer": "lamb"}))
 
 
 def test_range_up_to_the_bound_of_its_key_is_accepted():

@@ -21,6 +21,8 @@ from tune_hpc.storage.trial_file import CONFIG, read_table, to_row
 STATUSES = ("finished", "stopped", "diverged", "failed", "running")
 IDENTITY = ("experiment", "trial_id", "status", "stop_reason", "error")
 MEASURES = ("steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "num_fused", "attempt", "host", "device")
+#: Measures that only the built-in trainable has; other trainables may use the names.
+BUILT_IN_MEASURES = ("setup_s", "eval_s", "samples_per_s", "device")
 #: Columns that follow from the reported accuracies.
 DERIVED = ("best_test_accuracy", "best_step", "best_valid_accuracy", "selected_step", "selected_test_accuracy")
 METRICS = ("train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy", *DERIVED)

@@ -39,7 +39,7 @@ examples:
   tune-hpc run exercise2.softmax --set 'learning_rate=loguniform(1e-4, 1)' --searcher tpe --num-samples 100
   tune-hpc run my_search:experiment                      your own experiment, from my_search.py
   tune-hpc run my_search:train --set x=1,2,3 --metric loss --mode min
-  tune-hpc run --command 'python train.py --lr {learning_rate}' --set learning_rate=0.1,0.01 --metric val_loss --mode min
+  tune-hpc run --command 'python train.py --lr {lr}' --set lr=0.1,0.01 --metric val_loss --mode min
   tune-hpc run search.yaml                               a search as data: docs/searching.md
   tune-hpc resume runs/exercise3                         continue after an interrupt
   tune-hpc extend runs/exercise2.softmax --num-samples 50

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
 from typing import Any
 
-from tune_hpc.analysis.frames import IDENTITY, MEASURES, METRICS
+from tune_hpc.analysis.frames import BUILT_IN_MEASURES, DERIVED, IDENTITY, MEASURES, METRICS
 from tune_hpc.errors import FolderError, InvalidConfigError, InvalidExperimentError, InvalidSpaceError
 from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, check_key, owned_keys
 from tune_hpc.search.command import Command
@@ -22,6 +22,7 @@ from tune_hpc.search.report_spec import Claim, Figure, Published, Table
 from tune_hpc.search.space.samplers import quasi_random_configs, random_configs
 from tune_hpc.search.space.space import Space
 from tune_hpc.search.trial_spec import RankedMetric, num_steps
+from tune_hpc.storage.trial_file import CONFIG
 
 TRAIN = "tune_hpc.learning.training:train"
 #: Statuses of trials that ended.
@@ -132,6 +133,8 @@ class Experiment:
         object.__setattr__(self, "seeds", tuple(self.seeds))
         object.__setattr__(self, "quick_values", dict(self.quick_values))
         object.__setattr__(self, "runner", runner_name(self.runner))
+        if self.trainable == TRAIN and self.space.value_keys is not TRIAL_KEYS:
+            object.__setattr__(self, "space", self.space.with_keys(TRIAL_KEYS))
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
             raise InvalidExperimentError(
                 f"the name of an experiment is letters, digits, underscores, dots and hyphens; got {self.name!r}"
@@ -195,10 +198,11 @@ class Experiment:
             self.trainable.check(self.space, self.seeds)
         else:
             reference_to(self.trainable)
-        if taken := [name for name in self.space if name in {*IDENTITY, *MEASURES}]:
+        built_in = () if self.trainable == TRAIN else BUILT_IN_MEASURES
+        reserved = [name for name in (*IDENTITY, *MEASURES, *DERIVED, CONFIG, "step") if name not in built_in]
+        if taken := [name for name in self.space if name in reserved]:
             raise InvalidSpaceError(
-                f"{taken[0]} is a column of every trial; rename the parameter (reserved: "
-                f"{', '.join([*IDENTITY, *MEASURES])})"
+                f"{taken[0]} is a column of every trial; rename the parameter (reserved: {', '.join(reserved)})"
             )
         if self.trainable == TRAIN:
             self._check_keys()

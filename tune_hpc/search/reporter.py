@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from tune_hpc.analysis.frames import DERIVED, IDENTITY, MEASURES
+from tune_hpc.analysis.frames import BUILT_IN_MEASURES, DERIVED, IDENTITY, MEASURES
 from tune_hpc.search.stopping import StopRequest, StopRequested
 from tune_hpc.search.trial_spec import RankedMetric
 from tune_hpc.storage.filesystem import Storage
-from tune_hpc.storage.trial_file import TrialFileWriter
+from tune_hpc.storage.trial_file import CONFIG, TrialFileWriter
 
 #: Sends a result of a trial to the driver.
 Send = Callable[[Mapping[str, Any]], object]
 #: Seconds between two reports to the driver, which cost milliseconds each; the progress bar needs no more.
 REPORT_INTERVAL_S = 1.0
 #: Columns of the trials frame that no reported metric may have.
-RESERVED = frozenset({*IDENTITY, *MEASURES, *DERIVED, "step"})
+RESERVED = frozenset({*IDENTITY, *MEASURES, *DERIVED, CONFIG, "step"}) - {*BUILT_IN_MEASURES}
 #: Minimum seconds between two writes of the file of a running trial.
 WRITE_INTERVAL_S = 5.0
 #: Minimum ratio of the time between two writes and the duration of a write.

@@ -8,7 +8,9 @@ The driver decides with ``StopCriteria`` and publishes the decision in the contr
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import os
 import signal
 import threading
 import time
@@ -38,6 +40,21 @@ REMOTE_POLL_INTERVAL_S = 2.0
 WAIT_S = 30.0
 
 _log = logging.getLogger(__name__)
+
+
+@functools.cache
+def reset_signals_in_children() -> None:
+    """Give processes that a trainable forks the default signal handlers: a pool of processes ends its by SIGTERM.
+
+    They would inherit the handlers of the driver or of Ray, which do not end a process.
+    """
+
+    def reset() -> None:
+        for number in (signal.SIGTERM, WARNING_SIGNAL):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    os.register_at_fork(after_in_child=reset)
 
 
 class StopRequested(BaseException):

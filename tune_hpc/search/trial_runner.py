@@ -38,7 +38,7 @@ from tune_hpc.search.reporter import (
     TrialCheckpoint,
     redirect_output,
 )
-from tune_hpc.search.stopping import StopRequest, StopRequested
+from tune_hpc.search.stopping import StopRequest, StopRequested, reset_signals_in_children
 from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, num_steps
 from tune_hpc.search.user_code import PortableTrainable
 from tune_hpc.storage.experiment_folder import ExperimentFolder
@@ -90,6 +90,7 @@ class TrialRunner:
 
     def run(self, group: TrialGroup) -> None:
         """Run the trials of a group, and report their end to the driver."""
+        reset_signals_in_children()
         started = time.perf_counter()
         rows: list[dict[str, Any]] = []
         # A scheduler requires its keys in every result, even if the trial does not start.

@@ -26,7 +26,7 @@ import numpy as np
 from ray import tune
 
 from tune_hpc.errors import InvalidSpaceError
-from tune_hpc.learning.config import TRIAL_KEYS, ConfigKey
+from tune_hpc.learning.config import ConfigKey
 from tune_hpc.search.space.conditional import Branch, Condition, Conditional, dependency_order, reachable_values
 from tune_hpc.search.space.parameter import Parameter, check_constant, identity
 
@@ -40,7 +40,8 @@ class Space(Mapping[str, Any]):
 
     Args:
         parameters: By name, a Ray Tune domain, a constant (number, string, Boolean) or the result of ``when``.
-        keys: Types and bounds of values by name. The default holds for the built-in trainable; ``{}`` allows any.
+        keys: Types and bounds of values by name; by default any value is allowed. An experiment of the built-in
+            trainable applies the keys of this trainable.
         roles: By name, ``scientific``, ``nuisance`` or ``fixed``; by default a parameter that varies is a nuisance.
 
     Raises:
@@ -64,10 +65,10 @@ class Space(Mapping[str, Any]):
         self,
         parameters: Mapping[str, Any],
         *,
-        keys: Mapping[str, ConfigKey] = TRIAL_KEYS,
+        keys: Mapping[str, ConfigKey] | None = None,
         roles: Mapping[str, str] | None = None,
     ) -> None:
-        self._keys = keys
+        self._keys = keys or {}
         self._parameters = {name: self._validated(name, value) for name, value in parameters.items()}
         self._order = dependency_order(self._parameters)
         for name, parameter in self._parameters.items():
@@ -185,6 +186,14 @@ class Space(Mapping[str, Any]):
         """
         rest = {name: parameter for name, parameter in self._parameters.items() if name not in names}
         return Space(rest, keys=self._keys, roles=dict.fromkeys(set(self._scientific).intersection(rest), ROLES[0]))
+
+    def with_keys(self, keys: Mapping[str, ConfigKey]) -> Space:
+        """Return the space with types and bounds of values.
+
+        Raises:
+            InvalidSpaceError: A value violates its key.
+        """
+        return Space(self._parameters, keys=keys, roles=dict.fromkeys(self._scientific, ROLES[0]))
 
     @property
     def varying(self) -> list[str]:
@@ -354,7 +363,7 @@ class Space(Mapping[str, Any]):
         return plain | {name: plain[name] | {"role": "scientific"} for name in self._scientific}
 
     @classmethod
-    def from_json(cls, plain: Mapping[str, Any], *, keys: Mapping[str, ConfigKey] = TRIAL_KEYS) -> Space:
+    def from_json(cls, plain: Mapping[str, Any], *, keys: Mapping[str, ConfigKey] | None = None) -> Space:
         """Return the space that ``to_json`` describes.
 
         Raises:

@@ -1,0 +1,239 @@
+"""Trainables as users write them: late metrics, reserved names, exits, processes, and values of every type."""
+
+import json
+import multiprocessing
+import sys
+from io import StringIO
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ray import tune
+
+from tune_hpc import Experiment, Space, compare, extend, load, load_all, resume, run, to_optuna
+from tune_hpc.analysis.frames import read_parquet, trials_frame, write_parquet
+from tune_hpc.storage.trial_file import config_to_row, row_to_config
+
+
+@pytest.fixture
+def search(tmp_path):
+    """Return a function that runs a trainable in this process."""
+
+    def run_trainable(trainable, space, **changes):
+        fields = {"metric": "loss", "mode": "min", "seeds": ()} | changes
+        experiment = Experiment("mine", Space(space), trainable, **fields)
+        return run(experiment, output_dir=tmp_path / "mine", runner="local", show_progress=False)
+
+    return run_trainable
+
+
+def late(config, report, checkpoint):
+    """Report the ranking metric at every fourth step only."""
+    state = checkpoint.load() or {"step": 0}
+    for step in range(state["step"] + 1, config["epochs"] + 1):
+        report(step, {"train_loss": 1.0})
+        if step % 4 == 0 or step == config["epochs"]:
+            report(step, {"valid_loss": config["x"] + 1 / step})
+        checkpoint.save(step, lambda step=step: {"step": step})
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "pbt"])
+def test_trial_pauses_once_its_metric_is_known(search, scheduler):
+    space = {"x": tune.choice([1, 2, 3, 4, 5, 6]), "epochs": 27}
+    results = search(late, space, metric="valid_loss", scheduler=scheduler, budget="epochs")
+    assert results.counts().get("finished", 0) >= 1
+    assert (results.trials["steps_run"] >= 4).all()
+    assert results.best()["x"] == 1
+
+
+def test_budget_may_be_a_number(search):
+    def train(config, report, checkpoint):
+        late({**config, "epochs": 27}, report, checkpoint)
+
+    assert (
+        search(train, {"x": tune.choice([1, 2, 3])}, metric="valid_loss", scheduler="asha", budget=27).best()["x"] == 1
+    )
+
+
+def never(config, report, checkpoint):
+    for step in range(1, 28):
+        report(step, {"accuracy": 1.0, "speed": 2.0})
+        checkpoint.save(step, lambda: {})
+
+
+@pytest.mark.parametrize("scheduler", ["none", "asha", "asha_stopping", "median"])
+def test_metric_that_is_never_reported_fails_the_trial_with_those_that_were(search, scheduler):
+    results = search(never, {"x": tune.choice([1, 2]), "steps": 27}, metric="acuracy", mode="max", scheduler=scheduler)
+    assert results.counts() == {"failed": 2}
+    assert results.trials["error"][0] == (
+        "the trial never reported acuracy, which ranks trials; it reported accuracy, speed: name one of these as "
+        "metric, with its mode"
+    )
+
+
+@pytest.mark.parametrize(("judge", "value"), [("last", 3.0), ("best", 1.0), ("mean_of_last_3", 2.0)])
+def test_judge_defines_the_value_of_the_metric_everywhere(search, judge, value):
+    def train(config, report):
+        for step, loss in enumerate((5.0, 1.0, 2.0, 3.0)):
+            report(step, {"loss": loss + config["x"]})
+
+    results = search(train, {"x": tune.choice([0, 1])}, judge=judge)
+    assert results.trials["loss"].tolist() == [value, value + 1]
+    assert results.best()["loss"] == value
+    progress = json.loads((results.folder / "progress.json").read_text(encoding="utf-8"))
+    assert progress["best"]["value"] == value
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"trial_id": 3}, "the metric 'trial_id', which is a column of every trial; report it under another name"),
+        ({"step": 3}, "the metric 'step', which is a column of every trial"),
+        ({"best_valid_accuracy": 0.5}, "the metric 'best_valid_accuracy', which is a column of every trial"),
+        ({"x": 3}, "the metric 'x', which is a parameter; report it under another name"),
+        ({"": 3}, "the name of a metric must be a word; got ''"),
+        ({7: 3}, "the name of a metric must be a word; got 7"),
+        ({"note": "high"}, "report takes one number for each step; note has 'high' for 1"),
+    ],
+)
+def test_metric_with_a_reserved_name_fails_the_trial_and_keeps_the_others(search, metrics, message):
+    def train(config, report):
+        report(1, {"loss": 0.1, **(metrics if config["x"] else {})})
+
+    results = search(train, {"x": tune.choice([0, 1])})
+    assert results.counts() == {"finished": 1, "failed": 1}
+    assert message in results.trials["error"][1]
+    assert load(results.folder).counts() == results.counts()
+    assert resume(results.folder, runner="local", show_progress=False)[0].counts() == results.counts()
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ((0.5,), "a step must be a whole number from 0 on; got 0.5: count steps, epochs or batches"),
+        ((-1,), "a step must be a whole number from 0 on; got -1"),
+        (("one",), "a step must be a whole number from 0 on; got 'one'"),
+        ((3, 3), "report takes each step of a metric once, in ascending order; got loss at step 3 after step 3"),
+        ((3, 2), "in ascending order; got loss at step 2 after step 3"),
+        (([1, 1],), "in ascending order; got loss at step 1"),
+    ],
+)
+def test_steps_are_ascending_whole_numbers(search, steps, message):
+    def train(config, report):
+        for step in steps:
+            report(step, {"loss": 0.1})
+
+    results = search(train, {"x": 1})
+    assert message in results.trials["error"][0]
+
+
+def test_steps_of_a_metric_ascend_after_a_resumption(search, tmp_path):
+    def train(config, report, checkpoint):
+        state = checkpoint.load() or {"step": 0}
+        for step in range(state["step"] + 1, 9):
+            report(step, {"loss": 1 / step})
+            checkpoint.save(step, lambda step=step: {"step": step})
+
+    results = search(train, {"x": tune.choice([1, 2, 3]), "steps": 8}, scheduler="asha")
+    assert not results.counts().get("failed")
+    assert results.history.groupby("trial_id")["step"].is_monotonic_increasing.all()
+
+
+@pytest.mark.parametrize("code", [2, 0, "no data"])
+def test_exit_of_a_trainable_fails_its_trial_only(search, code):
+    def train(config, report):
+        if config["x"]:
+            sys.exit(code)
+        report(1, {"loss": 0.1})
+
+    results = search(train, {"x": tune.choice([1, 0])})
+    assert results.trials["status"].tolist() == ["failed", "finished"]
+    assert results.trials["error"][0].startswith(f"SystemExit: {code} (in train, ")
+
+
+def square(number):
+    return number**2
+
+
+def test_pool_of_processes_ends(search):
+    def train(config, report):
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            report(1, {"loss": sum(pool.map(square, range(4)))})
+
+    assert search(train, {"x": tune.choice([1, 2])}).trials["loss"].tolist() == [14.0, 14.0]
+
+
+VALUES = [1, 5, "auto", "1", None, [64, 64], {"depth": 2}]
+
+
+def test_values_keep_their_types_everywhere(search, tmp_path):
+    seen = []
+
+    def train(config, report):
+        seen.append(config["x"])
+        report(1, {"loss": 0.0 if config["x"] == [64, 64] else 1.0 + len(str(config["x"]))})
+
+    results = search(train, {"x": tune.choice(VALUES), "n": tune.choice([3])})
+    assert seen == VALUES
+    assert load(results.folder).best_config() == {"x": [64, 64], "n": 3}
+    assert results.best()["x"] == [64, 64]
+    assert [row_to_config(row)["x"] for row in load(results.folder).trials.to_dict("records")] == VALUES
+    study = to_optuna(results)
+    assert len(study.trials) == len(VALUES)
+    assert study.best_params["x"] == "[64, 64]"
+
+
+def test_adaptive_search_with_values_of_several_types_is_extended_from_its_folder(search, tmp_path):
+    def train(config, report):
+        report(1, {"loss": 0.0 if config["x"] == "auto" else 1.0})
+
+    space = {"x": tune.choice([1, 5, "auto"]), "y": tune.uniform(0, 1), "n": tune.randint(1, 9)}
+    results = search(train, space, searcher="tpe", num_samples=12)
+    more = extend(results.folder, num_samples=6, trainable=train, runner="local", show_progress=False)
+    assert len(more.trials) == 18
+    assert len(to_optuna(more).trials) == 18
+    assert {type(row_to_config(row)["x"]) for row in more.trials.to_dict("records")} == {int, str}
+
+
+def test_comparison_runs_winners_with_whole_numbers(tmp_path):
+    def train(config, report):
+        assert isinstance(config["n"], int)
+        report(1, {"loss": config["n"] + (config["arm"] == "b")})
+
+    space = Space({"arm": tune.choice(["a", "b"]), "n": tune.randint(1, 50)}, roles={"arm": "scientific"})
+    experiment = Experiment("arms", space, train, metric="loss", mode="min", searcher="random", num_samples=4)
+    comparison = compare(
+        experiment, budget=4, seeds=2, output_dir=tmp_path / "arms", runner="local", show_progress=False
+    )
+    assert {status for results in load_all(tmp_path / "arms") for status in results.counts()} == {"finished"}
+    assert "a" in str(comparison)
+
+
+NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+# pandas does not quote a carriage return in CSV files.
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=8)
+VALID = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS.map("k{}".format), inner, max_size=3),
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(st.fixed_dictionaries({"a": VALID, "b": VALID}), min_size=1, max_size=4))
+def test_any_configuration_survives_frame_parquet_csv_json_optuna(tmp_path_factory, configs):
+    rows = [{"trial_id": f"t{n}", "status": "finished", **config_to_row(config)} for n, config in enumerate(configs)]
+    df = trials_frame(json.loads(json.dumps(rows)), ["a", "b"])
+    path = tmp_path_factory.getbasetemp() / "trials.parquet"
+    write_parquet(df, path)
+    csv = pd.read_csv(StringIO(df.to_csv(index=False)))
+    for frame in (df, read_parquet(path), csv):
+        found = [row_to_config(row) for row in frame.to_dict("records")]
+        assert json.dumps(found) == json.dumps(configs)
+    choices = {json.dumps(config["a"], sort_keys=True): config["a"] for config in configs}
+    space = Space({"a": tune.choice(list(choices.values()))})
+    for config in configs:
+        member = space.config_in({"a": config["a"]})
+        assert json.dumps(member, sort_keys=True) == json.dumps({"a": config["a"]}, sort_keys=True)
+    assert Space.from_json(json.loads(json.dumps(space.to_json()))) == space
