@@ -152,6 +152,29 @@ def test_exit_of_a_trainable_fails_its_trial_only(search, code):
     assert results.trials["error"][0].startswith(f"SystemExit: {code} (in train, ")
 
 
+@pytest.mark.parametrize("changes", [{}, {"searcher": "tpe", "num_samples": 3}, {"scheduler": "median", "budget": 9}])
+def test_failed_trials_run_again_on_request(search, tmp_path, changes):
+    def train(config, report, checkpoint):
+        for step in range(1, 10):
+            if config["x"] == 1 and not (tmp_path / "corrected").exists():
+                raise ValueError("a bug")
+            report(step, {"loss": config["x"]})
+            checkpoint.save(step, lambda step=step: {"step": step})
+
+    first = search(train, {"x": tune.choice([1, 2, 3])}, **changes)
+    failed = first.trials.loc[first.trials["status"] == "failed", "config"].tolist()
+    assert failed or changes.get("searcher")
+    (tmp_path / "corrected").touch()
+    options = {"trainable": train, "runner": "local", "show_progress": False}
+    assert resume(first.folder, **options)[0].counts() == first.counts()
+    (again,) = resume(first.folder, retry_failed=True, **options)
+    assert "failed" not in again.counts()
+    assert again.trials["config"].tolist() == first.trials["config"].tolist()
+    assert load(again.folder).best()["x"] == 1
+    kept = first.trials["status"] == "finished"
+    assert again.trials.loc[kept, "train_s"].tolist() == first.trials.loc[kept, "train_s"].tolist()
+
+
 def square(number):
     return number**2
 

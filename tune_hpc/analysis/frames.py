@@ -159,6 +159,20 @@ def write_frames(folder: ExperimentFolder, trials: pd.DataFrame, history: pd.Dat
     folder.storage.write_atomic(folder.history_file, lambda path: write_parquet(history, path))
 
 
+def reopen_failed_trials(folder: ExperimentFolder) -> None:
+    """Give failed trials the status of interrupted ones, so that they run again; their logs stay."""
+    changes = {"status": "running", "stop_reason": None, "error": None}
+    trials, history = read_frames(folder)
+    if (has_failed := trials["status"] == "failed").any():
+        for name, value in changes.items():
+            trials[name] = trials[name].where(~has_failed, value)
+        write_frames(folder, trials, history)
+    for trial_id in folder.trial_ids():
+        row = folder.read_row(trial_id)
+        if row is not None and row["status"] == "failed":
+            folder.update_status(trial_id, changes)
+
+
 def read_folder(
     folder: ExperimentFolder, read_trial: Callable[[str], tuple[dict[str, Any], pa.Table]] | None = None
 ) -> tuple[dict[str, Any], pd.DataFrame, LazyHistory]:

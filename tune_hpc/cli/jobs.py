@@ -197,7 +197,10 @@ def restart(flags: argparse.Namespace) -> int:
         raise InvalidExperimentError(
             f"--local is for a folder; {flags.folder} is a job, which runs where it was started"
         )
-    flags.id, options = flags.folder, run_options(flags) | {"force": flags.force}
+    flags.id, options = (
+        flags.folder,
+        run_options(flags) | {"force": flags.force, "retry_failed": flags.retry_failed or None},
+    )
     del options["address"]
     job = find_job(flags)
     if flags.num_samples is not None:

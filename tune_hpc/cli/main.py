@@ -241,7 +241,7 @@ def _restart(flags: argparse.Namespace) -> int:
     from tune_hpc.search.runner import extend, resume
     from tune_hpc.storage.filesystem import Storage
 
-    options = run_options(flags) | _runner_options(flags)
+    options = run_options(flags) | _runner_options(flags) | {"retry_failed": flags.retry_failed}
     if flags.num_samples is not None:
         extend(flags.folder, num_samples=flags.num_samples, **options)
     else:

@@ -117,6 +117,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
 def add_restart_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of resume and extend."""
     parser.add_argument("--force", action="store_true", help=_FORCE)
+    parser.add_argument("--retry-failed", action="store_true", help="run failed trials again, from their start")
     add_options(parser, RUN_OPTIONS.values())
     parser.add_argument("--no-report", action="store_true", help="write the data frames only")
 

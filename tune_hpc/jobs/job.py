@@ -208,11 +208,14 @@ class Job:
         status = self.status()
         if self._is_repeated("resume", key, options):
             return self
-        if status.state is JobState.FINISHED:
+        retries = options.get("retry_failed", False)
+        if status.state is JobState.FINISHED and not retries:
             raise ConflictError(f"{self.id} has finished; extend it, or submit a new job")
-        if status.state is JobState.FAILED and all(one.state == "finished" for one in status.experiments):
+        has_ended = all(experiment.state == "finished" for experiment in status.experiments)
+        if status.state is JobState.FAILED and has_ended and not retries:
             raise ConflictError(
-                f"the trials of {self.id} have ended, with errors; correct the code and submit it again"
+                f"the trials of {self.id} have ended, with errors; correct the code in {self.folder.code} and resume "
+                "with retry_failed, or submit it again"
             )
         return self._restart(status, "resume", options, attempt, force, key)
 

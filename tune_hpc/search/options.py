@@ -126,6 +126,9 @@ class RunOptions(OptionSet):
     fail_fast: bool = field(default=False, metadata=metadata(
         "with a local run: raise the first exception of a trainable instead of a record of it"
     ))
+    retry_failed: bool = field(default=False, metadata=metadata(
+        "on resume: run failed trials again, from their start"
+    ))
     address: str | None = field(default=None, metadata=metadata(
         "Ray cluster, HOST:PORT; by default Ray is started on this machine", "resources", metavar="ADDRESS"
     ))

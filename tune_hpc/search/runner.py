@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tune_hpc.analysis.frames import reopen_failed_trials
 from tune_hpc.analysis.results import Results, load, load_all, load_folder
 from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError
 from tune_hpc.search.cluster import check_gpus
@@ -109,7 +110,7 @@ def run_all(
         if resume_started and folder.holds_experiment:
             description = folder.read()
             experiment.check_matches(description, folder.path)
-            if description.get("state") != "finished":
+            if _is_due(description, run_options):
                 searches.append(_resumed_search(folder, run_options, experiment.trainable, claim=not check_only))
             continue
         trainable = _load_trainable(experiment.trainable)
@@ -129,7 +130,8 @@ def run_all(
 def resume(folder: str | Path, *, trainable: str | Callable[..., Any] | None = None, **options: Any) -> list[Results]:
     """Resume searches that stopped early: by an interrupt, a time limit or a lost machine.
 
-    Trials that ended remain as they are. Interrupted trials resume from their last checkpoints, and the others follow.
+    Trials that ended remain as they are, except failed ones with ``retry_failed``. Interrupted trials resume from their
+    last checkpoints, and the others follow.
 
     Args:
         folder: An experiment folder, or a folder of several.
@@ -157,11 +159,7 @@ def resume(folder: str | Path, *, trainable: str | Callable[..., Any] | None = N
     searches = [(search, state) for search, state in descriptions if _is_search(state)]
     if not searches:
         raise FolderError(f"{folder} has no search to resume; run its experiments again")
-    due = [
-        _resumed_search(search, run_options, trainable)
-        for search, state in searches
-        if state.get("state") != "finished"
-    ]
+    due = [_resumed_search(search, run_options, trainable) for search, state in searches if _is_due(state, run_options)]
     if due:
         _run(due, run_options)
     return [results for results in load_all(folder) if _is_search(results.experiment)]
@@ -209,6 +207,11 @@ def _run(searches: Sequence[Search], options: RunOptions) -> list[Results]:
     return RayRunner(searches, options).run()
 
 
+def _is_due(description: Mapping[str, Any], options: RunOptions) -> bool:
+    """Return whether a search has trials to run."""
+    return description.get("state") != "finished" or options.retry_failed
+
+
 def _resumed_search(
     folder: ExperimentFolder,
     options: RunOptions,
@@ -230,10 +233,17 @@ def _resumed_search(
         raise InvalidExperimentError(
             f"a grid has no more configurations; start a new search over the values that {experiment.name} lacks"
         )
+    if options.retry_failed and experiment.scheduler in PAUSING:
+        raise InvalidExperimentError(
+            f"{experiment.scheduler} has decided without the failed trials of {experiment.name}, and cannot run them "
+            "again; start a new search"
+        )
     if num_more:
         experiment = experiment.replace(num_samples=(experiment.num_samples or 0) + num_more)
     if claim:
         folder.claim_attempt(last, options.attempt)
+        if options.retry_failed:
+            reopen_failed_trials(folder)
     search = Search(experiment, folder, _load_trainable(experiment.trainable), before=load_folder(folder))
     _plan(search)
     return search
