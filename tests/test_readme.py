@@ -48,6 +48,19 @@ def test_links_and_figures_exist(page):
         assert (page.parent / target).exists(), target
 
 
+def test_example_of_own_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "own_code.md").read_text(encoding="utf-8")
+    example = page.partition("```python\n")[2].partition("```")[0]
+    example = example.replace("run(experiment)", 'run(experiment, runner="local", show_progress=False)')
+    names = {"__name__": "__main__"}
+    exec(example, names)
+    assert set(names["model"]) == {"learning_rate", "layers", "epochs"}
+    assert isinstance(names["model"]["layers"], list)
+    assert names["results"].counts()["stopped"] > names["results"].counts()["finished"]
+    assert names["results"].best("latency_ms")["latency_ms"] == 2.0
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_user_defined_trainable_runs_as_experiment_and_as_function(write_module, tmp_path, capsys):
@@ -55,7 +68,7 @@ def test_user_defined_trainable_runs_as_experiment_and_as_function(write_module,
 
     write_module("my_search", block("# my_search.py"))
     assert main(["run", "my_search:experiment"]) == 0
-    results = load(tmp_path / "runs" / "my_search.experiment")
+    results = load(tmp_path / "runs" / "parabola")
     assert results.best()["rate"] == 0.5
     assert main(["run", "my_search:train", "--set", "rate=0.01,0.1,0.5"]) == 0
     assert load(tmp_path / "runs" / "my_search.train").trials["loss"].tolist() == results.trials["loss"].tolist()

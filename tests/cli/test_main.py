@@ -434,9 +434,9 @@ def test_searchers_and_schedulers_are_chosen_by_flags():
 
 
 def test_default_output_folder_is_below_runs(folder, run_pretended):
-    assert str(run_pretended()[1]["folders"][0]) == "runs/mine.pretended"
-    (folder / "runs" / "mine.pretended").mkdir(parents=True)
-    assert str(run_pretended()[1]["folders"][0]) == "runs/mine.pretended-2"
+    assert str(run_pretended()[1]["folders"][0]) == "runs/pretended"
+    (folder / "runs" / "pretended").mkdir(parents=True)
+    assert str(run_pretended()[1]["folders"][0]) == "runs/pretended-2"
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(flags: argparse.Namespace) -> int:
     experiments = find_experiments(flags)
-    return run_experiments(experiments, run_name(flags) or experiments[0].name, flags)
+    is_reference = len(experiments) == 1 and ":" in "".join(flags.names)
+    name = "" if is_reference else run_name(flags)
+    return run_experiments(experiments, name or experiments[0].name, flags)
 
 
 def _scale(flags: argparse.Namespace) -> int:

@@ -46,15 +46,24 @@ _log = logging.getLogger(__name__)
 def reset_signals_in_children() -> None:
     """Give processes that a trainable forks the default signal handlers: a pool of processes ends its by SIGTERM.
 
-    They would inherit the handlers of the driver or of Ray, which do not end a process.
+    They would inherit the handlers of the driver or of Ray, which do not end a process. Signals wait during the fork,
+    because an inherited handler would consume one that arrives before the reset.
     """
+    masks = threading.local()
+
+    def block() -> None:
+        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
 
     def reset() -> None:
         for number in (signal.SIGTERM, WARNING_SIGNAL):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        unblock()
 
-    os.register_at_fork(after_in_child=reset)
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
 
 
 class StopRequested(BaseException):
