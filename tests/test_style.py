@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTED = ("tune_hpc", "search_spaces", "scripts", "benchmarks")
 PYTHON = (*DOCUMENTED, "tests")
@@ -156,6 +158,7 @@ def _comments(text: str) -> Iterator[tuple[int, str]]:
         yield min(block), "\n".join(block.values())
 
 
+@pytest.mark.slow
 def test_names_and_sentences_follow_the_style():
     found = findings()
     assert not found, f"{len(found)} findings:\n" + "\n".join(map(str, found))
