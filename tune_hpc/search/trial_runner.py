@@ -22,8 +22,6 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from tune_hpc.errors import FolderError, TrialError
 from tune_hpc.search.command import Command
 from tune_hpc.search.object_reference import load_entry_point, load_reference
@@ -249,7 +247,7 @@ class TrialRunner:
             self.folder.write_trial(row["trial_id"], jsonable, history)
         return row
 
-    def _ranked_value(self, history: pd.DataFrame) -> dict[str, float]:
+    def _ranked_value(self, history: Any) -> dict[str, float]:
         """Return the column of the metric that ranks trials, if it was reported."""
         metric = self.context.ranked
         if metric.column not in history:
