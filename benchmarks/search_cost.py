@@ -53,8 +53,9 @@ def search(name: str, size: Mapping[str, Any], seeds: int, turns: "count[int]", 
         box = Experiment("box", BOX | size, metric="best_valid_accuracy", seeds=(turn,), search_seed=turn, **WAYS[name])
         experiments = [box]
     found = _run(experiments, folder / "search")
-    best = max(found, key=lambda search: search.best()["best_valid_accuracy"]).best_config()
-    winner_values = {key: best[key] for key in VARIED}
+    best_search = max(found, key=lambda search: search.best()["best_valid_accuracy"])
+    best, config = best_search.best(), best_search.best_config()
+    winner_values = {key: config[key] for key in VARIED}
     fresh = range(1000 * (turn + 1), 1000 * (turn + 1) + seeds)
     winner = exercise3.winner.with_values({**size, **winner_values}).replace(seeds=tuple(fresh))
     (again,) = _run([winner], folder / "winner")

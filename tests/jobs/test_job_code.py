@@ -143,6 +143,6 @@ def test_job_of_a_package_finishes_and_one_whose_trials_all_fail_is_failed(folde
     assert status.reason.startswith("multi: 2 of 2 trials failed, t00000: ValueError: no ")
     assert status.reason.endswith(f"; logs: {failed.folder.experiment('multi').logs}")
     assert status.reason in "".join(failed.logs())
-    with pytest.raises(ConflictError, match="have ended, with errors; correct the code and submit it"):
+    with pytest.raises(ConflictError, match="have ended, with errors; correct the code in "):
         failed.resume()
     assert json.loads((failed.folder.attempts / "1.run.json").read_text(encoding="utf-8"))["state"] == "failed"
