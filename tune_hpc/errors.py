@@ -82,5 +82,9 @@ class ClusterError(TuneHpcError, ConnectionError):
     """Ray cluster that is unreachable, or too small for the request."""
 
 
+class TimeLimitReached(BaseException):
+    """Unwinds a trainable whose time limit is over; ``except Exception`` in a trainable does not catch it."""
+
+
 class TrialError(TuneHpcError, RuntimeError):
     """Work on the cluster that ended without a result."""

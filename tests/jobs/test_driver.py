@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 from ray import tune
@@ -114,6 +115,15 @@ def test_driver_terminated_before_the_first_trial_is_stopped(job, monkeypatch, s
     monkeypatch.setattr(driver, "_run", run)
     assert driver.drive(job, 1, StringIO())["state"] is JobState.STOPPED
     assert job.read_driver_status(1)["state"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "state"), [("the time budget of 1 s is spent", "stopped"), ("the first 3 trials failed", "failed")]
+)
+def test_job_that_stopped_after_failures_is_failed(ended_by, state):
+    experiment = {"name": "e", "state": "stopped", "ended_by": ended_by, "has_failed": state == "failed"}
+    final = driver._final_state([SimpleNamespace(experiment=experiment)])
+    assert (final["state"], final.get("error", "")) == (state, f"e: {ended_by}" if state == "failed" else "")
 
 
 @pytest.mark.parametrize(("values", "state"), [([2], JobState.FAILED), ([1, 2], JobState.FINISHED)])

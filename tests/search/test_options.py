@@ -32,7 +32,7 @@ COMMANDS = {
     ],
 }  # fmt: skip
 FLAGS = [(option_set, option) for option_set in COMMANDS for option in options_of(option_set) if option.flag]
-VALUES = {"mode": "max", "time_budget_s": "30m", "fuse": "off"}
+VALUES = {"mode": "max", "time_budget_s": "30m", "trial_time_limit_s": "30m", "fuse": "off"}
 
 
 @pytest.mark.parametrize(("option_set", "option"), FLAGS, ids=[option.flag for _, option in FLAGS])

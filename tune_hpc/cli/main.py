@@ -276,7 +276,10 @@ def _print_summary(results: Sequence["Results"], page: Path | None) -> int:
         return TERMINATED
     if any(one.experiment["state"] == "interrupted" for one in results):
         return INTERRUPTED
-    return FAILURE if any(not {"finished", "stopped"} & set(one.counts()) for one in results) else SUCCESS
+    has_failed = any(
+        one.experiment.get("has_failed") or not {"finished", "stopped"} & set(one.counts()) for one in results
+    )
+    return FAILURE if has_failed else SUCCESS
 
 
 def _show(flags: argparse.Namespace) -> int:

@@ -129,6 +129,8 @@ def _final_state(results: list[Results]) -> dict[str, Any]:
         failed = [result for result in results if set(result.counts()) == {"failed"}]
         error = {"error": f"{failed[0].name}: {failed[0].failures}"} if failed else {}
         return {"state": JobState.FAILED if failed else JobState.FINISHED, **error}
+    if broken := [experiment for experiment in unfinished if experiment.get("has_failed")]:
+        return {"state": JobState.FAILED, "error": f"{broken[0]['name']}: {broken[0]['ended_by']}"}
     final = {"state": JobState.STOPPED, "reason": unfinished[0].get("ended_by") or "interrupted"}
     return final | {"is_terminated": any(experiment.get("is_terminated") for experiment in unfinished)}
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tune_hpc.errors import InvalidConfigError
+from tune_hpc.errors import InvalidConfigError, TimeLimitReached
 from tune_hpc.learning.config import complete
 from tune_hpc.learning.data import ImageData, load_images
 from tune_hpc.learning.fusion import check_fusible
@@ -361,6 +361,10 @@ def train_fused(
             member.load_state_dict(member_state)
     setup_s = time.perf_counter() - entered
 
+    stop_reason = (
+        "all steps done" if num_steps == completed[0]["steps"] else f"single pass over after {num_steps} steps"
+    )
+    is_stopped = False
     for end in _evaluation_steps(num_steps, completed[0]["num_evaluations"]):
         active = [number for number, member in enumerate(members) if member.status == "finished"]
         if end <= num_done or not active:
@@ -384,14 +388,16 @@ def train_fused(
             member_metrics = {name: values[number] for name, values in metrics.items()}
             members[number].take_evaluation(end, member_metrics, eval_s / len(active))
         if checkpoint and end < num_steps:
-            checkpoint.save(end, functools.partial(_state, training, members, end))
+            try:
+                checkpoint.save(end, functools.partial(_state, training, members, end))
+            except TimeLimitReached:
+                is_stopped, stop_reason = True, "time limit"
+                break
 
-    stop_reason = (
-        "all steps done" if num_steps == completed[0]["steps"] else f"single pass over after {num_steps} steps"
-    )
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     shared = {"setup_s": setup_s / len(members), "num_fused": len(members), "device": device_name}
-    return [member.row(stop_reason, training.task.samples_per_step) | shared for member in members]
+    rows = [member.row(stop_reason, training.task.samples_per_step) | shared for member in members]
+    return [row | {"status": "stopped"} if is_stopped and row["status"] == "finished" else row for row in rows]
 
 
 def _state(training: Training, members: Sequence[MemberProgress], step: int) -> dict[str, Any]:

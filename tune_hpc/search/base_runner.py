@@ -53,7 +53,7 @@ class Runner(ABC):
     def __init__(self, searches: Sequence[Search], options: RunOptions) -> None:
         self.searches = searches
         self.options = options
-        self.criteria = StopCriteria(options.time_budget_s, options.target, options.stop_file)
+        self.criteria = StopCriteria(options.time_budget_s, options.target, options.stop_file, options.max_failures)
         self.num_workers = max_workers(searches)
         self.contexts: dict[str, TrialContext]
         self.images: dict[str, Any]
@@ -157,6 +157,7 @@ class Runner(ABC):
             search.experiment.max_steps if search.monitored else 1,
             search.experiment.budget,
             WorkerPlacement(resources.per_worker, str(search.folder.ray)) if resources.workers else None,
+            self.options.trial_time_limit_s,
         )
 
     def _count_earlier_trials(self, search: Search) -> None:

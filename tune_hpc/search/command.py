@@ -23,7 +23,7 @@ from typing import Any
 from tune_hpc.analysis.frames import IDENTITY, MEASURES
 from tune_hpc.errors import InvalidExperimentError, TrialError
 from tune_hpc.search.space.space import Space
-from tune_hpc.search.stopping import StopRequest, StopRequested
+from tune_hpc.search.stopping import StopRequest, StopRequested, TimeLimit
 from tune_hpc.storage.process import kill_session
 from tune_hpc.storage.trial_file import to_jsonable
 
@@ -172,12 +172,14 @@ class Command:
         trial_id: str | None = None,
         stop_request: StopRequest | None = None,
         metric: str | None = None,
+        time_limit: TimeLimit | None = None,
     ) -> Mapping[str, Any]:
         """Run the program, and report its metrics.
 
         Raises:
             TrialError: The program ends with another code than 0, or does not print the metric that ranks trials.
             StopRequested: The search stops; the program was terminated.
+            TimeLimitReached: The time of the trial is over; the program was terminated.
         """
         # Ray allows a stopped trial two seconds.
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(int(2 * GRACE_S))
@@ -197,7 +199,7 @@ class Command:
         num_reports, last_error, names = 0, "no error output", dict.fromkeys(MEASURES)
         with process:
             try:
-                for is_error, line in _lines(process, stop_request):
+                for is_error, line in _lines(process, stop_request, time_limit or TimeLimit()):
                     print(line, file=sys.stderr if is_error else sys.stdout)
                     if is_error:
                         last_error = next(filter(None, map(str.strip, reversed(line.splitlines()))), last_error)
@@ -251,11 +253,14 @@ def _is_step(value: float | None) -> bool:
     return value is not None and value.is_integer() and 0 <= value < 2**53
 
 
-def _lines(process: subprocess.Popen[bytes], stop_request: StopRequest | None) -> Iterator[tuple[bool, str]]:
+def _lines(
+    process: subprocess.Popen[bytes], stop_request: StopRequest | None, time_limit: TimeLimit
+) -> Iterator[tuple[bool, str]]:
     """Yield each line of output, and whether it is of standard error, until the process has ended.
 
     Raises:
         StopRequested: The search stops.
+        TimeLimitReached: The time of the trial is over.
     """
     remainders = {False: b"", True: b""}
     with selectors.DefaultSelector() as selector:
@@ -265,6 +270,7 @@ def _lines(process: subprocess.Popen[bytes], stop_request: StopRequest | None) -
         while selector.get_map() or process.poll() is None:
             if stop_request is not None and stop_request.is_made:
                 raise StopRequested
+            time_limit.check()
             if not selector.get_map():
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(POLL_INTERVAL_S)

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
@@ -41,6 +42,7 @@ class SearchMonitor:
         self._paused: list[TrialSpec] = []
         self._spans: dict[str, tuple[float, float]] = {}
         self._files: list[ProgressFile] = []
+        self._ended_before: Counter[str] = Counter()
 
     def start(self, *, show_progress: bool, stream: TextIO | None = None, each_trial: bool = False) -> None:
         """Start to publish progress; the trials that ended before this run have been counted.
@@ -54,6 +56,7 @@ class SearchMonitor:
             metrics = {name: experiment.metric for name, experiment in self.experiments.items()}
             self.progress = SearchProgress(self.counts.values(), metrics, stream, each_trial=each_trial)
         self._files = [ProgressFile(folder, self.counts[name]) for name, folder in self.folders.items()]
+        self._ended_before = TrialCounts.total(self.counts.values()).ended
         self.show()
 
     def on_start(self, group: TrialGroup) -> None:
@@ -167,6 +170,8 @@ class SearchMonitor:
             for group in self._running.values()
             if group.experiment == experiment
         )
+        ended = TrialCounts.total(self.counts.values()).ended - self._ended_before
+        self.criteria.record_failures(ended["failed"], ended.total())
         self.show()
 
 

@@ -162,6 +162,14 @@ class RunOptions(OptionSet):
     target: float | None = field(default=None, metadata=metadata(
         "stop the search when a trial reaches this value of the metric", "stop criteria", "Target"
     ))
+    trial_time_limit_s: float | None = field(default=None, metadata=metadata(
+        "seconds after which a trial stops at its next report, with the metrics so far",
+        "stop criteria", "Time limit of a trial", above=0, request_maximum=1e9,
+    ))
+    max_failures: int | None = field(default=None, metadata=metadata(
+        "stop the search when this number of trials has failed; 0: never; default: when the first 3 trials that end "
+        "all fail", "stop criteria", "Failed trials", minimum=0, request_maximum=10**9,
+    ))
     checkpoint_interval_s: float = field(default=60.0, metadata=metadata("seconds between two checkpoints of a trial"))
     show_progress: bool = field(default=True, metadata=metadata(
         "show a progress bar, or a line a minute without a terminal"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tune_hpc.analysis.frames import BUILT_IN_MEASURES, DERIVED, IDENTITY, MEASURES
-from tune_hpc.search.stopping import StopRequest, StopRequested
+from tune_hpc.search.stopping import StopRequest, StopRequested, TimeLimit
 from tune_hpc.search.trial_spec import RankedMetric
 from tune_hpc.storage.filesystem import Storage
 from tune_hpc.storage.trial_file import CONFIG, TrialFileWriter
@@ -67,6 +67,7 @@ class Reporter:
         forward: Called with the current value of the metric.
         scheduler: Reports the monitored metric to a scheduler, if there is one.
         write: Called after each report; it writes the file of the trial from time to time.
+        time_limit: Time limit of the trial.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Reporter:
         forward: Callable[[float], None],
         scheduler: SchedulerReporter | None = None,
         write: Callable[[], object] = lambda: None,
+        time_limit: TimeLimit | None = None,
     ) -> None:
         self.writer = writer
         self.metric = metric
@@ -83,6 +85,7 @@ class Reporter:
         self._scheduler = scheduler
         self._judged = JudgedValue(writer, metric)
         self._write = write
+        self._time_limit = time_limit or TimeLimit()
         self._last_steps: dict[str, int] = {}
         self._num_blocks = 0
 
@@ -91,6 +94,7 @@ class Reporter:
 
         Raises:
             Diverged: A loss, or the metric that ranks trials, is not finite; earlier steps are recorded.
+            TimeLimitReached: The time of the trial is over; the metrics are recorded.
             ValueError: The number of values is not the number of steps; a step is no whole number from 0 on, or not
                 above the previous step of the metric; a metric has the name of a column of every trial.
         """
@@ -108,6 +112,7 @@ class Reporter:
         if num_finite < len(steps):
             name = next(name for name, array in finite.items() if not array[num_finite])
             raise Diverged(f"non-finite {name} at step {steps[num_finite]}")
+        self._time_limit.check()
         self._write()
         value = self._judged.update()
         if self._scheduler is None:
@@ -222,6 +227,7 @@ class TrialCheckpoint:
             a superseded attempt stops without saving.
         max_step: Step from which on the trainable stops in the same way; ``None``: no such step.
         may_pause: Whether the trainable may stop there now: the metric on which a scheduler decides must be known.
+        time_limit: Time limit of the trial or the group; the time of the run that saved a state counts.
 
     Attributes:
         has_stopped: Whether the trainable was stopped.
@@ -235,6 +241,7 @@ class TrialCheckpoint:
         request: StopRequest | None = None,
         max_step: int | None = None,
         may_pause: Callable[[], bool] = lambda: True,
+        time_limit: TimeLimit | None = None,
     ) -> None:
         self.path = path
         self.writers = writers
@@ -244,6 +251,7 @@ class TrialCheckpoint:
         self._request = request
         self._max_step = max_step
         self._may_pause = may_pause
+        self._time_limit = time_limit or TimeLimit()
         self._saved_at = time.monotonic()
 
     def load(self) -> Mapping[str, Any] | None:
@@ -253,6 +261,7 @@ class TrialCheckpoint:
         from tune_hpc.learning.checkpoint import load_state
 
         checkpoint = load_state(self.path)
+        self._time_limit.add(checkpoint.get("elapsed_s", 0.0))
         for writer, blocks in zip(self.writers, checkpoint["reported"], strict=True):
             writer.blocks[:] = [
                 (np.asarray(steps, np.int64), {name: np.asarray(values, float) for name, values in metrics.items()})
@@ -265,7 +274,9 @@ class TrialCheckpoint:
 
         Raises:
             StopRequested: The trial must stop, and its state is saved.
+            TimeLimitReached: The time of the trial is over.
         """
+        self._time_limit.check()
         is_requested = self._request is not None and self._request.is_made
         is_last = is_requested or (self._max_step is not None and step >= self._max_step and self._may_pause())
         if not is_last and time.monotonic() - self._saved_at < self.interval_s:
@@ -280,7 +291,9 @@ class TrialCheckpoint:
             [(steps.tolist(), {name: values.tolist() for name, values in metrics.items()}) for steps, metrics in blocks]
             for blocks in (writer.blocks for writer in self.writers)
         ]
-        checkpoint = {"step": step, "state": make_state(), "reported": reported}
+        checkpoint = {
+            "step": step, "elapsed_s": self._time_limit.elapsed_s, "state": make_state(), "reported": reported
+        }  # fmt: skip
         self._storage.write_atomic(self.path, lambda path: save_state(path, checkpoint))
         self._saved_at = time.monotonic()
         if is_last:

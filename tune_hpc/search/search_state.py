@@ -154,6 +154,7 @@ class Search:
             "ended_by": None if is_complete else criteria.reason,
             "is_to_be_requeued": not is_complete and criteria.is_warned,
             "is_terminated": not is_complete and criteria.is_terminated,
+            "has_failed": not is_complete and criteria.has_failed,
             "process": None,
             "provenance": provenance | times,
         }

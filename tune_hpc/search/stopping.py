@@ -1,4 +1,4 @@
-"""Early stop of a search: time budget, target, stop file, signals, and takeover by another attempt.
+"""Early stop of a search: time budget, target, failures, stop file, signals, and takeover by another attempt.
 
 Every stop works alike. No further trial starts, running trials save their states, and ``resume`` continues from there.
 The driver decides with ``StopCriteria`` and publishes the decision in the control file of each folder
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import os
 import signal
 import threading
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from tune_hpc.errors import FolderError
+from tune_hpc.errors import FolderError, TimeLimitReached
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.filesystem import Storage
 
@@ -36,6 +37,8 @@ DRIVER_POLL_INTERVAL_S = 1.0
 TRIAL_POLL_INTERVAL_S = 0.2
 #: The same on S3, where each read is a request.
 REMOTE_POLL_INTERVAL_S = 2.0
+#: Number of the first trials of a run that stop the search by default if all of them fail.
+NUM_FIRST_FAILURES = 3
 #: Seconds that running trials have to save their states or to end; batch systems warn a minute or more before the end.
 WAIT_S = 30.0
 
@@ -111,6 +114,36 @@ class StopRequest:
         return not self.is_superseded
 
 
+class TimeLimit:
+    """Time limit of a trial or of a fused group; its start is that of the object.
+
+    Args:
+        limit_s: The limit; ``None``: no limit.
+    """
+
+    def __init__(self, limit_s: float | None = None) -> None:
+        self._limit_s = math.inf if limit_s is None else limit_s
+        self._started_at = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Return the seconds that count."""
+        return time.monotonic() - self._started_at
+
+    def add(self, seconds: float) -> None:
+        """Count the time of an earlier run, too."""
+        self._started_at -= seconds
+
+    def check(self) -> None:
+        """Check the time.
+
+        Raises:
+            TimeLimitReached: It is over.
+        """
+        if self.elapsed_s > self._limit_s:
+            raise TimeLimitReached
+
+
 class StopCriteria:
     """Reasons to stop a search before all its trials have ended.
 
@@ -118,9 +151,12 @@ class StopCriteria:
         time_budget_s: Seconds from ``start`` on; ``None``: no limit.
         target: Value of the metric that ranks trials at which the search stops; ``None``: no target.
         stop_file: File whose existence stops the search; ``None``: no such file.
+        max_failures: Number of failed trials at which the search stops, 0 for no limit; ``None``: it stops if its first
+            trials all fail.
 
     Attributes:
         reason: Reason of the stop; ``None``: the search runs.
+        has_failed: Whether too many trials failed.
         is_warned: Whether a batch system requested the stop.
         is_terminated: Whether SIGTERM requested it.
         is_interrupted: Whether the user pressed Ctrl-C.
@@ -130,12 +166,18 @@ class StopCriteria:
     """
 
     def __init__(
-        self, time_budget_s: float | None = None, target: float | None = None, stop_file: Path | None = None
+        self,
+        time_budget_s: float | None = None,
+        target: float | None = None,
+        stop_file: Path | None = None,
+        max_failures: int | None = None,
     ) -> None:
         self.time_budget_s = time_budget_s
         self.target = target
         self.stop_file = stop_file
+        self.max_failures = max_failures
         self.reason: str | None = None
+        self.has_failed = False
         self.is_warned = False
         self.is_terminated = False
         self.is_superseded = False
@@ -161,6 +203,18 @@ class StopCriteria:
             return
         if value <= self.target if mode == "min" else value >= self.target:
             self.reason = f"a trial reached {value:g}, and {self.target:g} was the target"
+
+    def record_failures(self, num_failed: int, num_ended: int) -> None:
+        """Compare the number of trials that failed in this run, of those that ended in it, with the limit."""
+        if self.reason or not num_failed:
+            return
+        if self.max_failures is None:
+            self.has_failed = num_failed == num_ended >= NUM_FIRST_FAILURES
+            text = f"the first {num_failed} trials failed; correct the cause, or allow failures with --max-failures 0"
+        else:
+            self.has_failed = 0 < self.max_failures <= num_failed
+            text = f"{num_failed} of {num_ended} trials failed, and the limit was {self.max_failures}"
+        self.reason = text if self.has_failed else None
 
     def is_met(self) -> bool:
         """Return whether the search must stop."""

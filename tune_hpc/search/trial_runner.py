@@ -22,7 +22,7 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
-from tune_hpc.errors import FolderError, TrialError
+from tune_hpc.errors import FolderError, TimeLimitReached, TrialError
 from tune_hpc.search.command import Command
 from tune_hpc.search.object_reference import load_entry_point, load_reference
 from tune_hpc.search.reporter import (
@@ -36,7 +36,7 @@ from tune_hpc.search.reporter import (
     TrialCheckpoint,
     redirect_output,
 )
-from tune_hpc.search.stopping import StopRequest, StopRequested, reset_signals_in_children
+from tune_hpc.search.stopping import StopRequest, StopRequested, TimeLimit, reset_signals_in_children
 from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, num_steps
 from tune_hpc.search.user_code import PortableTrainable
 from tune_hpc.storage.experiment_folder import ExperimentFolder
@@ -122,7 +122,10 @@ class TrialRunner:
         context = self.context
         writer = TrialFileWriter(trial.columns())
         judged = JudgedValue(writer, context.monitored or context.ranked)
-        checkpoint = self._checkpoint(trial.trial_id, [writer], trial.max_step, lambda: not isnan(judged.update()))
+        time_limit = TimeLimit(context.time_limit_s)
+        checkpoint = self._checkpoint(
+            trial.trial_id, [writer], time_limit, trial.max_step, lambda: not isnan(judged.update())
+        )
         started = time.perf_counter()
         scheduler = None
         if context.monitored:
@@ -141,9 +144,10 @@ class TrialRunner:
             self.reporter.for_trial(trial.trial_id),
             scheduler,
             Throttle(lambda: self._write_running([writer], time.perf_counter() - started)),
+            time_limit,
         )
         with self._log(trial.trial_id):
-            outcome = self._call_trainable(trial.config, report, checkpoint)
+            outcome = self._call_trainable(trial.config, report, checkpoint, time_limit)
         if checkpoint.has_stopped:
             # The trainable may have caught the exception.
             outcome = {"status": "running"}
@@ -157,7 +161,7 @@ class TrialRunner:
 
         trials = group.trials
         writers = [TrialFileWriter(trial.columns()) for trial in trials]
-        checkpoint = self._checkpoint(group.group_id, writers)
+        checkpoint = self._checkpoint(group.group_id, writers, TimeLimit(self.context.time_limit_s))
         started = time.perf_counter()
         write = Throttle(lambda: self._write_running(writers, time.perf_counter() - started))
         reports = [
@@ -199,11 +203,12 @@ class TrialRunner:
         self,
         name: str,
         writers: Sequence[TrialFileWriter],
+        time_limit: TimeLimit,
         max_step: int | None = None,
         may_pause: Callable[[], bool] = lambda: True,
     ) -> TrialCheckpoint:
-        interval_s = self.context.checkpoint_interval_s
-        return TrialCheckpoint(self.folder.checkpoint(name), writers, interval_s, self.request, max_step, may_pause)
+        path, interval_s = self.folder.checkpoint(name), self.context.checkpoint_interval_s
+        return TrialCheckpoint(path, writers, interval_s, self.request, max_step, may_pause, time_limit)
 
     def _clean_up(self, checkpoint: TrialCheckpoint) -> None:
         """Delete the checkpoint of trials that have ended."""
@@ -255,7 +260,7 @@ class TrialRunner:
         return {self.context.metric: metric.value(history[metric.column].to_numpy(float))}
 
     def _call_trainable(
-        self, config: Mapping[str, Any], report: Reporter, checkpoint: TrialCheckpoint
+        self, config: Mapping[str, Any], report: Reporter, checkpoint: TrialCheckpoint, time_limit: TimeLimit
     ) -> dict[str, Any]:
         """Call the trainable; return the status of the trial and the columns that the trainable returned."""
         outcome: dict[str, Any] = {"status": "finished", "stop_reason": "the trainable returned"}
@@ -266,6 +271,7 @@ class TrialRunner:
             if isinstance(trainable, Command):
                 trial_id = report.writer.row["trial_id"]
                 offered |= {"trial_id": trial_id, "stop_request": self.request, "metric": self.context.metric}
+                offered["time_limit"] = time_limit
             if "images" in parameters and config.get("data") in self.images:
                 offered["images"] = self._images(config)
             if self.context.placement is not None:
@@ -281,6 +287,8 @@ class TrialRunner:
                 raise ValueError(f"the status that a trainable returns is {', '.join(END_STATUSES)}; got {status!r}")
         except StopRequested:
             outcome = {"status": "running"}
+        except TimeLimitReached:
+            outcome |= {"status": "stopped", "stop_reason": "time limit"}
         except Diverged as divergence:
             outcome |= {"status": "diverged", "stop_reason": str(divergence)}
         except BdbQuit:

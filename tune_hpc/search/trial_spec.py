@@ -141,6 +141,7 @@ class TrialContext:
         max_steps: Steps of a complete trial, as the scheduler counts them.
         budget: Parameter with the number of steps of a trial, or this number.
         placement: Resources of the workers; ``None``: a trial has no workers.
+        time_limit_s: Time limit of a trial; ``None``: no limit.
     """
 
     experiment: str
@@ -154,6 +155,7 @@ class TrialContext:
     max_steps: int = 1
     budget: str | int = "steps"
     placement: WorkerPlacement | None = None
+    time_limit_s: float | None = None
 
 
 def num_steps(config: Mapping[str, Any], budget: str | int, default: int) -> int:

@@ -125,6 +125,9 @@ class AsyncSuccessiveHalving(Searcher):
         candidate = self._candidates[self.configuration_number(trial_id)]
         if outcome.status == "running":
             outcome = TrialOutcome("stopped", self._metric_value(trial_id), outcome.steps)
+        elif outcome.status == "stopped":
+            # It ended by itself, for example at its time limit, and has no state to continue from.
+            outcome = outcome._replace(status="finished")
         candidate.outcomes[trial_id] = outcome
         if all(trial.trial_id in candidate.outcomes for trial in candidate.trials):
             self._record_arrival(candidate)
