@@ -415,7 +415,7 @@ def test_flags_reach_the_runner(run_pretended, capsys):
     assert options == {
         "address": None, "overwrite": True, "resume_started": False, "cpus_per_trial": 2, "gpus_per_trial": None,
         "max_concurrent": 3, "data_dir": "images", "fuse": "16", "time_budget_s": 5400.0, "target": 0.99,
-        "max_failures": None, "trial_time_limit_s": None,
+        "no_reuse": False, "max_failures": None, "trial_time_limit_s": None,
         "force": False, "export": ["optuna,tensorboard"], "runner": "local", "fail_fast": True,
     }  # fmt: skip
     assert capsys.readouterr().out == "pretended: 1 finished; best loss 0.25 at x=1\n"

@@ -204,7 +204,7 @@ class Runner(ABC):
             make_groups,
             {search.name: search.folder for search in searches},
             resources.num_slots,
-            one_by_one=has_scheduler or not self.joins_trials,
+            one_by_one=has_scheduler or not self.joins_trials or self.options.no_reuse,
             batch_size=fuse if isinstance(fuse, int) else 1,
         )
 

@@ -148,6 +148,10 @@ class RunOptions(OptionSet):
         "maximum number of trials that train as one program, or auto, or off; default: auto",
         "resources", "Fused trials", minimum=1, request_maximum=100_000, choices=("auto", "off"), is_open=True,
     ))
+    no_reuse: bool = field(default=False, metadata=metadata(
+        "start a process for each trial or fused group, instead of one after another in the same processes",
+        "resources", "A process for each trial",
+    ))
     data_dir: str | Path | None = field(default=None, metadata=metadata(
         "folder of the image data; missing files are downloaded", "resources", metavar="DIR"
     ))

@@ -82,7 +82,7 @@ class RayRunner(Runner):
                 scheduler=search_scheduler(searches[0]) or FifoMixin(),
                 num_samples=-1,
                 max_concurrent_trials=resources.num_slots,
-                reuse_actors=True,
+                reuse_actors=not self.options.no_reuse,
                 trial_name_creator=lambda trial: trial.config["group"].group_id,
                 trial_dirname_creator=lambda trial: (
                     f"{trial.config['group'].experiment}.{trial.config['group'].group_id}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import io
+import ctypes
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -28,6 +30,8 @@ RESERVED = frozenset({*IDENTITY, *MEASURES, *DERIVED, CONFIG, "step"}) - {*BUILT
 WRITE_INTERVAL_S = 5.0
 #: Minimum ratio of the time between two writes and the duration of a write.
 WRITE_RATIO = 100
+#: File descriptors of standard output and standard error.
+_DESCRIPTORS = (1, 2)
 
 
 class Diverged(Exception):
@@ -355,37 +359,45 @@ def _finite(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-class _LogFile(io.TextIOBase):
-    """Text file that is created by its first write."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._storage = Storage(path.parent)
-        self._file: io.TextIOWrapper | None = None
-
-    def write(self, text: str) -> int:
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._storage.download(self.path)
-            self._file = self.path.open("a", encoding="utf-8", buffering=1)
-        return self._file.write(text)
-
-    def flush(self) -> None:
-        if self._file is not None:
-            self._file.flush()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-            # A log that cannot be uploaded does not fail its trial.
-            with suppress(OSError):
-                self._storage.upload(self.path)
-        super().close()
-
-
 @contextmanager
 def redirect_output(path: Path) -> Iterator[None]:
-    """Append the output of Python inside the block to a file."""
-    with _LogFile(path) as log, redirect_stdout(log), redirect_stderr(log):
-        yield
+    """Append the output inside the block to a file: that of Python, of subprocesses and of C libraries.
+
+    The file descriptors 1 and 2 refer to the file. A log handler of a trainable outlives its trial and retains its
+    stream, so that ``sys.stdout`` and ``sys.stderr`` are the same objects in all blocks of a process.
+    """
+    storage = Storage(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.download(path)
+    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    _flush_output()
+    previous = [os.dup(descriptor) for descriptor in _DESCRIPTORS]
+    for descriptor in _DESCRIPTORS:
+        os.dup2(log, descriptor)
+    os.close(log)
+    try:
+        with redirect_stdout(_stream(1)), redirect_stderr(_stream(2)):
+            yield
+    finally:
+        _flush_output()
+        for descriptor, copy in zip(_DESCRIPTORS, previous, strict=True):
+            os.dup2(copy, descriptor)
+            os.close(copy)
+        # A log that cannot be uploaded does not fail its trial.
+        with suppress(OSError):
+            if path.stat().st_size:
+                storage.upload(path)
+            else:
+                path.unlink()
+
+
+@cache
+def _stream(descriptor: int) -> TextIO:
+    return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
+def _flush_output() -> None:
+    """Write the buffers of Python and of the C library to the file descriptors."""
+    for descriptor in _DESCRIPTORS:
+        _stream(descriptor).flush()
+    ctypes.CDLL(None).fflush(None)

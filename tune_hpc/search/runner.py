@@ -295,6 +295,8 @@ def _validated_options(options: Mapping[str, Any]) -> RunOptions:
         raise InvalidExperimentError(f"runner must be ray or local; got {given.runner!r}")
     if given.fail_fast and given.runner != "local":
         raise InvalidExperimentError("fail_fast raises an exception in this process: it needs a local run")
+    if given.no_reuse and given.runner == "local":
+        raise InvalidExperimentError("no_reuse starts a process for each trial, and a local run has one: run on Ray")
     check_gpus(given.gpus_per_trial)
     return replace(given, fuse=check_fuse(given.fuse), export=check_tools(given.export))
 
