@@ -3,6 +3,7 @@
 import pytest
 
 from tune_hpc.export.exporter import export_search
+from tune_hpc.export.mlflow import _valid_names
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's warnings about itself.
@@ -68,3 +69,32 @@ def test_tracking_uri_of_the_environment_is_the_default(folder, write, trial, mo
     write(trial("t00000"))
     assert export_search(folder.path, "mlflow")[0].uri == f"sqlite:///{tmp_path / 'all.db'}"
     assert not folder.mlflow.exists()
+
+
+def test_names_are_mapped_to_those_that_mlflow_accepts():
+    from mlflow.utils.validation import _validate_metric_name, _validate_param_name
+
+    names = [
+        "acc@5", "acc_5", "loss (log)", "größe", "a//b", "../up", "/root", ".", "x" * 300, "x" * 299 + "y", "model/depth",
+        "lr-1.5: 2", "a\\b", "100%",
+    ]  # fmt: skip
+    valid = _valid_names(names)
+    assert sorted(valid) == sorted(names)
+    assert len(set(valid.values())) == len(names)
+    for name in valid.values():
+        _validate_metric_name(name)
+        _validate_param_name(name)
+        assert len(name) <= 250
+    assert (valid["acc_5"], valid["acc@5"], valid["model/depth"], valid["lr-1.5: 2"]) == (
+        "acc_5", "acc_5_", "model/depth", "lr-1.5: 2",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_search_with_a_name_that_mlflow_rejects_is_exported(folder, write, trial):
+    row, history = trial("t00000")
+    write((row | {"acc@5": 0.7}, history.rename(columns={"test_loss": "loss@1"})))
+    client = mlflow.MlflowClient(tracking_uri=export_search(folder.path, "mlflow")[0].uri)
+    metrics = runs(client)["t00000"].data.metrics
+    assert metrics["acc_5"] == 0.7
+    assert metrics["loss_1"] == pytest.approx(0.5, abs=0.1)

@@ -86,7 +86,7 @@ def test_nested_function_is_pickled_and_rejected_if_that_fails():
     trainable = PortableTrainable.of(lambda config, report: number)
     assert trainable.reference == ""
     assert trainable.load()({}, None) == 3
-    with pytest.raises(InvalidExperimentError, match="define it at the top of a module"):
+    with pytest.raises(InvalidExperimentError, match=r"its variable lock \(_thread.lock\) cannot be pickled"):
         PortableTrainable.of(lambda config, report: lock)
 
 

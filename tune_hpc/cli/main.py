@@ -6,6 +6,7 @@ Ray.
 
 import argparse
 import gc
+import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -103,6 +104,10 @@ def run_and_exit(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit with its code."""
     # Imports allocate a million objects that stay; collections at the default threshold take 0.4 s of them.
     gc.set_threshold(5000)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or a pipe may have an encoding without some characters: they appear as \\xd7 or \\u2013.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     code = main(arguments)
     # The last garbage collection would traverse all modules of Ray and pandas for half a second.
     gc.freeze()

@@ -1,6 +1,7 @@
 """Export of trials as MLflow runs, one for each trial that has ended.
 
-Parameters of a run are the configuration; metrics are the thinned history and the numbers of the trial's row. A trial
+Parameters of a run are the configuration; metrics are the thinned history and the numbers of the trial's row.
+Characters that MLflow does not allow in their names become ``_``. A trial
 that a scheduler stopped is ``KILLED``, one that diverged or failed ``FAILED``; the tag ``tune_hpc.status`` is exact.
 The tags ``tune_hpc.search`` and ``tune_hpc.trial_id`` identify exported trials. A run that an interrupted export left
 unfinished is deleted and written again.
@@ -8,8 +9,10 @@ unfinished is deleted and written again.
 
 import logging
 import os
+import posixpath
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +26,8 @@ from tune_hpc.storage.experiment_folder import ExperimentFolder
 MAX_POINTS = 1000
 #: MLflow's limits of one call.
 MAX_METRICS, MAX_PARAMS, MAX_RUNS = 1000, 100, 1000
+#: MLflow's limit of the length of a name, less some characters that make it unique.
+MAX_NAME = 240
 
 STATUSES = {"finished": "FINISHED", "stopped": "KILLED", "diverged": "FAILED", "failed": "FAILED"}
 
@@ -90,15 +95,35 @@ class MlflowExporter(Exporter):
             tags={f"tune_hpc.{name}": value for name, value in tags.items()},
             run_name=trial_id,
         ).info.run_id
-        params = [Param(name, _as_text(value)) for name, value in config.items()]
+        names = _valid_names(config)
+        params = [Param(names[name], _as_text(value)) for name, value in config.items()]
         for first in range(0, len(params), MAX_PARAMS):
             self._client.log_batch(run, params=params[first : first + MAX_PARAMS])
-        metrics = [Metric(name, value, end_ms, step) for name, value, step in _metrics(row, config, history)]
+        names = _valid_names([*history.columns, *row])
+        metrics = [Metric(names[name], value, end_ms, step) for name, value, step in _metrics(row, config, history)]
         for first in range(0, len(metrics), MAX_METRICS):
             self._client.log_batch(run, metrics=metrics[first : first + MAX_METRICS])
         self._client.set_terminated(run, STATUSES[status], end_time=end_ms)
         self._exported.add(trial_id)
         self.num_exported += 1
+
+
+def _valid_names(names: Iterable[str]) -> dict[str, str]:
+    """Return a different name that MLflow accepts for each name; an acceptable name stays as it is."""
+    valid: dict[str, str] = {}
+    for name in sorted(set(names), key=lambda name: (_accept(name) != name, name)):
+        changed = _accept(name)
+        while changed in valid.values():
+            changed += "_"
+        valid[name] = changed
+    return valid
+
+
+def _accept(name: str) -> str:
+    """Return a name with allowed characters, which is also the normal form of a relative path."""
+    changed = re.sub(r"[^/\w.\- :]", "_", name)[:MAX_NAME]
+    is_path = posixpath.normpath(changed) == changed and not changed.startswith(("/", ".."))
+    return changed if is_path and changed != "." else re.sub(r"^\.+|/", "_", changed)
 
 
 def _metrics(

@@ -12,7 +12,7 @@ from tune_hpc.search.progress import ProgressFile, SearchProgress, TrialCounts
 from tune_hpc.search.stopping import StopCriteria
 from tune_hpc.search.trial_spec import TrialGroup, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.trial_file import TrialFileWriter
+from tune_hpc.storage.trial_file import TrialFileWriter, to_error_text
 
 #: Line of a Python exception in a report of Ray, except for Ray's own, which wrap others.
 _EXCEPTION = re.compile(r"^(?!ray\.)(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)(?:: .*)?$", re.MULTILINE)
@@ -196,7 +196,7 @@ def _record_end(folder: ExperimentFolder, row: Mapping[str, Any], outcome: Mappi
 def _describe(report: str) -> dict[str, str]:
     """Return ``stop_reason`` and ``error`` of trials on whose process Ray reports, without its identifiers."""
     if exceptions := _EXCEPTION.findall(report):
-        return {"stop_reason": "exception", "error": f"{exceptions[-1]}; see the log of the trial"}
+        return {"stop_reason": "exception", "error": f"{to_error_text(exceptions[-1])}; see the log of the trial"}
     if "low on memory" in report or "OutOfMemory" in report:
         cause = "its node is low on memory, so that Ray killed it; run fewer trials at once"
     else:

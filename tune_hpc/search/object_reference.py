@@ -58,6 +58,12 @@ def load_reference(reference: str) -> Any:
     try:
         return getattr(module, attribute)
     except AttributeError as error:
+        if module_name == "__main__" or "<locals>" in attribute:
+            function = attribute.rpartition(".")[2]
+            raise UnknownNameError(
+                f"the trainable {function} was defined in a main program, a notebook or a function, and cannot be found "
+                f"by its name {reference}; pass it from Python: resume(folder, trainable={function}), or extend"
+            ) from error
         public = [name for name, value in vars(module).items() if name[0] != "_" and not inspect.ismodule(value)]
         names = f"it has {', '.join(public[:20])}{', ...' if public[20:] else ''}" if public else "it is empty"
         raise UnknownNameError(f"{module_name} has no {attribute!r}; {names}") from error

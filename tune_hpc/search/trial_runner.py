@@ -38,10 +38,12 @@ from tune_hpc.search.reporter import (
 )
 from tune_hpc.search.stopping import StopRequest, StopRequested, TimeLimit, reset_signals_in_children
 from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, num_steps
-from tune_hpc.search.user_code import PortableTrainable
+from tune_hpc.search.user_code import PortableTrainable, is_in_installation
 from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.trial_file import TrialFileWriter, summarise, to_jsonable
+from tune_hpc.storage.trial_file import TrialFileWriter, summarise, to_error_text, to_jsonable
 
+#: Folder of this project's code.
+_OUR_CODE = Path(__file__).parents[1]
 #: Statuses that a trainable may return.
 END_STATUSES = ("finished", "stopped", "diverged")
 
@@ -298,7 +300,7 @@ class TrialRunner:
             if self._fail_fast:
                 raise
             print(error, file=sys.stderr)
-            outcome |= {"status": "failed", "stop_reason": "exception", "error": str(error)}
+            outcome |= {"status": "failed", "stop_reason": "exception", "error": to_error_text(str(error))}
         except (Exception, SystemExit) as error:
             # A trainable may raise anything, or call sys.exit.
             if self._fail_fast:
@@ -327,10 +329,17 @@ def _is_missing(value: Any) -> bool:
 
 
 def _describe(error: BaseException) -> str:
-    """Return an error and its location in one line."""
-    text = traceback.format_exception_only(error)[-1].strip()
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{' '.join(text.split())} (in {frame.name}, {Path(frame.filename).name} line {frame.lineno})"
+    """Return an error and its location in one line: the last frame in the user's code, or else the last one."""
+    text = to_error_text(traceback.format_exception_only(error)[-1])
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((frame for frame in reversed(frames) if not _is_of_installation(frame.filename)), frames[-1])
+    return f"{text} (in {frame.name}, {Path(frame.filename).name} line {frame.lineno})"
+
+
+def _is_of_installation(filename: str) -> bool:
+    """Return whether a source file belongs to Python, an installed package or this project."""
+    is_ours = Path(filename).is_relative_to(_OUR_CODE)
+    return is_ours or filename.startswith("<frozen ") or is_in_installation(filename)
 
 
 def _device_is_lost(error: BaseException) -> bool:

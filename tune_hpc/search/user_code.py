@@ -1,6 +1,7 @@
 """A user's code: its folders on ``sys.path``, and its trainable in a form that reaches the trial processes."""
 
 import importlib.util
+import inspect
 import sys
 import sysconfig
 from collections.abc import Callable
@@ -48,8 +49,9 @@ class PortableTrainable:
         pickled = b"" if is_importable and is_installed(module) else _pickle_by_value(function)
         if not is_importable and not pickled:
             raise InvalidExperimentError(
-                f"the trainable {function.__qualname__} can neither be imported nor be pickled in other processes; "
-                "define it at the top of a module"
+                f"the trainable {function.__qualname__} cannot be sent to other processes: "
+                f"{_obstacle(function) or 'it'} cannot be pickled; create such objects inside the trainable, or define "
+                "the trainable at the top of a module"
             )
         return cls(reference_to(function) if is_importable else "", code_folders(), pickled)
 
@@ -92,6 +94,21 @@ def _pickle_by_value(function: Callable[..., Any]) -> bytes:
             ray.cloudpickle.unregister_pickle_by_value(module)
 
 
+def _obstacle(function: Callable[..., Any]) -> str:
+    """Return the first variable used by a function that cannot be pickled, with its type; empty if unknown."""
+    try:
+        variables = inspect.getclosurevars(function)
+    except TypeError:
+        return ""
+    for name, value in {**variables.nonlocals, **variables.globals}.items():
+        try:
+            ray.cloudpickle.dumps(value)
+        except Exception:  # noqa: BLE001
+            # Objects of users may raise anything.
+            return f"its variable {name} ({type(value).__module__}.{type(value).__qualname__})"
+    return ""
+
+
 def is_installed(module: str) -> bool:
     """Return whether a module is a part of Python, of an installed package, or of this project."""
     package = module.partition(".")[0]
@@ -111,13 +128,13 @@ def package_paths(package: str) -> list[Path]:
     if spec is None:
         return []
     paths = [*(spec.submodule_search_locations or ()), *([] if spec.submodule_search_locations else [spec.origin])]
-    return [Path(path) for path in paths if path and Path(path).exists() and not _is_in_installation(path)]
+    return [Path(path) for path in paths if path and Path(path).exists() and not is_in_installation(path)]
 
 
 def code_folders() -> tuple[str, ...]:
     """Return the URIs of the folders on ``sys.path`` that do not belong to the installation of Python."""
     folders = dict.fromkeys(Path(entry).absolute() for entry in sys.path)
-    storages = [Storage(folder) for folder in folders if folder.is_dir() and not _is_in_installation(folder)]
+    storages = [Storage(folder) for folder in folders if folder.is_dir() and not is_in_installation(folder)]
     # The working folder of a driver is its job; its working copy of a bucket has results that trials do not need.
     return tuple(one.uri for one in storages if not (one.is_remote and one.root == Path.cwd()))
 
@@ -133,7 +150,8 @@ def add_code_folders(uris: tuple[str, ...]) -> None:
     importlib.invalidate_caches()
 
 
-def _is_in_installation(path: str | Path) -> bool:
+def is_in_installation(path: str | Path) -> bool:
+    """Return whether a file or folder belongs to Python or to an installed package."""
     folders = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("scripts"))
     is_below = any(Path(path).is_relative_to(folder) for folder in folders)
     return is_below or not {"site-packages", "dist-packages"}.isdisjoint(Path(path).parts)

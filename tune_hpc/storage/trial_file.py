@@ -6,6 +6,7 @@ have one type for all trials, and lists as text. The JSON keeps every value with
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,11 @@ _ROW = b"tune_hpc.trial"
 #: Column of the configuration as JSON.
 CONFIG = "config"
 
+#: Maximum number of characters of an error in a row.
+MAX_ERROR = 500
+#: Control sequences of terminals, with their parameters (ECMA-48: CSI, OSC).
+_ESCAPE_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 #: Size from which several threads read a Parquet file.
 MANY_BYTES = 1_000_000
 
@@ -40,6 +46,14 @@ def row_to_config(row: Mapping[Any, Any]) -> dict[str, Any]:
     if isinstance(text := row.get(CONFIG), str):
         return dict(json.loads(text))
     return {str(name): value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
+
+
+def to_error_text(text: str) -> str:
+    """Return an error for the row of a trial: in one line, without control characters, and of limited length."""
+    line = " ".join(_CONTROL.sub(" ", _ESCAPE_SEQUENCE.sub("", text)).split())
+    if len(line) <= MAX_ERROR:
+        return line
+    return f"{line[:MAX_ERROR]}... ({len(line)} characters, in the log of the trial)"
 
 
 def to_jsonable(value: Any) -> Any:
