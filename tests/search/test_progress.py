@@ -1,11 +1,19 @@
 """Progress of a search: counts, lines and the bar."""
 
 import io
+import json
 import math
 
 import pytest
 
+from tests.search.trainables import parabola
+from tune_hpc import Experiment, Space, run
+from tune_hpc.errors import ClusterError
+from tune_hpc.search.monitor import SearchMonitor
 from tune_hpc.search.progress import LINE_INTERVAL_S, SearchProgress, TrialCounts
+from tune_hpc.search.stopping import StopCriteria
+from tune_hpc.search.trial_spec import TrialGroup, TrialSpec
+from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 
 class Terminal(io.StringIO):
@@ -110,3 +118,81 @@ def test_terminal_shows_a_bar(monkeypatch):
     assert "1 running; best test_loss 0.25 (t00002)" in shown
     assert "left" in shown
     assert "\x1b[" in shown
+
+
+def test_steps_of_running_trials_count():
+    counts, clock, stream, progress = line_progress(10)
+    with progress:
+        counts.running = 4
+        counts.fractions = {"t0": 0.25, "t1": 0.75}
+        clock.now += LINE_INTERVAL_S
+        progress.update()
+        assert stream.getvalue() == "0/10 trials, 60 s, about 540 s left; 4 running at 50% of their steps\n"
+        counts.ended["finished"], counts.running, counts.fractions = 10, 0, {}
+    assert stream.getvalue().endswith("\n10/10 trials, 60 s\n")
+
+
+def test_time_left_of_a_resumed_search_is_that_of_its_own_trials():
+    clock, stream, counts = Clock(), io.StringIO(), TrialCounts(30)
+    counts.ended["finished"] = 20
+    with SearchProgress([counts], {"a": "loss"}, stream, clock) as progress:
+        clock.now += LINE_INTERVAL_S
+        counts.ended["finished"] = 25
+        progress.update()
+        assert stream.getvalue() == "25/30 trials, 60 s, about 60 s left\n"
+
+
+def test_bar_moves_with_the_steps(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.setenv("TERM", "xterm")
+    counts, stream = TrialCounts(72), Terminal()
+    with SearchProgress([counts], {}, stream) as progress:
+        counts.running = 72
+        counts.fractions = {f"t{number}": 0.5 for number in range(72)}
+        progress.update()
+        assert progress._bar.tasks[0].percentage == 50
+    assert "0/72 trials" in stream.getvalue()
+    assert "72 running at 50% of their steps" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("config", "budget", "fraction"),
+    [({"steps": 8}, "steps", 0.25), ({"epochs": 4}, "epochs", 0.5), ({}, 20, 0.1), ({}, "steps", None),
+     ({"steps": "auto"}, "steps", None), ({"steps": 1}, "steps", 1.0)],
+)  # fmt: skip
+def test_fraction_of_a_running_trial_follows_from_its_budget(tmp_path, config, budget, fraction):
+    experiment = Experiment(
+        "x", Space({"x": 1}, keys={}), "a:b", metric="loss", mode="min", seeds=(), budget=budget
+    )  # fmt: skip
+    folder = ExperimentFolder(tmp_path / "out")
+    folder.claim("x")
+    folder.claim_attempt(0)
+    monitor = SearchMonitor({"x": experiment}, {"x": folder}, StopCriteria())
+    monitor.start(show_progress=False)
+    group = TrialGroup("t0", (TrialSpec("x", "t0", config),))
+    monitor.on_start(group)
+    monitor.on_result(group, {"trials": [{"trial_id": "t0", "value": 0.5, "steps": 2}]})
+    assert monitor.counts["x"].mean_fraction == fraction
+    monitor.show(is_last=True)
+    assert json.loads(folder.progress.read_text(encoding="utf-8"))["fraction"] == fraction
+    line = {"trial_id": "t0", "value": 0.5, "steps": 8, "status": "finished"}
+    monitor.on_result(group, {"trials": [line], "last": True})
+    assert monitor.counts["x"].num_done == 1
+
+
+def test_start_of_ray_is_announced(monkeypatch, tmp_path):
+    def refuse(*arguments, **options):
+        raise ClusterError("no Ray in this test")
+
+    monkeypatch.setattr("tune_hpc.search.ray_runner.ray.is_initialized", lambda: False)
+    monkeypatch.setattr("tune_hpc.search.ray_runner.ray_session", refuse)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    experiment = Experiment("x", Space({"x": 1}, keys={}), parabola, metric="loss", mode="min", seeds=())
+    for options, text in (
+        ({}, "starting Ray\n"), ({"address": "head:6379"}, "connecting to Ray at head:6379\n"),
+        ({"show_progress": False}, ""),
+    ):  # fmt: skip
+        stream = io.StringIO()
+        with pytest.raises(ClusterError):
+            run(experiment, output_dir=tmp_path / "out", stream=stream, **options)
+        assert stream.getvalue() == text

@@ -44,7 +44,7 @@ def forwarded():
 
 @pytest.fixture
 def report(clock, forwarded):
-    return Reporter(TrialFileWriter({}), RankedMetric("test_loss", "min"), forwarded.append)
+    return Reporter(TrialFileWriter({}), RankedMetric("test_loss", "min"), lambda value, step: forwarded.append(value))
 
 
 def test_reported_metrics_are_recorded(report):
@@ -113,7 +113,9 @@ def test_last_value_of_the_metric_is_forwarded_as_a_float(report, forwarded):
 
 
 def test_best_value_so_far_is_forwarded(clock, forwarded):
-    report = Reporter(TrialFileWriter({}), RankedMetric("valid_accuracy", "max", "best"), forwarded.append)
+    report = Reporter(
+        TrialFileWriter({}), RankedMetric("valid_accuracy", "max", "best"), lambda value, step: forwarded.append(value)
+    )
     for step, accuracy in enumerate((0.5, 0.9, 0.7)):
         report(step, {"train_loss": 1.0})
         report(step, {"valid_accuracy": accuracy, "test_accuracy": 1.0})
@@ -126,12 +128,13 @@ def test_latest_values_are_reported_at_most_once_a_second(clock):
     notes = [live.for_trial(name) for name in ("a", "b")]
     for step in range(100):
         clock.now += REPORT_INTERVAL_S / 10
-        notes[step % 2](float(step))
+        notes[step % 2](float(step), step)
     assert len(results) in (9, 10)
     for result in results:
         (first, second) = sorted(result["trials"], key=lambda line: line["trial_id"])
         assert (first["trial_id"], second["trial_id"]) == ("a", "b")
         assert abs(first["value"] - second["value"]) == 1.0
+        assert (first["steps"], second["steps"]) == (first["value"], second["value"])
     rows = [
         {"trial_id": "a", "status": "finished", "loss": 0.5, "steps_run": 100},
         {"trial_id": "b", "status": "failed", "steps_run": 7},
@@ -151,7 +154,7 @@ class TestSchedulerReporter:
     def reporter(self, results, forwarded, judge, written):
         metric, writer = RankedMetric("valid_accuracy", "max", judge), TrialFileWriter({})
         decision = SchedulerReporter(results.append, "t00000", metric, writer, lambda: written.append(1))
-        return Reporter(writer, RankedMetric("test_loss", "min"), forwarded.append, decision)
+        return Reporter(writer, RankedMetric("test_loss", "min"), lambda value, step: forwarded.append(value), decision)
 
     @pytest.mark.parametrize(("judge", "shown"), [("best", [0.5, 0.5, 0.7]), ("last", [0.5, 0.4, 0.7])])
     def test_every_result_has_the_monitored_metric(self, forwarded, clock, judge, shown):
@@ -171,7 +174,7 @@ class TestSchedulerReporter:
         decision = SchedulerReporter(
             lambda result: order.append("reported"), "t00000", metric, writer, lambda: order.append("written")
         )
-        Reporter(writer, metric, forwarded.append, decision)(1, {"loss": 0.5})
+        Reporter(writer, metric, lambda value, step: forwarded.append(value), decision)(1, {"loss": 0.5})
         assert order == ["written", "reported"]
 
 
@@ -202,7 +205,10 @@ class TestThrottle:
         lengths = []
         writer = TrialFileWriter({})
         report = Reporter(
-            writer, RankedMetric("loss", "min"), forwarded.append, write=lambda: lengths.append(len(writer.history()))
+            writer,
+            RankedMetric("loss", "min"),
+            lambda value, step: forwarded.append(value),
+            write=lambda: lengths.append(len(writer.history())),
         )
         report(np.arange(4), {"loss": np.ones(4)})
         report(9, {"other": 1.0})

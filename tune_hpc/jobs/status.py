@@ -54,6 +54,7 @@ class ExperimentStatus:
         metric: The column that ranks trials.
         counts: Number of trials that ended, by status.
         num_running: Number of running trials.
+        fraction: Mean fraction of their steps that they have done; ``None`` if it is unknown.
         best_value: The best value of the metric so far; ``None`` if there is none.
         best_trial: The trial with the best value.
         remaining_s: Estimated seconds until it ends; ``None`` if there is no estimate.
@@ -70,6 +71,7 @@ class ExperimentStatus:
     best_trial: str | None = None
     remaining_s: float | None = None
     first_error: str = ""
+    fraction: float | None = None
 
     @property
     def num_ended(self) -> int:
@@ -77,7 +79,8 @@ class ExperimentStatus:
         return sum(self.counts.values())
 
     def __str__(self) -> str:
-        details = [f"{self.num_running} running"] if self.num_running else []
+        at = "" if self.fraction is None else f" at {self.fraction:.0%} of their steps"
+        details = [f"{self.num_running} running{at}"] if self.num_running else []
         details += [f"{count} {status}" for status, count in self.counts.items() if status != "finished"]
         if self.best_value is not None:
             details.append(f"best {self.metric} {self.best_value:.4g} ({self.best_trial})")
@@ -219,6 +222,7 @@ def _experiment_status(job: JobFolder, plain: Mapping[str, Any], attempt: int, s
         best.get("trial_id"),
         progress.get("left_s") if is_current else None,
         progress.get("first_error", ""),
+        progress.get("fraction") if is_current else None,
     )
 
 

@@ -10,7 +10,7 @@ from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.fused_trials import running_trials
 from tune_hpc.search.progress import ProgressFile, SearchProgress, TrialCounts
 from tune_hpc.search.stopping import StopCriteria
-from tune_hpc.search.trial_spec import TrialGroup, TrialSpec
+from tune_hpc.search.trial_spec import TrialGroup, TrialSpec, budget_of
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import TrialFileWriter, to_error_text
 
@@ -73,6 +73,8 @@ class SearchMonitor:
         specs = {spec.trial_id: spec for spec in group.trials}
         for line in result.get("trials", ()):
             status = line.get("status", "running")
+            if total := budget_of(specs[line["trial_id"]].config, experiment.budget):
+                counts.fractions[line["trial_id"]] = min(1.0, line["steps"] / total)
             if status in ("running", "finished", "stopped"):
                 counts.record_value(experiment.name, line["trial_id"], line["value"], experiment.mode)
             if is_last and status == "running":
@@ -165,11 +167,11 @@ class SearchMonitor:
     def _update(self, experiment: str) -> None:
         now = time.perf_counter()
         self._spans[experiment] = (self._spans.get(experiment, (now,))[0], now)
-        self.counts[experiment].running = sum(
-            1 if group.is_sequential else len(group.trials)
-            for group in self._running.values()
-            if group.experiment == experiment
-        )
+        running = [group for group in self._running.values() if group.experiment == experiment]
+        counts = self.counts[experiment]
+        counts.running = sum(1 if group.is_sequential else len(group.trials) for group in running)
+        trial_ids = {spec.trial_id for group in running for spec in group.trials}
+        counts.fractions = {name: part for name, part in counts.fractions.items() if name in trial_ids}
         ended = TrialCounts.total(self.counts.values()).ended - self._ended_before
         self.criteria.record_failures(ended["failed"], ended.total())
         self.show()

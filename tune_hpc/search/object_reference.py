@@ -61,8 +61,8 @@ def load_reference(reference: str) -> Any:
         if module_name == "__main__" or "<locals>" in attribute:
             function = attribute.rpartition(".")[2]
             raise UnknownNameError(
-                f"the trainable {function} was defined in a main program, a notebook or a function, and cannot be found "
-                f"by its name {reference}; pass it from Python: resume(folder, trainable={function}), or extend"
+                f"the trainable {function} was defined in a main program, a notebook or a function, and cannot be "
+                f"found by its name {reference}; pass it from Python: resume(folder, trainable={function}), or extend"
             ) from error
         public = [name for name, value in vars(module).items() if name[0] != "_" and not inspect.ismodule(value)]
         names = f"it has {', '.join(public[:20])}{', ...' if public[20:] else ''}" if public else "it is empty"

@@ -35,6 +35,7 @@ class TrialCounts:
         running: Number of running trials.
         best: Best value and its trial so far, by experiment.
         first_error: First failed trial and its error; empty without any.
+        fractions: Fraction of its steps that a running trial has done, by trial, if its number of steps is known.
     """
 
     num_trials: int
@@ -42,6 +43,17 @@ class TrialCounts:
     running: int = 0
     best: dict[str, tuple[float, str]] = field(default_factory=dict)
     first_error: str = ""
+    fractions: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def num_done(self) -> float:
+        """Number of ended trials, and the fractions of running ones."""
+        return self.num_ended + sum(self.fractions.values())
+
+    @property
+    def mean_fraction(self) -> float | None:
+        """Mean fraction of its steps that a running trial has done; ``None`` if it is unknown."""
+        return sum(self.fractions.values()) / len(self.fractions) if self.fractions else None
 
     @property
     def num_ended(self) -> int:
@@ -52,8 +64,9 @@ class TrialCounts:
     def total(cls, parts: Collection["TrialCounts"]) -> "TrialCounts":
         """Return the sum of the counts of several experiments."""
         total = cls(sum(part.num_trials for part in parts))
-        for part in parts:
+        for number, part in enumerate(parts):
             total.ended.update(part.ended)
+            total.fractions |= {f"{number} {name}": fraction for name, fraction in part.fractions.items()}
             total.running += part.running
             total.best |= part.best
         return total
@@ -73,7 +86,8 @@ class TrialCounts:
 
     def summary(self) -> str:
         """Return the counts that are not zero as text, without finished trials."""
-        words = [f"{self.running} running"] if self.running else []
+        at = "" if self.mean_fraction is None else f" at {self.mean_fraction:.0%} of their steps"
+        words = [f"{self.running} running{at}"] if self.running else []
         words += [f"{count} {status}" for status, count in self.ended.items() if status != "finished" and count]
         return ", ".join(words)
 
@@ -100,7 +114,7 @@ class SearchProgress:
     ) -> None:
         self._counts = counts
         self._each_trial = each_trial
-        self._num_shown = TrialCounts.total(counts).num_ended
+        self._num_before = self._num_shown = TrialCounts.total(counts).num_ended
         self._metrics = metrics
         self._clock = clock
         self._started_at = self._line_at = clock()
@@ -108,8 +122,8 @@ class SearchProgress:
         self._bar: Progress | None = None
         if self._stream.isatty() and not each_trial:
             self._bar = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.completed:.0f}/{task.total:.0f} trials"),
+                SpinnerColumn("line"),
+                TextColumn("{task.fields[num_ended]}/{task.total:.0f} trials"),
                 BarColumn(),
                 TextColumn("{task.description}"),
                 TimeElapsedColumn(),
@@ -117,7 +131,7 @@ class SearchProgress:
                 TimeRemainingColumn(),
                 console=Console(file=self._stream),
             )
-            self._task = self._bar.add_task("", total=TrialCounts.total(counts).num_trials)
+            self._task = self._bar.add_task("", total=TrialCounts.total(counts).num_trials, num_ended=self._num_before)
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -135,7 +149,9 @@ class SearchProgress:
         """Show the current counts; without a bar, once a minute or after each trial."""
         total = TrialCounts.total(self._counts)
         if self._bar:
-            self._bar.update(self._task, completed=total.num_ended, description=self._description(total))
+            self._bar.update(
+                self._task, completed=total.num_done, num_ended=total.num_ended, description=self._description(total)
+            )
         elif total.num_ended < total.num_trials and self._is_line_due(total.num_ended):
             self._line_at, self._num_shown = self._clock(), total.num_ended
             self._write_line(total)
@@ -152,19 +168,32 @@ class SearchProgress:
 
     def _write_line(self, total: TrialCounts) -> None:
         elapsed = self._clock() - self._started_at
-        done, num_trials = total.num_ended, total.num_trials
-        left = f", about {elapsed / done * (num_trials - done):.0f} s left" if 0 < done < num_trials else ""
-        text = f"{done}/{num_trials} trials, {elapsed:.0f} s{left}"
+        left_s = _remaining_s(total, self._num_before, elapsed)
+        left = f", about {left_s:.0f} s left" if left_s else ""
+        text = f"{total.num_ended}/{total.num_trials} trials, {elapsed:.0f} s{left}"
         line = "; ".join(part for part in (text, self._description(total)) if part)
         print(line, file=self._stream, flush=True)
+
+
+def _remaining_s(counts: TrialCounts, num_before: int, elapsed_s: float) -> float | None:
+    """Return the estimated seconds to the end of all trials; ``None`` if nothing is known.
+
+    Args:
+        counts: The counts.
+        num_before: Number of trials that ended before this run.
+        elapsed_s: Seconds of this run.
+    """
+    num_done = counts.num_done - num_before
+    return elapsed_s / num_done * (counts.num_trials - counts.num_done) if num_done > 0 else None
 
 
 class ProgressFile:
     """Progress of one experiment in its folder, for readers elsewhere.
 
     ``progress.json`` has the keys ``num_trials``, ``ended`` (number by status), ``running``, ``best`` (best value so
-    far and its trial, or null), ``first_error`` (first failed trial and its error, or empty), ``elapsed_s`` (of this
-    run), ``left_s`` (estimate; null if unknown) and ``at`` (UTC).
+    far and its trial, or null), ``first_error`` (first failed trial and its error, or empty), ``fraction`` (mean
+    fraction of their steps that the running trials have done; null if unknown), ``elapsed_s`` (of this run),
+    ``left_s`` (estimate; null if unknown) and ``at`` (UTC).
 
     Args:
         folder: The experiment folder.
@@ -194,14 +223,14 @@ class ProgressFile:
 
     def _content(self, elapsed_s: float) -> dict[str, Any]:
         counts = self._counts
-        num_done = counts.num_ended - self._num_before
-        left_s = elapsed_s / num_done * (counts.num_trials - counts.num_ended) if num_done else None
+        left_s = _remaining_s(counts, self._num_before, elapsed_s)
         best = next(iter(counts.best.values()), None)
         return {
             "at": now(),
             "num_trials": counts.num_trials,
             "ended": {status: count for status, count in counts.ended.items() if count},
             "running": counts.running,
+            "fraction": None if counts.mean_fraction is None else round(counts.mean_fraction, 3),
             "best": best and {"value": best[0], "trial_id": best[1]},
             "first_error": counts.first_error,
             "elapsed_s": round(elapsed_s, 1),

@@ -1,5 +1,6 @@
 """Runs searches on Ray Tune: adapters of our queue, monitor and stop to Ray Tune's interfaces."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -49,6 +50,10 @@ class RayRunner(Runner):
 
     def session(self) -> AbstractContextManager[None]:
         """Return a connection to Ray."""
+        if self.options.show_progress and not ray.is_initialized():
+            address = self.options.address or os.environ.get("RAY_ADDRESS")
+            text = f"connecting to Ray at {address}" if address else "starting Ray"
+            print(text, file=self.options.stream or sys.stderr, flush=True)
         return ray_session(self.options.address, with_state=bool(self.num_workers))
 
     def nodes(self) -> list[Mapping[str, float]]:

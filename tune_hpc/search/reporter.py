@@ -68,7 +68,7 @@ class Reporter:
     Args:
         writer: Receives all metrics.
         metric: Metric that ranks trials; it must be finite.
-        forward: Called with the current value of the metric.
+        forward: Called with the current value of the metric, and the step.
         scheduler: Reports the monitored metric to a scheduler, if there is one.
         write: Called after each report; it writes the file of the trial from time to time.
         time_limit: Time limit of the trial.
@@ -78,7 +78,7 @@ class Reporter:
         self,
         writer: TrialFileWriter,
         metric: RankedMetric,
-        forward: Callable[[float], None],
+        forward: Callable[[float, int], None],
         scheduler: SchedulerReporter | None = None,
         write: Callable[[], object] = lambda: None,
         time_limit: TimeLimit | None = None,
@@ -121,7 +121,7 @@ class Reporter:
         value = self._judged.update()
         if self._scheduler is None:
             if num_finite and self.metric.column in values:
-                self._forward(value)
+                self._forward(value, int(steps[num_finite - 1]))
         # A scheduler requires the monitored metric in every result, so that no other result is reported.
         elif num_finite and self._scheduler.metric.column in values:
             self._scheduler(int(steps[-1]), value)
@@ -196,7 +196,7 @@ class SchedulerReporter:
         """Report the monitored metric, and the value of the metric that ranks trials."""
         self.step, self.value = step, self._judged.update()
         self._write()
-        self._send({"trials": [{"trial_id": self.trial_id, "value": value}], **self.result()})
+        self._send({"trials": [{"trial_id": self.trial_id, "value": value, "steps": step}], **self.result()})
 
     def result(self) -> dict[str, float]:
         """Return the latest result for the scheduler."""
@@ -308,8 +308,8 @@ class TrialCheckpoint:
 class LiveReporter:
     """Reports the latest values and the ends of the trials of a group to the driver.
 
-    A result has the key ``trials``, one mapping for each trial with ``trial_id`` and ``value``. In the result at the
-    end of the group, which has the key ``last``, the mappings also have ``status`` and ``steps``, and ``error`` if the
+    A result has the key ``trials``, one mapping for each trial with ``trial_id``, ``value`` and ``steps``. In the
+    result at the end of the group, which has the key ``last``, the mappings also have ``status``, and ``error`` if the
     trial failed.
 
     Args:
@@ -318,18 +318,18 @@ class LiveReporter:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._values: dict[str, float] = {}
+        self._lines: dict[str, dict[str, Any]] = {}
         self._reported_at = time.monotonic()
 
-    def for_trial(self, trial_id: str) -> Callable[[float], None]:
-        """Return a function that takes the latest value of a trial; about once a second, all values are reported."""
+    def for_trial(self, trial_id: str) -> Callable[[float, int], None]:
+        """Return a function that takes value and step of a trial; about once a second, those of all are reported."""
 
-        def forward(value: float) -> None:
-            self._values[trial_id] = value
+        def forward(value: float, step: int) -> None:
+            self._lines[trial_id] = {"trial_id": trial_id, "value": value, "steps": step}
             if time.monotonic() - self._reported_at >= REPORT_INTERVAL_S:
                 self._reported_at = time.monotonic()
-                self._send({"trials": [{"trial_id": name, "value": value} for name, value in self._values.items()]})
-                self._values.clear()
+                self._send({"trials": list(self._lines.values())})
+                self._lines.clear()
 
         return forward
 

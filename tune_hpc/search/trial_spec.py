@@ -158,6 +158,12 @@ class TrialContext:
     time_limit_s: float | None = None
 
 
+def budget_of(config: Mapping[str, Any], budget: str | int) -> float | None:
+    """Return the number of steps of a trial of any trainable; ``None`` if its configuration does not have it."""
+    steps = config.get(budget) if isinstance(budget, str) else budget
+    return steps if isinstance(steps, int | float) and steps > 0 else None
+
+
 def num_steps(config: Mapping[str, Any], budget: str | int, default: int) -> int:
     """Return the number of steps of a trial, as schedulers count them.
 

@@ -256,6 +256,7 @@ class ExperimentDetail(BaseModel):
     best_trial: str | None
     remaining_s: _Finite
     first_error: str = ""
+    fraction: _Finite = None
 
 
 class SearchStatus(BaseModel):
