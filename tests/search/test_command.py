@@ -152,6 +152,8 @@ class TestProcess:
                 "os.kill(os.getpid(), signal.SIGSEGV)",
                 "the command ended with code -11 (Segmentation fault): no error output",
             ),
+            ("os.kill(os.getpid(), signal.SIGKILL)", "the command ended with code -9 (Killed): no error output"),
+            ("os.kill(os.getpid(), signal.SIGHUP)", "the command ended with code -1 (Hangup): no error output"),
             ("raise ValueError('bad')", "the command ended with code 1: ValueError: bad"),
         ],
     )
@@ -169,13 +171,13 @@ class TestProcess:
         monkeypatch.setattr(command_module, "GRACE_S", 0.2 if ignores else 60)
         ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)" if ignores else ""
         source = (
-            f"{ignore}\nsubprocess.Popen(['sleep', '60'])\nprint(json.dumps(dict(pid=os.getpid())))\ntime.sleep(60)"
+            f"{ignore}\nsubprocess.Popen(['sleep', '60'])\nprint(json.dumps(dict(pid=os.getsid(0))))\ntime.sleep(60)"
         )
         pids = []
 
         def report(step, metrics):
             pids.append(int(metrics["pid"]))
-            assert len(processes_of(pids[0])) == 2
+            assert len(processes_of(pids[0])) == 3
             raise StopRequested
 
         with pytest.raises(StopRequested):
@@ -195,12 +197,12 @@ class TestProcess:
             script("print('{\"loss\": 1}'); time.sleep(60)")({}, report, stop_request=request)
 
     def test_process_in_the_background_does_not_delay_the_end(self, script):
-        source = "child = subprocess.Popen(['sleep', '60'])\nprint(json.dumps(dict(pid=os.getpid())))"
+        source = "child = subprocess.Popen(['sleep', '60'])\nprint(json.dumps(dict(pid=os.getsid(0))))"
         ((_, metrics),) = call(script(source))
         assert processes_of(int(metrics["pid"])) == []
 
-    def test_program_ends_with_a_killed_trial_process(self, script, tmp_path):
-        script("print(json.dumps(dict(pid=os.getpid()))); time.sleep(60)")
+    def test_program_and_its_children_end_with_a_killed_trial_process(self, script, tmp_path):
+        script("subprocess.Popen(['sleep', '60']); print(json.dumps(dict(pid=os.getsid(0)))); time.sleep(60)")
         program = (
             "import sys; from tune_hpc import Command\n"
             f"Command({sys.executable!r} + ' -S train.py')(dict(), lambda step, metrics: print(metrics, flush=True))"
@@ -208,7 +210,7 @@ class TestProcess:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         trial = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment)
         pid = int(json.loads(trial.stdout.readline().replace(b"'", b'"'))["pid"])
-        assert processes_of(pid) == [pid]
+        assert len(processes_of(pid)) == 3
         trial.kill()
         trial.wait()
         trial.stdout.close()
@@ -278,7 +280,7 @@ class TestSearch:
 @pytest.mark.ray
 def test_command_runs_and_stops_on_ray(ray_session, script, tmp_path):
     source = (
-        "print(json.dumps({'step': 1, 'loss': float(sys.argv[1]), 'pid': os.getpid()}), flush=True)\n"
+        "print(json.dumps({'step': 1, 'loss': float(sys.argv[1]), 'pid': os.getsid(0)}), flush=True)\n"
         "[(time.sleep(0.05), print(json.dumps({'step': step, 'loss': float(sys.argv[1])}))) for step in range(2, 28)]"
     )
     experiment = search(script(source, "{x}"), x=range(1, 7), scheduler="asha_stopping")
@@ -290,7 +292,7 @@ def test_command_runs_and_stops_on_ray(ray_session, script, tmp_path):
 
 @pytest.mark.slow
 def test_interrupt_ends_the_whole_search(script, tmp_path):
-    script("print(json.dumps(dict(loss=1, pid=os.getpid()))); time.sleep(60)")
+    script("print(json.dumps(dict(loss=1, pid=os.getsid(0)))); time.sleep(60)")
     words = f"{sys.executable} train.py {{x}}"
     arguments = ["run", "--command", words, "--set", "x=1,2", "--local", "--output-dir", "out"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -33,18 +33,29 @@ STEP_NAMES = ("step", "epoch", "iteration")
 GRACE_S = 10.0
 #: Seconds between two checks for a stop request while the program prints nothing.
 POLL_INTERVAL_S = 0.2
-#: Program that becomes the command. The kernel kills it when the trial process dies (PR_SET_PDEATHSIG is 1), which a
-#: ``preexec_fn`` could request only at the risk of a deadlock in a process with threads. Python ignores SIGPIPE.
-_LAUNCHER = """\
-import ctypes, os, signal, sys
+#: Program that runs the command as its child. The kernel sends it SIGHUP when the trial process dies (PR_SET_PDEATHSIG
+#: is 1), and it kills its process group: the command and its children. A ``preexec_fn`` could request the signal only at
+#: the risk of a deadlock in a process with threads. It ends as the command does. Python ignores SIGPIPE.
+_SUPERVISOR = """\
+import ctypes, os, resource, signal, sys
 parent, *words = sys.argv[1:]
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+signal.signal(signal.SIGTERM, lambda *_: None)
+signal.signal(signal.SIGHUP, lambda *_: os.killpg(0, signal.SIGKILL))
+ctypes.CDLL(None).prctl(1, signal.SIGHUP)
+if os.getppid() != int(parent):
+    sys.exit()
 try:
-    if os.getppid() == int(parent):
-        os.execvp(words[0], words)
+    command = os.posix_spawnp(words[0], words, os.environ)
 except OSError as error:
     sys.exit(f"{words[0]}: {error.strerror}")
+code = os.waitstatus_to_exitcode(os.waitpid(command, 0)[1])
+if code >= 0:
+    sys.exit(code)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+if -code != signal.SIGKILL:
+    signal.signal(-code, signal.SIG_DFL)
+os.kill(os.getpid(), -code)
 """
 
 
@@ -188,7 +199,7 @@ class Command:
         variables |= {"TUNE_HPC_TRIAL_ID": trial_id} if trial_id else {}
         variables |= {"TUNE_HPC_SEED": str(config["seed"])} if "seed" in config else {}
         process = subprocess.Popen(
-            [sys.executable, "-ISc", _LAUNCHER, str(os.getpid()), *self.arguments(config)],
+            [sys.executable, "-ISc", _SUPERVISOR, str(os.getpid()), *self.arguments(config)],
             cwd=self.folder,
             env=variables,
             stdin=subprocess.DEVNULL,
