@@ -564,3 +564,36 @@ def test_help_has_examples_and_version_is_printed(capsys):
             cli.main(arguments)
         assert end.value.code == 0
         assert expected in capsys.readouterr().out
+
+
+class TestResumeCommands:
+    @pytest.fixture
+    def stop(self, folder, capsys):
+        """Function that runs two searches until the first trial ends, and returns the commands that it prints."""
+        source = MINE + "\nsecond = experiment.replace(name='second')\nboth = [experiment, second]\n"
+        (folder / "mine.py").write_text(source)
+
+        def run(*names):
+            arguments = ["run", *names, "--target", "100", "--local", "--no-report", "--output-dir", "out"]
+            cli.main(arguments)
+            return [line for line in capsys.readouterr().out.splitlines() if "to resume" in line]
+
+        return run
+
+    def test_searches_of_one_folder_have_one_command(self, stop, folder, capsys):
+        reason = "a trial reached 1, and 100 was the target"
+        assert stop("mine:both") == [f"2 searches: {reason}; to resume: tune-hpc resume {folder / 'out'}"]
+        assert cli.main(["resume", "out", "--local", "--no-report"]) == cli.SUCCESS
+        assert capsys.readouterr().out.count("2 finished") == 2
+
+    def test_folder_with_other_searches_is_not_resumed_as_a_whole(self, stop, folder):
+        (folder / "out").mkdir()
+        (folder / "run").mkdir()
+        ExperimentFolder(folder / "out" / "other").claim("other")
+        ExperimentFolder(folder / "out" / "other").write({"name": "other", "state": "stopped", "format": 1})
+        assert [line.rpartition("/")[2] for line in stop("mine:both")] == ["mine", "second"]
+
+    def test_single_search_has_its_own_command(self, stop, folder):
+        assert [line.partition("resume: ")[2] for line in stop("mine:experiment")] == [
+            f"tune-hpc resume {folder / 'out'}"
+        ]

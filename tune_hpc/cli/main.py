@@ -272,9 +272,7 @@ def _print_summary(results: Sequence["Results"], page: Path | None) -> int:
         from tune_hpc.report.report import write_report
 
         print(f"report: {write_report(results, page, importance=_importance)}")
-    for result in results:
-        if reason := result.experiment.get("ended_by"):
-            print(f"{result.name}: {reason}; to resume: tune-hpc resume {result.folder}")
+    _print_resume_commands(results)
     if any(one.experiment.get("is_to_be_requeued") for one in results):
         return REQUEUE
     if any(one.experiment.get("is_terminated") for one in results):
@@ -285,6 +283,22 @@ def _print_summary(results: Sequence["Results"], page: Path | None) -> int:
         one.experiment.get("has_failed") or not {"finished", "stopped"} & set(one.counts()) for one in results
     )
     return FAILURE if has_failed else SUCCESS
+
+
+def _print_resume_commands(results: Sequence["Results"]) -> None:
+    """Print one command for each search that stopped early, or one for all if their parent has no other search."""
+    from tune_hpc.storage.experiment_folder import find_experiments as folders_below
+
+    stopped = [result for result in results if result.experiment.get("ended_by")]
+    folders = {result.folder for result in results if result.folder}
+    parents = {folder.parent for folder in folders}
+    if len(stopped) > 1 and len(parents) == 1 and {one.path for one in folders_below(*parents)} <= folders:
+        print(
+            f"{len(stopped)} searches: {stopped[0].experiment['ended_by']}; to resume: tune-hpc resume {parents.pop()}"
+        )
+        return
+    for result in stopped:
+        print(f"{result.name}: {result.experiment['ended_by']}; to resume: tune-hpc resume {result.folder}")
 
 
 def _show(flags: argparse.Namespace) -> int:

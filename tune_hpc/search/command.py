@@ -33,9 +33,9 @@ STEP_NAMES = ("step", "epoch", "iteration")
 GRACE_S = 10.0
 #: Seconds between two checks for a stop request while the program prints nothing.
 POLL_INTERVAL_S = 0.2
-#: Program that runs the command as its child. The kernel sends it SIGHUP when the trial process dies (PR_SET_PDEATHSIG
-#: is 1), and it kills its process group: the command and its children. A ``preexec_fn`` could request the signal only at
-#: the risk of a deadlock in a process with threads. It ends as the command does. Python ignores SIGPIPE.
+#: Program that runs the command as its child, and ends as it does. The kernel sends it SIGHUP when the trial process
+#: dies (PR_SET_PDEATHSIG is 1), and it kills its process group: the command and its children. A ``preexec_fn`` could
+#: request the signal only at the risk of a deadlock in a process with threads. Python ignores SIGPIPE.
 _SUPERVISOR = """\
 import ctypes, os, resource, signal, sys
 parent, *words = sys.argv[1:]
