@@ -125,3 +125,11 @@ def test_schedulers_accept_trials_that_ended_themselves(tmp_path, scheduler):
     assert (results.trials["stop_reason"] == "time limit").any()
     (resumed,) = resume(tmp_path / "out", **LOCAL)
     assert resumed.counts() == results.counts()
+
+
+@pytest.mark.ray
+def test_limit_holds_on_ray(ray_session, tmp_path):
+    experiment = search(waits, pause=tune.choice([0.25, 0.0, 0.01]))
+    results = run(experiment, output_dir=tmp_path / "out", trial_time_limit_s=0.4, show_progress=False)
+    assert results.trials["status"].tolist() == ["stopped", "finished", "finished"]
+    assert results.trials.loc[0, "stop_reason"] == "time limit"

@@ -11,7 +11,7 @@ from ray import tune
 
 from tune_hpc import Experiment, Space, run
 from tune_hpc.errors import InvalidExperimentError
-from tune_hpc.search.reporter import redirect_output
+from tune_hpc.search.trial_log import redirect_output
 
 
 def writes(config, report):

@@ -100,6 +100,6 @@ def test_interrupted_arm_is_the_last_one_to_be_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(tune_and_compare, "ExperimentFolder", lambda folder: SimpleNamespace(holds_experiment=True))
     monkeypatch.setattr(tune_and_compare, "load", lambda folder: states[folder.name])
     monkeypatch.setattr(tune_and_compare, "resume", interrupted)
-    with pytest.raises(TrialError, match=r"was interrupted; call it again with this folder to resume it"):
+    with pytest.raises(TrialError, match=r"stopped: interrupted; call it again with this folder to resume it"):
         tune_and_compare._run_or_resume(arms, [tmp_path / one.name for one in arms], {})
     assert resumed == ["a"]

@@ -146,7 +146,8 @@ def test_form_starts_its_search_once(service):
     page = service.http.get("/new/exercise2.softmax", headers=PAGE).text
     key = re.search(r'name="key" value="([^"]+)"', page).group(1)
     form = {"key": key, "quick": "yes", "c.optimizer": ["adam", "ftrl"], "p.learning_rate": "loguniform(1e-4, 1)",
-            "p.steps": "50", "num_samples": "6", "seeds": "2", "fuse": "off"}  # fmt: skip
+            "p.steps": "50", "num_samples": "6", "seeds": "2", "fuse": "off", "no_reuse": "yes"}  # fmt: skip
+    assert '<input type="checkbox" id="no_reuse" name="no_reuse" value="yes">' in page
     answers = [service.http.post("/new/exercise2.softmax", data=form, headers=PAGE) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [303, 303]
     assert answers[0].headers["location"] == answers[1].headers["location"]
@@ -156,6 +157,7 @@ def test_form_starts_its_search_once(service):
     assert f'name="key" value="{key}"' not in changed.text
     search_id = answers[0].headers["location"].removeprefix("/view/")
     (experiment,) = service.client.folder(search_id).read()["experiments"]
+    assert service.client.folder(search_id).read()["options"] == {"fuse": "off", "no_reuse": True}
     assert experiment["space"]["optimizer"] == {"choice": ["adam", "ftrl"]}
     assert experiment["space"]["learning_rate"] == {"loguniform": [1e-4, 1]}
     assert (experiment["space"]["steps"], experiment["num_samples"], experiment["seeds"]) == (50, 6, [0, 1])

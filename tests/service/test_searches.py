@@ -62,6 +62,7 @@ def test_whole_space_replaces_that_of_the_experiment(service):
 def test_every_registered_experiment_starts_with_every_option(service, experiment):
     options = {
         "cpus_per_trial": 1, "gpus_per_trial": 0, "max_concurrent": 2, "fuse": 4, "time_budget_s": 5, "target": 1,
+        "trial_time_limit_s": 9, "max_failures": 0, "no_reuse": True,
     }  # fmt: skip
     search_id = service.start({"space": experiment.name, "quick": True, **options})
     assert service.client.folder(search_id).read()["options"] == options

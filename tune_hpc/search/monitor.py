@@ -74,7 +74,7 @@ class SearchMonitor:
         for line in result.get("trials", ()):
             status = line.get("status", "running")
             if total := budget_of(specs[line["trial_id"]].config, experiment.budget):
-                counts.fractions[line["trial_id"]] = min(1.0, line["steps"] / total)
+                counts.fractions[line["trial_id"]] = min(1.0, line.get("steps", 0) / total)
             if status in ("running", "finished", "stopped"):
                 counts.record_value(experiment.name, line["trial_id"], line["value"], experiment.mode)
             if is_last and status == "running":

@@ -34,9 +34,9 @@ from tune_hpc.search.reporter import (
     Send,
     Throttle,
     TrialCheckpoint,
-    redirect_output,
 )
 from tune_hpc.search.stopping import StopRequest, StopRequested, TimeLimit, reset_signals_in_children
+from tune_hpc.search.trial_log import redirect_output
 from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, num_steps
 from tune_hpc.search.user_code import PortableTrainable, is_in_installation
 from tune_hpc.storage.experiment_folder import ExperimentFolder

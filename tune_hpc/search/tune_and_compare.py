@@ -128,8 +128,11 @@ def _winners(
 
 def _check_finished(results: Sequence[Results], parent: Path) -> None:
     """Raise after a search that stopped early, perhaps at the request of the user."""
-    if any(arm.experiment["state"] != "finished" for arm in results):
-        raise TrialError(f"the comparison in {parent} was interrupted; call it again with this folder to resume it")
+    for arm in results:
+        if arm.experiment["state"] != "finished":
+            reason = arm.experiment.get("ended_by") or "interrupted"
+            remedy = "call it again with this folder to resume it"
+            raise TrialError(f"the comparison in {parent} stopped: {reason}; {remedy}")
 
 
 def _run_or_resume(
