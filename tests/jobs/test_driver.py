@@ -118,7 +118,7 @@ def test_driver_terminated_before_the_first_trial_is_stopped(job, monkeypatch, s
 
 
 @pytest.mark.parametrize(
-    ("ended_by", "state"), [("the time budget of 1 s is spent", "stopped"), ("the first 3 trials failed", "failed")]
+    ("ended_by", "state"), [("the time budget of 1 s is spent", "stopped"), ("the first trials all failed", "failed")]
 )
 def test_job_that_stopped_after_failures_is_failed(ended_by, state):
     experiment = {"name": "e", "state": "stopped", "ended_by": ended_by, "has_failed": state == "failed"}

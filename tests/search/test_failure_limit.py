@@ -54,7 +54,7 @@ def test_reason_is_printed_and_the_exit_code_is_1(write_module, capsys):
     out = capsys.readouterr().out
     assert "broken.train: 3 failed\n" in out
     assert re.search(
-        r"^broken.train: the first 3 trials failed; correct the cause, or allow failures with --max-failures 0; "
+        r"^broken.train: the first trials all failed; correct the cause, or allow failures with --max-failures 0; "
         r"to resume: tune-hpc resume .*out$", out, re.MULTILINE,
     )  # fmt: skip
     assert cli.main(["resume", "out", "--max-failures", "0", "--local", "--no-report"]) == cli.FAILURE

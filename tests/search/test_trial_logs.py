@@ -57,6 +57,15 @@ def test_log_of_a_resumed_trial_continues_and_a_silent_trial_has_none(tmp_path):
     assert [path.read_text(encoding="utf-8") for path in (tmp_path / "logs").iterdir()] == ["firstsecond"]
 
 
+def test_trial_runs_without_a_log_that_cannot_be_written(tmp_path, capfd):
+    (tmp_path / "logs").touch()
+    with redirect_output(tmp_path / "logs" / "t.log"):
+        print("it runs")
+    captured = capfd.readouterr()
+    assert captured.out == "it runs\n"
+    assert captured.err.startswith("the trial has no log: ")
+
+
 def test_descriptors_are_restored_after_an_exception(tmp_path, capfd):
     num_open = len(os.listdir("/proc/self/fd"))
     with pytest.raises(KeyError), redirect_output(tmp_path / "t.log"):

@@ -210,7 +210,7 @@ class StopCriteria:
             return
         if self.max_failures is None:
             self.has_failed = num_failed == num_ended >= NUM_FIRST_FAILURES
-            text = f"the first {num_failed} trials failed; correct the cause, or allow failures with --max-failures 0"
+            text = "the first trials all failed; correct the cause, or allow failures with --max-failures 0"
         else:
             self.has_failed = 0 < self.max_failures <= num_failed
             text = f"{num_failed} of {num_ended} trials failed, and the limit was {self.max_failures}"

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import cache
@@ -22,9 +23,15 @@ def redirect_output(path: Path) -> Iterator[None]:
     stream, so that ``sys.stdout`` and ``sys.stderr`` are the same objects in all blocks of a process.
     """
     storage = Storage(path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    storage.download(path)
-    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.download(path)
+        log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError as error:
+        # A disk that is full for a while must not end a trial whose final file is due much later.
+        print(f"the trial has no log: {error}", file=sys.stderr)
+        yield
+        return
     _flush_output()
     previous = [os.dup(descriptor) for descriptor in _DESCRIPTORS]
     for descriptor in _DESCRIPTORS:
