@@ -58,6 +58,18 @@ def test_whole_space_replaces_that_of_the_experiment(service):
     assert (experiment["space"], experiment["search_seed"]) == (parameters, 7)
 
 
+def test_starting_configurations_of_a_request_keep_their_types(service):
+    points = [{"learning_rate": 0.25, "optimizer": "adam"}, {}]
+    space = {"learning_rate": {"uniform": [0.1, 1]}, "optimizer": {"choice": ["adam", "ftrl"]}, "steps": 5}
+    body = {"space": "line.random", "parameters": space, "num_samples": 2, "points_to_evaluate": points}
+    search_id = service.start(body)
+    (experiment,) = service.client.folder(search_id).read()["experiments"]
+    assert experiment["points_to_evaluate"] == points
+    response = service.post("/searches", body | {"points_to_evaluate": [{"learning_rate": 7}]})
+    assert response.status_code == 422
+    assert "points_to_evaluate: learning_rate=7 is outside the space" in problem_of(response)
+
+
 @pytest.mark.parametrize("experiment", REGISTERED, ids=lambda experiment: experiment.name)
 def test_every_registered_experiment_starts_with_every_option(service, experiment):
     options = {

@@ -63,6 +63,8 @@ def _option_type(option: Option) -> Any:
     """Return the type of an option in a request, with its bounds."""
     if option.hint is bool:
         return bool
+    if option.is_mapping:
+        return Annotated[list[Parameters], Field(max_length=MAX_REQUEST_SAMPLES)]
     if option.number is None:
         words = Annotated[Name, Field(json_schema_extra={"enum": list(option.choices)})] if option.choices else Name
         return words if option.is_open or not option.choices else Literal[option.choices]

@@ -23,7 +23,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.search.experiment import ENDED, Experiment, experiment_from_json
+from tune_hpc.search.experiment import ENDED, Experiment
+from tune_hpc.search.experiment_json import experiment_from_json
 from tune_hpc.search.space.conditional import Conditional
 from tune_hpc.search.space.parameter import Parameter, identity
 from tune_hpc.search.space.samplers import quasi_random_configs
@@ -115,8 +116,8 @@ class AskTellStudy:
             self._startup = islice(quasi_random_configs(self.space, self.seed), number, None)
         return self._ask(next(self._startup, None) if self._num_trials < NUM_STARTUP else None)
 
-    def ask_retry(self, config: Mapping[str, Any]) -> int:
-        """Add a configuration that an earlier run suggested and that has not ended; return its number."""
+    def ask_given(self, config: Mapping[str, Any]) -> int:
+        """Add a given configuration, which has not ended; return its number."""
         return self._ask(config)[0]
 
     def _ask(self, config: Mapping[str, Any] | None) -> tuple[int, dict[str, Any]]:

@@ -197,6 +197,33 @@ def reachable_values(name: str, parameter: Parameter | Conditional) -> list[Any]
     return parameter.all_values()
 
 
+def check_given(
+    name: str,
+    given: Mapping[str, Any],
+    parameter: Parameter | Conditional,
+    domain: Parameter | None,
+) -> None:
+    """Check a given value of a parameter of a configuration whose other parameters are drawn.
+
+    Args:
+        name: Name of the parameter.
+        given: The given values.
+        parameter: The parameter.
+        domain: Its domain beside the values of the parameters that control it; ``None``: it is absent.
+
+    Raises:
+        InvalidSpaceError: The value is outside the domain, or its condition depends on a value that is drawn.
+    """
+    subject = f"{name}={given[name]!r}"
+    controls = parameter.controlled_by if isinstance(parameter, Conditional) else ()
+    if drawn := [other for other in controls if other not in given]:
+        raise InvalidSpaceError(f"{subject} depends on {drawn[0]}; give {drawn[0]} as well")
+    if domain is None:
+        raise InvalidSpaceError(f"{subject}: the space has the parameter only {parameter.describe()}")
+    if not domain.contains(given[name]):
+        raise InvalidSpaceError(f"{subject} is outside the space, which has {domain.describe()}")
+
+
 def dependency_order(parameters: Mapping[str, Any]) -> list[str]:
     """Return the names of the parameters, each after those that control it, otherwise in the given order.
 

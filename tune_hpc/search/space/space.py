@@ -27,7 +27,14 @@ from ray import tune
 
 from tune_hpc.errors import InvalidSpaceError
 from tune_hpc.learning.config import ConfigKey
-from tune_hpc.search.space.conditional import Branch, Condition, Conditional, dependency_order, reachable_values
+from tune_hpc.search.space.conditional import (
+    Branch,
+    Condition,
+    Conditional,
+    check_given,
+    dependency_order,
+    reachable_values,
+)
 from tune_hpc.search.space.parameter import Parameter, check_constant, identity
 
 ROLES = ("scientific", "nuisance", "fixed")
@@ -331,12 +338,27 @@ class Space(Mapping[str, Any]):
             for name, parameter in branch.parameters.items()
         }
 
-    def sample(self, generator: np.random.Generator) -> dict[str, Any]:
-        """Return a random configuration; a conditional parameter is drawn after those that control it."""
+    def sample(self, generator: np.random.Generator, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+        """Return a random configuration; a conditional parameter is drawn after those that control it.
+
+        Args:
+            generator: Random numbers.
+            given: Values of some parameters, which are not drawn.
+
+        Raises:
+            InvalidSpaceError: A given value is outside the space, or its condition depends on a value that is drawn.
+        """
+        if unknown := [name for name in given if name not in self._parameters]:
+            raise InvalidSpaceError(
+                f"{unknown[0]}={given[unknown[0]]!r}: the space has no such parameter; it has {', '.join(self)}"
+            )
         config: dict[str, Any] = {}
         for name in self._order:
-            if domain := self.domain(name, config):
-                config[name] = domain.sample(generator)
+            domain = self.domain(name, config)
+            if name in given:
+                check_given(name, given, self._parameters[name], domain)
+            if domain:
+                config[name] = domain.as_member(given[name]) if name in given else domain.sample(generator)
         return {name: config[name] for name in self if name in config}
 
     def admits(self, config: Mapping[str, Any]) -> bool:
