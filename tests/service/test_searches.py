@@ -176,6 +176,17 @@ def test_concurrent_restarts_start_one_driver(service, action, body):
     assert [number for _, number, *_ in service.launcher.started] == [1, 2]
 
 
+def test_failed_trials_of_a_finished_search_run_again_on_request(service):
+    search_id = service.start({"space": "line.random"})
+    service.drive(search_id, "finished")
+    url = f"/searches/{search_id}/resume"
+    assert service.post(url, {}).status_code == 409
+    assert service.post(url, {"retry_failed": True}).status_code == 202
+    assert service.launcher.started[-1][2:] == ("resume", {"retry_failed": True})
+    response = service.post(f"/searches/{search_id}/extend", {"num_samples": 1, "retry_failed": True})
+    assert response.status_code == 422
+
+
 def test_restart_of_an_attempt_that_is_not_the_latest_is_refused(service):
     search_id = service.start({"space": "line.random"})
     service.drive(search_id, "stopped")
@@ -190,6 +201,7 @@ def test_restart_of_an_attempt_that_is_not_the_latest_is_refused(service):
     ("action", "body", "options"),
     [
         ("resume", {}, {}),
+        ("resume", {"retry_failed": True}, {"retry_failed": True}),
         ("extend", {"num_samples": 5, "fuse": "off"}, {"num_samples": 5, "experiment": "line.random", "fuse": "off"}),
     ],
 )

@@ -198,9 +198,10 @@ class Experiment:
         if self.scheduler == "pbt":
             self._check_population()
         configurations = self.space.size if self.searcher == "grid" else self.num_samples
-        if configurations is not None and configurations * max(1, len(self.seeds)) > MAX_TRIALS:
+        if configurations is not None and (num_trials := configurations * max(1, len(self.seeds))) > MAX_TRIALS:
+            count = num_trials if num_trials < 2**63 else "more than 2**63"
             raise InvalidExperimentError(
-                f"an experiment has at most {MAX_TRIALS} trials; {self.name} has {self.num_trials}: narrow its space, "
+                f"an experiment has at most {MAX_TRIALS} trials; {self.name} has {count}: narrow its space, "
                 "or use fewer with num_samples"
             )
         if isinstance(self.trainable, Command):

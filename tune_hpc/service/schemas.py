@@ -114,6 +114,9 @@ class SearchRequest(_RunRequest, _options_model(ExperimentOverrides, quick=False
         return ExperimentOverrides(**{one.name: getattr(self, one.name) for one in options_of(ExperimentOverrides)})
 
 
+_RETRY_FAILED = next(option.help for option in options_of(RunOptions) if option.name == "retry_failed")
+
+
 class DeleteRequest(Body):
     """Deletion of a search."""
 
@@ -126,10 +129,8 @@ class StopRequest(Body):
     force: bool = Field(default=False, description="kill the driver; trials resume from their last checkpoint")
 
 
-class ResumeRequest(_RunRequest):
-    """Options of a resume."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"attempt": 1, "max_concurrent": 4}]})
+class RestartRequest(_RunRequest):
+    """Options of a resume or an extension."""
 
     attempt: int | None = Field(
         default=None, ge=1, le=100_000, description="latest attempt that the client knows; 409 if there is a newer one"
@@ -137,7 +138,15 @@ class ResumeRequest(_RunRequest):
     force: bool = Field(default=False, description="resume a search of state unknown; its driver, if it runs, stops")
 
 
-class ExtendRequest(ResumeRequest):
+class ResumeRequest(RestartRequest):
+    """Options of a resume."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"attempt": 1, "max_concurrent": 4}]})
+
+    retry_failed: bool | None = Field(default=None, description=_RETRY_FAILED)
+
+
+class ExtendRequest(RestartRequest):
     """Options of an extension."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"num_samples": 10}]})

@@ -15,7 +15,6 @@ each of these values, and a **fixed** parameter has one value.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -320,8 +319,7 @@ class Space(Mapping[str, Any]):
                         "search at random with num_samples"
                     )
         for branch in self.branches():
-            for values in itertools.product(*(parameter.all_values() for parameter in branch.varying.values())):
-                yield branch.config(values)
+            yield from branch.grid()
 
     def as_grid(self) -> dict[str, Any]:
         """Return a Ray Tune ``param_space`` in which every finite parameter is a ``grid_search``.
@@ -334,7 +332,7 @@ class Space(Mapping[str, Any]):
         next(self.grid())
         (branch,) = self.branches()
         return {
-            name: parameter.values[0] if parameter.is_constant else tune.grid_search(parameter.all_values())
+            name: parameter.values[0] if parameter.is_constant else tune.grid_search(self.reachable_values(name))
             for name, parameter in branch.parameters.items()
         }
 
