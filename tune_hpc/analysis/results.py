@@ -47,6 +47,7 @@ from tune_hpc.analysis.aggregation import (
     sort_configurations,
 )
 from tune_hpc.analysis.comparison import Comparison, compare_values
+from tune_hpc.analysis.frame_query import csv_text
 from tune_hpc.analysis.frames import STATUSES, generations_frame, read_folder, rungs_frame, write_parquet
 from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiment, find_experiments
@@ -333,7 +334,7 @@ class Results:
 
     def to_csv(self, folder: str | Path) -> list[Path]:
         """Write both frames as trials.csv and history.csv into a folder; return the files."""
-        return self._write(folder, "csv", lambda df, path: df.to_csv(path, index=False))
+        return self._write(folder, "csv", lambda df, path: path.write_text(csv_text(df), "utf-8", newline=""))
 
     def to_parquet(self, folder: str | Path) -> list[Path]:
         """Write both frames as trials.parquet and history.parquet into a folder; return the files."""
