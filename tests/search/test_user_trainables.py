@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from optuna.trial import FixedTrial
 from ray import tune
 
-from tune_hpc import Experiment, Space, compare, extend, load, load_all, resume, run, to_optuna
+from tune_hpc import Experiment, Space, compare, extend, load, load_all, resume, run, to_optuna, when
 from tune_hpc.analysis.frame_query import csv_chunks, records
 from tune_hpc.analysis.frames import read_parquet, trials_frame, write_parquet
+from tune_hpc.cli.main import main
 from tune_hpc.search.searchers.optuna_study import StudyParameter
 from tune_hpc.search.space.parameter import Parameter
 from tune_hpc.service.problems import to_json
@@ -263,6 +264,22 @@ def test_equal_looking_values_keep_their_types_in_adaptive_searches_and_csv(sear
     rows = pd.read_csv(trials).to_dict("records")
     assert json.dumps([row_to_config(row)["x"] for row in rows][: len(MIXED)]) == json.dumps(MIXED)
     assert len(rows) == 16
+
+
+def test_whole_numbers_of_conditional_parameters_are_printed_as_integers(search, tmp_path, capsys):
+    def train(config, report):
+        report(1, {"loss": config.get("units", 500) / 7})
+
+    space = {"kind": tune.choice(["a", "b"]), "units": when(tune.choice([192, 64]), kind="a"), "rate": 0.5}
+    results = search(train, space)
+    assert str(results.top()["units"].tolist()) == "[64, 192, <NA>]"
+    assert isinstance(results.best_config()["units"], int)
+    trials, _ = results.to_csv(tmp_path / "csv")
+    assert "192.0" not in trials.read_text(encoding="utf-8")
+    assert ",192," in trials.read_text(encoding="utf-8")
+    assert main(["show", str(results.folder)]) == 0
+    assert "192.0" not in capsys.readouterr().out
+    assert load(results.folder).compare("kind").values["kind"].tolist() == ["a", "b"]
 
 
 NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
