@@ -10,7 +10,7 @@ from tune_hpc import Experiment, Space, load
 from tune_hpc.errors import FolderError
 from tune_hpc.jobs.launch import folders_in, launch
 from tune_hpc.scaling.measurement import run_all as measure_all
-from tune_hpc.search.experiment import experiment_from_json
+from tune_hpc.search.experiment_json import check_same_search, experiment_from_json
 from tune_hpc.search.stopping import StopCriteria
 
 
@@ -63,11 +63,11 @@ def test_different_search_is_not_resumed(changes, message):
     if "space" in changes:
         changes = {"space": Space(changes["space"], keys={})}
     with pytest.raises(FolderError, match=f"runs/a has another search: {message}"):
-        experiment().replace(**changes).check_matches(stored(experiment()), "runs/a")
+        check_same_search(experiment().replace(**changes), stored(experiment()), "runs/a")
 
 
 def test_title_and_description_may_differ_on_resume():
-    experiment(title="A title", description="A description").check_matches(stored(experiment()), "runs/a")
+    check_same_search(experiment(title="A title", description="A description"), stored(experiment()), "runs/a")
 
 
 def test_finished_measurement_is_not_repeated(tmp_path, monkeypatch):

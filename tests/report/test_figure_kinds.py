@@ -288,7 +288,7 @@ def test_configuration_is_line_with_gaps_and_best_is_thick(sampled):
     assert sum(np.isnan(line.get_ydata()).any() for line in lines) == 15
     assert "has a gap" in sheet.caption
     assert [label.get_text().replace("\n", " ") for label in sheet.axes[0].get_xticklabels()] == [
-        "optimizer", "momentum", "learning rate", "batch size (images)", "test loss",
+        "optimizer", "momentum", "learning rate", "batch size", "test loss",
     ]  # fmt: skip
     sheet.figure.canvas.draw()
     bar = next(ax for ax in sheet.figure.axes if ax.get_label() == "colour bar")

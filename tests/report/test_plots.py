@@ -21,7 +21,7 @@ def test_figure_per_page_and_panel_per_metric(grid):
     sheets = figures.draw(grid(), CURVE)
     assert [sheet.title for sheet in sheets] == ["Title: optimizer adam", "Title: optimizer momentum"]
     assert [ax.get_ylabel() for ax in sheets[0].axes] == ["training loss", "test accuracy"]
-    assert {ax.get_xlabel() for ax in sheets[0].axes} == {"optimizer steps"}
+    assert {ax.get_xlabel() for ax in sheets[0].axes} == {"step"}
     assert legend_texts(sheets[0]) == ["0.001", "0.01", "0.1"]
 
 

@@ -60,7 +60,7 @@ class TestTarget:
         results = grid()
         sheet = figures.draw(results, TARGET)[0]
         assert [ax.get_xlabel() for ax in sheet.axes] == [
-            "optimizer steps until then", "seconds of training until then",
+            "steps until then", "seconds of training until then",
         ]  # fmt: skip
         table = time_to_target(results, 0.5)
         lines = sheet.axes[0].get_lines()

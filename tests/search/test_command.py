@@ -15,7 +15,7 @@ from ray import tune
 from tune_hpc import Command, Experiment, InProcessClient, Space, extend, load, resume, run
 from tune_hpc.errors import FolderError, InvalidExperimentError, TrialError
 from tune_hpc.search import command as command_module
-from tune_hpc.search.experiment import experiment_from_json
+from tune_hpc.search.experiment_json import check_same_search, experiment_from_json
 from tune_hpc.search.stopping import StopRequested
 
 ROOT = Path(__file__).parents[2]
@@ -263,9 +263,9 @@ class TestSearch:
     def test_other_command_is_another_search(self, script, tmp_path):
         command = script(self.SOURCE, "{x}")
         run(search(command), output_dir="out", **LOCAL)
-        search(Command(command.template, folder="/")).check_matches(load("out").experiment, "out")
+        check_same_search(search(Command(command.template, folder="/")), load("out").experiment, "out")
         with pytest.raises(FolderError, match="out has another search: trainable is "):
-            search(Command(f"{command.template} more")).check_matches(load("out").experiment, "out")
+            check_same_search(search(Command(f"{command.template} more")), load("out").experiment, "out")
 
     @pytest.mark.parametrize("with_code", [False, True])
     def test_job_runs_in_the_launch_folder_or_in_its_code(self, script, tmp_path, with_code):

@@ -20,8 +20,8 @@ from tune_hpc.search.experiment import (
     TRAIN,
     Experiment,
     Published,
-    experiment_from_json,
 )
+from tune_hpc.search.experiment_json import experiment_from_json
 from tune_hpc.search.experiment_registry import registered_experiments
 from tune_hpc.search.options import ADAPTIVE
 from tune_hpc.search.space.space import Space

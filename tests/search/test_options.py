@@ -32,7 +32,13 @@ COMMANDS = {
     ],
 }  # fmt: skip
 FLAGS = [(option_set, option) for option_set in COMMANDS for option in options_of(option_set) if option.flag]
-VALUES = {"mode": "max", "time_budget_s": "30m", "trial_time_limit_s": "30m", "fuse": "off"}
+VALUES = {
+    "mode": "max",
+    "time_budget_s": "30m",
+    "trial_time_limit_s": "30m",
+    "fuse": "off",
+    "points_to_evaluate": '{"x": 1}',
+}
 
 
 @pytest.mark.parametrize(("option_set", "option"), FLAGS, ids=[option.flag for _, option in FLAGS])
@@ -50,7 +56,7 @@ def test_options_are_fields_of_requests_and_of_the_form():
     assert run_options <= ResumeRequest.model_fields.keys() & ExtendRequest.model_fields.keys()
     # A request sets neither addresses nor folders of the server.
     assert {"address", "data_dir", "export"}.isdisjoint(SearchRequest.model_fields)
-    assert {one.name for one in OVERRIDES} == overrides - {"quick"}
+    assert {one.name for one in OVERRIDES} == overrides - {"quick", "points_to_evaluate"}
     assert {one.name for one in RUN_OPTIONS} == run_options
 
 

@@ -308,7 +308,7 @@ class TestInterrupted:
             "import sys\n"
             "from tests.search.test_resume_extend import QUIET, Path, run\n"
             "from tune_hpc import load\n"
-            "from tune_hpc.search.experiment import experiment_from_json\n"
+            "from tune_hpc.search.experiment_json import experiment_from_json\n"
             "one = experiment_from_json(load(sys.argv[1]).experiment)\n"
             "run(one, output_dir=sys.argv[2], checkpoint_interval_s=0.0, **QUIET)\n"
         )

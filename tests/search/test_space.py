@@ -1,6 +1,8 @@
 import json
 import math
 import pickle
+import time
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -9,9 +11,10 @@ from hypothesis import strategies as st
 from ray import tune
 from ray.tune.search.variant_generator import generate_variants
 
-from tune_hpc.errors import InvalidSpaceError
+from tune_hpc.errors import InvalidExperimentError, InvalidSpaceError
 from tune_hpc.learning.config import TRIAL_KEYS
 from tune_hpc.search.experiment import Experiment
+from tune_hpc.search.space.conditional import when
 from tune_hpc.search.space.parameter import RANGES, Parameter
 from tune_hpc.search.space.parsing import parse_parameter
 from tune_hpc.search.space.space import Space
@@ -462,3 +465,40 @@ def test_description_is_the_text_of_a_command_line():
         "0.1", "500", "adam", "true", "30000", "0.123456789",
     ]  # fmt: skip
     assert Parameter.from_value("x", tune.choice([1, True, "a"])).describe() == "choice(1, true, a)"
+
+
+@pytest.mark.parametrize("is_conditional", [False, True])
+def test_space_with_many_parameters_is_built_in_linear_time(is_conditional):
+    def build(number):
+        value = when(tune.uniform(0, 1), p0=1) if is_conditional else tune.uniform(0, 1)
+        start = time.process_time()
+        space = Space({"last": 2, "p0": tune.choice([1, 2])} | {
+            f"p{index}": value for index in range(1, number)
+        })  # fmt: skip
+        assert len(space.dependency_order) == number + 1
+        return time.process_time() - start
+
+    build(100)
+    assert build(3000) < 1
+
+
+def test_dependency_order_changes_the_given_order_only_where_necessary():
+    space = Space(
+        {
+            "d": when(1, c=1), "z": 1, "c": when(tune.choice([1, 2]), a=1), "b": 1, "a": tune.choice([1, 2]), "e": 1
+        }
+    )  # fmt: skip
+    assert space.dependency_order == ("z", "b", "a", "c", "d", "e")
+
+
+def test_grid_of_a_large_range_is_lazy_and_an_experiment_rejects_it_at_once():
+    space = Space({"s": tune.randint(0, 2**40), "x": tune.choice([None, [1]])})
+    assert list(islice(space.grid(), 3)) == [{"s": 0, "x": None}, {"s": 0, "x": [1]}, {"s": 1, "x": None}]
+    with pytest.raises(InvalidExperimentError, match=f"at most 100000 trials; mine has {2**41}: narrow its space"):
+        Experiment("mine", space, "a:b", metric="loss", mode="min", seeds=())
+    wide = Space({f"p{index}": tune.choice([1, 2]) for index in range(1500)})
+    assert next(wide.grid()) == dict.fromkeys(wide, 1)
+    with pytest.raises(InvalidExperimentError, match=r"mine has more than 2\*\*63: narrow"):
+        Experiment("mine", wide, "a:b", metric="loss", mode="min", seeds=())
+    with pytest.raises(InvalidSpaceError, match="at most 100000 values"):
+        space.as_grid()

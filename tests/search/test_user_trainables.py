@@ -3,16 +3,23 @@
 import json
 import multiprocessing
 import sys
-from io import StringIO
+from io import BytesIO
 
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.trial import FixedTrial
 from ray import tune
 
-from tune_hpc import Experiment, Space, compare, extend, load, load_all, resume, run, to_optuna
+from tune_hpc import Experiment, Space, compare, extend, load, load_all, resume, run, to_optuna, when
+from tune_hpc.analysis.frame_query import csv_chunks, records
 from tune_hpc.analysis.frames import read_parquet, trials_frame, write_parquet
+from tune_hpc.cli.main import main
+from tune_hpc.search.searchers.optuna_study import StudyParameter
+from tune_hpc.search.space.parameter import Parameter
+from tune_hpc.service.problems import to_json
+from tune_hpc.service.schemas import SearchRequest
 from tune_hpc.storage.trial_file import config_to_row, row_to_config
 
 
@@ -235,9 +242,48 @@ def test_comparison_runs_winners_with_whole_numbers(tmp_path):
     assert "a" in str(comparison)
 
 
+MIXED = [1, True, "1", "[1]", [1], None, "null", 0, False, {"a": 1}, '{"a": 1}', "a\rb"]
+
+
+def test_equal_looking_values_keep_their_types_in_adaptive_searches_and_csv(search, tmp_path):
+    seen = []
+
+    def train(config, report):
+        seen.append(config["x"])
+        report(1, {"loss": 1.0})
+
+    points = [{"x": value, "y": 0.5} for value in MIXED]
+    space = {"x": tune.choice(MIXED), "y": tune.uniform(0, 1)}
+    results = search(train, space, searcher="tpe", num_samples=14, points_to_evaluate=points)
+    assert json.dumps(seen[: len(MIXED)]) == json.dumps(MIXED)
+    assert all(json.dumps(value) in map(json.dumps, MIXED) for value in seen)
+    assert len({trial.params["x"] for trial in to_optuna(results).trials}) == len(MIXED)
+    more = extend(results.folder, num_samples=2, trainable=train, runner="local", show_progress=False)
+    assert len(to_optuna(more).trials) == 16
+    trials, _ = more.to_csv(tmp_path / "csv")
+    rows = pd.read_csv(trials).to_dict("records")
+    assert json.dumps([row_to_config(row)["x"] for row in rows][: len(MIXED)]) == json.dumps(MIXED)
+    assert len(rows) == 16
+
+
+def test_whole_numbers_of_conditional_parameters_are_printed_as_integers(search, tmp_path, capsys):
+    def train(config, report):
+        report(1, {"loss": config.get("units", 500) / 7})
+
+    space = {"kind": tune.choice(["a", "b"]), "units": when(tune.choice([192, 64]), kind="a"), "rate": 0.5}
+    results = search(train, space)
+    assert str(results.top()["units"].tolist()) == "[64, 192, <NA>]"
+    assert isinstance(results.best_config()["units"], int)
+    trials, _ = results.to_csv(tmp_path / "csv")
+    assert "192.0" not in trials.read_text(encoding="utf-8")
+    assert ",192," in trials.read_text(encoding="utf-8")
+    assert main(["show", str(results.folder)]) == 0
+    assert "192.0" not in capsys.readouterr().out
+    assert load(results.folder).compare("kind").values["kind"].tolist() == ["a", "b"]
+
+
 NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
-# pandas does not quote a carriage return in CSV files.
-TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=8)
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
 VALID = st.recursive(
     st.none() | st.booleans() | NUMBERS | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS.map("k{}".format), inner, max_size=3),
@@ -247,14 +293,15 @@ VALID = st.recursive(
 @pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(st.lists(st.fixed_dictionaries({"a": VALID, "b": VALID}), min_size=1, max_size=4))
-def test_any_configuration_survives_frame_parquet_csv_json_optuna(tmp_path_factory, configs):
+def test_any_configuration_survives_frame_parquet_csv_json_optuna_http(tmp_path_factory, configs):
     rows = [{"trial_id": f"t{n}", "status": "finished", **config_to_row(config)} for n, config in enumerate(configs)]
     df = trials_frame(json.loads(json.dumps(rows)), ["a", "b"])
     path = tmp_path_factory.getbasetemp() / "trials.parquet"
     write_parquet(df, path)
-    csv = pd.read_csv(StringIO(df.to_csv(index=False)))
-    for frame in (df, read_parquet(path), csv):
-        found = [row_to_config(row) for row in frame.to_dict("records")]
+    csv = pd.read_csv(BytesIO(b"".join(csv_chunks(df))))
+    listing = json.loads(to_json({"trials": records(df)}))["trials"]
+    for frame in (*(frame.to_dict("records") for frame in (df, read_parquet(path), csv)), listing):
+        found = [row_to_config(row) for row in frame]
         assert json.dumps(found) == json.dumps(configs)
     choices = {json.dumps(config["a"], sort_keys=True): config["a"] for config in configs}
     space = Space({"a": tune.choice(list(choices.values()))})
@@ -262,3 +309,11 @@ def test_any_configuration_survives_frame_parquet_csv_json_optuna(tmp_path_facto
         member = space.config_in({"a": config["a"]})
         assert json.dumps(member, sort_keys=True) == json.dumps({"a": config["a"]}, sort_keys=True)
     assert Space.from_json(json.loads(json.dumps(space.to_json()))) == space
+    parameter = StudyParameter("a", Parameter.from_value("a", space["a"]))
+    for value in choices.values():
+        stored = json.loads(json.dumps(parameter.from_value(value)))
+        assert json.dumps(parameter.suggest(FixedTrial({"a": stored}))) == json.dumps(value)
+    body = json.dumps({"space": "mine", "set": space.to_json(), "points_to_evaluate": configs})
+    request = SearchRequest.model_validate_json(body)
+    assert json.dumps(request.overrides().points_to_evaluate) == json.dumps(configs)
+    assert json.dumps(Space.from_json(request.set).to_json()) == json.dumps(space.to_json())

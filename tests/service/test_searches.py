@@ -58,6 +58,18 @@ def test_whole_space_replaces_that_of_the_experiment(service):
     assert (experiment["space"], experiment["search_seed"]) == (parameters, 7)
 
 
+def test_starting_configurations_of_a_request_keep_their_types(service):
+    points = [{"learning_rate": 0.25, "optimizer": "adam"}, {}]
+    space = {"learning_rate": {"uniform": [0.1, 1]}, "optimizer": {"choice": ["adam", "ftrl"]}, "steps": 5}
+    body = {"space": "line.random", "parameters": space, "num_samples": 2, "points_to_evaluate": points}
+    search_id = service.start(body)
+    (experiment,) = service.client.folder(search_id).read()["experiments"]
+    assert experiment["points_to_evaluate"] == points
+    response = service.post("/searches", body | {"points_to_evaluate": [{"learning_rate": 7}]})
+    assert response.status_code == 422
+    assert "points_to_evaluate: learning_rate=7 is outside the space" in problem_of(response)
+
+
 @pytest.mark.parametrize("experiment", REGISTERED, ids=lambda experiment: experiment.name)
 def test_every_registered_experiment_starts_with_every_option(service, experiment):
     options = {
@@ -165,6 +177,17 @@ def test_concurrent_restarts_start_one_driver(service, action, body):
     assert [number for _, number, *_ in service.launcher.started] == [1, 2]
 
 
+def test_failed_trials_of_a_finished_search_run_again_on_request(service):
+    search_id = service.start({"space": "line.random"})
+    service.drive(search_id, "finished")
+    url = f"/searches/{search_id}/resume"
+    assert service.post(url, {}).status_code == 409
+    assert service.post(url, {"retry_failed": True}).status_code == 202
+    assert service.launcher.started[-1][2:] == ("resume", {"retry_failed": True})
+    response = service.post(f"/searches/{search_id}/extend", {"num_samples": 1, "retry_failed": True})
+    assert response.status_code == 422
+
+
 def test_restart_of_an_attempt_that_is_not_the_latest_is_refused(service):
     search_id = service.start({"space": "line.random"})
     service.drive(search_id, "stopped")
@@ -179,6 +202,7 @@ def test_restart_of_an_attempt_that_is_not_the_latest_is_refused(service):
     ("action", "body", "options"),
     [
         ("resume", {}, {}),
+        ("resume", {"retry_failed": True}, {"retry_failed": True}),
         ("extend", {"num_samples": 5, "fuse": "off"}, {"num_samples": 5, "experiment": "line.random", "fuse": "off"}),
     ],
 )

@@ -36,14 +36,13 @@ def aggregate_seeds(results: "Results", metrics: Sequence[str]) -> pd.DataFrame:
     for metric in dict.fromkeys(metrics):
         by_configuration = values[metric].groupby(group)
         columns |= {metric: by_configuration.mean(), f"{metric}_deviation": by_configuration.std()}
-    configurations = pd.DataFrame(index=columns["num_seeds"].index)
     keys = searched_parameters(results)
-    for name in keys:  # groupby.first() would skip missing values
-        configurations[name] = trials[name].groupby(group).head(1).to_numpy()
-    for name in results.config_columns:
-        if name not in keys and name != "seed" and len(trials):
-            configurations[name] = trials[name].iloc[0]
-    return configurations.assign(**columns).reset_index(drop=True)
+    others = [name for name in results.config_columns if name not in {*keys, "seed"} and len(trials)]
+    # groupby.first() would skip missing values.
+    configurations = trials.loc[~group.duplicated(), keys].set_axis(columns["num_seeds"].index)
+    constants = {name: trials[name].iloc[0] for name in others}
+    parts = [configurations, pd.DataFrame(constants, index=configurations.index), pd.DataFrame(columns)]
+    return pd.concat(parts, axis=1).reset_index(drop=True)
 
 
 def searched_parameters(results: "Results") -> list[str]:

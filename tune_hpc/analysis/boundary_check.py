@@ -18,9 +18,10 @@ from tune_hpc.analysis.aggregation import (
     measured_configurations,
     numeric_column,
     row_mask,
+    searched_parameters,
     sort_by_metric,
 )
-from tune_hpc.analysis.comparison import BETTER, TIE
+from tune_hpc.analysis.comparison import BETTER, MAX_CROSSED, TIE
 from tune_hpc.analysis.formatting import format_number
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
@@ -54,7 +55,8 @@ def check_boundaries(results: Results, where: Mapping[str, Any] | None = None) -
         the extended range, as on the command line, or at most two values to add to a list (missing without an edge
         or without an extension; never negative for a non-negative parameter, nor above 1 for ``FRACTIONS``);
         ``edge_is_significant``: whether the best value is significantly better than every other value of the list,
-        or than the best configuration inside the range (missing if that is inconclusive).
+        or than the best configuration inside the range (missing if that is inconclusive, or with
+        over ``MAX_CROSSED`` parameters).
 
     Raises:
         UnknownNameError: There are no trials, no value of the metric, or no space in experiment.json.
@@ -70,7 +72,7 @@ def check_boundaries(results: Results, where: Mapping[str, Any] | None = None) -
     if results.experiment.get("space") is None:
         raise UnknownNameError(f"experiment.json of {results.name} has no space, so its boundaries are unknown")
     ranked = sort_by_metric(results, measured_configurations(results, []))
-    rows = []
+    rows, is_wide = [], len(searched_parameters(results)) > MAX_CROSSED
     for name, domain in results.experiment["space"].items():
         cases = _cases(domain)
         case_of = _case_numbers(cases, ranked)
@@ -83,7 +85,7 @@ def check_boundaries(results: Results, where: Mapping[str, Any] | None = None) -
         is_significant: bool | None = False
         if edge:
             trials = results.trials[_case_numbers(cases, results.trials) == case]
-            is_significant = _is_significant(results, trials, ranked[case_of == case], name, axis)
+            is_significant = None if is_wide else _is_significant(results, trials, ranked[case_of == case], name, axis)
         suggestion = axis.suggestion(edge) if edge else None
         rows.append((name, value, axis.low, axis.high, edge or None, suggestion, is_significant))
     columns = ["parameter", "best", "low", "high", "edge", "suggestion", "edge_is_significant"]

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 BETTER, TIE, INCONCLUSIVE = "better", "tie", "inconclusive"
 #: Maximum number of values; the correction for all pairs of more leaves no significant difference.
 MAX_VALUES = 100
+#: Maximum number of parameters in an analysis of pairs.
+MAX_CROSSED = 50
 
 
 @dataclass(frozen=True)
@@ -270,9 +272,15 @@ def interactions(results: "Results", metric: str | None = None) -> pd.DataFrame:
         value; ``note``: the reason for missing shares, else empty.
 
     Raises:
-        UnknownNameError: There are no trials, no such column, or fewer than two parameters that vary.
+        UnknownNameError: There are no trials, no such column, or fewer than two or over ``MAX_CROSSED`` parameters that
+            vary.
     """
     metric = metric or results.metric
+    if len(searched_parameters(results)) > MAX_CROSSED:
+        raise UnknownNameError(
+            f"interactions of pairs are for at most {MAX_CROSSED} parameters; {results.name} has "
+            f"{len(searched_parameters(results))}: fix some of them"
+        )
     configurations = measured_configurations(results, [metric])
     names = [name for name in searched_parameters(results) if len(configurations[name].drop_duplicates()) > 1]
     if len(names) < 2:

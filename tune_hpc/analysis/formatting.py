@@ -35,12 +35,7 @@ _WORDS = {
     "prob_best": "probability of the best",
     "prob_all_diverged": "probability that all diverge",
 }
-_UNITS = {
-    "step": "optimizer steps",
-    "steps": "optimizer steps",
-    "steps_run": "optimizer steps",
-    "best_step": "best step (optimizer steps)",
-    "batch_size": "batch size (images)",
+_AXES = {
     "selected_test_accuracy": "test accuracy (selected on validation)",
 }
 #: Columns that are omitted from a table if they are empty.
@@ -67,7 +62,7 @@ def display_name(name: str) -> str:
 
 def axis_label(name: str) -> str:
     """Return a column's name with its unit, for an axis."""
-    return _UNITS.get(name) or column_heading(name)
+    return _AXES.get(name) or column_heading(name)
 
 
 def column_heading(name: str) -> str:

@@ -5,6 +5,7 @@ A filter is ``COLUMN OPERATOR VALUES``, like ``status=finished,stopped`` or ``le
 separated by commas; an empty value stands for a missing one. Filters are parsed in linear time.
 """
 
+import csv
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -82,11 +83,25 @@ def records(df: pd.DataFrame) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def with_nullable_integers(df: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame whose columns of whole numbers, floats because a value is missing, are nullable integers."""
+    gaps = [name for name in df.select_dtypes("float") if df[name].isna().any() and df[name].notna().any()]
+    whole = [name for name in gaps if (df[name].dropna() % 1 == 0).all() and (df[name].dropna().abs() < 2**53).all()]
+    return df.astype(dict.fromkeys(whole, "Int64"))
+
+
+def csv_text(df: pd.DataFrame, *, header: bool = True) -> str:
+    """Return a frame as CSV. If there is a carriage return, which pandas does not quote, all texts are quoted."""
+    df = with_nullable_integers(df)
+    text = str(df.to_csv(index=False, header=header))
+    return str(df.to_csv(index=False, header=header, quoting=csv.QUOTE_NONNUMERIC)) if "\r" in text else text
+
+
 def csv_chunks(df: pd.DataFrame) -> Iterator[bytes]:
     """Yield a CSV file in chunks of ``CHUNK_ROWS`` rows."""
     for start in range(0, max(1, len(df)), CHUNK_ROWS):
         chunk = df.iloc[start : start + CHUNK_ROWS]
-        yield chunk.to_csv(index=False, header=start == 0).encode("utf-8", "replace")
+        yield csv_text(chunk, header=start == 0).encode("utf-8", "replace")
 
 
 def split_names(values: Sequence[str] | None) -> tuple[str, ...]:

@@ -47,6 +47,7 @@ from tune_hpc.analysis.aggregation import (
     sort_configurations,
 )
 from tune_hpc.analysis.comparison import Comparison, compare_values
+from tune_hpc.analysis.frame_query import csv_text, with_nullable_integers
 from tune_hpc.analysis.frames import STATUSES, generations_frame, read_folder, rungs_frame, write_parquet
 from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiment, find_experiments
@@ -159,7 +160,7 @@ class Results:
         """
         metric = metric or self.metric
         columns = [*searched_parameters(self), metric, f"{metric}_deviation", "num_seeds"]
-        return self._ranked(metric, mode).head(n)[columns].reset_index(drop=True)
+        return with_nullable_integers(self._ranked(metric, mode)[columns]).head(n).reset_index(drop=True)
 
     def best(self, metric: str | None = None, mode: str | None = None) -> pd.Series:
         """Return the best configuration: all its parameters, and the columns of ``top``.
@@ -333,7 +334,7 @@ class Results:
 
     def to_csv(self, folder: str | Path) -> list[Path]:
         """Write both frames as trials.csv and history.csv into a folder; return the files."""
-        return self._write(folder, "csv", lambda df, path: df.to_csv(path, index=False))
+        return self._write(folder, "csv", lambda df, path: path.write_text(csv_text(df), "utf-8", newline=""))
 
     def to_parquet(self, folder: str | Path) -> list[Path]:
         """Write both frames as trials.parquet and history.parquet into a folder; return the files."""

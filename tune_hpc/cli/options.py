@@ -1,6 +1,7 @@
 """Flags of a run, derived from the options of a search."""
 
 import argparse
+import json
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -29,11 +30,27 @@ def add_options(parser: argparse.ArgumentParser, options: Iterable[Option], **he
         arguments["metavar"] = "TIME" if option.is_duration else option.metavar or ("N" if option.number else None)
         if option.is_repeatable:
             arguments["action"] = "append"
+            if option.is_mapping:
+                arguments["type"] = parse_mapping
         elif option.choices:
             arguments |= {} if option.is_open else {"choices": option.choices}
         elif option.number is not None:
             arguments["type"] = parse_duration if option.is_duration else option.number
         group.add_argument(option.flag, **arguments)
+
+
+def parse_mapping(text: str) -> dict[str, Any]:
+    """Return a configuration of a JSON object.
+
+    Raises:
+        ArgumentTypeError: The text is none.
+    """
+    try:
+        if isinstance(config := json.loads(text), dict):
+            return config
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f'a configuration is JSON like {{"learning_rate": 0.01}}; got {text!r:.100}')
 
 
 def parse_duration(text: str) -> float:

@@ -68,8 +68,9 @@ def _option_value(option: Option, value: Any) -> Any:
     if option.is_duration and isinstance(value, str):
         return parse_duration(value)
     if option.is_repeatable:
-        value = [value] if isinstance(value, str) else value
-        is_valid = isinstance(value, list) and all(isinstance(word, str) for word in value)
+        kind = dict if option.is_mapping else str
+        value = [value] if isinstance(value, kind) else value
+        is_valid = isinstance(value, list) and all(isinstance(entry, kind) for entry in value)
     elif option.hint is bool or option.number is None:
         is_valid = isinstance(value, bool if option.hint is bool else str)
     else:

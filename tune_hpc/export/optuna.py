@@ -20,7 +20,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tune_hpc.analysis.results import Results
 from tune_hpc.export.exporter import Exporter, points, search_id
-from tune_hpc.search.experiment import ENDED, experiment_from_json
+from tune_hpc.search.experiment import ENDED
+from tune_hpc.search.experiment_json import experiment_from_json
 from tune_hpc.search.searchers.optuna_study import Curve, study_of, study_of_experiment
 from tune_hpc.storage.experiment_folder import ExperimentFolder, numbered_names
 from tune_hpc.storage.trial_file import row_to_config

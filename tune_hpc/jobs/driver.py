@@ -21,7 +21,8 @@ from tune_hpc.jobs.job_folder import JobFolder, timestamp
 from tune_hpc.jobs.launch import launch
 from tune_hpc.jobs.status import JobState
 from tune_hpc.report.report import write_report
-from tune_hpc.search.experiment import Experiment, experiment_from_json
+from tune_hpc.search.experiment import Experiment
+from tune_hpc.search.experiment_json import experiment_from_json
 from tune_hpc.search.runner import extend
 from tune_hpc.storage.process import this_process
 

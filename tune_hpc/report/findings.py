@@ -19,6 +19,7 @@ from tune_hpc.analysis.aggregation import (
     sort_configurations,
 )
 from tune_hpc.analysis.boundary_check import check_boundaries
+from tune_hpc.analysis.comparison import MAX_CROSSED
 from tune_hpc.analysis.formatting import (
     QUICK_NOTE,
     describe_metric,
@@ -188,6 +189,8 @@ def _selection_bias(results: Results) -> Iterator[str]:
 
 
 def _boundaries(results: Results) -> Iterator[str]:
+    if len(searched_parameters(results)) > MAX_CROSSED:
+        return
     for row in check_boundaries(results).dropna(subset=["edge", "suggestion"]).to_dict("records"):
         yield (
             f"The best {display_name(row['parameter'])}, {format_value(row['best'], 4)}, is on the "

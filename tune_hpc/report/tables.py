@@ -24,6 +24,7 @@ from tune_hpc.analysis.aggregation import (
 from tune_hpc.analysis.budget import MIN_CONFIGURATIONS, budget_curve
 from tune_hpc.analysis.comparison import INCONCLUSIVE, Comparison, interactions
 from tune_hpc.analysis.formatting import format_table, format_value, unique_slug
+from tune_hpc.analysis.frame_query import csv_text
 from tune_hpc.analysis.frames import IDENTITY, MEASURES
 from tune_hpc.analysis.published import check_claims, compare_to_published
 from tune_hpc.analysis.results import Results
@@ -290,7 +291,7 @@ def write_tables(results: Results, folder: Path, tables: Sequence[TitledTable] |
         source = format_table(df).attrs["source"]
         text = f"# {_escape_markdown(title)}\n\n{to_markdown(df)}\n"
         text += f"\nSource: {_escape_markdown(source)}.\n" if source else ""
-        for suffix, content in (("md", text), ("csv", df.to_csv(index=False))):
+        for suffix, content in (("md", text), ("csv", csv_text(df))):
             files.append(storage.local_path(f"tables/{stem}.{suffix}"))
             storage.write_atomic(files[-1], content)
     return files

@@ -40,6 +40,7 @@ from tune_hpc.scaling.step_time_model import predictions
 from tune_hpc.scaling.workers import time_workers
 from tune_hpc.search.cluster import node_resources
 from tune_hpc.search.experiment import Experiment, Space
+from tune_hpc.search.experiment_json import check_same_search
 from tune_hpc.search.provenance import provenance
 from tune_hpc.search.ray_session import now, ray_session
 from tune_hpc.storage.experiment_folder import FORMAT, ExperimentFolder, new_folder
@@ -195,7 +196,7 @@ def _is_finished(experiment: Experiment, folder: ExperimentFolder) -> bool:
     if not folder.holds_experiment:
         return False
     description = folder.read()
-    experiment.check_matches(description, folder.path)
+    check_same_search(experiment, description, folder.path)
     return bool(description.get("state") == "finished")
 
 

@@ -6,14 +6,17 @@ which the analysis is based.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
+import numpy as np
+
 from tune_hpc.analysis.frames import BUILT_IN_MEASURES, DERIVED, IDENTITY, MEASURES, METRICS
-from tune_hpc.errors import FolderError, InvalidConfigError, InvalidExperimentError, InvalidSpaceError
+from tune_hpc.errors import InvalidConfigError, InvalidExperimentError, InvalidSpaceError
 from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, check_key, owned_keys
 from tune_hpc.search.command import Command
 from tune_hpc.search.object_reference import reference_to
@@ -31,19 +34,6 @@ ENDED = ("finished", "stopped", "diverged", "failed")
 LINE_METRICS = ("train_loss", "W", "b")
 #: Metrics that are the best values of a reported metric.
 BEST_OF = {"best_valid_accuracy": "valid_accuracy", "best_test_accuracy": "test_accuracy"}
-#: Fields that identify a search, apart from its space; figures and texts may change.
-_IDENTITY_FIELDS = (
-    "name",
-    "trainable",
-    "metric",
-    "mode",
-    "judge",
-    "seeds",
-    "searcher",
-    "num_samples",
-    "search_seed",
-    "scheduler",
-)
 #: Maximum number of configurations of a quick run, except for a grid.
 QUICK_SAMPLES = 8
 #: Keys of the built-in trainable that may change during a trial: they affect neither the shapes of the network nor the
@@ -53,8 +43,12 @@ CHANGEABLE_KEYS = tuple(
 )
 #: Trial identifiers have five digits, and the driver stores every configuration.
 MAX_TRIALS = 100_000
+#: Fields that folders of early releases lack, with their meaning there.
+ADDED_FIELDS: Mapping[str, Any] = {
+    "claims": [], "metrics": {}, "judge": "last", "budget": "steps", "points_to_evaluate": []
+}  # fmt: skip
 #: Fields with several records.
-_RECORDS = {"published": Published, "claims": Claim, "figures": Figure, "tables": Table}
+RECORDS = {"published": Published, "claims": Claim, "figures": Figure, "tables": Table}
 
 
 @dataclass(frozen=True)
@@ -76,6 +70,8 @@ class Experiment:
         searcher: ``grid`` (every configuration), ``random``, ``quasi_random`` (a scrambled Sobol sequence), or an
             adaptive searcher of Optuna: ``tpe`` or ``gp``.
         num_samples: Number of configurations; not for a grid.
+        points_to_evaluate: Configurations that run first, and count among ``num_samples``; not for a grid. Parameters
+            that are left out are drawn from the space.
         search_seed: Seed of the searcher, at least 0. The suggestions of ``tpe`` and ``gp`` also depend on the order in
             which trials end.
         scheduler: Early-stopping scheduler. ``none``; ``asha``, which promotes the best third (schedulers/asha.py);
@@ -116,6 +112,7 @@ class Experiment:
     seeds: tuple[int, ...] = (0,)
     searcher: str = "grid"
     num_samples: int | None = None
+    points_to_evaluate: Sequence[Mapping[str, Any]] = ()
     search_seed: int = 0
     scheduler: str = "none"
     title: str = ""
@@ -132,6 +129,7 @@ class Experiment:
     def __post_init__(self) -> None:
         object.__setattr__(self, "seeds", tuple(self.seeds))
         object.__setattr__(self, "quick_values", dict(self.quick_values))
+        object.__setattr__(self, "points_to_evaluate", tuple(self.points_to_evaluate))
         object.__setattr__(self, "runner", runner_name(self.runner))
         if self.trainable == TRAIN and self.space.value_keys is not TRIAL_KEYS:
             object.__setattr__(self, "space", self.space.with_keys(TRIAL_KEYS))
@@ -182,6 +180,17 @@ class Experiment:
                 f"a quasi-random search tries no configuration twice; got num_samples={self.num_samples} for "
                 f"{self.space.size} configurations: use fewer, or a grid"
             )
+        points = self.points_to_evaluate
+        if wrong := [point for point in points if not isinstance(point, Mapping)]:
+            raise InvalidExperimentError(
+                f"points_to_evaluate is a list of mappings of names to values; got {wrong[0]!r:.100}"
+            )
+        if len(points) > (self.num_samples or 0):
+            raise InvalidExperimentError(
+                f"points_to_evaluate has {len(points)} configurations, which count among num_samples={self.num_samples}"
+                + (": a grid has all of them; use another searcher" if self.searcher == "grid" else ": raise it")
+            )
+        _ = self.initial_configs
         if self.searcher in ADAPTIVE and not self.space.varying:
             raise InvalidExperimentError(f"{self.searcher} needs a parameter that varies; {self.name} has none")
         if self.searcher == "gp" and self.space.is_conditional:
@@ -189,9 +198,10 @@ class Experiment:
         if self.scheduler == "pbt":
             self._check_population()
         configurations = self.space.size if self.searcher == "grid" else self.num_samples
-        if configurations is not None and configurations * max(1, len(self.seeds)) > MAX_TRIALS:
+        if configurations is not None and (num_trials := configurations * max(1, len(self.seeds))) > MAX_TRIALS:
+            count = num_trials if num_trials < 2**63 else "more than 2**63"
             raise InvalidExperimentError(
-                f"an experiment has at most {MAX_TRIALS} trials; {self.name} has {self.num_trials}: narrow its space, "
+                f"an experiment has at most {MAX_TRIALS} trials; {self.name} has {count}: narrow its space, "
                 "or use fewer with num_samples"
             )
         if isinstance(self.trainable, Command):
@@ -279,7 +289,12 @@ class Experiment:
         num_samples = None if self.num_samples is None else min(self.num_samples, QUICK_SAMPLES)
         if not self.quick_values and num_samples == self.num_samples:
             return self
-        return replace(self, space=self.space | self.quick_values, num_samples=num_samples, quick=True)
+        points = [
+            {name: value for name, value in point.items() if name not in self.quick_values}
+            for point in self.points_to_evaluate[:num_samples]
+        ]
+        space = self.space | self.quick_values
+        return replace(self, space=space, num_samples=num_samples, points_to_evaluate=points, quick=True)
 
     @property
     def changeable_parameters(self) -> list[str]:
@@ -343,83 +358,49 @@ class Experiment:
         if self.searcher == "grid":
             configurations: Iterator[dict[str, Any]] = self.space.grid()
         else:
-            stream = random_configs if self.searcher == "random" else quasi_random_configs
-            configurations = islice(stream(self.space, self.search_seed), self.num_samples)
+            initial = self.initial_configs
+            stream = (random_configs if self.searcher == "random" else quasi_random_configs)(
+                self.space, self.search_seed
+            )
+            if self.searcher == "quasi_random" and initial:
+                seen = {json.dumps(config) for config in initial}
+                stream = (config for config in stream if json.dumps(config) not in seen)
+            configurations = islice(chain(initial, stream), self.num_samples)
         for configuration in configurations:
             yield from self.with_seeds(configuration)
+
+    @property
+    def initial_configs(self) -> list[dict[str, Any]]:
+        """The configurations of ``points_to_evaluate``, completed with values that depend on the search seed only.
+
+        Raises:
+            InvalidSpaceError: A value is outside the space.
+        """
+        try:
+            return [
+                self.space.sample(np.random.default_rng([self.search_seed, number]), point)
+                for number, point in enumerate(self.points_to_evaluate)
+            ]
+        except InvalidSpaceError as error:
+            raise InvalidSpaceError(f"points_to_evaluate: {error}") from None
 
     def with_seeds(self, configuration: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return a configuration once with each seed."""
         return [{**configuration, "seed": seed} for seed in self.seeds] or [dict(configuration)]
 
-    def check_matches(self, description: Mapping[str, Any], folder: Any) -> None:
-        """Raise if an experiment folder has another search than this experiment.
-
-        Args:
-            description: Contents of its experiment.json.
-            folder: The folder, for the message.
-
-        Raises:
-            FolderError: A field that identifies the search, or a parameter of the space, differs.
-        """
-        requested = self.to_json()
-        description = {"judge": "last", **description}
-        pairs = [(name, description.get(name), requested[name]) for name in _IDENTITY_FIELDS]
-        space = description.get("space", {})
-        pairs += [(name, space.get(name), requested["space"].get(name)) for name in {**space, **requested["space"]}]
-        for name, there, here in pairs:
-            if there != here:
-                raise FolderError(
-                    f"{folder} has another search: {name} is {there} there and {here} here; choose another folder, or "
-                    "resume that search unchanged (tune-hpc resume)"
-                )
-
     def to_json(self) -> dict[str, Any]:
         """Return the contents of experiment.json that describe the experiment."""
         plain, trainable = {entry.name: getattr(self, entry.name) for entry in fields(self)}, self.trainable
-        for name in _RECORDS:
+        for name in RECORDS:
             plain[name] = [asdict(record) for record in plain[name]]
         return plain | {
             "seeds": list(self.seeds),
+            "points_to_evaluate": list(self.points_to_evaluate),
             "space": self.space.to_json(),
             **(trainable.to_json() if isinstance(trainable, Command) else {"trainable": reference_to(trainable)}),
             "quick_values": (self.space.without(*self.space) | self.quick_values).to_json(),
             "num_trials": self.num_trials,
         }
-
-
-def experiment_from_json(plain: Mapping[str, Any], trainable: str | Callable[..., Any] | None = None) -> Experiment:
-    """Return the experiment that experiment.json describes.
-
-    Args:
-        plain: Result of ``to_json``; further keys are ignored.
-        trainable: The function, if its module cannot be imported by the name in the file.
-
-    Raises:
-        FolderError: A field of the experiment is missing or unknown.
-        InvalidExperimentError: Fields contradict each other.
-        InvalidSpaceError: The space is invalid.
-    """
-    # Folders of early releases lack these.
-    plain = {"claims": [], "metrics": {}, "judge": "last", "budget": "steps", **plain}
-    try:
-        values = {entry.name: plain[entry.name] for entry in fields(Experiment)}
-        keys = TRIAL_KEYS if values["trainable"] == TRAIN else {}
-        for name, record in _RECORDS.items():
-            values[name] = tuple(
-                record(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
-                for entry in values[name]
-            )
-        if isinstance(values["trainable"], Mapping):
-            values["trainable"] = Command(**values["trainable"], folder=plain["command_folder"])
-    except (KeyError, TypeError) as error:
-        raise FolderError(f"experiment.json has a missing or unknown field: {error}; restore it from a copy") from error
-    values |= {
-        "space": Space.from_json(values["space"], keys=keys),
-        "quick_values": dict(Space.from_json(values["quick_values"], keys=keys)),
-        "trainable": trainable if trainable is not None else values["trainable"],
-    }
-    return Experiment(**values)
 
 
 def runner_name(runner: str) -> str:

@@ -68,7 +68,12 @@ class Option:
     @property
     def is_repeatable(self) -> bool:
         """Return whether the option has several values."""
-        return get_origin(self.hint) is tuple
+        return any(get_origin(kind) is tuple for kind in (self.hint, *get_args(self.hint)))
+
+    @property
+    def is_mapping(self) -> bool:
+        """Return whether the values are configurations."""
+        return any(get_origin(entry) is Mapping for kind in get_args(self.hint) for entry in get_args(kind))
 
     @property
     def is_duration(self) -> bool:
@@ -209,6 +214,10 @@ class ExperimentOverrides(OptionSet):
         "number of configurations; a grid becomes a random search; default: that of the experiment",
         "experiment", "Configurations", minimum=1, request_maximum=MAX_REQUEST_SAMPLES,
     ))
+    points_to_evaluate: tuple[Mapping[str, Any], ...] | None = field(default=None, metadata=metadata(
+        "configurations that run first, as JSON; they count among num_samples, and parameters that are left out are "
+        "drawn; repeatable", "experiment", "Starting configurations", metavar="CONFIG",
+    ))
     scheduler: str | None = field(default=None, metadata=metadata(
         f"early-stopping scheduler: {', '.join(SCHEDULERS)}; default: that of the experiment",
         "experiment", "Scheduler", metavar="NAME", choices=SCHEDULERS, is_open=True,
@@ -252,7 +261,7 @@ class ExperimentOverrides(OptionSet):
                 f"{experiment.mode} of {experiment.metric}"
             )
         base = experiment.quick_version() if self.quick else experiment
-        names = ("search_seed", "scheduler", "metric", "mode", "judge", "budget")
+        names = ("points_to_evaluate", "search_seed", "scheduler", "metric", "mode", "judge", "budget")
         changes = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.budget is not None and self.budget.isdecimal():
             changes["budget"] = int(self.budget)
@@ -286,6 +295,8 @@ class ExperimentOverrides(OptionSet):
         from tune_hpc.search.space.space import Space
 
         keys = experiment.space.value_keys
+        if self.points_to_evaluate is not None:
+            experiment = experiment.replace(points_to_evaluate=())
         if self.quick:
             experiment = experiment.quick_version()
         if space is not None:
@@ -314,7 +325,7 @@ def markdown_table(*option_sets: type[OptionSet]) -> str:
 def describe_value(option: Option) -> str:
     """Return the values that an option accepts, in words."""
     if option.is_repeatable:
-        return "words"
+        return "mappings of names to values" if option.is_mapping else "words"
     if option.number is None:
         return ", ".join(option.choices) or ("true or false" if option.hint is bool else "text")
     kind = "whole number" if option.number is int else "number"

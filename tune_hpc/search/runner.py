@@ -18,7 +18,8 @@ from tune_hpc.analysis.results import Results, load, load_all, load_folder
 from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError
 from tune_hpc.search.cluster import check_gpus
 from tune_hpc.search.command import Command
-from tune_hpc.search.experiment import TRAIN, Experiment, experiment_from_json, runner_name
+from tune_hpc.search.experiment import TRAIN, Experiment, runner_name
+from tune_hpc.search.experiment_json import check_same_search, experiment_from_json
 from tune_hpc.search.fused_trials import check_fuse
 from tune_hpc.search.local_runner import LocalRunner
 from tune_hpc.search.object_reference import check_tools, load_reference
@@ -109,7 +110,7 @@ def run_all(
         folder = ExperimentFolder(path).absolute()
         if resume_started and folder.holds_experiment:
             description = folder.read()
-            experiment.check_matches(description, folder.path)
+            check_same_search(experiment, description, folder.path)
             if _is_due(description, run_options):
                 searches.append(_resumed_search(folder, run_options, experiment.trainable, claim=not check_only))
             continue

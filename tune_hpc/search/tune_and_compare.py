@@ -14,6 +14,7 @@ from tune_hpc.errors import FolderError, InvalidExperimentError, TrialError
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.runner import resume, run_all
 from tune_hpc.search.space.conditional import when
+from tune_hpc.search.space.parameter import identity
 from tune_hpc.search.space.space import Space
 from tune_hpc.storage.experiment_folder import ExperimentFolder, new_folder
 
@@ -92,9 +93,14 @@ def _arm(experiment: Experiment, value: Mapping[str, Any], budget: int) -> Exper
         "title": f"{experiment.title or experiment.name}: {levels}",
     }
     if space.size is not None and space.size <= budget:
-        return experiment.replace(**changes, searcher="grid", num_samples=None)
+        return experiment.replace(**changes, searcher="grid", num_samples=None, points_to_evaluate=())
     searcher = "quasi_random" if experiment.searcher == "grid" else experiment.searcher
-    return experiment.replace(**changes, searcher=searcher, num_samples=budget)
+    points = [
+        point
+        for point in experiment.points_to_evaluate
+        if all(identity(point.get(name, level)) == identity(level) for name, level in value.items())
+    ]
+    return experiment.replace(**changes, searcher=searcher, num_samples=budget, points_to_evaluate=points[:budget])
 
 
 def _winners(
@@ -119,6 +125,7 @@ def _winners(
         space=Space({**fixed, **tuned}, keys=space.value_keys, roles=dict.fromkeys(space.scientific, "scientific")),
         searcher="grid",
         num_samples=None,
+        points_to_evaluate=(),
         scheduler="none",
         seeds=tuple(range(first, first + seeds)),
         published=(),

@@ -18,8 +18,10 @@ from tune_hpc.service.schemas import SearchRequest, SpaceDetail, read_fields
 MAX_BOXES = 20
 #: Values of a parameter or a condition.
 MAX_VALUES = 1000
-#: Options of the two sections of the form. The switch ``quick`` is above them.
-OVERRIDES = [option for option in options_of(ExperimentOverrides) if option.label and option.hint is not bool]
+#: Options of the two sections of the form. The switch ``quick`` is above them, and configurations have no input.
+OVERRIDES = [
+    one for one in options_of(ExperimentOverrides) if one.label and one.hint is not bool and not one.is_mapping
+]
 RUN_OPTIONS = [option for option in options_of(RunOptions) if option.label]
 #: Prefixes of the names of inputs: values of a parameter, checkboxes of words, values under a condition.
 _PARAMETER, _BOX, _CASE = "p.", "c.", "k."
@@ -49,7 +51,7 @@ class Registry:
     def build_experiment(self, request: SearchRequest) -> Experiment:
         """Return the experiment of a request, or raise the error of a field."""
         experiment = self[request.space]
-        for plain in (request.parameters, request.set):
+        for plain in (request.parameters, request.set, *(request.points_to_evaluate or ())):
             _check_size(plain or {})
         built = request.overrides().apply_json(experiment, request.parameters, request.set)
         num_configurations = built.num_trials / max(1, len(built.seeds))

@@ -63,6 +63,8 @@ def _option_type(option: Option) -> Any:
     """Return the type of an option in a request, with its bounds."""
     if option.hint is bool:
         return bool
+    if option.is_mapping:
+        return Annotated[list[Parameters], Field(max_length=MAX_REQUEST_SAMPLES)]
     if option.number is None:
         words = Annotated[Name, Field(json_schema_extra={"enum": list(option.choices)})] if option.choices else Name
         return words if option.is_open or not option.choices else Literal[option.choices]
@@ -112,6 +114,9 @@ class SearchRequest(_RunRequest, _options_model(ExperimentOverrides, quick=False
         return ExperimentOverrides(**{one.name: getattr(self, one.name) for one in options_of(ExperimentOverrides)})
 
 
+_RETRY_FAILED = next(option.help for option in options_of(RunOptions) if option.name == "retry_failed")
+
+
 class DeleteRequest(Body):
     """Deletion of a search."""
 
@@ -124,10 +129,8 @@ class StopRequest(Body):
     force: bool = Field(default=False, description="kill the driver; trials resume from their last checkpoint")
 
 
-class ResumeRequest(_RunRequest):
-    """Options of a resume."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"attempt": 1, "max_concurrent": 4}]})
+class RestartRequest(_RunRequest):
+    """Options of a resume or an extension."""
 
     attempt: int | None = Field(
         default=None, ge=1, le=100_000, description="latest attempt that the client knows; 409 if there is a newer one"
@@ -135,7 +138,15 @@ class ResumeRequest(_RunRequest):
     force: bool = Field(default=False, description="resume a search of state unknown; its driver, if it runs, stops")
 
 
-class ExtendRequest(ResumeRequest):
+class ResumeRequest(RestartRequest):
+    """Options of a resume."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"attempt": 1, "max_concurrent": 4}]})
+
+    retry_failed: bool | None = Field(default=None, description=_RETRY_FAILED)
+
+
+class ExtendRequest(RestartRequest):
     """Options of an extension."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"num_samples": 10}]})

@@ -234,7 +234,7 @@ class Services:
     def change(self, search_id: str, body: schemas.Body, key: str | None = None) -> None:
         """Stop, resume, extend or delete a search; restart it once per key."""
         job, options = Job(self.client, self._find(search_id).id), body.model_dump(exclude_none=True)
-        if key and isinstance(body, schemas.ResumeRequest):
+        if key and isinstance(body, schemas.RestartRequest):
             options["key"] = key
         try:
             _CHANGES[type(body)](job, **options)

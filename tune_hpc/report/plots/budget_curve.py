@@ -95,7 +95,7 @@ def draw_target(results: Results, specification: Mapping[str, Any], where: Mappi
     if table.empty:
         return []
     values = [value for value in best_values(results, line) if (table["line"] == value).any()] or [""]
-    axis_labels = {"reached_step": "optimizer steps until then", "reached_s": "seconds of training until then"}
+    axis_labels = {"reached_step": "steps until then", "reached_s": "seconds of training until then"}
     panels = {name: label for name, label in axis_labels.items() if np.isfinite(table[name]).any()}
     legend = [(_label(value, table[table["line"] == value]), line_style(index)) for index, value in enumerate(values)]
     title = figure_title(results, specification, where)

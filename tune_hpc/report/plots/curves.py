@@ -1,4 +1,4 @@
-"""Learning curves: metrics of the history against optimizer steps."""
+"""Learning curves: metrics of the history against steps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -28,6 +28,8 @@ from tune_hpc.storage.filesystem import Storage
 
 #: Size above which a figure is rendered to pixels instead of vectors.
 MAX_SVG_BYTES = 400_000
+#: Number of parameters with a figure of their own; all are in the parallel coordinates.
+MAX_RESPONSES = 12
 #: Parts of a step of a scaling measurement.
 STEP_PARTS = ("compute_s", "communicate_s", "data_s")
 
@@ -157,9 +159,11 @@ def _figure(kind: str, metrics: Sequence[Any], title: str, **options: Any) -> di
 def _curve_and_response_figures(results: Results) -> list[dict[str, Any]]:
     metrics = [name for name in results.history if name not in {"trial_id", "step"}]
     base = results.metric.removeprefix("best_").replace("selected_", "")
-    metrics.sort(key=lambda name: (name != base, name != base.replace("accuracy", "loss")))
-    figures = [_figure("curve", metrics[:2], "Learning curves")] if metrics else []
-    for name in free_parameters(results, [])[:4]:
+    declared = results.experiment.get("metrics") or {}
+    related = base.replace("accuracy", "loss")
+    metrics.sort(key=lambda name: (name != base, name not in declared, name != related))
+    figures = [_figure("curve", metrics[: max(2, 1 + len(declared))], "Learning curves")] if metrics else []
+    for name in free_parameters(results, [])[:MAX_RESPONSES]:
         title = f"{display_name(results.metric).capitalize()} against {display_name(name)}"
         log_x = is_geometric(values_of(results, name))
         figures.append(_figure("response", [results.metric], title, parameter=name, log_x=log_x))

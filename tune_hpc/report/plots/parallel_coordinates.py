@@ -24,6 +24,8 @@ from tune_hpc.report.plots.series import even_sample, free_parameters, is_geomet
 MAX_LINES = 300
 #: Parameters of a panel at most; more need several panels, each with the metric as its last axis.
 _MAX_AXES = 7
+#: Parameters on all panels.
+MAX_AXES = 28
 #: Inches: height of an axis and of its name, width between the first and last axis, room for the labels of the first.
 _HEIGHT, _NAME_HEIGHT, _WIDTH, _FIRST = 2.3, 0.5, 4.8, 1.2
 #: Inches of a character of 6.5 points, and between two labels of an axis.
@@ -77,7 +79,7 @@ def parallel_table(
     lower_is_better = results.is_lower_better(metric)
     df = df.sort_values(metric, ascending=lower_is_better, kind="stable").reset_index(drop=True)
     table = df.iloc[even_sample(len(df), MAX_LINES)[::-1]].reset_index(drop=True)
-    axes = [_parameter_axis(name, table[name]) for name in _varied(table, names)]
+    axes = [_parameter_axis(name, table[name]) for name in _varied(table, names)[:MAX_AXES]]
     return table, [*axes, _metric_axis(metric, table[metric], lower_is_better)], len(df)
 
 
@@ -133,6 +135,8 @@ def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str,
         if axes:
             title = figure_title(results, specification, where)
             sheet = _draw_metric(title, table, axes, num_configurations, results.is_lower_better(metric))
+            if len(free_parameters(results, [metric])) > MAX_AXES:
+                sheet.add_notes(f"Axes: the first {MAX_AXES} of the parameters that vary.")
             diverged = (results.trials["status"] == "diverged") & row_mask(results.trials, where)
             if num_diverged := int(diverged.sum()):
                 sheet.add_notes(f"Configurations that diverged are left out ({num_diverged} trials).")

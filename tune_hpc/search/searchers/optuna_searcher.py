@@ -64,7 +64,11 @@ class OptunaSearcher(Searcher):
         if self.num_suggested >= (self.experiment.num_samples or 0):
             return []
         number = self.num_suggested
-        self._optuna_numbers[number], config = self.study.ask()
+        if number < len(initial := self.experiment.initial_configs):
+            config = initial[number]
+            self._optuna_numbers[number] = self.study.ask_given(config)
+        else:
+            self._optuna_numbers[number], config = self.study.ask()
         self.num_suggested += 1
         self.folder.append_line(self.folder.proposals, {"number": number, "config": config})
         trials = self._trials(number, config)
@@ -102,7 +106,7 @@ class OptunaSearcher(Searcher):
         if len(known) == len(trials):
             self.study.add(config, self.study.aggregate([*known.values()]))
             return
-        self._optuna_numbers[number] = self.study.ask_retry(config)
+        self._optuna_numbers[number] = self.study.ask_given(config)
         due = [trial for trial in trials if trial.trial_id not in known]
         self._expect(number, due)
         self._outcomes[number] = known

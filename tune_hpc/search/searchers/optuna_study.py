@@ -23,7 +23,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.search.experiment import ENDED, Experiment, experiment_from_json
+from tune_hpc.search.experiment import ENDED, Experiment
+from tune_hpc.search.experiment_json import experiment_from_json
 from tune_hpc.search.space.conditional import Conditional
 from tune_hpc.search.space.parameter import Parameter, identity
 from tune_hpc.search.space.samplers import quasi_random_configs
@@ -115,8 +116,8 @@ class AskTellStudy:
             self._startup = islice(quasi_random_configs(self.space, self.seed), number, None)
         return self._ask(next(self._startup, None) if self._num_trials < NUM_STARTUP else None)
 
-    def ask_retry(self, config: Mapping[str, Any]) -> int:
-        """Add a configuration that an earlier run suggested and that has not ended; return its number."""
+    def ask_given(self, config: Mapping[str, Any]) -> int:
+        """Add a given configuration, which has not ended; return its number."""
         return self._ask(config)[0]
 
     def _ask(self, config: Mapping[str, Any] | None) -> tuple[int, dict[str, Any]]:
@@ -289,8 +290,9 @@ class StudyParameter:
     def __init__(self, name: str, domain: Parameter) -> None:
         self.domain = domain
         self._is_quantile = domain.kind == "randn" or (domain.is_log and domain.step is not None)
+        self._choices = _choices(domain.values)
         with _without_warnings():
-            self.distribution = FloatDistribution(0, 1) if self._is_quantile else _distribution(domain)
+            self.distribution = FloatDistribution(0, 1) if self._is_quantile else self._distribution()
         self.name = f"{name} (quantile)" if self._is_quantile else name
 
     def suggest(self, trial: optuna.Trial) -> Any:
@@ -298,7 +300,7 @@ class StudyParameter:
         distribution = self.distribution
         if isinstance(distribution, CategoricalDistribution):
             choice = trial.suggest_categorical(self.name, distribution.choices)
-            return next(value for value in self.domain.values if identity(_choice(value)) == identity(choice))
+            return self.domain.values[self._choices.index(choice)]
         suggest: Any = trial.suggest_int if isinstance(distribution, IntDistribution) else trial.suggest_float
         suggested = suggest(
             self.name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
@@ -313,23 +315,26 @@ class StudyParameter:
             return self.domain.cdf(value)
         distribution = self.distribution
         if isinstance(distribution, CategoricalDistribution):
-            return _choice(value)
+            return self._choices[[*map(identity, self.domain.values)].index(identity(value))]
         # Optuna rounds multiples of a step differently: the upper bound may differ in the last bit.
         return min(max(value, distribution.low), distribution.high)
 
+    def _distribution(self) -> CategoricalDistribution | IntDistribution | FloatDistribution:
+        if self.domain.kind == "choice":
+            return CategoricalDistribution(self._choices)
+        low, high = self.domain.bounds
+        if self.domain.is_integer:
+            return IntDistribution(int(low), int(high), log=self.domain.is_log, step=self.domain.step or 1)
+        return FloatDistribution(low, high, log=self.domain.is_log, step=self.domain.step)
 
-def _choice(value: Any) -> Any:
-    """Return Optuna's choice for a value; lists and mappings are JSON texts."""
-    return json.dumps(value) if isinstance(value, list | dict) else value
 
+def _choices(values: Sequence[Any]) -> list[Any]:
+    """Return Optuna's choices for some values: lists and mappings are JSON texts.
 
-def _distribution(domain: Parameter) -> CategoricalDistribution | IntDistribution | FloatDistribution:
-    if domain.kind == "choice":
-        return CategoricalDistribution([_choice(value) for value in domain.values])
-    low, high = domain.bounds
-    if domain.is_integer:
-        return IntDistribution(int(low), int(high), log=domain.is_log, step=domain.step or 1)
-    return FloatDistribution(low, high, log=domain.is_log, step=domain.step)
+    All are JSON texts if two would be equal otherwise, such as 1 and true, or [1] and "[1]".
+    """
+    choices = [json.dumps(value) if isinstance(value, list | dict) else value for value in values]
+    return choices if len(set(choices)) == len(choices) else [json.dumps(value) for value in values]
 
 
 def _study_parameters(space: Space) -> dict[tuple[str, int], StudyParameter]:

@@ -14,8 +14,9 @@ The first case whose conditions hold applies; without one, the parameter is abse
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any
 
 from tune_hpc.errors import InvalidSpaceError
@@ -175,6 +176,16 @@ class Branch:
             for name, parameter in self.parameters.items()
         }
 
+    def grid(self) -> Iterator[dict[str, Any]]:
+        """Yield every configuration of a finite space, without a list of them; the last parameter varies fastest."""
+        domains = [(parameter, range(parameter.count or 0)) for parameter in self.varying.values()]
+        for number in range(self.size or 0):
+            values = []
+            for parameter, indices in reversed(domains):
+                number, index = divmod(number, len(indices))
+                values.append(parameter.value(index))
+            yield self.config(values[::-1])
+
 
 def reachable_values(name: str, parameter: Parameter | Conditional) -> list[Any]:
     """Return all values that a parameter may have in any case.
@@ -197,6 +208,33 @@ def reachable_values(name: str, parameter: Parameter | Conditional) -> list[Any]
     return parameter.all_values()
 
 
+def check_given(
+    name: str,
+    given: Mapping[str, Any],
+    parameter: Parameter | Conditional,
+    domain: Parameter | None,
+) -> None:
+    """Check a given value of a parameter of a configuration whose other parameters are drawn.
+
+    Args:
+        name: Name of the parameter.
+        given: The given values.
+        parameter: The parameter.
+        domain: Its domain beside the values of the parameters that control it; ``None``: it is absent.
+
+    Raises:
+        InvalidSpaceError: The value is outside the domain, or its condition depends on a value that is drawn.
+    """
+    subject = f"{name}={given[name]!r}"
+    controls = parameter.controlled_by if isinstance(parameter, Conditional) else ()
+    if drawn := [other for other in controls if other not in given]:
+        raise InvalidSpaceError(f"{subject} depends on {drawn[0]}; give {drawn[0]} as well")
+    if domain is None:
+        raise InvalidSpaceError(f"{subject}: the space has the parameter only {parameter.describe()}")
+    if not domain.contains(given[name]):
+        raise InvalidSpaceError(f"{subject} is outside the space, which has {domain.describe()}")
+
+
 def dependency_order(parameters: Mapping[str, Any]) -> list[str]:
     """Return the names of the parameters, each after those that control it, otherwise in the given order.
 
@@ -214,11 +252,21 @@ def dependency_order(parameters: Mapping[str, Any]) -> list[str]:
                     f"{name}: its condition is on {other}, which is no parameter of the space; parameters are "
                     f"{', '.join(parameters)}"
                 )
+    names, positions = list(controls), {name: position for position, name in enumerate(controls)}
+    waiting = {name: set(others) for name, others in controls.items() if others}
+    controlled: dict[str, list[str]] = {}
+    for name, others in waiting.items():
+        for other in others:
+            controlled.setdefault(other, []).append(name)
     ordered: list[str] = []
-    while len(ordered) < len(controls):
-        rest = [name for name in controls if name not in ordered]
-        ready = next((name for name in rest if all(other in ordered for other in controls[name])), None)
-        if ready is None:
-            raise InvalidSpaceError(f"conditions must not form a cycle; those of {', '.join(rest)} do")
-        ordered.append(ready)
+    ready = [position for position, name in enumerate(names) if name not in waiting]
+    while ready:
+        ordered.append(names[heappop(ready)])
+        for name in controlled.get(ordered[-1], ()):
+            waiting[name].discard(ordered[-1])
+            if not waiting[name]:
+                del waiting[name]
+                heappush(ready, positions[name])
+    if waiting:
+        raise InvalidSpaceError(f"conditions must not form a cycle; those of {', '.join(waiting)} do")
     return ordered

@@ -241,12 +241,16 @@ class Parameter:
             return multiples.start * self._step, (multiples.stop - 1) * self._step
         return self.low, self.high
 
+    def value(self, index: int) -> Any:
+        """Return the value of an index, from 0 on, of a parameter that is not continuous."""
+        if self.kind not in RANGES:
+            return self.values[index]
+        assert self._multiples is not None, self.describe()
+        return self._multiple(self._multiples[index])
+
     def all_values(self) -> list[Any]:
         """Return all values of a parameter that is not continuous."""
-        if self.kind not in RANGES:
-            return list(self.values)
-        assert self._multiples is not None, self.describe()
-        return [self._multiple(factor) for factor in self._multiples]
+        return [self.value(index) for index in range(self.count or 0)]
 
     def sample(self, generator: np.random.Generator) -> Any:
         """Return a random value, as Ray Tune draws it."""

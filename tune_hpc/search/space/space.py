@@ -15,7 +15,6 @@ each of these values, and a **fixed** parameter has one value.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,14 @@ from ray import tune
 
 from tune_hpc.errors import InvalidSpaceError
 from tune_hpc.learning.config import ConfigKey
-from tune_hpc.search.space.conditional import Branch, Condition, Conditional, dependency_order, reachable_values
+from tune_hpc.search.space.conditional import (
+    Branch,
+    Condition,
+    Conditional,
+    check_given,
+    dependency_order,
+    reachable_values,
+)
 from tune_hpc.search.space.parameter import Parameter, check_constant, identity
 
 ROLES = ("scientific", "nuisance", "fixed")
@@ -313,8 +319,7 @@ class Space(Mapping[str, Any]):
                         "search at random with num_samples"
                     )
         for branch in self.branches():
-            for values in itertools.product(*(parameter.all_values() for parameter in branch.varying.values())):
-                yield branch.config(values)
+            yield from branch.grid()
 
     def as_grid(self) -> dict[str, Any]:
         """Return a Ray Tune ``param_space`` in which every finite parameter is a ``grid_search``.
@@ -327,16 +332,31 @@ class Space(Mapping[str, Any]):
         next(self.grid())
         (branch,) = self.branches()
         return {
-            name: parameter.values[0] if parameter.is_constant else tune.grid_search(parameter.all_values())
+            name: parameter.values[0] if parameter.is_constant else tune.grid_search(self.reachable_values(name))
             for name, parameter in branch.parameters.items()
         }
 
-    def sample(self, generator: np.random.Generator) -> dict[str, Any]:
-        """Return a random configuration; a conditional parameter is drawn after those that control it."""
+    def sample(self, generator: np.random.Generator, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+        """Return a random configuration; a conditional parameter is drawn after those that control it.
+
+        Args:
+            generator: Random numbers.
+            given: Values of some parameters, which are not drawn.
+
+        Raises:
+            InvalidSpaceError: A given value is outside the space, or its condition depends on a value that is drawn.
+        """
+        if unknown := [name for name in given if name not in self._parameters]:
+            raise InvalidSpaceError(
+                f"{unknown[0]}={given[unknown[0]]!r}: the space has no such parameter; it has {', '.join(self)}"
+            )
         config: dict[str, Any] = {}
         for name in self._order:
-            if domain := self.domain(name, config):
-                config[name] = domain.sample(generator)
+            domain = self.domain(name, config)
+            if name in given:
+                check_given(name, given, self._parameters[name], domain)
+            if domain:
+                config[name] = domain.as_member(given[name]) if name in given else domain.sample(generator)
         return {name: config[name] for name in self if name in config}
 
     def admits(self, config: Mapping[str, Any]) -> bool:
