@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # for type checkers and the reference pages
     from tune_hpc.export.exporter import export_search
     from tune_hpc.export.optuna import to_optuna
     from tune_hpc.jobs.client import Client, InProcessClient, LocalClient
+    from tune_hpc.learning.checkpoint import load_state
     from tune_hpc.report.report import write_report
     from tune_hpc.search.command import Command
     from tune_hpc.search.experiment import Claim, Experiment, Figure, Published, Table
@@ -68,6 +69,7 @@ _MODULES = {
     "concat": "tune_hpc.analysis.results",
     "load": "tune_hpc.analysis.results",
     "load_all": "tune_hpc.analysis.results",
+    "load_state": "tune_hpc.learning.checkpoint",
     "selection_bias": "tune_hpc.analysis.selection_bias",
     "resume": "tune_hpc.search.runner",
     "run": "tune_hpc.search.runner",

@@ -34,7 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -53,6 +53,9 @@ from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiment, find_experiments
 from tune_hpc.storage.filesystem import Storage
 from tune_hpc.storage.trial_file import row_to_config
+
+if TYPE_CHECKING:
+    from tune_hpc.learning.models import SingleModel
 
 #: Column of the trial's search.
 SEARCH = "search"
@@ -200,6 +203,55 @@ class Results:
         if completed.empty:
             raise UnknownNameError(f"no trial of {self.name} finished with a value of {metric}")
         return completed.sort_values(metric, ascending=self.is_lower_better(metric, mode), kind="stable").iloc[0]
+
+    def best_checkpoint(self) -> Path:
+        """Return the kept checkpoint of the best trial of the best configuration.
+
+        The file has the state that the trainable offered. ``torch.load`` and ``tune_hpc.load_state`` read it.
+
+        Raises:
+            FolderError: No checkpoint was kept.
+            UnknownNameError: As for ``best``.
+        """
+        from tune_hpc.analysis.checkpoints import best_checkpoint
+
+        return best_checkpoint(self)
+
+    def checkpoint(self, trial_id: str) -> Path:
+        """Return the kept checkpoint of a trial: of the step whose metric ranks it, if there are two.
+
+        Raises:
+            FolderError: No checkpoint was kept.
+        """
+        from tune_hpc.analysis.checkpoints import checkpoint
+
+        return checkpoint(self, trial_id)
+
+    def load_model(self, trial_id: str | None = None) -> "SingleModel":
+        """Return a built-in model with the weights of a kept checkpoint.
+
+        Args:
+            trial_id: The trial; default: that of ``best_checkpoint``.
+
+        Returns:
+            Module from images (N, 1, 28, 28) with pixels from 0 to 1 to logits (N, 10).
+
+        Raises:
+            FolderError: No checkpoint was kept, or it has no built-in model.
+
+        Example:
+            >>> from search_spaces.exercise2 import softmax
+            >>> from tune_hpc import run
+            >>> experiment = softmax.with_values({"optimizer": "adam", "learning_rate": 0.005})
+            >>> results = run(experiment, output_dir="runs/adam", show_progress=False)
+            >>> import torch
+            >>> model = results.load_model()
+            >>> model(torch.zeros(2, 1, 28, 28)).shape
+            torch.Size([2, 10])
+        """
+        from tune_hpc.analysis.checkpoints import load_model
+
+        return load_model(self, trial_id)
 
     def _best(self, metric: str | None, mode: str | None) -> pd.Series:
         ranked = self._ranked(metric or self.metric, mode)

@@ -167,6 +167,29 @@ class CNN(Model):
         return self.output(x if dropout_mask is None else x * dropout_mask)
 
 
+class SingleModel(nn.Module):
+    """One trained model, with ordinary inputs and outputs.
+
+    Args:
+        config: Its completed configuration.
+        weights: Its parameters by name, without an axis of members.
+    """
+
+    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.config = dict(config)
+        self.stack = build_model([config])
+        self.stack.load_state_dict({name: tensor[None] for name, tensor in weights.items()})
+        self.eval()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits (N, 10) of images (N, 1, 28, 28) with pixels from 0 to 1, or heights (N,) of a line at (N,)."""
+        if isinstance(self.stack, Line):
+            return self.stack(torch.stack([inputs, torch.ones_like(inputs)]))[0]
+        logits: Tensor = self.stack(inputs[None])[0]
+        return logits.T
+
+
 def build_model(configs: Sequence[Mapping[str, Any]]) -> Model:
     """Return a stack on the CPU of models that differ only in ``initial_weights`` and ``seed``."""
     singles: dict[tuple[str, int], Model] = {}

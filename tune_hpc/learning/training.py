@@ -103,6 +103,11 @@ class Checkpoint(Protocol):
     def save(self, step: int, make_state: Callable[[], Mapping[str, Any]]) -> None:
         """Offer a state; ``make_state`` is called only if a checkpoint is due."""
 
+    def keep(
+        self, step: int, make_state: Callable[[], Mapping[str, Any]], *, is_last: bool | None = None, member: int = 0
+    ) -> None:
+        """Offer a state of one member of a stack that may remain after the training."""
+
 
 class Training:
     """A stack of models with its optimizers and its task.
@@ -191,6 +196,11 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """Return the state from which a resumed run continues to the same bits."""
         return {name: part.state_dict() for name, part in self._parts.items()}
+
+    def member_weights(self, member: int) -> dict[str, torch.Tensor]:
+        """Return copies of the parameters of one member, without the axis of the stack."""
+        position = self._positions[member]
+        return {name: tensor.detach()[position].cpu().clone() for name, tensor in self.model.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state of ``state_dict``."""
@@ -387,6 +397,13 @@ def train_fused(
         for number in active:
             member_metrics = {name: values[number] for name, values in metrics.items()}
             members[number].take_evaluation(end, member_metrics, eval_s / len(active))
+            if checkpoint and members[number].status == "finished":
+                checkpoint.keep(
+                    end,
+                    functools.partial(_kept_state, training, completed[number], number, end),
+                    is_last=end == num_steps,
+                    member=number,
+                )
         if checkpoint and end < num_steps:
             try:
                 checkpoint.save(end, functools.partial(_state, training, members, end))
@@ -398,6 +415,10 @@ def train_fused(
     shared = {"setup_s": setup_s / len(members), "num_fused": len(members), "device": device_name}
     rows = [member.row(stop_reason, training.task.samples_per_step) | shared for member in members]
     return [row | {"status": "stopped"} if is_stopped and row["status"] == "finished" else row for row in rows]
+
+
+def _kept_state(training: Training, config: Mapping[str, Any], member: int, step: int) -> dict[str, Any]:
+    return {"config": dict(config), "step": step, "weights": training.member_weights(member)}
 
 
 def _state(training: Training, members: Sequence[MemberProgress], step: int) -> dict[str, Any]:

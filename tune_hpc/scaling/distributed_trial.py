@@ -183,7 +183,9 @@ class TrialServer:
                     elif kind == "load":
                         answer = checkpoint.load() if checkpoint else None
                     elif checkpoint:
-                        checkpoint.save(arguments[0], lambda: _request(connection, SEND_STATE)[1])
+                        offer = {"save": checkpoint.save, "keep": checkpoint.keep}[kind]
+                        step, further = arguments[0], dict(*arguments[1:])
+                        offer(step, lambda: _request(connection, SEND_STATE)[1], **further)
                 except BaseException:
                     with suppress(OSError):
                         _send(connection, STOP)
@@ -257,6 +259,13 @@ class DistributedReporter:
         else:
             states = [_on_cpu(make_state())] if self._communicator.rank == 0 else []
         self._call("state", {"workers": states})
+
+    def keep(
+        self, step: int, make_state: Callable[[], Mapping[str, Any]], *, is_last: bool | None = None, member: int = 0
+    ) -> None:
+        """Offer the weights, which are the same on all ranks; rank 0 sends them if the trial requests them."""
+        if self._call("keep", step, {"is_last": bool(is_last)}) == SEND_STATE:
+            self._call("state", make_state() if self._communicator.rank == 0 else None)
 
     def end(self, row: Mapping[str, Any]) -> None:
         """Send the final row."""

@@ -17,7 +17,7 @@ from tune_hpc.errors import InvalidExperimentError
 from tune_hpc.learning.config import DATA_SETS
 from tune_hpc.learning.download import read_arrays
 from tune_hpc.search.cluster import TrialResources, choose_resources
-from tune_hpc.search.experiment import TRAIN
+from tune_hpc.search.experiment import ENDED, TRAIN
 from tune_hpc.search.fused_trials import interrupted_groups, log_unfused_trials, plan_groups, write_groups
 from tune_hpc.search.group_queue import GroupQueue
 from tune_hpc.search.monitor import SearchMonitor
@@ -27,6 +27,7 @@ from tune_hpc.search.search_state import Search
 from tune_hpc.search.stopping import GracefulStop, StopCriteria
 from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, WorkerPlacement
 from tune_hpc.storage.experiment_folder import ExperimentFolder
+from tune_hpc.storage.trial_file import row_to_config
 
 #: Seconds to wait for exporters at the end of the searches; a slower one continues in the background.
 EXPORT_WAIT_S = 10.0
@@ -156,6 +157,7 @@ class Runner(ABC):
             search.monitored,
             search.experiment.max_steps if search.monitored else 1,
             search.experiment.budget,
+            search.experiment.keep_checkpoints,
             WorkerPlacement(resources.per_worker, str(search.folder.ray)) if resources.workers else None,
             self.options.trial_time_limit_s,
         )
@@ -165,6 +167,12 @@ class Runner(ABC):
         counts, metric = self.monitor.counts[search.name], search.experiment.metric
         counts.ended.update(search.ended_before)
         counts.first_error = search.before.first_error if search.before else ""
+        if search.before:
+            for row in search.before.trials.to_dict("records"):
+                if row["status"] in ENDED:
+                    self.monitor.keepers[search.name].record_end(
+                        row["trial_id"], row_to_config(row), row["status"], row.get(metric)
+                    )
         if search.before and metric in search.before.trials:
             before = search.before.trials
             for trial_id, value in before.loc[before["status"].isin(COMPLETED), ["trial_id", metric]].itertuples(

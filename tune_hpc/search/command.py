@@ -24,6 +24,7 @@ from tune_hpc.analysis.frames import IDENTITY, MEASURES
 from tune_hpc.errors import InvalidExperimentError, TrialError
 from tune_hpc.search.space.space import Space
 from tune_hpc.search.stopping import StopRequest, StopRequested, TimeLimit
+from tune_hpc.search.trial import Trial
 from tune_hpc.storage.process import kill_session
 from tune_hpc.storage.trial_file import to_jsonable
 
@@ -180,7 +181,7 @@ class Command:
         self,
         config: Mapping[str, Any],
         report: Callable[[int, Mapping[str, float]], object],
-        trial_id: str | None = None,
+        trial: Trial | None = None,
         stop_request: StopRequest | None = None,
         metric: str | None = None,
         time_limit: TimeLimit | None = None,
@@ -196,7 +197,8 @@ class Command:
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(int(2 * GRACE_S))
         variables = {"PYTHONUNBUFFERED": "1", **os.environ}
         variables["TUNE_HPC_CONFIG"] = json.dumps(dict(config), default=to_jsonable)
-        variables |= {"TUNE_HPC_TRIAL_ID": trial_id} if trial_id else {}
+        if trial:
+            variables |= {"TUNE_HPC_TRIAL_ID": trial.id, "TUNE_HPC_TRIAL_FOLDER": str(trial.folder.absolute())}
         variables |= {"TUNE_HPC_SEED": str(config["seed"])} if "seed" in config else {}
         process = subprocess.Popen(
             [sys.executable, "-ISc", _SUPERVISOR, str(os.getpid()), *self.arguments(config)],

@@ -20,7 +20,7 @@ from tune_hpc.errors import InvalidConfigError, InvalidExperimentError, InvalidS
 from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, check_key, owned_keys
 from tune_hpc.search.command import Command
 from tune_hpc.search.object_reference import reference_to
-from tune_hpc.search.options import ADAPTIVE, DESIGNS, SCHEDULERS, SEARCHERS
+from tune_hpc.search.options import ADAPTIVE, DESIGNS, POLICIES, SCHEDULERS, SEARCHERS
 from tune_hpc.search.report_spec import Claim, Figure, Published, Table
 from tune_hpc.search.space.samplers import quasi_random_configs, random_configs
 from tune_hpc.search.space.space import Space
@@ -45,7 +45,7 @@ CHANGEABLE_KEYS = tuple(
 MAX_TRIALS = 100_000
 #: Fields that folders of early releases lack, with their meaning there.
 ADDED_FIELDS: Mapping[str, Any] = {
-    "claims": [], "metrics": {}, "judge": "last", "budget": "steps", "points_to_evaluate": []
+    "claims": [], "metrics": {}, "judge": "last", "budget": "steps", "keep_checkpoints": "best", "points_to_evaluate": []
 }  # fmt: skip
 #: Fields with several records.
 RECORDS = {"published": Published, "claims": Claim, "figures": Figure, "tables": Table}
@@ -65,6 +65,8 @@ class Experiment:
         judge: Value of the metric that counts: ``last``, ``best``, or ``mean_of_last_K`` of the values that a trial
             reports. The column of the metric in the trials frame has this value.
         budget: Parameter with the number of steps of a trial, or this number; only schedulers need it.
+        keep_checkpoints: States that remain after the search: ``none``; ``best``, of the trials of the best
+            configuration; ``last``, of each trial; or ``all``, the best and the last of each trial.
         seeds: Every configuration runs once with each seed, as ``config["seed"]``. Empty if the space has the parameter
             ``seed``, or if the trainable has no seed.
         searcher: ``grid`` (every configuration), ``random``, ``quasi_random`` (a scrambled Sobol sequence), or an
@@ -109,6 +111,7 @@ class Experiment:
     metrics: Mapping[str, str] = field(default_factory=dict)
     judge: str = "last"
     budget: str | int = "steps"
+    keep_checkpoints: str = "best"
     seeds: tuple[int, ...] = (0,)
     searcher: str = "grid"
     num_samples: int | None = None
@@ -146,10 +149,9 @@ class Experiment:
                 raise InvalidExperimentError(f"{name} must be min or max; got {mode!r}")
         if not re.fullmatch(r"last|best|mean_of_last_[1-9]\d{0,5}", self.judge):
             raise InvalidExperimentError(f"judge must be last, best or mean_of_last_K; got {self.judge!r}")
-        if self.searcher not in SEARCHERS:
-            raise InvalidExperimentError(f"searcher must be one of {', '.join(SEARCHERS)}; got {self.searcher!r}")
-        if self.scheduler not in SCHEDULERS:
-            raise InvalidExperimentError(f"scheduler must be one of {', '.join(SCHEDULERS)}; got {self.scheduler!r}")
+        for name, words in {"searcher": SEARCHERS, "scheduler": SCHEDULERS, "keep_checkpoints": POLICIES}.items():
+            if getattr(self, name) not in words:
+                raise InvalidExperimentError(f"{name} must be one of {', '.join(words)}; got {getattr(self, name)!r}")
         if self.scheduler != "none":
             _ = self.max_steps
         if "seed" in self.space and self.seeds:

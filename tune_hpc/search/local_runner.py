@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from tune_hpc.errors import InvalidExperimentError
@@ -20,6 +19,7 @@ from tune_hpc.search.ray_session import environment
 from tune_hpc.search.schedulers.ray_schedulers import StoppingScheduler
 from tune_hpc.search.search_state import Search
 from tune_hpc.search.stopping import GracefulStop, StopRequest, StopRequested
+from tune_hpc.search.trial import num_visible_gpus
 from tune_hpc.search.trial_runner import TrialRunner
 from tune_hpc.search.trial_spec import TrialGroup
 from tune_hpc.storage.experiment_folder import ExperimentFolder
@@ -63,7 +63,7 @@ class LocalRunner(Runner):
 
     def nodes(self) -> list[Mapping[str, float]]:
         """Return the resources of this machine."""
-        return [{"CPU": _num_cores(), "GPU": _num_gpus()}]
+        return [{"CPU": _num_cores(), "GPU": num_visible_gpus()}]
 
     def share_images(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
         """Return the data sets as tensors."""
@@ -146,11 +146,3 @@ class _GroupRun:
 
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0))
-
-
-def _num_gpus() -> int:
-    """Return the number of GPUs that this process may use, without the import of PyTorch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))

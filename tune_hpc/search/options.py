@@ -22,6 +22,8 @@ SEARCHERS = DESIGNS + ADAPTIVE
 #: Schedulers that pause and resume trials, and schedulers that stop trials.
 PAUSING, STOPPING = ("asha", "pbt"), ("asha_stopping", "hyperband", "median")
 SCHEDULERS = ("none", *PAUSING, *STOPPING)
+#: Checkpoints that remain after the end of their trials (search/kept_checkpoints.py).
+POLICIES = ("none", "best", "last", "all")
 #: Largest number of configurations of a search that a request to the service starts.
 MAX_REQUEST_SAMPLES = 10_000
 #: Examples of times with a unit, on the command line and in search files.
@@ -242,6 +244,11 @@ class ExperimentOverrides(OptionSet):
         "parameter with the number of steps of a trial, or this number, for a scheduler; default: that of the "
         "experiment, or steps", "experiment", "Budget", metavar="NAME",
     ))
+    keep_checkpoints: str | None = field(default=None, metadata=metadata(
+        "states that remain after the search: none, best (of the best configuration), last (of each trial) or all "
+        "(best and last of each trial); default: that of the experiment, or best",
+        "experiment", "Kept checkpoints", choices=POLICIES,
+    ))
 # fmt: on
 
     def apply(self, experiment: "Experiment", values: Mapping[str, Any] | None = None) -> "Experiment":
@@ -261,7 +268,8 @@ class ExperimentOverrides(OptionSet):
                 f"{experiment.mode} of {experiment.metric}"
             )
         base = experiment.quick_version() if self.quick else experiment
-        names = ("points_to_evaluate", "search_seed", "scheduler", "metric", "mode", "judge", "budget")
+        names = ("points_to_evaluate", "search_seed", "scheduler", "metric", "mode", "judge")
+        names += ("budget", "keep_checkpoints")
         changes = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.budget is not None and self.budget.isdecimal():
             changes["budget"] = int(self.budget)

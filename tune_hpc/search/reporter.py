@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tune_hpc.analysis.frames import BUILT_IN_MEASURES, DERIVED, IDENTITY, MEASURES
+from tune_hpc.search.kept_checkpoints import MakeState, TrialKeeper
 from tune_hpc.search.stopping import StopRequest, StopRequested, TimeLimit
 from tune_hpc.search.trial_spec import RankedMetric
 from tune_hpc.storage.filesystem import Storage
@@ -226,6 +227,7 @@ class TrialCheckpoint:
         max_step: Step from which on the trainable stops in the same way; ``None``: no such step.
         may_pause: Whether the trainable may stop there now: the metric on which a scheduler decides must be known.
         time_limit: Time limit of the trial or the group; the time of the run that saved a state counts.
+        keepers: Keeper of each trial's states after its end; empty: none are kept.
 
     Attributes:
         has_stopped: Whether the trainable was stopped.
@@ -240,6 +242,7 @@ class TrialCheckpoint:
         max_step: int | None = None,
         may_pause: Callable[[], bool] = lambda: True,
         time_limit: TimeLimit | None = None,
+        keepers: Sequence[TrialKeeper] = (),
     ) -> None:
         self.path = path
         self.writers = writers
@@ -250,11 +253,15 @@ class TrialCheckpoint:
         self._max_step = max_step
         self._may_pause = may_pause
         self._time_limit = time_limit or TimeLimit()
+        self._keepers = keepers
+        self._keeps_saved_states = True
         self._saved_at = time.monotonic()
 
     def load(self) -> Mapping[str, Any] | None:
         """Return the saved state, or ``None``."""
         if not self._storage.download(self.path):
+            for keeper in self._keepers:
+                keeper.discard()
             return None
         from tune_hpc.learning.checkpoint import load_state
 
@@ -265,18 +272,42 @@ class TrialCheckpoint:
                 (np.asarray(steps, np.int64), {name: np.asarray(values, float) for name, values in metrics.items()})
                 for steps, metrics in blocks
             ]
+        for keeper in self._keepers:
+            keeper.restore(checkpoint["step"])
         return checkpoint["state"]
 
-    def save(self, step: int, make_state: Callable[[], Mapping[str, Any]]) -> None:
+    def keep(self, step: int, make_state: MakeState, *, is_last: bool | None = None, member: int = 0) -> None:
+        """Offer a state that may remain after the end of the trial, instead of the states that ``save`` offers.
+
+        Args:
+            step: Number of steps; their metrics have been reported.
+            make_state: Returns the state. It may be called later, even after the end of the trainable.
+            is_last: Whether the trial ends with this state; with a value, ``make_state`` is called now or never.
+            member: Number of the trial in a fused group.
+        """
+        self._keeps_saved_states = False
+        self._keep(step, make_state, is_last, member)
+
+    def _keep(self, step: int, make_state: MakeState, is_last: bool | None, member: int) -> None:
+        if self._keepers:
+            self._keepers[member].offer(step, make_state, True if self._stops_at(step) else is_last)
+
+    def _stops_at(self, step: int) -> bool:
+        """Return whether the trial must save its state at a step and stop."""
+        is_requested = self._request is not None and self._request.is_made
+        return is_requested or (self._max_step is not None and step >= self._max_step and self._may_pause())
+
+    def save(self, step: int, make_state: MakeState) -> None:
         """Save a state if the previous one is old enough or the trial must stop.
 
         Raises:
             StopRequested: The trial must stop, and its state is saved.
             TimeLimitReached: The time of the trial is over.
         """
+        if self._keeps_saved_states:
+            self._keep(step, make_state, None, 0)
         self._time_limit.check()
-        is_requested = self._request is not None and self._request.is_made
-        is_last = is_requested or (self._max_step is not None and step >= self._max_step and self._may_pause())
+        is_last = self._stops_at(step)
         if not is_last and time.monotonic() - self._saved_at < self.interval_s:
             return
         if self._request is not None and not self._request.check():
@@ -293,6 +324,8 @@ class TrialCheckpoint:
             "step": step, "elapsed_s": self._time_limit.elapsed_s, "state": make_state(), "reported": reported
         }  # fmt: skip
         self._storage.write_atomic(self.path, lambda path: save_state(path, checkpoint))
+        for keeper in self._keepers:
+            keeper.mark_resumable()
         self._saved_at = time.monotonic()
         if is_last:
             self.has_stopped = True

@@ -24,6 +24,7 @@ from typing import Any
 
 from tune_hpc.errors import FolderError, TimeLimitReached, TrialError
 from tune_hpc.search.command import Command
+from tune_hpc.search.kept_checkpoints import TrialKeeper
 from tune_hpc.search.object_reference import load_entry_point, load_reference
 from tune_hpc.search.reporter import (
     Diverged,
@@ -36,6 +37,7 @@ from tune_hpc.search.reporter import (
     TrialCheckpoint,
 )
 from tune_hpc.search.stopping import StopRequest, StopRequested, TimeLimit, reset_signals_in_children
+from tune_hpc.search.trial import Trial, TrialDevices, num_visible_gpus
 from tune_hpc.search.trial_log import redirect_output
 from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, num_steps
 from tune_hpc.search.user_code import PortableTrainable, is_in_installation
@@ -123,10 +125,11 @@ class TrialRunner:
         """Run one trial and write its file; return its row and the latest result for the scheduler."""
         context = self.context
         writer = TrialFileWriter(trial.columns())
+        keeper = TrialKeeper(self.folder, writer, context.ranked, context.keep_checkpoints)
         judged = JudgedValue(writer, context.monitored or context.ranked)
         time_limit = TimeLimit(context.time_limit_s)
         checkpoint = self._checkpoint(
-            trial.trial_id, [writer], time_limit, trial.max_step, lambda: not isnan(judged.update())
+            trial.trial_id, [writer], [keeper], time_limit, trial.max_step, lambda: not isnan(judged.update())
         )
         started = time.perf_counter()
         scheduler = None
@@ -148,11 +151,20 @@ class TrialRunner:
             Throttle(lambda: self._write_running([writer], time.perf_counter() - started)),
             time_limit,
         )
+        devices = TrialDevices(self._num_threads, num_visible_gpus())
+        own = Trial(trial.trial_id, trial.config.get("seed"), devices, self.folder)
         with self._log(trial.trial_id):
-            outcome = self._call_trainable(trial.config, report, checkpoint, time_limit)
-        if checkpoint.has_stopped:
-            # The trainable may have caught the exception.
-            outcome = {"status": "running"}
+            outcome: dict[str, Any] = {"status": "running"}
+            try:
+                outcome = self._call_trainable(trial.config, report, checkpoint, own, time_limit)
+            finally:
+                own.close()
+                if checkpoint.has_stopped:
+                    # The trainable may have caught the exception.
+                    outcome = {"status": "running"}
+                else:
+                    # A running trial was stopped by the scheduler.
+                    keeper.finish(outcome["status"])
         row = self._write(writer, outcome, time.perf_counter() - started)
         self._clean_up(checkpoint)
         return row, scheduler.result() if scheduler else {}
@@ -163,7 +175,9 @@ class TrialRunner:
 
         trials = group.trials
         writers = [TrialFileWriter(trial.columns()) for trial in trials]
-        checkpoint = self._checkpoint(group.group_id, writers, TimeLimit(self.context.time_limit_s))
+        policy = self.context.keep_checkpoints
+        keepers = [TrialKeeper(self.folder, writer, self.context.ranked, policy) for writer in writers]
+        checkpoint = self._checkpoint(group.group_id, writers, keepers, TimeLimit(self.context.time_limit_s))
         started = time.perf_counter()
         write = Throttle(lambda: self._write_running(writers, time.perf_counter() - started))
         reports = [
@@ -194,6 +208,9 @@ class TrialRunner:
             self.folder.storage.delete(checkpoint.path)
             return self._run_sequential(trials)
         seconds = (time.perf_counter() - started) / len(trials)
+        if not checkpoint.has_stopped:
+            for keeper, outcome in zip(keepers, outcomes, strict=True):
+                keeper.finish(outcome["status"])
         rows = [self._write(writer, outcome, seconds) for writer, outcome in zip(writers, outcomes, strict=True)]
         self._clean_up(checkpoint)
         return rows
@@ -205,12 +222,13 @@ class TrialRunner:
         self,
         name: str,
         writers: Sequence[TrialFileWriter],
+        keepers: Sequence[TrialKeeper],
         time_limit: TimeLimit,
         max_step: int | None = None,
         may_pause: Callable[[], bool] = lambda: True,
     ) -> TrialCheckpoint:
         path, interval_s = self.folder.checkpoint(name), self.context.checkpoint_interval_s
-        return TrialCheckpoint(path, writers, interval_s, self.request, max_step, may_pause, time_limit)
+        return TrialCheckpoint(path, writers, interval_s, self.request, max_step, may_pause, time_limit, keepers)
 
     def _clean_up(self, checkpoint: TrialCheckpoint) -> None:
         """Delete the checkpoint of trials that have ended."""
@@ -262,18 +280,21 @@ class TrialRunner:
         return {self.context.metric: metric.value(history[metric.column].to_numpy(float))}
 
     def _call_trainable(
-        self, config: Mapping[str, Any], report: Reporter, checkpoint: TrialCheckpoint, time_limit: TimeLimit
+        self,
+        config: Mapping[str, Any],
+        report: Reporter,
+        checkpoint: TrialCheckpoint,
+        trial: Trial,
+        time_limit: TimeLimit,
     ) -> dict[str, Any]:
         """Call the trainable; return the status of the trial and the columns that the trainable returned."""
         outcome: dict[str, Any] = {"status": "finished", "stop_reason": "the trainable returned"}
         try:
             trainable = self._load_trainable()
             parameters = inspect.signature(trainable).parameters
-            offered: dict[str, Any] = {"checkpoint": checkpoint, "evaluation_threads": self._evaluation_threads}
+            offered = {"checkpoint": checkpoint, "trial": trial, "evaluation_threads": self._evaluation_threads}
             if isinstance(trainable, Command):
-                trial_id = report.writer.row["trial_id"]
-                offered |= {"trial_id": trial_id, "stop_request": self.request, "metric": self.context.metric}
-                offered["time_limit"] = time_limit
+                offered |= {"stop_request": self.request, "metric": self.context.metric, "time_limit": time_limit}
             if "images" in parameters and config.get("data") in self.images:
                 offered["images"] = self._images(config)
             if self.context.placement is not None:

@@ -140,6 +140,7 @@ class TrialContext:
         monitored: Metric that a Ray Tune scheduler monitors; ``None``: no such scheduler.
         max_steps: Steps of a complete trial, as the scheduler counts them.
         budget: Parameter with the number of steps of a trial, or this number.
+        keep_checkpoints: Policy of kept checkpoints (search/kept_checkpoints.py).
         placement: Resources of the workers; ``None``: a trial has no workers.
         time_limit_s: Time limit of a trial; ``None``: no limit.
     """
@@ -154,6 +155,7 @@ class TrialContext:
     monitored: RankedMetric | None = None
     max_steps: int = 1
     budget: str | int = "steps"
+    keep_checkpoints: str = "none"
     placement: WorkerPlacement | None = None
     time_limit_s: float | None = None
 

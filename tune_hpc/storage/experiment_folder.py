@@ -11,6 +11,8 @@
     trials/            during the search: ID.parquet for each trial that ended or has reported for some seconds,
                        ID.checkpoint for a running trial, groups.json with the trials of each fused group, control with
                        the number of the attempt that may write and its stop flag
+    checkpoints/       ID/STEP.checkpoint: kept states of trials (search/kept_checkpoints.py)
+    artifacts/         ID/: files that trials wrote into their folders
     logs/              ID.log for each trial that wrote to its output or raised an exception
     changes/           N.diff with the uncommitted changes of the repository with the user's code, for attempt N
     tables/ figures/   tables and figures made from the frames
@@ -72,6 +74,7 @@ class ExperimentFolder:
         self.trials = self.path / "trials"
         self.groups = self.trials / "groups.json"
         self.control = self.trials / "control"
+        self.checkpoints = self.path / "checkpoints"
         self.logs = self.path / "logs"
         self.changes = self.path / "changes"
         self.tables = self.path / "tables"
@@ -98,6 +101,23 @@ class ExperimentFolder:
     def checkpoint(self, trial_id: str) -> Path:
         """Return the checkpoint of one running trial."""
         return self.trials / f"{trial_id}.checkpoint"
+
+    def kept_checkpoints(self, trial_id: str) -> Path:
+        """Return the folder with the kept checkpoints of one trial."""
+        return self.checkpoints / trial_id
+
+    def kept_checkpoint(self, trial_id: str, step: int) -> Path:
+        """Return the kept checkpoint of one trial after a number of steps."""
+        return self.kept_checkpoints(trial_id) / f"{step}.checkpoint"
+
+    def kept_steps(self, trial_id: str) -> list[int]:
+        """Return the steps of the kept checkpoints of one trial, in ascending order."""
+        stems = [name.removesuffix(".checkpoint") for name in self.storage.list_names(self.kept_checkpoints(trial_id))]
+        return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
+
+    def artifacts(self, trial_id: str) -> Path:
+        """Return the folder for the files of one trial."""
+        return self.path / "artifacts" / trial_id
 
     def log(self, trial_id: str) -> Path:
         """Return the file with the output and the traceback of one trial."""
@@ -223,7 +243,8 @@ class ExperimentFolder:
     def claim(self, name: str, *, overwrite: bool = False) -> None:
         """Make the folder, empty, for a new experiment; arguments and errors as for ``check_free``."""
         self.check_free(name, overwrite=overwrite)
-        for folder in (self.trials, self.logs, self.changes, self.tables, self.figures, self.tensorboard, self.ray):
+        trials = (self.trials, self.checkpoints, self.path / "artifacts", self.logs, self.changes)
+        for folder in (*trials, self.tables, self.figures, self.tensorboard, self.ray):
             self.storage.delete_tree(folder)
         frames, journals = (self.trials_file, self.history_file), (self.proposals, self.rungs, self.population)
         others = (self.progress, self.report, self.optuna_journal, self.mlflow)
