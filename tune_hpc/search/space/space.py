@@ -314,8 +314,8 @@ class Space(Mapping[str, Any]):
         for branch in self.branches():
             if infinite := [name for name, parameter in branch.varying.items() if parameter.count is None]:
                 raise InvalidSpaceError(
-                    f"a grid needs finite parameters; {infinite[0]} is {branch.parameters[infinite[0]].describe()}: list "
-                    "its values, or search at random with num_samples"
+                    f"a grid needs finite parameters; {infinite[0]} is {branch.parameters[infinite[0]].describe()}: "
+                    "list its values, or search at random with num_samples"
                 )
         for branch in self.branches():
             yield from branch.grid()
