@@ -116,7 +116,7 @@ def test_adaptive_searcher_learns_their_values(tmp_path):
         ({"units": 1.5}, "units=1.5 is outside the space, which has randint(1, 100)"),
         ({"steps": 28}, "steps=28 is outside the space, which has 27"),
         ({"kind": "none"}, "kind='none' is outside the space, which has choice(adam, momentum, null)"),
-        ({"depth": 1}, "depth=1: the space has no such parameter; it has kind, rate, momentum, layers, units, steps"),
+        ({"depth": 1}, "depth is no parameter of the space, which has kind, rate, momentum, layers, units, steps"),
         ({"momentum": 0.9}, "momentum=0.9 depends on kind; give kind as well"),
         (
             {"momentum": 0.9, "kind": "adam"},

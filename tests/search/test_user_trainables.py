@@ -13,9 +13,12 @@ from optuna.trial import FixedTrial
 from ray import tune
 
 from tune_hpc import Experiment, Space, compare, extend, load, load_all, resume, run, to_optuna, when
+from tune_hpc.analysis.comparison import interactions
 from tune_hpc.analysis.frame_query import csv_chunks, records
 from tune_hpc.analysis.frames import read_parquet, trials_frame, write_parquet
 from tune_hpc.cli.main import main
+from tune_hpc.errors import UnknownNameError
+from tune_hpc.report.plots.figures import MAX_RESPONSES, default_figures, draw
 from tune_hpc.search.searchers.optuna_study import StudyParameter
 from tune_hpc.search.space.parameter import Parameter
 from tune_hpc.service.problems import to_json
@@ -280,6 +283,26 @@ def test_whole_numbers_of_conditional_parameters_are_printed_as_integers(search,
     assert main(["show", str(results.folder)]) == 0
     assert "192.0" not in capsys.readouterr().out
     assert load(results.folder).compare("kind").values["kind"].tolist() == ["a", "b"]
+
+
+@pytest.mark.slow
+def test_search_of_many_parameters_is_reported(search, tmp_path):
+    def train(config, report):
+        report(1, {"loss": config["p0"], "latency_ms": 1.0})
+
+    space = {f"p{index}": tune.uniform(0, 1) for index in range(300)}
+    results = search(train, space, searcher="random", num_samples=5, metrics={"latency_ms": "min"})
+    with pytest.raises(UnknownNameError, match="interactions of pairs are for at most 50 parameters; mine has 300"):
+        interactions(results)
+    assert len(results.top()) == 5
+    figures = default_figures(results)
+    assert figures[0]["metrics"] == ["loss", "latency_ms"]
+    assert sum(figure["kind"] == "response" for figure in figures) == MAX_RESPONSES
+    (sheet,) = draw(results, figures[0])
+    texts = [text.get_text() for legend in sheet.figure.legends for text in legend.get_texts()]
+    assert set(texts) == {f"t{number:05d}" for number in range(5)}
+    (sheet,) = draw(results, next(figure for figure in figures if figure["kind"] == "parallel"))
+    assert len(sheet.figure.axes) < 10
 
 
 NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)

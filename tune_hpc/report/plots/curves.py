@@ -25,6 +25,9 @@ from tune_hpc.report.plots.layout import (
 #: Buckets along a curve; each keeps its lowest and its highest point.
 NUM_BUCKETS = 300
 
+#: Number of parameters up to which a legend has whole configurations; beyond, it has the first trial of each.
+MAX_NAMED = 12
+
 
 def _curve_lines(results: Results, line: str | None, where: Mapping[str, Any], values: Sequence[Any]) -> pd.DataFrame:
     """Return ``trial_id`` and ``line``: the selected values of a parameter, or the best configurations without it.
@@ -38,6 +41,8 @@ def _curve_lines(results: Results, line: str | None, where: Mapping[str, Any], v
         score=trial_values(results, [results.metric]).loc[mask, results.metric],
         line=trials[line]
         if line
+        else trials.groupby(free, dropna=False)["trial_id"].transform("first")
+        if len(free) > MAX_NAMED
         else [format_config(dict(zip(free, row, strict=True))) for row in trials[free].itertuples(index=False)],
     )
     if line:

@@ -255,8 +255,8 @@ def dependency_order(parameters: Mapping[str, Any]) -> list[str]:
     names, positions = list(controls), {name: position for position, name in enumerate(controls)}
     waiting = {name: set(others) for name, others in controls.items() if others}
     controlled: dict[str, list[str]] = {}
-    for name, others in waiting.items():
-        for other in others:
+    for name, unmet in waiting.items():
+        for other in unmet:
             controlled.setdefault(other, []).append(name)
     ordered: list[str] = []
     ready = [position for position, name in enumerate(names) if name not in waiting]

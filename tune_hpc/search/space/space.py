@@ -312,12 +312,11 @@ class Space(Mapping[str, Any]):
             InvalidSpaceError: A parameter is continuous.
         """
         for branch in self.branches():
-            for name, parameter in branch.varying.items():
-                if parameter.count is None:
-                    raise InvalidSpaceError(
-                        f"a grid needs finite parameters; {name} is {parameter.describe()}: list its values, or "
-                        "search at random with num_samples"
-                    )
+            if infinite := [name for name, parameter in branch.varying.items() if parameter.count is None]:
+                raise InvalidSpaceError(
+                    f"a grid needs finite parameters; {infinite[0]} is {branch.parameters[infinite[0]].describe()}: "
+                    "list its values, or search at random with num_samples"
+                )
         for branch in self.branches():
             yield from branch.grid()
 
@@ -347,9 +346,7 @@ class Space(Mapping[str, Any]):
             InvalidSpaceError: A given value is outside the space, or its condition depends on a value that is drawn.
         """
         if unknown := [name for name in given if name not in self._parameters]:
-            raise InvalidSpaceError(
-                f"{unknown[0]}={given[unknown[0]]!r}: the space has no such parameter; it has {', '.join(self)}"
-            )
+            raise InvalidSpaceError(f"{unknown[0]} is no parameter of the space, which has {', '.join(self)}")
         config: dict[str, Any] = {}
         for name in self._order:
             domain = self.domain(name, config)
