@@ -57,3 +57,13 @@ def test_notebook_runs_and_has_its_outputs(tmp_path):
     nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
     ran = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
     assert [len(outputs) for outputs in ran] == [len(outputs) for outputs in stored]
+
+
+def test_local_run_ends_with_its_result(tmp_path):
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install 'tune-hpc[examples]'")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "tune_hpc.cli", "run", "examples.pytorch_cnn:experiment", "--local", "--no-report"]
+    sizes = ["--set", "epochs=1", "--num-samples", "1"]
+    done = subprocess.run([*command, *sizes], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("digits: 1 finished; best accuracy")
+    assert "leaked" not in done.stderr

@@ -104,8 +104,10 @@ def run_and_exit(arguments: Sequence[str] | None = None) -> NoReturn:
     # Imports allocate a million objects that stay; collections at the default threshold take 0.4 s of them.
     gc.set_threshold(5000)
     code = main(arguments)
-    # The last garbage collection would traverse all modules of Ray and pandas for half a second.
-    gc.freeze()
+    if "triton" not in sys.modules:
+        # The last garbage collection would traverse all modules of Ray and pandas for half a second. Triton, which
+        # PyTorch's optimizers import, would print objects that it does not collect as leaks.
+        gc.freeze()
     sys.exit(code)
 
 
