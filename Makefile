@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all test-fast coverage check format docs bench clean help
+.PHONY: demo test test-all test-fast coverage check format docs wheel bench clean help
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -38,6 +38,10 @@ check: $(INSTALLED)     ## lint, format, types, layers
 docs: $(INSTALLED)      ## the documentation site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+wheel:          ## a wheel of the package, in dist/; needs only pip
+	rm -rf build/lib
+	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
 format: $(INSTALLED)    ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -52,5 +56,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python is too old; version 3.11 or newer is required: make PYTHON=python3.12")'
 	@echo "installing the tested versions into $(VENV) (6 GB, some minutes)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,examples]'
 	@touch $@

@@ -36,7 +36,7 @@ def checkpoint(results: "Results", trial_id: str) -> Path:
         policy = results.experiment.get("keep_checkpoints", "none")
         raise FolderError(
             f"no checkpoint of {trial_id} was kept in {folder.uri}: keep_checkpoints is {policy}, and a function keeps "
-            "what it offers to checkpoint.save or checkpoint.keep; run the configuration again with keep_checkpoints=all"
+            "what it offers to checkpoint.save or checkpoint.keep; run the trial again with keep_checkpoints=all"
         )
     path = folder.kept_checkpoint(trial_id, _nearest(steps, _counting_step(results, trial_id)))
     folder.storage.download(path)

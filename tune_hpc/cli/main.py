@@ -109,8 +109,10 @@ def run_and_exit(arguments: Sequence[str] | None = None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     code = main(arguments)
-    # The last garbage collection would traverse all modules of Ray and pandas for half a second.
-    gc.freeze()
+    if "triton" not in sys.modules:
+        # The last garbage collection would traverse all modules of Ray and pandas for half a second. Triton, which
+        # PyTorch's optimizers import, would print objects that it does not collect as leaks.
+        gc.freeze()
     sys.exit(code)
 
 

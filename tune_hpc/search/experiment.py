@@ -45,8 +45,13 @@ CHANGEABLE_KEYS = tuple(
 MAX_TRIALS = 100_000
 #: Fields that folders of early releases lack, with their meaning there.
 ADDED_FIELDS: Mapping[str, Any] = {
-    "claims": [], "metrics": {}, "judge": "last", "budget": "steps", "keep_checkpoints": "best", "points_to_evaluate": []
-}  # fmt: skip
+    "claims": [],
+    "metrics": {},
+    "judge": "last",
+    "budget": "steps",
+    "keep_checkpoints": "best",
+    "points_to_evaluate": [],
+}
 #: Fields with several records.
 RECORDS = {"published": Published, "claims": Claim, "figures": Figure, "tables": Table}
 
