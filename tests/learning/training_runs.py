@@ -43,6 +43,9 @@ class FileCheckpoint:
             self.saved_at = step
             save_state(self.path, make_state())
 
+    def keep(self, step, make_state, **options):
+        """Keep nothing."""
+
 
 def same_bits(parameters, others):
     return all(torch.equal(one, other) for one, other in zip(parameters, others, strict=True))

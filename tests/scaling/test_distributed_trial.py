@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ray import tune
 from ray.util.state import list_actors, list_placement_groups
 
@@ -68,7 +69,8 @@ def test_finished_and_stopped_trials_of_two_workers_leave_no_process(mnist, tmp_
         "together", Space(SPACE | {"learning_rate": tune.choice(rates)}), metric="valid_accuracy",
         scheduler="asha_stopping",
     )  # fmt: skip
-    trials = run(experiment, output_dir=tmp_path / "out", **QUIET).trials.set_index("learning_rate")
+    results = run(experiment, output_dir=tmp_path / "out", **QUIET)
+    trials = results.trials.set_index("learning_rate")
     assert trials["status"].to_dict() == {1e-2: "finished", 1e-4: "stopped", 1e-6: "stopped"}
     assert set(trials["workers"]) == {2}
     # Two workers learn the same as one.
@@ -81,6 +83,9 @@ def test_finished_and_stopped_trials_of_two_workers_leave_no_process(mnist, tmp_
     assert best["steps_run"] == 54
     np.testing.assert_allclose(best["valid_loss"], single["valid_loss"], rtol=1e-9)
     np.testing.assert_allclose(best["train_loss"], single["train_loss"][-1], rtol=1e-9)
+    with torch.inference_mode():
+        predicted = results.load_model()(mnist.valid_images[:500].double() / 255).argmax(1)
+    assert (predicted == mnist.valid_labels[:500]).double().mean().item() == best["valid_accuracy"]
     assert best["setup_s"] > 1
     assert left_after_shutdown() == []
 

@@ -1,5 +1,6 @@
 """Kept checkpoints of the trials of a search, and the models in them."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,20 @@ _STEPS = {"best_valid_accuracy": "selected_step", "best_test_accuracy": "best_st
 
 def best_checkpoint(results: "Results") -> Path:
     """Return the kept checkpoint of the best trial of the best configuration; see ``Results.best_checkpoint``."""
-    best = results._best(None, None)
-    is_best = (configuration_numbers(results) == best.name) & results.trials["status"].isin(COMPLETED)
-    trials = results.trials[is_best.to_numpy()]
-    ranked = trials.assign(value=numeric_column(trials, results.metric)).sort_values(
+    numbers = configuration_numbers(results)
+    ranked = results.trials.assign(configuration=numbers, value=numeric_column(results.trials, results.metric))
+    ranked = ranked[ranked["status"].isin(COMPLETED)].sort_values(
         "value", ascending=results.is_lower_better(results.metric), kind="stable"
     )
+    is_best = ranked["configuration"] == results._best(None, None).name
+    trial_ids = [*ranked.loc[is_best, "trial_id"], *ranked.loc[~is_best, "trial_id"]]
     folder = _folder(results)
-    kept = [trial_id for trial_id in ranked["trial_id"] if folder.kept_steps(trial_id)]
-    return checkpoint(results, kept[0] if kept else ranked["trial_id"].iloc[0])
+    kept = next((trial_id for trial_id in trial_ids if folder.kept_steps(trial_id)), trial_ids[0])
+    if trial_ids.index(kept) >= is_best.sum():
+        warnings.warn(
+            f"no state of the best trial {trial_ids[0]} was kept; this is the next best, {kept}", stacklevel=3
+        )
+    return checkpoint(results, kept)
 
 
 def checkpoint(results: "Results", trial_id: str) -> Path:
@@ -36,7 +42,7 @@ def checkpoint(results: "Results", trial_id: str) -> Path:
         policy = results.experiment.get("keep_checkpoints", "none")
         raise FolderError(
             f"no checkpoint of {trial_id} was kept in {folder.uri}: keep_checkpoints is {policy}, and a function keeps "
-            "what it offers to checkpoint.save or checkpoint.keep; run the trial again with keep_checkpoints=all"
+            "what it offers to checkpoint.save or checkpoint.keep; run it with keep_checkpoints=all"
         )
     path = folder.kept_checkpoint(trial_id, _nearest(steps, _counting_step(results, trial_id)))
     folder.storage.download(path)

@@ -207,6 +207,9 @@ class Results:
     def best_checkpoint(self) -> Path:
         """Return the kept checkpoint of the best trial of the best configuration.
 
+        If none of its states was kept, a warning names the next best trial with one. With the policy ``best`` this
+        happens if a configuration runs twice, as members of a population do.
+
         The file has the state that the trainable offered. ``torch.load`` and ``tune_hpc.load_state`` read it.
 
         Raises:

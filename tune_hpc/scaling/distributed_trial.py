@@ -183,7 +183,7 @@ class TrialServer:
                     elif kind == "load":
                         answer = checkpoint.load() if checkpoint else None
                     elif checkpoint:
-                        offer = {"save": checkpoint.save, "keep": checkpoint.keep}[kind]
+                        offer = checkpoint.save if kind == "save" else checkpoint.keep
                         step, further = arguments[0], dict(*arguments[1:])
                         offer(step, lambda: _request(connection, SEND_STATE)[1], **further)
                 except BaseException:

@@ -268,8 +268,8 @@ class ExperimentOverrides(OptionSet):
                 f"{experiment.mode} of {experiment.metric}"
             )
         base = experiment.quick_version() if self.quick else experiment
-        names = ("points_to_evaluate", "search_seed", "scheduler", "metric", "mode", "judge")
-        names += ("budget", "keep_checkpoints")
+        names = ["points_to_evaluate", "search_seed", "scheduler", "metric", "mode", "judge"]
+        names += ["budget", "keep_checkpoints"]
         changes = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.budget is not None and self.budget.isdecimal():
             changes["budget"] = int(self.budget)
