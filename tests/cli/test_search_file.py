@@ -28,7 +28,7 @@ def read(tmp_path, monkeypatch):
         Path(name).write_text(text, encoding="utf-8")
         parsed = _parser().parse_args(["run", name, *flags])
         (experiment,) = find_experiments(parsed)
-        return experiment, {name: value for name, value in run_options(parsed).items() if value is not None}
+        return experiment, {name: value for name, value in run_options(parsed).items() if value not in (None, False)}
 
     return call
 

@@ -17,6 +17,8 @@ from tune_hpc.errors import FolderError, InvalidExperimentError, TrialError
 from tune_hpc.search import command as command_module
 from tune_hpc.search.experiment_json import check_same_search, experiment_from_json
 from tune_hpc.search.stopping import StopRequested
+from tune_hpc.search.trial import Trial, TrialDevices
+from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 ROOT = Path(__file__).parents[2]
 LOCAL = {"runner": "local", "show_progress": False}
@@ -133,15 +135,18 @@ class TestMetrics:
 
 
 class TestProcess:
-    def test_environment_has_the_configuration(self, script, monkeypatch):
+    def test_environment_has_the_configuration(self, script, monkeypatch, tmp_path):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
         command = script(
             "config = json.loads(os.environ['TUNE_HPC_CONFIG'])\n"
             "print(json.dumps({name: float(os.environ[name]) for name in ('TUNE_HPC_SEED', 'CUDA_VISIBLE_DEVICES')} |"
-            " {'y': config['x'] + 1, 'trial': int(os.environ['TUNE_HPC_TRIAL_ID'][1:]), 'n': len(sys.argv)}))"
+            " {'y': config['x'] + 1, 'trial': int(os.environ['TUNE_HPC_TRIAL_ID'][1:]), 'n': len(sys.argv)}))\n"
+            "open(os.environ['TUNE_HPC_TRIAL_FOLDER'] + '/model', 'w').close()"
         )
+        trial = Trial("t00007", 5, TrialDevices(1, 0), ExperimentFolder(tmp_path / "out"))
         expected = {"TUNE_HPC_SEED": 5, "CUDA_VISIBLE_DEVICES": 3, "y": 3, "trial": 7, "n": 1}
-        assert call(command, {"x": 2, "seed": 5}, trial_id="t00007") == [(1, expected)]
+        assert call(command, {"x": 2, "seed": 5}, trial=trial) == [(1, expected)]
+        assert (tmp_path / "out" / "artifacts" / "t00007" / "model").exists()
 
     @pytest.mark.parametrize(
         ("source", "message"),

@@ -37,6 +37,7 @@ VALUES = {
     "time_budget_s": "30m",
     "trial_time_limit_s": "30m",
     "fuse": "off",
+    "keep_checkpoints": "all",
     "points_to_evaluate": '{"x": 1}',
 }
 

@@ -1,4 +1,4 @@
-"""Kept checkpoints of the trials of a search, and the models in them."""
+"""Retained checkpoints of the trials of a search, and the models in them."""
 
 import warnings
 from pathlib import Path
@@ -17,7 +17,7 @@ _STEPS = {"best_valid_accuracy": "selected_step", "best_test_accuracy": "best_st
 
 
 def best_checkpoint(results: "Results") -> Path:
-    """Return the kept checkpoint of the best trial of the best configuration; see ``Results.best_checkpoint``."""
+    """Return the retained checkpoint of the best trial of the best configuration; see ``Results.best_checkpoint``."""
     numbers = configuration_numbers(results)
     ranked = results.trials.assign(configuration=numbers, value=numeric_column(results.trials, results.metric))
     ranked = ranked[ranked["status"].isin(COMPLETED)].sort_values(
@@ -26,37 +26,37 @@ def best_checkpoint(results: "Results") -> Path:
     is_best = ranked["configuration"] == results._best(None, None).name
     trial_ids = [*ranked.loc[is_best, "trial_id"], *ranked.loc[~is_best, "trial_id"]]
     folder = _folder(results)
-    kept = next((trial_id for trial_id in trial_ids if folder.kept_steps(trial_id)), trial_ids[0])
-    if trial_ids.index(kept) >= is_best.sum():
+    retained = next((trial_id for trial_id in trial_ids if folder.retained_steps(trial_id)), trial_ids[0])
+    if trial_ids.index(retained) >= is_best.sum():
         warnings.warn(
-            f"no state of the best trial {trial_ids[0]} was kept; this is the next best, {kept}", stacklevel=3
+            f"no state of the best trial {trial_ids[0]} was retained; this is the next best, {retained}", stacklevel=3
         )
-    return checkpoint(results, kept)
+    return checkpoint(results, retained)
 
 
 def checkpoint(results: "Results", trial_id: str) -> Path:
-    """Return the kept checkpoint of a trial; see ``Results.checkpoint``."""
+    """Return the retained checkpoint of a trial; see ``Results.checkpoint``."""
     folder = _folder(results)
-    steps = folder.kept_steps(trial_id)
+    steps = folder.retained_steps(trial_id)
     if not steps:
         policy = results.experiment.get("keep_checkpoints", "none")
         raise FolderError(
-            f"no checkpoint of {trial_id} was kept in {folder.uri}: keep_checkpoints is {policy}, and a function keeps "
+            f"no checkpoint of {trial_id} was retained in {folder.uri}: keep_checkpoints is {policy}, and a function keeps "
             "what it offers to checkpoint.save or checkpoint.keep; run it with keep_checkpoints=all"
         )
-    path = folder.kept_checkpoint(trial_id, _nearest(steps, _counting_step(results, trial_id)))
+    path = folder.retained_checkpoint(trial_id, _nearest(steps, _counting_step(results, trial_id)))
     folder.storage.download(path)
     return path
 
 
 def load_model(results: "Results", trial_id: str | None = None) -> "SingleModel":
-    """Return the built-in model in a kept checkpoint; see ``Results.load_model``."""
+    """Return the built-in model in a retained checkpoint; see ``Results.load_model``."""
     from tune_hpc.learning.checkpoint import load_state
     from tune_hpc.learning.models import SingleModel
 
     path = best_checkpoint(results) if trial_id is None else checkpoint(results, trial_id)
     state = load_state(path)
-    if "weights" not in state or "model" not in state.get("config", {}):
+    if not isinstance(state, dict) or "weights" not in state or "config" not in state:
         raise FolderError(
             f"{path} is not a built-in model; tune_hpc.load_state(path) returns the state that the function offered"
         )
@@ -84,4 +84,4 @@ def _counting_step(results: "Results", trial_id: str) -> float:
 
 
 def _nearest(steps: list[int], step: float) -> int:
-    return max(steps) if step == float("inf") else min(steps, key=lambda one: (abs(one - step), -one))
+    return max(steps) if step == float("inf") else min(steps, key=lambda number: (abs(number - step), -number))

@@ -162,7 +162,7 @@ class Results:
             1      adam          0.005          5
         """
         metric = metric or self.metric
-        columns = [*searched_parameters(self), metric, f"{metric}_deviation", "num_seeds"]
+        columns = [*dict.fromkeys([*searched_parameters(self), metric, f"{metric}_deviation", "num_seeds"])]
         return with_nullable_integers(self._ranked(metric, mode)[columns]).head(n).reset_index(drop=True)
 
     def best(self, metric: str | None = None, mode: str | None = None) -> pd.Series:
@@ -205,15 +205,15 @@ class Results:
         return completed.sort_values(metric, ascending=self.is_lower_better(metric, mode), kind="stable").iloc[0]
 
     def best_checkpoint(self) -> Path:
-        """Return the kept checkpoint of the best trial of the best configuration.
+        """Return the retained checkpoint of the best trial of the best configuration.
 
-        If none of its states was kept, a warning names the next best trial with one. With the policy ``best`` this
+        If none of its states was retained, a warning names the next best trial with one. With the policy ``best`` this
         happens if a configuration runs twice, as members of a population do.
 
         The file has the state that the trainable offered. ``torch.load`` and ``tune_hpc.load_state`` read it.
 
         Raises:
-            FolderError: No checkpoint was kept.
+            FolderError: No checkpoint was retained.
             UnknownNameError: As for ``best``.
         """
         from tune_hpc.analysis.checkpoints import best_checkpoint
@@ -221,17 +221,17 @@ class Results:
         return best_checkpoint(self)
 
     def checkpoint(self, trial_id: str) -> Path:
-        """Return the kept checkpoint of a trial: of the step whose metric ranks it, if there are two.
+        """Return the retained checkpoint of a trial: of the step whose metric ranks it, if there are two.
 
         Raises:
-            FolderError: No checkpoint was kept.
+            FolderError: No checkpoint was retained.
         """
         from tune_hpc.analysis.checkpoints import checkpoint
 
         return checkpoint(self, trial_id)
 
     def load_model(self, trial_id: str | None = None) -> "SingleModel":
-        """Return a built-in model with the weights of a kept checkpoint.
+        """Return a built-in model with the weights of a retained checkpoint.
 
         Args:
             trial_id: The trial; default: that of ``best_checkpoint``.
@@ -240,7 +240,7 @@ class Results:
             Module from images (N, 1, 28, 28) with pixels from 0 to 1 to logits (N, 10).
 
         Raises:
-            FolderError: No checkpoint was kept, or it has no built-in model.
+            FolderError: No checkpoint was retained, or it has no built-in model.
 
         Example:
             >>> from search_spaces.exercise2 import softmax

@@ -10,7 +10,6 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,18 @@ _FOLDER = 0x10
 _PLAIN = "plain.pkl"
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
+def save_state(path: Path, state: Any) -> None:
     """Write a state."""
     if "torch" in sys.modules:
         import torch
 
-        torch.save(dict(state), path)
+        torch.save(state, path)
     else:
         with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr(_PLAIN, pickle.dumps(dict(state)))
+            archive.writestr(_PLAIN, pickle.dumps(state))
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def load_state(path: Path) -> Any:
     """Load a state of ``save_state`` onto the CPU.
 
     Raises:
@@ -62,8 +61,6 @@ def load_state(path: Path) -> dict[str, Any]:
         ValueError,
     ) as error:
         raise _unreadable(path, str(error)) from error
-    if not isinstance(state, dict):
-        raise _unreadable(path, "it contains no state")
     return state
 
 

@@ -170,7 +170,7 @@ class Runner(ABC):
         if search.before:
             for row in search.before.trials.to_dict("records"):
                 if row["status"] in ENDED:
-                    self.monitor.keepers[search.name].record_end(
+                    self.monitor.retentions[search.name].record_end(
                         row["trial_id"], row_to_config(row), row["status"], row.get(metric)
                     )
         if search.before and metric in search.before.trials:

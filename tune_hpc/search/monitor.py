@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
+from tune_hpc.search.checkpoint_retention import SearchRetention
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.fused_trials import running_trials
-from tune_hpc.search.kept_checkpoints import SearchKeeper
 from tune_hpc.search.progress import ProgressFile, SearchProgress, TrialCounts
 from tune_hpc.search.stopping import StopCriteria
 from tune_hpc.search.trial_spec import TrialGroup, TrialSpec, budget_of
@@ -44,8 +44,8 @@ class SearchMonitor:
         self._spans: dict[str, tuple[float, float]] = {}
         self._files: list[ProgressFile] = []
         self._ended_before: Counter[str] = Counter()
-        self.keepers = {
-            name: SearchKeeper(folders[name], max(1, len(one.seeds)), one.mode, one.keep_checkpoints)
+        self.retentions = {
+            name: SearchRetention(folders[name], max(1, len(one.seeds)), one.mode, one.keep_checkpoints)
             for name, one in experiments.items()
         }
 
@@ -86,7 +86,7 @@ class SearchMonitor:
                 self._paused.append(specs[line["trial_id"]])
             elif is_last:
                 spec = specs[line["trial_id"]]
-                self.keepers[experiment.name].record_end(spec.trial_id, spec.config, status, line["value"])
+                self.retentions[experiment.name].record_end(spec.trial_id, spec.config, status, line["value"])
                 counts.ended[status] += 1
                 counts.record_error(line["trial_id"], line.get("error", ""))
                 if status in ("finished", "stopped"):
@@ -110,7 +110,7 @@ class SearchMonitor:
         folder.delete_checkpoint(trial.trial_id)
         row = folder.read_row(trial.trial_id) or {}
         value = row.get(self.experiments[trial.experiment].metric)
-        self.keepers[trial.experiment].record_end(trial.trial_id, trial.config, "stopped", value)
+        self.retentions[trial.experiment].record_end(trial.trial_id, trial.config, "stopped", value)
         self.counts[trial.experiment].ended["stopped"] += 1
         self._forget_paused([trial])
 
@@ -129,7 +129,7 @@ class SearchMonitor:
         outcome = {"status": "failed", **_describe(error)}
         for spec in failed:
             _record_end(folder, spec.columns(), outcome)
-            self.keepers[group.experiment].record_end(spec.trial_id, spec.config, "failed", None)
+            self.retentions[group.experiment].record_end(spec.trial_id, spec.config, "failed", None)
             self.counts[group.experiment].record_error(spec.trial_id, outcome["error"])
         rows = [folder.read_row(spec.trial_id) for spec in group.trials]
         self.counts[group.experiment].ended.update(row["status"] for row in rows if row is not None)

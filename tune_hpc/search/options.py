@@ -22,7 +22,7 @@ SEARCHERS = DESIGNS + ADAPTIVE
 #: Schedulers that pause and resume trials, and schedulers that stop trials.
 PAUSING, STOPPING = ("asha", "pbt"), ("asha_stopping", "hyperband", "median")
 SCHEDULERS = ("none", *PAUSING, *STOPPING)
-#: Checkpoints that remain after the end of their trials (search/kept_checkpoints.py).
+#: Checkpoints that remain after the end of their trials (search/checkpoint_retention.py).
 POLICIES = ("none", "best", "last", "all")
 #: Largest number of configurations of a search that a request to the service starts.
 MAX_REQUEST_SAMPLES = 10_000
@@ -247,7 +247,7 @@ class ExperimentOverrides(OptionSet):
     keep_checkpoints: str | None = field(default=None, metadata=metadata(
         "states that remain after the search: none, best (of the best configuration), last (of each trial) or all "
         "(best and last of each trial); default: that of the experiment, or best",
-        "experiment", "Kept checkpoints", choices=POLICIES,
+        "experiment", "Checkpoints", choices=POLICIES,
     ))
 # fmt: on
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from tune_hpc.analysis.frames import BUILT_IN_MEASURES, DERIVED, IDENTITY, MEASURES
-from tune_hpc.search.kept_checkpoints import MakeState, TrialKeeper
+from tune_hpc.errors import FolderError
+from tune_hpc.search.checkpoint_retention import MakeState, TrialRetention
 from tune_hpc.search.stopping import StopRequest, StopRequested, TimeLimit
 from tune_hpc.search.trial_spec import RankedMetric
 from tune_hpc.storage.filesystem import Storage
@@ -227,7 +228,7 @@ class TrialCheckpoint:
         max_step: Step from which on the trainable stops in the same way; ``None``: no such step.
         may_pause: Whether the trainable may stop there now: the metric on which a scheduler decides must be known.
         time_limit: Time limit of the trial or the group; the time of the run that saved a state counts.
-        keepers: Keeper of each trial's states after its end; empty: none are kept.
+        retentions: Retention of each trial's states after its end; empty: none are retained.
 
     Attributes:
         has_stopped: Whether the trainable was stopped.
@@ -242,7 +243,7 @@ class TrialCheckpoint:
         max_step: int | None = None,
         may_pause: Callable[[], bool] = lambda: True,
         time_limit: TimeLimit | None = None,
-        keepers: Sequence[TrialKeeper] = (),
+        retentions: Sequence[TrialRetention] = (),
     ) -> None:
         self.path = path
         self.writers = writers
@@ -253,27 +254,29 @@ class TrialCheckpoint:
         self._max_step = max_step
         self._may_pause = may_pause
         self._time_limit = time_limit or TimeLimit()
-        self._keepers = keepers
+        self._keepers = retentions
         self._keeps_saved_states = True
         self._saved_at = time.monotonic()
 
     def load(self) -> Mapping[str, Any] | None:
         """Return the saved state, or ``None``."""
         if not self._storage.download(self.path):
-            for keeper in self._keepers:
-                keeper.discard()
+            for retention in self._keepers:
+                retention.discard()
             return None
         from tune_hpc.learning.checkpoint import load_state
 
         checkpoint = load_state(self.path)
+        if not isinstance(checkpoint, dict):
+            raise FolderError(f"{self.path} is no checkpoint of a trial; delete it to restart the trial")
         self._time_limit.add(checkpoint.get("elapsed_s", 0.0))
         for writer, blocks in zip(self.writers, checkpoint["reported"], strict=True):
             writer.blocks[:] = [
                 (np.asarray(steps, np.int64), {name: np.asarray(values, float) for name, values in metrics.items()})
                 for steps, metrics in blocks
             ]
-        for keeper in self._keepers:
-            keeper.restore(checkpoint["step"])
+        for retention in self._keepers:
+            retention.restore(checkpoint["step"])
         return checkpoint["state"]
 
     def keep(self, step: int, make_state: MakeState, *, is_last: bool | None = None, member: int = 0) -> None:
@@ -324,8 +327,8 @@ class TrialCheckpoint:
             "step": step, "elapsed_s": self._time_limit.elapsed_s, "state": make_state(), "reported": reported
         }  # fmt: skip
         self._storage.write_atomic(self.path, lambda path: save_state(path, checkpoint))
-        for keeper in self._keepers:
-            keeper.mark_resumable()
+        for retention in self._keepers:
+            retention.mark_resumable()
         self._saved_at = time.monotonic()
         if is_last:
             self.has_stopped = True

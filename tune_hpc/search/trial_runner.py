@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from tune_hpc.errors import FolderError, TimeLimitReached, TrialError
+from tune_hpc.search.checkpoint_retention import TrialRetention
 from tune_hpc.search.command import Command
-from tune_hpc.search.kept_checkpoints import TrialKeeper
 from tune_hpc.search.object_reference import load_entry_point, load_reference
 from tune_hpc.search.reporter import (
     Diverged,
@@ -125,11 +125,11 @@ class TrialRunner:
         """Run one trial and write its file; return its row and the latest result for the scheduler."""
         context = self.context
         writer = TrialFileWriter(trial.columns())
-        keeper = TrialKeeper(self.folder, writer, context.ranked, context.keep_checkpoints)
+        retention = TrialRetention(self.folder, writer, context.ranked, context.keep_checkpoints)
         judged = JudgedValue(writer, context.monitored or context.ranked)
         time_limit = TimeLimit(context.time_limit_s)
         checkpoint = self._checkpoint(
-            trial.trial_id, [writer], [keeper], time_limit, trial.max_step, lambda: not isnan(judged.update())
+            trial.trial_id, [writer], [retention], time_limit, trial.max_step, lambda: not isnan(judged.update())
         )
         started = time.perf_counter()
         scheduler = None
@@ -152,19 +152,19 @@ class TrialRunner:
             time_limit,
         )
         devices = TrialDevices(self._num_threads, num_visible_gpus())
-        own = Trial(trial.trial_id, trial.config.get("seed"), devices, self.folder)
+        argument = Trial(trial.trial_id, trial.config.get("seed"), devices, self.folder)
         with self._log(trial.trial_id):
             outcome: dict[str, Any] = {"status": "running"}
             try:
-                outcome = self._call_trainable(trial.config, report, checkpoint, own, time_limit)
+                outcome = self._call_trainable(trial.config, report, checkpoint, argument, time_limit)
             finally:
-                own.close()
+                argument.close()
                 if checkpoint.has_stopped:
                     # The trainable may have caught the exception.
                     outcome = {"status": "running"}
                 else:
                     # A running trial was stopped by the scheduler.
-                    keeper.finish(outcome["status"])
+                    retention.finish(outcome["status"])
         row = self._write(writer, outcome, time.perf_counter() - started)
         self._clean_up(checkpoint)
         return row, scheduler.result() if scheduler else {}
@@ -176,8 +176,8 @@ class TrialRunner:
         trials = group.trials
         writers = [TrialFileWriter(trial.columns()) for trial in trials]
         policy = self.context.keep_checkpoints
-        keepers = [TrialKeeper(self.folder, writer, self.context.ranked, policy) for writer in writers]
-        checkpoint = self._checkpoint(group.group_id, writers, keepers, TimeLimit(self.context.time_limit_s))
+        retentions = [TrialRetention(self.folder, writer, self.context.ranked, policy) for writer in writers]
+        checkpoint = self._checkpoint(group.group_id, writers, retentions, TimeLimit(self.context.time_limit_s))
         started = time.perf_counter()
         write = Throttle(lambda: self._write_running(writers, time.perf_counter() - started))
         reports = [
@@ -209,8 +209,8 @@ class TrialRunner:
             return self._run_sequential(trials)
         seconds = (time.perf_counter() - started) / len(trials)
         if not checkpoint.has_stopped:
-            for keeper, outcome in zip(keepers, outcomes, strict=True):
-                keeper.finish(outcome["status"])
+            for retention, outcome in zip(retentions, outcomes, strict=True):
+                retention.finish(outcome["status"])
         rows = [self._write(writer, outcome, seconds) for writer, outcome in zip(writers, outcomes, strict=True)]
         self._clean_up(checkpoint)
         return rows
@@ -222,13 +222,13 @@ class TrialRunner:
         self,
         name: str,
         writers: Sequence[TrialFileWriter],
-        keepers: Sequence[TrialKeeper],
+        retentions: Sequence[TrialRetention],
         time_limit: TimeLimit,
         max_step: int | None = None,
         may_pause: Callable[[], bool] = lambda: True,
     ) -> TrialCheckpoint:
         path, interval_s = self.folder.checkpoint(name), self.context.checkpoint_interval_s
-        return TrialCheckpoint(path, writers, interval_s, self.request, max_step, may_pause, time_limit, keepers)
+        return TrialCheckpoint(path, writers, interval_s, self.request, max_step, may_pause, time_limit, retentions)
 
     def _clean_up(self, checkpoint: TrialCheckpoint) -> None:
         """Delete the checkpoint of trials that have ended."""

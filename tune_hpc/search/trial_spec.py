@@ -140,7 +140,7 @@ class TrialContext:
         monitored: Metric that a Ray Tune scheduler monitors; ``None``: no such scheduler.
         max_steps: Steps of a complete trial, as the scheduler counts them.
         budget: Parameter with the number of steps of a trial, or this number.
-        keep_checkpoints: Policy of kept checkpoints (search/kept_checkpoints.py).
+        keep_checkpoints: Policy of retained checkpoints (search/checkpoint_retention.py).
         placement: Resources of the workers; ``None``: a trial has no workers.
         time_limit_s: Time limit of a trial; ``None``: no limit.
     """

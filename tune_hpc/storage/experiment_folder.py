@@ -11,7 +11,7 @@
     trials/            during the search: ID.parquet for each trial that ended or has reported for some seconds,
                        ID.checkpoint for a running trial, groups.json with the trials of each fused group, control with
                        the number of the attempt that may write and its stop flag
-    checkpoints/       ID/STEP.checkpoint: kept states of trials (search/kept_checkpoints.py)
+    checkpoints/       ID/STEP.checkpoint: retained states of trials (search/checkpoint_retention.py)
     artifacts/         ID/: files that trials wrote into their folders
     logs/              ID.log for each trial that wrote to its output or raised an exception
     changes/           N.diff with the uncommitted changes of the repository with the user's code, for attempt N
@@ -102,17 +102,19 @@ class ExperimentFolder:
         """Return the checkpoint of one running trial."""
         return self.trials / f"{trial_id}.checkpoint"
 
-    def kept_checkpoints(self, trial_id: str) -> Path:
-        """Return the folder with the kept checkpoints of one trial."""
+    def retained_checkpoints(self, trial_id: str) -> Path:
+        """Return the folder with the retained checkpoints of one trial."""
         return self.checkpoints / trial_id
 
-    def kept_checkpoint(self, trial_id: str, step: int) -> Path:
-        """Return the kept checkpoint of one trial after a number of steps."""
-        return self.kept_checkpoints(trial_id) / f"{step}.checkpoint"
+    def retained_checkpoint(self, trial_id: str, step: int) -> Path:
+        """Return the retained checkpoint of one trial after a number of steps."""
+        return self.retained_checkpoints(trial_id) / f"{step}.checkpoint"
 
-    def kept_steps(self, trial_id: str) -> list[int]:
-        """Return the steps of the kept checkpoints of one trial, in ascending order."""
-        stems = [name.removesuffix(".checkpoint") for name in self.storage.list_names(self.kept_checkpoints(trial_id))]
+    def retained_steps(self, trial_id: str) -> list[int]:
+        """Return the steps of the retained checkpoints of one trial, in ascending order."""
+        stems = [
+            name.removesuffix(".checkpoint") for name in self.storage.list_names(self.retained_checkpoints(trial_id))
+        ]
         return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
 
     def artifacts(self, trial_id: str) -> Path:

@@ -157,11 +157,11 @@ class PopulationBasedTraining(Searcher):
         self.folder.storage.download(file)
         self.folder.storage.write_atomic(self.folder.checkpoint(target), lambda path: shutil.copyfile(file, path))
         # The member has the history of its source from now on, and with it the best state in this history.
-        for step in self.folder.kept_steps(source):
-            kept = self.folder.kept_checkpoint(source, step)
-            self.folder.storage.download(kept)
-            copy = self.folder.kept_checkpoint(target, step)
-            self.folder.storage.write_atomic(copy, lambda path, kept=kept: shutil.copyfile(kept, path))  # type: ignore[misc]
+        for step in self.folder.retained_steps(source):
+            retained = self.folder.retained_checkpoint(source, step)
+            self.folder.storage.download(retained)
+            copy = self.folder.retained_checkpoint(target, step)
+            self.folder.storage.write_atomic(copy, lambda path, retained=retained: shutil.copyfile(retained, path))  # type: ignore[misc]
 
 
 def explore(

@@ -1,6 +1,6 @@
 """Checkpoints that remain after the end of their trials.
 
-A kept checkpoint is the file ``checkpoints/ID/STEP.checkpoint`` with the state that the trainable offered after a
+A retained checkpoint is the file ``checkpoints/ID/STEP.checkpoint`` with the state that the trainable offered after a
 number of steps. The policy of the experiment defines which of them remain:
 
     none    none
@@ -14,6 +14,7 @@ time of the checkpoint from which the trial would resume.
 """
 
 import math
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -28,8 +29,8 @@ from tune_hpc.storage.trial_file import TrialFileWriter
 MakeState = Callable[[], Mapping[str, Any]]
 
 
-class TrialKeeper:
-    """Writes the kept checkpoints of one running trial.
+class TrialRetention:
+    """Writes the retained checkpoints of one running trial.
 
     Args:
         folder: The experiment folder, with the attempt of the trial.
@@ -72,13 +73,18 @@ class TrialKeeper:
             self._offer = (step, make_state) if is_last is None else None
 
     def finish(self, status: str) -> None:
-        """Write the last offered state if it is to be kept; delete superseded states, and all of a failed trial."""
+        """Write the last offered state if the policy requires it; delete superseded states, and all of a failed trial."""
         if status in ("failed", "diverged"):
             self.discard()
             return
         is_best = self._keeps_best and self._is_improved()
         if self._offer is not None and (self._keeps_last or is_best):
-            self._write(*self._offer, is_best=is_best)
+            try:
+                self._write(*self._offer, is_best=is_best)
+            except Exception:  # noqa: BLE001 - functions of users may raise anything
+                # The trainable has ended, and its results are complete.
+                traceback.print_exc()
+                print("the last state is not retained: it cannot be made after the end of the trainable")
         self._resumable = None
         self._delete_superseded()
 
@@ -92,9 +98,9 @@ class TrialKeeper:
         self._reported, self._num_blocks = math.inf, 0
         self._is_improved()
         self._best_value = self._reported
-        steps = self._folder.kept_steps(self._trial_id)
+        steps = self._folder.retained_steps(self._trial_id)
         for later in (one for one in steps if one > step):
-            self._folder.storage.delete(self._folder.kept_checkpoint(self._trial_id, later))
+            self._folder.storage.delete(self._folder.retained_checkpoint(self._trial_id, later))
         earlier = [one for one in steps if one <= step]
         if self._keeps_best:
             self._best = self._resumable = nearest(earlier, self._reported_step)
@@ -102,10 +108,10 @@ class TrialKeeper:
 
     def discard(self) -> None:
         """Delete all states of the trial."""
-        self._folder.storage.delete_tree(self._folder.kept_checkpoints(self._trial_id))
+        self._folder.storage.delete_tree(self._folder.retained_checkpoints(self._trial_id))
 
     def _is_improved(self) -> bool:
-        """Read new reports, and return whether the best value is better than that of the best kept state."""
+        """Read new reports, and return whether the best value is better than that of the best retained state."""
         sign = 1.0 if self._metric.mode == "min" else -1.0
         for steps, metrics in self._writer.blocks[self._num_blocks :]:
             values = sign * metrics.get(self._metric.column, np.full(1, np.nan))
@@ -121,11 +127,11 @@ class TrialKeeper:
 
         if self._folder.is_superseded():
             return
-        path = self._folder.kept_checkpoint(self._trial_id, step)
+        path = self._folder.retained_checkpoint(self._trial_id, step)
         try:
             self._folder.storage.write_atomic(path, lambda file: save_state(file, make_state()))
         except FolderError as error:
-            print(f"the state after step {step} is not kept: {error}")
+            print(f"the state after step {step} is not retained: {error}")
             return
         self._last = step
         if is_best:
@@ -135,18 +141,18 @@ class TrialKeeper:
     def _delete_superseded(self) -> None:
         needed = {self._best, self._resumable, self._last if self._keeps_last else None} - {None}
         if needed:
-            for step in self._folder.kept_steps(self._trial_id):
+            for step in self._folder.retained_steps(self._trial_id):
                 if step not in needed:
-                    self._folder.storage.delete(self._folder.kept_checkpoint(self._trial_id, step))
+                    self._folder.storage.delete(self._folder.retained_checkpoint(self._trial_id, step))
 
 
 def nearest(steps: Iterable[int], step: int) -> int | None:
     """Return the step that is nearest to another one, the later one of two; ``None`` without steps."""
-    return min(steps, key=lambda one: (abs(one - step), -one), default=None)
+    return min(steps, key=lambda number: (abs(number - step), -number), default=None)
 
 
-class SearchKeeper:
-    """Deletes the kept checkpoints of ended trials that the policy ``best`` does not keep.
+class SearchRetention:
+    """Deletes the retained checkpoints of ended trials that the policy ``best`` does not keep.
 
     Trials of a configuration whose seeds have not all ended keep theirs.
 
@@ -186,7 +192,7 @@ class SearchKeeper:
             self._best = key
         for loser in {previous, key} - {self._best, None}:
             for name in self._values[str(loser)]:
-                self._folder.storage.delete_tree(self._folder.kept_checkpoints(name))
+                self._folder.storage.delete_tree(self._folder.retained_checkpoints(name))
 
     def _score(self, key: str) -> float:
         values = list(self._values[key].values())

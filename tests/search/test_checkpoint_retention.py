@@ -1,4 +1,4 @@
-"""Checkpoints that remain after a search, the folder of a trial, and the models in kept checkpoints."""
+"""Checkpoints that remain after a search, the folder of a trial, and the models in retained checkpoints."""
 
 import os
 import signal
@@ -33,10 +33,10 @@ def learns(config, report, checkpoint):
 
 def search(trainable=learns, **fields) -> Experiment:
     fields = {"metric": "loss", "mode": "min", "seeds": (0, 1), "judge": "best"} | fields
-    return Experiment("kept", Space({"x": tune.choice([2, 0, 3, 1]), "steps": len(LOSSES)}), trainable, **fields)
+    return Experiment("retained", Space({"x": tune.choice([2, 0, 3, 1]), "steps": len(LOSSES)}), trainable, **fields)
 
 
-def kept(results) -> dict[str, list[int]]:
+def retained(results) -> dict[str, list[int]]:
     folder = results.folder / "checkpoints"
     trials = sorted(folder.iterdir()) if folder.exists() else []
     return {trial.name: sorted(int(file.stem) for file in trial.iterdir()) for trial in trials if any(trial.iterdir())}
@@ -57,9 +57,9 @@ def kept(results) -> dict[str, list[int]]:
 def test_policy_defines_the_states_that_remain(tmp_path, policy, judge, steps, trials):
     results = run(search(judge=judge, keep_checkpoints=policy), output_dir=tmp_path / "out", **LOCAL)
     assert results.counts() == {"finished": 6, "failed": 2}
-    assert kept(results) == {f"t{number:05d}": steps for number in trials}
+    assert retained(results) == {f"t{number:05d}": steps for number in trials}
     if policy == "none":
-        with pytest.raises(FolderError, match=r"no checkpoint of t00002 was kept in .*keep_checkpoints is none"):
+        with pytest.raises(FolderError, match=r"no checkpoint of t00002 was retained in .*keep_checkpoints is none"):
             results.best_checkpoint()
     else:
         expected = 4 if judge == "best" and policy != "last" else 9
@@ -74,7 +74,7 @@ def test_unknown_policy_is_rejected():
         search(keep_checkpoints="top")
 
 
-def test_state_of_the_best_step_is_kept_if_metrics_are_reported_more_often_than_states(tmp_path):
+def test_state_of_the_best_step_remains_if_metrics_are_reported_more_often_than_states(tmp_path):
     def saves_seldom(config, report, checkpoint):
         for step, loss in enumerate(LOSSES, 1):
             report(step, {"loss": loss})
@@ -85,7 +85,7 @@ def test_state_of_the_best_step_is_kept_if_metrics_are_reported_more_often_than_
     assert load_state(results.best_checkpoint()) == {"step": 6}
 
 
-def test_smaller_state_is_kept_instead_of_the_saved_one(tmp_path):
+def test_smaller_state_remains_instead_of_the_saved_one(tmp_path):
     def keeps_weights(config, report, checkpoint):
         for step, loss in enumerate(LOSSES, 1):
             report(step, {"loss": loss})
@@ -113,14 +113,14 @@ def test_best_state_remains_after_every_scheduler(tmp_path, scheduler, judge):
     # A scheduler stops a trial in its report, before the trial offers the state of this step.
     assert state["step"] == history.idxmin() if judge == "best" else state["step"] >= history.index.max() - 1
     assert trial["loss"] == pytest.approx(results.best_trial()["loss"], abs=0.01)
-    assert len(kept(results)) == 1 or scheduler == "pbt"
+    assert len(retained(results)) == 1 or scheduler == "pbt"
 
 
 #: A search whose trial 3 kills its process once, after the state of step 6 was saved.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tests.search.test_kept_checkpoints import LOSSES, learns, search
+from tests.search.test_checkpoint_retention import LOSSES, learns, search
 from tune_hpc import run
 
 def dies(config, report, checkpoint):
@@ -141,20 +141,20 @@ def test_killed_and_resumed_search_keeps_the_states_of_an_undisturbed_one(tmp_pa
     code = subprocess.run([sys.executable, "-c", KILLED, folder, str(step)], cwd=os.getcwd(), check=False).returncode
     assert code == -signal.SIGKILL
     (results,) = resume(folder, trainable=learns, checkpoint_interval_s=0, **LOCAL)
-    assert kept(results) == {"t00002": [4], "t00003": [4]}
+    assert retained(results) == {"t00002": [4], "t00003": [4]}
     assert load_state(folder / "checkpoints" / "t00003" / "4.checkpoint")["step"] == 4
 
 
 def test_retried_trial_replaces_the_best_one(tmp_path):
     results = run(search(), output_dir=tmp_path / "out", **LOCAL)
-    assert kept(results) == {"t00002": [4], "t00003": [4]}
+    assert retained(results) == {"t00002": [4], "t00003": [4]}
 
     def is_better(config, report, checkpoint):
         report(1, {"loss": -1.0})
         checkpoint.save(1, lambda: {"step": 1})
 
     (results,) = resume(tmp_path / "out", trainable=is_better, retry_failed=True, **LOCAL)
-    assert kept(results) == {"t00004": [1], "t00005": [1]}
+    assert retained(results) == {"t00004": [1], "t00005": [1]}
 
 
 def test_number_of_states_is_bounded_while_the_search_runs(tmp_path):
@@ -164,9 +164,9 @@ def test_number_of_states_is_bounded_while_the_search_runs(tmp_path):
         for step in range(1, 30):
             report(step, {"loss": config["x"] - step})
             checkpoint.save(step, lambda step=step: {"step": step})
-            numbers.append(sum(len(steps) for steps in kept(Kept).values()))
+            numbers.append(sum(len(steps) for steps in retained(Retained).values()))
 
-    class Kept:
+    class Retained:
         folder = tmp_path / "out"
 
     run(search(improves), output_dir=tmp_path / "out", checkpoint_interval_s=0, **LOCAL)
