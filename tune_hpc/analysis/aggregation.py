@@ -37,9 +37,10 @@ def aggregate_seeds(results: "Results", metrics: Sequence[str]) -> pd.DataFrame:
         by_configuration = values[metric].groupby(group)
         columns |= {metric: by_configuration.mean(), f"{metric}_deviation": by_configuration.std()}
     keys = searched_parameters(results)
-    others = [name for name in results.config_columns if name not in {*keys, "seed"} and len(trials)]
-    # groupby.first() would skip missing values.
-    configurations = trials.loc[~group.duplicated(), keys].set_axis(columns["num_seeds"].index)
+    others = [name for name in results.config_columns if name not in {*keys, *columns, "seed"} and len(trials)]
+    # groupby.first() would skip missing values. A parameter may also be the metric.
+    parameters = [name for name in keys if name not in columns]
+    configurations = trials.loc[~group.duplicated(), parameters].set_axis(columns["num_seeds"].index)
     constants = {name: trials[name].iloc[0] for name in others}
     parts = [configurations, pd.DataFrame(constants, index=configurations.index), pd.DataFrame(columns)]
     return pd.concat(parts, axis=1).reset_index(drop=True)

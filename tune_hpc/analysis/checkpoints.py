@@ -1,6 +1,8 @@
 """Retained checkpoints of the trials of a search, and the models in them."""
 
+import math
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +43,12 @@ def checkpoint(results: "Results", trial_id: str) -> Path:
     if not steps:
         policy = results.experiment.get("keep_checkpoints", "none")
         raise FolderError(
-            f"no checkpoint of {trial_id} was retained in {folder.uri}: keep_checkpoints is {policy}, and a function keeps "
-            "what it offers to checkpoint.save or checkpoint.keep; run it with keep_checkpoints=all"
+            f"no checkpoint of {trial_id} was retained in {folder.uri}: keep_checkpoints is {policy}, and a function "
+            "must offer its states to checkpoint.save or checkpoint.keep; run it with keep_checkpoints=all"
         )
-    path = folder.retained_checkpoint(trial_id, _nearest(steps, _counting_step(results, trial_id)))
+    step = nearest_step(steps, _counting_step(results, trial_id))
+    assert step is not None
+    path = folder.retained_checkpoint(trial_id, step)
     folder.storage.download(path)
     return path
 
@@ -77,11 +81,12 @@ def _counting_step(results: "Results", trial_id: str) -> float:
         return float(trial[_STEPS[metric]])
     history = results.history
     if results.experiment.get("judge") != "best" or metric not in history:
-        return float("inf")
+        return math.inf
     values = history[history["trial_id"] == trial_id].dropna(subset=[metric]).set_index("step")[metric]
     best: Any = values.idxmin() if results.is_lower_better(metric) else values.idxmax()
     return float(best)
 
 
-def _nearest(steps: list[int], step: float) -> int:
-    return max(steps) if step == float("inf") else min(steps, key=lambda number: (abs(number - step), -number))
+def nearest_step(steps: Iterable[int], step: float) -> int | None:
+    """Return the step that is nearest to another one, the later one of two; the last one for infinity."""
+    return max(steps, key=lambda number: (-abs(number - step) if step < math.inf else 0.0, number), default=None)

@@ -15,12 +15,13 @@ time of the checkpoint from which the trial would resume.
 
 import math
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from tune_hpc.analysis.aggregation import COMPLETED
+from tune_hpc.analysis.checkpoints import nearest_step
 from tune_hpc.errors import FolderError
 from tune_hpc.search.trial_spec import RankedMetric
 from tune_hpc.storage.experiment_folder import ExperimentFolder
@@ -73,7 +74,7 @@ class TrialRetention:
             self._offer = (step, make_state) if is_last is None else None
 
     def finish(self, status: str) -> None:
-        """Write the last offered state if the policy requires it; delete superseded states, and all of a failed trial."""
+        """Write the last offered state if the policy requires it; delete all states of a failed trial."""
         if status in ("failed", "diverged"):
             self.discard()
             return
@@ -103,7 +104,7 @@ class TrialRetention:
             self._folder.storage.delete(self._folder.retained_checkpoint(self._trial_id, later))
         earlier = [one for one in steps if one <= step]
         if self._keeps_best:
-            self._best = self._resumable = nearest(earlier, self._reported_step)
+            self._best = self._resumable = nearest_step(earlier, self._reported_step)
         self._last = max(earlier, default=None)
 
     def discard(self) -> None:
@@ -144,11 +145,6 @@ class TrialRetention:
             for step in self._folder.retained_steps(self._trial_id):
                 if step not in needed:
                     self._folder.storage.delete(self._folder.retained_checkpoint(self._trial_id, step))
-
-
-def nearest(steps: Iterable[int], step: int) -> int | None:
-    """Return the step that is nearest to another one, the later one of two; ``None`` without steps."""
-    return min(steps, key=lambda number: (abs(number - step), -number), default=None)
 
 
 class SearchRetention:
