@@ -15,7 +15,9 @@ import pandas as pd
 import pytest
 
 from tests.service.conftest import API, problem_of
+from tune_hpc import load
 from tune_hpc.cli import main
+from tune_hpc.learning.checkpoint import save_state
 from tune_hpc.service import routes, services
 
 
@@ -66,6 +68,26 @@ def test_search_that_has_not_begun_has_no_rows(service):
     response = service.get(f"/searches/{search_id}/report")
     assert response.status_code == 404
     assert "has no report yet: it is written when the search ends" in problem_of(response)
+
+
+def test_checkpoint_of_a_trial_is_a_download(service, search_id):
+    (folder,) = (path.parent for path in service.client.folder(search_id).path.rglob("experiment.json"))
+    path = f"/searches/{search_id}/checkpoint"
+    response = service.get(path)
+    assert (response.status_code, "no checkpoint of" in problem_of(response)) == (404, True)
+    for trial_id in load(folder).trials["trial_id"]:
+        state = folder / "checkpoints" / trial_id / "4.checkpoint"
+        state.parent.mkdir(parents=True)
+        save_state(state, {"trial": trial_id})
+    response = service.get(f"{path}?trial=t00001")
+    assert response.headers["content-disposition"] == 'attachment; filename="t00001.4.checkpoint"'
+    assert response.content == (folder / "checkpoints" / "t00001" / "4.checkpoint").read_bytes()
+    best = load(folder).best_trial()["trial_id"]
+    assert service.get(path).content == (folder / "checkpoints" / best / "4.checkpoint").read_bytes()
+    assert service.get(f"{path}?trial=../../t00001").status_code == 404
+    (folder / "checkpoints" / best / "4.checkpoint").unlink()
+    (folder / "checkpoints" / best / "4.checkpoint").symlink_to("/etc/hostname")
+    assert service.get(path).status_code >= 400
 
 
 def test_missing_report_comes_with_the_command_that_writes_it(service, search_id):

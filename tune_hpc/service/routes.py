@@ -17,7 +17,8 @@ from starlette.types import Receive, Scope, Send
 from tune_hpc.analysis.frame_query import MEDIA_TYPES, csv_chunks, records, select, split_names
 from tune_hpc.analysis.frames import write_parquet
 from tune_hpc.analysis.reader import ResultsSnapshot
-from tune_hpc.errors import RequestError
+from tune_hpc.analysis.results import load
+from tune_hpc.errors import FolderError, RequestError, UnknownNameError
 from tune_hpc.jobs.job_folder import JobFolder, is_id
 from tune_hpc.report.chart_data import CurveList, ResponseCurve, learning_curves, response_curve
 from tune_hpc.service import schemas
@@ -238,6 +239,23 @@ def result_routes(services: Services) -> APIRouter:
             search_id, str(query.bytes), lambda found: _read_tail(found.folder, found.folder.output, query.bytes)
         )
 
+    state = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+
+    @router.get(
+        "/checkpoint",
+        operation_id="readCheckpoint",
+        response_class=Response,
+        responses={200: {"content": state}, **_ERRORS},
+    )
+    async def read_checkpoint(search_id: str, query: Annotated[schemas.CheckpointQuery, Query()]) -> Response:
+        """Return a retained checkpoint: of a trial, or of the best trial. ``torch.load`` reads it."""
+        snapshot = await services.snapshot(search_id)
+        path = await run_in_threadpool(checkpoint_file, services, snapshot, query.trial, query.experiment)
+        name = f"{path.parent.name}.{path.name}"
+        headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "private, no-store"}
+        chunks = _chunks(snapshot.folder, path)
+        return StreamingResponse(chunks, headers=headers, media_type="application/octet-stream")
+
     html: dict[int | str, Any] = {200: {"content": {"text/html": {"schema": {"type": "string"}}}}}
 
     @router.get("/report", operation_id="readReport", response_class=Response, responses={**html, **_ERRORS})
@@ -250,13 +268,9 @@ def result_routes(services: Services) -> APIRouter:
         except FileNotFoundError:
             raise RequestError(f"{search_id} has no report yet: {report_hint(snapshot)}", 404) from None
 
-        def chunks() -> Iterator[bytes]:
-            with snapshot.folder.storage.open_no_follow(snapshot.folder.report) as file:
-                while chunk := file.read(_CHUNK_BYTES):
-                    yield chunk
-
         headers = {"Content-Security-Policy": REPORT_POLICY, "ETag": f'W/"{status.st_mtime_ns:x}-{status.st_size:x}"'}
-        return StreamingResponse(chunks(), headers=headers, media_type="text/html")
+        chunks = _chunks(snapshot.folder, snapshot.folder.report)
+        return StreamingResponse(chunks, headers=headers, media_type="text/html")
 
     return router
 
@@ -298,6 +312,24 @@ class _Download(Response):
         with tempfile.NamedTemporaryFile(prefix="tune-hpc-", suffix=".parquet") as file:
             await run_in_threadpool(write_parquet, df, Path(file.name))
             await FileResponse(file.name, **options)(scope, receive, send)
+
+
+def _chunks(job: JobFolder, path: Path) -> Iterator[bytes]:
+    with job.storage.open_no_follow(path) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def checkpoint_file(services: Services, snapshot: SearchSnapshot, trial_id: str | None, experiment: str | None) -> Path:
+    """Return the retained checkpoint of a trial, or of the best one."""
+    snapshot_results = services.results(snapshot.folder, experiment)
+    if trial_id is not None:
+        _check_trials(snapshot_results, (trial_id,))
+    try:
+        results = load(snapshot.folder.experiment(snapshot_results.name).path)
+        return results.best_checkpoint() if trial_id is None else results.checkpoint(trial_id)
+    except (FolderError, UnknownNameError) as error:
+        raise RequestError(str(error), 404) from None
 
 
 def report_hint(snapshot: SearchSnapshot) -> str:

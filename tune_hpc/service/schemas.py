@@ -246,6 +246,12 @@ class TrialLogQuery(LogQuery, ExperimentQuery):
     """Selects the tail of the log of a trial."""
 
 
+class CheckpointQuery(ExperimentQuery):
+    """Selects a retained checkpoint."""
+
+    trial: str | None = Field(default=None, max_length=200, description="id of the trial; default: the best trial")
+
+
 class ExperimentDetail(BaseModel):
     """Progress of an experiment of a search."""
 
