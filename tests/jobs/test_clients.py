@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from tests.jobs.user_trainable import WALK, minimum, num_starts, until, walk
+from tune_hpc import load_all, load_state
 from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError, UnknownNameError
 from tune_hpc.jobs.client import Client, InProcessClient, LocalClient
 from tune_hpc.jobs.job_folder import JobFolder
@@ -114,6 +115,14 @@ def test_job_folder_has_log_report_and_code(story):
     assert story["log"].count("report: ") == 3
     assert folder.report.stat().st_size > 10_000
     assert (folder.code / "walks_here.py").read_text(encoding="utf-8") == WALK
+
+
+def test_fetched_job_has_the_state_of_the_best_trial(story, tmp_path):
+    story["job"].fetch(tmp_path / "copy")
+    (results,) = load_all(tmp_path / "copy")
+    path = results.best_checkpoint()
+    assert path.parent.name == results.best_trial()["trial_id"]
+    assert load_state(path)["step"] == results.best_trial()["steps_run"] == 400
 
 
 def test_finished_job_is_neither_resumed_nor_stopped(client, story):
