@@ -338,6 +338,7 @@ OTHER_VALUES = {
     "precision": "float64",
     "num_evaluations": 5,
     "num_evaluation_images": 30,
+    "num_fit_images": 20,
 }
 #: Two values of each worker key.
 WORKER_VALUES = {
@@ -378,7 +379,7 @@ class TestWhoMayTrainTogether:
         members = [{"batching": "shuffled"}, {name: OTHER_VALUES[name]}]
         first, second = (complete(member) for member in members)
         assert fusion_key(first) != fusion_key(second)
-        message = f"fused trials must share {name}; got {first[name]!r} and {second[name]!r}"
+        message = f"fused trials must share {name}; got {first.get(name)!r} and {second[name]!r}"
         with pytest.raises(InvalidConfigError, match=f"^{message}$"):
             check_fusible([first, first, second])
         with pytest.raises(InvalidConfigError, match=f"share {name}"):

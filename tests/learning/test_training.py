@@ -132,6 +132,22 @@ class TestRows:
             assert by_hand.evaluate() == {name: [history[name, step + 1]] for name in EVALUATIONS}
         assert same_bits(parameters, by_hand.model.parameters())
 
+    @every_image_model
+    def test_metrics_on_training_images_are_those_of_the_last_step(self, run, images, config):
+        config = {**config, "num_fit_images": 50, "dropout": 0.0}
+        _, history, parameters = run(config)
+        assert [step for name, step in history if name == "fit_loss"] == [config["steps"]]
+        training = Training([complete(config)], images, CPU)
+        for parameter, trained in zip(training.optimizers.parameters, parameters, strict=True):
+            parameter.data.copy_(trained)
+        pixels = images.train_images[None, :50].float() / 255
+        with torch.inference_mode():
+            logits = training.model(pixels, None)[0].T
+        labels = images.train_labels[:50]
+        assert history["fit_accuracy", config["steps"]] == (logits.argmax(1) == labels).double().mean().item()
+        loss = torch.nn.functional.cross_entropy(logits, labels).item()
+        assert history["fit_loss", config["steps"]] == pytest.approx(loss, rel=1e-5)
+
     @example(5000, 50)
     @given(st.integers(1, 3000), st.integers(1, 200))
     def test_evaluations_are_evenly_spaced_up_to_the_last_step(self, num_steps, num_evaluations):

@@ -26,6 +26,8 @@ BUILT_IN_MEASURES = ("setup_s", "eval_s", "samples_per_s", "device")
 #: Columns that follow from the reported accuracies.
 DERIVED = ("best_test_accuracy", "best_step", "best_valid_accuracy", "selected_step", "selected_test_accuracy")
 METRICS = ("train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy", *DERIVED)
+#: Metrics on training images after the last step, if the key ``num_fit_images`` requests them.
+FIT_METRICS = ("fit_loss", "fit_accuracy")
 
 
 #: Entry of the metadata of a Parquet file: columns with values of several types.

@@ -142,6 +142,8 @@ _KEYS = (
     ConfigKey("num_evaluations", int, "evenly spaced evaluations in a run", 50, low=1),
     ConfigKey("num_evaluation_images", int, "images of each evaluation split, from its start", 10_000, low=1,
               high=10_000),
+    ConfigKey("num_fit_images", int, "training images, from their start, for fit_loss and fit_accuracy after the last "
+              "step; none if absent", low=1, high=NUM_TRAINING_IMAGES),
     ConfigKey("momentum", float, "momentum of the optimizers momentum, nesterov (0.9) and rmsprop (0)", **_BELOW_ONE),
     ConfigKey("rho", float, "decay of the mean squared gradient of adadelta (0.95) and rmsprop (0.9)", **_BELOW_ONE),
     ConfigKey("beta1", float, "decay of adam's mean gradient (0.9)", **_BELOW_ONE),
@@ -165,8 +167,10 @@ _KEYS = (
 #: Keys of a trial's configuration by name, in the order of the columns of frames.
 TRIAL_KEYS: dict[str, ConfigKey] = {key.name: key for key in _KEYS}
 
-#: Keys of a trial with several workers; they have no defaults in a completed configuration.
+#: Keys of a trial with several workers.
 WORKER_KEYS = ("workers", "bucket_mb", "bucket_view", "compression", "local_steps")
+#: Keys without a default in a completed configuration.
+OPTIONAL_KEYS = (*WORKER_KEYS, "num_fit_images")
 
 #: Conditional keys with their defaults, by the key that decides about them and its value.
 OWNERS: dict[str, dict[str, dict[str, float | bool]]] = {
@@ -213,7 +217,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
                 completed[name] = given.get(name, selected[name])
             else:
                 del completed[name]
-    for name in WORKER_KEYS:
+    for name in OPTIONAL_KEYS:
         if name not in given:
             del completed[name]
     if "workers" in completed:

@@ -4,7 +4,7 @@ A linear model skips the pixels that are black in all images of a forward pass. 
 images, and 46 % of those of 250 images of one class and similar width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import lru_cache, reduce
@@ -25,23 +25,22 @@ SKIPPING_SIZES = {"cpu": (90_000, 200, 1000), "cuda": (250_000_000, 1000, 10_000
 #: indices of the L pixels, (L,), or ``None``.
 Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
-SPLITS = ("valid", "test")
-
 
 def evaluate(
     model: Model,
     images: ImageData,
-    num_images: int,
+    num_images: Mapping[str, int],
     dtype: torch.dtype,
     products: Callable[[], AbstractContextManager[None]],
     num_threads: int = 1,
 ) -> dict[str, list[float]]:
-    """Return ``valid_loss``, ``valid_accuracy``, ``test_loss`` and ``test_accuracy``, a number for each member.
+    """Return loss and accuracy on splits of the data, like ``valid_loss``: a number for each member.
 
     Args:
         model: Stack of M models.
         images: Data set on the device of the model.
-        num_images: Number of images of each split, from its start.
+        num_images: Number of images of each split (``valid``, ``test``, or ``fit``, the training images), from its
+            start.
         dtype: Type of the pixels and of the losses.
         products: Makes the context of the forward passes.
         num_threads: Number of forward passes at a time; the metrics do not depend on it.
@@ -66,8 +65,8 @@ def evaluate(
 
     metrics = {}
     with ThreadPoolExecutor(num_threads) as pool:
-        for split in SPLITS:
-            parts = _parts(images, split, num_images, size, model.skips_zero_pixels)
+        for split, number in num_images.items():
+            parts = _parts(images, split, number, size, model.skips_zero_pixels)
             measured = pool.map(measure, parts) if num_threads > 1 else map(measure, parts)
             losses, correct = (reduce(torch.add, sums) for sums in zip(*measured, strict=True))
             num_seen = sum(len(labels) for _, labels, _ in parts)
@@ -86,10 +85,11 @@ def _part_size(model: Model, num_members: int, device: str) -> int:
     return min(high, max(low, numbers // (num_members * model.num_activations)))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=6)
 def _parts(images: ImageData, split: str, num_images: int, size: int, skips_zero_pixels: bool) -> list[Part]:
     """Return the first images of a split in parts; if black pixels are skipped, a part has similar images."""
-    pixels, labels = (getattr(images, f"{split}_{kind}")[:num_images] for kind in ("images", "labels"))
+    name = "train" if split == "fit" else split
+    pixels, labels = (getattr(images, f"{name}_{kind}")[:num_images] for kind in ("images", "labels"))
     if not skips_zero_pixels:
         return [(*part, None) for part in zip(pixels.split(size), labels.split(size), strict=True)]
     is_lit_column = pixels.flatten(0, 1).amax(1) > 0

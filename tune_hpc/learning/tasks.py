@@ -89,7 +89,7 @@ class LineRegression:
         coefficients.grad = errors @ self._slopes
         return (errors * errors).sum(1)
 
-    def evaluate(self, model: Model, num_threads: int = 1) -> dict[str, list[float]]:
+    def evaluate(self, model: Model, num_threads: int = 1, *, is_last: bool = False) -> dict[str, list[float]]:
         """Return no metrics, because there are no validation and test data."""
         return {}
 
@@ -158,7 +158,8 @@ class ImageClassification:
             self._noise["distortions"] = SeededRng(seeds, device, stream=1)
             self._augment = RandomAffine(first, self.dtype, device)
         self.generators = [generator for noise in self._noise.values() for generator in noise.generators]
-        self.num_evaluation_images = first["num_evaluation_images"]
+        self.num_evaluation_images = dict.fromkeys(("valid", "test"), first["num_evaluation_images"])
+        self.num_fit_images = first.get("num_fit_images")
         self.num_replicas = num_replicas
         self.share = slice(replica * batch_size // num_replicas, (replica + 1) * batch_size // num_replicas)
         self.num_steps = next(iter(self._streams.values())).num_batches
@@ -225,10 +226,15 @@ class ImageClassification:
         noise = self._noise["dropout"].draw(self.num_hidden, self.samples_per_step)[:, :, self.share]
         return (noise >= self._dropout).to(self.dtype).div_(1 - self._dropout.to(self.dtype))
 
-    def evaluate(self, model: Model, num_threads: int = 1) -> dict[str, list[float]]:
-        """Return the metrics of each member on the validation and test images; see ``evaluation.evaluate``."""
+    def evaluate(self, model: Model, num_threads: int = 1, *, is_last: bool = False) -> dict[str, list[float]]:
+        """Return the metrics of each member on the validation and test images; see ``evaluation.evaluate``.
+
+        After the last step, those on training images follow, if the configuration requests them.
+        """
+        fit_images = {"fit": self.num_fit_images} if is_last and self.num_fit_images else {}
+        num_images = self.num_evaluation_images | fit_images
         products = partial(_products, self.device, self.precision)
-        return evaluate(model, self.images, self.num_evaluation_images, self.dtype, products, num_threads)
+        return evaluate(model, self.images, num_images, self.dtype, products, num_threads)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the random generators."""

@@ -186,11 +186,16 @@ class Training:
             curves[0, :, 0] = self.task.losses(self.model, self.task.batch_indices(step, step + 1)[0])
         return self.communicator.mean(curves.cpu().numpy()[:, self._positions])
 
-    def evaluate(self, num_threads: int = 1) -> dict[str, list[float]]:
-        """Return the metrics of each member on validation and test data; rank 0 measures them."""
+    def evaluate(self, num_threads: int = 1, *, is_last: bool = False) -> dict[str, list[float]]:
+        """Return the metrics of each member on validation and test data; rank 0 measures them.
+
+        After the last step (``is_last``), they include those on training images if the configuration requests them.
+        """
         self.communicator.sync_parameters(self.model)
         with _matrix_products(self.precision):
-            metrics = self.communicator.broadcast_from_rank0(lambda: self.task.evaluate(self.model, num_threads))
+            metrics = self.communicator.broadcast_from_rank0(
+                lambda: self.task.evaluate(self.model, num_threads, is_last=is_last)
+            )
         return {name: [values[position] for position in self._positions] for name, values in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -302,7 +307,8 @@ def train(
     Args:
         config: Keys of ``tune_hpc.learning.config``; missing keys take their defaults.
         report: Gets blocks of ``train_loss`` (and ``W`` and ``b`` of the line) at every step, and ``valid_loss``,
-            ``valid_accuracy``, ``test_loss`` and ``test_accuracy`` at ``num_evaluations`` steps.
+            ``valid_accuracy``, ``test_loss`` and ``test_accuracy`` at ``num_evaluations`` steps; with
+            ``num_fit_images``, ``fit_loss`` and ``fit_accuracy`` after the last step.
         checkpoint: Provides a state to resume from, and is offered one after every evaluation.
         images: Data set of ``config["data"]``; by default it is loaded, and downloaded if necessary.
         device: Device of the computation; by default a GPU if there is one.
@@ -392,7 +398,7 @@ def train_fused(
         if not active:
             break
         started = time.perf_counter()
-        metrics = training.evaluate(evaluation_threads)
+        metrics = training.evaluate(evaluation_threads, is_last=end == num_steps)
         eval_s = time.perf_counter() - started
         for number in active:
             member_metrics = {name: values[number] for name, values in metrics.items()}

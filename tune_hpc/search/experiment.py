@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tune_hpc.analysis.frames import BUILT_IN_MEASURES, DERIVED, IDENTITY, MEASURES, METRICS
+from tune_hpc.analysis.frames import BUILT_IN_MEASURES, DERIVED, FIT_METRICS, IDENTITY, MEASURES, METRICS
 from tune_hpc.errors import InvalidConfigError, InvalidExperimentError, InvalidSpaceError
 from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, check_key, owned_keys
 from tune_hpc.search.command import Command
@@ -242,6 +242,7 @@ class Experiment:
         on_line = _reachable_values(self.space, "model") == ["line"]
         known = [
             *(LINE_METRICS if on_line else METRICS),
+            *(FIT_METRICS if "num_fit_images" in self.space else ()),
             *(name for name in MEASURES if name not in ("num_fused", "attempt", "host", "device")),
         ]
         if self.metric not in known:
