@@ -250,9 +250,12 @@ class TestDivergence:
         calls = []
         for name in ("run", "evaluate"):
             method = getattr(Training, name)
-            monkeypatch.setattr(
-                Training, name, lambda self, *args, name=name, method=method: calls.append(name) or method(self, *args)
-            )
+
+            def counted(self, *arguments, name=name, method=method, **options):
+                calls.append(name)
+                return method(self, *arguments, **options)
+
+            monkeypatch.setattr(Training, name, counted)
         members = [member | {"learning_rate": 1e38, "num_evaluations": num_evaluations} for member in SOFTMAX_CONFIGS]
         members = [member for member in members if member["optimizer"] != "adadelta"]
         assert {row["status"] for row, _, _ in run_fused(members)} == {"diverged"}
