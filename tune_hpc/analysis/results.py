@@ -284,7 +284,7 @@ class Results:
         where: Mapping[str, Any] | None = None,
         mode: str | None = None,
     ) -> Comparison:
-        """Compare the values of a parameter with confidence intervals and Holm correction.
+        """Compare the values of a parameter: seeds as blocks, pooled variance, Tukey's and Hsu's intervals.
 
         Args:
             parameter: A configuration column.
@@ -303,8 +303,8 @@ class Results:
             >>> comparison = load("docs/results/exercise2.softmax.shuffled").compare("optimizer", "test_accuracy")
             >>> comparison.values[["optimizer", "rank"]].tail(3)
                       optimizer  rank
-            6          nesterov     2
-            7  gradient_descent     2
+            6              ftrl     3
+            7  proximal_adagrad     3
             8          adadelta     9
         """
         return compare_values(self, parameter, metric, confidence=confidence, where=where, mode=mode)
