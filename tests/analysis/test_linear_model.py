@@ -108,6 +108,19 @@ class TestFit:
         assert is_worse(found)[1:7, 0].all()
         assert not is_worse(found)[[0, 7], [7, 0]].any()
 
+    def test_constant_value_among_large_seed_effects_is_compared(self):
+        table = studies([0, 0, 0, 0], 1, num_seeds=5, deviations=[0.01] * 4)[0]
+        table[:, 3] = -50
+        found = all_differences(table, lower_is_better=False)
+        assert is_worse(found)[3, :3].all()
+
+    def test_noisy_values_share_a_variance(self):
+        table = studies([9, 9, 9, 9, 9, 0, 0, 0, 9], 1, 5, deviations=[0.05] * 5 + [1.0] * 3 + [30])[0]
+        found = all_differences(table, lower_is_better=False)
+        assert found.model.degrees == 16
+        assert is_worse(found)[5:8, :5].all()
+        assert not is_worse(found)[8].any()
+
     def test_several_outlying_variances_do_not_mask_each_other(self):
         table = studies([0] * 8, 1, num_seeds=5, deviations=[1, 1, 1, 1, 1, 40, 40, 40])[0]
         assert all_differences(table, lower_is_better=False).model.deviation < 2
