@@ -11,6 +11,7 @@ Public names, each imported on first use, so that ``import tune_hpc`` takes mill
     compare_to_published, check_claims        agreement with published numbers and statements
     check_boundaries                          is the best configuration on the boundary of the space?
     importance, interactions                  importance of parameters, and interactions of pairs
+    selection_frequencies                     configurations that are the best with resampled seeds
     budget_curve, time_to_target              results with fewer configurations, and time to a target
     selection_bias, special_cases             selection bias, and consistency of related optimizers
     write_report                              tables, figures and one HTML page
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # for type checkers and the reference pages
     from tune_hpc.analysis.published import check_claims, compare_to_published
     from tune_hpc.analysis.results import Results, concat, load, load_all
     from tune_hpc.analysis.selection_bias import selection_bias, special_cases
+    from tune_hpc.analysis.stability import selection_frequencies
     from tune_hpc.errors import TuneHpcError
     from tune_hpc.export.exporter import export_search
     from tune_hpc.export.optuna import to_optuna
@@ -74,6 +76,7 @@ _MODULES = {
     "resume": "tune_hpc.search.runner",
     "run": "tune_hpc.search.runner",
     "run_all": "tune_hpc.search.runner",
+    "selection_frequencies": "tune_hpc.analysis.stability",
     "special_cases": "tune_hpc.analysis.selection_bias",
     "time_to_target": "tune_hpc.analysis.budget",
     "to_optuna": "tune_hpc.export.optuna",

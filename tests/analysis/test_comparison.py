@@ -36,19 +36,9 @@ def changed(results, where, **columns):
 
 
 class TestVerdicts:
-    @pytest.mark.slow
-    def test_false_positive_rate_is_nominal(self):
-        generator = np.random.default_rng(1)
-        wrong = 0
-        for _ in range(200):
-            ranking = made(dict.fromkeys("abcd", 0.9), generator=generator).compare("optimizer")
-            wrong += (ranking.pairs["verdict"] == BETTER).any()
-        # For all six pairs together: one study in twenty.
-        assert wrong / 200 <= 0.09
-
     def test_large_differences_are_ranked_correctly(self):
         generator = np.random.default_rng(2)
-        for _ in range(50):
+        for _ in range(15):
             ranking = made({"a": 0.9, "b": 0.95, "c": 0.8}, generator=generator).compare("optimizer")
             assert list(ranking.values["optimizer"]) == ["b", "a", "c"]
             assert list(ranking.values["rank"]) == [1, 2, 3]
@@ -66,16 +56,35 @@ class TestVerdicts:
         assert verdicts[frozenset("ab")] == verdicts[frozenset("cd")] == TIE
         assert list(verdicts.values()).count(BETTER) == 4
 
-    def test_unbeaten_values_are_tied_for_the_best_and_sorted_first(self):
+    def test_value_with_an_outlying_deviation_keeps_it(self):
         generator = np.random.default_rng(4)
         results = made({"a": 0.95, "b": 0.95, "c": 0.948, "d": 0.947}, deviation=0.0002, generator=generator)
-        # A value with a larger deviation ties with the best despite its lower mean.
         is_d = results.trials["optimizer"] == "d"
-        wide = changed(results, is_d, test_accuracy=[0.93, 0.96, 0.94, 0.955, 0.95])
-        values = wide.compare("optimizer").values
-        assert set(values["optimizer"][:3]) == {"a", "b", "d"}
-        assert list(values["rank"]) == [1, 1, 1, 3]
-        assert values["is_tied_for_best"].tolist() == [True, True, True, False]
+        ranking = changed(results, is_d, test_accuracy=[0.93, 0.96, 0.94, 0.955, 0.95]).compare("optimizer")
+        # It ties with the best despite its lower mean, and the others differ by their small deviation.
+        assert set(ranking.values["optimizer"][:3]) == {"a", "b", "d"}
+        assert list(ranking.values["rank"]) == [1, 1, 1, 3]
+        assert ranking.values["is_tied_for_best"].tolist() == [True, True, True, False]
+        assert ranking.model.deviation < 0.0004
+
+    def test_values_that_may_be_best_are_those_of_hsu(self):
+        values = made({"a": 0.95, "b": 0.95, "c": 0.5}, deviation=0.001).compare("optimizer").values
+        values = values.set_index("optimizer")
+        assert values["may_be_best"].tolist() == [True, True, False]
+        assert values.loc["c", "lead_high"] == 0
+        assert values.loc["c", "lead_low"] == pytest.approx(-0.45, abs=0.005)
+        assert (values.loc[["a", "b"], "lead_low"] < 0).all()
+
+    def test_failed_seed_is_a_missing_cell(self):
+        results = made({"a": 0.90, "b": 0.91, "c": 0.92}, deviation=0.0005, shared=0.05)
+        first = results.trials.index[results.trials["optimizer"] == "c"][0]
+        ranking = changed(results, first, status="failed", test_accuracy=np.nan).compare("optimizer")
+        assert ranking.values.set_index("optimizer")["num_seeds"].to_dict() == {"a": 5, "b": 5, "c": 4}
+        assert ranking.model.degrees == 7
+        # The difference is adjusted for the missing seed, whose deviation is larger than the difference.
+        pair = ranking.pairs.set_index(["first", "second"]).loc["c", "b"]
+        assert (pair["verdict"], pair["num_pairs"]) == (BETTER, 4)
+        assert pair["difference"] == pytest.approx(0.01, abs=0.002)
 
     def test_pairing_removes_the_variation_that_seeds_share(self):
         truth = {"a": 0.90, "b": 0.91}
@@ -90,17 +99,6 @@ class TestVerdicts:
         results = made({"a": 0.9, "b": 0.2}, metric="test_loss", mode="min")
         assert results.compare("optimizer").values["optimizer"].tolist() == ["b", "a"]
         assert made({"a": 0.9, "b": 0.2}, metric="x", mode="min").compare("optimizer").lower_is_better
-
-    @pytest.mark.slow
-    def test_intervals_of_all_pairs_are_simultaneous(self):
-        generator = np.random.default_rng(3)
-        num_covered = 0
-        for _ in range(200):
-            pairs = made({"a": 0.9, "b": 0.91, "c": 0.92}, generator=generator).compare("optimizer").pairs
-            truth = {"a": 0.9, "b": 0.91, "c": 0.92}
-            difference = pairs["first"].map(truth) - pairs["second"].map(truth)
-            num_covered += ((pairs["low"] <= difference) & (difference <= pairs["high"])).all()
-        assert 0.91 <= num_covered / 200 <= 1
 
 
 class TestConfigurations:
@@ -209,17 +207,17 @@ class TestFewTrials:
 class TestSentences:
     def test_clear_winner_is_significant(self):
         sentences = made({"a": 0.9, "b": 0.95, "c": 0.8}, deviation=0.001).compare("optimizer").sentences()
-        assert sentences[0].startswith("b is significantly the best optimizer: test accuracy 0.9")
+        assert sentences[0].startswith("b is the best optimizer at 95 %: test accuracy 0.9")
         assert "95 % interval" in sentences[0]
-        assert sentences[1].startswith("a and c are significantly worse than one of the best: a is 0.0")
+        assert sentences[1].startswith("a and c are worse at 95 %: a is 0.0")
 
     def test_ties_are_reported_with_the_detectable_difference(self):
         ranking = made({"a": 0.95, "b": 0.95, "c": 0.5}, rates=(0.1, 1), deviation=0.001).compare("optimizer")
         sentences = ranking.sentences()
-        assert sentences[0].startswith("a and b tie for the best optimizer: a has test accuracy 0.95")
-        assert sentences[1].startswith("c is significantly worse than one of the best: c is 0.4")
+        assert sentences[0].startswith("a and b tie for the best optimizer at 95 %: a has test accuracy 0.95")
+        assert sentences[1].startswith("c is worse at 95 %: c is 0.4")
         assert sentences[2].startswith("Differences below about 0.00")
-        assert sentences[2].endswith(" are not detectable with these seeds.")
+        assert sentences[2].endswith(" are rarely detectable with these seeds (power below 80 %).")
         assert sentences[3].startswith(
             "Each value is represented by the best of up to 2 configurations, selected on the same seeds"
         )

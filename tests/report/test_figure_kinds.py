@@ -106,7 +106,7 @@ def test_tied_cells_are_those_of_a_comparison(trial, results_of):
     ties = set(ranking.loc[ranking["rank"] == 1, "learning_rate"])
     assert set(table.loc[tied | table["is_best"], "x"]) == ties == {0.1, 0.2}
     sheet = figures.draw(results, {**HEAT, "metrics": ["test_loss"], "line": "batch_size"})[0]
-    assert "Dashed: cells that do not differ significantly from it" in sheet.caption
+    assert "Dashed: cells that tie with it at 95 %" in sheet.caption
     assert "tied with the best" in legend_texts(sheet)
     one_seed = results_of(*trials[::5])
     table = heat_table(one_seed, "test_loss", "learning_rate", "batch_size", {})

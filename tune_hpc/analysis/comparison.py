@@ -1,9 +1,10 @@
-"""Compare the values of a parameter with confidence intervals and Holm correction; interactions of parameters.
+"""Compare the values of a parameter with an additive linear model; interactions of parameters.
 
-Each value is represented by its best configuration by the experiment's metric, with the seeds as repeats. Two values
-that ran with the same seeds are compared pairwise, because a seed fixes data order and initial weights. The p-values of
-all pairs are corrected together (Holm), and their intervals are simultaneous (Bonferroni). A configuration that was
-selected on these seeds is biased upwards; ``tune_hpc.compare`` reruns the winners with fresh seeds.
+Each value is represented by its best configuration by the experiment's metric, with the seeds as repeats. All values
+share one model (``linear_model``): seeds are blocks, and the residual variance is pooled. Ranks, ties, the heat map and
+the check of boundaries use the same simultaneous intervals of all pairs (Tukey-Kramer). The values that may be the best
+are those of Hsu's multiple comparisons with the best. A configuration that was selected on these seeds is biased
+upwards; ``tune_hpc.compare`` reruns the winners with fresh seeds.
 """
 
 import itertools
@@ -22,14 +23,15 @@ from tune_hpc.analysis.aggregation import (
     trial_values,
 )
 from tune_hpc.analysis.formatting import display_name, format_metric, format_number, format_value
-from tune_hpc.analysis.intervals import Difference, holm, mean_interval, paired_difference, welch_difference
+from tune_hpc.analysis.intervals import POWER, mean_interval
+from tune_hpc.analysis.linear_model import AdditiveModel, Differences, all_differences
 from tune_hpc.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from tune_hpc.analysis.results import Results
 
 BETTER, TIE, INCONCLUSIVE = "better", "tie", "inconclusive"
-#: Maximum number of values; the correction for all pairs of more leaves no significant difference.
+#: Maximum number of values.
 MAX_VALUES = 100
 #: Maximum number of parameters in an analysis of pairs.
 MAX_CROSSED = 50
@@ -45,13 +47,17 @@ class Comparison:
         lower_is_better: Whether lower values of the metric are better.
         confidence: Confidence level of all intervals and verdicts.
         values: One row per value, by rank and mean: the value, the other parameters of its configuration,
-            ``num_seeds``, ``mean``, ``deviation``, ``low`` and ``high`` (of the mean; Student's), ``rank`` (1 plus the
-            number of significantly better values; missing if a comparison is inconclusive), ``is_tied_for_best`` (rank
-            1, shared), ``num_configurations`` that it was selected from, ``num_diverged`` trials among them.
-        pairs: One row per pair: ``first``, ``second`` (the better mean first), ``difference`` (first less second),
-            ``low`` and ``high`` (simultaneous for all pairs), ``p``, ``p_corrected``, ``num_pairs`` (0: not paired),
-            ``min_detectable_difference`` (with probability 0.8), ``verdict``: the first is ``better``, the values
-            ``tie``, or the comparison is ``inconclusive``.
+            ``num_seeds``, ``mean``, ``deviation``, ``low`` and ``high`` (of the mean over its seeds; Student's),
+            ``rank`` (1 plus the number of significantly better values; missing if a comparison is inconclusive),
+            ``is_tied_for_best`` (rank 1, shared), ``may_be_best`` (Hsu; missing without a variance), ``lead_low`` and
+            ``lead_high`` (lead over the best of the others, negative if worse; Hsu's simultaneous interval),
+            ``num_configurations`` that it was selected from, ``num_diverged`` trials among them.
+        pairs: One row per pair: ``first``, ``second`` (the better mean first), ``difference`` (first less second,
+            adjusted for missing seeds), ``low`` and ``high`` (simultaneous for all pairs; Tukey-Kramer), ``p``
+            (adjusted), ``num_pairs`` (seeds that are blocks; 0: none are), ``min_detectable_difference`` (with
+            probability 0.8), ``verdict``: the first is ``better``, the values ``tie``, or the comparison is
+            ``inconclusive``.
+        model: Fit of all values, or of those without an outlying variance: residual ``deviation`` and ``degrees``.
     """
 
     parameter: str
@@ -60,12 +66,13 @@ class Comparison:
     confidence: float
     values: pd.DataFrame
     pairs: pd.DataFrame
+    model: AdditiveModel
 
     def sentences(self) -> list[str]:
         """Return the findings, most important first."""
         if self.values.empty:
             return [f"No value of {display_name(self.parameter)} has a {display_name(self.metric)}."]
-        sentences = [self._best(), self._worse(), self._power(), self._selection()]
+        sentences = [self._best(), self._worse(), self._candidates(), self._power(), self._selection()]
         return [sentence for sentence in sentences if sentence]
 
     def __str__(self) -> str:
@@ -81,8 +88,7 @@ class Comparison:
         text = f"{display_name(self.metric)} {format_metric(best['mean'], self.metric)}"
         if not np.isnan(best["low"]):
             low, high = (format_metric(best[end], self.metric) for end in ("low", "high"))
-            confidence = format_number(100 * self.confidence)
-            text += f" ({confidence} % interval {low} to {high}, {best['num_seeds']} seeds)"
+            text += f" ({self._level} interval {low} to {high}, {best['num_seeds']} seeds)"
         if len(self.values) == 1:
             return f"Only {label} {value} has a value: {text}."
         is_inconclusive = self.pairs.loc[_equals(self.pairs["first"], best[self.parameter]), "verdict"] == INCONCLUSIVE
@@ -98,15 +104,15 @@ class Comparison:
             return f"{label} {value} has the best {text}; {reason}."
         tied = self.values.loc[self.values["is_tied_for_best"].fillna(False).astype(bool), self.parameter]
         if len(tied) > 1:
-            return f"{_enumerate(tied)} tie for the best {label}: {value} has {text}."
-        return f"{value} is significantly the best {label}: {text}."
+            return f"{_enumerate(tied)} tie for the best {label} at {self._level}: {value} has {text}."
+        return f"{value} is the best {label} at {self._level}: {text}."
 
     def _worse(self) -> str:
         worse = self.values.loc[(self.values["rank"] > 1).fillna(False).astype(bool), self.parameter]
         if worse.empty:
             return ""
         verb = "is" if len(worse) == 1 else "are"
-        text = f"{_enumerate(worse)} {verb} significantly worse than one of the best"
+        text = f"{_enumerate(worse)} {verb} worse at {self._level}"
         is_of_best = _equals(self.pairs["first"], self.values.iloc[0][self.parameter])
         beaten = self.pairs[is_of_best & (self.pairs["verdict"] == BETTER)]
         if beaten.empty:
@@ -117,12 +123,28 @@ class Comparison:
         difference, low, high = (format_metric(abs(x), self.metric) for x in (nearest["difference"], low, high))
         return f"{text}: {second} is {difference} away from {first} ({low} to {high})."
 
+    def _candidates(self) -> str:
+        may_be_best = self.values["may_be_best"].fillna(True).astype(bool)
+        if may_be_best.sum() >= self.values["rank"].eq(1).sum():
+            return ""
+        names = _enumerate(self.values.loc[may_be_best, self.parameter])
+        return (
+            f"Only {names} may be better than all others at {self._level} (Hsu's multiple comparisons with the best)."
+        )
+
     def _power(self) -> str:
         ties = self.pairs[self.pairs["verdict"] == TIE]
         detectable = ties["min_detectable_difference"].median()
         if ties.empty or np.isnan(detectable) or detectable == 0:
             return ""
-        return f"Differences below about {format_metric(detectable, self.metric)} are not detectable with these seeds."
+        return (
+            f"Differences below about {format_metric(detectable, self.metric)} are rarely detectable with these seeds "
+            f"(power below {format_number(100 * POWER)} %)."
+        )
+
+    @property
+    def _level(self) -> str:
+        return f"{format_number(100 * self.confidence)} %"
 
     def _selection(self) -> str:
         num_configurations = int(self.values["num_configurations"].max())
@@ -164,8 +186,11 @@ def compare_values(
     lower = results.is_lower_better(metric, mode)
     candidates = _candidates(results, parameter, metric)
     candidates.sort(key=lambda candidate: candidate.repeats.mean() if lower else -candidate.repeats.mean())
-    pairs = _pairs(candidates, confidence)
-    return Comparison(parameter, metric, lower, confidence, _values(candidates, pairs, parameter, confidence), pairs)
+    samples = pd.DataFrame({number: candidate.repeats for number, candidate in enumerate(candidates)})
+    found = all_differences(samples, lower, confidence)
+    pairs = _pairs(candidates, found, lower, confidence)
+    values = _values(candidates, pairs, found, parameter, confidence)
+    return Comparison(parameter, metric, lower, confidence, values, pairs, found.model)
 
 
 def _candidates(results: "Results", parameter: str, metric: str) -> list[_Candidate]:
@@ -196,35 +221,29 @@ def _candidates(results: "Results", parameter: str, metric: str) -> list[_Candid
     return candidates
 
 
-def compare_samples(first: pd.Series, second: pd.Series, confidence: float) -> Difference:
-    """Compare two metrics by seed: paired if both have the same two or more seeds, else unpaired."""
-    shared = first.index.intersection(second.index)
-    if len(shared) == len(first) == len(second) and len(shared) > 1:
-        paired = paired_difference(first[shared], second[shared], confidence)
-        if not np.isnan(paired.p):
-            return paired
-        # All differences are equal, which can be a coincidence of accuracies on few images.
-    return welch_difference(first, second, confidence)
-
-
-def _pairs(candidates: list[_Candidate], confidence: float) -> pd.DataFrame:
-    num_pairs = max(1, len(candidates) * (len(candidates) - 1) // 2)
-    simultaneous = 1 - (1 - confidence) / num_pairs
+def _pairs(
+    candidates: list[_Candidate], found: Differences, lower_is_better: bool, confidence: float
+) -> pd.DataFrame:  # fmt: skip
     rows = []
-    for first, second in itertools.combinations(candidates, 2):
-        found = compare_samples(first.repeats, second.repeats, simultaneous)
-        bounds = (found.interval.mean, found.interval.low, found.interval.high)
-        rows.append((first.value, second.value, *bounds, found.p, found.num_pairs, found.min_detectable))
-    columns = ["first", "second", "difference", "low", "high", "p", "num_pairs", "min_detectable_difference"]
-    df = pd.DataFrame(rows, columns=columns)
-    df.insert(6, "p_corrected", holm(df["p"]))
-    verdict = np.where(df["p_corrected"] < 1 - confidence, BETTER, TIE)
-    return df.assign(verdict=np.where(df["p_corrected"].isna(), INCONCLUSIVE, verdict))
+    for i, j in itertools.combinations(range(len(candidates)), 2):
+        # An adjustment for missing seeds can change the order of two means.
+        first, second = (j, i) if found.difference[i, j] * (1 if lower_is_better else -1) > 0 else (i, j)
+        difference, half, p = (matrix[first, second] for matrix in (found.difference, found.half, found.p))
+        values = candidates[first].value, candidates[second].value
+        shared = candidates[i].repeats.index.intersection(candidates[j].repeats.index)
+        num_pairs = len(shared) if found.model.has_blocks else 0
+        verdict = INCONCLUSIVE if np.isnan(p) else BETTER if p < 1 - confidence else TIE
+        numbers = (difference, difference - half, difference + half, p, num_pairs, found.min_detectable[i, j])
+        rows.append((*values, *numbers, verdict))
+    columns = ["difference", "low", "high", "p", "num_pairs", "min_detectable_difference", "verdict"]
+    return pd.DataFrame(rows, columns=["first", "second", *columns])
 
 
-def _values(candidates: list[_Candidate], pairs: pd.DataFrame, parameter: str, confidence: float) -> pd.DataFrame:
+def _values(
+    candidates: list[_Candidate], pairs: pd.DataFrame, found: Differences, parameter: str, confidence: float
+) -> pd.DataFrame:
     rows = []
-    for candidate in candidates:
+    for candidate, lead_low, lead_high in zip(candidates, found.lead_low, found.lead_high, strict=True):
         interval = mean_interval(candidate.repeats, confidence)
         is_second = _equals(pairs["second"], candidate.value)
         verdicts = pairs.loc[is_second | _equals(pairs["first"], candidate.value), "verdict"]
@@ -235,13 +254,16 @@ def _values(candidates: list[_Candidate], pairs: pd.DataFrame, parameter: str, c
                 parameter: candidate.value, **candidate.others, "num_seeds": len(candidate.repeats),
                 "mean": interval.mean, "deviation": candidate.repeats.std(), "low": interval.low, "high": interval.high,
                 "rank": 1 + num_better if is_ranked else pd.NA,
+                "may_be_best": pd.NA if np.isnan(lead_high) else lead_high > 0,
+                "lead_low": lead_low, "lead_high": lead_high,
                 "num_configurations": candidate.num_configurations, "num_diverged": candidate.num_diverged,
             }
         )  # fmt: skip
     others = list(candidates[0].others) if candidates else []
     columns = [parameter, *others, "num_seeds", "mean", "deviation", "low", "high", "rank"]
-    df = pd.DataFrame(rows, columns=[*columns, "num_configurations", "num_diverged"])
-    df["rank"] = df["rank"].astype("Int64")
+    leads = ["may_be_best", "lead_low", "lead_high"]
+    df = pd.DataFrame(rows, columns=[*columns, *leads, "num_configurations", "num_diverged"])
+    df = df.astype({"rank": "Int64", "may_be_best": "boolean"})
     is_best = df["rank"] == 1
     df.insert(len(columns), "is_tied_for_best", (is_best & (is_best.sum() > 1)).astype("boolean"))
     return df.sort_values("rank", kind="stable", ignore_index=True)

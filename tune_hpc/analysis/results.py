@@ -49,6 +49,7 @@ from tune_hpc.analysis.aggregation import (
 from tune_hpc.analysis.comparison import Comparison, compare_values
 from tune_hpc.analysis.frame_query import csv_text, with_nullable_integers
 from tune_hpc.analysis.frames import STATUSES, generations_frame, read_folder, rungs_frame, write_parquet
+from tune_hpc.analysis.stability import rung_correlation
 from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiment, find_experiments
 from tune_hpc.storage.filesystem import Storage
@@ -340,7 +341,7 @@ class Results:
         where: Mapping[str, Any] | None = None,
         mode: str | None = None,
     ) -> Comparison:
-        """Compare the values of a parameter with confidence intervals and Holm correction.
+        """Compare the values of a parameter: seeds as blocks, pooled variance, Tukey's and Hsu's intervals.
 
         Args:
             parameter: A configuration column.
@@ -359,8 +360,8 @@ class Results:
             >>> comparison = load("docs/results/exercise2.softmax.shuffled").compare("optimizer", "test_accuracy")
             >>> comparison.values[["optimizer", "rank"]].tail(3)
                       optimizer  rank
-            6          nesterov     2
-            7  gradient_descent     2
+            6              ftrl     3
+            7  proximal_adagrad     3
             8          adadelta     9
         """
         return compare_values(self, parameter, metric, confidence=confidence, where=where, mode=mode)
@@ -426,6 +427,22 @@ class Results:
         """
         file = self._scheduler_file("rungs", "no rungs; search with scheduler='asha'")
         return rungs_frame(file, max(1, len(self.experiment["seeds"])))
+
+    def rung_correlation(self) -> pd.DataFrame:
+        """Compare the ranking of configurations at the rungs of ``asha`` with the final one.
+
+        A search without a scheduler shows what successive halving would have stopped. Configurations count if all seeds
+        ran to the last step of the search.
+
+        Returns:
+            One row per rung: ``step`` (the first measured one at 1/27, 1/9 and 1/3 of the steps), ``fraction`` of the
+            steps, ``kendall_tau`` (rank correlation with the final values), ``num_configurations``, ``num_kept``,
+            ``best_rank`` (at the rung, of the configuration that is the best at the end) and ``keeps_best``.
+
+        Raises:
+            UnknownNameError: The history has no such metric, or there are fewer than two steps or three configurations.
+        """
+        return rung_correlation(self)
 
     def _scheduler_file(self, name: str, problem: str) -> Path:
         file: Path = getattr(ExperimentFolder(self.folder or ""), name)

@@ -46,6 +46,8 @@ from tune_hpc.report.tables import MEASURED_LINK, cost_pareto_front, min_efficie
 _NO_OPTION = "none"
 #: Smallest selection bias that is reported: half the last printed digit.
 _MIN_SELECTION_BIAS = 5e-5
+#: Smallest number of configurations at a rung for a warning.
+_MIN_RUNG = 9
 
 
 def findings(
@@ -67,7 +69,7 @@ def findings(
     if is_scaling(results):
         parts += [_speedup(results), _prediction(results), _widths(results), _cost(results), _options(results)]
     else:
-        parts += [_boundaries(results), _worse_values(results, special)]
+        parts += [_boundaries(results), _rungs(results), _worse_values(results, special)]
     sentences: list[str] = []
     for part in parts:
         # The results do not allow every analysis.
@@ -196,6 +198,21 @@ def _boundaries(results: Results) -> Iterator[str]:
             f"The best {display_name(row['parameter'])}, {format_value(row['best'], 4)}, is on the "
             f"{'lower' if row['edge'] == 'low' else 'upper'} boundary of the search space; search next: "
             f"{row['suggestion']}."
+        )
+
+
+def _rungs(results: Results) -> Iterator[str]:
+    """Warn of rungs of ``asha`` that would have stopped the best configuration of a search without a scheduler."""
+    if results.experiment.get("scheduler", "none") != "none":
+        return
+    table = results.rung_correlation()
+    table = table[~table["keeps_best"] & (table["num_configurations"] >= _MIN_RUNG)]
+    if len(table):
+        ranks = ", ".join(f"{row['best_rank']} at step {row['step']}" for row in table.to_dict("records"))
+        num_kept, num_configurations = table[["num_kept", "num_configurations"]].iloc[0]
+        yield (
+            f"The scheduler asha would have stopped the best configuration: its rank is {ranks}, and a rung keeps "
+            f"{num_kept} of {num_configurations}."
         )
 
 

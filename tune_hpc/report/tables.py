@@ -255,16 +255,18 @@ def _sorted(df: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def values_table(comparison: Comparison) -> pd.DataFrame:
     """Return the values of a comparison without uninformative columns."""
-    df = comparison.values.drop(columns=["is_tied_for_best"])
+    df = comparison.values.drop(columns=["is_tied_for_best", "may_be_best"])
     for name, trivial in (("num_configurations", 1), ("num_diverged", 0)):
         if df[name].max() <= trivial:
             df = df.drop(columns=name)
-    return _with_metrics(df, dict.fromkeys(("mean", "deviation", "low", "high"), comparison.metric))
+    return _with_metrics(
+        df, dict.fromkeys(("mean", "deviation", "low", "high", "lead_low", "lead_high"), comparison.metric)
+    )
 
 
 def pairs_table(comparison: Comparison) -> pd.DataFrame:
     """Return the pairs of a comparison."""
-    df = comparison.pairs[["first", "second", "difference", "low", "high", "p_corrected", "num_pairs", "verdict"]]
+    df = comparison.pairs[["first", "second", "difference", "low", "high", "p", "num_pairs", "verdict"]]
     return _with_metrics(df.copy(), dict.fromkeys(("difference", "low", "high"), comparison.metric))
 
 

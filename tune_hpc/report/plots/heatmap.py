@@ -11,8 +11,8 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import Patch, Rectangle
 
 from tune_hpc.analysis.aggregation import aggregate_seeds, is_crossed_design, row_mask, trial_values
-from tune_hpc.analysis.comparison import compare_samples
 from tune_hpc.analysis.formatting import axis_label, display_name
+from tune_hpc.analysis.linear_model import all_differences
 from tune_hpc.analysis.results import Results
 from tune_hpc.report.plots.layout import (
     CaptionedFigure,
@@ -83,19 +83,18 @@ def heat_table(results: Results, metric: str, x: str, y: str, where: Mapping[str
 
 
 def tied_with_best(results: Results, metric: str, table: pd.DataFrame) -> pd.Series:
-    """Return which cells do not differ significantly from the best cell.
+    """Return which cells tie with the best cell at 95 %: the rule of ``Results.compare``, for all cells with a value.
 
-    Each cell is compared with the best at 95 % confidence, paired by seed if they share seeds. There is no correction
-    for the number of cells: with it, three seeds separate almost nothing. With one seed, no cell is tied.
+    Without a variance, as with one seed, no cell is tied.
     """
     tied = pd.Series(False, index=table.index)
-    others = table.index[~table["is_best"] & table["value"].notna() & ~table["is_partial"]]
-    if not table["is_best"].any() or others.empty:
+    cells = table[table["value"].notna() & ~table["is_partial"]]
+    if not table["is_best"].any() or len(cells) < 2:
         return tied
-    by_seed = trial_values(results, [metric]).groupby(["configuration", "seed"])[metric].mean().dropna()
-    best = by_seed[table.loc[table["is_best"], "configuration"].item()]
-    p = [compare_samples(best, by_seed[table.loc[cell, "configuration"]], CONFIDENCE).p for cell in others]
-    tied[others] = np.array(p) >= 1 - CONFIDENCE
+    by_seed = trial_values(results, [metric]).pivot_table(metric, "seed", "configuration")
+    found = all_differences(by_seed[cells["configuration"]], results.is_lower_better(metric), CONFIDENCE)
+    p = found.p[np.flatnonzero(cells["is_best"])[0]]
+    tied[cells.index] = (p >= 1 - CONFIDENCE) & ~cells["is_best"]
     return tied
 
 
@@ -197,7 +196,7 @@ def _notes(results: Results, metric: str, table: pd.DataFrame, norm: Normalize, 
     if table["is_best"].any():
         yield "Framed: the best cell."
     if table["is_tied"].any():
-        yield "Dashed: cells that do not differ significantly from it (95 %, each by itself)."
+        yield "Dashed: cells that tie with it at 95 % (Tukey)."
     if (table["num_configurations"] > 1).any():
         yield "Where other parameters vary, too, a cell is the best configuration's."
     if table["is_partial"].any():
