@@ -3,7 +3,8 @@
     python benchmarks/reproduction.py run [NAME ...]     # missing results, into docs/results
     python benchmarks/reproduction.py write              # docs/reproduction.md and its figures, from docs/results
 
-Each run is a command of ``tune-hpc``, which the page shows beside the numbers. docs/results/NAME is its experiment
+Each run is a command of ``tune-hpc``, which the page shows beside the numbers. Its folder is runs/reproduction/NAME: an
+interrupted run resumes with the same command. docs/results/NAME is its experiment
 folder in compact form: all trials, and the history rows with more than the training loss. benchmarks/gpu.py has the
 full-size runs for a GPU.
 """
@@ -68,8 +69,8 @@ RUNS = (
     Run("exercise3.baseline", ("exercise3.baseline", *_FULL, "--seeds", "3"), 4),
     Run("exercise3.batch_size_single_pass", ("exercise3.batch_size_single_pass", *_FULL), 25),
     Run("exercise3.batch_size_shuffled", ("exercise3.batch_size_shuffled", *_FULL), 45),
-    Run("exercise3.decay", ("exercise3.decay", *_SMALL), 2),
-    Run("exercise3.learning_rate", ("exercise3.learning_rate", *_SMALL), 8),
+    Run("exercise3.decay", ("exercise3.decay", *_FULL), 13),
+    Run("exercise3.learning_rate", ("exercise3.learning_rate", *_FULL), 115),
     Run("exercise3.dropout", ("exercise3.dropout", *_SMALL), 13),
     Run("exercise3.winner", ("exercise3.winner", *_FULL, "--seeds", "3"), 25),
     Run("exercise4", ("exercise4",), 2),
@@ -109,11 +110,11 @@ def run(entry: Run, parent: Path) -> None:
     Raises:
         CalledProcessError: The command failed. Its output is above.
     """
+    folder = ROOT / "runs" / "reproduction" / entry.name
+    command = [sys.executable, "-m", "tune_hpc.cli", "run", *entry.arguments]
+    subprocess.run([*command, "--output-dir", str(folder), "--resume", "--no-report"], check=True, cwd=ROOT)
+    results = load(folder)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "run"
-        command = [sys.executable, "-m", "tune_hpc.cli", "run", *entry.arguments]
-        subprocess.run([*command, "--output-dir", str(folder), "--no-report"], check=True, cwd=ROOT)
-        results = load(folder)
         description = dict(results.experiment)
         provenance = description["provenance"]
         machine = {**provenance["machine"], "host": None}

@@ -53,8 +53,6 @@ NOTES = {
     "exercise2.softmax.shuffled": "Here the images are shuffled every epoch. In their stored order, with zero initial "
     "weights, a seed has no effect.",
     "exercise2.cnn": "Here at an eighth of its width, for two cores.",
-    "exercise3.decay": "Here at an eighth of the network's width and a fifth of the steps, for two cores.",
-    "exercise3.learning_rate": "Here at an eighth of the network's width and a fifth of the steps, for two cores.",
     "exercise3.dropout": "Here at an eighth of the network's width and a fifth of the steps, for two cores.",
 }
 #: Minimum number of published numbers for a figure.
