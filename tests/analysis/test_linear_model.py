@@ -129,15 +129,40 @@ class TestFit:
 @pytest.mark.parametrize(
     ("folder", "parameter", "metric", "tied", "degrees", "half"),
     [
-        ("tests/data/reduced/exercise3.dropout", "dropout", "best_test_accuracy", [0, 0.1, 0.2, 0.3, 0.4, 0.5], 18, 0.0031),
-        ("tests/data/reduced/exercise3.learning_rate", "learning_rate", "best_test_accuracy", [9e-4, 10e-4], 16, 0.0032),
         (
-            "docs/results/exercise2.cnn", "optimizer", "test_accuracy",
-            ["adagrad", "adam", "nesterov", "proximal_adagrad", "rmsprop"], 16, 0.0132,
+            "tests/data/reduced/exercise3.dropout",
+            "dropout",
+            "best_test_accuracy",
+            [0, 0.1, 0.2, 0.3, 0.4, 0.5],
+            18,
+            0.0031,
         ),
-        ("docs/results/exercise2.softmax.shuffled", "optimizer", "test_accuracy", ["adam", "nesterov", "rmsprop"], 32, 0.0041),
+        (
+            "tests/data/reduced/exercise3.learning_rate",
+            "learning_rate",
+            "best_test_accuracy",
+            [9e-4, 10e-4],
+            16,
+            0.0032,
+        ),
+        (
+            "docs/results/exercise2.cnn",
+            "optimizer",
+            "test_accuracy",
+            ["adagrad", "adam", "nesterov", "proximal_adagrad", "rmsprop"],
+            16,
+            0.0132,
+        ),
+        (
+            "docs/results/exercise2.softmax.shuffled",
+            "optimizer",
+            "test_accuracy",
+            ["adam", "nesterov", "rmsprop"],
+            32,
+            0.0041,
+        ),
     ],
-)  # fmt: skip
+)
 def test_published_searches_have_the_ties_of_a_hand_computation(folder, parameter, metric, tied, degrees, half):
     comparison = load(folder).compare(parameter, metric)
     is_best = comparison.values["rank"] == 1
