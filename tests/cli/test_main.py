@@ -597,3 +597,16 @@ class TestResumeCommands:
         assert [line.partition("resume: ")[2] for line in stop("mine:experiment")] == [
             f"tune-hpc resume {folder / 'out'}"
         ]
+
+
+@pytest.mark.parametrize("num_finished", [0, 1])
+def test_show_prints_the_first_error(folder, capsys, num_finished):
+    rows = [{"trial_id": f"t{n:05d}", "status": "failed", "x": n, "error": "ValueError: no data"} for n in range(2)]
+    rows += [{"trial_id": "t00009", "status": "finished", "x": 9, "loss": 0.25}] * num_finished
+    experiment = {"name": "mine", "metric": "loss", "mode": "min", "config_keys": ["x"], "state": "finished"}
+    made = ExperimentFolder(folder / "run")
+    made.claim("mine")
+    made.write(experiment)
+    write_frames(made, trials_frame(rows, ["x"]), pd.DataFrame({"trial_id": [], "step": []}))
+    assert cli.main(["show", str(made.path)]) == 0
+    assert f"mine: 2 of {2 + num_finished} trials failed, t00000: ValueError: no data" in capsys.readouterr().out

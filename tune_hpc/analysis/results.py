@@ -140,6 +140,11 @@ class Results:
         where = f"; logs: {folder.uri}/logs" if folder and folder.storage.list_names(folder.logs) else ""
         return f"{self.counts()['failed']} of {len(self.trials)} trials failed, {self.first_error}{where}"
 
+    @property
+    def _has_only_failures(self) -> bool:
+        """Whether trials failed and none completed."""
+        return bool(self.failures) and not self.trials["status"].isin(COMPLETED).any()
+
     def top(self, n: int = 10, metric: str | None = None, mode: str | None = None) -> pd.DataFrame:
         """Return the best ``n`` configurations, best first; none with a diverged or failed seed.
 
@@ -201,7 +206,8 @@ class Results:
         self._check_column(metric)
         completed = self.trials[self.trials["status"].isin(COMPLETED)].dropna(subset=[metric])
         if completed.empty:
-            raise UnknownNameError(f"no trial of {self.name} finished with a value of {metric}")
+            reason = self.failures or describe_statuses(self) or "no trials"
+            raise UnknownNameError(f"no trial of {self.name} finished with a value of {metric}: {reason}")
         return completed.sort_values(metric, ascending=self.is_lower_better(metric, mode), kind="stable").iloc[0]
 
     def best_checkpoint(self) -> Path:
@@ -261,7 +267,7 @@ class Results:
         if ranked.empty:
             raise UnknownNameError(
                 f"no configuration of {self.name} has a value of {metric or self.metric} and neither a diverged nor a "
-                f"failed seed ({describe_statuses(self) or 'no trials'})"
+                f"failed seed ({self.failures or describe_statuses(self) or 'no trials'})"
             )
         return ranked.iloc[0]
 
@@ -271,6 +277,8 @@ class Results:
         return sort_configurations(self, aggregate_seeds(self, [metric]), metric, mode)
 
     def _check_column(self, metric: str) -> None:
+        if metric not in self.trials and self._has_only_failures:
+            raise UnknownNameError(f"no trial of {self.name} has a value of {metric}: {self.failures}")
         if metric not in self.trials:
             raise UnknownNameError(
                 f"no column {metric!r} in the trials of {self.name}; there are {', '.join(map(str, self.trials))}"
@@ -376,6 +384,8 @@ class Results:
             names = searched_parameters(self)
             config = ", ".join(f"{name}={best[name]}" for name in names if pd.notna(best[name]))
             summary += f"; best {self.metric} {best[self.metric]:.4g}" + (f" with {config}" if config else "")
+        if self._has_only_failures:
+            summary += f"; {self.failures}"
         return summary
 
     def _top(self) -> pd.DataFrame:

@@ -312,6 +312,8 @@ def _show(flags: argparse.Namespace) -> int:
         raise InvalidExperimentError(f"-n must be at least 1; got {flags.n}")
     for results in load_all(flags.folder):
         print(_summary(results, flags.metric, flags.mode))
+        if results.failures:
+            print(f"{results.name}: {results.failures}")
         print(to_markdown(best_configurations(results, flags.n, flags.metric, flags.mode)), end="\n\n")
         for status in ("failed", "diverged", "running"):
             trials = trials_with_status(results, status).head(flags.n)
