@@ -456,6 +456,16 @@ def test_run_prints_the_first_error_and_the_folder_of_the_logs(folder, capsys):
     assert "mine.train: 1 of 1 trials failed, t00000: ZeroDivisionError" in capsys.readouterr().out
 
 
+def test_search_that_a_target_stops_before_its_first_trial_is_no_failure(folder, capsys):
+    (folder / "mine.py").write_text(f"{MINE}both = [experiment, experiment.replace(name='second')]\n")
+    flags = ["--local", "--no-report", "--output-dir"]
+    assert cli.main(["run", "mine:both", "--target", "1", *flags, "early"]) == cli.SUCCESS
+    assert "second: no trials" in capsys.readouterr().out
+    (folder / "mine.py").write_text(f"{MINE.replace('report(1,', '1 / 0; report(1,')}both = [experiment]\n")
+    sys.modules.pop("mine")
+    assert cli.main(["run", "mine:both", "--max-failures", "1", *flags, "failed"]) == cli.FAILURE
+
+
 def test_interrupt_is_reported_in_one_line(monkeypatch, capsys):
     def interrupt(*arguments):
         raise KeyboardInterrupt

@@ -281,10 +281,16 @@ def _print_summary(results: Sequence["Results"], page: Path | None) -> int:
         return TERMINATED
     if any(one.experiment["state"] == "interrupted" for one in results):
         return INTERRUPTED
-    has_failed = any(
-        one.experiment.get("has_failed") or not {"finished", "stopped"} & set(one.counts()) for one in results
-    )
-    return FAILURE if has_failed else SUCCESS
+    return FAILURE if any(map(_has_failed, results)) else SUCCESS
+
+
+def _has_failed(results: "Results") -> bool:
+    """Return whether too many trials failed, or trials ended without any result; a stop before their end is none."""
+    if results.experiment.get("has_failed"):
+        return True
+    counts = set(results.counts())
+    is_early_stop = results.experiment["state"] == "stopped" and counts <= {"running"}
+    return not is_early_stop and not {"finished", "stopped"} & counts
 
 
 def _print_resume_commands(results: Sequence["Results"]) -> None:

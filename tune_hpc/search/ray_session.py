@@ -90,6 +90,8 @@ def _start(*, with_state: bool) -> None:
         if with_state:
             settings |= stack.enter_context(state_api_address())
         stack.enter_context(minimal_ray_processes(with_state=with_state))
+        # Otherwise trials without a GPU see all of them. Ray's processes inherit the variable.
+        stack.enter_context(environment(RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="1"))
         _protect_token()
         _init(settings)
     _protect_token()
