@@ -381,8 +381,8 @@ class Results:
         counts = describe_statuses(self)
         summary = f"{self.name}: {len(self.trials)} trials" + (f" ({counts})" if counts else "")
         for _, best in self._top().head(1).iterrows():
-            names = searched_parameters(self)
-            config = ", ".join(f"{name}={best[name]}" for name in names if pd.notna(best[name]))
+            best_config, names = self.best_config(), searched_parameters(self)
+            config = ", ".join(f"{name}={best_config[name]}" for name in names if name in best_config)
             summary += f"; best {self.metric} {best[self.metric]:.4g}" + (f" with {config}" if config else "")
         if self._has_only_failures:
             summary += f"; {self.failures}"
