@@ -252,7 +252,7 @@ def test_results_without_a_completed_trial_name_the_first_failure(trial, results
         with pytest.raises(UnknownNameError, match=f"no trial of made.up has a value of test_loss: {message}"):
             method()
     mixed = results_of(*trials, trial("00003", status="diverged"))
-    with pytest.raises(UnknownNameError, match="neither a diverged nor a failed seed .3 of 4 trials failed, 00000: R"):
+    with pytest.raises(UnknownNameError, match="neither a diverged nor a failed seed"):
         mixed.best()
     # With a completed trial, an unknown column is the cause.
     with pytest.raises(UnknownNameError, match="no column 'loss'"):

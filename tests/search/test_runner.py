@@ -167,7 +167,10 @@ def test_every_row_has_configuration_metrics_times_and_host(mixed):
     completed = complete({"optimizer": row["optimizer"]})
     assert set(completed) <= set(mixed["softmax"].trials)
     metrics = ("train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy", "best_test_accuracy")
-    times = ("best_step", "steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "num_fused", "host", "device")
+    times = (
+        "best_step", "steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "num_fused", "host", "device",
+        "ended_at",
+    )  # fmt: skip
     for column in metrics + times:
         assert pd.notna(row[column]), column
     assert row["stop_reason"] == "all steps done"

@@ -19,6 +19,7 @@
     num_fused              number of trials that trained as one program; durations are this trial's share of it
     attempt                attempt (start, resume or extension) of the experiment in which the trial ended
     host, device           where the trial ran
+    ended_at               time of the end (UTC, ISO 8601); not in searches of early releases
     config                 the configuration as JSON, with the types of its values
 
 **history**: long form with ``trial_id``, ``step`` and one column per metric, missing at steps without a measurement.
@@ -142,7 +143,7 @@ class Results:
 
     @property
     def _has_only_failures(self) -> bool:
-        """Whether trials failed and none completed."""
+        """True if trials failed and none completed."""
         return bool(self.failures) and not self.trials["status"].isin(COMPLETED).any()
 
     def top(self, n: int = 10, metric: str | None = None, mode: str | None = None) -> pd.DataFrame:

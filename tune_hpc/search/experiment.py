@@ -242,7 +242,7 @@ class Experiment:
         on_line = _reachable_values(self.space, "model") == ["line"]
         known = [
             *(LINE_METRICS if on_line else METRICS),
-            *(name for name in MEASURES if name not in ("num_fused", "attempt", "host", "device")),
+            *(name for name in MEASURES if name not in ("num_fused", "attempt", "host", "device", "ended_at")),
         ]
         if self.metric not in known:
             raise InvalidExperimentError(

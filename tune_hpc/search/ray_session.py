@@ -11,7 +11,6 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -262,8 +261,3 @@ def _reason(details: str) -> str:
         if known.lower() in details.lower():
             return known
     return "the server there is not a Ray head node" if "HTTP" in details else details
-
-
-def now() -> str:
-    """Return the current time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
