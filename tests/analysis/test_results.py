@@ -241,3 +241,19 @@ def test_searches_with_different_metrics_are_rejected():
         concat([named("one", a=0.9), other])
     with pytest.raises(UnknownNameError, match="nothing to compare"):
         concat([])
+
+
+def test_results_without_a_completed_trial_name_the_first_failure(trial, results_of):
+    trials = [trial(f"{number:05d}", status="failed") for number in range(3)]
+    failed = results_of(*trials)
+    message = "3 of 3 trials failed, 00000: RuntimeError"
+    assert message in repr(failed)
+    for method in (failed.top, failed.best, failed.best_config, failed.best_trial):
+        with pytest.raises(UnknownNameError, match=f"no trial of made.up has a value of test_loss: {message}"):
+            method()
+    mixed = results_of(*trials, trial("00003", status="diverged"))
+    with pytest.raises(UnknownNameError, match="neither a diverged nor a failed seed"):
+        mixed.best()
+    # With a completed trial, an unknown column is the cause.
+    with pytest.raises(UnknownNameError, match="no column 'loss'"):
+        results_of(*trials, trial("00004")).top(metric="loss")

@@ -456,6 +456,16 @@ def test_run_prints_the_first_error_and_the_folder_of_the_logs(folder, capsys):
     assert "mine.train: 1 of 1 trials failed, t00000: ZeroDivisionError" in capsys.readouterr().out
 
 
+def test_search_that_a_target_stops_before_its_first_trial_is_no_failure(folder, capsys):
+    (folder / "mine.py").write_text(f"{MINE}both = [experiment, experiment.replace(name='second')]\n")
+    flags = ["--local", "--no-report", "--output-dir"]
+    assert cli.main(["run", "mine:both", "--target", "1", *flags, "early"]) == cli.SUCCESS
+    assert "second: no trials" in capsys.readouterr().out
+    (folder / "mine.py").write_text(f"{MINE.replace('report(1,', '1 / 0; report(1,')}both = [experiment]\n")
+    sys.modules.pop("mine")
+    assert cli.main(["run", "mine:both", "--max-failures", "1", *flags, "failed"]) == cli.FAILURE
+
+
 def test_interrupt_is_reported_in_one_line(monkeypatch, capsys):
     def interrupt(*arguments):
         raise KeyboardInterrupt
@@ -597,3 +607,16 @@ class TestResumeCommands:
         assert [line.partition("resume: ")[2] for line in stop("mine:experiment")] == [
             f"tune-hpc resume {folder / 'out'}"
         ]
+
+
+@pytest.mark.parametrize("num_finished", [0, 1])
+def test_show_prints_the_first_error(folder, capsys, num_finished):
+    rows = [{"trial_id": f"t{n:05d}", "status": "failed", "x": n, "error": "ValueError: no data"} for n in range(2)]
+    rows += [{"trial_id": "t00009", "status": "finished", "x": 9, "loss": 0.25}] * num_finished
+    experiment = {"name": "mine", "metric": "loss", "mode": "min", "config_keys": ["x"], "state": "finished"}
+    made = ExperimentFolder(folder / "run")
+    made.claim("mine")
+    made.write(experiment)
+    write_frames(made, trials_frame(rows, ["x"]), pd.DataFrame({"trial_id": [], "step": []}))
+    assert cli.main(["show", str(made.path)]) == 0
+    assert f"mine: 2 of {2 + num_finished} trials failed, t00000: ValueError: no data" in capsys.readouterr().out

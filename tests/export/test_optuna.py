@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from datetime import UTC, datetime
 
 import optuna
 import pandas as pd
@@ -114,6 +115,15 @@ class TestOptunaExporter:
         steps = list(done.intermediate_values)
         assert len(steps) == 101
         assert done.intermediate_values[1000] == 2.0
+
+    def test_trials_have_their_own_times(self, folder):
+        for number, minute in enumerate((3, 5)):
+            self.write(folder, number, 1.0)
+            folder.update_status(f"t{number:05d}", {"ended_at": f"2026-01-01T12:{minute:02d}:00.000+00:00"})
+        export_search(folder.path, "optuna")
+        (trial,) = self.study(folder).trials
+        assert trial.datetime_complete.astimezone(UTC) == datetime(2026, 1, 1, 12, 5, tzinfo=UTC)
+        assert trial.duration.total_seconds() == pytest.approx(60)
 
     def test_equal_configurations_stay_two(self, folder):
         for number in (0, 2, 1, 3):

@@ -52,7 +52,7 @@ def test_local_run_has_the_same_results_as_a_run_on_ray(ray_session, tmp_path, s
     local = run(experiment, output_dir=tmp_path / "local", **LOCAL)
     on_ray = run(experiment, output_dir=tmp_path / "ray", show_progress=False, max_concurrent=1)
     pd.testing.assert_frame_equal(local.history, on_ray.history)
-    times = [column for column in ("train_s", "num_fused") if column in local.trials]
+    times = [column for column in ("train_s", "num_fused", "ended_at") if column in local.trials]
     pd.testing.assert_frame_equal(local.trials.drop(columns=times), on_ray.trials.drop(columns=times))
 
 

@@ -167,7 +167,10 @@ def test_every_row_has_configuration_metrics_times_and_host(mixed):
     completed = complete({"optimizer": row["optimizer"]})
     assert set(completed) <= set(mixed["softmax"].trials)
     metrics = ("train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy", "best_test_accuracy")
-    times = ("best_step", "steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "num_fused", "host", "device")
+    times = (
+        "best_step", "steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "num_fused", "host", "device",
+        "ended_at",
+    )  # fmt: skip
     for column in metrics + times:
         assert pd.notna(row[column]), column
     assert row["stop_reason"] == "all steps done"
@@ -332,6 +335,34 @@ def test_two_trials_with_half_a_gpu_share_one(tmp_path):
     trials = load(tmp_path / "out").trials
     assert set(trials["met"]) == {8}, "all eight ran at once"
     assert trials["gpu"].astype(str).value_counts().to_dict() == {"0": 2, "1": 2, "2": 2, "3": 2}
+
+
+TWO_GPUS = """
+    import sys
+    from functools import partial
+    import ray
+    from tune_hpc import Experiment, Space, run
+    from tests.search.trainables import which_gpu
+
+    if __name__ == "__main__":
+        ray.init = partial(ray.init, num_gpus=2)
+        space = Space({"number": 0, "meeting": sys.argv[1], "of": 1}, keys={})
+        experiment = Experiment("gpus", space, which_gpu, metric="loss", mode="min", seeds=())
+        for gpus in (0, 1):
+            run(experiment, output_dir=f"{sys.argv[1]}/{gpus}", gpus_per_trial=gpus, show_progress=False)
+"""
+
+
+@pytest.mark.ray
+def test_trial_without_a_gpu_sees_none(tmp_path):
+    script = tmp_path / "two_gpus.py"
+    script.write_text(textwrap.dedent(TWO_GPUS), encoding="utf-8")
+    root = Path(__file__).parents[2]
+    variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    variables |= {"PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": "3,5"}
+    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, cwd=root, env=variables, timeout=300)
+    seen = [str(load(tmp_path / number).trials["gpu"].iloc[0]) for number in ("0", "1")]
+    assert seen == ["", "3"]
 
 
 @pytest.mark.ray

@@ -20,7 +20,9 @@ from tune_hpc.storage.trial_file import CONFIG, read_table, to_row
 
 STATUSES = ("finished", "stopped", "diverged", "failed", "running")
 IDENTITY = ("experiment", "trial_id", "status", "stop_reason", "error")
-MEASURES = ("steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "num_fused", "attempt", "host", "device")
+MEASURES = (
+    "steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "num_fused", "attempt", "host", "device", "ended_at",
+)  # fmt: skip
 #: Measures that only the built-in trainable has; other trainables may use the names.
 BUILT_IN_MEASURES = ("setup_s", "eval_s", "samples_per_s", "device")
 #: Columns that follow from the reported accuracies.
@@ -103,7 +105,7 @@ def trials_frame(rows: Iterable[Mapping[str, Any]], config_keys: Sequence[str]) 
     df = df.reindex(columns=[*dict.fromkeys(ordered)])
     # pandas infers no type for a column without values.
     empty = df.columns[df.isna().all()]
-    df = df.astype({name: "str" if name in {*IDENTITY, "host", "device"} else "float64" for name in empty})
+    df = df.astype({name: "str" if name in {*IDENTITY, "host", "device", "ended_at"} else "float64" for name in empty})
     for name in _mixed_columns(df):
         df[name] = df[name].map(lambda value: json.dumps(value) if isinstance(value, list | dict) else value)
         df[name] = _as_category(df[name]) if name in config_keys else _as_text(df[name])

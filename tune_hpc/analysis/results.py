@@ -19,6 +19,7 @@
     num_fused              number of trials that trained as one program; durations are this trial's share of it
     attempt                attempt (start, resume or extension) of the experiment in which the trial ended
     host, device           where the trial ran
+    ended_at               time of the end (UTC, ISO 8601); not in searches of early releases
     config                 the configuration as JSON, with the types of its values
 
 **history**: long form with ``trial_id``, ``step`` and one column per metric, missing at steps without a measurement.
@@ -141,6 +142,11 @@ class Results:
         where = f"; logs: {folder.uri}/logs" if folder and folder.storage.list_names(folder.logs) else ""
         return f"{self.counts()['failed']} of {len(self.trials)} trials failed, {self.first_error}{where}"
 
+    @property
+    def _has_only_failures(self) -> bool:
+        """True if trials failed and none completed."""
+        return bool(self.failures) and not self.trials["status"].isin(COMPLETED).any()
+
     def top(self, n: int = 10, metric: str | None = None, mode: str | None = None) -> pd.DataFrame:
         """Return the best ``n`` configurations, best first; none with a diverged or failed seed.
 
@@ -202,7 +208,8 @@ class Results:
         self._check_column(metric)
         completed = self.trials[self.trials["status"].isin(COMPLETED)].dropna(subset=[metric])
         if completed.empty:
-            raise UnknownNameError(f"no trial of {self.name} finished with a value of {metric}")
+            reason = self.failures or describe_statuses(self) or "no trials"
+            raise UnknownNameError(f"no trial of {self.name} finished with a value of {metric}: {reason}")
         return completed.sort_values(metric, ascending=self.is_lower_better(metric, mode), kind="stable").iloc[0]
 
     def best_checkpoint(self) -> Path:
@@ -262,7 +269,7 @@ class Results:
         if ranked.empty:
             raise UnknownNameError(
                 f"no configuration of {self.name} has a value of {metric or self.metric} and neither a diverged nor a "
-                f"failed seed ({describe_statuses(self) or 'no trials'})"
+                f"failed seed ({self.failures or describe_statuses(self) or 'no trials'})"
             )
         return ranked.iloc[0]
 
@@ -272,6 +279,8 @@ class Results:
         return sort_configurations(self, aggregate_seeds(self, [metric]), metric, mode)
 
     def _check_column(self, metric: str) -> None:
+        if metric not in self.trials and self._has_only_failures:
+            raise UnknownNameError(f"no trial of {self.name} has a value of {metric}: {self.failures}")
         if metric not in self.trials:
             raise UnknownNameError(
                 f"no column {metric!r} in the trials of {self.name}; there are {', '.join(map(str, self.trials))}"
@@ -374,9 +383,11 @@ class Results:
         counts = describe_statuses(self)
         summary = f"{self.name}: {len(self.trials)} trials" + (f" ({counts})" if counts else "")
         for _, best in self._top().head(1).iterrows():
-            names = searched_parameters(self)
-            config = ", ".join(f"{name}={best[name]}" for name in names if pd.notna(best[name]))
+            best_config, names = self.best_config(), searched_parameters(self)
+            config = ", ".join(f"{name}={best_config[name]}" for name in names if name in best_config)
             summary += f"; best {self.metric} {best[self.metric]:.4g}" + (f" with {config}" if config else "")
+        if self._has_only_failures:
+            summary += f"; {self.failures}"
         return summary
 
     def _top(self) -> pd.DataFrame:

@@ -281,10 +281,16 @@ def _print_summary(results: Sequence["Results"], page: Path | None) -> int:
         return TERMINATED
     if any(one.experiment["state"] == "interrupted" for one in results):
         return INTERRUPTED
-    has_failed = any(
-        one.experiment.get("has_failed") or not {"finished", "stopped"} & set(one.counts()) for one in results
-    )
-    return FAILURE if has_failed else SUCCESS
+    return FAILURE if any(map(_has_failed, results)) else SUCCESS
+
+
+def _has_failed(results: "Results") -> bool:
+    """Return whether too many trials failed, or trials ended without any result; a stop before their end is none."""
+    if results.experiment.get("has_failed"):
+        return True
+    counts = set(results.counts())
+    is_early_stop = results.experiment["state"] == "stopped" and counts <= {"running"}
+    return not is_early_stop and not {"finished", "stopped"} & counts
 
 
 def _print_resume_commands(results: Sequence["Results"]) -> None:
@@ -305,13 +311,16 @@ def _print_resume_commands(results: Sequence["Results"]) -> None:
 
 def _show(flags: argparse.Namespace) -> int:
     from tune_hpc.analysis.results import load_all
+    from tune_hpc.analysis.value_labels import with_value_labels
     from tune_hpc.report.tables import best_configurations, to_markdown, trials_with_status
     from tune_hpc.storage.experiment_folder import ExperimentFolder
 
     if flags.n < 1:
         raise InvalidExperimentError(f"-n must be at least 1; got {flags.n}")
-    for results in load_all(flags.folder):
+    for results in map(with_value_labels, load_all(flags.folder)):
         print(_summary(results, flags.metric, flags.mode))
+        if results.failures:
+            print(f"{results.name}: {results.failures}")
         print(to_markdown(best_configurations(results, flags.n, flags.metric, flags.mode)), end="\n\n")
         for status in ("failed", "diverged", "running"):
             trials = trials_with_status(results, status).head(flags.n)
@@ -338,12 +347,14 @@ def _summary(results: "Results", metric: str | None = None, mode: str | None = N
     column = metric or results.metric
     # A parameter whose condition is false has no value.
     names = [name for name in searched_parameters(results) if best[name] == best[name]]
-    where = ", ".join(f"{name}={format_value(best[name])}" for name in names)
+    texts = {name: "None" if best[name] is None else format_value(best[name]) for name in names}
+    where = ", ".join(f"{name}={text}" for name, text in texts.items())
     return f"{text}; best {column} {best[column]:.4g}{f' at {where}' if where else ''}"
 
 
 def _compare(flags: argparse.Namespace) -> int:
     from tune_hpc.analysis.results import SEARCH, concat, load_all, unique_names
+    from tune_hpc.analysis.value_labels import with_value_labels
     from tune_hpc.report.tables import to_markdown, values_table
 
     searches = [one for folder in flags.folders for one in load_all(folder)]
@@ -353,7 +364,7 @@ def _compare(flags: argparse.Namespace) -> int:
             f"{searches[0].name} is one search; name another folder, or a parameter: --by {varying}"
         )
     results = concat(searches) if len(searches) > 1 else searches[0]
-    ranking = results.compare(flags.by or SEARCH, flags.metric, mode=flags.mode)
+    ranking = with_value_labels(results).compare(flags.by or SEARCH, flags.metric, mode=flags.mode)
     print(f"{ranking}\n\n{to_markdown(values_table(ranking))}")
     if flags.output:
         from tune_hpc.report.report import write_report

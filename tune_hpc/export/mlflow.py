@@ -13,6 +13,7 @@ import posixpath
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from typing import Any, ClassVar
 
 import numpy as np
@@ -86,7 +87,9 @@ class MlflowExporter(Exporter):
         if status not in STATUSES or trial_id in self._exported:
             return
         duration_s = sum(float(row.get(name, 0)) for name in ("setup_s", "train_s", "eval_s"))
-        end_ms = int(time.time() * 1000)
+        ended_at = row.get("ended_at")
+        ended_s = datetime.fromisoformat(ended_at).timestamp() if isinstance(ended_at, str) else time.time()
+        end_ms = int(ended_s * 1000)
         tags = {"search": self._search, "trial_id": trial_id, "status": status}
         tags |= {name: str(row[name]) for name in ("stop_reason", "error", "host", "device") if name in row}
         run = self._client.create_run(

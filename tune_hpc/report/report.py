@@ -30,6 +30,7 @@ from tune_hpc.analysis.formatting import (
     unique_slug,
 )
 from tune_hpc.analysis.results import Results, unique_names
+from tune_hpc.analysis.value_labels import with_value_labels
 from tune_hpc.errors import FolderError, TuneHpcError
 from tune_hpc.report import tables
 from tune_hpc.report.findings import best_configuration, findings, overview
@@ -141,6 +142,7 @@ def _section(results: Results, importance: Callable[[Results], pd.DataFrame] | N
         specifications.append(
             {"kind": "importance", "metrics": [results.metric], "title": tables.IMPORTANCE, "table": table}
         )
+    results = with_value_labels(results)
     return Section(results, tables.report_tables(results, table), figures.render_all(results, specifications))
 
 

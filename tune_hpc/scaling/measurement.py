@@ -42,9 +42,10 @@ from tune_hpc.search.cluster import node_resources
 from tune_hpc.search.experiment import Experiment, Space
 from tune_hpc.search.experiment_json import check_same_search
 from tune_hpc.search.provenance import provenance
-from tune_hpc.search.ray_session import now, ray_session
+from tune_hpc.search.ray_session import ray_session
 from tune_hpc.storage.experiment_folder import FORMAT, ExperimentFolder, new_folder
 from tune_hpc.storage.filesystem import Storage
+from tune_hpc.storage.trial_file import now
 
 
 def measure(

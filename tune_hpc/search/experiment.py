@@ -243,7 +243,7 @@ class Experiment:
         known = [
             *(LINE_METRICS if on_line else METRICS),
             *(FIT_METRICS if "num_fit_images" in self.space else ()),
-            *(name for name in MEASURES if name not in ("num_fused", "attempt", "host", "device")),
+            *(name for name in MEASURES if name not in ("num_fused", "attempt", "host", "device", "ended_at")),
         ]
         if self.metric not in known:
             raise InvalidExperimentError(

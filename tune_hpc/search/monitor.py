@@ -13,7 +13,7 @@ from tune_hpc.search.progress import ProgressFile, SearchProgress, TrialCounts
 from tune_hpc.search.stopping import StopCriteria
 from tune_hpc.search.trial_spec import TrialGroup, TrialSpec, budget_of
 from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.trial_file import TrialFileWriter, to_error_text
+from tune_hpc.storage.trial_file import TrialFileWriter, now, to_error_text
 
 #: Line of a Python exception in a report of Ray, except for Ray's own, which wrap others.
 _EXCEPTION = re.compile(r"^(?!ray\.)(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)(?:: .*)?$", re.MULTILINE)
@@ -199,7 +199,7 @@ def _record_end(folder: ExperimentFolder, row: Mapping[str, Any], outcome: Mappi
         ConflictError: Another attempt may write now.
     """
     folder.check_attempt()
-    trial_id = row["trial_id"]
+    trial_id, outcome = row["trial_id"], {**outcome, "ended_at": now("milliseconds")}
     if folder.read_row(trial_id) is not None:
         folder.update_status(trial_id, outcome)
     else:

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tune_hpc.errors import ConflictError, FolderError
-from tune_hpc.search.ray_session import now
 from tune_hpc.storage.experiment_folder import ExperimentFolder
+from tune_hpc.storage.trial_file import now
 
 #: Seconds between two lines without a terminal.
 LINE_INTERVAL_S = 60.0

@@ -12,9 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tune_hpc.search.ray_session import now
 from tune_hpc.search.user_code import is_installed, package_paths
 from tune_hpc.storage.experiment_folder import ExperimentFolder
+from tune_hpc.storage.trial_file import now
 
 #: Packages whose versions are part of the provenance.
 _PACKAGES = ("tune-hpc", "ray", "torch", "optuna", "pandas", "numpy")

@@ -11,7 +11,6 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,6 +89,8 @@ def _start(*, with_state: bool) -> None:
         if with_state:
             settings |= stack.enter_context(state_api_address())
         stack.enter_context(minimal_ray_processes(with_state=with_state))
+        # Otherwise trials without a GPU see all of them. Ray's processes inherit the variable.
+        stack.enter_context(environment(RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="1"))
         _protect_token()
         _init(settings)
     _protect_token()
@@ -260,8 +261,3 @@ def _reason(details: str) -> str:
         if known.lower() in details.lower():
             return known
     return "the server there is not a Ray head node" if "HTTP" in details else details
-
-
-def now() -> str:
-    """Return the current time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

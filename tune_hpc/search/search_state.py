@@ -12,14 +12,13 @@ from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
 from tune_hpc.search.monitor import SearchMonitor
 from tune_hpc.search.options import PAUSING
 from tune_hpc.search.provenance import record_repository
-from tune_hpc.search.ray_session import now
 from tune_hpc.search.schedulers.ray_schedulers import monitored_metric
 from tune_hpc.search.searchers.searcher import Searcher
 from tune_hpc.search.stopping import StopCriteria
 from tune_hpc.search.trial_spec import RankedMetric, TrialSpec
 from tune_hpc.storage.experiment_folder import FORMAT, ExperimentFolder
 from tune_hpc.storage.process import this_process
-from tune_hpc.storage.trial_file import TrialFileWriter
+from tune_hpc.storage.trial_file import TrialFileWriter, now
 
 
 @dataclass

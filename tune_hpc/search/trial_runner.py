@@ -42,7 +42,7 @@ from tune_hpc.search.trial_log import redirect_output
 from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, num_steps
 from tune_hpc.search.user_code import PortableTrainable, is_in_installation
 from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.trial_file import TrialFileWriter, summarise, to_error_text, to_jsonable
+from tune_hpc.storage.trial_file import TrialFileWriter, now, summarise, to_error_text, to_jsonable
 
 #: Folder of this project's code.
 _OUR_CODE = Path(__file__).parents[1]
@@ -267,6 +267,8 @@ class TrialRunner:
                 "error": f"the trial never reported {self.context.metric}, which ranks trials; it reported {names}: "
                 "name one of these as metric, with its mode",
             }
+        if row["status"] != "running":
+            row["ended_at"] = now("milliseconds")
         if not self.folder.is_superseded():
             jsonable = {name: to_jsonable(value) for name, value in row.items()}
             self.folder.write_trial(row["trial_id"], jsonable, history)

@@ -38,7 +38,7 @@ NUM_ROWS, MAX_METRICS = 50, 6
 #: Columns that are neither parameters nor metrics.
 _OTHER_COLUMNS = frozenset({
     "attempt", "experiment", "trial_id", "status", "stop_reason", "error", "host", "device", "steps_run", "setup_s",
-    "train_s", "eval_s", "samples_per_s", "num_fused",
+    "train_s", "eval_s", "samples_per_s", "num_fused", "ended_at",
 })  # fmt: skip
 #: Searches on a page of the list.
 NUM_SEARCHES = 50

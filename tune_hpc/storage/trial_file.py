@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ def row_to_config(row: Mapping[Any, Any]) -> dict[str, Any]:
     if isinstance(text := row.get(CONFIG), str):
         return dict(json.loads(text))
     return {str(name): value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
+
+
+def now(timespec: str = "seconds") -> str:
+    """Return the current time in UTC, by default to the second (ISO 8601)."""
+    return datetime.now(UTC).isoformat(timespec=timespec)
 
 
 def to_error_text(text: str) -> str:

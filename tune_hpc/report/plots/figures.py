@@ -20,6 +20,7 @@ from tune_hpc.analysis.budget import MIN_CONFIGURATIONS
 from tune_hpc.analysis.comparison import Comparison
 from tune_hpc.analysis.formatting import display_name, unique_slug
 from tune_hpc.analysis.results import Results
+from tune_hpc.analysis.value_labels import with_value_labels
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.plots import budget_curve, curves, heatmap, named_rows, parallel_coordinates, response, scaling
 from tune_hpc.report.plots.layout import CaptionedFigure
@@ -111,6 +112,7 @@ def render_all(results: Results, more: Sequence[Mapping[str, Any]] = (), kind: s
         kind: ``svg`` or ``png``.
     """
     stems: set[str] = set()
+    results = with_value_labels(results)
     sheets = [sheet for specification in [*default_figures(results), *more] for sheet in draw(results, specification)]
     return [render(sheet, unique_slug(re.sub(r" \(quick run.*\)$", "", sheet.title), stems), kind) for sheet in sheets]
 

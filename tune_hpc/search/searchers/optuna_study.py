@@ -183,7 +183,10 @@ class AskTellStudy:
         outcome = self.aggregate([outcome_of_row(row, metric) for row in rows])
         trial = self._ended_trial(self._as_params(config), outcome, mean_curve, attributes)
         duration_s = max(sum(row.get(name) or 0.0 for name in ("setup_s", "train_s", "eval_s")) for row in rows)
-        trial.datetime_complete = datetime.now()
+        ends = [row["ended_at"] for row in rows if isinstance(row.get("ended_at"), str)]
+        # Optuna has local times. Rows of early releases have none.
+        ended = datetime.fromisoformat(max(ends)).astimezone().replace(tzinfo=None) if ends else datetime.now()
+        trial.datetime_complete = ended
         trial.datetime_start = trial.datetime_complete - timedelta(seconds=duration_s)
         return self._add(trial)
 

@@ -1,0 +1,47 @@
+"""Labels for values of parameters that a column cannot distinguish: ``None`` and an absent parameter, 1 and "1"."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from tune_hpc.analysis.aggregation import searched_parameters
+from tune_hpc.analysis.formatting import format_value
+from tune_hpc.analysis.results import Results
+from tune_hpc.storage.trial_file import CONFIG
+
+
+def with_value_labels(results: Results) -> Results:
+    """Return the results for tables and figures, with texts for the values of parameters that would look alike.
+
+    A parameter that is ``None`` in a trial, or a text that looks like another value, has labels: ``None``, ``1``,
+    ``"1"``. A trial without the parameter keeps a missing value. Other parameters are unchanged.
+    """
+    trials = results.trials
+    if CONFIG not in trials or trials[CONFIG].isna().any():
+        return results
+    configs = [json.loads(text) for text in trials[CONFIG]]
+    columns = {name: _labels(name, configs) for name in searched_parameters(results) if name != results.metric}
+    new = {name: pd.Series(labels, trials.index, dtype="str") for name, labels in columns.items() if labels}
+    return results.with_trials(trials.assign(**new)) if new else results
+
+
+def _labels(name: str, configs: list[Mapping[str, Any]]) -> list[str | None]:
+    """Return the label of each value, ``None`` without one; an empty list if labels are not necessary."""
+    values = {json.dumps(config[name]): config[name] for config in configs if name in config}
+    plain = {key: _label(value) for key, value in values.items()}
+    numbers = Counter(plain.values())
+    quoted = {key: key for key, value in values.items() if isinstance(value, str) and numbers[plain[key]] > 1}
+    if not quoted and "null" not in values:
+        return []
+    labels = plain | quoted
+    return [labels[json.dumps(config[name])] if name in config else None for config in configs]
+
+
+def _label(value: Any) -> str:
+    if value is None:
+        return "None"
+    # Numbers keep their digits, so that two of them stay two.
+    return format_value(value) if isinstance(value, bool | str) else json.dumps(value)
