@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.analysis.synthetic_results import searched
+from tests.analysis.synthetic_results import repeated, searched
 from tune_hpc.analysis.comparison import BETTER, INCONCLUSIVE, TIE, interactions
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
@@ -237,7 +237,7 @@ def grid(value, space=GRID):
 
 
 def test_sum_has_no_interaction():
-    row = interactions(grid(lambda a, b: 3.0 * a + b)).iloc[0]
+    row = interactions(grid(lambda a, b: 3.0 * a + b), log=False).iloc[0]
     assert row[["first", "second", "num_cells", "note"]].tolist() == ["a", "b", 6, ""]
     # The variance of 3, 6, 9 is 6, that of 1, 2 a quarter.
     assert row["first_share"] == pytest.approx(6 / 6.25)
@@ -250,10 +250,27 @@ def test_product_of_centered_values_is_all_interaction():
     assert row[["first_share", "second_share", "interaction_share"]].tolist() == pytest.approx([0, 0, 1])
 
 
+def test_product_of_losses_has_no_interaction_in_logarithms():
+    row = interactions(grid(lambda a, b: 3.0**a * 2.0**b)).iloc[0]
+    assert row["scale"] == "log"
+    assert row["interaction_share"] == pytest.approx(0, abs=1e-12)
+    assert interactions(grid(lambda a, b: 3.0**a * 2.0**b - 7)).iloc[0]["scale"] == "linear"
+    assert interactions(grid(lambda a, b: 3.0**a * 2.0**b), log=False).iloc[0]["interaction_share"] > 0.01
+
+
+def test_interval_of_an_interaction_is_from_resampled_seeds():
+    truth = grid(lambda a, b: 3.0 * a + b + 2 * (a == b)).trials[["a", "b", "loss"]].to_dict("records")
+    row = interactions(searched(GRID, repeated(truth, deviation=0.05)), log=False).iloc[0]
+    exact = interactions(searched(GRID, truth), log=False).iloc[0]
+    assert row["low_share"] < exact["interaction_share"] < row["high_share"]
+    assert row["high_share"] - row["low_share"] < 0.05
+    assert np.isnan(exact["low_share"])
+
+
 def test_shares_add_up_and_the_largest_interaction_is_first():
     space = {**GRID, "c": {"choice": ["x", "y"]}}
     luck = np.random.default_rng(0)
-    df = interactions(grid(lambda a, b, c: a * b * 10.0 + (c == "x") + luck.normal(0, 0.01), space))
+    df = interactions(grid(lambda a, b, c: a * b * 10.0 + (c == "x") + luck.normal(0, 0.01), space), log=False)
     assert df.loc[0, ["first", "second"]].tolist() == ["a", "b"]
     assert len(df) == 3
     assert (df["first_share"] + df["second_share"] + df["interaction_share"]).tolist() == pytest.approx([1, 1, 1])

@@ -27,14 +27,16 @@ class AdditiveModel:
 
     Attributes:
         means: Mean of each value, adjusted for missing seeds; only differences are meaningful.
-        covariance: Covariance of the means in units of the residual variance.
+        weights: Weight of each result in the raw mean of its value, seeds by values.
+        seed_covariance: Covariance of the seeds' effects in units of the residual variance; 0 without blocks.
         residuals: Residuals, seeds by values; NaN in missing cells.
         degrees: Residual degrees of freedom; 0 if the variance is unknown (single or identical results).
         has_blocks: Whether seeds are blocks.
     """
 
     means: np.ndarray
-    covariance: np.ndarray
+    weights: np.ndarray
+    seed_covariance: np.ndarray
     residuals: np.ndarray
     degrees: int
     has_blocks: bool
@@ -52,8 +54,10 @@ class AdditiveModel:
     @property
     def errors(self) -> np.ndarray:
         """Standard errors of the differences of all pairs of values."""
-        variance = np.diag(self.covariance)
-        return np.asarray(self.deviation * np.sqrt(np.maximum(variance[:, None] + variance - 2 * self.covariance, 0.0)))
+        covariance = self.weights.T @ self.seed_covariance @ self.weights
+        covariance += np.diag(self.weights.max(axis=0, initial=0.0))
+        variance = np.diag(covariance)
+        return np.asarray(self.deviation * np.sqrt(np.maximum(variance[:, None] + variance - 2 * covariance, 0.0)))
 
 
 def fit_model(samples: ArrayLike, allow_blocks: bool = True) -> AdditiveModel:
@@ -71,33 +75,30 @@ def fit_model(samples: ArrayLike, allow_blocks: bool = True) -> AdditiveModel:
         fit = _least_squares(table, has_blocks) if not has_blocks or (degrees > 0 and num_values > 1) else None
         if fit is None:
             continue
-        is_constant = degrees == 0 or np.sqrt(np.nansum(fit[2] ** 2) / degrees) <= ROUNDING * scale
+        is_constant = degrees == 0 or np.sqrt(np.nansum(fit[3] ** 2) / degrees) <= ROUNDING * scale
         if not (has_blocks and is_constant):
             break
     assert fit is not None
     return AdditiveModel(*fit, 0 if is_constant else degrees, has_blocks)
 
 
-def _least_squares(table: np.ndarray, has_blocks: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Return means, their covariance and residuals; ``None`` if the seeds do not connect the values."""
+def _least_squares(
+    table: np.ndarray, has_blocks: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:  # fmt: skip
+    """Return the first fields of a model; ``None`` if the seeds do not connect the values."""
     is_known = ~np.isnan(table)
-    num_seeds, num_values = table.shape
-    if is_known.all() or not has_blocks:
-        means = np.nansum(table, axis=0) / is_known.sum(axis=0)
-        residuals = table - means
-        if has_blocks:
-            residuals -= residuals.mean(axis=1, keepdims=True)
-        return means, np.diag(1 / is_known.sum(axis=0)), residuals
-    seeds, values = np.nonzero(is_known)
-    design = np.hstack([np.eye(num_values)[values], np.eye(num_seeds)[seeds]])
-    gram = design.T @ design
-    if np.linalg.matrix_rank(gram, hermitian=True) < num_values + num_seeds - 1:
-        return None
-    inverse = np.linalg.pinv(gram, hermitian=True)
-    effects = inverse @ (design.T @ table[is_known])
-    residuals = np.full(table.shape, np.nan)
-    residuals[is_known] = table[is_known] - design @ effects
-    return effects[:num_values], inverse[:num_values, :num_values], residuals
+    weights, num_seeds = is_known / is_known.sum(axis=0), len(table)
+    means = np.nansum(table * weights, axis=0)
+    covariance, effects = np.zeros((num_seeds, num_seeds)), np.zeros(num_seeds)
+    if has_blocks:
+        # The normal equations of the seeds, after elimination of the values.
+        information = np.diag(is_known.sum(axis=1)) - is_known @ weights.T
+        covariance = np.linalg.pinv(information, hermitian=True)
+        if round(np.trace(covariance @ information)) < num_seeds - 1:
+            return None
+        effects = covariance @ np.nansum(table - means, axis=1)
+        means = means - effects @ weights
+    return means, weights, covariance, table - means - effects[:, None]
 
 
 @dataclass(frozen=True)
