@@ -2,11 +2,14 @@
 
 import json
 import multiprocessing
+import random
 import sys
 from io import BytesIO
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FixedTrial
@@ -340,3 +343,29 @@ def test_any_configuration_survives_frame_parquet_csv_json_optuna_http(tmp_path_
     request = SearchRequest.model_validate_json(body)
     assert json.dumps(request.overrides().points_to_evaluate) == json.dumps(configs)
     assert json.dumps(Space.from_json(request.set).to_json()) == json.dumps(space.to_json())
+
+
+def test_global_generators_have_the_seed_of_the_trial(tmp_path):
+    def draws(config, report):
+        report(1, {"loss": random.random() + np.random.random() + torch.rand(()).item()})
+
+    def losses(name, seeds):
+        experiment = Experiment(
+            "draws", Space({"x": tune.choice([1, 2])}), draws, metric="loss", mode="min", seeds=seeds
+        )
+        results = run(experiment, output_dir=tmp_path / name, runner="local", show_progress=False)
+        return results.trials.set_index(["x", "seed"])["loss"].to_dict()
+
+    both, single = losses("both", (0, 1)), losses("single", (1,))
+    assert both[1, 0] == both[2, 0] != both[1, 1] == both[2, 1]
+    assert single == {(1, 1): both[1, 1], (2, 1): both[2, 1]}
+
+
+def test_search_with_a_number_of_samples_is_random_by_default():
+    space = Space({"x": tune.uniform(0, 1)})
+    experiment = Experiment(
+        "samples", space, "tests.search.trainables:parabola", metric="loss", mode="min", num_samples=3
+    )
+    assert experiment.searcher == "random"
+    assert experiment.replace(searcher="tpe").searcher == "tpe"
+    assert Experiment("grid", Space({"x": tune.choice([1, 2])}), "tests.search.trainables:parabola").searcher == "grid"

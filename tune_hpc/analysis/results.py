@@ -48,6 +48,7 @@ from tune_hpc.analysis.aggregation import (
     sort_configurations,
 )
 from tune_hpc.analysis.comparison import Comparison, compare_values
+from tune_hpc.analysis.formatting import format_value
 from tune_hpc.analysis.frame_query import csv_text, with_nullable_integers
 from tune_hpc.analysis.frames import STATUSES, generations_frame, read_folder, rungs_frame, write_parquet
 from tune_hpc.analysis.stability import rung_correlation
@@ -384,7 +385,7 @@ class Results:
         summary = f"{self.name}: {len(self.trials)} trials" + (f" ({counts})" if counts else "")
         for _, best in self._top().head(1).iterrows():
             best_config, names = self.best_config(), searched_parameters(self)
-            config = ", ".join(f"{name}={best_config[name]}" for name in names if name in best_config)
+            config = ", ".join(f"{name}={format_value(best_config[name], 4)}" for name in names if name in best_config)
             summary += f"; best {self.metric} {best[self.metric]:.4g}" + (f" with {config}" if config else "")
         if self._has_only_failures:
             summary += f"; {self.failures}"

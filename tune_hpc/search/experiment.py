@@ -74,8 +74,9 @@ class Experiment:
             configuration; ``last``, of each trial; or ``all``, the best and the last of each trial.
         seeds: Every configuration runs once with each seed, as ``config["seed"]``. Empty if the space has the parameter
             ``seed``, or if the trainable has no seed.
-        searcher: ``grid`` (every configuration), ``random``, ``quasi_random`` (a scrambled Sobol sequence), or an
-            adaptive searcher of Optuna: ``tpe`` or ``gp``.
+        searcher: ``auto`` (``random`` with ``num_samples``, otherwise ``grid``), ``grid`` (every configuration),
+            ``random``, ``quasi_random`` (a scrambled Sobol sequence), or an adaptive searcher of Optuna: ``tpe`` or
+            ``gp``. The attribute is never ``auto``.
         num_samples: Number of configurations; not for a grid.
         points_to_evaluate: Configurations that run first, and count among ``num_samples``; not for a grid. Parameters
             that are left out are drawn from the space.
@@ -118,7 +119,7 @@ class Experiment:
     budget: str | int = "steps"
     keep_checkpoints: str = "best"
     seeds: tuple[int, ...] = (0,)
-    searcher: str = "grid"
+    searcher: str = "auto"
     num_samples: int | None = None
     points_to_evaluate: Sequence[Mapping[str, Any]] = ()
     search_seed: int = 0
@@ -154,6 +155,8 @@ class Experiment:
                 raise InvalidExperimentError(f"{name} must be min or max; got {mode!r}")
         if not re.fullmatch(r"last|best|mean_of_last_[1-9]\d{0,5}", self.judge):
             raise InvalidExperimentError(f"judge must be last, best or mean_of_last_K; got {self.judge!r}")
+        if self.searcher == "auto":
+            object.__setattr__(self, "searcher", "grid" if self.num_samples is None else "random")
         for name, words in {"searcher": SEARCHERS, "scheduler": SCHEDULERS, "keep_checkpoints": POLICIES}.items():
             if getattr(self, name) not in words:
                 raise InvalidExperimentError(f"{name} must be one of {', '.join(words)}; got {getattr(self, name)!r}")
@@ -178,7 +181,7 @@ class Experiment:
             if self.num_samples is not None:
                 raise InvalidExperimentError(
                     f"a grid runs every configuration once; got num_samples={self.num_samples}: "
-                    "leave it out, raise the number of seeds, or search at random"
+                    "leave it out, or choose another searcher, like random"
                 )
         elif self.num_samples is None:
             raise InvalidExperimentError(f"a {self.searcher} search needs num_samples; it was left out")

@@ -10,6 +10,7 @@ such a file from time to time.
 """
 
 import inspect
+import random
 import socket
 import sys
 import time
@@ -21,6 +22,8 @@ from dataclasses import replace
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tune_hpc.errors import FolderError, TimeLimitReached, TrialError
 from tune_hpc.search.checkpoint_retention import TrialRetention
@@ -303,6 +306,8 @@ class TrialRunner:
                 images = (self.images[config["data"]],) if config.get("data") in self.images else ()
                 offered["placement"] = replace(self.context.placement, images=images)
             _set_threads(self._num_threads)
+            if not isinstance(self.context.trainable, str) and isinstance(seed := config.get("seed"), int):
+                _set_seeds(seed)
             kwargs = {name: value for name, value in offered.items() if name in parameters}
             returned = trainable(dict(config), report, **kwargs)
             if isinstance(returned, Mapping):
@@ -368,6 +373,14 @@ def _is_of_installation(filename: str) -> bool:
 def _device_is_lost(error: BaseException) -> bool:
     """Return whether a GPU's state may be damaged: the process must end, or all its later trials would fail."""
     return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
+
+
+def _set_seeds(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and PyTorch for the function of a user."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - functions of users may use the global generator
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
 
 
 def _set_threads(number: int) -> None:

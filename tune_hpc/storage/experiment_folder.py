@@ -237,7 +237,10 @@ class ExperimentFolder:
         if self.holds_experiment:
             present = self.read()["name"]
             if not overwrite or present != name:
-                raise FolderError(f"{self.path} already holds the experiment {present}; choose another output folder")
+                raise FolderError(
+                    f"{self.path} already holds the experiment {present}; choose another output folder, "
+                    "or resume or overwrite it (--resume, --overwrite)"
+                )
         elif self.storage.list_names():
             raise FolderError(f"{self.path} is not empty and holds no experiment; choose an empty or new output folder")
         self.storage.check_writable()
@@ -356,13 +359,13 @@ def find_experiments(path: str | os.PathLike[str]) -> list[ExperimentFolder]:
 
 
 def find_experiment(path: str | os.PathLike[str]) -> ExperimentFolder:
-    """Return the experiment folder at ``path``.
+    """Return the experiment folder at ``path``, or the only one below it.
 
     Raises:
         FolderError: there is none, or ``path`` holds several.
     """
     found, root = find_experiments(path), Storage(path).root
-    if found[0].path != root:
+    if len(found) > 1:
         names = ", ".join(str(folder.path.relative_to(root)) for folder in found)
         raise FolderError(f"{path} is no experiment folder, but holds some ({names}); name one, or use load_all")
     return found[0]
