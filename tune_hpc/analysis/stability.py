@@ -50,10 +50,10 @@ def selection_frequencies(results: "Results", where: Mapping[str, Any] | None = 
     Example:
         >>> from tune_hpc import load, selection_frequencies
         >>> results = load("docs/results/exercise2.softmax.shuffled")
-        >>> selection_frequencies(results, {"optimizer": "adam"})[["learning_rate", "frequency"]].round(2)
+        >>> selection_frequencies(results, {"optimizer": "adam"})[["learning_rate", "frequency"]].round(3)
            learning_rate  frequency
-        0          0.005       0.68
-        1          0.010       0.32
+        0          0.005      0.679
+        1          0.010      0.321
     """
     results = filter_trials(results, where)
     best = sort_by_metric(results, measured_configurations(results, []))
