@@ -1,5 +1,6 @@
 """Loading and summaries of results."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -76,9 +77,11 @@ def test_error_names_a_foreign_parquet_file(folder):
 
 
 def test_several_experiments_are_loaded_by_load_all_only(folder):
-    with pytest.raises(FolderError, match=r"holds some \(run\); name one, or use load_all"):
+    assert results.load(folder.path.parent).name == "made.up"
+    shutil.copytree(folder.path, folder.path.parent / "second")
+    with pytest.raises(FolderError, match=r"holds some \(run, second\); name one, or use load_all"):
         results.load(folder.path.parent)
-    assert [one.name for one in results.load_all(folder.path.parent)] == ["made.up"]
+    assert [one.name for one in results.load_all(folder.path.parent)] == ["made.up", "made.up"]
 
 
 def test_best_trials_are_completed_ones(trial, results_of):

@@ -227,7 +227,11 @@ def test_invalid_run_is_rejected(reject, arguments, message):
         ("file/below", [], "file/below cannot be made: .*file is a file; choose another output folder"),
         ("foreign", [], "foreign is not empty and holds no experiment; choose an empty or new output folder"),
         ("run", [], "run already holds the experiment made.up; choose another output folder"),
-        ("run", ["--overwrite"], "already holds the experiment made.up; choose another output folder$"),
+        (
+            "run",
+            ["--overwrite"],
+            "choose another output folder, or resume or overwrite it",
+        ),
         ("run", ["exercise1_2ndpart"], "holds one experiment, not 2; choose another folder$"),
         ("a" * 300, [], "cannot be read: File name too long; choose another folder"),
     ],

@@ -8,6 +8,7 @@ import zipfile
 from collections import OrderedDict
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -181,7 +182,8 @@ class TestWithoutTorch:
 
     def test_code_is_rejected_before_it_runs(self, path, tmp_path):
         trap = tmp_path / "trap"
-        save_state(path, {"model": MakesFolder(trap)})
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("plain.pkl", pickle.dumps({"model": MakesFolder(trap)}))
         with pytest.raises(FolderError, match=r"is not readable as a checkpoint \(it names posix\.mkdir\)"):
             load_state(path)
         assert not trap.exists()
@@ -190,3 +192,29 @@ class TestWithoutTorch:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("plain.pkl", pickle.dumps([1, 2]))
         assert load_state(path) == [1, 2]
+
+
+@pytest.mark.parametrize("has_torch", [True, False])
+def test_arrays_and_scalars_of_numpy_are_loaded(tmp_path, monkeypatch, has_torch):
+    state = {"scalar": np.float64(1.5), "array": np.arange(3), "nested": [{"flag": np.bool_(True)}], "text": b"x"}
+    if not has_torch:
+        monkeypatch.delitem(sys.modules, "torch")
+    save_state(tmp_path / "state", state)
+    loaded = load_state(tmp_path / "state")
+    assert loaded["array"].tolist() == [0, 1, 2]
+    assert (loaded["scalar"], loaded["nested"], loaded["text"]) == (1.5, [{"flag": np.True_}], b"x")
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"a": [object()]}, r"the state\['a'\]\[0\] is of type object; a checkpoint has tensors"),
+        ({"a": {1}}, r"the state\['a'\] is of type set"),
+        ({"a": np.array(["x"])}, r"the state\['a'\] is an array of <U1; a checkpoint has arrays of numbers"),
+        (torch.nn.Linear(1, 1), "the state is of type Linear; .*: convert it, or save its state_dict"),
+    ],
+)
+def test_state_that_cannot_be_loaded_is_not_saved(tmp_path, state, message):
+    with pytest.raises(TypeError, match=message):
+        save_state(tmp_path / "state", state)
+    assert not (tmp_path / "state").exists()

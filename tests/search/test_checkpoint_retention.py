@@ -96,6 +96,22 @@ def test_smaller_state_remains_instead_of_the_saved_one(tmp_path):
     assert load_state(results.best_checkpoint()) == {"weights": 4}
 
 
+@pytest.mark.parametrize("error", [SystemExit(0), KeyError("weights")])
+def test_state_that_cannot_be_made_after_the_end_leaves_the_trial_finished(tmp_path, capsys, error):
+    def breaks(config, report, checkpoint):
+        def make_state():
+            raise error
+
+        report(1, {"loss": 1.0})
+        checkpoint.save(1, make_state)
+
+    results = run(search(breaks, judge="last"), output_dir=tmp_path / "out", **LOCAL)
+    assert results.counts() == {"finished": 8}
+    assert "the last state is not retained" in capsys.readouterr().out
+    with pytest.raises(FolderError, match="the log of the trial has the reason"):
+        results.best_checkpoint()
+
+
 @pytest.mark.parametrize("scheduler", [*PAUSING, *STOPPING])
 @pytest.mark.parametrize("judge", ["best", "last"])
 def test_best_state_remains_after_every_scheduler(tmp_path, scheduler, judge):

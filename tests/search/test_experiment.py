@@ -110,7 +110,10 @@ def test_configuration_without_seeds_has_no_seed():
         ({"seeds": (-1,)}, r"a seed is a whole number from 0 to 2147483647; got \[-1\]"),
         ({"seeds": (0.5,)}, r"got \[0.5\]"),
         ({"search_seed": -1}, "search_seed must be at least 0; got -1"),
-        ({"num_samples": 5}, "a grid runs every configuration once; got num_samples=5: leave it out"),
+        (
+            {"searcher": "grid", "num_samples": 5},
+            "a grid runs every configuration once; got num_samples=5",
+        ),
         ({"searcher": "random"}, "a random search needs num_samples; it was left out"),
         ({"searcher": "random", "num_samples": 0}, "num_samples must be at least 1; got 0"),
         ({"metric": "accuracy"}, "metric of x must be one of train_loss, .*, samples_per_s; got 'accuracy'"),

@@ -217,6 +217,22 @@ class TestRejections:
 
 
 class TestSearch:
+    @pytest.mark.parametrize("steps", [1, 5, 9])
+    def test_best_configuration_of_few_steps_has_trained(self, tmp_path, steps):
+        def distance(config, report, checkpoint):
+            for step in range((checkpoint.load() or 0) + 1, steps + 1):
+                report(step, {"loss": (config["x"] - 3) ** 2})
+                checkpoint.save(step, lambda step=step: step)
+
+        space = Space({"x": tune.uniform(0, 10), "steps": steps})
+        for search_seed in range(4):
+            experiment = Experiment(
+                "few", space, distance, "loss", "min", num_samples=6, scheduler="pbt", search_seed=search_seed, seeds=()
+            )
+            results = run(experiment, output_dir=tmp_path / str(search_seed), **QUIET)
+            expected = (results.trials["x"] - 3) ** 2
+            assert results.trials["loss"].tolist() == pytest.approx(expected.tolist())
+
     @pytest.mark.slow
     def test_population_with_diverging_third(self, tmp_path):
         space = Space(

@@ -192,6 +192,7 @@ def square(number):
     return number**2
 
 
+@pytest.mark.slow
 def test_pool_of_processes_ends(search):
     def train(config, report):
         # A pool that ends at once sends SIGTERM while its processes start.
@@ -347,7 +348,7 @@ def test_any_configuration_survives_frame_parquet_csv_json_optuna_http(tmp_path_
 
 def test_global_generators_have_the_seed_of_the_trial(tmp_path):
     def draws(config, report):
-        report(1, {"loss": random.random() + np.random.random() + torch.rand(()).item()})
+        report(1, {"loss": random.random() + np.random.rand() + torch.rand(()).item()})  # noqa: NPY002
 
     def losses(name, seeds):
         experiment = Experiment(
@@ -369,3 +370,18 @@ def test_search_with_a_number_of_samples_is_random_by_default():
     assert experiment.searcher == "random"
     assert experiment.replace(searcher="tpe").searcher == "tpe"
     assert Experiment("grid", Space({"x": tune.choice([1, 2])}), "tests.search.trainables:parabola").searcher == "grid"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[[1], "[1]", 2], [{"a": 1}, '{"a": 1}', 2], [1, "1", True], [1, "1", None, [2], True], ["True", True, "x"]],
+)
+def test_values_that_look_alike_are_different_configurations(tmp_path, values):
+    def reports(config, report):
+        report(1, {"loss": float(values.index(config["v"]) if config["v"] is not True else values.index(True))})
+
+    experiment = Experiment("alike", Space({"v": tune.choice(values)}), reports, "loss", "min")
+    results = run(experiment, output_dir=tmp_path / "out", runner="local", show_progress=False)
+    assert len(results.top(10)) == len(values)
+    assert results.best_config()["v"] == values[0]
+    assert type(results.best_config()["v"]) is type(values[0])

@@ -5,6 +5,7 @@ configuration is one row, with the mean over its seeds and the sample deviation.
 failed seed is never selected as the best.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from tune_hpc.errors import UnknownNameError
+from tune_hpc.storage.trial_file import CONFIG
 
 if TYPE_CHECKING:
     from tune_hpc.analysis.results import Results
@@ -56,7 +58,22 @@ def configuration_numbers(results: "Results") -> pd.Series:
     keys = searched_parameters(results)
     if not keys:
         return pd.Series(0, index=results.trials.index)
-    return results.trials.groupby(keys, dropna=False, sort=False).ngroup()
+    return _typed(results.trials, keys).groupby(keys, dropna=False, sort=False).ngroup()
+
+
+def _typed(trials: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Return configuration columns in which different values differ: a list and its text, or 1 and ``"1"``."""
+    columns = trials[list(keys)]
+    texts = [name for name in keys if not pd.api.types.is_numeric_dtype(columns[name])]
+    ambiguous = [name for name in texts if columns[name].astype(str).str.contains(r"[\[{\d]").any()]
+    if not ambiguous or CONFIG not in trials:
+        return columns
+    configs = trials[CONFIG].map(json.loads, na_action="ignore")
+    typed = {
+        name: configs.map(lambda config, name=name: json.dumps(config.get(name)), na_action="ignore")
+        for name in ambiguous
+    }
+    return columns.assign(**typed)
 
 
 def trial_values(results: "Results", metrics: Sequence[str]) -> pd.DataFrame:

@@ -44,7 +44,7 @@ def checkpoint(results: "Results", trial_id: str) -> Path:
         policy = results.experiment.get("keep_checkpoints", "none")
         raise FolderError(
             f"no checkpoint of {trial_id} was retained in {folder.uri}: keep_checkpoints is {policy}, and a function "
-            "must offer its states to checkpoint.save or checkpoint.keep; run it with keep_checkpoints=all"
+            "must offer states to checkpoint.save or checkpoint.keep; if it does, the log of the trial has the reason"
         )
     step = nearest_step(steps, _counting_step(results, trial_id))
     assert step is not None

@@ -3,6 +3,7 @@
 A process without torch has no tensors. It saves and loads its state without torch, whose import takes two seconds.
 """
 
+import codecs
 import collections
 import io
 import pickle
@@ -10,8 +11,11 @@ import struct
 import sys
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tune_hpc.errors import FolderError
 
@@ -22,7 +26,12 @@ _PLAIN = "plain.pkl"
 
 
 def save_state(path: Path, state: Any) -> None:
-    """Write a state."""
+    """Write a state.
+
+    Raises:
+        TypeError: A value is of a type that ``load_state`` rejects.
+    """
+    _check_types(state, "the state")
     if "torch" in sys.modules:
         import torch
 
@@ -64,10 +73,44 @@ def load_state(path: Path) -> Any:
     return state
 
 
+def _check_types(value: Any, name: str) -> None:
+    """Raise if a part of a state is neither plain data nor an array or a tensor."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_types(item, f"{name}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            _check_types(item, f"{name}[{number}]")
+    elif isinstance(value, np.ndarray | np.generic):
+        if value.dtype.kind not in "biufc":
+            raise TypeError(f"{name} is an array of {value.dtype}; a checkpoint has arrays of numbers: convert it")
+    elif not (value is None or isinstance(value, bool | int | float | str | bytes) or _is_of_torch(value)):
+        raise TypeError(
+            f"{name} is of type {type(value).__name__}; a checkpoint has tensors, arrays, numbers, texts, lists and "
+            "mappings: convert it, or save its state_dict"
+        )
+
+
+def _is_of_torch(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor | torch.Size | torch.dtype | torch.device)
+
+
+#: Classes and functions of NumPy in pickled arrays of numbers.
+_NUMPY = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
+    ("numpy._core.multiarray", "scalar"): np._core.multiarray.scalar,  # type: ignore[attr-defined]
+}
+
+
 def _load_tensors(path: Path) -> Any:
     import torch
 
-    return torch.load(path, map_location="cpu", weights_only=True)
+    dtypes = [type(np.dtype(code)) for code in "?bBhHiIlLqQefdFD"]
+    with torch.serialization.safe_globals([*_NUMPY.values(), *dtypes, bytes, codecs.encode]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -76,6 +119,10 @@ class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "collections" and name in ("Counter", "OrderedDict"):
             return getattr(collections, name)
+        if (module, name) in _NUMPY:
+            return _NUMPY[module, name]
+        if (module, name) == ("_codecs", "encode"):
+            return codecs.encode
         raise pickle.UnpicklingError(f"it names {module}.{name}")
 
 

@@ -82,10 +82,10 @@ class TrialRetention:
         if self._offer is not None and (self._keeps_last or is_best):
             try:
                 self._write(*self._offer, is_best=is_best)
-            except Exception:  # noqa: BLE001 - functions of users may raise anything
+            except (Exception, SystemExit):  # noqa: BLE001 - functions of users may raise anything
                 # The trainable has ended, and its results are complete.
                 traceback.print_exc()
-                print("the last state is not retained: it cannot be made after the end of the trainable")
+                print("the last state is not retained: make_state failed after the end of the trainable")
         self._resumable = None
         self._delete_superseded()
 
@@ -123,7 +123,7 @@ class TrialRetention:
         return self._reported < self._best_value
 
     def _write(self, step: int, make_state: MakeState, *, is_best: bool) -> None:
-        """Write a state; an error is printed and does not fail the trial."""
+        """Write a state; a storage that rejects it is reported in the log, and does not fail the trial."""
         from tune_hpc.learning.checkpoint import save_state
 
         if self._folder.is_superseded():

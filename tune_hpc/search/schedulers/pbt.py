@@ -58,6 +58,9 @@ class PopulationBasedTraining(Searcher):
         self._generation = 0
         self._ended: set[str] = set()
         self._running: set[str] = set()
+        # A member must train after each exploit, so that there is no generation without a step.
+        fewest_steps = min(map(experiment.num_steps, self._configs.values()), default=NUM_GENERATIONS)
+        self._num_generations = max(1, min(NUM_GENERATIONS, fewest_steps))
         steps = self._restore(before) if before is not None else {}
         self._due = [name for name in self._active() if not self._has_paused(name, steps.get(name, 0))]
 
@@ -102,13 +105,13 @@ class PopulationBasedTraining(Searcher):
     def _max_step(self, name: str) -> int | None:
         """Return the step at which a member finishes the generation; ``None`` for the last generation."""
         steps = self.experiment.num_steps(self._configs[name])
-        end = round(steps * (self._generation + 1) / NUM_GENERATIONS)
-        return None if self._generation + 1 >= NUM_GENERATIONS else max(end, 1)
+        end = round(steps * (self._generation + 1) / self._num_generations)
+        return None if self._generation + 1 >= self._num_generations else max(end, 1)
 
     def _start_generation(self) -> None:
         """Exploit and explore, and start the next generation."""
         active = self._active()
-        if not active or self._generation + 1 >= NUM_GENERATIONS:
+        if not active or self._generation + 1 >= self._num_generations:
             return
         values = self._values(active)
         generator = np.random.default_rng([self.experiment.search_seed, self._generation])
