@@ -85,7 +85,7 @@ def test_whole_space_replaces_that_of_the_experiment(read):
     assert experiment.space.to_json() == {"model": "line", "steps": 7, "learning_rate": 0.1}
 
 
-def test_words_that_other_readers_of_yaml_change_are_kept(read):
+def test_words_of_yaml_1_1_stay_texts(read):
     experiment, _ = read("command: prog {x}\nset: {x: [no, on, 1e-3, 1:30, 08, '08', '1', 1, null, [1, 2]]}\n")
     values = experiment.space.reachable_values("x")
     assert json.dumps(values) == '["no", "on", 0.001, "1:30", 8, "08", "1", 1, null, [1, 2]]'

@@ -389,9 +389,9 @@ def load_all(folder: str | Path) -> list[Results]:
     Raises:
         FolderError: There is no experiment, or a file cannot be read.
     """
-    found = sorted(map(load_folder, find_experiments(folder)), key=lambda one: one.experiment.get("position", 0))
+    in_run = sorted(map(load_folder, find_experiments(folder)), key=lambda found: found.experiment.get("position", 0))
     # Experiments of one run start at the same time.
-    return sorted(found, key=lambda one: one.experiment.get("provenance", {}).get("started", ""))
+    return sorted(in_run, key=lambda found: found.experiment.get("provenance", {}).get("started", ""))
 
 
 def load_folder(folder: ExperimentFolder) -> Results:
