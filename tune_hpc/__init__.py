@@ -28,8 +28,9 @@ if TYPE_CHECKING:  # for type checkers and the reference pages
     from tune_hpc.analysis.boundary_check import check_boundaries
     from tune_hpc.analysis.budget import budget_curve, time_to_target
     from tune_hpc.analysis.comparison import interactions
+    from tune_hpc.analysis.concatenation import concat
     from tune_hpc.analysis.published import check_claims, compare_to_published
-    from tune_hpc.analysis.results import Results, concat, load, load_all
+    from tune_hpc.analysis.results import Results, load, load_all
     from tune_hpc.analysis.selection_bias import selection_bias, special_cases
     from tune_hpc.analysis.stability import selection_frequencies
     from tune_hpc.errors import TuneHpcError
@@ -68,7 +69,7 @@ _MODULES = {
     "extend": "tune_hpc.search.runner",
     "importance": "tune_hpc.search.importance",
     "interactions": "tune_hpc.analysis.comparison",
-    "concat": "tune_hpc.analysis.results",
+    "concat": "tune_hpc.analysis.concatenation",
     "load": "tune_hpc.analysis.results",
     "load_all": "tune_hpc.analysis.results",
     "load_state": "tune_hpc.learning.checkpoint",

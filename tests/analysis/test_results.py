@@ -13,8 +13,8 @@ import pytest
 from tests.analysis.test_comparison import made
 from tests.results_fixtures import KEYS
 from tune_hpc.analysis import results
+from tune_hpc.analysis.concatenation import concat
 from tune_hpc.analysis.frames import read_frames, trials_frame, write_frames
-from tune_hpc.analysis.results import concat
 from tune_hpc.errors import FolderError, UnknownNameError
 
 
@@ -244,6 +244,19 @@ def test_searches_with_different_metrics_are_rejected():
         concat([named("one", a=0.9), other])
     with pytest.raises(UnknownNameError, match="nothing to compare"):
         concat([])
+
+
+def test_text_of_top_has_all_columns(trial, results_of, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    names = [f"parameter_{number}" for number in range(30)]
+    rows = [trial(f"{n:05d}", **{name: n + 0.123456789 for name in names}) for n in range(3)]
+    top = results_of(*rows, config_keys=names, space={name: {} for name in names}).top(2)
+    text = str(top)
+    assert all(name in text for name in [*names, "test_loss", "num_seeds"])
+    assert "..." not in text
+    assert max(map(len, text.splitlines())) <= 60
+    assert isinstance(top, pd.DataFrame)
+    assert type(top[names]) is pd.DataFrame
 
 
 def test_results_without_a_completed_trial_name_the_first_failure(trial, results_of):

@@ -85,6 +85,12 @@ def test_whole_space_replaces_that_of_the_experiment(read):
     assert experiment.space.to_json() == {"model": "line", "steps": 7, "learning_rate": 0.1}
 
 
+def test_words_of_yaml_1_1_stay_texts(read):
+    experiment, _ = read("command: prog {x}\nset: {x: [no, on, 1e-3, 1:30, 08, '08', '1', 1, null, [1, 2]]}\n")
+    values = experiment.space.reachable_values("x")
+    assert json.dumps(values) == '["no", "on", 0.001, "1:30", 8, "08", "1", 1, null, [1, 2]]'
+
+
 def test_numbers_and_words_are_those_of_yaml_1_2(read):
     text = (
         "command: prog {a}\nset: {a: [1e-4, 2.5E+3, .5, -3, 010, off, yes, 2026-01-01, true], b: 'uniform(0, 1e-1)'}\n"

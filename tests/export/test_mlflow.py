@@ -1,9 +1,12 @@
 """MLflow runs of an export."""
 
+from datetime import UTC, datetime
+
 import pytest
 
 from tune_hpc.export.exporter import export_search
 from tune_hpc.export.mlflow import _valid_names
+from tune_hpc.storage.trial_file import config_to_row
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's warnings about itself.
@@ -45,6 +48,17 @@ def test_ended_trial_is_a_run(folder, write, trial):
     assert sorted(one.step for one in curve) == [*range(0, 2500, 3), 2500]
     assert "out of memory" in found["t00002"].data.tags["tune_hpc.error"]
     assert run.info.end_time - run.info.start_time == 1500
+
+
+@pytest.mark.slow
+def test_run_has_values_of_all_types_and_the_time_of_the_end(folder, write, trial):
+    row, history = trial("t00000")
+    config = {"optimizer": None, "batch_size": [1, 2], "learning_rate": "1", "seed": 1}
+    write((row | config_to_row(config) | {"ended_at": "2026-01-01T12:00:00.500+00:00"}, history))
+    (done,) = export_search(folder.path, "mlflow")
+    run = runs(mlflow.MlflowClient(tracking_uri=done.uri))["t00000"]
+    assert run.data.params == {"optimizer": "None", "batch_size": "[1, 2]", "learning_rate": "1", "seed": "1"}
+    assert datetime.fromtimestamp(run.info.end_time / 1000, UTC).isoformat() == "2026-01-01T12:00:00.500000+00:00"
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from tune_hpc.errors import ExportError
 from tune_hpc.export import tensorboard
 from tune_hpc.export.exporter import export_search
 from tune_hpc.export.tensorboard import MAX_POINTS, TensorBoardExporter
+from tune_hpc.storage.trial_file import config_to_row
 
 EXPERIMENT = results_fixtures.EXPERIMENT | {
     "metric": "best_test_accuracy", "mode": "max", "config_keys": [*results_fixtures.KEYS, "nesterov"],
@@ -92,6 +93,16 @@ def test_trial_is_a_run_with_curves_and_configuration(folder, write, trial):
     assert start.hparams["learning_rate"].number_value == 0.1
     assert hparams(found, "session_end_info").status == Status.STATUS_SUCCESS
     assert hparams(events(folder.tensorboard, "t00001"), "session_end_info").status == Status.STATUS_FAILURE
+
+
+def test_configuration_keeps_texts_and_numbers_apart(folder, write, trial):
+    row, history = trial("t00000")
+    write((row | config_to_row({"optimizer": None, "batch_size": [1, 2], "learning_rate": "1", "seed": 1}), history))
+    export_search(folder.path, "tensorboard")
+    found = hparams(events(folder.tensorboard, "t00000"), "session_start_info").hparams
+    assert {name: getattr(value, value.WhichOneof("kind")) for name, value in found.items()} == {
+        "optimizer": "None", "batch_size": "[1, 2]", "learning_rate": "1", "seed": 1.0,
+    }  # fmt: skip
 
 
 def test_long_curves_are_thinned(folder, write, trial):

@@ -10,7 +10,8 @@ import torch
 from tests.learning.fused_configs import FUSED_CONFIGS
 from tests.learning.training_runs import needs_cuda, same_bits
 from tune_hpc.learning.config import complete
-from tune_hpc.learning.training import NUM_EAGER_STEPS, Communicator, Training
+from tune_hpc.learning.cuda_graphs import NUM_EAGER_STEPS
+from tune_hpc.learning.training import Communicator, Training
 
 CPU = torch.device("cpu")
 #: Calls of ``run``, some shorter and some longer than a window of 8 steps.

@@ -14,7 +14,8 @@ from tests.learning.training_runs import FileCheckpoint, History, needs_cuda, sa
 from tune_hpc.errors import InvalidConfigError
 from tune_hpc.learning import stack_member, training
 from tune_hpc.learning.config import BATCHING_POLICIES, OPTIMIZER_DEFAULTS, SCHEDULES, complete
-from tune_hpc.learning.training import NUM_EAGER_STEPS, Training, train
+from tune_hpc.learning.cuda_graphs import NUM_EAGER_STEPS
+from tune_hpc.learning.training import Training, train
 
 #: 15 steps are one pass over the 600 images.
 SOFTMAX = {"model": "softmax", "batch_size": 40, "steps": 24, "num_evaluations": 6, "learning_rate": 0.05, "seed": 3}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from tune_hpc.analysis.results import concat
+from tune_hpc.analysis.concatenation import concat
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report import report
 

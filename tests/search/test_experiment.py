@@ -15,12 +15,11 @@ from tune_hpc.errors import FolderError, InvalidExperimentError, InvalidSpaceErr
 from tune_hpc.learning.config import TRIAL_KEYS, complete
 from tune_hpc.report.plots.figures import KINDS
 from tune_hpc.search.experiment import (
-    LINE_METRICS,
-    MAX_TRIALS,
     TRAIN,
     Experiment,
     Published,
 )
+from tune_hpc.search.experiment_checks import LINE_METRICS, MAX_TRIALS
 from tune_hpc.search.experiment_json import experiment_from_json
 from tune_hpc.search.experiment_registry import registered_experiments
 from tune_hpc.search.options import ADAPTIVE

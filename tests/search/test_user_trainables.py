@@ -22,10 +22,12 @@ from tune_hpc.analysis.frames import read_parquet, trials_frame, write_parquet
 from tune_hpc.cli.main import main
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.plots.figures import MAX_RESPONSES, default_figures, draw
+from tune_hpc.search.searchers.optuna_searcher import OptunaSearcher
 from tune_hpc.search.searchers.optuna_study import StudyParameter
 from tune_hpc.search.space.parameter import Parameter
 from tune_hpc.service.problems import to_json
 from tune_hpc.service.schemas import SearchRequest
+from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import config_to_row, row_to_config
 
 
@@ -271,6 +273,26 @@ def test_equal_looking_values_keep_their_types_in_adaptive_searches_and_csv(sear
     rows = pd.read_csv(trials).to_dict("records")
     assert json.dumps([row_to_config(row)["x"] for row in rows][: len(MIXED)]) == json.dumps(MIXED)
     assert len(rows) == 16
+
+
+def test_warm_start_keeps_the_types_of_values(search, tmp_path):
+    values, seen = [None, 1, "1", [1, 2]], []
+
+    def train(config, report):
+        seen.append(config["x"])
+        report(1, {"loss": 0.0 if config["x"] == "1" else 1.0})
+
+    space = {"x": tune.choice(values), "y": tune.uniform(0, 1)}
+    points = [{"x": value} for value in values]
+    first = search(train, space, searcher="tpe", num_samples=4, points_to_evaluate=points)
+    assert json.dumps(seen) == json.dumps(values)
+    experiment = Experiment(
+        "second", Space(space, keys={}), train, metric="loss", mode="min", seeds=(), searcher="tpe", num_samples=6
+    )
+    searcher = OptunaSearcher(experiment, ExperimentFolder(tmp_path / "second"), warm_start=[load(first.folder)])
+    known = [trial.params["x"] for trial in searcher.study.trials]
+    assert [searcher.study.parameters["x", 0].from_value(value) for value in values] == known
+    assert searcher.study.study.best_trial.params["x"] == known[2]
 
 
 def test_whole_numbers_of_conditional_parameters_are_printed_as_integers(search, tmp_path, capsys):

@@ -6,10 +6,14 @@ import re
 import pytest
 
 from search_spaces import exercise3
+from tests.analysis.synthetic_results import searched
 from tests.service.conftest import RANDOM, REGISTERED
 from tune_hpc.errors import TuneHpcError
 from tune_hpc.service import experiments
 from tune_hpc.service.experiments import Registry
+from tune_hpc.service.pages import _table_context, _trial_context
+from tune_hpc.service.schemas import TrialsQuery
+from tune_hpc.storage.trial_file import config_to_row
 
 PAGE = {"Accept": "text/html", "Origin": "http://127.0.0.1"}
 
@@ -32,6 +36,18 @@ def test_list_has_state_progress_and_best_value(service, search_id):
         assert part in text_of(page)
     assert 'data-active="yes"' in page
     assert "No search is lost." in text_of(service.http.get("/?state=lost", headers=PAGE).text)
+
+
+def test_pages_show_none_and_texts_apart():
+    configs = [{"x": None, "y": 0.5}, {"x": 1, "y": 0.25}, {"x": "1", "y": 0.25}]
+    rows = [config_to_row(config) | {"loss": float(number)} for number, config in enumerate(configs)]
+    results = searched({"x": {}, "y": {}}, rows)
+    table = _table_context(results, TrialsQuery(), "/", None)
+    names = [head["name"] for head in table["heads"]]
+    assert names == ["trial_id", "status", "x", "y", "loss"]
+    assert [row[2] for row in table["rows"]] == ["None", "1", '"1"']
+    assert _trial_context(results, "t00000")["config"] == [("x", "None"), ("y", "0.5")]
+    assert _trial_context(results, "t00000")["measured"] == [("loss", "0")]
 
 
 def test_list_has_pages(service):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_hpc.analysis.aggregation import COMPLETED, configuration_numbers, numeric_column
+from tune_hpc.analysis.ranking import best_configuration
 from tune_hpc.errors import FolderError
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
@@ -25,7 +26,7 @@ def best_checkpoint(results: "Results") -> Path:
     ranked = ranked[ranked["status"].isin(COMPLETED)].sort_values(
         "value", ascending=results.is_lower_better(results.metric), kind="stable"
     )
-    is_best = ranked["configuration"] == results._best(None, None).name
+    is_best = ranked["configuration"] == best_configuration(results, results.metric, None).name
     trial_ids = [*ranked.loc[is_best, "trial_id"], *ranked.loc[~is_best, "trial_id"]]
     folder = _folder(results)
     retained = next((trial_id for trial_id in trial_ids if folder.retained_steps(trial_id)), trial_ids[0])

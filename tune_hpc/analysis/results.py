@@ -31,7 +31,7 @@ seeds are integers, or floats if a value is missing. All other columns are float
 Fractions are 0 to 1, durations end in ``_s``, rates in ``_per_s``, counts begin with ``num_``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -39,29 +39,17 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import (
-    COMPLETED,
-    aggregate_seeds,
-    configuration_numbers,
-    describe_statuses,
-    searched_parameters,
-    sort_configurations,
-)
+from tune_hpc.analysis import ranking
 from tune_hpc.analysis.comparison import Comparison, compare_values
-from tune_hpc.analysis.formatting import format_value
-from tune_hpc.analysis.frame_query import csv_text, with_nullable_integers
+from tune_hpc.analysis.frame_query import csv_text
 from tune_hpc.analysis.frames import STATUSES, generations_frame, read_folder, rungs_frame, write_parquet
 from tune_hpc.analysis.stability import rung_correlation
 from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiment, find_experiments
 from tune_hpc.storage.filesystem import Storage
-from tune_hpc.storage.trial_file import row_to_config
 
 if TYPE_CHECKING:
     from tune_hpc.learning.models import SingleModel
-
-#: Column of the trial's search.
-SEARCH = "search"
 
 
 @dataclass(frozen=True, repr=False)
@@ -143,11 +131,6 @@ class Results:
         where = f"; logs: {folder.uri}/logs" if folder and folder.storage.list_names(folder.logs) else ""
         return f"{self.counts()['failed']} of {len(self.trials)} trials failed, {self.first_error}{where}"
 
-    @property
-    def _has_only_failures(self) -> bool:
-        """True if trials failed and none completed."""
-        return bool(self.failures) and not self.trials["status"].isin(COMPLETED).any()
-
     def top(self, n: int = 10, metric: str | None = None, mode: str | None = None) -> pd.DataFrame:
         """Return the best ``n`` configurations, best first; none with a diverged or failed seed.
 
@@ -157,7 +140,8 @@ class Results:
             mode: ``min`` or ``max``; by default the direction that the experiment declares for the metric.
 
         Returns:
-            The varied parameters, the metric (mean over the seeds), ``METRIC_deviation`` and ``num_seeds``.
+            The varied parameters, the metric (mean over the seeds), ``METRIC_deviation`` and ``num_seeds``. Its text
+            has all columns.
 
         Raises:
             UnknownNameError: The column is absent or not numeric, or its direction is unknown.
@@ -169,9 +153,7 @@ class Results:
             0   rmsprop          0.005          5
             1      adam          0.005          5
         """
-        metric = metric or self.metric
-        columns = [*dict.fromkeys([*searched_parameters(self), metric, f"{metric}_deviation", "num_seeds"])]
-        return with_nullable_integers(self._ranked(metric, mode)[columns]).head(n).reset_index(drop=True)
+        return ranking.top(self, n, metric or self.metric, mode)
 
     def best(self, metric: str | None = None, mode: str | None = None) -> pd.Series:
         """Return the best configuration: all its parameters, and the columns of ``top``.
@@ -189,8 +171,8 @@ class Results:
             >>> best["optimizer"], float(best["learning_rate"])
             ('rmsprop', 0.005)
         """
-        best = self._best(metric, mode)
-        return pd.Series({**best.astype(object), **self._config_of(best)})
+        best = ranking.best_configuration(self, metric or self.metric, mode)
+        return pd.Series({**best.astype(object), **ranking.config_of(self, best)})
 
     def best_config(self, metric: str | None = None, mode: str | None = None) -> dict[str, Any]:
         """Return the best configuration as a dictionary without the seed; arguments and errors as for ``best``.
@@ -201,17 +183,11 @@ class Results:
             >>> config["optimizer"], config["batch_size"]
             ('rmsprop', 100)
         """
-        return self._config_of(self._best(metric, mode))
+        return ranking.config_of(self, ranking.best_configuration(self, metric or self.metric, mode))
 
     def best_trial(self, metric: str | None = None, mode: str | None = None) -> pd.Series:
         """Return the best single trial as a row of ``trials``; arguments and errors as for ``best``."""
-        metric = metric or self.metric
-        self._check_column(metric)
-        completed = self.trials[self.trials["status"].isin(COMPLETED)].dropna(subset=[metric])
-        if completed.empty:
-            reason = self.failures or describe_statuses(self) or "no trials"
-            raise UnknownNameError(f"no trial of {self.name} finished with a value of {metric}: {reason}")
-        return completed.sort_values(metric, ascending=self.is_lower_better(metric, mode), kind="stable").iloc[0]
+        return ranking.best_trial(self, metric or self.metric, mode)
 
     def best_checkpoint(self) -> Path:
         """Return the retained checkpoint of the best trial of the best configuration.
@@ -265,39 +241,6 @@ class Results:
 
         return load_model(self, trial_id)
 
-    def _best(self, metric: str | None, mode: str | None) -> pd.Series:
-        ranked = self._ranked(metric or self.metric, mode)
-        if ranked.empty:
-            raise UnknownNameError(
-                f"no configuration of {self.name} has a value of {metric or self.metric} and neither a diverged nor a "
-                f"failed seed ({self.failures or describe_statuses(self) or 'no trials'})"
-            )
-        return ranked.iloc[0]
-
-    def _ranked(self, metric: str, mode: str | None) -> pd.DataFrame:
-        """Return the configurations with a value of a metric, best first."""
-        self._check_column(metric)
-        return sort_configurations(self, aggregate_seeds(self, [metric]), metric, mode)
-
-    def _check_column(self, metric: str) -> None:
-        if metric not in self.trials and self._has_only_failures:
-            raise UnknownNameError(f"no trial of {self.name} has a value of {metric}: {self.failures}")
-        if metric not in self.trials:
-            raise UnknownNameError(
-                f"no column {metric!r} in the trials of {self.name}; there are {', '.join(map(str, self.trials))}"
-            )
-        if not pd.api.types.is_numeric_dtype(self.trials[metric]):
-            numeric = ", ".join(self.trials.select_dtypes("number").columns)
-            raise UnknownNameError(f"column {metric} of {self.name} is not numeric; numeric columns are {numeric}")
-
-    def _config_of(self, configuration: pd.Series) -> dict[str, Any]:
-        """Return a row of ``aggregate_seeds`` as a configuration with the types of its values."""
-        first = self.trials[(configuration_numbers(self) == configuration.name).to_numpy()].iloc[0]
-        config = row_to_config(first.to_dict())
-        names = [name for name in self.config_columns if name != "seed" and name in config]
-        # In rows of early releases a parameter without a value is NaN.
-        return {name: config[name] for name in names if config[name] == config[name]}
-
     def is_lower_better(self, metric: str, mode: str | None = None) -> bool:
         """Return whether a metric is best when low.
 
@@ -307,18 +250,7 @@ class Results:
         Raises:
             UnknownNameError: It is none of these.
         """
-        declared = {**self.experiment.get("metrics", {}), self.metric: self.experiment["mode"]}
-        mode = mode or declared.get(metric)
-        if mode:
-            return mode == "min"
-        if metric.endswith("loss") or (metric.endswith("_s") and not metric.endswith("_per_s")):
-            return True
-        if metric.endswith(("accuracy", "_per_s", "speedup", "efficiency")):
-            return False
-        raise UnknownNameError(
-            f"the direction of {metric} in {self.name} is unknown: give the mode min or max, or declare it in the "
-            f"experiment, as metrics={{{metric!r}: 'min'}}"
-        )
+        return ranking.is_lower_better(self, metric, mode)
 
     def curve(self, metric: str) -> pd.DataFrame:
         """Return one metric in wide form.
@@ -380,25 +312,12 @@ class Results:
         """Return the results with a subset of the trials."""
         return Results(self.experiment, trials.reset_index(drop=True), self.history, self.folder)
 
-    def _summary(self) -> str:
-        counts = describe_statuses(self)
-        summary = f"{self.name}: {len(self.trials)} trials" + (f" ({counts})" if counts else "")
-        for _, best in self._top().head(1).iterrows():
-            best_config, names = self.best_config(), searched_parameters(self)
-            config = ", ".join(f"{name}={format_value(best_config[name], 4)}" for name in names if name in best_config)
-            summary += f"; best {self.metric} {best[self.metric]:.4g}" + (f" with {config}" if config else "")
-        if self._has_only_failures:
-            summary += f"; {self.failures}"
-        return summary
-
-    def _top(self) -> pd.DataFrame:
-        return self.top() if self.metric in self.trials else pd.DataFrame()
-
     def __repr__(self) -> str:
-        return f"Results of {self._summary()}"
+        return f"Results of {ranking.summary(self)}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(self._summary())}</p>{self._top().to_html(index=False)}"
+        table = self.top() if self.metric in self.trials else pd.DataFrame()
+        return f"<p>{escape(ranking.summary(self))}</p>{table.to_html(index=False)}"
 
     def to_csv(self, folder: str | Path) -> list[Path]:
         """Write both frames as trials.csv and history.csv into a folder; return the files."""
@@ -487,62 +406,12 @@ def load_all(folder: str | Path) -> list[Results]:
     Raises:
         FolderError: There is no experiment, or a file cannot be read.
     """
-
-    def start_order(results: Results) -> tuple[str, int]:
-        # Experiments of one run start at the same time.
-        return results.experiment.get("provenance", {}).get("started", ""), results.experiment.get("position", 0)
-
-    return sorted(map(load_folder, find_experiments(folder)), key=start_order)
+    in_run = sorted(map(load_folder, find_experiments(folder)), key=lambda found: found.experiment.get("position", 0))
+    # Experiments of one run start at the same time.
+    return sorted(in_run, key=lambda found: found.experiment.get("provenance", {}).get("started", ""))
 
 
 def load_folder(folder: ExperimentFolder) -> Results:
     """Load the results of one experiment folder; errors as for ``load``."""
     experiment, trials, history = read_folder(folder)
     return Results(experiment, trials, history.frame(), folder.path)
-
-
-def concat(searches: Sequence[Results]) -> Results:
-    """Return the trials of several searches as one search with the additional parameter ``search``.
-
-    Args:
-        searches: Results with the same metric; ``search`` is their name, or the folder's name if names are equal.
-
-    Returns:
-        Results without a folder; ``trial_id`` is ``SEARCH/ID``. ``.compare("search")`` compares the searches.
-
-    Raises:
-        UnknownNameError: There are no searches, or they rank trials by different metrics.
-    """
-    if not searches:
-        raise UnknownNameError("nothing to compare; name at least one search")
-    if len({(search.metric, search.experiment["mode"]) for search in searches}) > 1:
-        metrics = [f"{search.name} by the {search.experiment['mode']} of {search.metric}" for search in searches]
-        raise UnknownNameError(
-            f"these searches rank their trials by different metrics: {', '.join(metrics)}; compare searches with the "
-            "same metric"
-        )
-    names = unique_names(searches)
-    trials, histories = [], []
-    for name, search in zip(names, searches, strict=True):
-        trials.append(search.trials.assign(search=name, trial_id=name + "/" + search.trials["trial_id"].astype(str)))
-        histories.append(search.history.assign(trial_id=name + "/" + search.history["trial_id"].astype(str)))
-    space: dict[str, dict[str, Any]] = {name: {} for search in searches for name in searched_parameters(search)}
-    experiment = {
-        "name": " and ".join(names),
-        "metric": searches[0].metric,
-        "mode": searches[0].experiment["mode"],
-        "config_keys": [*dict.fromkeys([SEARCH, *(key for one in searches for key in one.experiment["config_keys"])])],
-        "quick": any(search.experiment.get("quick") for search in searches),
-        "space": {SEARCH: {}, **space},
-    }
-    return Results(experiment, pd.concat(trials, ignore_index=True), pd.concat(histories, ignore_index=True))
-
-
-def unique_names(searches: Sequence[Results]) -> list[str]:
-    """Return a name for each search: its own, else its folder's, else with a number."""
-    names = [search.name for search in searches]
-    if len(set(names)) < len(names):
-        names = [search.folder.name if search.folder else search.name for search in searches]
-    if len(set(names)) < len(names):
-        names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
-    return names

@@ -33,15 +33,15 @@ def _labels(name: str, configs: list[Mapping[str, Any]]) -> list[str | None]:
     values = {json.dumps(config[name]): config[name] for config in configs if name in config}
     plain = {key: _label(value) for key, value in values.items()}
     numbers = Counter(plain.values())
-    quoted = {key: key for key, value in values.items() if isinstance(value, str) and numbers[plain[key]] > 1}
-    if not quoted and "null" not in values:
+    alike = {key: value for key, value in values.items() if numbers[plain[key]] > 1}
+    if not any(isinstance(value, str) for value in alike.values()) and "null" not in values:
         return []
-    labels = plain | quoted
+    # As JSON, a text has quotation marks and a number all its digits.
+    labels = plain | {key: key for key, value in alike.items() if type(value) in (str, int, float)}
     return [labels[json.dumps(config[name])] if name in config else None for config in configs]
 
 
 def _label(value: Any) -> str:
     if value is None:
         return "None"
-    # Numbers keep their digits, so that two of them stay two.
-    return format_value(value) if isinstance(value, bool | str) else json.dumps(value)
+    return json.dumps(value) if isinstance(value, list | dict) else format_value(value)

@@ -1,4 +1,4 @@
-"""Commands on experiments and results: run, scale, resume, extend, show, compare, report, export, list, data.
+"""Commands on experiments: run, scale, resume, extend, export, list, data; those on results are in ``show.py``.
 
 Each command imports the heavy modules that it needs, so that ``--help`` is fast and ``show`` imports neither torch nor
 Ray.
@@ -25,7 +25,8 @@ from tune_hpc.cli.options import (
 )
 from tune_hpc.cli.selection import find_experiments, run_name
 from tune_hpc.cli.serve import add_serve_command
-from tune_hpc.errors import InvalidExperimentError, TuneHpcError, UnknownNameError
+from tune_hpc.cli.show import compare, importance, report, show, summary
+from tune_hpc.errors import InvalidExperimentError, TuneHpcError
 
 if TYPE_CHECKING:
     from tune_hpc.analysis.results import Results
@@ -155,22 +156,22 @@ def _parser() -> argparse.ArgumentParser:
         add_restart_flags(restart)
         add_local_flags(restart)
 
-    show = add("show", _show, "show the number of trials by status, and the best configurations")
-    show.add_argument("folder", metavar="FOLDER")
-    show.add_argument("-n", type=int, default=10, help="number of configurations (default: 10)")
-    show.add_argument("--metric", help="column that ranks configurations (default: the metric of the experiment)")
-    show.add_argument("--mode", choices=("min", "max"), help="direction of --metric (default: as declared)")
+    sub = add("show", show, "show the number of trials by status, and the best configurations")
+    sub.add_argument("folder", metavar="FOLDER")
+    sub.add_argument("-n", type=int, default=10, help="number of configurations (default: 10)")
+    sub.add_argument("--metric", help="column that ranks configurations (default: the metric of the experiment)")
+    sub.add_argument("--mode", choices=("min", "max"), help="direction of --metric (default: as declared)")
 
-    compare = add("compare", _compare, "compare searches or parameter values, with confidence intervals")
-    compare.add_argument("folders", nargs="+", metavar="FOLDER")
-    compare.add_argument("--by", metavar="PARAMETER", help="compare the values of this parameter (default: searches)")
-    compare.add_argument("--metric", help="column to compare (default: the metric of the experiment)")
-    compare.add_argument("--mode", choices=("min", "max"), help="direction of --metric (default: as declared)")
-    compare.add_argument("-o", "--output", metavar="FILE", help="also write a page with the sections of the searches")
+    sub = add("compare", compare, "compare searches or parameter values, with confidence intervals")
+    sub.add_argument("folders", nargs="+", metavar="FOLDER")
+    sub.add_argument("--by", metavar="PARAMETER", help="compare the values of this parameter (default: searches)")
+    sub.add_argument("--metric", help="column to compare (default: the metric of the experiment)")
+    sub.add_argument("--mode", choices=("min", "max"), help="direction of --metric (default: as declared)")
+    sub.add_argument("-o", "--output", metavar="FILE", help="also write a page with the sections of the searches")
 
-    report = add("report", _report, "write tables, figures and report.html")
-    report.add_argument("folders", nargs="+", metavar="FOLDER")
-    report.add_argument("-o", "--output", metavar="FILE", help="the page (default: report.html in the first folder)")
+    sub = add("report", report, "write tables, figures and report.html")
+    sub.add_argument("folders", nargs="+", metavar="FOLDER")
+    sub.add_argument("-o", "--output", metavar="FILE", help="the page (default: report.html in the first folder)")
 
     export = add("export", _export, "export searches to TensorBoard, Optuna or MLflow; they may still run")
     export.add_argument("folders", nargs="+", metavar="FOLDER")
@@ -267,13 +268,13 @@ def _runner_options(flags: argparse.Namespace) -> dict[str, Any]:
 def _print_summary(results: Sequence["Results"], page: Path | None) -> int:
     """Print a line for each experiment, write the report, and return the exit code."""
     for result in results:
-        print(_summary(result))
+        print(summary(result))
         if result.failures:
             print(f"{result.name}: {result.failures}")
     if page is not None:
         from tune_hpc.report.report import write_report
 
-        print(f"report: {write_report(results, page, importance=_importance)}")
+        print(f"report: {write_report(results, page, importance=importance)}")
     _print_resume_commands(results)
     if any(one.experiment.get("is_to_be_requeued") for one in results):
         return REQUEUE
@@ -307,93 +308,6 @@ def _print_resume_commands(results: Sequence["Results"]) -> None:
         return
     for result in stopped:
         print(f"{result.name}: {result.experiment['ended_by']}; to resume: tune-hpc resume {result.folder}")
-
-
-def _show(flags: argparse.Namespace) -> int:
-    from tune_hpc.analysis.results import load_all
-    from tune_hpc.analysis.value_labels import with_value_labels
-    from tune_hpc.report.tables import best_configurations, to_markdown, trials_with_status
-    from tune_hpc.storage.experiment_folder import ExperimentFolder
-
-    if flags.n < 1:
-        raise InvalidExperimentError(f"-n must be at least 1; got {flags.n}")
-    for results in map(with_value_labels, load_all(flags.folder)):
-        print(_summary(results, flags.metric, flags.mode))
-        if results.failures:
-            print(f"{results.name}: {results.failures}")
-        print(to_markdown(best_configurations(results, flags.n, flags.metric, flags.mode)), end="\n\n")
-        for status in ("failed", "diverged", "running"):
-            trials = trials_with_status(results, status).head(flags.n)
-            if len(trials):
-                print(f"{status}:\n{to_markdown(trials)}", end="\n\n")
-                if status == "failed" and results.folder:
-                    print(f"tracebacks: {ExperimentFolder(results.folder).logs}", end="\n\n")
-    return SUCCESS
-
-
-def _summary(results: "Results", metric: str | None = None, mode: str | None = None) -> str:
-    """Return one line: the number of trials by status, and the best configuration."""
-    from tune_hpc.analysis.aggregation import searched_parameters
-    from tune_hpc.analysis.formatting import format_value
-
-    counts = ", ".join(f"{count} {status}" for status, count in results.counts().items())
-    text = f"{results.name}{' (quick)' if results.experiment.get('quick') else ''}: {counts or 'no trials'}"
-    try:
-        best = results.best(metric, mode)
-    except UnknownNameError:
-        if metric:
-            raise
-        return text
-    column = metric or results.metric
-    # A parameter whose condition is false has no value.
-    names = [name for name in searched_parameters(results) if best[name] == best[name]]
-    texts = {name: "None" if best[name] is None else format_value(best[name]) for name in names}
-    where = ", ".join(f"{name}={text}" for name, text in texts.items())
-    return f"{text}; best {column} {best[column]:.4g}{f' at {where}' if where else ''}"
-
-
-def _compare(flags: argparse.Namespace) -> int:
-    from tune_hpc.analysis.results import SEARCH, concat, load_all, unique_names
-    from tune_hpc.analysis.value_labels import with_value_labels
-    from tune_hpc.report.tables import to_markdown, values_table
-
-    searches = [one for folder in flags.folders for one in load_all(folder)]
-    if len(searches) == 1 and not flags.by:
-        varying = ", ".join(name for name in searches[0].varied_parameters if name != "seed")
-        raise InvalidExperimentError(
-            f"{searches[0].name} is one search; name another folder, or a parameter: --by {varying}"
-        )
-    results = concat(searches) if len(searches) > 1 else searches[0]
-    ranking = with_value_labels(results).compare(flags.by or SEARCH, flags.metric, mode=flags.mode)
-    print(f"{ranking}\n\n{to_markdown(values_table(ranking))}")
-    if flags.output:
-        from tune_hpc.report.report import write_report
-
-        names = " and ".join(unique_names(searches))
-        title = f"{names} by {ranking.parameter}" if len(searches) == 1 else f"{names} compared"
-        page = write_report(searches, flags.output, title, in_folders=False, importance=_importance, comparison=ranking)
-        print(f"\nreport: {page}")
-    return SUCCESS
-
-
-def _report(flags: argparse.Namespace) -> int:
-    from tune_hpc.analysis.results import load_all
-    from tune_hpc.report.report import write_report
-    from tune_hpc.storage.filesystem import Storage
-
-    results = [one for folder in flags.folders for one in load_all(folder)]
-    page = Storage(flags.output).root if flags.output else Storage(flags.folders[0]).root / "report.html"
-    print(write_report(results, page, importance=_importance))
-    return SUCCESS
-
-
-def _importance(results: "Results") -> Any:
-    """Return parameter importances; import Ray and Optuna, which takes seconds, only for several parameters."""
-    if len([name for name in results.varied_parameters if name != "seed"]) < 2:
-        raise UnknownNameError(f"{results.name} varies fewer than two parameters; importances compare several")
-    from tune_hpc.search.importance import importance
-
-    return importance(results)
 
 
 def _export(flags: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ from tune_hpc.errors import ExportError, FolderError, InvalidExperimentError, Tu
 from tune_hpc.search.object_reference import check_tools, exporter_class
 from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiments
 from tune_hpc.storage.process import may_be_running
+from tune_hpc.storage.trial_file import row_to_config, to_jsonable
 
 #: Seconds between two looks at a search that is followed.
 POLL_INTERVAL_S = 1.0
@@ -234,7 +235,10 @@ class _Export:
                 row = {str(name): value for name, value in values.items() if value is not None}
                 if row["status"] != "running":
                     self._ended.add(row["trial_id"])
-                self._exporter.add(row, {key: row[key] for key in keys if key in row}, history)
+                # The columns of a row lack None, and values of several types are texts there.
+                typed = row | row_to_config(row)
+                config = {key: to_jsonable(typed[key]) for key in keys if key in typed}
+                self._exporter.add(row, config, history)
                 has_changed = True
             if has_changed:
                 self._exporter.flush()

@@ -20,6 +20,7 @@ from torch import nn
 
 from tune_hpc.errors import InvalidConfigError, TimeLimitReached
 from tune_hpc.learning.config import complete
+from tune_hpc.learning.cuda_graphs import CapturedSteps, CudaGraphCapture
 from tune_hpc.learning.data import ImageData, load_images
 from tune_hpc.learning.fusion import check_fusible
 from tune_hpc.learning.models import build_model
@@ -28,9 +29,6 @@ from tune_hpc.learning.stack_member import MemberProgress, Report
 from tune_hpc.learning.tasks import ImageClassification, LineRegression, Task
 
 Value = TypeVar("Value")
-
-#: Eager steps before the capture, in which libraries allocate memory; they are regular steps of the training.
-NUM_EAGER_STEPS = 3
 
 
 @dataclass
@@ -66,32 +64,6 @@ class Communicator:
     def broadcast_from_rank0(self, make: Callable[[], Value]) -> Value:
         """Return the value that rank 0 makes."""
         return make()
-
-
-class CudaGraphCapture:
-    """Capture of a training step as a CUDA graph, and its replay without Python and with one launch.
-
-    A step of a small network is about a hundred kernels of microseconds, which a GPU executes faster than Python
-    launches them.
-    """
-
-    @contextmanager
-    def eager_stream(self) -> Iterator[None]:
-        """Run the block on a side stream, as CUDA requires before a capture."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            yield
-        torch.cuda.current_stream().wait_stream(side)
-
-    def capture(self, step: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
-        """Capture one step without running it; return its replay, which advances the generators as the step does."""
-        graph = torch.cuda.CUDAGraph()
-        for generator in generators:
-            graph.register_generator_state(generator)
-        with torch.cuda.graph(graph):
-            step()
-        return graph.replay
 
 
 class Checkpoint(Protocol):
@@ -154,7 +126,11 @@ class Training:
         self.num_steps = steps if self.task.num_steps is None else min(steps, self.task.num_steps)
         if graph_capture is None and device.type == "cuda" and self.communicator.allow_cuda_graphs:
             graph_capture = CudaGraphCapture()
-        self._captured = _CapturedSteps(self, graph_capture) if graph_capture else None
+        self._captured = (
+            CapturedSteps(graph_capture, self._step, self._make_curves, self.task.generators, self.WINDOW)
+            if graph_capture
+            else None
+        )
         parameters = list(self.model.parameters())
         self.optimizers = OptimizerStack(configs, parameters, rates_on_device=graph_capture is not None)
         self._parts: dict[str, Any] = {"model": self.model, "optimizers": self.optimizers, "task": self.task}
@@ -233,49 +209,6 @@ class Training:
     def _record_parameters(self, curves: torch.Tensor) -> None:
         for row, column in enumerate(self.model.recorded_parameters.values(), start=1):
             curves[row] = self.optimizers.parameters[0].detach()[:, column]
-
-
-class _CapturedSteps:
-    """Captured steps of a training, which read batch and rates from tables at a position that they increment."""
-
-    def __init__(self, training: Training, graph_capture: CudaGraphCapture) -> None:
-        self._training = training
-        self._graph_capture = graph_capture
-        self._replay: Callable[[], None] | None = None
-        self._num_eager = 0
-
-    def run(self, indices: torch.Tensor, rates: Sequence[Any]) -> torch.Tensor:
-        """Run the updates of a window; see ``Training._run``."""
-        num_steps = len(indices)
-        if self._replay is None:
-            self._make_tables(indices, rates)
-        for table, values in zip(self._tables, [indices, *rates], strict=True):
-            table[:num_steps] = values
-        self._position.zero_()
-        for _ in range(num_steps):
-            if self._replay is not None:
-                self._replay()
-            elif self._num_eager < NUM_EAGER_STEPS:
-                self._num_eager += 1
-                with self._graph_capture.eager_stream():
-                    self._step()
-            else:
-                self._replay = self._graph_capture.capture(self._step, self._training.task.generators)
-                self._replay()
-        return self._curves[:, :, :num_steps].clone()
-
-    def _make_tables(self, indices: torch.Tensor, rates: Sequence[Any]) -> None:
-        window = self._training.WINDOW
-        self._tables = [values.new_empty(window, *values.shape[1:]) for values in (indices, *rates)]
-        self._curves = self._training._make_curves(window)
-        self._row = torch.empty_like(self._curves[:, :, 0])
-        self._position = torch.zeros(1, dtype=torch.int64, device=indices.device)
-
-    def _step(self) -> None:
-        indices, *rates = (table.index_select(0, self._position)[0] for table in self._tables)
-        self._training._step(indices, rates, self._row)
-        self._curves.index_copy_(2, self._position, self._row[:, :, None])
-        self._position += 1
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from tune_hpc.analysis.aggregation import describe_statuses
 from tune_hpc.analysis.comparison import Comparison
+from tune_hpc.analysis.concatenation import unique_names
 from tune_hpc.analysis.formatting import (
     MISSING,
     QUICK_NOTE,
@@ -29,7 +30,7 @@ from tune_hpc.analysis.formatting import (
     format_value,
     unique_slug,
 )
-from tune_hpc.analysis.results import Results, unique_names
+from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.value_labels import with_value_labels
 from tune_hpc.errors import FolderError, TuneHpcError
 from tune_hpc.report import tables

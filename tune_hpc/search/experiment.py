@@ -7,7 +7,6 @@ which the analysis is based.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain, islice
@@ -15,34 +14,28 @@ from typing import Any
 
 import numpy as np
 
-from tune_hpc.analysis.frames import BUILT_IN_MEASURES, DERIVED, FIT_METRICS, IDENTITY, MEASURES, METRICS
-from tune_hpc.errors import InvalidConfigError, InvalidExperimentError, InvalidSpaceError
-from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, check_key, owned_keys
+from tune_hpc.errors import InvalidExperimentError, InvalidSpaceError
+from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, owned_keys
 from tune_hpc.search.command import Command
+from tune_hpc.search.experiment_checks import (
+    CHANGEABLE_KEYS,
+    TRAIN,
+    check_experiment,
+    reachable_values,
+)
 from tune_hpc.search.object_reference import reference_to
-from tune_hpc.search.options import ADAPTIVE, DESIGNS, POLICIES, SCHEDULERS, SEARCHERS
+from tune_hpc.search.options import ADAPTIVE
 from tune_hpc.search.report_spec import Claim, Figure, Published, Table
 from tune_hpc.search.space.samplers import quasi_random_configs, random_configs
 from tune_hpc.search.space.space import Space
 from tune_hpc.search.trial_spec import RankedMetric, num_steps
-from tune_hpc.storage.trial_file import CONFIG
 
-TRAIN = "tune_hpc.learning.training:train"
 #: Statuses of trials that ended.
 ENDED = ("finished", "stopped", "diverged", "failed")
-#: Metrics of the model ``line``; models of images report all of ``METRICS``.
-LINE_METRICS = ("train_loss", "W", "b")
 #: Metrics that are the best values of a reported metric.
 BEST_OF = {"best_valid_accuracy": "valid_accuracy", "best_test_accuracy": "test_accuracy"}
 #: Maximum number of configurations of a quick run, except for a grid.
 QUICK_SAMPLES = 8
-#: Keys of the built-in trainable that may change during a trial: they affect neither the shapes of the network nor the
-#: optimizer state.
-CHANGEABLE_KEYS = tuple(
-    key.name for key in TRIAL_KEYS.values() if key.kind is float and key.name not in ("width", "initial_accumulator")
-)
-#: Trial identifiers have five digits, and the driver stores every configuration.
-MAX_TRIALS = 100_000
 #: Fields that folders of early releases lack, with their meaning there.
 ADDED_FIELDS: Mapping[str, Any] = {
     "claims": [],
@@ -142,132 +135,12 @@ class Experiment:
         object.__setattr__(self, "runner", runner_name(self.runner))
         if self.trainable == TRAIN and self.space.value_keys is not TRIAL_KEYS:
             object.__setattr__(self, "space", self.space.with_keys(TRIAL_KEYS))
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
-            raise InvalidExperimentError(
-                f"the name of an experiment is letters, digits, underscores, dots and hyphens; got {self.name!r}"
-            )
         object.__setattr__(self, "metrics", dict(self.metrics))
-        for name, mode in {
-            "mode": self.mode,
-            **{f"metrics[{name!r}]": mode for name, mode in self.metrics.items()},
-        }.items():
-            if mode not in ("min", "max"):
-                raise InvalidExperimentError(f"{name} must be min or max; got {mode!r}")
-        if not re.fullmatch(r"last|best|mean_of_last_[1-9]\d{0,5}", self.judge):
-            raise InvalidExperimentError(f"judge must be last, best or mean_of_last_K; got {self.judge!r}")
+        if "seed" in self.space and self.seeds == (0,):
+            object.__setattr__(self, "seeds", ())
         if self.searcher == "auto":
             object.__setattr__(self, "searcher", "grid" if self.num_samples is None else "random")
-        for name, words in {"searcher": SEARCHERS, "scheduler": SCHEDULERS, "keep_checkpoints": POLICIES}.items():
-            if getattr(self, name) not in words:
-                raise InvalidExperimentError(f"{name} must be one of {', '.join(words)}; got {getattr(self, name)!r}")
-        if self.scheduler != "none":
-            _ = self.max_steps
-        if "seed" in self.space and self.seeds:
-            object.__setattr__(self, "seeds", self.seeds if self.seeds != (0,) else ())
-            if self.seeds:
-                in_space = self.space.describe("seed")
-                raise InvalidExperimentError(
-                    f"the seed is given twice: seed={in_space} in the space and seeds={list(self.seeds)}"
-                )
-        if len(set(self.seeds)) < len(self.seeds):
-            raise InvalidExperimentError(f"each seed is given once; got {list(self.seeds)}")
-        if not all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in self.seeds):
-            raise InvalidExperimentError(f"a seed is a whole number from 0 to {2**31 - 1}; got {list(self.seeds)}")
-        if self.search_seed < 0:
-            raise InvalidExperimentError(f"search_seed must be at least 0; got {self.search_seed}")
-        if self.num_samples is not None and self.num_samples < 1:
-            raise InvalidExperimentError(f"num_samples must be at least 1; got {self.num_samples}")
-        if self.searcher == "grid":
-            if self.num_samples is not None:
-                raise InvalidExperimentError(
-                    f"a grid runs every configuration once; got num_samples={self.num_samples}: "
-                    "leave it out, or choose another searcher, like random"
-                )
-        elif self.num_samples is None:
-            raise InvalidExperimentError(f"a {self.searcher} search needs num_samples; it was left out")
-        elif self.searcher == "quasi_random" and self.space.size is not None and self.num_samples > self.space.size:
-            raise InvalidExperimentError(
-                f"a quasi-random search tries no configuration twice; got num_samples={self.num_samples} for "
-                f"{self.space.size} configurations: use fewer, or a grid"
-            )
-        points = self.points_to_evaluate
-        if wrong := [point for point in points if not isinstance(point, Mapping)]:
-            raise InvalidExperimentError(
-                f"points_to_evaluate is a list of mappings of names to values; got {wrong[0]!r:.100}"
-            )
-        if len(points) > (self.num_samples or 0):
-            raise InvalidExperimentError(
-                f"points_to_evaluate has {len(points)} configurations, which count among num_samples={self.num_samples}"
-                + (": a grid has all of them; use another searcher" if self.searcher == "grid" else ": raise it")
-            )
-        _ = self.initial_configs
-        if self.searcher in ADAPTIVE and not self.space.varying:
-            raise InvalidExperimentError(f"{self.searcher} needs a parameter that varies; {self.name} has none")
-        if self.searcher == "gp" and self.space.is_conditional:
-            raise InvalidExperimentError("gp cannot model parameters with conditions; use tpe")
-        if self.scheduler == "pbt":
-            self._check_population()
-        configurations = self.space.size if self.searcher == "grid" else self.num_samples
-        if configurations is not None and (num_trials := configurations * max(1, len(self.seeds))) > MAX_TRIALS:
-            count = num_trials if num_trials < 2**63 else "more than 2**63"
-            raise InvalidExperimentError(
-                f"an experiment has at most {MAX_TRIALS} trials; {self.name} has {count}: narrow its space, "
-                "or use fewer with num_samples"
-            )
-        if isinstance(self.trainable, Command):
-            self.trainable.check(self.space, self.seeds)
-        else:
-            reference_to(self.trainable)
-        built_in = () if self.trainable == TRAIN else BUILT_IN_MEASURES
-        reserved = [name for name in (*IDENTITY, *MEASURES, *DERIVED, CONFIG, "step") if name not in built_in]
-        if taken := [name for name in self.space if name in reserved]:
-            raise InvalidSpaceError(
-                f"{taken[0]} is a column of every trial; rename the parameter (reserved: {', '.join(reserved)})"
-            )
-        if self.trainable == TRAIN:
-            self._check_keys()
-            self._check_metric()
-        _ = self.space | self.quick_values
-
-    def _check_population(self) -> None:
-        if self.searcher in ADAPTIVE:
-            raise InvalidExperimentError(
-                f"pbt has its own search; got searcher={self.searcher}: use one of {', '.join(DESIGNS)}"
-            )
-        if not self.changeable_parameters:
-            among = f", of {', '.join(CHANGEABLE_KEYS)}" if self.trainable == TRAIN else ""
-            raise InvalidExperimentError(
-                f"pbt changes parameters while trials run{among}; none of these varies in the space of {self.name}"
-            )
-
-    def _check_metric(self) -> None:
-        """Raise if the built-in trainable never reports the metric, which would show only at the end."""
-        on_line = _reachable_values(self.space, "model") == ["line"]
-        known = [
-            *(LINE_METRICS if on_line else METRICS),
-            *(FIT_METRICS if "num_fit_images" in self.space else ()),
-            *(name for name in MEASURES if name not in ("num_fused", "attempt", "host", "device", "ended_at")),
-        ]
-        if self.metric not in known:
-            raise InvalidExperimentError(
-                f"the metric of {self.name} must be one of {', '.join(known)}; got {self.metric!r}"
-            )
-
-    def _check_keys(self) -> None:
-        """Raise if the built-in trainable does not know a parameter, or does not use it with the owner's values."""
-        for name in self.space:
-            try:
-                check_key(name)
-            except InvalidConfigError as error:
-                raise InvalidSpaceError(str(error)) from None
-        for owner, keys in OWNERS.items():
-            values = _reachable_values(self.space, owner)
-            for name in self.space:
-                owners = [value for value, defaults in keys.items() if name in defaults]
-                if owners and not set(owners) & set(values):
-                    raise InvalidSpaceError(
-                        f"{name} belongs to {', '.join(owners)}; the space has {owner}={', '.join(values)}"
-                    )
+        check_experiment(self)
 
     def replace(self, **changes: Any) -> Experiment:
         """Return the experiment with some of its fields changed."""
@@ -286,7 +159,7 @@ class Experiment:
         quick_values = {name: value for name, value in self.quick_values.items() if name not in values}
         for owner, keys in OWNERS.items():
             if self.trainable == TRAIN and owner in values:
-                used = {name for value in _reachable_values(space, owner) for name in keys[value]} | {*values}
+                used = {name for value in reachable_values(space, owner) for name in keys[value]} | {*values}
                 space = space.without(*(name for name in owned_keys(owner) if name in self.space and name not in used))
         names = [name for name in values if name not in self.space or space.describe(name) != self.space.describe(name)]
         if not names or not self.description:
@@ -420,8 +293,3 @@ def runner_name(runner: str) -> str:
         if runner.startswith(f"tune_hpc.{name}."):
             return name
     return runner
-
-
-def _reachable_values(space: Space, name: str) -> list[Any]:
-    """Return the values of a parameter with few values."""
-    return space.reachable_values(name) if name in space else [TRIAL_KEYS[name].default]

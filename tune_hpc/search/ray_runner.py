@@ -54,7 +54,9 @@ class RayRunner(Runner):
             address = self.options.address or os.environ.get("RAY_ADDRESS")
             text = f"connecting to Ray at {address}" if address else "starting Ray"
             print(text, file=self.options.stream or sys.stderr, flush=True)
-        return ray_session(self.options.address, with_state=bool(self.num_workers))
+        return ray_session(
+            self.options.address, with_state=bool(self.num_workers), hide_gpus=self.options.gpus_per_trial == 0
+        )
 
     def nodes(self) -> list[Mapping[str, float]]:
         """Return the resources of each node that is alive."""

@@ -36,7 +36,7 @@ _CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
 
 @contextmanager
-def ray_session(address: str | None = None, *, with_state: bool = False) -> Iterator[None]:
+def ray_session(address: str | None = None, *, with_state: bool = False, hide_gpus: bool = False) -> Iterator[None]:
     """Connect to Ray for the time of a block.
 
     An existing connection is used and stays. Otherwise connect to ``address`` or to the cluster that ``RAY_ADDRESS``
@@ -46,6 +46,7 @@ def ray_session(address: str | None = None, *, with_state: bool = False) -> Iter
     Args:
         address: ``host:port``, ``auto``, or ``None``.
         with_state: Whether a Ray that is started here has the state API, which the cleaner of Ray Train requests.
+        hide_gpus: Whether trials without a GPU see none in a Ray that is started here.
 
     Raises:
         ClusterError: There is no cluster at the address, or it rejects this client.
@@ -61,7 +62,7 @@ def ray_session(address: str | None = None, *, with_state: bool = False) -> Iter
         if address:
             _init({"address": address})
         else:
-            _start(with_state=with_state)
+            _start(with_state=with_state, hide_gpus=hide_gpus)
     except ClusterError:
         raise
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.AuthenticationError) as error:
@@ -76,7 +77,7 @@ def ray_session(address: str | None = None, *, with_state: bool = False) -> Iter
         ray.shutdown()
 
 
-def _start(*, with_state: bool) -> None:
+def _start(*, with_state: bool, hide_gpus: bool) -> None:
     """Start Ray on this machine with the cores of this process."""
     settings: dict[str, Any] = {
         "address": "local",
@@ -89,8 +90,9 @@ def _start(*, with_state: bool) -> None:
         if with_state:
             settings |= stack.enter_context(state_api_address())
         stack.enter_context(minimal_ray_processes(with_state=with_state))
-        # Otherwise trials without a GPU see all of them. Ray's processes inherit the variable.
-        stack.enter_context(environment(RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="1"))
+        if hide_gpus:
+            # By default they see all GPUs. Ray's processes inherit the variable.
+            stack.enter_context(environment(RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="1"))
         _protect_token()
         _init(settings)
     _protect_token()

@@ -1,7 +1,7 @@
 """HTML pages: the list of searches, a search, a trial, and the form that starts a search."""
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -23,6 +23,7 @@ from tune_hpc.analysis.frame_query import records, select
 from tune_hpc.analysis.frames import METRICS
 from tune_hpc.analysis.reader import ResultsSnapshot
 from tune_hpc.analysis.results import Results
+from tune_hpc.analysis.value_labels import with_value_labels
 from tune_hpc.errors import RequestError, TuneHpcError, UnknownNameError
 from tune_hpc.report import chart_data
 from tune_hpc.report.plots.series import is_numeric
@@ -32,13 +33,14 @@ from tune_hpc.service.problems import Templates, status_of
 from tune_hpc.service.routes import report_hint, trial_log
 from tune_hpc.service.schemas import ExperimentQuery, TrialsQuery
 from tune_hpc.service.services import CachedResponse, SearchSnapshot, Services
+from tune_hpc.storage.trial_file import CONFIG, row_to_config
 
 #: Rows of a page of the table of trials, and metrics in it.
 NUM_ROWS, MAX_METRICS = 50, 6
 #: Columns that are neither parameters nor metrics.
 _OTHER_COLUMNS = frozenset({
     "attempt", "experiment", "trial_id", "status", "stop_reason", "error", "host", "device", "steps_run", "setup_s",
-    "train_s", "eval_s", "samples_per_s", "num_fused", "ended_at",
+    "train_s", "eval_s", "samples_per_s", "num_fused", "ended_at", CONFIG,
 })  # fmt: skip
 #: Searches on a page of the list.
 NUM_SEARCHES = 50
@@ -259,16 +261,13 @@ def _age(text: str | None) -> str:
 def _experiment_context(status: Mapping[str, Any], results: Results) -> dict[str, Any]:
     experiment = next(one for one in status["experiments"] if one["name"] == results.name)
     best = results.trials[results.trials["trial_id"] == experiment["best_trial"]]
-    best_config = records(best[[key for key in results.varied_parameters if key in best]])
-    values = best_config[0].items() if best_config else ()
+    best_config = _config_texts(records(best)[0], results.varied_parameters, 4) if len(best) else {}
     counts = [f"{count} {state}" for state, count in experiment["counts"].items()]
     running = [f"{experiment['num_running']} running"] if experiment["num_running"] else []
     return {
         **experiment,
         "best": _best(experiment),
-        "best_config": ", ".join(
-            f"{display_name(key)} {format_value(value, 4)}" for key, value in values if value is not None
-        ),
+        "best_config": ", ".join(f"{display_name(name)} {text}" for name, text in best_config.items()),
         "counts": ", ".join([*running, *counts]) or "none yet",
         "can_extend": experiment["searcher"] != "grid" and experiment["scheduler"] != "pbt",
     }
@@ -290,7 +289,11 @@ def _table_context(results: Results, query: TrialsQuery, address: str, experimen
     if not selection.sort and results.metric in columns:
         # The default order is from the best to the worst.
         selection = replace(selection, sort=(("-" if results.experiment["mode"] == "max" else "") + results.metric,))
+    if CONFIG in results.trials:
+        # Labels need the configurations of the rows.
+        selection = replace(selection, columns=(*columns, CONFIG))
     page, total = select(results.trials, selection)
+    page = with_value_labels(results.with_trials(page)).trials[columns]
     sorted_by = selection.sort[0] if selection.sort else ""
 
     def link(**changes: Any) -> str:
@@ -330,16 +333,27 @@ def _cell(name: str, value: Any, is_config: bool) -> str:
     return value if isinstance(value, str) else format_value(value)
 
 
+def _config_texts(row: Mapping[str, Any], names: Sequence[str], digits: int = 6) -> dict[str, str]:
+    """Return the values of the parameters that a trial has, as texts."""
+    config = row_to_config(row)
+    # In a row of an early release, which has only columns, None is a missing value.
+    present = [name for name in names if name in config and (CONFIG in row or config[name] is not None)]
+    return {name: "None" if config[name] is None else format_value(config[name], digits) for name in present}
+
+
 def _trial_context(results: Results, trial_id: str) -> dict[str, Any]:
     row = records(results.trials[results.trials["trial_id"] == trial_id])[0]
-    config = {name: row[name] for name in results.config_columns if row[name] is not None}
-    titled = ("experiment", "trial_id", "status", "stop_reason", "error")
-    others = {name: value for name, value in row.items() if name not in (*config, *titled) and value is not None}
+    titled = ("experiment", "trial_id", "status", "stop_reason", "error", CONFIG)
+    others = {
+        name: value
+        for name, value in row.items()
+        if name not in (*results.config_columns, *titled) and value is not None
+    }
     return {
         "trial_id": trial_id,
         "status": row["status"],
         "stop_reason": row.get("stop_reason") or "",
         "error": row.get("error") or "",
-        "config": [(display_name(name), format_value(value)) for name, value in config.items()],
+        "config": [(display_name(name), text) for name, text in _config_texts(row, results.config_columns).items()],
         "measured": [(column_heading(name), _cell(name, value, False)) for name, value in others.items()],
     }

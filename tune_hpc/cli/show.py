@@ -1,0 +1,100 @@
+"""Commands that read results: show, compare, report."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from tune_hpc.errors import InvalidExperimentError, UnknownNameError
+
+if TYPE_CHECKING:
+    from tune_hpc.analysis.results import Results
+
+
+def show(flags: argparse.Namespace) -> int:
+    """Print the number of trials by status, the best configurations, and the trials without a result."""
+    from tune_hpc.analysis.results import load_all
+    from tune_hpc.analysis.value_labels import with_value_labels
+    from tune_hpc.report.tables import best_configurations, to_markdown, trials_with_status
+    from tune_hpc.storage.experiment_folder import ExperimentFolder
+
+    if flags.n < 1:
+        raise InvalidExperimentError(f"-n must be at least 1; got {flags.n}")
+    for results in map(with_value_labels, load_all(flags.folder)):
+        print(summary(results, flags.metric, flags.mode))
+        if results.failures:
+            print(f"{results.name}: {results.failures}")
+        print(to_markdown(best_configurations(results, flags.n, flags.metric, flags.mode)), end="\n\n")
+        for status in ("failed", "diverged", "running"):
+            trials = trials_with_status(results, status).head(flags.n)
+            if len(trials):
+                print(f"{status}:\n{to_markdown(trials)}", end="\n\n")
+                if status == "failed" and results.folder:
+                    print(f"tracebacks: {ExperimentFolder(results.folder).logs}", end="\n\n")
+    return 0
+
+
+def summary(results: "Results", metric: str | None = None, mode: str | None = None) -> str:
+    """Return one line: the number of trials by status, and the best configuration."""
+    from tune_hpc.analysis.aggregation import searched_parameters
+    from tune_hpc.analysis.formatting import format_value
+
+    counts = ", ".join(f"{count} {status}" for status, count in results.counts().items())
+    text = f"{results.name}{' (quick)' if results.experiment.get('quick') else ''}: {counts or 'no trials'}"
+    try:
+        best = results.best(metric, mode)
+    except UnknownNameError:
+        if metric:
+            raise
+        return text
+    column = metric or results.metric
+    # A parameter whose condition is false has no value.
+    names = [name for name in searched_parameters(results) if best[name] == best[name]]
+    texts = {name: "None" if best[name] is None else format_value(best[name]) for name in names}
+    where = ", ".join(f"{name}={text}" for name, text in texts.items())
+    return f"{text}; best {column} {best[column]:.4g}{f' at {where}' if where else ''}"
+
+
+def compare(flags: argparse.Namespace) -> int:
+    """Print a comparison of searches, or of the values of a parameter."""
+    from tune_hpc.analysis.concatenation import SEARCH, concat, unique_names
+    from tune_hpc.analysis.results import load_all
+    from tune_hpc.analysis.value_labels import with_value_labels
+    from tune_hpc.report.tables import to_markdown, values_table
+
+    searches = [one for folder in flags.folders for one in load_all(folder)]
+    if len(searches) == 1 and not flags.by:
+        varying = ", ".join(name for name in searches[0].varied_parameters if name != "seed")
+        raise InvalidExperimentError(
+            f"{searches[0].name} is one search; name another folder, or a parameter: --by {varying}"
+        )
+    results = concat(searches) if len(searches) > 1 else searches[0]
+    ranking = with_value_labels(results).compare(flags.by or SEARCH, flags.metric, mode=flags.mode)
+    print(f"{ranking}\n\n{to_markdown(values_table(ranking))}")
+    if flags.output:
+        from tune_hpc.report.report import write_report
+
+        names = " and ".join(unique_names(searches))
+        title = f"{names} by {ranking.parameter}" if len(searches) == 1 else f"{names} compared"
+        page = write_report(searches, flags.output, title, in_folders=False, importance=importance, comparison=ranking)
+        print(f"\nreport: {page}")
+    return 0
+
+
+def report(flags: argparse.Namespace) -> int:
+    """Write the report of some searches, and print its path."""
+    from tune_hpc.analysis.results import load_all
+    from tune_hpc.report.report import write_report
+    from tune_hpc.storage.filesystem import Storage
+
+    results = [one for folder in flags.folders for one in load_all(folder)]
+    page = Storage(flags.output).root if flags.output else Storage(flags.folders[0]).root / "report.html"
+    print(write_report(results, page, importance=importance))
+    return 0
+
+
+def importance(results: "Results") -> Any:
+    """Return parameter importances; import Ray and Optuna, which takes seconds, only for several parameters."""
+    if len([name for name in results.varied_parameters if name != "seed"]) < 2:
+        raise UnknownNameError(f"{results.name} varies fewer than two parameters; importances compare several")
+    from tune_hpc.search import importance as module
+
+    return module.importance(results)
