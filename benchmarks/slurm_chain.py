@@ -32,7 +32,7 @@ FOLDERS = {LIMIT: "time_limit", LOSS: "node_lost", TWO: "two_nodes"}
 #: Log lines of the script, the search and Slurm.
 _LOG_LINE = r"\d\d:\d\d:\d\d |\d+/\d+ trials|exercise|the batch system|slurmstepd|srun:|Command failed|Running command"
 #: Endings of columns that differ between runs: durations and locations.
-TIMES = ("_s", "host", "device", "num_fused", "attempt")
+TIMES = ("_s", "_at", "host", "device", "num_fused", "attempt")
 
 
 def main() -> None:

@@ -176,7 +176,7 @@ class _Cluster:
             self.lose(WORKER)
         status = job.wait(900)
         (results,) = load_all(job.folder.path)
-        times = [name for name in results.trials if str(name).endswith("_s") or name in ("host", "device")]
+        times = [name for name in results.trials if str(name).endswith(("_s", "_at")) or name in ("host", "device")]
         history = results.history.sort_values(["trial_id", "step"], ignore_index=True)
         return {
             "state": str(status.state),

@@ -45,7 +45,7 @@ def test_search_on_nodes_that_share_only_a_bucket_is_stopped_and_resumed(two_mac
     assert half["steps_run"].between(1, 399).all()
     # The node without the driver has working copies of the files of its trial only.
     copies = other / f"tune_hpc-{os.getuid()}" / "copies" / "s3"
-    assert len(list(copies.rglob("*.parquet"))) == len(list(copies.rglob("*.checkpoint"))) == 1
+    assert len(list(copies.rglob("*.parquet"))) == len(list(copies.rglob("trials/*.checkpoint"))) == 1
     assert not list(copies.rglob("experiment.json"))
 
     (tmp_path / "hurry").touch()

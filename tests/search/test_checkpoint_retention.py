@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
 
 import pytest
@@ -227,10 +229,18 @@ class TestBuiltInModels:
     @pytest.mark.ray
     @pytest.mark.slow
     def test_killed_and_resumed_search_has_the_model_of_an_undisturbed_one(self, ray_session, tmp_path, mnist):
-        experiment = self.small(open_winner, width=0.0625, steps=200, num_evaluations=20)
+        experiment = self.small(open_winner, width=0.0625, steps=600, num_evaluations=60)
         undisturbed = run(experiment, output_dir=tmp_path / "undisturbed", show_progress=False)
         options = {"show_progress": False, "checkpoint_interval_s": 0}
-        interrupted = run(experiment, output_dir=tmp_path / "out", time_budget_s=3, **options)
+        stop_file = tmp_path / "stop"
+
+        def stop_after_a_state():
+            while not (tmp_path / "out" / "trials" / "t00000.checkpoint").exists():
+                time.sleep(0.01)
+            stop_file.touch()
+
+        threading.Thread(target=stop_after_a_state, daemon=True).start()
+        interrupted = run(experiment, output_dir=tmp_path / "out", stop_file=stop_file, **options)
         assert interrupted.counts() == {"running": 1}
         (resumed,) = resume(tmp_path / "out", **options)
         assert resumed.counts() == {"finished": 1}
