@@ -75,6 +75,8 @@ class TrialRetention:
 
     def finish(self, status: str) -> None:
         """Write the last offered state if the policy requires it; delete all states of a failed trial."""
+        if self._folder.is_superseded():
+            return  # The states are those of another attempt by now.
         if status in ("failed", "diverged"):
             self.discard()
             return
