@@ -10,13 +10,13 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from tune_hpc.analysis.claims import check_claims
 from tune_hpc.analysis.formatting import display_name, format_duration, slug
 from tune_hpc.analysis.published import (
     AGREES,
     DIFFERS,
     INCONCLUSIVE,
     NOT_COMPARABLE,
-    check_claims,
     compare_to_published,
 )
 from tune_hpc.analysis.results import Results, load

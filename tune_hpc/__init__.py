@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for type checkers and the reference pages
     from tune_hpc.analysis.boundary_check import check_boundaries
     from tune_hpc.analysis.budget import budget_curve, time_to_target
+    from tune_hpc.analysis.claims import check_claims
     from tune_hpc.analysis.comparison import interactions
     from tune_hpc.analysis.concatenation import concat
-    from tune_hpc.analysis.published import check_claims, compare_to_published
+    from tune_hpc.analysis.published import compare_to_published
     from tune_hpc.analysis.results import Results, load, load_all
     from tune_hpc.analysis.selection_bias import selection_bias, special_cases
     from tune_hpc.analysis.stability import selection_frequencies
@@ -62,7 +63,7 @@ _MODULES = {
     "TuneHpcError": "tune_hpc.errors",
     "budget_curve": "tune_hpc.analysis.budget",
     "check_boundaries": "tune_hpc.analysis.boundary_check",
-    "check_claims": "tune_hpc.analysis.published",
+    "check_claims": "tune_hpc.analysis.claims",
     "compare": "tune_hpc.search.tune_and_compare",
     "compare_to_published": "tune_hpc.analysis.published",
     "export_search": "tune_hpc.export.exporter",

@@ -19,6 +19,7 @@ from tune_hpc.analysis.aggregation import (
     sort_configurations,
 )
 from tune_hpc.analysis.boundary_check import check_boundaries
+from tune_hpc.analysis.claims import check_claims
 from tune_hpc.analysis.comparison import MAX_CROSSED
 from tune_hpc.analysis.formatting import (
     QUICK_NOTE,
@@ -34,7 +35,6 @@ from tune_hpc.analysis.published import (
     DIFFERS,
     INCONCLUSIVE,
     NOT_COMPARABLE,
-    check_claims,
     compare_to_published,
 )
 from tune_hpc.analysis.results import Results

@@ -22,11 +22,12 @@ from tune_hpc.analysis.aggregation import (
     sort_configurations,
 )
 from tune_hpc.analysis.budget import MIN_CONFIGURATIONS, budget_curve
+from tune_hpc.analysis.claims import check_claims
 from tune_hpc.analysis.comparison import INCONCLUSIVE, Comparison, interactions
 from tune_hpc.analysis.formatting import format_table, format_value, unique_slug
 from tune_hpc.analysis.frame_query import csv_text
 from tune_hpc.analysis.frames import IDENTITY, MEASURES
-from tune_hpc.analysis.published import check_claims, compare_to_published
+from tune_hpc.analysis.published import compare_to_published
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.selection_bias import special_cases
 from tune_hpc.errors import UnknownNameError

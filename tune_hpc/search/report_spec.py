@@ -39,7 +39,7 @@ class Claim:
         source: Page of the publication.
         parameter: Parameter whose values are compared.
         values: The values, in the order that the sentence implies.
-        measure: Measure of the history of a trial; one of ``analysis.published.MEASURES``.
+        measure: Measure of the history of a trial; one of ``analysis.claims.MEASURES``.
         metric: Column of the history.
         relation: Relation of the measures: ``rising`` or ``falling`` (in the order of the values), ``first_lowest``,
             ``at_most`` or ``above`` (each measure, the bound), ``some_above_first``.
