@@ -3,14 +3,17 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-from tune_hpc.analysis.intervals import Interval, mean_interval
+from tune_hpc.analysis.linear_model import pooled_deviations
 from tune_hpc.analysis.published import (
     AGREES,
     DIFFERS,
     INCONCLUSIVE,
+    _add_verdicts,
     compare_to_published,
-    verdict,
+    joint_test,
+    neighbour_deviations,
 )
 from tune_hpc.report import findings, tables
 
@@ -53,37 +56,99 @@ def test_published_number_is_compared_with_its_trials(grid):
     assert row["best_agrees"] is pd.NA
 
 
+#: Cells of a table: (learning rate, values by seed).
+Cells = list[tuple[float, list[float]]]
+
+
+@pytest.fixture
+def table(trial, results_of):
+    """Make results whose published numbers belong to cells with one trial per seed."""
+
+    def make(cells: Cells, published, resolution=0.0, config=None):
+        trials = []
+        for rate, values in cells:
+            for seed, value in enumerate(values):
+                row, history = trial(f"{len(trials):05d}", loss=1.0, learning_rate=rate, seed=seed)
+                row |= {"test_accuracy": value, "test_loss": 1 + rate + value} | (config or {})
+                trials.append((row, history))
+        numbers = [
+            {"where": {"learning_rate": rate}, "metric": "test_accuracy", "value": value, "resolution": resolution}
+            for (rate, _), value in zip(cells, published, strict=True)
+        ]
+        made = results_of(*trials, published=numbers)
+        made.experiment["config_keys"] = [*made.experiment["config_keys"], *(config or {})]
+        return made
+
+    return make
+
+
 class TestVerdicts:
-    def test_agreement_rate_of_equal_distributions_is_nominal(self):
+    @pytest.mark.parametrize(("num_cells", "num_seeds"), [(1, 3), (4, 3), (8, 2)])
+    def test_agreement_rate_of_equal_distributions_is_nominal(self, num_cells, num_seeds):
         generator = np.random.default_rng(0)
-        for num_seeds in (3, 5, 10):
-            verdicts = []
-            for _ in range(2000):
-                *ours, theirs = generator.normal(0.99, 0.001, num_seeds + 1)
-                verdicts.append(verdict(theirs, mean_interval(ours), num_seeds))
-            assert verdicts.count(AGREES) / 2000 == pytest.approx(0.95, abs=0.02)
-            assert set(verdicts) == {AGREES, DIFFERS}
+        df = pd.DataFrame({"num_seeds": num_seeds, "resolution": 0.0, "is_comparable": True}, index=range(num_cells))
+        configurations = pd.DataFrame({"model": "cnn"}, index=range(num_cells))
+        num_agreeing, num_tables = 0, 300
+        for _ in range(num_tables):
+            theirs, *ours = generator.normal(0.99, 0.001, (num_seeds + 1, num_cells))
+            deviation, degrees = pooled_deviations(ours)
+            rows = df.assign(configuration=range(num_cells), measured=np.mean(ours, axis=0), deviation=deviation)
+            rows = rows.assign(degrees=degrees, difference=rows["measured"] - theirs, verdict=None)
+            _add_verdicts(rows, configurations)
+            num_agreeing += (rows["verdict"] == AGREES).sum()
+        assert num_agreeing / num_tables / num_cells == pytest.approx(0.95, abs=0.03)
 
-    @pytest.mark.parametrize(
-        ("measured", "published", "resolution", "expected"),
-        [
-            # The resolution widens the interval.
-            ([0.99118, 0.9912, 0.99122], 0.991, 0.0, DIFFERS),
-            ([0.99118, 0.9912, 0.99122], 0.991, 0.001, AGREES),
-            ([0.99118, 0.9912, 0.99122], 0.992, 0.001, DIFFERS),
-            # Identical seeds have no interval.
-            ([0.3055] * 3, 0.32, 0.01, INCONCLUSIVE),
-            ([0.3055] * 3, 0.31, 0.01, AGREES),
-        ],
-    )
-    def test_resolution_and_spread_decide(self, measured, published, resolution, expected):
-        assert verdict(published, mean_interval(measured), 3, resolution=resolution) == expected
+    def test_zone_is_the_prediction_interval_of_one_more_run(self, table):
+        values = [0.9901, 0.9912, 0.9923]
+        df = compare_to_published(table([(0.1, values)], [0.9912], resolution=0.001))
+        half = stats.t.ppf(0.975, 2) * np.std(values, ddof=1) * np.sqrt(1 + 1 / 3) + 0.0005
+        assert df.loc[0, ["zone_low", "zone_high"]].tolist() == pytest.approx([0.9912 - half, 0.9912 + half])
+        for published, expected in ((0.9912 + half - 1e-6, AGREES), (0.9912 - half - 1e-6, DIFFERS)):
+            assert compare_to_published(table([(0.1, values)], [published], 0.001)).loc[0, "verdict"] == expected
 
-    @pytest.mark.parametrize(("published", "expected"), [(0.991, AGREES), (0.989, AGREES), (0.9, INCONCLUSIVE)])
-    def test_single_seed_is_compared_by_the_binomial_error(self, published, expected):
-        alone = mean_interval([0.9904])
-        assert verdict(published, alone, 1, resolution=0.001, num_images=10_000) == expected
-        assert verdict(0.95, Interval(0.99, 0.94, 1.04), 2, resolution=0.001, num_images=10_000) == INCONCLUSIVE
+    def test_deviation_is_pooled_over_the_cells(self, table):
+        cells = [(rate, [rate, rate + 0.001, rate + 0.002]) for rate in (0.1, 0.2, 0.3, 0.4)]
+        df = compare_to_published(table(cells, [0.1, 0.2, 0.3, 0.406]))
+        assert df["deviation"].tolist() == pytest.approx([0.001] * 4)
+        assert df["degrees"].tolist() == [8] * 4
+        assert df["verdict"].tolist() == [AGREES] * 3 + [DIFFERS]
+        assert df.loc[3, "p_holm"] == pytest.approx(4 * 2 * stats.t.sf(0.005 / 0.001 / np.sqrt(4 / 3), 8))
+
+    def test_single_seed_differs_by_the_deviation_of_neighbouring_published_cells(self, table):
+        rates = np.arange(1, 11) / 10
+        noise = np.array([1, -1, 1, -1, 1, -1, 1, -1, 1, -1]) / 1000
+        published = 0.9 + rates / 100 + noise
+        df = compare_to_published(table([(rate, [0.9 + rate / 100]) for rate in rates], published))
+        # A linear response has no effect: each pseudo-residual is 2 / sqrt(1.5) thousandths.
+        assert df["deviation"].tolist() == pytest.approx([0.002 / np.sqrt(1.5)] * 10)
+        assert set(df["verdict"]) == {AGREES}
+        published[4] += 0.02
+        df = compare_to_published(table([(rate, [0.9 + rate / 100]) for rate in rates], published))
+        assert df["verdict"].tolist().index(DIFFERS) == 4
+
+    def test_neighbour_deviation_is_unbiased(self):
+        values = np.random.default_rng(1).normal(0, 2, (400, 12)) + np.linspace(0, 30, 12)
+        cells = pd.DataFrame({"rate": np.tile(np.arange(6), 2), "batch": np.repeat([50, 100], 6)})
+        estimates = [neighbour_deviations(cells, pd.Series(row - np.repeat([0, 99], 6))) for row in values]
+        assert np.mean([deviations**2 for deviations, _ in estimates], axis=0) == pytest.approx(4, rel=0.15)
+        # Seven overlapping pseudo-residuals without the first cell: covariances of -2/3 and 1/6.
+        assert estimates[0][1][0] == pytest.approx(49 / (7 + 10 * (2 / 3) ** 2 + 6 * (1 / 6) ** 2))
+
+    def test_single_run_without_neighbours_is_inconclusive(self, table):
+        df = compare_to_published(table([(0.1, [0.9904]), (0.2, [0.9904])], [0.99, 0.995], resolution=0.001))
+        assert df["verdict"].tolist() == [AGREES, INCONCLUSIVE]
+        assert df["zone_low"].isna().all()
+
+    def test_identical_seeds_have_no_deviation(self, table):
+        df = compare_to_published(table([(0.1, [0.5] * 3), (0.2, [0.5] * 3)], [0.504, 0.52], resolution=0.01))
+        assert df["verdict"].tolist() == [AGREES, INCONCLUSIVE]
+
+    def test_deterministic_run_is_judged_by_the_printed_digits(self, table):
+        fixed = {"model": "softmax", "initial_weights": "tutorial", "batching": "sequential"}
+        df = compare_to_published(table([(0.1, [0.9049]), (0.2, [0.9051])], [0.9, 0.9], 0.01, fixed))
+        assert df["verdict"].tolist() == [AGREES, DIFFERS]
+        assert df["zone_high"].tolist() == pytest.approx([0.9099, 0.9101])
+        assert joint_test(df).empty
 
     def test_table_has_the_verdicts(self, trial, results_of):
         trials = [trial(f"0000{seed}", loss=1 + seed / 1000, seed=seed) for seed in range(3)]
@@ -102,6 +167,41 @@ class TestVerdicts:
         assert list(quick["verdict"].fillna("")) == ["not comparable"] * 3 + [""]
         sentences = findings.findings(results_of(*trials, published=published))
         assert "Of 2 published numbers, 1 agrees with ours, 1 differs." in sentences
+
+
+def test_same_computation_counts_once(table):
+    made = table([(0.1, [0.9, 0.91, 0.92]), (0.2, [0.9, 0.91, 0.92])], [0.95, 0.8])
+    made.trials["test_loss"] = made.trials["test_accuracy"]
+    df = compare_to_published(made)
+    assert df["duplicate_of"].fillna("").tolist() == ["", "learning rate 0.1"]
+    assert df["p_holm"].isna().tolist() == [False, True]
+    made.trials["test_loss"] += made.trials["learning_rate"]
+    assert compare_to_published(made)["duplicate_of"].isna().all()
+
+
+class TestJointTest:
+    def test_systematic_difference_is_found_although_each_number_agrees(self, table):
+        cells = [(rate, [0.899, 0.9, 0.901]) for rate in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)]
+        made = table(cells, [0.9018] * 6)
+        assert set(compare_to_published(made)["verdict"]) == {AGREES}
+        row = joint_test(compare_to_published(made)).iloc[0]
+        assert (row["num_numbers"], row["num_above"]) == (6, 6)
+        assert row["p"] < 0.05
+        assert row["mean_difference"] - row["half"] > 0
+        assert any("Published test accuracy is on average 0.00" in text for text in findings.findings(made))
+
+    def test_false_alarm_rate_with_shared_seeds_is_below_nominal(self):
+        generator = np.random.default_rng(2)
+        num_found = 0
+        for _ in range(500):
+            # Half of the variance is the seed's, common to our cells.
+            ours = generator.normal(0, 1, (3, 1)) + generator.normal(0, 1, (3, 8))
+            theirs = generator.normal(0, np.sqrt(2), 8)
+            deviation, degrees = pooled_deviations(ours)
+            columns = {"metric": "loss", "deviation": deviation, "degrees": degrees, "num_seeds": 3}
+            df = pd.DataFrame({**columns, "published": theirs, "measured": ours.mean(axis=0), "duplicate_of": None})
+            num_found += joint_test(df).loc[0, "p"] < 0.05
+        assert num_found / 500 <= 0.06
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,7 @@ def test_published_number_has_row_with_diamond(grid):
     assert [label.get_text() for label in sheet.axes[0].get_yticklabels()] == [
         "learning rate 0.1", "learning rate 0.01", "learning rate 0.001",
     ]  # fmt: skip
-    assert "95 % interval" in sheet.caption
+    assert "95 % prediction interval" in sheet.caption
     assert_no_overlap(sheet)
 
 

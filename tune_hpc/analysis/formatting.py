@@ -25,6 +25,8 @@ _WORDS = {
     "valid_accuracy": "validation accuracy",
     "best_valid_accuracy": "best validation accuracy",
     "selected_test_accuracy": "test accuracy, step selected on validation",
+    "fit_loss": "loss on training images",
+    "fit_accuracy": "accuracy on training images",
     "W": "weight W",
     "b": "bias b",
     "train_s": "training time",
@@ -40,11 +42,11 @@ _AXES = {
 }
 #: Columns that are omitted from a table if they are empty.
 _OPTIONAL = (
-    "low", "high", "deviation", "verdict", "best_over", "measured_best", "published_best", "best_agrees", "note",
-    "source", "stop_reason",
+    "low", "high", "deviation", "degrees", "zone_low", "zone_high", "verdict", "p_holm", "best_over", "measured_best",
+    "published_best", "best_agrees", "duplicate_of", "note", "source", "stop_reason",
 )  # fmt: skip
 #: Columns with values of the metric in the row's column ``metric``.
-_MEASURED = ("measured", "low", "high", "deviation", "difference")
+_MEASURED = ("measured", "low", "high", "deviation", "difference", "zone_low", "zone_high")
 #: Columns with measured values.
 _METRIC = re.compile(r"accuracy|loss|deviation|_s$|_share$|^num_|^prob_|^importance$")
 _STEPS = {"step", "steps", "steps_run", "best_step", "selected_step", "taken_at"}
@@ -201,12 +203,15 @@ def _name_shared_parameter(df: pd.DataFrame) -> pd.DataFrame:
 
 def _is_uninformative(df: pd.DataFrame, name: str) -> bool:
     column = df[name]
-    if name == "quick":
+    if name in ("quick", "best_of"):
         return True
     if name == "num_diverged":
         return not column.any()
-    if name == "deviation" and "low" in df and df["low"].notna().any():
+    has_zone = "zone_low" in df and df["zone_low"].notna().any()
+    if name == "deviation" and not has_zone and "low" in df and df["low"].notna().any():
         return True  # The interval includes it.
+    if name in ("low", "high", "degrees") and has_zone:
+        return True  # The zone includes them.
     if name == "taken_at":
         return bool((column.isna() | (column == df["step"])).all())
     if name in _OPTIONAL or name.endswith("_deviation"):

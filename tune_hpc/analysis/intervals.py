@@ -1,4 +1,4 @@
-"""Confidence intervals and prediction intervals for few repeats.
+"""Confidence intervals for few repeats.
 
 Pure functions on finite numbers, based on Student's t-distribution. Repeats with identical values have no interval:
 their spread is unknown, because a seed without effect is no repeat, and accuracies can coincide by chance.
@@ -28,11 +28,6 @@ class Interval:
         """Half the interval's width."""
         return (self.high - self.low) / 2
 
-    def prediction_interval(self, num_values: int) -> "Interval":
-        """Return the prediction interval of one more value, given the mean's interval from ``num_values`` values."""
-        half = self.half * np.sqrt(num_values + 1)
-        return Interval(self.mean, self.mean - half, self.mean + half)
-
 
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     """Return the mean of repeats with Student's confidence interval; no values raise ``ValueError``."""
@@ -48,11 +43,6 @@ def student_interval(mean: float, deviation: float, num_values: int, confidence:
     if num_values < 2 or deviation <= ROUNDING * abs(mean):
         return Interval(mean, np.nan, np.nan)
     return _t_interval(mean, deviation / np.sqrt(num_values), num_values - 1, confidence)
-
-
-def accuracy_error(accuracy: float, num_images: int) -> float:
-    """Return the binomial standard error of an accuracy measured on ``num_images`` images."""
-    return float(np.sqrt(max(accuracy * (1 - accuracy), 0.0) / num_images))
 
 
 def _t_interval(mean: float, error: float, degrees: float, confidence: float) -> Interval:

@@ -172,6 +172,22 @@ def all_differences(samples: ArrayLike, lower_is_better: bool, confidence: float
     return Differences(model, difference, half, p, min_detectable, low, high)
 
 
+def pooled_deviations(samples: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return the deviation of one result of each value, pooled over values, and its degrees of freedom.
+
+    Seeds are not blocks here: the deviation includes their effect. Values with outlying variances share a class of
+    their own. Without a variance the deviation is NaN, and the degrees are 0.
+
+    Args:
+        samples: Table of seeds by values, NaN where a seed has no result.
+    """
+    table = np.asarray(samples, dtype=float)
+    deviations, degrees = np.full(table.shape[1], np.nan), np.zeros(table.shape[1])
+    for values, fit in _variance_classes(table, fit_model(table, allow_blocks=False)):
+        deviations[values], degrees[values] = fit.deviation, fit.degrees
+    return deviations, degrees
+
+
 def _variance_classes(table: np.ndarray, model: AdditiveModel) -> list[tuple[np.ndarray, AdditiveModel]]:
     """Return the values of each class of equal variances, and their fit; outlying variances follow the others."""
     classes, values = [], np.arange(table.shape[1])

@@ -191,6 +191,16 @@ def check_key(name: str) -> ConfigKey:
     return TRIAL_KEYS[name]
 
 
+def has_random_result(config: Mapping[str, Any]) -> bool:
+    """Return whether the seed of a completed configuration has an effect; unknown configurations count as random."""
+    if config.get("data") == "line":
+        return False
+    has_fixed_order = config.get("batching") in ("single_pass", "sequential")
+    is_augmented = any(config.get(name, 0) > 0 for name in ("max_shift", "max_rotation", "max_scaling"))
+    has_zero_weights = config.get("model") == "softmax" and config.get("initial_weights") == "tutorial"
+    return not (has_fixed_order and has_zero_weights) or is_augmented
+
+
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """Validate a configuration and add the defaults, so that a trial is a function of the result.
 

@@ -34,8 +34,11 @@ from tune_hpc.analysis.published import (
     AGREES,
     DIFFERS,
     INCONCLUSIVE,
+    LEVEL,
     NOT_COMPARABLE,
     compare_to_published,
+    distinct_numbers,
+    joint_test,
 )
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.selection_bias import BEST, LOSES, SELECTED, selection_bias, special_cases
@@ -87,7 +90,7 @@ def overview(parts: Sequence[tuple[Results, pd.DataFrame | None, pd.DataFrame | 
     full = [part for part in parts if not part[0].experiment.get("quick")]
     num_quick = len(parts) - len(full)
     numbers = [
-        published.assign(where=results.name + " " + published["where"])
+        published.assign(**{name: results.name + " " + published[name] for name in ("where", "best_of")})
         for results, published, _ in full
         if published is not None and len(published)
     ]
@@ -142,7 +145,7 @@ def _best(results: Results) -> Iterator[str]:
 
 def _published(published: pd.DataFrame) -> Iterator[str]:
     """Count best values and verdicts; a condition with several numbers counts once among the best values."""
-    known = published[published["best_agrees"].notna()].drop_duplicates(["where", "best_over"])
+    known = published[published["best_agrees"].notna()].drop_duplicates(["best_of", "best_over"])
     if len(known):
         over = known["best_over"].unique()
         noun = f"best {display_name(over[0])}s" if len(over) == 1 else "best values"
@@ -158,6 +161,18 @@ def _published(published: pd.DataFrame) -> Iterator[str]:
     if total := sum(counts.values()):
         parts = [f"{count} {phrases[verdict][count > 1]}" for verdict, count in counts.items() if count]
         yield f"Of {total} published {'number' if total == 1 else 'numbers'}, {', '.join(parts)}."
+    distinct = distinct_numbers(published)
+    num_differing = int(((distinct["verdict"] == DIFFERS) & distinct["p_holm"].notna()).sum())
+    if num_differing > 1:
+        num_corrected = int((distinct["p_holm"] < LEVEL).sum())
+        yield f"Of {num_differing} separate computations that differ, {num_corrected} do after Holm's correction."
+    for row in joint_test(published).to_dict("records"):
+        if row["p"] < LEVEL:
+            mean, half = (format_metric(abs(row[name]), row["metric"]) for name in ("mean_difference", "half"))
+            yield (
+                f"Published {display_name(row['metric'])} is on average {mean} ± {half} "
+                f"{'above' if row['mean_difference'] > 0 else 'below'} ours, over {row['num_numbers']} numbers (95 %)."
+            )
 
 
 def _distance(published: pd.DataFrame) -> Iterator[str]:

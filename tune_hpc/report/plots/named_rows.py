@@ -210,10 +210,16 @@ def _row_name(text: str) -> str:
 
 
 def _draw_rows(ax: Axes, table: pd.DataFrame, names: Sequence[str], num_ticks: int) -> None:
-    """Draw measured means with their intervals and published numbers as diamonds, one row each."""
+    """Draw measured means with their zones of agreement and published numbers as diamonds, one row each."""
     num_lines = np.array([name.count("\n") + 1 for name in names])
     levels = num_lines.cumsum() - num_lines / 2
-    _draw_means(ax, table.assign(mean=table["measured"], style=table["verdict"], level=levels), _VERDICTS)
+    _draw_means(
+        ax,
+        table.assign(
+            mean=table["measured"], low=table["zone_low"], high=table["zone_high"], style=table["verdict"], level=levels
+        ),
+        _VERDICTS,
+    )
     ax.plot(table["published"], levels, zorder=4, **published_style())
     ax.set_ylim(num_lines.sum() + 0.15, -0.15)
     ax.set_yticks(levels, names)
@@ -223,10 +229,10 @@ def _draw_rows(ax: Axes, table: pd.DataFrame, names: Sequence[str], num_ticks: i
 
 
 def _published_notes(table: pd.DataFrame) -> Iterable[str]:
-    if table["low"].notna().any():
+    if table["zone_low"].notna().any():
         yield (
-            "Bar: 95 % interval of our mean over seeds (Student's). A published number is one run: it agrees if it "
-            "lies in the prediction interval of one more of our runs, which is wider."
+            "Bar: published numbers that would agree, the 95 % prediction interval of one more run widened by half of "
+            "the last digit."
         )
     counts = table["verdict"].value_counts()
     plural = {AGREES: "agree", DIFFERS: "differ"}
