@@ -54,24 +54,34 @@ class Run:
         return f"tune-hpc run {' '.join(self.arguments)}"
 
 
-_SMALL = ("--set", "width=0.125", "--set", "steps=1000", "--set", "num_evaluations=20", "--seeds", "3")
 _FULL = ("--set", "num_evaluations=20")
+#: All runs take about seven hours on two idle cores.
 RUNS = (
     Run("exercise1_1stpart", ("exercise1_1stpart",), 0.3),
     Run("exercise1_2ndpart", ("exercise1_2ndpart",), 0.3),
     Run("exercise2.softmax", ("exercise2.softmax",), 0.5),
     Run("exercise2.softmax.shuffled", ("exercise2.softmax", "--set", "batching=shuffled", "--seeds", "5"), 2),
     Run(
-        "exercise2.cnn",
-        ("exercise2.cnn", "--set", "width=0.125", "--set", "num_evaluations=5", "--seeds", "3"),
-        5,
+        "exercise2.protocols",
+        (
+            "exercise2.softmax",
+            "--set",
+            "'batch_size=choice(50, 100, 150, 200)'",
+            "--set",
+            "'batching=choice(sequential, shuffled)'",
+            "--set",
+            "num_evaluations=1",
+            "--local",
+        ),
+        1.5,
     ),
+    Run("exercise2.cnn", ("exercise2.cnn", "--set", "num_evaluations=2"), 45),
     Run("exercise3.baseline", ("exercise3.baseline", *_FULL, "--seeds", "3"), 4),
-    Run("exercise3.batch_size_single_pass", ("exercise3.batch_size_single_pass", *_FULL), 25),
-    Run("exercise3.batch_size_shuffled", ("exercise3.batch_size_shuffled", *_FULL), 45),
-    Run("exercise3.decay", ("exercise3.decay", *_FULL), 13),
+    Run("exercise3.batch_size_single_pass", ("exercise3.batch_size_single_pass", *_FULL, "--seeds", "3"), 50),
+    Run("exercise3.batch_size_shuffled", ("exercise3.batch_size_shuffled", *_FULL, "--seeds", "3"), 90),
+    Run("exercise3.decay", ("exercise3.decay", *_FULL, "--seeds", "3"), 40),
     Run("exercise3.learning_rate", ("exercise3.learning_rate", *_FULL), 115),
-    Run("exercise3.dropout", ("exercise3.dropout", *_SMALL), 13),
+    Run("exercise3.dropout", ("exercise3.dropout", *_FULL), 130),
     Run("exercise3.winner", ("exercise3.winner", *_FULL, "--seeds", "3"), 25),
     Run("exercise4", ("exercise4",), 2),
 )
@@ -111,7 +121,7 @@ def run(entry: Run, parent: Path) -> None:
         CalledProcessError: The command failed. Its output is above.
     """
     folder = ROOT / "runs" / "reproduction" / entry.name
-    command = [sys.executable, "-m", "tune_hpc.cli", "run", *entry.arguments]
+    command = [sys.executable, "-m", "tune_hpc.cli", "run", *(text.strip("'") for text in entry.arguments)]
     subprocess.run([*command, "--output-dir", str(folder), "--resume", "--no-report"], check=True, cwd=ROOT)
     results = load(folder)
     with tempfile.TemporaryDirectory() as scratch:

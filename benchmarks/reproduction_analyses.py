@@ -1,0 +1,106 @@
+"""Analyses of the reproduction that need several runs: protocols of Exercise 2, and the noise of Exercise 3."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from search_spaces import exercise2, exercise3
+from tune_hpc.analysis.aggregation import aggregate_seeds, row_mask, trial_values
+from tune_hpc.analysis.linear_model import pooled_deviations
+from tune_hpc.analysis.results import Results
+
+#: Evaluated images by prefix of their metrics.
+SPLITS = {"fit": "training", "test": "test", "valid": "validation"}
+#: Difference of two accuracies that a comparison should detect.
+DIFFERENCE = 0.001
+
+
+def protocol_distances(searches: Mapping[str, Results]) -> pd.DataFrame:
+    """Compare the 30 published numbers of Exercise 2 with each candidate for the protocol that made them.
+
+    Args:
+        searches: Results with the optimizers and rates of Exercise 2, by name of the model; other varied parameters
+            are those of the candidates.
+
+    Returns:
+        One row per candidate, the nearest first: ``model``, ``batch_size``, ``batching``, ``images`` (evaluated
+        split), ``distance`` (root mean square over the 30 numbers, in units of the last printed digit),
+        ``num_printed`` (of 30, equal to the printed digits) and ``num_best`` (of the 18 entries of the report's table,
+        equal at one of the rates that it names).
+    """
+    rows = []
+    for model, results in searches.items():
+        metrics = [f"{split}_{kind}" for split in SPLITS for kind in ("loss", "accuracy")]
+        configurations = aggregate_seeds(results, metrics)
+        for (batch_size, batching), cells in configurations.groupby(["batch_size", "batching"], sort=False):
+            for split, images in SPLITS.items():
+                errors, entries = [], []
+                for number in exercise2.PUBLISHED:
+                    row = cells[row_mask(cells, number.where)].iloc[0]
+                    measured = row[number.metric.replace("fit", split)]
+                    errors.append(abs(measured - number.value) / number.resolution)
+                    entries.append((number.where["optimizer"], number.metric))
+                error = pd.Series(errors).fillna(np.inf)
+                nearest = error.groupby(pd.MultiIndex.from_tuples(entries)).min()
+                rows.append(
+                    {
+                        "model": model, "batch_size": batch_size, "batching": batching, "images": images,
+                        "distance": float(np.sqrt((error**2).mean())), "num_printed": int((error <= 0.5).sum()),
+                        "num_best": int((nearest <= 0.5).sum()),
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows).sort_values("distance", kind="stable", ignore_index=True)
+
+
+def run_deviation(runs: Mapping[str, Results], metric: str = "best_test_accuracy") -> tuple[float, float]:
+    """Return the run-to-run deviation of shuffled batches of 100 and 150 images, and its degrees of freedom.
+
+    It is pooled over the configurations of Exercise 3 with several seeds.
+    """
+    samples = []
+    for results in runs.values():
+        large = results.trials["batch_size"].isin([100, 150]) & (results.trials["batching"] == "shuffled")
+        values = trial_values(results, [metric])[large].dropna()
+        samples += [group.to_numpy() for _, group in values.groupby("configuration")[metric] if len(group) > 1]
+    table = pd.DataFrame(samples).T
+    deviations, degrees = pooled_deviations(table.to_numpy(float))
+    return float(np.sqrt((deviations**2).mean())), float(degrees.max())
+
+
+def noise_floor(deviation: float, degrees: float) -> pd.DataFrame:
+    """Compare the spread of the published accuracies of Tables 4.4 and 4.5 with the deviation of repeated runs.
+
+    A published maximum is compared with the maximum of as many equal runs.
+
+    Args:
+        deviation: Deviation of repeated runs.
+        degrees: Its degrees of freedom.
+
+    Returns:
+        One row per table: ``table``, ``num_numbers``, ``published_deviation``, ``run_deviation``, ``p`` (F test that
+        the published cells differ by noise only), ``published_max``, ``max_low`` and ``max_high`` (95 % range of the
+        maximum of equal runs around the published mean).
+    """
+    from scipy.special import fdtrc, ndtri
+
+    rows = []
+    for table, by_batch_size in (("4.4", exercise3.TABLE_4_4), ("4.5", exercise3.TABLE_4_5)):
+        values = np.concatenate([np.array(row) for row in by_batch_size.values()]) / 100
+        rounding = 0.001**2 / 12
+        total = np.sqrt(deviation**2 + rounding)
+        quantiles = ndtri(np.array([0.025, 0.975]) ** (1 / len(values)))
+        low, high = values.mean() + total * quantiles
+        p = fdtrc(len(values) - 1, degrees, values.var(ddof=1) / total**2)
+        rows.append((table, len(values), values.std(ddof=1), deviation, float(p), values.max(), low, high))
+    columns = [
+        "table", "num_numbers", "published_deviation", "run_deviation", "p", "published_max", "max_low", "max_high",
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def seeds_needed(deviation: float, difference: float = DIFFERENCE) -> int:
+    """Return the seeds of each of two configurations that find a difference at 95 % with probability 0.8."""
+    from scipy.special import ndtri
+
+    return int(np.ceil(2 * ((ndtri(0.975) + ndtri(0.8)) * deviation / difference) ** 2))
