@@ -1,6 +1,6 @@
 """Write docs/reproduction.md and its figures from the experiment folders in docs/results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,12 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.reproduction_analyses import noise_floor, protocol_distances, run_deviation, seeds_needed
+from benchmarks.reproduction_claims import cross_claims, with_current_declarations
+from search_spaces.exercise2 import PUBLISHED_BEST
 from tune_hpc.analysis.claims import check_claims
-from tune_hpc.analysis.formatting import display_name, format_duration, slug
+from tune_hpc.analysis.formatting import display_name, format_config, format_duration, slug
+from tune_hpc.analysis.intervals import mean_interval
 from tune_hpc.analysis.published import (
     AGREES,
     DIFFERS,
@@ -21,23 +25,32 @@ from tune_hpc.analysis.published import (
 )
 from tune_hpc.analysis.results import Results, load
 from tune_hpc.report import tables
-from tune_hpc.report.findings import findings
+from tune_hpc.report.findings import best_configuration, findings
 from tune_hpc.report.plots import figures
 
 HEAD = """# Reproduction of the report
 
-This page compares every number that the report published with our measurements. Each run is one command. Its trials and
-curves are in [results](results), as small experiment folders that `tune_hpc.load` reads. The page is generated:
+Every number that the report published, with our measurement. Each run is one command at the report's size. Its trials
+and curves are in [results](results), as small experiment folders that `tune_hpc.load` reads.
+"""
+METHOD = """## Method
 
 ```sh
-python benchmarks/reproduction.py write      # `run` makes missing results first
+python benchmarks/reproduction.py run        # missing results; about seven hours on two idle cores, resumable
+python benchmarks/reproduction.py write      # this page, from the results
 ```
 
-**Verdicts.** A published number is a single run, rounded. It *agrees* if it lies in the 95 % prediction interval of our
-seeds (Student's), widened by half of its last digit, and *differs* otherwise. This interval needs at least three seeds
-with different values. Without it, a number agrees if it equals ours to the printed digits, or if an accuracy is within
-1.96 binomial standard errors of the test images. Otherwise the comparison is *inconclusive*. A run of another size is
-*not comparable*. Intervals of means are Student's 95 % intervals over seeds.
+**Verdicts.** A published number is a single run, rounded. It *agrees* if it lies between `zone_low` and `zone_high`:
+the 95 % prediction interval of one more of our runs, widened by half of the last digit. Otherwise it *differs*. The
+deviation of one run is pooled over the seeds of all cells of the table. With one seed, it is that of the published
+numbers themselves, from the differences of neighbouring cells. Without both, a number that does not have the printed
+digits is *inconclusive*. Deterministic runs either have the printed digits or differ. A run of another size, and
+seconds of another machine, are *not comparable*. `p_holm` is the p-value with Holm's correction for the whole table.
+Two numbers of the same computation count once there (`duplicate_of`).
+
+**Data of Exercise 1.** The report prints no data. Starting point and points are recovered: those of TensorFlow's first
+exercise with a linear model, which alone reproduce the statement about the bias. The verdicts on the statements of
+Exercise 1 depend on them.
 """
 
 #: Additional comparisons of a run: pairs of a parameter and a metric.
@@ -52,9 +65,11 @@ COMPARED: Mapping[str, Sequence[tuple[str, str]]] = {
 NOTES = {
     "exercise2.softmax.shuffled": "Here the images are shuffled every epoch. In their stored order, with zero initial "
     "weights, a seed has no effect.",
-    "exercise2.cnn": "Here at an eighth of its width, for two cores.",
-    "exercise3.dropout": "Here at an eighth of the network's width and a fifth of the steps, for two cores.",
 }
+#: Runs with another protocol or model than the report's table.
+VARIANTS = ("exercise2.softmax.shuffled", "exercise2.cnn")
+#: Candidates for the protocol of Exercise 2; it has no section of its own.
+PROTOCOLS = "exercise2.protocols"
 #: Minimum number of published numbers for a figure.
 MIN_DRAWN = 4
 #: Figures show accuracies in per cent.
@@ -71,7 +86,8 @@ def write_page(results_folder: Path, docs: Path) -> None:
     Raises:
         FolderError: A folder cannot be read.
     """
-    runs = {folder.name: load(folder) for folder in sorted(results_folder.iterdir()) if folder.is_dir()}
+    folders = sorted(folder for folder in results_folder.iterdir() if folder.is_dir())
+    runs = {folder.name: with_current_declarations(folder.name, load(folder)) for folder in folders}
     discoveries = draw_discoveries(runs, docs / "figures")
     captions = {name: draw_run(name, results, docs / "figures") for name, results in runs.items()}
     (docs / "reproduction.md").write_text(page(runs, discoveries, captions), encoding="utf-8")
@@ -85,11 +101,21 @@ def page(runs: Mapping[str, Results], discoveries: Mapping[str, str], captions: 
         discoveries: Captions of the figures of several runs, by stem of their files.
         captions: Captions of the figures of each run.
     """
-    parts = [HEAD, "## Overview\n", tables.to_markdown(_overview(runs)) + "\n"]
+    verdicts = {name: compare_to_published(results) for name, results in runs.items() if name != PROTOCOLS}
+    statements = cross_claims(runs)
+    summary = "\n".join(f"{number}. {text}" for number, text in enumerate(summarise(runs, verdicts, statements), 1))
+    parts = [HEAD, summary + "\n", "## Overview\n", tables.to_markdown(_overview(runs, verdicts)) + "\n", METHOD]
     if discoveries:
         parts.append("## Two discoveries\n")
         parts += [_figure(stem, caption) for stem, caption in discoveries.items()]
+    if PROTOCOLS in runs:
+        parts.append(_protocols(runs))
+    if "exercise3.winner" in runs:
+        parts.append(_noise(runs))
+    parts.append(f"## Statements about several runs\n\n{tables.to_markdown(statements)}\n")
     for name, results in runs.items():
+        if name == PROTOCOLS:
+            continue
         parts.append(_section(name, results))
         parts += [_figure(stem, caption) for stem, caption in captions[name].items()]
     return "\n".join(parts)
@@ -99,17 +125,121 @@ def _figure(stem: str, caption: str) -> str:
     return f"{caption}\n\n![{caption}](figures/{stem}.png)\n"
 
 
-def _overview(runs: Mapping[str, Results]) -> pd.DataFrame:
+def _overview(runs: Mapping[str, Results], verdicts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     rows = []
-    for name, results in runs.items():
-        verdicts = compare_to_published(results)["verdict"].value_counts()
-        holds = check_claims(results)["holds"].dropna()
+    for name, published in verdicts.items():
+        counts, results = published["verdict"].value_counts(), runs[name]
+        holds = check_claims(results)["holds"]
         seeds = results.trials["seed"].nunique() if "seed" in results.trials else 1
         row: dict[str, Any] = {"run": name, "num_trials": len(results.trials), "num_seeds": seeds}
-        row |= {verdict: int(verdicts.get(verdict, 0)) for verdict in (AGREES, DIFFERS, INCONCLUSIVE, NOT_COMPARABLE)}
+        row |= {verdict: int(counts.get(verdict, 0)) for verdict in (AGREES, DIFFERS, INCONCLUSIVE, NOT_COMPARABLE)}
         row["statements that hold"] = f"{int(holds.sum())} of {len(holds)}" if len(holds) else ""
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def summarise(
+    runs: Mapping[str, Results], verdicts: Mapping[str, pd.DataFrame], statements: pd.DataFrame
+) -> Iterator[str]:
+    """Return the findings for a reader of the report, one sentence or two each; those of missing runs are absent."""
+    known = pd.concat([published for name, published in verdicts.items() if name not in VARIANTS])
+    known = known.dropna(subset=["verdict"])
+    counts = known["verdict"].value_counts()
+    phrases = {AGREES: "agree", DIFFERS: "differ", INCONCLUSIVE: "are inconclusive", NOT_COMPARABLE: "are not comparable"}
+    parts = [f"{counts[verdict]} {phrase}" for verdict, phrase in phrases.items() if verdict in counts]
+    yield f"**All numbers.** Of {len(known)} published numbers, {', '.join(parts)}."
+    claims = [check_claims(runs[name]) for name in ("exercise1_1stpart", "exercise1_2ndpart") if name in runs]
+    if claims:
+        holds = pd.concat(claims)["holds"]
+        yield (
+            f"**Exercise 1.** {int(holds.sum())} of {len(holds)} statements hold, {int((~holds.dropna()).sum())} do not, "
+            "on recovered data."
+        )
+    if PROTOCOLS in runs:
+        best, second = protocol_distances({"softmax": runs[PROTOCOLS]}).head(2).to_dict("records")
+        yield (
+            f"**Exercise 2** does not show the network of its text. Its table has the numbers of softmax regression on "
+            f"the {best['images']} images, with batches of {best['batch_size']} in stored order: {best['num_best']} of "
+            f"18 entries to the printed digits (next best protocol: {second['num_best']})."
+        )
+    if "exercise2.cnn" in runs:
+        best_network = best_configuration(runs["exercise2.cnn"])
+        accuracy = runs["exercise2.cnn"].trials["test_accuracy"].max()
+        assert best_network is not None
+        yield (
+            f"The network itself reaches {_percent(accuracy)} test accuracy after the same 500 steps, with "
+            f"{format_config(best_network[2])}; the highest published accuracy is 92 %."
+        )
+    for name, text in (
+        ("exercise3.batch_size_single_pass", "**Table 4.1** is a single pass over the images: large batches take fewer "
+         "steps."),
+        ("exercise3.batch_size_shuffled", "**Table 4.2** is reproduced with shuffled images."),
+    ):  # fmt: skip
+        if name in verdicts:
+            yield f"{text} {_count_agreeing(verdicts[name])}"
+    tables_4 = [verdicts[f"exercise3.{name}"] for name in ("decay", "learning_rate", "dropout") if f"exercise3.{name}" in runs]
+    if tables_4 and "exercise3.winner" in runs:
+        deviation, degrees = run_deviation(runs)
+        yield (
+            f"**Tables 4.3 to 4.5.** {_count_agreeing(pd.concat(tables_4))} Repeated runs deviate by "
+            f"{_points(deviation)} points ({degrees:.0f} degrees of freedom): {seeds_needed(deviation)} seeds of each "
+            "configuration are necessary to find a difference of 0.1 points."
+        )
+        floor = noise_floor(deviation, degrees)
+        within = "; ".join(f"Table {row['table']}: p = {row['p']:.2g}" for row in floor.to_dict("records"))
+        yield f"The cells of Tables 4.4 and 4.5 cannot be told from repeated runs of one configuration ({within})."
+        winner = runs["exercise3.winner"].trials["best_test_accuracy"]
+        interval = mean_interval(winner)
+        yield (
+            f"**Table 4.6.** The published 99.3 % is the largest of 38 runs, selected on the test set. Ours has "
+            f"{_percent(interval.mean)} ± {_points(interval.half)} ({len(winner)} seeds)."
+        )
+    if "exercise4" in runs:
+        yield "**Exercise 4** needs GPUs to compare its seconds. " + " ".join(
+            text for text in findings(runs["exercise4"]) if "speed-up" in text
+        )
+    holds = statements["holds"]
+    yield (
+        f"**Statements about several runs.** {int(holds.sum())} hold, {int((~holds.dropna()).sum())} do not, "
+        f"{int(holds.isna().sum())} are inconclusive."
+    )
+
+
+def _count_agreeing(published: pd.DataFrame) -> str:
+    known = published.dropna(subset=["verdict"])
+    return f"{int((known['verdict'] == AGREES).sum())} of {len(known)} numbers agree."
+
+
+def _percent(accuracy: float) -> str:
+    return f"{PERCENT * accuracy:.2f} %"
+
+
+def _points(accuracy: float) -> str:
+    return f"{PERCENT * accuracy:.2f}"
+
+
+def _protocols(runs: Mapping[str, Results]) -> str:
+    searches = {"softmax": runs[PROTOCOLS]}
+    if "exercise2.cnn" in runs:
+        searches["cnn"] = runs["exercise2.cnn"]
+    command = runs[PROTOCOLS].experiment["provenance"]["command"]
+    return (
+        "## Protocol of Exercise 2\n\n"
+        "Candidates for the protocol that made the published table, the nearest first. `distance` is the root mean "
+        "square difference of the 30 numbers in units of their last digit, `num_printed` the count of equal printed "
+        "digits, and `num_best` the same of the 18 entries of the table, at one of the rates that it names.\n\n"
+        f"```sh\n{command}\n```\n\n{tables.to_markdown(protocol_distances(searches))}\n"
+    )
+
+
+def _noise(runs: Mapping[str, Results]) -> str:
+    deviation, degrees = run_deviation(runs)
+    return (
+        "## Noise of Tables 4.4 and 4.5\n\n"
+        "If all cells of a table were repeated runs of one configuration, its cells would deviate by `run_deviation`, "
+        "and its largest number would lie between `max_low` and `max_high` (95 %). `p` is that of the F test.\n\n"
+        f"{tables.to_markdown(noise_floor(deviation, degrees))}\n"
+    )
 
 
 def _section(name: str, results: Results) -> str:
@@ -172,22 +302,19 @@ def draw_discoveries(runs: Mapping[str, Results], folder: Path) -> dict[str, str
     if {"exercise2.softmax.shuffled", "exercise2.cnn"} <= set(runs):
         captions["softmax-and-not-the-network"] = (
             "The published accuracies of Exercise 2 are those of softmax regression, not of the network that its text "
-            "describes (Ftrl does not train that at any of the rates). Means and 95 % intervals over seeds, each "
-            "optimizer at its best rate."
+            "describes. Each optimizer at its best rate; bars are 95 % intervals over seeds, where there are several."
         )
         softmax, network = runs["exercise2.softmax.shuffled"], runs["exercise2.cnn"]
-        published = compare_to_published(softmax)
-        published = published[published["metric"] == "test_accuracy"]
-        names = [where.removeprefix("optimizer ") for where in published["where"]]
+        names = list(PUBLISHED_BEST)
         series = {
             "softmax regression": _by_value(softmax, "optimizer", names, "test_accuracy"),
-            "the network, at an eighth of its width": _by_value(network, "optimizer", names, "test_accuracy"),
+            "the network": _by_value(network, "optimizer", names, "test_accuracy"),
         }
-        _draw(folder / "softmax-and-not-the-network", names, series, {"published": list(published["published"])})
+        _draw(folder / "softmax-and-not-the-network", names, series, {"published": [accuracy for _, _, accuracy in PUBLISHED_BEST.values()]})
     if {"exercise3.batch_size_single_pass", "exercise3.batch_size_shuffled"} <= set(runs):
         captions["a-single-pass"] = (
             "Table 4.1 is a single pass over the training images. Trained so, the network reproduces it; "
-            "with shuffled images it reproduces Table 4.2. One run each; bars are 1.96 binomial standard errors."
+            "with shuffled images it reproduces Table 4.2. Bars are 95 % intervals over seeds, where there are several."
         )
         once, shuffled = runs["exercise3.batch_size_single_pass"], runs["exercise3.batch_size_shuffled"]
         sizes = sorted(once.trials["batch_size"].unique())
@@ -212,9 +339,7 @@ def draw_discoveries(runs: Mapping[str, Results], folder: Path) -> dict[str, str
 def _by_value(results: Results, parameter: str, values: Sequence[Any], metric: str) -> pd.DataFrame:
     """Return mean and half-width of the interval of each value of a parameter, in the given order."""
     df = results.compare(parameter, metric).values.set_index(parameter).reindex(pd.Index(values))
-    half = (df["high"] - df["low"]) / 2
-    binomial = 1.96 * (df["mean"] * (1 - df["mean"]) / 10_000) ** 0.5
-    return pd.DataFrame({"mean": df["mean"], "half": half.fillna(binomial)})
+    return pd.DataFrame({"mean": df["mean"], "half": ((df["high"] - df["low"]) / 2).fillna(0.0)})
 
 
 def _draw(
