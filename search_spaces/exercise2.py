@@ -6,7 +6,7 @@ for each model; the published table belongs to ``softmax``.
 
 from ray import tune
 
-from tune_hpc.search.experiment import Experiment, Figure, Published, Space, Table
+from tune_hpc.search.experiment import Claim, Experiment, Figure, Published, Space, Table
 
 OPTIMIZERS = [
     "gradient_descent", "momentum", "adam", "nesterov", "adagrad", "adadelta", "rmsprop", "ftrl", "proximal_adagrad",
@@ -31,6 +31,19 @@ PUBLISHED = tuple(
     )
     for optimizer, (rates, loss, accuracy) in PUBLISHED_BEST.items()
     for metric, value in (("test_loss", loss), ("test_accuracy", accuracy))
+)
+
+_ALL_BUT_ADADELTA = [name for name in OPTIMIZERS if name != "adadelta"]
+_ADAM_FIRST = ["adam", *(name for name in OPTIMIZERS if name != "adam")]
+#: Claims of the report on the best learning rate of each optimizer.
+CLAIMS = tuple(
+    Claim(text, "report, Exercise 2", "optimizer", tuple(names), "result", metric, relation, 500, bound)
+    for text, names, metric, relation, bound in (
+        ("all but Adadelta reach a loss below 0.34", _ALL_BUT_ADADELTA, "test_loss", "below", 0.34),
+        ("all but Adadelta reach an accuracy above 0.90", _ALL_BUT_ADADELTA, "test_accuracy", "above", 0.9),
+        ("Adam is the most favourable: by its loss", _ADAM_FIRST, "test_loss", "first_lowest", 0),
+        ("the same: by its accuracy", _ADAM_FIRST, "test_accuracy", "first_highest", 0),
+    )
 )
 
 _SPACE = Space(
@@ -66,6 +79,7 @@ softmax = Experiment(
     metric="valid_loss",
     mode="min",
     published=PUBLISHED,
+    claims=CLAIMS,
     figures=(*_FIGURES, Figure("published", ("test_loss", "test_accuracy"), "Published and measured")),
     tables=_TABLES,
 )
