@@ -37,7 +37,7 @@ WIDTHS = "widths"
 MARGIN = 0.001
 
 Runs = Mapping[str, Results]
-#: Numbers (text), whether the statement holds (``None``: undecided), and the reason for an undecided one.
+#: Numbers (text), whether the statement holds (``None``: inconclusive), and the reason for an inconclusive one.
 _Decision = tuple[str, bool | None, str]
 _MISSING: _Decision = ("", None, NOT_MEASURED)
 
@@ -63,7 +63,7 @@ def cross_claims(runs: Runs) -> pd.DataFrame:
 
     Args:
         runs: Results by name of their run, such as ``exercise3.decay``; ``widths``: a scaling measurement with several
-            widths of the network. A statement about a missing run is undecided.
+            widths of the network. A statement about a missing run is inconclusive.
 
     Returns:
         The columns of ``check_claims``.

@@ -130,7 +130,7 @@ def test_relations_hold_or_not(decide, relation, numbers, bound, holds):
         ("at_most", [0.5 + 9e-7], None), ("at_most", [0.5 + 2e-6], False), ("above", [0.5], False),
     ],
 )  # fmt: skip
-def test_differences_within_rounding_error_are_undecided(decide, relation, numbers, holds):
+def test_differences_within_rounding_error_are_inconclusive(decide, relation, numbers, holds):
     outcome, note = decide(relation, numbers, bound=0.5)
     assert (None if pd.isna(outcome) else outcome) == holds
     assert note == (f"{ROUNDED} (1e-06)" if holds is None else "")
@@ -186,7 +186,7 @@ def test_bounds_are_compared_with_the_interval_of_each_value(repeated):
     assert repeated("within", losses, bound=0.1, target=0.157)["holds"] is False
 
 
-def test_single_seed_of_a_random_trial_is_undecided(repeated):
+def test_single_seed_of_a_random_trial_is_inconclusive(repeated):
     for relation in (*ORDERS, *BOUNDS):
         row = repeated(relation, CLOSE, seeds=1, bound=0.1)
         assert (row["holds"], row["note"]) == (None, SINGLE), relation
@@ -237,10 +237,10 @@ def test_table_has_the_numbers_the_rule_and_the_outcome(curves):
     assert df["numbers"].tolist() == ["swing: 6, never: never", "swing: 2", "swing: 2, detour: 2"]
     assert df["measure"][0] == "step from which weight W stays within 0.01 of 2, in 8 steps"
     assert df["rule"].tolist() == ["each at most 8", "each above 0.5", "rising"]
-    assert findings.findings(made)[-1] == "Of 3 published statements, 1 holds, 1 does not hold, cannot tell: 1."
+    assert findings.findings(made)[-1] == "Of 3 published statements, 1 holds, 1 does not hold, 1 is inconclusive."
     text = tables.to_markdown(df)
     assert "| so it is |" in text.replace("  ", "")
-    assert "| cannot tell | differences within rounding error (1e-06) |" in text
+    assert "| inconclusive | differences within rounding error (1e-06) |" in text
     assert tables.report_tables(made)[0][0] == "Published statements, checked"
 
 
@@ -261,7 +261,7 @@ def test_configurations_with_a_diverged_seed_are_not_measured(trial, results_of)
     assert check_claims(made)["numbers"][0] == "a: not measured"
 
 
-def test_order_of_the_first_line_losses_is_undecided():
+def test_order_of_the_first_line_losses_is_inconclusive():
     df = check_claims(load("docs/results/exercise1_2ndpart"))
     row = df[df["claim"].str.endswith("by their loss")].iloc[0]
     assert row["holds"] is pd.NA

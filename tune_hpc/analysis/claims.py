@@ -2,7 +2,7 @@
 
 A claim (``search.report_spec.Claim``) names a number for each value of a parameter, and a relation of these numbers.
 The number is a result of a trial, or a measure of its history. A value is represented by its best configuration, with
-the seeds as repeats. A claim holds, does not hold, or cannot be decided, because
+the seeds as repeats. A claim holds, does not hold, or is inconclusive, because
 
 - a number is missing;
 - numbers differ by less than the rounding error of float32, relative to the initial value of their curve;
@@ -30,13 +30,13 @@ from tune_hpc.analysis.linear_model import all_differences
 from tune_hpc.analysis.results import Results
 
 CONFIDENCE = 0.95
-#: Reasons for an undecided claim.
+#: Reasons for an inconclusive claim.
 NOT_MEASURED, WITHIN_ROUNDING = "not measured", "differences within rounding error"
 SEEDS_UNDECIDED, SINGLE_SEED = "seeds do not decide", "a single seed does not decide"
 COLUMNS = ("claim", "measure", "rule", "numbers", "holds", "note", "source")
 
 _Claim = Mapping[str, Any]
-#: Outcome of a comparison: whether it is true, or the reason for an undecided one.
+#: Outcome of a comparison: whether it is true, or the reason for an inconclusive one.
 _Outcome = bool | str
 
 
@@ -45,8 +45,8 @@ def check_claims(results: Results) -> pd.DataFrame:
 
     Returns:
         One row per claim: ``claim``, ``measure`` (description), ``rule`` (the relation with its bound), ``numbers``
-        (text, one number per value, with half of its 95 % interval over seeds), ``holds`` (missing: undecided),
-        ``note`` (reason for an undecided claim), ``source``.
+        (text, one number per value, with half of its 95 % interval over seeds), ``holds`` (missing: inconclusive),
+        ``note`` (reason for an inconclusive claim), ``source``.
 
     Example:
         >>> from tune_hpc import check_claims, load
@@ -208,7 +208,7 @@ BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 
 
 def _decide(claim: _Claim, samples: pd.DataFrame, rounding: np.ndarray, is_random: bool) -> tuple[bool | None, str]:
-    """Return whether a claim holds, and the reason if that is undecided.
+    """Return whether a claim holds, and the reason if it is inconclusive.
 
     Args:
         claim: The claim.

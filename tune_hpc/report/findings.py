@@ -178,7 +178,7 @@ def _claims(claims: pd.DataFrame) -> Iterator[str]:
         num_false = len(holds) - num_true - num_unknown
         parts = [f"{num_true or 'none'} {'holds' if num_true == 1 else 'hold'}"]
         parts += [f"{num_false} {'does' if num_false == 1 else 'do'} not hold"] * (num_false > 0)
-        parts += [f"cannot tell: {num_unknown}"] * (num_unknown > 0)
+        parts += [f"{num_unknown} {'is' if num_unknown == 1 else 'are'} inconclusive"] * (num_unknown > 0)
         yield f"Of {_count(len(holds), 'published statement')}, {', '.join(parts)}."
 
 
