@@ -148,6 +148,14 @@ def test_numbers_that_are_never_reached_are_the_highest(curves):
     assert check_claims(made)["holds"].tolist() == [True, False]
 
 
+def test_two_numbers_that_are_never_reached_are_inconclusive(curves):
+    made = curves(claim("settling_step", values=("straight", "never")), seeds=[3, 4, 5, 6])
+    assert check_claims(made)["holds"].tolist() == [True]
+    made.history.loc[made.history["trial_id"] == "00002", "W"] = 0.5
+    row = check_claims(made).iloc[0]
+    assert (row["holds"], row["numbers"]) == (pd.NA, "straight: never, never: never")
+
+
 CLOSE = {"adam": [0.30, 0.31, 0.35], "momentum": [0.31, 0.30, 0.36], "ftrl": [0.90, 0.91, 0.97]}
 
 

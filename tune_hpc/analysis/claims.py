@@ -36,6 +36,8 @@ SEEDS_UNDECIDED, SINGLE_SEED = "seeds do not decide", "a single seed does not de
 COLUMNS = ("claim", "measure", "rule", "numbers", "holds", "note", "source")
 
 _Claim = Mapping[str, Any]
+#: Ends of the names of durations and of their ratios, which vary from run to run.
+_TIMED = ("_s", "speedup", "efficiency")
 #: Outcome of a comparison: whether it is true, or the reason for an inconclusive one.
 _Outcome = bool | str
 
@@ -88,7 +90,7 @@ def measure_trials(results: Results, claim: _Claim) -> pd.DataFrame:
     rows = []
     for position, value in enumerate(claim["values"]):
         trials = _best_trials(results, {**(claim.get("where") or {}), claim["parameter"]: value})
-        is_random = _draws_random_numbers(trials) | claim["metric"].endswith("_s")
+        is_random = _draws_random_numbers(trials) | claim["metric"].endswith(_TIMED)
         for trial, random in zip(trials.to_dict("records"), is_random, strict=True):
             number, scale = _measure(results, trial, claim)
             if not np.isnan(number):
@@ -231,9 +233,9 @@ def _decide(claim: _Claim, samples: pd.DataFrame, rounding: np.ndarray, is_rando
 
 def _compare_pairs(claim: _Claim, samples: pd.DataFrame, rounding: np.ndarray, is_random: bool) -> list[_Outcome]:
     """Return, for each pair of an order, whether the first number is lower."""
-    table = samples.to_numpy(float)
+    table, means = samples.to_numpy(float), samples.mean().to_numpy()
     with np.errstate(invalid="ignore"):
-        difference = np.subtract.outer(table.mean(axis=0), table.mean(axis=0))
+        difference = np.subtract.outer(means, means)
     half = np.full(difference.shape, np.nan if is_random else 0.0)
     if is_random and not np.isinf(table).any():
         found = all_differences(table, lower_is_better=True, confidence=CONFIDENCE)
@@ -241,7 +243,9 @@ def _compare_pairs(claim: _Claim, samples: pd.DataFrame, rounding: np.ndarray, i
     outcomes: list[_Outcome] = []
     for low, high in ORDERS[claim["relation"]][0](len(rounding)):
         lead, error = difference[high, low], max(rounding[low], rounding[high])
-        if abs(lead) <= error and error > 0:
+        if np.isnan(lead):  # neither reaches its target
+            outcomes.append(NOT_MEASURED)
+        elif abs(lead) <= error and error > 0:
             outcomes.append(f"{WITHIN_ROUNDING} ({error:.2g})")
         elif np.isnan(half[high, low]) or (is_random and abs(lead) <= half[high, low]):
             outcomes.append(SEEDS_UNDECIDED)
