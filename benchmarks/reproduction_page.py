@@ -1,6 +1,6 @@
 """Write docs/reproduction.md and its figures from the experiment folders in docs/results."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.reproduction_analyses import noise_floor, protocol_distances, run_deviation, seeds_needed
+from benchmarks.reproduction_analyses import noise_floor, protocol_distances, run_deviation
 from benchmarks.reproduction_claims import cross_claims, with_current_declarations
+from benchmarks.reproduction_summary import PROTOCOLS, summarise
 from search_spaces.exercise2 import PUBLISHED_BEST
 from tune_hpc.analysis.claims import check_claims
-from tune_hpc.analysis.formatting import display_name, format_config, format_duration, slug
-from tune_hpc.analysis.intervals import mean_interval
+from tune_hpc.analysis.formatting import display_name, format_duration, slug
 from tune_hpc.analysis.published import (
     AGREES,
     DIFFERS,
@@ -25,7 +25,7 @@ from tune_hpc.analysis.published import (
 )
 from tune_hpc.analysis.results import Results, load
 from tune_hpc.report import tables
-from tune_hpc.report.findings import best_configuration, findings
+from tune_hpc.report.findings import findings
 from tune_hpc.report.plots import figures
 
 HEAD = """# Reproduction of the report
@@ -66,10 +66,6 @@ NOTES = {
     "exercise2.softmax.shuffled": "Here the images are shuffled every epoch. In their stored order, with zero initial "
     "weights, a seed has no effect.",
 }
-#: Runs with another protocol or model than the report's table.
-VARIANTS = ("exercise2.softmax.shuffled", "exercise2.cnn")
-#: Candidates for the protocol of Exercise 2; it has no section of its own.
-PROTOCOLS = "exercise2.protocols"
 #: Minimum number of published numbers for a figure.
 MIN_DRAWN = 4
 #: Figures show accuracies in per cent.
@@ -136,86 +132,6 @@ def _overview(runs: Mapping[str, Results], verdicts: Mapping[str, pd.DataFrame])
         row["statements that hold"] = f"{int(holds.sum())} of {len(holds)}" if len(holds) else ""
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def summarise(
-    runs: Mapping[str, Results], verdicts: Mapping[str, pd.DataFrame], statements: pd.DataFrame
-) -> Iterator[str]:
-    """Return the findings for a reader of the report, one sentence or two each; those of missing runs are absent."""
-    known = pd.concat([published for name, published in verdicts.items() if name not in VARIANTS])
-    known = known.dropna(subset=["verdict"])
-    counts = known["verdict"].value_counts()
-    phrases = {AGREES: "agree", DIFFERS: "differ", INCONCLUSIVE: "are inconclusive", NOT_COMPARABLE: "are not comparable"}
-    parts = [f"{counts[verdict]} {phrase}" for verdict, phrase in phrases.items() if verdict in counts]
-    yield f"**All numbers.** Of {len(known)} published numbers, {', '.join(parts)}."
-    claims = [check_claims(runs[name]) for name in ("exercise1_1stpart", "exercise1_2ndpart") if name in runs]
-    if claims:
-        holds = pd.concat(claims)["holds"]
-        yield (
-            f"**Exercise 1.** {int(holds.sum())} of {len(holds)} statements hold, {int((~holds.dropna()).sum())} do not, "
-            "on recovered data."
-        )
-    if PROTOCOLS in runs:
-        best, second = protocol_distances({"softmax": runs[PROTOCOLS]}).head(2).to_dict("records")
-        yield (
-            f"**Exercise 2** does not show the network of its text. Its table has the numbers of softmax regression on "
-            f"the {best['images']} images, with batches of {best['batch_size']} in stored order: {best['num_best']} of "
-            f"18 entries to the printed digits (next best protocol: {second['num_best']})."
-        )
-    if "exercise2.cnn" in runs:
-        best_network = best_configuration(runs["exercise2.cnn"])
-        accuracy = runs["exercise2.cnn"].trials["test_accuracy"].max()
-        assert best_network is not None
-        yield (
-            f"The network itself reaches {_percent(accuracy)} test accuracy after the same 500 steps, with "
-            f"{format_config(best_network[2])}; the highest published accuracy is 92 %."
-        )
-    for name, text in (
-        ("exercise3.batch_size_single_pass", "**Table 4.1** is a single pass over the images: large batches take fewer "
-         "steps."),
-        ("exercise3.batch_size_shuffled", "**Table 4.2** is reproduced with shuffled images."),
-    ):  # fmt: skip
-        if name in verdicts:
-            yield f"{text} {_count_agreeing(verdicts[name])}"
-    tables_4 = [verdicts[f"exercise3.{name}"] for name in ("decay", "learning_rate", "dropout") if f"exercise3.{name}" in runs]
-    if tables_4 and "exercise3.winner" in runs:
-        deviation, degrees = run_deviation(runs)
-        yield (
-            f"**Tables 4.3 to 4.5.** {_count_agreeing(pd.concat(tables_4))} Repeated runs deviate by "
-            f"{_points(deviation)} points ({degrees:.0f} degrees of freedom): {seeds_needed(deviation)} seeds of each "
-            "configuration are necessary to find a difference of 0.1 points."
-        )
-        floor = noise_floor(deviation, degrees)
-        within = "; ".join(f"Table {row['table']}: p = {row['p']:.2g}" for row in floor.to_dict("records"))
-        yield f"The cells of Tables 4.4 and 4.5 cannot be told from repeated runs of one configuration ({within})."
-        winner = runs["exercise3.winner"].trials["best_test_accuracy"]
-        interval = mean_interval(winner)
-        yield (
-            f"**Table 4.6.** The published 99.3 % is the largest of 38 runs, selected on the test set. Ours has "
-            f"{_percent(interval.mean)} ± {_points(interval.half)} ({len(winner)} seeds)."
-        )
-    if "exercise4" in runs:
-        yield "**Exercise 4** needs GPUs to compare its seconds. " + " ".join(
-            text for text in findings(runs["exercise4"]) if "speed-up" in text
-        )
-    holds = statements["holds"]
-    yield (
-        f"**Statements about several runs.** {int(holds.sum())} hold, {int((~holds.dropna()).sum())} do not, "
-        f"{int(holds.isna().sum())} are inconclusive."
-    )
-
-
-def _count_agreeing(published: pd.DataFrame) -> str:
-    known = published.dropna(subset=["verdict"])
-    return f"{int((known['verdict'] == AGREES).sum())} of {len(known)} numbers agree."
-
-
-def _percent(accuracy: float) -> str:
-    return f"{PERCENT * accuracy:.2f} %"
-
-
-def _points(accuracy: float) -> str:
-    return f"{PERCENT * accuracy:.2f}"
 
 
 def _protocols(runs: Mapping[str, Results]) -> str:
@@ -310,7 +226,12 @@ def draw_discoveries(runs: Mapping[str, Results], folder: Path) -> dict[str, str
             "softmax regression": _by_value(softmax, "optimizer", names, "test_accuracy"),
             "the network": _by_value(network, "optimizer", names, "test_accuracy"),
         }
-        _draw(folder / "softmax-and-not-the-network", names, series, {"published": [accuracy for _, _, accuracy in PUBLISHED_BEST.values()]})
+        _draw(
+            folder / "softmax-and-not-the-network",
+            names,
+            series,
+            {"published": [accuracy for _, _, accuracy in PUBLISHED_BEST.values()]},
+        )
     if {"exercise3.batch_size_single_pass", "exercise3.batch_size_shuffled"} <= set(runs):
         captions["a-single-pass"] = (
             "Table 4.1 is a single pass over the training images. Trained so, the network reproduces it; "

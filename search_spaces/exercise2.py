@@ -7,7 +7,7 @@ belongs to ``softmax``.
 
 from ray import tune
 
-from tune_hpc.search.experiment import Experiment, Figure, Published, Space, Table
+from tune_hpc.search.experiment import Claim, Experiment, Figure, Published, Space, Table
 
 OPTIMIZERS = [
     "gradient_descent", "momentum", "adam", "nesterov", "adagrad", "adadelta", "rmsprop", "ftrl", "proximal_adagrad",
@@ -36,6 +36,19 @@ PUBLISHED = tuple(
     for rate in rates
     for metric, value in (("fit_loss", loss), ("fit_accuracy", accuracy))
 )  # fmt: skip
+
+_ALL_BUT_ADADELTA = [name for name in OPTIMIZERS if name != "adadelta"]
+_ADAM_FIRST = ["adam", *(name for name in OPTIMIZERS if name != "adam")]
+#: Claims of the report on the best learning rate of each optimizer.
+CLAIMS = tuple(
+    Claim(text, "report, Exercise 2", "optimizer", tuple(names), "result", metric, relation, 500, bound)
+    for text, names, metric, relation, bound in (
+        ("all but Adadelta reach a loss below 0.34", _ALL_BUT_ADADELTA, "fit_loss", "below", 0.34),
+        ("all but Adadelta reach an accuracy above 0.90", _ALL_BUT_ADADELTA, "fit_accuracy", "above", 0.9),
+        ("Adam is the most favourable: by its loss", _ADAM_FIRST, "fit_loss", "first_lowest", 0),
+        ("the same: by its accuracy", _ADAM_FIRST, "fit_accuracy", "first_highest", 0),
+    )
+)
 
 _SPACE = Space(
     {
@@ -76,6 +89,7 @@ softmax = Experiment(
     metric="valid_loss",
     mode="min",
     published=PUBLISHED,
+    claims=CLAIMS,
     figures=(*_FIGURES, _BESIDE),
     tables=_TABLES,
 )

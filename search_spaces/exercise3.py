@@ -8,7 +8,7 @@ from typing import Any
 
 from ray import tune
 
-from tune_hpc.search.experiment import Experiment, Figure, Published, Space, Table
+from tune_hpc.search.experiment import Claim, Experiment, Figure, Published, Space, Table
 from tune_hpc.search.space.conditional import when
 
 BATCH_SIZES = [150, 100, 50, 25, 10, 8, 6, 4]
@@ -121,6 +121,13 @@ learning_rate = Experiment(
         _published("4.4", percent, batch_size=size, learning_rate=rate)
         for size, row in TABLE_4_4.items()
         for rate, percent in zip(LEARNING_RATES, row, strict=True)
+    ),
+    claims=(
+        Claim(
+            "10e-4 is the best initial rate for batches of 150", "report, Table 4.4", "learning_rate",
+            tuple(reversed(LEARNING_RATES)), "result", "best_test_accuracy", "first_highest", 5000,
+            where={"batch_size": 150, "width": 1},
+        ),
     ),
     figures=(
         Figure("response", ("best_test_accuracy",), "Accuracy by initial learning rate", parameter="learning_rate",

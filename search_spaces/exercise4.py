@@ -3,7 +3,7 @@
 from ray import tune
 
 from search_spaces import exercise3
-from tune_hpc.search.experiment import Experiment, Figure, Published, Table
+from tune_hpc.search.experiment import Claim, Experiment, Figure, Published, Table
 
 WORKERS = [1, 2, 4]
 
@@ -23,6 +23,21 @@ experiment = Experiment(
     published=tuple(
         Published({"workers": workers}, "train_s", seconds, "report, Exercise 4", resolution=0.001)
         for workers, seconds in zip(WORKERS, PUBLISHED_SECONDS, strict=True)
+    ),
+    claims=(
+        Claim(
+            "the time is roughly steady: the speed-up is 1",
+            "report, Exercise 4",
+            "workers",
+            tuple(WORKERS[1:]),
+            "result",
+            "speedup",
+            "within",
+            0,
+            bound=0.1,
+            target=1,
+            where={"width": 1},
+        ),
     ),
     figures=(
         Figure("response", ("train_s",), "Training time by workers", parameter="workers", published="train_s"),

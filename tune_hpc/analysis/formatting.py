@@ -238,6 +238,8 @@ def _same_decimals(column: pd.Series) -> list[str]:
 
 
 def _format_cell(value: Any, column: str, is_metric: bool) -> str:
+    if column == "holds" and value is pd.NA:
+        return "inconclusive"
     if isinstance(value, bool | np.bool_) or value is None or value is pd.NA:
         return format_value(value)
     if isinstance(value, int | float | np.number):

@@ -193,7 +193,7 @@ def check_key(name: str) -> ConfigKey:
 
 def has_random_result(config: Mapping[str, Any]) -> bool:
     """Return whether the seed of a completed configuration has an effect; unknown configurations count as random."""
-    if config.get("data") == "line":
+    if config.get("model") == "line":
         return False
     has_fixed_order = config.get("batching") in ("single_pass", "sequential")
     is_augmented = any(config.get(name, 0) > 0 for name in ("max_shift", "max_rotation", "max_scaling"))

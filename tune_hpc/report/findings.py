@@ -19,7 +19,7 @@ from tune_hpc.analysis.aggregation import (
     sort_configurations,
 )
 from tune_hpc.analysis.boundary_check import check_boundaries
-from tune_hpc.analysis.claims import check_claims
+from tune_hpc.analysis.claims import NOT_MEASURED, check_claims
 from tune_hpc.analysis.comparison import MAX_CROSSED
 from tune_hpc.analysis.formatting import (
     QUICK_NOTE,
@@ -187,10 +187,14 @@ def _distance(published: pd.DataFrame) -> Iterator[str]:
 
 
 def _claims(claims: pd.DataFrame) -> Iterator[str]:
-    holds = claims["holds"].dropna()
+    holds = claims.loc[claims["note"] != NOT_MEASURED, "holds"]
     if len(holds):
-        count = int(holds.sum())
-        yield f"Of {len(holds)} published statements, {count or 'none'} {'holds' if count == 1 else 'hold'}."
+        num_true, num_unknown = int(holds.sum()), int(holds.isna().sum())
+        num_false = len(holds) - num_true - num_unknown
+        parts = [f"{num_true or 'none'} {'holds' if num_true == 1 else 'hold'}"]
+        parts += [f"{num_false} {'does' if num_false == 1 else 'do'} not hold"] * (num_false > 0)
+        parts += [f"{num_unknown} {'is' if num_unknown == 1 else 'are'} inconclusive"] * (num_unknown > 0)
+        yield f"Of {_count(len(holds), 'published statement')}, {', '.join(parts)}."
 
 
 def _selection_bias(results: Results) -> Iterator[str]:

@@ -32,21 +32,24 @@ class Published:
 
 @dataclass(frozen=True)
 class Claim:
-    """A published sentence, and the measure of each trial that confirms or refutes it.
+    """A published sentence, and the numbers that confirm or refute it: one for each value of a parameter.
 
     Attributes:
         text: The sentence, short.
         source: Page of the publication.
         parameter: Parameter whose values are compared.
         values: The values, in the order that the sentence implies.
-        measure: Measure of the history of a trial; one of ``analysis.claims.MEASURES``.
-        metric: Column of the history.
-        relation: Relation of the measures: ``rising`` or ``falling`` (in the order of the values), ``first_lowest``,
-            ``at_most`` or ``above`` (each measure, the bound), ``some_above_first``.
+        measure: ``result`` (the metric of the best configuration with the value), or a measure of its history: one of
+            ``analysis.claims.MEASURES``.
+        metric: Column of the trials (``result``) or of the history.
+        relation: Relation of the numbers: ``rising`` or ``falling`` (in the order of the values), ``first_lowest``,
+            ``first_highest``, ``some_above_first``; ``at_most``, ``below`` or ``above`` (each number, the bound), or
+            ``within`` (each number's distance from the target, the bound).
         steps: Number of steps of the sentence; shorter trials are inconclusive.
         bound: Bound of the relation.
         target: Target of the metric.
         tolerance: Distance from the target that counts as reached.
+        where: Configuration values of the sentence, such as the width of the network.
     """
 
     text: str
@@ -60,6 +63,7 @@ class Claim:
     bound: float = 0.0
     target: float = 0.0
     tolerance: float = 0.0
+    where: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
