@@ -98,8 +98,8 @@ def test_findings_describe_the_measurement(measured):
         "A worker takes 18% of the whole batch's time for one of 10 shares of the batch",
         "\n2 workers reach an efficiency of 80% from width 1.5 on (predicted).\n",
         "\n4 workers reach an efficiency of 80% at no width from 0.25 to 4 (predicted); the best is 40%, at width 4.\n",
-        "The fastest training, with workers 2, takes 0.52 (95 % interval 0.09 to 3.05: cannot be distinguished from 1 at "
-        "95 %) of the time of the cheapest, with workers 1, and 1.04 times its worker seconds.",
+        "The fastest training, with workers 2, takes 0.52 (95 % interval 0.09 to 3.05: cannot be distinguished from 1 "
+        "at 95 %) of the time of the cheapest, with workers 1, and 1.04 times its worker seconds.",
     ):
         assert part in text
     assert "test accuracy" not in text
@@ -109,7 +109,7 @@ def test_findings_describe_the_measurement(measured):
     assert larger_steps.endswith(" of the time; test accuracy 0.9500 instead of 0.9800.")
     widths = findings(measured((0.5, 1.0)))
     assert [one.partition(" reach ")[0] for one in widths if "communication" in one] == [
-        f"{workers} workers at width {width}" for workers in (2, 4) for width in ("0.5", "1")
+        f"{workers} workers at width {width}" for width in ("0.5", "1") for workers in (2, 4)
     ]  # fmt: skip
     assert not any("communication" in one for one in findings(measured(numbers=(1,))))
 

@@ -118,7 +118,7 @@ def serial_fractions(results: Results) -> pd.DataFrame:
     tables = [_serial_fractions(group, shared).assign(times="measured") for group in groups]
     seconds = pd.Series(_published_seconds(results), dtype=float)
     if 1 in seconds:
-        published = pd.DataFrame({"workers": seconds.index, "train_s": seconds.values})
+        published = pd.DataFrame({"workers": seconds.index, "train_s": seconds.values, "low": np.nan, "high": np.nan})
         published["speedup"] = seconds[1] / published["train_s"]
         tables.insert(0, _serial_fractions(published, set()).assign(times="published"))
     columns = ["workers", "train_s", "speedup", "serial_fraction", "low", "high", "amdahl_s", "amdahl_fraction"]
@@ -128,14 +128,12 @@ def serial_fractions(results: Results) -> pd.DataFrame:
 def _serial_fractions(table: pd.DataFrame, oversubscribed: set[int]) -> pd.DataFrame:
     """Return a table of times and speed-ups with the serial fractions; the bounds change places."""
     table = table.sort_values("workers")
-    bounds = {"low": "high", "high": "low"}
-    bounds = {name: table.get(other, np.nan) for name, other in bounds.items()}
     workers = table["workers"]
-    fractions = {name: karp_flatt(values, workers) for name, values in bounds.items()}
     fitted = table[~workers.isin(oversubscribed)]
     serial_s, parallel_s = fit_amdahl(fitted["workers"], fitted["train_s"])
     return table.assign(
-        serial_fraction=karp_flatt(table["speedup"], workers), **fractions,
+        serial_fraction=karp_flatt(table["speedup"], workers),
+        low=karp_flatt(table["high"], workers), high=karp_flatt(table["low"], workers),
         amdahl_s=serial_s + parallel_s / workers, amdahl_fraction=serial_s / (serial_s + parallel_s),
     )  # fmt: skip
 

@@ -73,7 +73,8 @@ class StepModel:
         self._ddp_overhead = overhead.groupby("width")["seconds"].median()
         ratios = contention.assign(ratio=contention["seconds"] / contention["alone_s"])
         self._contention = {
-            int(workers): rows.groupby("width")["ratio"].median() for workers, rows in ratios.groupby("workers")
+            workers: ratios[ratios["workers"] == workers].groupby("width")["ratio"].median()
+            for workers in ratios["workers"].astype(int).unique().tolist()
         }
         self._links = {name: link for name, link in LINKS.items() if use_gpu or not link.needs_gpu}
         self._all_reduce = {

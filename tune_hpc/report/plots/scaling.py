@@ -202,8 +202,8 @@ def draw_widths(results: Results, specification: Mapping[str, Any], where: Mappi
 def _measured_points(results: Results, where: Mapping[str, Any], keys: list[str]) -> pd.DataFrame:
     """Return measured speed-up and efficiency of a page: geometric means over the repeats."""
     trials = baseline_trials(results)
-    logs = np.log(trials.loc[row_mask(trials, where)].set_index(keys)[list(RATIOS)])
-    return np.exp(logs.groupby(keys).mean()).reset_index()
+    logs = trials.loc[row_mask(trials, where)].set_index(keys)[list(RATIOS)].apply(np.log)
+    return logs.groupby(keys).mean().apply(np.exp).reset_index()
 
 
 def _link_styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
