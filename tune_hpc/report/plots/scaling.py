@@ -40,6 +40,8 @@ _IDEALS: dict[str, Callable[[Sequence[Any]], np.ndarray]] = {
     "speedup": lambda workers: np.array(workers, dtype=float),
     "efficiency": lambda workers: np.ones(len(workers)),
 }
+#: Ratio of the positions of neighbouring lines.
+_SHIFT = 1.02
 _WITHOUT_LOSS = "if nothing were lost"
 
 
@@ -94,11 +96,14 @@ def draw_speedup(results: Results, specification: Mapping[str, Any], where: Mapp
         for number, value in enumerate(lines):
             points = table[table["line"] == value]
             style = line_style(number)
-            ax.vlines(points["x"], points["low"], points["high"], color=style["color"], linewidth=0.9, alpha=0.7)
-            ax.plot(points["x"], points["mean"], zorder=3, **style)
+            # Side by side, so that intervals do not cover each other.
+            shift = _SHIFT ** (number - (len(lines) - 1) / 2)
+            x = points["x"] * shift
+            ax.vlines(x, points["low"], points["high"], color=style["color"], linewidth=0.9, alpha=0.7)
+            ax.plot(x, points["mean"], zorder=3, **style)
             if len(predicted):
                 crosses = predicted if line is None else predicted[predicted[line] == value]
-                ax.plot(crosses["workers"], crosses[metric], **_PREDICTED, color=style["color"], zorder=4)
+                ax.plot(crosses["workers"] * shift, crosses[metric], **_PREDICTED, color=style["color"], zorder=4)
         _set_workers_axis(ax, workers)
         if clip_error_bars(ax, table, ideal):
             sheet.add_notes("Bars far longer than the points' range are cut.")
