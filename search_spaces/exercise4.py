@@ -9,6 +9,8 @@ WORKERS = [1, 2, 4]
 
 #: Seconds for 5000 steps of 150 images on 1, 2 and 4 GPUs of a Power9 node.
 PUBLISHED_SECONDS = [19.254, 18.463, 18.234]
+#: Configuration with comparable speed-ups; the seconds are those of another machine.
+_SIZE = {"width": 1, "batch_size": 150, "mode": "strong"}
 
 experiment = Experiment(
     name="exercise4",
@@ -21,7 +23,7 @@ experiment = Experiment(
     metric="train_s",
     mode="min",
     published=tuple(
-        Published({"workers": workers}, "train_s", seconds, "report, Exercise 4", resolution=0.001)
+        Published({"workers": workers}, "train_s", seconds, "report, Exercise 4", resolution=0.001, size=_SIZE)
         for workers, seconds in zip(WORKERS, PUBLISHED_SECONDS, strict=True)
     ),
     claims=(

@@ -23,6 +23,9 @@ def test_each_case_and_repeat_has_a_row_whose_parts_add_up(ray_session, mnist, t
     )  # fmt: skip
     assert results.trials.equals(load(tmp_path / "out").trials)
     assert set(results.varied_parameters) == {"workers", "option", "seed"}
+    # On a busy machine disturbed repeats are followed by more, at most one each.
+    assert len(results.trials) <= 2 * 8
+    results = results.with_trials(results.trials[results.trials["seed"] < 7])
     larger = results.trials[results.trials["option"] == "larger_steps"]
     # All ten steps of four batches run, so the trained model is evaluated.
     assert set(larger["global_batch_size"]) == {240, 480}
@@ -51,12 +54,16 @@ def test_each_case_and_repeat_has_a_row_whose_parts_add_up(ray_session, mnist, t
     pairs = trials[trials["workers"] == 2].set_index("seed")
     np.testing.assert_allclose(pairs["efficiency"], pairs["speedup"] / 2)
     assert set(trials["gradient_bytes"]) == {(784 + 1) * 10 * 4}
+    # Two products with the weights, forward and backward, of 60 images for each worker.
+    np.testing.assert_allclose(trials["flop_per_gradient_byte"], 2 * 2 * 784 * 10 * 60 / 31_400)
+    np.testing.assert_allclose(larger["flop_per_gradient_byte"], 4 * 2 * 2 * 784 * 10 * 60 / 31_400)
     assert not trials["oversubscribed"].any()
     assert trials["extrapolated"].all()
     np.testing.assert_allclose(trials["train_s"], 40 * trials["step_s"])
     # The repeats are the samples of the confidence intervals.
     compared = results.compare("workers", "samples_per_s", where={"option": "none"})
-    assert list(compared.values["num_seeds"]) == [2, 2]
+    num_undisturbed = trials[trials["status"] == "finished"].groupby("workers", sort=False).size()
+    assert list(compared.values["num_seeds"]) == list(num_undisturbed)
 
 
 @pytest.mark.slow

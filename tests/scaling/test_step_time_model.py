@@ -22,6 +22,10 @@ def ring_s(workers, num_bytes):
     return 2 * (workers - 1) * LATENCY_S + 2 * (workers - 1) / workers * num_bytes / BYTES_PER_S
 
 
+def contention(workers, width):
+    return 1 + (workers / 2 - 1) * width if workers > 1 else 1
+
+
 @pytest.fixture
 def probes():
     rows = []
@@ -37,7 +41,11 @@ def probes():
             ]  # fmt: skip
             rows.append({**columns, "probe": "way", "width": width, "seconds": off * DDP_S * width})
         for workers in (2, 4):
-            rows.append({**columns, "probe": "crowd", "workers": workers, "alone_s": 1.0, "seconds": off * workers / 2})
+            rows += [
+                {**columns, "probe": "crowd", "workers": workers, "width": width, "alone_s": 1.0,
+                 "seconds": off * contention(workers, width)}
+                for width in WIDTHS
+            ]  # fmt: skip
             rows += [
                 {**columns, "probe": "all_reduce", "workers": workers, "bytes": size,
                  "seconds": off * ring_s(workers, size)}
@@ -50,11 +58,11 @@ def probes():
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_step_is_the_sum_of_its_parts(probes, workers, width):
     step = StepModel(probes).step(workers, width, BATCH)
-    contention = {1: 1, 2: 1, 4: 2}[workers]
-    expected = contention * compute_s(workers, width)
+    slow_down = contention(workers, width)
+    expected = slow_down * compute_s(workers, width)
     assert step["compute_s"] == pytest.approx(expected, rel=1e-6)
     if workers > 1:
-        extra = contention * np.interp(width, WIDTHS, [DDP_S * one for one in WIDTHS])
+        extra = slow_down * np.interp(width, WIDTHS, [DDP_S * one for one in WIDTHS])
         extra += ring_s(workers, NUM_BYTES * width**2)
         assert step["communicate_s"] == pytest.approx(extra, rel=1e-6)
         expected += extra
@@ -108,7 +116,7 @@ def test_width_curves_agree_with_the_model(probes):
     probes = probes[probes["workers"] != 4]
     rows = pd.DataFrame(predictions(plan(1, 2), probes)["width_curves"])
     assert set(rows.loc[rows["link"] == LOCAL, "workers"]) == {2}
-    assert set(rows.loc[rows["link"] == "NVLink 4", "workers"]) == {2, 4}
+    assert set(rows.loc[rows["link"] == "25 Gbit/s", "workers"]) == {2, 4}
     for row in rows.to_dict("records"):
         link = None if row["link"] == LOCAL else StepModel(probes).links[row["link"]]
         step = StepModel(probes).step(row["workers"], row["width"], BATCH, link=link)
@@ -122,8 +130,8 @@ def test_predictions_cover_measured_cases_and_every_link(probes):
     rows = pd.DataFrame(predictions(plan(1, 2, 4), probes)["predictions"])
     local = rows[rows["link"] == LOCAL]
     assert list(local["workers"]) == [1, 2, 4]
-    assert set(rows["link"]) == {LOCAL, f"{LOCAL}'s link", *LINKS}
-    assert set(rows.loc[rows["link"] == "NVLink 4", "workers"]) == {1, 2, 4, 8, 16, 32, 64}
+    assert set(rows["link"]) == {LOCAL, f"{LOCAL}'s link", "200 Gbit/s", "25 Gbit/s"}
+    assert set(rows.loc[rows["link"] == "25 Gbit/s", "workers"]) == {1, 2, 4, 8}
     assert (rows[rows["workers"] == 1]["speedup"] == 1).all()
 
 
@@ -133,4 +141,11 @@ def test_probes_of_one_worker_suffice_for_one_worker():
     )
     model = StepModel(probes)
     assert model.step(1, 1.0, 50)["step_s"] == 0.5
-    assert set(model.links) == set(LINKS)
+    assert set(model.links) == {"200 Gbit/s", "25 Gbit/s"}
+    # Links between GPUs need times of a GPU.
+    assert set(StepModel(probes, use_gpu=True).links) == set(LINKS)
+
+
+def test_extrapolation_stops_at_four_times_the_measured_workers(probes):
+    rows = pd.DataFrame(predictions(plan(1), probes)["predictions"])
+    assert set(rows.loc[rows["link"] == "25 Gbit/s", "workers"]) == {1, 2, 4}

@@ -234,7 +234,7 @@ def _same_decimals(column: pd.Series) -> list[str]:
     if any("e" in text for text in texts):
         return texts
     decimals = max((len(text.partition(".")[2]) for text in texts), default=0)
-    return [f"{value:.{decimals}f}" for value in column]
+    return [MISSING if np.isnan(value) else f"{value:.{decimals}f}" for value in column]
 
 
 def _format_cell(value: Any, column: str, is_metric: bool) -> str:

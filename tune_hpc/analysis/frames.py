@@ -18,7 +18,7 @@ from tune_hpc.errors import FolderError
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import CONFIG, read_table, to_row
 
-STATUSES = ("finished", "stopped", "diverged", "failed", "running")
+STATUSES = ("finished", "stopped", "diverged", "failed", "disturbed", "running")
 IDENTITY = ("experiment", "trial_id", "status", "stop_reason", "error")
 MEASURES = (
     "steps_run", "setup_s", "train_s", "eval_s", "samples_per_s", "num_fused", "attempt", "host", "device", "ended_at",

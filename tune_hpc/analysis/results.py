@@ -3,7 +3,8 @@
 **trials**: one row per trial, whatever its outcome.
 
     experiment, trial_id   identity of the trial
-    status                 finished, stopped, diverged, failed or running
+    status                 finished, stopped, diverged, failed or running; disturbed for a repeat of a scaling
+                           measurement that does not count
     stop_reason            text: all steps done, single pass over, non-finite loss at step 3, ...
     error                  last line of the exception of a failed trial
     <config columns>       the completed configuration; missing where a key does not apply

@@ -30,6 +30,7 @@ from tune_hpc.analysis.formatting import (
     format_number,
     format_value,
 )
+from tune_hpc.analysis.intervals import Interval
 from tune_hpc.analysis.published import (
     AGREES,
     DIFFERS,
@@ -42,13 +43,24 @@ from tune_hpc.analysis.published import (
 )
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.selection_bias import BEST, LOSES, SELECTED, selection_bias, special_cases
+from tune_hpc.analysis.speedup import cases, is_distinct_from_1, paired_ratio, serial_fractions, speedups
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.report.tables import MEASURED_LINK, cost_pareto_front, min_efficient_width, predicted_against_measured
+from tune_hpc.report.tables import (
+    DEFAULT_EXCHANGE,
+    MEASURED_LINK,
+    cost_pareto_front,
+    min_efficient_width,
+    predicted_against_measured,
+)
 
 #: The value of ``option`` without an option.
 _NO_OPTION = "none"
 #: Smallest selection bias that is reported: half the last printed digit.
 _MIN_SELECTION_BIAS = 5e-5
+#: Column with the computation for each byte of gradients.
+_INTENSITY = "flop_per_gradient_byte"
+#: Ratio of two values of it below which they count as equal.
+_MIN_INTENSITY_RATIO = 1.5
 #: Smallest number of configurations at a rung for a warning.
 _MIN_RUNG = 9
 
@@ -70,7 +82,8 @@ def findings(
         _selection_bias(results),
     ]
     if is_scaling(results):
-        parts += [_speedup(results), _prediction(results), _widths(results), _cost(results), _options(results)]
+        parts += [_speedup(results), _serial_fraction(results), _complexity(results), _prediction(results)]
+        parts += [_widths(results), _cost(results), _options(results)]
     else:
         parts += [_boundaries(results), _rungs(results), _worse_values(results, special)]
     sentences: list[str] = []
@@ -242,21 +255,66 @@ def _worse_values(results: Results, special: pd.DataFrame | None) -> Iterator[st
             yield f"{row['general']} loses to its special case {row['special']}: its space or budget is too small."
 
 
-def _most_workers(results: Results, metrics: list[str]) -> tuple[pd.DataFrame, list[str]]:
-    """Return the configurations of the most workers that have the first metric, and their other parameters."""
-    found = aggregate_seeds(results, metrics).dropna(subset=metrics[:1])
-    names = [name for name in searched_parameters(results) if name not in ("workers", "option")]
-    return found[found["workers"] == found["workers"].max()], names
-
-
 def _speedup(results: Results) -> Iterator[str]:
-    found, names = _most_workers(results, ["speedup", "efficiency", "communicate_s", "step_s"])
-    for row in found.to_dict("records"):
-        if row["workers"] > 1 and row.get("option", _NO_OPTION) == _NO_OPTION:
-            where = f" at {format_config({name: row[name] for name in names})}" if names else ""
+    table = speedups(results).to_dict("records")
+    for row, (case, trials) in zip(table, cases(results), strict=True):
+        if case["workers"] > 1 and case.get("option", _NO_OPTION) == _NO_OPTION:
+            names = [name for name in case if name not in ("workers", "option")]
+            where = f" at {format_config({name: case[name] for name in names})}" if names else ""
+            interval = Interval(row["speedup"], row["low"], row["high"])
+            share = trials["communicate_s"].mean() / trials["step_s"].mean()
             yield (
-                f"{row['workers']} workers{where} reach a speed-up of {row['speedup']:.2f}, an efficiency of "
-                f"{row['efficiency']:.0%}; communication adds {row['communicate_s'] / row['step_s']:.0%} of a step."
+                f"{case['workers']} workers{where} reach a speed-up of {_ratio(interval)}, an efficiency of "
+                f"{row['efficiency']:.0%}; communication adds {share:.0%} of a step."
+            )
+
+
+def _ratio(interval: Interval) -> str:
+    """Return a ratio with its 95 % interval, and a note if it cannot be distinguished from 1."""
+    if np.isnan(interval.half):
+        return f"{interval.mean:.2f} (no interval: too few repeats)"
+    note = "" if is_distinct_from_1(interval) else ": cannot be distinguished from 1 at 95 %"
+    return f"{interval.mean:.2f} (95 % interval {interval.low:.2f} to {interval.high:.2f}{note})"
+
+
+def _serial_fraction(results: Results) -> Iterator[str]:
+    """State the serial fraction of the published times."""
+    table = serial_fractions(results)
+    table = table[table["times"] == "published"]
+    several = table[table["workers"] > 1]
+    if len(several):
+        parts = [
+            f"{row['speedup']:.3f} on {row['workers']} workers, a serial fraction of {row['serial_fraction']:.1%}"
+            for row in several.to_dict("records")
+        ]
+        yield (
+            f"Published speed-ups, with the serial fraction of Karp and Flatt: {'; '.join(parts)}. Amdahl's law fits a "
+            f"serial fraction of {several['amdahl_fraction'].iloc[0]:.1%}."
+        )
+
+
+def _complexity(results: Results) -> Iterator[str]:
+    """Compare the efficiency of the cases with the least and the most computation for each byte of gradients."""
+    by_workers: dict[tuple[int, str], list[pd.DataFrame]] = {}
+    for case, trials in cases(results):
+        exchange = {name: value for name, value in DEFAULT_EXCHANGE.items() if name in trials}
+        if case["workers"] > 1 and _INTENSITY in trials and row_mask(trials, exchange).all():
+            by_workers.setdefault((case["workers"], trials["mode"].iloc[0]), []).append(trials)
+    intensities = [trials[_INTENSITY].iloc[0] for found in by_workers.values() for trials in found]
+    if len(intensities) > len(by_workers) and max(intensities) < _MIN_INTENSITY_RATIO * min(intensities):
+        yield (
+            f"All cases have {min(intensities):.0f} to {max(intensities):.0f} FLOP for each byte of gradients, so they "
+            "cannot show whether more complex networks gain more."
+        )
+        return
+    for (workers, _), found in by_workers.items():
+        least, most = (choose(found, key=lambda trials: trials[_INTENSITY].iloc[0]) for choose in (min, max))
+        low, high = (trials[_INTENSITY].iloc[0] for trials in (least, most))
+        ratio = paired_ratio(most, least, "efficiency")
+        if high >= _MIN_INTENSITY_RATIO * low and not np.isnan(ratio.mean):
+            yield (
+                f"With {high:.0f} instead of {low:.0f} FLOP for each byte of gradients the efficiency on {workers} "
+                f"workers changes by a factor of {_ratio(ratio)}."
             )
 
 
@@ -309,13 +367,16 @@ def _cost(results: Results) -> Iterator[str]:
         return
     rows = table.to_dict("records")
     fast, cheap = (min(rows, key=lambda row: row[column]) for column in ("train_s", "worker_s"))
-    workers = [format_config({"workers": row["workers"]}) for row in (fast, cheap)]
-    if fast["train_s"] == cheap["train_s"]:
-        yield f"The fastest training is also the cheapest, with {workers[0]}."
-    else:
+    workers = [row["workers"] for row in (fast, cheap)]
+    if workers[0] == workers[1]:
+        yield f"The fastest training is also the cheapest, with {format_config({'workers': workers[0]})}."
+        return
+    trials = {case["workers"]: rows for case, rows in cases(results) if case.get("option", _NO_OPTION) == _NO_OPTION}
+    ratio = paired_ratio(trials[workers[0]], trials[workers[1]], "train_s")
+    if not np.isnan(ratio.mean):
         yield (
-            f"The fastest training, with {workers[0]}, takes {fast['train_s'] / cheap['train_s']:.2f} of the time of "
-            f"the cheapest, with {workers[1]}, and {fast['worker_s'] / cheap['worker_s']:.2f} times its worker seconds."
+            f"The fastest training, with workers {workers[0]}, takes {_ratio(ratio)} of the time of the cheapest, with "
+            f"workers {workers[1]}, and {ratio.mean * workers[0] / workers[1]:.2f} times its worker seconds."
         )
 
 
@@ -323,20 +384,21 @@ def _options(results: Results) -> Iterator[str]:
     """Compare time and accuracy of each option with those of no option, for the most workers."""
     if "option" not in results.varied_parameters:
         return
-    found, names = _most_workers(results, ["train_s", "test_accuracy"])
-    for row in found[found["option"] != _NO_OPTION].to_dict("records"):
-        config = {name: row[name] for name in names}
-        baseline = found[(found["option"] == _NO_OPTION) & row_mask(found, config)]
-        if len(baseline) != 1:
+    found = list(cases(results))
+    most = max(case["workers"] for case, _ in found)
+    for case, trials in found:
+        baseline = [rows for other, rows in found if other == case | {"option": _NO_OPTION}]
+        if case["workers"] < most or case["option"] == _NO_OPTION or not baseline:
             continue
-        other = baseline.iloc[0]
-        where = format_config({"workers": row["workers"], **config})
+        ratio = paired_ratio(trials, baseline[0], "train_s")
+        if np.isnan(ratio.mean):
+            continue
         accuracy = ""
-        if not np.isnan(row["test_accuracy"]):
-            values = [format_metric(value, "accuracy") for value in (row["test_accuracy"], other["test_accuracy"])]
+        if "test_accuracy" in trials and trials["test_accuracy"].notna().all():
+            values = [format_metric(rows["test_accuracy"].mean(), "accuracy") for rows in (trials, baseline[0])]
             accuracy = f"; test accuracy {values[0]} instead of {values[1]}"
-        option, ratio = display_name(row["option"]).capitalize(), row["train_s"] / other["train_s"]
-        yield f"{option} ({where}): {ratio:.2f} of the time{accuracy}."
+        option = display_name(case.pop("option")).capitalize()
+        yield f"{option} ({format_config(case)}): {_ratio(ratio)} of the time{accuracy}."
 
 
 def _ms(seconds: float) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from tune_hpc.analysis.aggregation import (
+    COMPLETED,
     aggregate_seeds,
     check_columns,
     configuration_numbers,
@@ -30,6 +31,7 @@ from tune_hpc.analysis.frames import IDENTITY, MEASURES
 from tune_hpc.analysis.published import compare_to_published
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.selection_bias import special_cases
+from tune_hpc.analysis.speedup import serial_fractions, speedups
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.storage.filesystem import Storage
 from tune_hpc.storage.trial_file import CONFIG
@@ -43,7 +45,7 @@ STATUSES = "Trials by status"
 #: Name of the link between the measured workers.
 MEASURED_LINK = "this machine"
 #: Default settings of the gradient exchange, which the model describes.
-_BASELINE = {"bucket_view": False, "compression": "none", "local_steps": 1, "batches_per_step": 1}
+DEFAULT_EXCHANGE = {"bucket_mb": 25.0, "bucket_view": False, "compression": "none", "local_steps": 1}
 #: A table with its title and the stem of its files.
 TitledTable = tuple[str, str, pd.DataFrame]
 
@@ -190,11 +192,12 @@ def report_tables(results: Results, importance: pd.DataFrame | None = None) -> l
     if experiment.get("claims"):
         tables.append((CLAIMS, check_claims(results)))
     tables += [(table["title"], _specified(results, table)) for table in experiment.get("tables") or ()]
-    tables.append(("Best configurations", best_configurations(results)))
+    if not is_scaling(results):
+        tables.append(("Best configurations", best_configurations(results)))
     if importance is not None:
         tables.append((IMPORTANCE, importance))
     tables += _analyses(results)
-    for status in ("failed", "diverged"):
+    for status in ("failed", "diverged", "disturbed"):
         if status in results.counts():
             tables.append((f"{status.capitalize()} trials", trials_with_status(results, status)))
     tables.append((STATUSES, status_table(results)))
@@ -213,6 +216,8 @@ def _analyses(results: Results) -> list[tuple[str, pd.DataFrame]]:
     columns: tuple[str, ...] = ("mean", "difference", "low", "high")
     if is_scaling(results):
         analyses = {
+            "Speed-up and efficiency": (speedups, lambda df: df["workers"] > 1),
+            "Serial fraction": (serial_fractions, lambda df: True),
             "Predicted and measured step times": (predicted_against_measured, lambda df: True),
             "Minimum network width for efficient scaling": (min_efficient_width, lambda df: True),
             "Training time and cost": (cost_pareto_front, lambda df: True),
@@ -320,7 +325,7 @@ def predicted_against_measured(results: Results) -> pd.DataFrame:
     """Return measured step times of several workers with the predictions, which are made from probes only.
 
     Returns:
-        ``workers``, ``mode``, ``width``, ``batch_size``, ``measured_s`` (median over the repeats), ``predicted_s`` and
+        ``workers``, ``mode``, ``width``, ``batch_size``, ``measured_s`` (mean over the repeats), ``predicted_s`` and
         the relative ``error``.
 
     Raises:
@@ -330,15 +335,15 @@ def predicted_against_measured(results: Results) -> pd.DataFrame:
     keys = ["workers", "mode", "width", "batch_size"]
     predicted = predicted.loc[predicted["link"] == MEASURED_LINK, [*keys, "step_s"]]
     trials = baseline_trials(results)
-    measured = trials[trials["workers"] > 1].groupby(keys, sort=False)["step_s"].median().rename("measured_s")
+    measured = trials[trials["workers"] > 1].groupby(keys, sort=False)["step_s"].mean().rename("measured_s")
     table = measured.reset_index().merge(predicted.rename(columns={"step_s": "predicted_s"}), on=keys)
     return table.assign(error=table["predicted_s"] / table["measured_s"] - 1)
 
 
 def baseline_trials(results: Results) -> pd.DataFrame:
-    """Return the trials with the default gradient exchange; ``width`` is 1 for a model without a width."""
-    trials = results.trials
-    for name, value in _BASELINE.items():
+    """Return the completed trials with the default gradient exchange; a model without a width has ``width`` 1."""
+    trials = results.trials[results.trials["status"].isin(COMPLETED)]
+    for name, value in (DEFAULT_EXCHANGE | {"batches_per_step": 1}).items():
         if name in trials:
             trials = trials[trials[name] == value]
     widths = trials["width"] if "width" in trials else pd.Series(1.0, index=trials.index)

@@ -5,14 +5,16 @@ each of them imports its libraries. So the largest number of workers starts once
 of them, in a separate process group, while the others wait. The loop is timed after its warm-up steps; ``startup_s``
 and ``warmup_s`` are the time before.
 
-A trial is one case in one repeat. Its columns beside the configuration, whose ``seed`` counts the repeats:
+A trial is one case in one repeat. Its status is ``disturbed`` instead of ``finished`` if the rule of ``workers`` marks
+it. Its columns beside the configuration, whose ``seed`` counts the repeats:
 
 - ``step_s`` and its parts ``compute_s``, ``communicate_s`` (added by the gradient synchronization) and ``data_s``;
 - ``train_s`` (seconds for ``steps`` steps), ``extrapolated`` (whether fewer steps were timed), ``num_timed_steps``,
   ``warmup_s``, ``startup_s``;
 - ``global_batch_size`` (samples of all workers in one step), ``samples_per_s``, ``speedup`` (samples per second against
   one worker in the same repeat), ``efficiency`` (speed-up for each worker), ``worker_s`` (sum of ``train_s`` over the
-  workers), ``gradient_bytes`` (averaged at every step);
+  workers), ``gradient_bytes`` (averaged at every step), ``flop_per_gradient_byte`` (of the products and convolutions
+  of a step over the whole batch; of each worker's batch in weak scaling);
 - ``backend``, ``num_nodes``, ``cores_per_worker``, ``oversubscribed`` (more workers than cores, or than GPUs);
 - the metrics of the trained model, if every step ran.
 
@@ -37,7 +39,7 @@ from tune_hpc.learning.download import read_arrays
 from tune_hpc.scaling.distributed_trial import run_workers
 from tune_hpc.scaling.plan import GRADIENT_SYNC_KEYS, Plan, make_plan
 from tune_hpc.scaling.step_time_model import predictions
-from tune_hpc.scaling.workers import time_workers
+from tune_hpc.scaling.workers import DISTURBED_FACTOR, time_workers
 from tune_hpc.search.cluster import node_resources
 from tune_hpc.search.experiment import Experiment, Space
 from tune_hpc.search.experiment_json import check_same_search
@@ -46,6 +48,9 @@ from tune_hpc.search.ray_session import ray_session
 from tune_hpc.storage.experiment_folder import FORMAT, ExperimentFolder, new_folder
 from tune_hpc.storage.filesystem import Storage
 from tune_hpc.storage.trial_file import now
+
+#: Addition to the stop reason of a disturbed repeat.
+DISTURBED = f", more than {DISTURBED_FACTOR} times as long as in the fastest repeat"
 
 
 def measure(
@@ -71,7 +76,7 @@ def measure(
         config: Keys of a trial; missing keys take their defaults.
         workers: Numbers of workers.
         mode: ``strong``: workers share each batch; ``weak``: each worker has a batch of the full size.
-        repeats: Number of repetitions, each with another seed.
+        repeats: Number of repetitions, each with another seed; a disturbed one is followed by one more.
         width: Width or widths of the network; each is measured on each number of workers.
         options: Names in ``plan.OPTIONS``, each measured separately; ``none`` is the baseline.
         max_restarts: See ``run_all``, also for the errors.
@@ -256,13 +261,13 @@ def _row(plan: Plan, number: int, measured: Mapping[str, Any]) -> dict[str, Any]
     speedup = samples_per_s / (case.single_worker.batch_size / measured["alone_s"])
     measured_columns = (
         *("step_s", "compute_s", "communicate_s", "data_s", "num_nodes", "startup_s", "warmup_s"),
-        *("gradient_bytes", "cores_per_worker", "host", "device"),
+        *("gradient_bytes", "flop_per_gradient_byte", "cores_per_worker", "host", "device"),
         *(name for name in METRICS if name in measured),
     )
     return {
         "trial_id": f"t{number:05d}",
-        "status": "finished",
-        "stop_reason": f"{case.num_timed_steps} steps timed",
+        "status": "disturbed" if measured["disturbed"] else "finished",
+        "stop_reason": f"{case.num_timed_steps} steps timed" + DISTURBED * measured["disturbed"],
         **case.requested_config,
         "seed": case.training_config(measured["repeat"])["seed"],
         **case.options,

@@ -24,8 +24,9 @@ TARGET_EFFICIENCY = 0.8
 NUM_CURVE_POINTS = 17
 #: Name of the probed machine in predictions.
 LOCAL = "this machine"
-#: Numbers of workers that are predicted for each link.
-PREDICTED_WORKERS = (1, 2, 4, 8, 16, 32, 64)
+#: Numbers of workers that are predicted for each link, up to ``MAX_EXTRAPOLATION`` times the largest measured one.
+PREDICTED_WORKERS = (1, 2, 4, 8)
+MAX_EXTRAPOLATION = 4
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,19 @@ class Link:
         latency_s: Seconds for an empty message.
         bytes_per_s: Bandwidth in one direction.
         source: Origin of the numbers.
+        needs_gpu: Whether the link connects GPUs only.
     """
 
     latency_s: float
     bytes_per_s: float
     source: str
+    needs_gpu: bool = False
 
 
 #: Published peak rates; the latencies are round numbers, typical of collectives on such links.
 LINKS = {
-    "NVLink 4": Link(10e-6, 450e9, "NVIDIA H200: 900 GB/s in both directions together"),
-    "PCIe 4.0 x16": Link(15e-6, 32e9, "PCI-SIG: 16 GT/s a lane, 16 lanes, in one direction"),
+    "NVLink 4": Link(10e-6, 450e9, "NVIDIA H200: 900 GB/s in both directions together", needs_gpu=True),
+    "PCIe 4.0 x16": Link(15e-6, 32e9, "PCI-SIG: 16 GT/s a lane, 16 lanes, in one direction", needs_gpu=True),
     "200 Gbit/s": Link(15e-6, 25e9, "line rate"),
     "25 Gbit/s": Link(30e-6, 3.125e9, "line rate"),
 }
@@ -57,9 +60,10 @@ class StepModel:
 
     Args:
         probes: Rows of the ``probes`` in experiment.json; the model takes the median of repeated probes.
+        use_gpu: Whether the probes ran on GPUs.
     """
 
-    def __init__(self, probes: pd.DataFrame) -> None:
+    def __init__(self, probes: pd.DataFrame, *, use_gpu: bool = False) -> None:
         by_kind = dict(iter(probes.groupby("probe")))
         none = probes.iloc[:0].reindex(columns=["width", "workers", "bytes", "seconds", "alone_s"])
         compute, overhead = by_kind["compute"], by_kind.get("way", none)
@@ -67,8 +71,12 @@ class StepModel:
         self._compute = compute.groupby(["batch_size", "width", "share"])["seconds"].median()
         self._bytes = compute.groupby("width")["bytes"].median()
         self._ddp_overhead = overhead.groupby("width")["seconds"].median()
-        ratios = (contention["seconds"] / contention["alone_s"]).groupby(contention["workers"]).median()
-        self._contention = dict(zip(ratios.index.astype(int).tolist(), ratios.tolist(), strict=True))
+        ratios = contention.assign(ratio=contention["seconds"] / contention["alone_s"])
+        self._contention = {
+            workers: ratios[ratios["workers"] == workers].groupby("width")["ratio"].median()
+            for workers in ratios["workers"].astype(int).unique().tolist()
+        }
+        self._links = {name: link for name, link in LINKS.items() if use_gpu or not link.needs_gpu}
         self._all_reduce = {
             workers: all_reduce[all_reduce["workers"] == workers].groupby("bytes")["seconds"].median()
             for workers in sorted(all_reduce["workers"].astype(int).unique().tolist())
@@ -76,11 +84,11 @@ class StepModel:
 
     @property
     def links(self) -> dict[str, Link]:
-        """Links by name: those of ``LINKS``, and the local one, fitted to the smallest number of workers."""
+        """Links by name: those of ``LINKS`` for the probed device, and the local one, fitted to the fewest workers."""
         if not self._all_reduce:
-            return dict(LINKS)
+            return dict(self._links)
         workers, seconds = min(self._all_reduce.items())
-        return {f"{LOCAL}'s link": fit_link(workers, seconds), **LINKS}
+        return {f"{LOCAL}'s link": fit_link(workers, seconds), **self._links}
 
     def supports(self, workers: int, link: Link | None = None) -> bool:
         """Return whether this number of workers can be predicted: any over a link, without one if it was probed."""
@@ -133,7 +141,8 @@ class StepModel:
         if workers > 1:
             overhead = self._ddp_overhead
             ddp_overhead_s = float(np.interp(width, overhead.index, overhead)) if len(overhead) else 0.0
-            contention = self._contention.get(workers, 1.0) if link is None else 1.0
+            by_width = self._contention.get(workers)
+            contention = 1.0 if link or by_width is None else float(np.interp(width, by_width.index, by_width))
             compute_s *= contention
             communicate_s = contention * ddp_overhead_s + self.all_reduce_s(self.num_bytes(width), workers, link)
         step_s = compute_s + communicate_s
@@ -178,7 +187,8 @@ def predictions(plan: Plan, probes: pd.DataFrame) -> dict[str, list[dict[str, An
 
         The last two are empty if only one width was probed.
     """
-    model = StepModel(probes)
+    model = StepModel(probes, use_gpu=plan.use_gpu)
+    predicted_workers = [number for number in PREDICTED_WORKERS if number <= MAX_EXTRAPOLATION * plan.max_workers]
     measured: dict[tuple[float, int, str], set[int]] = {}
     for case in plan.cases:
         width = case.config["width"] if case.config["model"] == "cnn" else 1.0
@@ -188,7 +198,7 @@ def predictions(plan: Plan, probes: pd.DataFrame) -> dict[str, list[dict[str, An
         | model.step(number, width, batch_size, mode, link)
         for (width, batch_size, mode), counts in measured.items()
         for name, link in {LOCAL: None, **model.links}.items()
-        for number in (PREDICTED_WORKERS if link else sorted(counts))
+        for number in (predicted_workers if link else sorted(counts))
         if mode == "weak" or number <= batch_size
     ]
     batch_size = plan.cases[0].single_worker.batch_size

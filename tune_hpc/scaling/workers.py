@@ -7,12 +7,15 @@ the parts add up to the step, and communication that overlaps with computation c
 
 No probe is a training step of several workers. One worker computes a share of a batch, without and with DDP. Several
 workers train separate models at the same time, which measures contention. Buffers of several sizes are all-reduced.
+
+A case of a repeat is disturbed if its step, or that of one worker in the same repeat, takes more than
+``DISTURBED_FACTOR`` times the shortest of all repeats. Each repeat with a disturbed case is followed by one more.
 """
 
 import socket
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -21,6 +24,7 @@ from typing import Any
 import ray
 import torch
 from torch import distributed
+from torch.utils.flop_counter import FlopCounterMode
 
 from tune_hpc.learning.data import ImageData
 from tune_hpc.learning.tasks import ImageClassification
@@ -28,6 +32,8 @@ from tune_hpc.learning.training import Communicator, Training
 from tune_hpc.scaling.communication import DistributedCommunicator
 from tune_hpc.scaling.plan import NUM_WARMUP_STEPS, BenchmarkCase, GradientSync, Plan
 
+#: Ratio to the shortest step of the same case above which a repeat is disturbed.
+DISTURBED_FACTOR = 1.5
 #: Timeout of a collective operation; workers wait while others are measured.
 GROUP_TIMEOUT = timedelta(hours=24)
 #: The parts of a step are timed on a quarter of the timed steps.
@@ -96,9 +102,9 @@ def time_workers(config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]] |
     Returns:
         On rank 0 ``measured`` and ``probes``, else ``None``. ``measured`` has a mapping for each case and repeat:
         ``case`` and ``repeat`` (numbers); seconds for each step in ``step_s``, ``compute_s``, ``communicate_s``,
-        ``data_s`` and ``alone_s`` (on one worker in the same repeat); ``warmup_s``, ``startup_s``, ``gradient_bytes``,
-        ``cores_per_worker``, ``host``, ``num_nodes`` and ``device``. Cases that run every step have the metrics of the
-        model, too. ``probes`` has the rows of ``_probe``.
+        ``data_s`` and ``alone_s`` (on one worker in the same repeat); ``disturbed``; ``warmup_s``, ``startup_s``,
+        ``gradient_bytes``, ``flop_per_gradient_byte``, ``cores_per_worker``, ``host``, ``num_nodes`` and ``device``.
+        Cases that run every step have the metrics of the model, too. ``probes`` has the rows of ``_probe``.
     """
     from ray.train.torch import get_device
 
@@ -126,8 +132,9 @@ def time_workers(config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]] |
     }
     measured: list[dict[str, Any]] = []
     probes: list[dict[str, Any]] = []
+
     # Each repeat runs all cases, so that a slow phase of the machine affects all of them.
-    for repeat in range(plan.repeats):
+    def measure_repeat(repeat: int) -> None:
         baselines: dict[tuple[Any, ...], float] = {}
         for number, case in enumerate(plan.cases):
             times = _time_case(case, repeat, context)
@@ -138,10 +145,31 @@ def time_workers(config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]] |
                 baselines[key] = _time_case(case.single_worker, repeat, context)["step_s"]
             row = {"case": number, "repeat": repeat, **times, "alone_s": baselines[key], **shared}
             measured.append(row | {"num_nodes": len(set(nodes[: case.workers]))})
-        probes += [{"repeat": repeat, **row} for row in _probe(plan, context, vary_width=repeat == 0)]
+        probes.extend({"repeat": repeat, **row} for row in _probe(plan, context, vary_width=repeat == 0))
+
+    for repeat in range(plan.repeats):
+        measure_repeat(repeat)
+    all_workers = context.communicator(plan.max_workers)
+    num_disturbed = all_workers.broadcast_from_rank0(lambda: mark_disturbed(measured))
+    for repeat in range(plan.repeats, plan.repeats + num_disturbed):
+        measure_repeat(repeat)
     if rank != 0:
         return None
+    mark_disturbed(measured)
     return {"measured": sorted(measured, key=lambda row: (row["case"], row["repeat"])), "probes": probes}
+
+
+def mark_disturbed(measured: Sequence[dict[str, Any]]) -> int:
+    """Set ``disturbed`` of every measurement; return the number of repeats with a disturbed case."""
+    shortest: dict[tuple[int, str], float] = {}
+    for row in measured:
+        for name in ("step_s", "alone_s"):
+            key = row["case"], name
+            shortest[key] = min(row[name], shortest.get(key, row[name]))
+    for row in measured:
+        limits = {name: DISTURBED_FACTOR * shortest[row["case"], name] for name in ("step_s", "alone_s")}
+        row["disturbed"] = any(row[name] > limit for name, limit in limits.items())
+    return len({row["repeat"] for row in measured if row["disturbed"]})
 
 
 def _time_case(case: BenchmarkCase, repeat: int, context: WorkerContext) -> dict[str, Any]:
@@ -151,7 +179,10 @@ def _time_case(case: BenchmarkCase, repeat: int, context: WorkerContext) -> dict
         started = time.perf_counter()
         communicator = context.communicator(case.workers, case.gradient_sync)
         training = _training(case.training_config(repeat), context, communicator)
-        training.run(0, NUM_WARMUP_STEPS)
+        training.run(0, NUM_WARMUP_STEPS - 1)
+        with FlopCounterMode(display=False) as counter:
+            training.run(NUM_WARMUP_STEPS - 1, NUM_WARMUP_STEPS)
+        num_flop = sum(communicator.gather(counter.get_total_flops()))
         context.barrier(case.workers)
         warmup_s = time.perf_counter() - started
 
@@ -166,13 +197,15 @@ def _time_case(case: BenchmarkCase, repeat: int, context: WorkerContext) -> dict
             local_s = seconds_per_step(training.run, num_steps) if case.workers > 1 else step_s
         data_s = min(seconds_per_step(lambda start, end: _make_batches(training, start, end), num_steps), local_s)
         communicate_s = max(step_s - local_s, 0.0)
+        num_bytes = _num_parameter_bytes(training)
         times = metrics | {
             "step_s": step_s,
             "communicate_s": communicate_s,
             "data_s": data_s,
             "compute_s": step_s - communicate_s - data_s,
             "warmup_s": warmup_s,
-            "gradient_bytes": _num_parameter_bytes(training),
+            "gradient_bytes": num_bytes,
+            "flop_per_gradient_byte": num_flop / (case.workers if case.mode == "weak" else 1) / num_bytes,
         }
     context.barrier(max(context.groups))
     return times
@@ -195,14 +228,14 @@ def _probe(plan: Plan, context: WorkerContext, *, vary_width: bool) -> list[dict
           of the gradients);
         - ``way``: the overhead of DDP on one worker (``width``, ``batch_size``);
         - ``crowd``: a step of each of several independent workers at the same time (``workers``, ``alone_s``: a step
-          of a single one);
+          of a single one; ``width``);
         - ``all_reduce``: an all-reduce (``workers``, ``bytes``).
     """
     configs = [_probe_config(case.training_config(0)) for case in plan.cases if case.mode == "strong"]
     configs += [_probe_config(case.single_worker.training_config(0)) for case in plan.cases]
-    first = configs[0]
-    if vary_width and first["model"] == "cnn" and not plan.is_quick:
-        configs += [first | {"width": width} for width in WIDTHS]
+    measured = {_width(config): config for config in configs}
+    if vary_width and configs[0]["model"] == "cnn" and not plan.is_quick:
+        configs += [configs[0] | {"width": width} for width in WIDTHS]
     distinct = {tuple(sorted(config.items())): config for config in configs}
     rows: list[dict[str, Any]] = []
     if context.rank == 0:
@@ -211,11 +244,13 @@ def _probe(plan: Plan, context: WorkerContext, *, vary_width: bool) -> list[dict
     context.barrier(max(context.groups))
     sizes = sorted({*SIZES, *(row["bytes"] for row in rows if row["probe"] == "compute")})
     sizes, single_s = context.communicator(plan.max_workers).broadcast_from_rank0(
-        lambda: (sizes, _step_s(first, context))
+        lambda: (sizes, {width: _step_s(config, context) for width, config in measured.items()})
     )
     for num_workers in sorted({*plan.worker_counts} - {1}):
         if context.rank < num_workers:
-            probed = [_probe_contention(first, context, num_workers, single_s)]
+            probed = [
+                _probe_contention(config, context, num_workers, single_s[width]) for width, config in measured.items()
+            ]
             probed += [_probe_all_reduce(size, context, num_workers) for size in sizes]
             rows += probed if context.rank == 0 else []
         context.barrier(max(context.groups))
@@ -226,6 +261,10 @@ def _num_parameter_bytes(training: Training) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in training.model.parameters())
 
 
+def _width(config: Mapping[str, Any]) -> float:
+    return float(config["width"]) if config["model"] == "cnn" else 1.0
+
+
 def _probe_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration with the same time for each step, whose initial weights are cheap."""
     return dict(config) | {"steps": 1_000_000, "initial_weights": "pytorch"}
@@ -234,7 +273,7 @@ def _probe_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def _probe_single_worker(config: Mapping[str, Any], context: WorkerContext) -> list[dict[str, Any]]:
     """Return the ``compute`` and ``way`` probes of one configuration."""
     num_bytes = _num_parameter_bytes(_training(config, context))
-    columns = {"width": config["width"] if config["model"] == "cnn" else 1.0, "batch_size": config["batch_size"]}
+    columns = {"width": _width(config), "batch_size": config["batch_size"]}
     rows: list[dict[str, Any]] = []
     for share in SHARES:
         if share <= config["batch_size"]:
@@ -272,7 +311,8 @@ def _probe_contention(
     num_steps = max(MIN_STEPS, min(MAX_STEPS, int(PROBE_S / max(single_s, 1e-6))))
     call = partial(training.run, NUM_PROBE_WARMUP_STEPS, NUM_PROBE_WARMUP_STEPS + num_steps)
     seconds = context.seconds(num_workers, call) / num_steps
-    return {"probe": "crowd", "workers": num_workers, "alone_s": single_s, "seconds": seconds}
+    columns = {"width": _width(config), "workers": num_workers}
+    return {"probe": "crowd", **columns, "alone_s": single_s, "seconds": seconds}
 
 
 def _probe_all_reduce(num_bytes: int, context: WorkerContext, num_workers: int) -> dict[str, Any]:

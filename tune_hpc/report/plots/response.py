@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from tune_hpc.analysis.aggregation import COMPLETED, numeric_column, row_mask
 from tune_hpc.analysis.formatting import axis_label
 from tune_hpc.analysis.results import Results
+from tune_hpc.analysis.speedup import RATIOS
 from tune_hpc.report.plots import series
 from tune_hpc.report.plots.layout import (
     CaptionedFigure,
@@ -48,7 +49,7 @@ def response_table(
     df["configuration"] = trials.groupby(free, dropna=False).ngroup() if free else 0
     df = df.dropna(subset=["x", "value", "line"])
     num_configurations = df.groupby("line")["configuration"].nunique()
-    table = series.mean_and_ci(df, "configuration")
+    table = series.mean_and_ci(df, "configuration", is_ratio=metric in RATIOS)
     return table.assign(is_joined=table["line"].map(num_configurations) == 1)
 
 

@@ -11,6 +11,7 @@ from matplotlib.patches import Patch
 from tune_hpc.analysis.aggregation import row_mask
 from tune_hpc.analysis.formatting import axis_label, display_name, format_number
 from tune_hpc.analysis.results import Results
+from tune_hpc.analysis.speedup import RATIOS
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.plots.layout import (
     IDEAL,
@@ -39,6 +40,8 @@ _IDEALS: dict[str, Callable[[Sequence[Any]], np.ndarray]] = {
     "speedup": lambda workers: np.array(workers, dtype=float),
     "efficiency": lambda workers: np.ones(len(workers)),
 }
+#: Ratio of the positions of neighbouring lines.
+_SHIFT = 1.02
 _WITHOUT_LOSS = "if nothing were lost"
 
 
@@ -93,18 +96,21 @@ def draw_speedup(results: Results, specification: Mapping[str, Any], where: Mapp
         for number, value in enumerate(lines):
             points = table[table["line"] == value]
             style = line_style(number)
-            ax.vlines(points["x"], points["low"], points["high"], color=style["color"], linewidth=0.9, alpha=0.7)
-            ax.plot(points["x"], points["mean"], zorder=3, **style)
+            # Side by side, so that intervals do not cover each other.
+            shift = _SHIFT ** (number - (len(lines) - 1) / 2)
+            x = points["x"] * shift
+            ax.vlines(x, points["low"], points["high"], color=style["color"], linewidth=0.9, alpha=0.7)
+            ax.plot(x, points["mean"], zorder=3, **style)
             if len(predicted):
                 crosses = predicted if line is None else predicted[predicted[line] == value]
-                ax.plot(crosses["workers"], crosses[metric], **_PREDICTED, color=style["color"], zorder=4)
+                ax.plot(crosses["workers"] * shift, crosses[metric], **_PREDICTED, color=style["color"], zorder=4)
         _set_workers_axis(ax, workers)
         if clip_error_bars(ax, table, ideal):
             sheet.add_notes("Bars far longer than the points' range are cut.")
         ax.set_ylim(bottom=0)
         sheet.set_labels(ax, axis_label(parameter), axis_label(metric))
     if any((table["high"] > table["low"]).any() for table in tables.values()):
-        sheet.add_notes("Point: mean over the repeats; bar: its 95 % interval (Student's).")
+        sheet.add_notes("Point: geometric mean over the repeats; bar: its 95 % interval (Student's, log scale).")
     if len(predicted):
         sheet.add_notes("Cross: predicted by the model from probes, none of which is a step of several workers.")
     sheet.add_notes(_oversubscription_note(results, parameter))
@@ -153,8 +159,7 @@ def draw_links(results: Results, specification: Mapping[str, Any], where: Mappin
     table = table[table["link"] != MEASURED_LINK]
     if len(table[["mode", "width", "batch_size"]].drop_duplicates()) != 1:
         return []
-    measured = baseline_trials(results)
-    measured = measured[row_mask(measured, where)].groupby("workers")[list(_IDEALS)].mean().reset_index()
+    measured = _measured_points(results, where, ["workers"])
     styles = _link_styles(table)
     legend = [*styles.items(), ("measured", _MEASURED), (_WITHOUT_LOSS, IDEAL)]
     sheet = new_grid(figure_title(results, specification, where), len(_IDEALS), legend)
@@ -182,7 +187,7 @@ def draw_widths(results: Results, specification: Mapping[str, Any], where: Mappi
     if curves.empty or where:
         return []
     workers = sorted(curves["workers"].unique())
-    measured = baseline_trials(results).groupby(["workers", "width"])["efficiency"].mean().reset_index()
+    measured = _measured_points(results, where, ["workers", "width"])
     styles = {link: style | {"marker": ""} for link, style in _link_styles(curves).items()}
     legend = [*styles.items(), ("measured", _MEASURED), (f"{_MIN_EFFICIENCY:.0%}", IDEAL)]
     sheet = new_grid(figure_title(results, specification, where), len(workers), legend)
@@ -197,6 +202,13 @@ def draw_widths(results: Results, specification: Mapping[str, Any], where: Mappi
         ax.annotate(f"{num_workers} workers", (0.04, 0.06), xycoords="axes fraction", weight="bold", fontsize=8)
     sheet.add_notes("Predicted, not measured, but for the stars.")
     return [sheet]
+
+
+def _measured_points(results: Results, where: Mapping[str, Any], keys: list[str]) -> pd.DataFrame:
+    """Return measured speed-up and efficiency of a page: geometric means over the repeats."""
+    trials = baseline_trials(results)
+    logs = trials.loc[row_mask(trials, where)].set_index(keys)[list(RATIOS)].apply(np.log)
+    return logs.groupby(keys).mean().apply(np.exp).reset_index()
 
 
 def _link_styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:

@@ -82,12 +82,15 @@ def even_sample(length: int, limit: int) -> np.ndarray:
     return np.unique(np.linspace(0, length - 1, min(length, limit)).round().astype(int))
 
 
-def mean_and_ci(df: pd.DataFrame, *more: str) -> pd.DataFrame:
+def mean_and_ci(df: pd.DataFrame, *more: str, is_ratio: bool = False) -> pd.DataFrame:
     """Return the mean of each point with its 95 % interval over seeds (Student's t): ``COLUMNS``, sorted by ``x``.
 
     ``df`` has ``line``, ``x``, ``value`` and ``more``, which distinguish points, too. Both ends of the interval are the
-    mean for one seed and for equal values.
+    mean for one seed and for equal values. The mean of ratios is geometric, and its interval is on a log scale.
     """
+    if is_ratio:
+        table = mean_and_ci(df.assign(value=np.log(df["value"])), *more)
+        return table.assign(**{name: np.exp(table[name]) for name in ("mean", "low", "high")})
     grouped = df.groupby(["line", *more, "x"], sort=False, dropna=False)["value"]
     table = grouped.agg(mean="mean", deviation="std", num_trials="size").reset_index()
     # One quantile for each number of repeats: one for each step of a long curve takes seconds.
