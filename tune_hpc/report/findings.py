@@ -30,6 +30,7 @@ from tune_hpc.analysis.formatting import (
     format_number,
     format_value,
 )
+from tune_hpc.analysis.predictions import SEEDS, SEEDS_AND_IMAGES, best_accuracy
 from tune_hpc.analysis.published import (
     AGREES,
     DIFFERS,
@@ -63,7 +64,14 @@ def findings(
     published = compare_to_published(results) if published is None else published
     claims = check_claims(results) if claims is None else claims
     parts = [
-        *(_status_counts(results), _best(results), _published(published), _distance(published), _claims(claims)),
+        *(
+            _status_counts(results),
+            _best(results),
+            _accuracy(results),
+            _published(published),
+            _distance(published),
+            _claims(claims),
+        ),
         _selection_bias(results),
     ]
     if is_scaling(results):
@@ -138,6 +146,21 @@ def _best(results: Results) -> Iterator[str]:
         yield text + (f" (mean of {num_seeds} seeds)." if num_seeds > 1 else ".")
     elif results.counts():
         yield f"No trial finished with a value of {display_name(results.metric)}."
+
+
+def _accuracy(results: Results) -> Iterator[str]:
+    """State the accuracy of the best configuration, with intervals over its seeds and over the images."""
+    if (best := best_accuracy(results)) is None:
+        return
+    table, num_seeds, num_images = best
+    rows = table.set_index("over").map(lambda value: format_metric(value, "accuracy"))
+    if table["low"].notna().all():
+        yield (
+            f"The models of the best configuration classify {num_images} test images with accuracy "
+            f"{rows['accuracy'].iloc[0]}; 95 % interval over {num_seeds} seeds {rows['low'][SEEDS]} to "
+            f"{rows['high'][SEEDS]}, over seeds and images {rows['low'][SEEDS_AND_IMAGES]} to "
+            f"{rows['high'][SEEDS_AND_IMAGES]}."
+        )
 
 
 def _published(published: pd.DataFrame) -> Iterator[str]:
