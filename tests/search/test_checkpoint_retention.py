@@ -300,6 +300,19 @@ def test_predictions_of_a_function_are_those_in_its_state(tmp_path):
         results.labels()
 
 
+@pytest.mark.parametrize("has_same_labels", [True, False])
+def test_report_has_the_interval_of_a_function_whose_trials_have_the_same_labels(tmp_path, has_same_labels):
+    def predicts(config, report, checkpoint):
+        labels = (np.arange(20) + (0 if has_same_labels else config["seed"])) % 2
+        predictions = np.where(np.arange(20) <= config["seed"], 2, labels)
+        report(1, {"loss": config["x"]})
+        checkpoint.save(1, lambda: {"predictions": predictions, "labels": labels})
+
+    results = run(search(predicts), output_dir=tmp_path / "out", **LOCAL)
+    found = [text for text in findings(results) if "classify 20 test images with accuracy 0.9250" in text]
+    assert len(found) == has_same_labels
+
+
 class TestTrial:
     """The argument ``trial`` of a trainable."""
 

@@ -262,7 +262,8 @@ class Results:
             >>> from tune_hpc import run
             >>> experiment = softmax.with_values({"optimizer": "adam", "learning_rate": 0.005})
             >>> results = run(experiment, output_dir="runs/adam", show_progress=False)
-            >>> float((results.predictions() == results.labels()).mean()) == results.trials["test_accuracy"][0]
+            >>> is_correct = results.predictions() == results.labels()
+            >>> bool(is_correct.mean() == results.trials["test_accuracy"][0])
             True
         """
         from tune_hpc.analysis.predictions import retained_classes

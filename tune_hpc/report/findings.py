@@ -156,7 +156,7 @@ def _accuracy(results: Results) -> Iterator[str]:
     rows = table.set_index("over").map(lambda value: format_metric(value, "accuracy"))
     if table["low"].notna().all():
         yield (
-            f"The models of the best configuration classify {num_images} test images with accuracy "
+            f"The models of the best configuration classify {num_images:,} test images with accuracy "
             f"{rows['accuracy'].iloc[0]}; 95 % interval over {num_seeds} seeds {rows['low'][SEEDS]} to "
             f"{rows['high'][SEEDS]}, over seeds and images {rows['low'][SEEDS_AND_IMAGES]} to "
             f"{rows['high'][SEEDS_AND_IMAGES]}."
