@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import tune_hpc
+from tune_hpc import load
 from tune_hpc.analysis.frames import trials_frame, write_frames
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import summarise
@@ -149,7 +150,14 @@ def test_show_loads_only_pandas(folder):
     assert loaded_after(code) == ["pandas"]
 
 
-def test_report_loads_neither_torch_nor_ray(folder):
+def test_report_with_predictions_loads_neither_torch_nor_ray(folder):
+    import torch
+
+    checkpoint = folder / "checkpoints" / "t00000" / "2.checkpoint"
+    checkpoint.parent.mkdir(parents=True)
+    classes = np.arange(3, dtype=np.uint8)
+    torch.save({"weights": torch.ones(3), "predictions": classes, "labels": classes}, checkpoint)
+    assert load(folder).predictions().tolist() == [0, 1, 2]
     code = f"import tune_hpc.cli\nassert tune_hpc.cli.main(['report', {str(folder)!r}]) == 0"
     assert loaded_after(code) == ["pandas", "matplotlib"]
     assert (folder / "report.html").is_file()

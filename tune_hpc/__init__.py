@@ -11,6 +11,7 @@ Public names, each imported on first use, so that ``import tune_hpc`` takes mill
     compare_to_published, check_claims        agreement with published numbers and statements
     check_boundaries                          is the best configuration on the boundary of the space?
     importance, interactions                  importance of parameters, and interactions of pairs
+    compare_predictions, accuracy_interval    McNemar's test; intervals over seeds and images
     selection_frequencies                     configurations that are the best with resampled seeds
     budget_curve, time_to_target              results with fewer configurations, and time to a target
     selection_bias, special_cases             selection bias, and consistency of related optimizers
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # for type checkers and the reference pages
     from tune_hpc.analysis.claims import check_claims
     from tune_hpc.analysis.comparison import interactions
     from tune_hpc.analysis.concatenation import concat
+    from tune_hpc.analysis.predictions import accuracy_interval, compare_predictions
     from tune_hpc.analysis.published import compare_to_published
     from tune_hpc.analysis.results import Results, load, load_all
     from tune_hpc.analysis.selection_bias import selection_bias, special_cases
@@ -61,10 +63,12 @@ _MODULES = {
     "Space": "tune_hpc.search.space.space",
     "Table": "tune_hpc.search.experiment",
     "TuneHpcError": "tune_hpc.errors",
+    "accuracy_interval": "tune_hpc.analysis.predictions",
     "budget_curve": "tune_hpc.analysis.budget",
     "check_boundaries": "tune_hpc.analysis.boundary_check",
     "check_claims": "tune_hpc.analysis.claims",
     "compare": "tune_hpc.search.tune_and_compare",
+    "compare_predictions": "tune_hpc.analysis.predictions",
     "compare_to_published": "tune_hpc.analysis.published",
     "export_search": "tune_hpc.export.exporter",
     "extend": "tune_hpc.search.runner",

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tune_hpc.errors import FolderError
-from tune_hpc.learning.checkpoint import load_state, save_state
+from tune_hpc.learning.checkpoint import load_arrays, load_state, save_state
 
 STATE = {
     "step": 500,
@@ -76,6 +76,20 @@ class TestRoundTrip:
         assert again.stride() == weight.stride()
         assert torch.equal(again, weight)
 
+    def test_arrays_are_loaded_without_tensors(self, tmp_path):
+        module = torch.nn.Linear(2, 3)
+        state = {
+            **STATE, "predictions": np.arange(256, dtype=np.uint8), "size": torch.Size([2]),
+            "module": module.state_dict(), "half": torch.ones(2, dtype=torch.bfloat16, requires_grad=True),
+        }  # fmt: skip
+        save_state(tmp_path / "file", state)
+        loaded = load_arrays(tmp_path / "file")
+        assert loaded.keys() == state.keys()
+        assert (loaded["predictions"].dtype, loaded["predictions"].tolist()) == (np.uint8, list(range(256)))
+        assert loaded["model"] == {"weight": None, "counts": None}
+        assert loaded["module"] == {"weight": None, "bias": None}
+        assert (loaded["step"], loaded["loss"], loaded["size"], loaded["half"]) == (500, 0.1 + 0.2, None, None)
+
 
 class TestDamage:
     def test_truncated_file_is_rejected_with_its_name_and_the_remedy(self, path):
@@ -86,8 +100,9 @@ class TestDamage:
     @pytest.mark.parametrize("content", [b"", b"nothing of the kind", b"PK\x03\x04", bytes(1000), b"\x80\x02}."])
     def test_other_contents_are_rejected(self, path, content):
         path.write_bytes(content)
-        with pytest.raises(FolderError, match="is not readable as a checkpoint"):
-            load_state(path)
+        for load in (load_state, load_arrays):
+            with pytest.raises(FolderError, match="is not readable as a checkpoint"):
+                load(path)
 
     def test_flipped_bit_in_a_tensor_is_detected(self, path):
         flip_bit(path, STATE["model"]["weight"].numpy().tobytes(), offset=17)
@@ -137,8 +152,9 @@ class TestCode:
             path.write_bytes(pickle.dumps(MakesFolder(trap)))
         else:
             torch.save({"model": MakesFolder(trap)}, path)
-        with pytest.raises(FolderError, match="is not readable as a checkpoint"):
-            load_state(path)
+        for load in (load_state, load_arrays):
+            with pytest.raises(FolderError, match="is not readable as a checkpoint"):
+                load(path)
         assert not trap.exists()
 
 

@@ -85,7 +85,10 @@ def test_finished_and_stopped_trials_of_two_workers_leave_no_process(mnist, tmp_
     np.testing.assert_allclose(best["train_loss"], single["train_loss"][-1], rtol=1e-9)
     with torch.inference_mode():
         predicted = results.load_model()(mnist.valid_images[:500].double() / 255).argmax(1)
+        classes = results.load_model()(mnist.test_images[:500].double() / 255).argmax(1)
     assert (predicted == mnist.valid_labels[:500]).double().mean().item() == best["valid_accuracy"]
+    assert results.predictions().tolist() == classes.tolist()
+    assert (results.predictions() == results.labels()).mean() == best["test_accuracy"]
     assert best["setup_s"] > 1
     assert left_after_shutdown() == []
 

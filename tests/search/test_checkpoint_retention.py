@@ -8,14 +8,16 @@ import threading
 import time
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from ray import tune
 
 from search_spaces.exercise2 import softmax
 from search_spaces.exercise3 import open_winner
-from tune_hpc import Experiment, Space, load, load_state, resume, run
+from tune_hpc import Experiment, Space, accuracy_interval, compare_predictions, load, load_state, resume, run
 from tune_hpc.errors import FolderError, InvalidExperimentError
+from tune_hpc.report.findings import findings
 from tune_hpc.search.options import PAUSING, STOPPING
 
 LOCAL = {"runner": "local", "show_progress": False}
@@ -194,11 +196,17 @@ def test_number_of_states_is_bounded_while_the_search_runs(tmp_path):
 
 class TestBuiltInModels:
     def check(self, results, images, column="test_accuracy"):
-        """Compare the accuracy of the loaded model with that in the table."""
-        trial = results.trials.set_index("trial_id").loc[results.best_checkpoint().parent.name]
-        with torch.inference_mode():
-            predicted = results.load_model()(images.test_images[:500].float() / 255).argmax(1)
-        assert (predicted == images.test_labels[:500]).double().mean().item() == pytest.approx(trial[column], abs=1e-9)
+        """Compare predictions and accuracy of each loaded model with the retained predictions and the table."""
+        trials = results.trials.set_index("trial_id")
+        for trial_id in retained(results):
+            with torch.inference_mode():
+                predicted = results.load_model(trial_id)(images.test_images[:500].float() / 255).argmax(1)
+            predictions, labels = results.predictions(trial_id), results.labels(trial_id)
+            assert (predictions.dtype, labels.dtype) == (np.uint8, np.uint8)
+            assert predictions.tolist() == predicted.tolist()
+            assert labels.tolist() == images.test_labels[:500].tolist()
+            assert (predictions == labels).mean() == pytest.approx(trials.loc[trial_id, column], abs=1e-9)
+        assert results.predictions().tolist() == results.predictions(results.best_checkpoint().parent.name).tolist()
 
     def small(self, experiment, **values):
         return experiment.with_values({"steps": 20, "num_evaluations": 4, "num_evaluation_images": 500} | values)
@@ -248,10 +256,61 @@ class TestBuiltInModels:
         assert all(torch.equal(first, second) for first, second in pairs)
         self.check(resumed, mnist, "selected_test_accuracy")
 
+    def test_states_of_all_trials_give_the_accuracy_over_seeds_and_images(self, tmp_path, mnist):
+        experiment = self.small(softmax, optimizer="adam", learning_rate=tune.choice([1e-3, 0.01]), batching="shuffled")
+        experiment = experiment.replace(keep_checkpoints="all", seeds=(0, 1, 2))
+        results = run(experiment, output_dir=tmp_path / "out", **LOCAL)
+        assert len(retained(results)) == 6
+        best = results.trials.query("learning_rate == 0.01")
+        table = accuracy_interval(results.labels(), [results.predictions(trial_id) for trial_id in best["trial_id"]])
+        (sentence,) = [text for text in findings(results) if "over seeds and images" in text]
+        accuracy, *bounds = [
+            f"{value:.4f}" for value in [table["accuracy"][0], *table.loc[[0, 2], ["low", "high"]].to_numpy().flat]
+        ]
+        assert sentence == (
+            f"The models of the best configuration classify 500 test images with accuracy {accuracy}; 95 % interval "
+            f"over 3 seeds {bounds[0]} to {bounds[1]}, over seeds and images {bounds[2]} to {bounds[3]}."
+        )
+
+    def test_line_has_no_predictions(self, tmp_path):
+        experiment = Experiment("line", Space({"model": "line", "steps": 5}), metric="train_loss", mode="min")
+        results = run(experiment, output_dir=tmp_path / "out", **LOCAL)
+        with pytest.raises(FolderError, match=r"has no predictions: the state that the trainable offers needs a 1-D"):
+            results.predictions()
+
     def test_state_of_a_function_is_no_built_in_model(self, tmp_path):
         results = run(search(), output_dir=tmp_path / "out", **LOCAL)
         with pytest.raises(FolderError, match=r"is not a built-in model; tune_hpc.load_state"):
             results.load_model()
+
+
+def test_predictions_of_a_function_are_those_in_its_state(tmp_path):
+    def predicts(config, report, checkpoint):
+        predictions = np.arange(20) % (2 + config["seed"])
+        report(1, {"loss": config["x"]})
+        checkpoint.save(1, lambda: {"predictions": predictions})
+
+    results = run(search(predicts), output_dir=tmp_path / "out", **LOCAL)
+    first, second = results.predictions("t00002"), results.predictions("t00003")
+    assert first.tolist() == [0, 1] * 10
+    assert compare_predictions(np.arange(20) % 2, first, second).num_only_first_correct == 12
+    with pytest.raises(
+        FolderError, match=r"1\.checkpoint has no labels: the state .* needs a 1-D NumPy array 'labels'"
+    ):
+        results.labels()
+
+
+@pytest.mark.parametrize("has_same_labels", [True, False])
+def test_report_has_the_interval_of_a_function_whose_trials_have_the_same_labels(tmp_path, has_same_labels):
+    def predicts(config, report, checkpoint):
+        labels = (np.arange(20) + (0 if has_same_labels else config["seed"])) % 2
+        predictions = np.where(np.arange(20) <= config["seed"], 2, labels)
+        report(1, {"loss": config["x"]})
+        checkpoint.save(1, lambda: {"predictions": predictions, "labels": labels})
+
+    results = run(search(predicts), output_dir=tmp_path / "out", **LOCAL)
+    found = [text for text in findings(results) if "classify 20 test images with accuracy 0.9250" in text]
+    assert len(found) == has_same_labels
 
 
 class TestTrial:

@@ -21,20 +21,26 @@ _STEPS = {"best_valid_accuracy": "selected_step", "best_test_accuracy": "best_st
 
 def best_checkpoint(results: "Results") -> Path:
     """Return the retained checkpoint of the best trial of the best configuration; see ``Results.best_checkpoint``."""
+    best, others = best_trials(results)
+    trial_ids = [*best, *others]
+    folder = _folder(results)
+    retained = next((trial_id for trial_id in trial_ids if folder.retained_steps(trial_id)), trial_ids[0])
+    if retained not in best:
+        warnings.warn(
+            f"no state of the best trial {trial_ids[0]} was retained; this is the next best, {retained}", stacklevel=3
+        )
+    return checkpoint(results, retained)
+
+
+def best_trials(results: "Results") -> tuple[list[str], list[str]]:
+    """Return the completed trials of the best configuration, and all others, best first."""
     numbers = configuration_numbers(results)
     ranked = results.trials.assign(configuration=numbers, value=numeric_column(results.trials, results.metric))
     ranked = ranked[ranked["status"].isin(COMPLETED)].sort_values(
         "value", ascending=results.is_lower_better(results.metric), kind="stable"
     )
     is_best = ranked["configuration"] == best_configuration(results, results.metric, None).name
-    trial_ids = [*ranked.loc[is_best, "trial_id"], *ranked.loc[~is_best, "trial_id"]]
-    folder = _folder(results)
-    retained = next((trial_id for trial_id in trial_ids if folder.retained_steps(trial_id)), trial_ids[0])
-    if trial_ids.index(retained) >= is_best.sum():
-        warnings.warn(
-            f"no state of the best trial {trial_ids[0]} was retained; this is the next best, {retained}", stacklevel=3
-        )
-    return checkpoint(results, retained)
+    return list(ranked.loc[is_best, "trial_id"]), list(ranked.loc[~is_best, "trial_id"])
 
 
 def checkpoint(results: "Results", trial_id: str) -> Path:

@@ -42,10 +42,11 @@ def student_interval(mean: float, deviation: float, num_values: int, confidence:
     """Return Student's interval of a mean from the sample deviation; NaN bounds if the spread is unknown."""
     if num_values < 2 or deviation <= ROUNDING * abs(mean):
         return Interval(mean, np.nan, np.nan)
-    return _t_interval(mean, deviation / np.sqrt(num_values), num_values - 1, confidence)
+    return t_interval(mean, deviation / np.sqrt(num_values), num_values - 1, confidence)
 
 
-def _t_interval(mean: float, error: float, degrees: float, confidence: float) -> Interval:
+def t_interval(mean: float, error: float, degrees: float, confidence: float = 0.95) -> Interval:
+    """Return the interval of a mean from its standard error with a number of degrees of freedom."""
     from scipy.special import stdtrit  # scipy.stats takes three times as long to import.
 
     low, high = mean + error * stdtrit(degrees, [(1 - confidence) / 2, (1 + confidence) / 2])

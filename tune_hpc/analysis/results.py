@@ -38,6 +38,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from tune_hpc.analysis import ranking
@@ -241,6 +242,40 @@ class Results:
         from tune_hpc.analysis.checkpoints import load_model
 
         return load_model(self, trial_id)
+
+    def predictions(self, trial_id: str | None = None) -> np.ndarray:
+        """Return the predicted classes of the test images in a retained checkpoint.
+
+        Built-in models predict all test images, or the first ``num_evaluation_images``. The state of a user-defined
+        trainable needs a NumPy array ``predictions``.
+
+        Args:
+            trial_id: The trial; default: that of ``best_checkpoint``.
+
+        Returns:
+            Classes (N,), uint8 for a built-in model.
+
+        Raises:
+            FolderError: No checkpoint was retained, or it has no predictions.
+
+        Example:
+            >>> from search_spaces.exercise2 import softmax
+            >>> from tune_hpc import run
+            >>> experiment = softmax.with_values({"optimizer": "adam", "learning_rate": 0.005})
+            >>> results = run(experiment, output_dir="runs/adam", show_progress=False)
+            >>> is_correct = results.predictions() == results.labels()
+            >>> bool(is_correct.mean() == results.trials["test_accuracy"][0])
+            True
+        """
+        from tune_hpc.analysis.predictions import retained_classes
+
+        return retained_classes(self, trial_id, "predictions")
+
+    def labels(self, trial_id: str | None = None) -> np.ndarray:
+        """Return the true classes of the images of ``predictions``; arguments and errors as there."""
+        from tune_hpc.analysis.predictions import retained_classes
+
+        return retained_classes(self, trial_id, "labels")
 
     def is_lower_better(self, metric: str, mode: str | None = None) -> bool:
         """Return whether a metric is best when low.

@@ -11,7 +11,8 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def load_state(path: Path) -> Any:
     Raises:
         FolderError: the file is damaged, or contains more than plain data.
     """
-    try:
+    with _readable(path):
         # torch does not verify the checksums in its files, and damage raises arbitrary errors.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -58,7 +59,27 @@ def load_state(path: Path) -> Any:
             raise zipfile.BadZipFile(f"the checksum of {damaged} differs")
         if folders:
             raise zipfile.BadZipFile(f"{folders[0]} is marked as a folder")
-        state = _load_tensors(path) if plain is None else _PlainUnpickler(io.BytesIO(plain)).load()
+        return _load_tensors(path) if plain is None else _PlainUnpickler(io.BytesIO(plain)).load()
+
+
+def load_arrays(path: Path) -> Any:
+    """Load a state of ``save_state`` without torch and without its tensors, which are ``None``.
+
+    Raises:
+        FolderError: as for ``load_state``.
+    """
+    with _readable(path), zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name == _PLAIN or name.endswith("/data.pkl")]
+        if not names:
+            raise zipfile.BadZipFile("it has no state")
+        return _TensorSkippingUnpickler(io.BytesIO(archive.read(names[0]))).load()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise ``FolderError`` for the errors of a damaged file."""
+    try:
+        yield
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -70,7 +91,6 @@ def load_state(path: Path) -> Any:
         ValueError,
     ) as error:
         raise _unreadable(path, str(error)) from error
-    return state
 
 
 def _check_types(value: Any, name: str) -> None:
@@ -124,6 +144,16 @@ class _PlainUnpickler(pickle.Unpickler):
         if (module, name) == ("_codecs", "encode"):
             return codecs.encode
         raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+class _TensorSkippingUnpickler(_PlainUnpickler):
+    """Unpickler that makes ``None`` instead of a tensor."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return (lambda *_: None) if module.partition(".")[0] == "torch" else super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> None:
+        """Return no numbers of a tensor."""
 
 
 def _unreadable(path: Path, reason: str) -> FolderError:

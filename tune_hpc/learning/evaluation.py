@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import lru_cache, reduce
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -33,14 +34,16 @@ def evaluate(
     dtype: torch.dtype,
     products: Callable[[], AbstractContextManager[None]],
     num_threads: int = 1,
-) -> dict[str, list[float]]:
-    """Return loss and accuracy on splits of the data, like ``valid_loss``: a number for each member.
+) -> tuple[dict[str, list[float]], np.ndarray]:
+    """Return loss and accuracy on splits of the data, and the predicted classes of the test images.
+
+    The metrics, like ``valid_loss``, have a number for each member. The predicted classes, (M, N), are uint8.
 
     Args:
         model: Stack of M models.
         images: Data set on the device of the model.
         num_images: Number of images of each split (``valid``, ``test``, or ``fit``, the training images), from its
-            start.
+            start; ``test`` is required.
         dtype: Type of the pixels and of the losses.
         products: Makes the context of the forward passes.
         num_threads: Number of forward passes at a time; the metrics do not depend on it.
@@ -51,8 +54,8 @@ def evaluate(
         frozen = model.frozen()
 
     @torch.inference_mode()
-    def measure(part: Part) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the sum of the losses and the number of correct predictions of each member."""
+    def measure(part: Part) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the sum of the losses, the number of correct predictions and the predictions of each member."""
         pixels, labels, lit = part
         # The conversion of bytes to floats part by part is faster than a read of floats from memory.
         with products():
@@ -61,18 +64,22 @@ def evaluate(
         targets = labels.expand(num_members, -1).contiguous()
         losses = functional.cross_entropy(logits, targets, reduction="none").sum(1)
         # argmax is faster over ten adjacent numbers.
-        return losses.double(), (logits.transpose(1, 2).contiguous().argmax(2) == targets).sum(1)
+        classes = logits.transpose(1, 2).contiguous().argmax(2)
+        return losses.double(), (classes == targets).sum(1), classes.to(torch.uint8)
 
-    metrics = {}
+    metrics, predictions = {}, np.empty(0, np.uint8)
     with ThreadPoolExecutor(num_threads) as pool:
         for split, number in num_images.items():
-            parts = _parts(images, split, number, size, model.skips_zero_pixels)
+            parts, positions = _parts(images, split, number, size, model.skips_zero_pixels)
             measured = pool.map(measure, parts) if num_threads > 1 else map(measure, parts)
-            losses, correct = (reduce(torch.add, sums) for sums in zip(*measured, strict=True))
+            *sums, classes = zip(*measured, strict=True)
+            losses, correct = (reduce(torch.add, part_sums) for part_sums in sums)
             num_seen = sum(len(labels) for _, labels, _ in parts)
             metrics[f"{split}_loss"] = losses / num_seen
             metrics[f"{split}_accuracy"] = correct.double() / num_seen
-    return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+            if split == "test":
+                predictions = torch.cat(classes, 1).cpu().numpy()[:, positions]
+    return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True)), predictions
 
 
 def as_input(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -86,17 +93,25 @@ def _part_size(model: Model, num_members: int, device: str) -> int:
 
 
 @lru_cache(maxsize=6)
-def _parts(images: ImageData, split: str, num_images: int, size: int, skips_zero_pixels: bool) -> list[Part]:
-    """Return the first images of a split in parts; if black pixels are skipped, a part has similar images."""
+def _parts(
+    images: ImageData, split: str, num_images: int, size: int, skips_zero_pixels: bool
+) -> tuple[list[Part], np.ndarray]:
+    """Return the first images of a split in parts, and the position of each image in them.
+
+    If black pixels are skipped, a part has similar images.
+    """
+    parts: list[Part]
     name = "train" if split == "fit" else split
     pixels, labels = (getattr(images, f"{name}_{kind}")[:num_images] for kind in ("images", "labels"))
     if not skips_zero_pixels:
-        return [(*part, None) for part in zip(pixels.split(size), labels.split(size), strict=True)]
+        parts = [(*part, None) for part in zip(pixels.split(size), labels.split(size), strict=True)]
+        return parts, np.arange(len(labels))
     is_lit_column = pixels.flatten(0, 1).amax(1) > 0
     width = is_lit_column.sum(1)
-    parts: list[Part] = []
-    for indices in (labels * (width.max() + 1) + width).argsort(stable=True).split(size):
+    order = (labels * (width.max() + 1) + width).argsort(stable=True)
+    parts = []
+    for indices in order.split(size):
         flat = pixels[indices].flatten(1)
         lit = flat.amax(0).nonzero()[:, 0]
         parts.append((flat[:, lit].contiguous(), labels[indices], lit))
-    return parts
+    return parts, order.argsort().cpu().numpy()

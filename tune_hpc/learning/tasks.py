@@ -93,6 +93,10 @@ class LineRegression:
         """Return no metrics, because there are no validation and test data."""
         return {}
 
+    def predictions(self, member: int) -> dict[str, np.ndarray]:
+        """Return no predictions, because there are no test data."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Return an empty state."""
         return {}
@@ -164,6 +168,7 @@ class ImageClassification:
         self.share = slice(replica * batch_size // num_replicas, (replica + 1) * batch_size // num_replicas)
         self.num_steps = next(iter(self._streams.values())).num_batches
         self.samples_per_step = batch_size
+        self._predictions = np.empty((len(configs), 0), np.uint8)
 
     def epochs(self, steps: np.ndarray) -> np.ndarray:
         """Return the number of complete passes over the data before each step."""
@@ -234,7 +239,14 @@ class ImageClassification:
         fit_images = {"fit": self.num_fit_images} if is_last and self.num_fit_images else {}
         num_images = self.num_evaluation_images | fit_images
         products = partial(_products, self.device, self.precision)
-        return evaluate(model, self.images, num_images, self.dtype, products, num_threads)
+        metrics, self._predictions = evaluate(model, self.images, num_images, self.dtype, products, num_threads)
+        return metrics
+
+    def predictions(self, member: int) -> dict[str, np.ndarray]:
+        """Return ``predictions`` and ``labels``: classes of the test images in the latest evaluation, (N,) uint8."""
+        predictions = self._predictions[member]
+        labels = self.images.test_labels[: len(predictions)].to(torch.uint8)
+        return {"predictions": predictions, "labels": labels.cpu().numpy()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the random generators."""

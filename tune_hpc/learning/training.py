@@ -178,10 +178,14 @@ class Training:
         """Return the state from which a resumed run continues to the same bits."""
         return {name: part.state_dict() for name, part in self._parts.items()}
 
-    def member_weights(self, member: int) -> dict[str, torch.Tensor]:
-        """Return copies of the parameters of one member, without the axis of the stack."""
+    def member_state(self, member: int) -> dict[str, Any]:
+        """Return copies of the parameters of one member, without the axis of the stack, and its predictions.
+
+        The predictions are those of the latest evaluation of this process, and rank 0 evaluates.
+        """
         position = self._positions[member]
-        return {name: tensor.detach()[position].cpu().clone() for name, tensor in self.model.named_parameters()}
+        weights = {name: tensor.detach()[position].cpu().clone() for name, tensor in self.model.named_parameters()}
+        return {"weights": weights, **self.task.predictions(position)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state of ``state_dict``."""
@@ -357,7 +361,7 @@ def train_fused(
 
 
 def _kept_state(training: Training, config: Mapping[str, Any], member: int, step: int) -> dict[str, Any]:
-    return {"config": dict(config), "step": step, "weights": training.member_weights(member)}
+    return {"config": dict(config), "step": step, **training.member_state(member)}
 
 
 def _state(training: Training, members: Sequence[MemberProgress], step: int) -> dict[str, Any]:
