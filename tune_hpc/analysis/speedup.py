@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from tune_hpc.analysis.aggregation import COMPLETED, configuration_numbers, is_scaling, row_mask, searched_parameters
 from tune_hpc.analysis.intervals import Interval, mean_interval
-from tune_hpc.analysis.published import NOT_COMPARABLE, verdict
+from tune_hpc.analysis.published import AGREES, DIFFERS, INCONCLUSIVE, NOT_COMPARABLE
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
@@ -65,9 +65,9 @@ def speedups(results: Results) -> pd.DataFrame:
     Returns:
         The varied parameters, ``workers``, ``num_repeats``, ``train_s`` (mean), ``speedup`` with ``low`` and ``high``,
         ``efficiency`` with ``efficiency_low`` and ``efficiency_high``. ``flop_per_gradient_byte`` if it was measured.
-        If seconds were published for these workers, ``published`` (the ratio of the seconds) and ``verdict``, with the
-        rule of ``compare_to_published``; oversubscribed cases are not comparable. Ratios and intervals are those of
-        this module.
+        If seconds were published for these workers, ``published`` (the ratio of the seconds) and ``verdict``, by the
+        prediction interval of one more repeat; oversubscribed cases are not comparable. Ratios and intervals are those
+        of this module.
 
     Raises:
         UnknownNameError: The results are no scaling measurement.
@@ -89,7 +89,10 @@ def speedups(results: Results) -> pd.DataFrame:
             is_comparable = not (trials["oversubscribed"].any() or results.experiment.get("quick"))
             logs = mean_interval(np.log(trials["speedup"]))
             row["published"] = published
-            row["verdict"] = verdict(np.log(published), logs, len(trials)) if is_comparable else NOT_COMPARABLE
+            prediction_half = logs.half * np.sqrt(len(trials) + 1)
+            verdict = AGREES if abs(np.log(published) - logs.mean) <= prediction_half else DIFFERS
+            verdict = INCONCLUSIVE if np.isnan(prediction_half) else verdict
+            row["verdict"] = verdict if is_comparable else NOT_COMPARABLE
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -6,11 +6,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tune_hpc.analysis.aggregation import row_mask
 from tune_hpc.analysis.formatting import display_name, format_config, format_metric, format_number, format_value
 from tune_hpc.analysis.intervals import Interval
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.speedup import cases, is_distinct_from_1, paired_ratio, serial_fractions, speedups
-from tune_hpc.report.tables import MEASURED_LINK, cost_pareto_front, min_efficient_width, predicted_against_measured
+from tune_hpc.report.tables import (
+    DEFAULT_EXCHANGE,
+    MEASURED_LINK,
+    cost_pareto_front,
+    min_efficient_width,
+    predicted_against_measured,
+)
 
 #: The value of ``option`` without an option.
 _NO_OPTION = "none"
