@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 
 from search_spaces import exercise2, exercise3
-from tune_hpc.analysis.aggregation import aggregate_seeds, row_mask, trial_values
-from tune_hpc.analysis.linear_model import pooled_deviations
+from tune_hpc.analysis.aggregation import aggregate_seeds, row_mask
 from tune_hpc.analysis.results import Results
 
 #: Evaluated images by prefix of their metrics.
 SPLITS = {"fit": "training", "test": "test", "valid": "validation"}
+#: Size of the report's runs in Exercise 3.
+FULL_SIZE = {"width": 1, "steps": 5000}
 #: Difference of two accuracies that a comparison should detect.
 DIFFERENCE = 0.001
 
@@ -53,19 +54,22 @@ def protocol_distances(searches: Mapping[str, Results]) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("distance", kind="stable", ignore_index=True)
 
 
-def run_deviation(runs: Mapping[str, Results], metric: str = "best_test_accuracy") -> tuple[float, float]:
-    """Return the run-to-run deviation of shuffled batches of 100 and 150 images, and its degrees of freedom.
+def run_deviation(runs: Mapping[str, Results]) -> tuple[float, int]:
+    """Return the deviation of the best test accuracy of repeated runs, and its degrees of freedom.
 
-    It is pooled over the configurations of Exercise 3 with several seeds.
+    It is pooled over the seeds of the configurations of Exercise 3 at full size with shuffled batches of 100 and 150
+    images; NaN and 0 without several seeds.
     """
-    samples = []
-    for results in runs.values():
-        large = results.trials["batch_size"].isin([100, 150]) & (results.trials["batching"] == "shuffled")
-        values = trial_values(results, [metric])[large].dropna()
-        samples += [group.to_numpy() for _, group in values.groupby("configuration")[metric] if len(group) > 1]
-    table = pd.DataFrame(samples).T
-    deviations, degrees = pooled_deviations(table.to_numpy(float))
-    return float(np.sqrt((deviations**2).mean())), float(degrees.max())
+    squares, degrees = 0.0, 0
+    for name, results in runs.items():
+        if not name.startswith("exercise3."):
+            continue
+        table = aggregate_seeds(results, ["best_test_accuracy"])
+        table = table[row_mask(table, {**FULL_SIZE, "batching": "shuffled"}) & table["batch_size"].isin([100, 150])]
+        freedom = (table["num_seeds"] - 1).where(table["num_seeds"] > 1, 0)
+        squares += float((freedom * table["best_test_accuracy_deviation"] ** 2).sum())
+        degrees += int(freedom.sum())
+    return (float(np.sqrt(squares / degrees)) if degrees else np.nan), degrees
 
 
 def noise_floor(deviation: float, degrees: float) -> pd.DataFrame:

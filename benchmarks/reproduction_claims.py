@@ -4,14 +4,15 @@ Each run at full size counts, with any number of seeds. Where there is one seed,
 sizes are pairs of a sign test, or blocks of an additive model whose residuals are the noise.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from tune_hpc.analysis.aggregation import COMPLETED, aggregate_seeds, row_mask
+from benchmarks.reproduction_analyses import FULL_SIZE, run_deviation
+from tune_hpc.analysis.aggregation import COMPLETED, row_mask
 from tune_hpc.analysis.claims import (
     COLUMNS,
     CONFIDENCE,
@@ -29,8 +30,6 @@ from tune_hpc.search.experiment_registry import registered_experiments
 from tune_hpc.search.report_spec import Claim
 
 METRIC = "best_test_accuracy"
-#: Size of the report's runs in Exercise 3.
-FULL_SIZE = {"width": 1, "steps": 5000}
 #: Name of the scaling measurement with several widths of the network.
 WIDTHS = "widths"
 #: Improvement that the report could discern: the last printed digit of its tables.
@@ -138,7 +137,7 @@ def _large_batches(runs: Runs) -> _Decision:
 
 
 def _decay(runs: Runs) -> _Decision:
-    """Compare with the deviation over seeds of these runs and of the winner, which has the same size."""
+    """Compare with the deviation of repeated runs of this size."""
     from scipy.special import stdtrit
 
     difference = _differences(runs, "exercise3.decay", "exercise3.batch_size_shuffled")
@@ -147,7 +146,7 @@ def _decay(runs: Runs) -> _Decision:
     names = ("exercise3.decay", "exercise3.batch_size_shuffled")
     full = [results for name in names if (results := _full_size(runs, name)) is not None]
     compared = [one.with_trials(one.trials[one.trials["batch_size"].isin(difference.index)]) for one in full]
-    deviation, degrees = _run_to_run([*compared, _full_size(runs, "exercise3.winner")])
+    deviation, degrees = run_deviation(runs)
     counts = [one.trials.groupby("batch_size")[METRIC].count() for one in compared]
     error = deviation * np.sqrt(sum((1 / count).sum() for count in counts)) / len(difference)
     half = float(error * stdtrit(degrees, (1 + CONFIDENCE) / 2)) if degrees else np.nan
@@ -156,18 +155,6 @@ def _decay(runs: Runs) -> _Decision:
     if degrees:
         numbers += f"; deviation over seeds {deviation:.2g} ({degrees} degrees of freedom)"
     return numbers, *_outside(mean, half)
-
-
-def _run_to_run(all_results: Sequence[Results | None]) -> tuple[float, int]:
-    """Return the pooled deviation over seeds of all configurations, and its degrees of freedom."""
-    squares, degrees = 0.0, 0
-    for results in all_results:
-        if results is not None:
-            table = aggregate_seeds(results, [METRIC])
-            freedom = table["num_seeds"] - 1
-            squares += float((freedom * table[f"{METRIC}_deviation"] ** 2).sum())
-            degrees += int(freedom.sum())
-    return (float(np.sqrt(squares / degrees)) if degrees else np.nan), degrees
 
 
 def _blocks(runs: Runs, name: str, parameter: str) -> pd.DataFrame | None:

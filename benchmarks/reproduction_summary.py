@@ -10,6 +10,7 @@ from tune_hpc.analysis.formatting import format_config
 from tune_hpc.analysis.intervals import mean_interval
 from tune_hpc.analysis.published import AGREES, DIFFERS, INCONCLUSIVE, NOT_COMPARABLE
 from tune_hpc.analysis.results import Results
+from tune_hpc.analysis.speedup import serial_fractions
 from tune_hpc.report.findings import best_configuration, findings
 
 #: Candidates for the protocol of Exercise 2.
@@ -55,13 +56,12 @@ def summarise(
             f"The network itself reaches {_percent(accuracy)} test accuracy after the same 500 steps, with "
             f"{format_config(best_network[2])}; the highest published accuracy is 92 %."
         )
-    for name, text in (
-        ("exercise3.batch_size_single_pass", "**Table 4.1** is a single pass over the images: large batches take fewer "
-         "steps."),
-        ("exercise3.batch_size_shuffled", "**Table 4.2** is reproduced with shuffled images."),
-    ):  # fmt: skip
-        if name in verdicts:
-            yield f"{text} {_count_agreeing(verdicts[name])}"
+    if {"exercise3.batch_size_single_pass", "exercise3.batch_size_shuffled"} <= set(verdicts):
+        yield (
+            "**Tables 4.1 and 4.2.** Table 4.1 is a single pass over the images, in which large batches take fewer "
+            f"steps. {_count_agreeing(verdicts['exercise3.batch_size_single_pass'])} Table 4.2 shuffles the images. "
+            f"{_count_agreeing(verdicts['exercise3.batch_size_shuffled'])}"
+        )
     names = [name for name in ("exercise3.decay", "exercise3.learning_rate", "exercise3.dropout") if name in verdicts]
     if names and "exercise3.winner" in runs:
         deviation, degrees = run_deviation(runs)
@@ -81,8 +81,12 @@ def summarise(
             f"{_percent(interval.mean)} ± {_points(interval.half)} ({len(winner)} seeds)."
         )
     if "exercise4" in runs:
-        yield "**Exercise 4** needs GPUs to compare its seconds. " + " ".join(
-            text for text in findings(runs["exercise4"]) if "speed-up" in text
+        serial = serial_fractions(runs["exercise4"])
+        published = serial[serial["times"] == "published"].iloc[-1]
+        ours = next(text for text in findings(runs["exercise4"]) if text.startswith("2 workers reach"))
+        yield (
+            f"**Exercise 4.** The published speed-up on 4 GPUs, {published['speedup']:.2f}, is that of a program with "
+            f"a serial part of {published['amdahl_fraction']:.0%} (Amdahl). Ours is measured on CPU cores: {ours}"
         )
     yield f"**Statements about several runs.** {_count_statements(statements)}"
 

@@ -11,13 +11,13 @@ from tune_hpc import check_claims
 from tune_hpc.analysis.results import Results
 
 SIZES = [150, 100, 50, 25, 10, 8, 6, 4]
-KEYS = ["batch_size", "learning_rate", "dropout", "seed", "width", "steps", "workers", "model"]
+KEYS = ["batch_size", "batching", "learning_rate", "dropout", "seed", "width", "steps", "workers", "model"]
 SHUFFLING, LARGE, DECAY, RATE, DROPOUT, TWO_WORKERS, FOUR_WORKERS = range(7)
 
 
 def made(name, rows, metric="best_test_accuracy", **more):
     """Results of a run; a row has its configuration and its metric."""
-    defaults = {"width": 1.0, "steps": 5000, "seed": 0, "model": "cnn", "status": "finished"}
+    defaults = {"batching": "shuffled", "width": 1.0, "steps": 5000, "seed": 0, "model": "cnn", "status": "finished"}
     trials = pd.DataFrame([{"trial_id": f"{number:05d}"} | defaults | row for number, row in enumerate(rows)])
     experiment = {"name": name, "metric": metric, "mode": "max", "config_keys": KEYS} | more
     return Results(experiment, trials, pd.DataFrame({"trial_id": [], "step": []}))

@@ -8,7 +8,8 @@ Public names, each imported on first use, so that ``import tune_hpc`` takes mill
     run, run_all, resume, extend              run, resume and extend searches on Ray Tune
     compare                                   tune each value of the scientific parameters, and compare the winners
     load, load_all, Results, concat           results as data frames; several searches as one
-    compare_to_published, check_claims        agreement with published numbers and statements
+    compare_to_published, joint_test          agreement with published numbers, one by one and on average
+    check_claims                              agreement with published statements
     check_boundaries                          is the best configuration on the boundary of the space?
     importance, interactions                  importance of parameters, and interactions of pairs
     compare_predictions, accuracy_interval    McNemar's test; intervals over seeds and images
@@ -32,7 +33,7 @@ if TYPE_CHECKING:  # for type checkers and the reference pages
     from tune_hpc.analysis.comparison import interactions
     from tune_hpc.analysis.concatenation import concat
     from tune_hpc.analysis.predictions import accuracy_interval, compare_predictions
-    from tune_hpc.analysis.published import compare_to_published
+    from tune_hpc.analysis.published import compare_to_published, joint_test
     from tune_hpc.analysis.results import Results, load, load_all
     from tune_hpc.analysis.selection_bias import selection_bias, special_cases
     from tune_hpc.analysis.stability import selection_frequencies
@@ -73,6 +74,7 @@ _MODULES = {
     "export_search": "tune_hpc.export.exporter",
     "extend": "tune_hpc.search.runner",
     "importance": "tune_hpc.search.importance",
+    "joint_test": "tune_hpc.analysis.published",
     "interactions": "tune_hpc.analysis.comparison",
     "concat": "tune_hpc.analysis.concatenation",
     "load": "tune_hpc.analysis.results",

@@ -72,8 +72,8 @@ class Results:
         proximal_adagrad    0.918
         rmsprop             0.922
         Name: test_accuracy, dtype: float64
-        >>> sorted(results.history)[:3]
-        ['step', 'test_accuracy', 'test_loss']
+        >>> sorted(results.history)[:2]
+        ['fit_accuracy', 'fit_loss']
     """
 
     experiment: Mapping[str, Any]
