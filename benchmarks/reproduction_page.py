@@ -85,7 +85,7 @@ def write_page(results_folder: Path, docs: Path) -> None:
     folders = sorted(folder for folder in results_folder.iterdir() if folder.is_dir())
     runs = {folder.name: with_current_declarations(folder.name, load(folder)) for folder in folders}
     discoveries = draw_discoveries(runs, docs / "figures")
-    captions = {name: draw_run(name, results, docs / "figures") for name, results in runs.items()}
+    captions = {name: draw_run(name, runs[name], docs / "figures") for name in runs if name != PROTOCOLS}
     (docs / "reproduction.md").write_text(page(runs, discoveries, captions), encoding="utf-8")
 
 

@@ -26,7 +26,8 @@ experiment = Experiment(
     name="exercise1_1stpart",
     title="Gradient descent on a line at five learning rates",
     description="A line W x + b is fitted to four points, starting at W = 0.3, b = -0.3. The optimum is W = -1, b = 1. "
-    "The loss is the sum of squared errors. One run of 30,000 steps includes the report's run of 1000.",
+    "The report prints no data: points and start are recovered from its statements. The loss is the sum of squared "
+    "errors. One run of 30,000 steps includes the report's run of 1000.",
     source=SOURCE,
     space=Space(
         {
