@@ -25,7 +25,8 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.reproduction_page import write_page
-from tune_hpc.analysis.results import Results, load
+from tune_hpc.analysis.loading import load
+from tune_hpc.analysis.results import Results
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 ROOT = Path(__file__).parents[1]

@@ -16,6 +16,7 @@ from benchmarks.reproduction_summary import PROTOCOLS, summarise
 from search_spaces.exercise2 import PUBLISHED_BEST
 from tune_hpc.analysis.claims import check_claims
 from tune_hpc.analysis.formatting import display_name, format_duration, slug
+from tune_hpc.analysis.loading import load
 from tune_hpc.analysis.published import (
     AGREES,
     DIFFERS,
@@ -23,7 +24,7 @@ from tune_hpc.analysis.published import (
     NOT_COMPARABLE,
     compare_to_published,
 )
-from tune_hpc.analysis.results import Results, load
+from tune_hpc.analysis.results import Results
 from tune_hpc.report import tables
 from tune_hpc.report.findings import findings
 from tune_hpc.report.plots import figures

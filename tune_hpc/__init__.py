@@ -32,9 +32,10 @@ if TYPE_CHECKING:  # for type checkers and the reference pages
     from tune_hpc.analysis.claims import check_claims
     from tune_hpc.analysis.comparison import interactions
     from tune_hpc.analysis.concatenation import concat
+    from tune_hpc.analysis.loading import load, load_all
     from tune_hpc.analysis.predictions import accuracy_interval, compare_predictions
     from tune_hpc.analysis.published import compare_to_published, joint_test
-    from tune_hpc.analysis.results import Results, load, load_all
+    from tune_hpc.analysis.results import Results
     from tune_hpc.analysis.selection_bias import selection_bias, special_cases
     from tune_hpc.analysis.stability import selection_frequencies
     from tune_hpc.errors import TuneHpcError
@@ -77,8 +78,8 @@ _MODULES = {
     "joint_test": "tune_hpc.analysis.published",
     "interactions": "tune_hpc.analysis.comparison",
     "concat": "tune_hpc.analysis.concatenation",
-    "load": "tune_hpc.analysis.results",
-    "load_all": "tune_hpc.analysis.results",
+    "load": "tune_hpc.analysis.loading",
+    "load_all": "tune_hpc.analysis.loading",
     "load_state": "tune_hpc.learning.checkpoint",
     "selection_bias": "tune_hpc.analysis.selection_bias",
     "resume": "tune_hpc.search.runner",

@@ -59,7 +59,7 @@ def ray_tool(folder: Path) -> Tool:
 
 def tune_hpc_tool(folder: Path) -> Tool:
     """Return the loader of an experiment folder."""
-    from tune_hpc.analysis.results import load as load_results
+    from tune_hpc.analysis.loading import load as load_results
 
     def load() -> Frames:
         results = load_results(folder)

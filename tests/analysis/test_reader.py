@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.results_fixtures import KEYS
-from tune_hpc.analysis import frames, reader, results
+from tune_hpc.analysis import frames, reader
 from tune_hpc.analysis.frames import LazyHistory, trials_frame, write_frames
+from tune_hpc.analysis.loading import load
 from tune_hpc.analysis.reader import ResultsReader
 from tune_hpc.errors import FolderError
 
@@ -36,7 +37,7 @@ def finish(folder, whole):
 
 
 def check_matches(followed, folder):
-    whole = results.load(folder.path)
+    whole = load(folder.path)
     pd.testing.assert_frame_equal(followed.trials, whole.trials)
     pd.testing.assert_frame_equal(followed.history, whole.history)
     assert (followed.experiment, followed.folder, followed.counts()) == (whole.experiment, folder.path, whole.counts())
@@ -99,7 +100,7 @@ def test_trial_files_deleted_after_the_listing_are_found_in_the_frames(folder, w
         return found
 
     monkeypatch.setattr(frames, "read_frames", ended)
-    assert list(results.load(folder.path).trials["trial_id"]) == ["a"]
+    assert list(load(folder.path).trials["trial_id"]) == ["a"]
     check_matches(ResultsReader(folder).results(), folder)
 
 

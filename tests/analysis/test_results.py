@@ -15,13 +15,14 @@ from tests.results_fixtures import KEYS
 from tune_hpc.analysis import results
 from tune_hpc.analysis.concatenation import concat
 from tune_hpc.analysis.frames import read_frames, trials_frame, write_frames
+from tune_hpc.analysis.loading import load, load_all
 from tune_hpc.errors import FolderError, UnknownNameError
 
 
 def test_frames_round_trip(folder, grid):
     made = grid()
     write_frames(folder, made.trials, made.history)
-    loaded = results.load(folder.path)
+    loaded = load(folder.path)
     pd.testing.assert_frame_equal(loaded.trials, made.trials)
     pd.testing.assert_frame_equal(loaded.history, made.history)
     assert loaded.folder == folder.path
@@ -31,7 +32,7 @@ def test_trial_files_of_a_running_search_are_loaded(folder, write, trial):
     write(trial("00000"))
     write(trial("00001", status="failed"))
     (folder.trials / ".00002.parquet.7.tmp").write_bytes(b"half")
-    loaded = results.load(folder.path)
+    loaded = load(folder.path)
     assert list(loaded.trials["status"]) == ["finished", "failed"]
     assert set(loaded.history["trial_id"]) == {"00000"}
     assert loaded.counts() == {"finished": 1, "failed": 1}
@@ -41,13 +42,13 @@ def test_trial_file_replaces_the_row_of_a_running_trial(folder, write, trial):
     row, history = trial("00000", status="running")
     write_frames(folder, trials_frame([row], KEYS), history.assign(trial_id="00000").iloc[:3])
     write(trial("00000"))
-    loaded = results.load(folder.path)
+    loaded = load(folder.path)
     assert loaded.counts() == {"finished": 1}
     assert len(loaded.history) == len(history)
 
 
 def test_search_without_trials_is_loaded(folder):
-    loaded = results.load(folder.path)
+    loaded = load(folder.path)
     assert loaded.trials.empty
     assert loaded.counts() == {}
     assert loaded.varied_parameters == []
@@ -63,25 +64,25 @@ def test_error_names_a_damaged_parquet_file(folder, grid, name):
     (folder.path / name).parent.mkdir(exist_ok=True)
     (folder.path / name).write_bytes(b"PAR1 garbage")
     with pytest.raises(FolderError, match=rf"{name} is not readable as Parquet \(.*\); restore it from a copy"):
-        results.load(folder.path)
+        load(folder.path)
 
 
 def test_error_names_a_foreign_parquet_file(folder):
     folder.trials.mkdir()
     pd.DataFrame({"x": [1]}).to_parquet(folder.trial_file("00000"))
     with pytest.raises(FolderError, match="is not a trial file"):
-        results.load(folder.path)
+        load(folder.path)
     pd.DataFrame({"x": [1]}).to_parquet(folder.trials_file)
     with pytest.raises(FolderError, match="has no column status, trial_id"):
-        results.load(folder.path)
+        load(folder.path)
 
 
 def test_several_experiments_are_loaded_by_load_all_only(folder):
-    assert results.load(folder.path.parent).name == "made.up"
+    assert load(folder.path.parent).name == "made.up"
     shutil.copytree(folder.path, folder.path.parent / "second")
     with pytest.raises(FolderError, match=r"holds some \(run, second\); name one, or use load_all"):
-        results.load(folder.path.parent)
-    assert [one.name for one in results.load_all(folder.path.parent)] == ["made.up", "made.up"]
+        load(folder.path.parent)
+    assert [one.name for one in load_all(folder.path.parent)] == ["made.up", "made.up"]
 
 
 def test_best_trials_are_completed_ones(trial, results_of):
@@ -188,7 +189,7 @@ def test_varied_parameters_are_the_searched_ones(trial, results_of):
 def test_incomplete_experiment_json_is_an_error(folder):
     folder.write({"name": "made.up", "mode": "min"})
     with pytest.raises(FolderError, match="describes no experiment: it has no config_keys, metric; restore it"):
-        results.load(folder.path)
+        load(folder.path)
 
 
 def test_repr_summarizes_counts_and_the_best_trial(grid):

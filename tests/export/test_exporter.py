@@ -12,7 +12,7 @@ import pytest
 
 from tests.results_fixtures import EXPERIMENT, KEYS, make_folder
 from tune_hpc.analysis.frames import trials_frame, write_frames
-from tune_hpc.analysis.results import load
+from tune_hpc.analysis.loading import load
 from tune_hpc.errors import ExportError, FolderError, InvalidExperimentError, MissingPackageError, UnknownNameError
 from tune_hpc.export import exporter
 from tune_hpc.export.exporter import Exporter, export_search, points, search_id

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.lines import Line2D
 
 from tests.report.figure_checks import SPECIFICATIONS, assert_no_overlap, legend_texts
-from tune_hpc.analysis.results import load
+from tune_hpc.analysis.loading import load
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.plots import figures, series
 from tune_hpc.report.plots.heatmap import heat_table, tied_with_best

@@ -44,10 +44,10 @@ import pandas as pd
 from tune_hpc.analysis import ranking
 from tune_hpc.analysis.comparison import Comparison, compare_values
 from tune_hpc.analysis.frame_query import csv_text
-from tune_hpc.analysis.frames import STATUSES, generations_frame, read_folder, rungs_frame, write_parquet
+from tune_hpc.analysis.frames import STATUSES, generations_frame, rungs_frame, write_parquet
 from tune_hpc.analysis.stability import rung_correlation
 from tune_hpc.errors import FolderError, UnknownNameError
-from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiment, find_experiments
+from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.filesystem import Storage
 
 if TYPE_CHECKING:
@@ -228,16 +228,6 @@ class Results:
 
         Raises:
             FolderError: No checkpoint was retained, or it has no built-in model.
-
-        Example:
-            >>> from search_spaces.exercise2 import softmax
-            >>> from tune_hpc import run
-            >>> experiment = softmax.with_values({"optimizer": "adam", "learning_rate": 0.005})
-            >>> results = run(experiment, output_dir="runs/adam", show_progress=False)
-            >>> import torch
-            >>> model = results.load_model()
-            >>> model(torch.zeros(2, 1, 28, 28)).shape
-            torch.Size([2, 10])
         """
         from tune_hpc.analysis.checkpoints import load_model
 
@@ -416,38 +406,3 @@ class Results:
         if self.folder is None or not file.is_file():
             raise FolderError(f"{self.name} has {problem}")
         return file
-
-
-def load(folder: str | Path) -> Results:
-    """Load the results of one experiment, which may still run.
-
-    Args:
-        folder: An experiment folder.
-
-    Raises:
-        FolderError: There is no experiment or there are several, or a file cannot be read.
-
-    Example:
-        >>> from tune_hpc import load
-        >>> results = load("docs/results/exercise2.softmax.shuffled")
-        >>> results.counts()
-        {'finished': 360}
-    """
-    return load_folder(find_experiment(folder))
-
-
-def load_all(folder: str | Path) -> list[Results]:
-    """Load every experiment at a folder or below it, in the order of their start.
-
-    Raises:
-        FolderError: There is no experiment, or a file cannot be read.
-    """
-    in_run = sorted(map(load_folder, find_experiments(folder)), key=lambda found: found.experiment.get("position", 0))
-    # Experiments of one run start at the same time.
-    return sorted(in_run, key=lambda found: found.experiment.get("provenance", {}).get("started", ""))
-
-
-def load_folder(folder: ExperimentFolder) -> Results:
-    """Load the results of one experiment folder; errors as for ``load``."""
-    experiment, trials, history = read_folder(folder)
-    return Results(experiment, trials, history.frame(), folder.path)

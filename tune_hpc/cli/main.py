@@ -247,7 +247,7 @@ def _restart(flags: argparse.Namespace) -> int:
     """Resume the searches of a folder, or extend its only search; or do so with a job."""
     if jobs.is_job(flags.folder):
         return jobs.restart(flags)
-    from tune_hpc.analysis.results import load_all
+    from tune_hpc.analysis.loading import load_all
     from tune_hpc.search.runner import extend, resume
     from tune_hpc.storage.filesystem import Storage
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def show(flags: argparse.Namespace) -> int:
     """Print the number of trials by status, the best configurations, and the trials without a result."""
-    from tune_hpc.analysis.results import load_all
+    from tune_hpc.analysis.loading import load_all
     from tune_hpc.analysis.value_labels import with_value_labels
     from tune_hpc.report.tables import best_configurations, to_markdown, trials_with_status
     from tune_hpc.storage.experiment_folder import ExperimentFolder
@@ -56,7 +56,7 @@ def summary(results: "Results", metric: str | None = None, mode: str | None = No
 def compare(flags: argparse.Namespace) -> int:
     """Print a comparison of searches, or of the values of a parameter."""
     from tune_hpc.analysis.concatenation import SEARCH, concat, unique_names
-    from tune_hpc.analysis.results import load_all
+    from tune_hpc.analysis.loading import load_all
     from tune_hpc.analysis.value_labels import with_value_labels
     from tune_hpc.report.tables import to_markdown, values_table
 
@@ -81,7 +81,7 @@ def compare(flags: argparse.Namespace) -> int:
 
 def report(flags: argparse.Namespace) -> int:
     """Write the report of some searches, and print its path."""
-    from tune_hpc.analysis.results import load_all
+    from tune_hpc.analysis.loading import load_all
     from tune_hpc.report.report import write_report
     from tune_hpc.storage.filesystem import Storage
 

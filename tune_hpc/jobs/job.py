@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune_hpc.analysis.results import Results, load_all
+from tune_hpc.analysis.loading import load_all
+from tune_hpc.analysis.results import Results
 from tune_hpc.errors import (
     ConflictError,
     FolderError,

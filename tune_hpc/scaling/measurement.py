@@ -33,7 +33,8 @@ import ray
 from ray import tune
 
 from tune_hpc.analysis.frames import METRICS, trials_frame, write_frames
-from tune_hpc.analysis.results import Results, load
+from tune_hpc.analysis.loading import load
+from tune_hpc.analysis.results import Results
 from tune_hpc.errors import InvalidConfigError, TrialError
 from tune_hpc.learning.download import read_arrays
 from tune_hpc.scaling.distributed_trial import run_workers

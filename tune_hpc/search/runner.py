@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tune_hpc.analysis.frames import reopen_failed_trials
-from tune_hpc.analysis.results import Results, load, load_all, load_folder
+from tune_hpc.analysis.loading import load, load_all, load_folder
+from tune_hpc.analysis.results import Results
 from tune_hpc.errors import ConflictError, FolderError, InvalidExperimentError
 from tune_hpc.search.cluster import check_gpus
 from tune_hpc.search.command import Command

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tune_hpc.analysis.frames import write_frames
-from tune_hpc.analysis.results import Results, load
+from tune_hpc.analysis.loading import load
+from tune_hpc.analysis.results import Results
 from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
 from tune_hpc.search.monitor import SearchMonitor
 from tune_hpc.search.options import PAUSING

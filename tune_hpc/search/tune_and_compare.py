@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tune_hpc.analysis.results import Results, load
+from tune_hpc.analysis.loading import load
+from tune_hpc.analysis.results import Results
 from tune_hpc.errors import FolderError, InvalidExperimentError, TrialError
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.runner import resume, run_all

@@ -16,8 +16,8 @@ from starlette.types import Receive, Scope, Send
 
 from tune_hpc.analysis.frame_query import MEDIA_TYPES, csv_chunks, records, select, split_names
 from tune_hpc.analysis.frames import write_parquet
+from tune_hpc.analysis.loading import load
 from tune_hpc.analysis.reader import ResultsSnapshot
-from tune_hpc.analysis.results import load
 from tune_hpc.errors import FolderError, RequestError, UnknownNameError
 from tune_hpc.jobs.job_folder import JobFolder, is_id
 from tune_hpc.report.chart_data import CurveList, ResponseCurve, learning_curves, response_curve

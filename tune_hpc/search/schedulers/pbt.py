@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from tune_hpc.analysis.results import Results, load
+from tune_hpc.analysis.loading import load
+from tune_hpc.analysis.results import Results
 from tune_hpc.learning.config import complete
 from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
 from tune_hpc.search.searchers.searcher import Searcher, merged_config_keys, trial_specs
