@@ -45,6 +45,13 @@ def student_interval(mean: float, deviation: float, num_values: int, confidence:
     return t_interval(mean, deviation / np.sqrt(num_values), num_values - 1, confidence)
 
 
+def non_inferiority(lead_low: float, lead_high: float, margin: float) -> bool | None:
+    """Test of non-inferiority: whether a lead (negative if worse) is above ``-margin``; ``None``: inconclusive."""
+    if lead_low > -margin:
+        return True
+    return False if lead_high < 0 else None
+
+
 def t_interval(mean: float, error: float, degrees: float, confidence: float = 0.95) -> Interval:
     """Return the interval of a mean from its standard error with a number of degrees of freedom."""
     from scipy.special import stdtrit  # scipy.stats takes three times as long to import.
