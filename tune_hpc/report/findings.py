@@ -39,7 +39,7 @@ from tune_hpc.analysis.published import (
     joint_test,
 )
 from tune_hpc.analysis.results import Results
-from tune_hpc.analysis.selection_bias import BEST, LOSES, SELECTED, selection_bias, special_cases
+from tune_hpc.analysis.selection_bias import BEST, LOSES, NOT_INCLUDED, SELECTED, selection_bias, special_cases
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.scaling_findings import scaling_findings
 
@@ -247,5 +247,6 @@ def _rungs(results: Results) -> Iterator[str]:
 def _worse_values(results: Results, special: pd.DataFrame | None) -> Iterator[str]:
     table = special_cases(results) if special is None else special
     if "optimizer" in results.varied_parameters:
-        for row in table[table["verdict"] == LOSES].to_dict("records"):
-            yield f"{row['general']} loses to its special case {row['special']}: its space or budget is too small."
+        for row in table[table["verdict"].isin([LOSES, NOT_INCLUDED])].to_dict("records"):
+            reason = row["verdict"].removeprefix("loses: ")
+            yield f"{row['general']} loses to its special case {row['special']}: {reason}."

@@ -213,7 +213,7 @@ def _analyses(results: Results) -> list[tuple[str, pd.DataFrame]]:
         SPECIAL_CASES: (special_cases, lambda df: df["verdict"] != INCONCLUSIVE),
         "Interactions of two parameters": (interactions, lambda df: df["note"] == ""),
     }  # fmt: skip
-    columns: tuple[str, ...] = ("mean", "difference", "low", "high")
+    columns: tuple[str, ...] = ("mean", "difference", "low", "high", "margin")
     if is_scaling(results):
         analyses = {
             "Speed-up and efficiency": (speedups, lambda df: df["workers"] > 1),
