@@ -195,7 +195,7 @@ def report_tables(results: Results, importance: pd.DataFrame | None = None) -> l
     if not is_scaling(results):
         tables.append(("Best configurations", best_configurations(results)))
     if importance is not None:
-        tables.append((IMPORTANCE, importance))
+        tables.append((IMPORTANCE, _with_metrics(importance.copy(), dict.fromkeys(("low", "high"), "importance"))))
     tables += _analyses(results)
     for status in ("failed", "diverged", "disturbed"):
         if status in results.counts():
