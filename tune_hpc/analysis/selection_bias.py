@@ -16,7 +16,7 @@ from tune_hpc.analysis.aggregation import (
     trial_values,
 )
 from tune_hpc.analysis.comparison import INCONCLUSIVE, Comparison
-from tune_hpc.analysis.intervals import ROUNDING, non_inferiority, student_interval
+from tune_hpc.analysis.intervals import ROUNDING, default_margin, non_inferiority, student_interval
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
@@ -36,8 +36,6 @@ SPECIAL_CASES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("proximal_gradient_descent", "gradient_descent", EQUAL, PENALTIES),
     ("proximal_adagrad", "adagrad", EQUAL, PENALTIES),
 )
-#: Default margins: of an accuracy, and of another metric as a fraction of the special case's value.
-ACCURACY_MARGIN, RELATIVE_MARGIN = 0.005, 0.05
 AS_EXPECTED = "as expected"
 LOSES = "loses: its space or budget is too small"
 NOT_INCLUDED = "loses: its space does not include the special case"
@@ -145,8 +143,7 @@ def _compare_pair(
     if not is_first.any():
         difference, low, high = -difference, -high, -low
     value = abs(comparison.values.set_index(comparison.parameter)["mean"][special])
-    if margin is None:
-        margin = ACCURACY_MARGIN if "accuracy" in comparison.metric else RELATIVE_MARGIN * value
+    margin = default_margin(comparison.metric, value) if margin is None else margin
     verdict = INCONCLUSIVE
     if expected == EQUAL:
         if abs(difference) <= ROUNDING * value or max(-low, high) < margin:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: ``asha`` compares configurations after these fractions of the steps, and keeps the best third.
 RUNGS, REDUCTION_FACTOR = (1 / 27, 1 / 9, 1 / 3), 3
+#: Smallest number of configurations for a statement about rungs.
+MIN_RUNG = 9
 #: Bootstrap resamples.
 NUM_RESAMPLES = 2000
 

@@ -40,13 +40,12 @@ from tune_hpc.analysis.published import (
 )
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.selection_bias import BEST, LOSES, NOT_INCLUDED, SELECTED, selection_bias, special_cases
+from tune_hpc.analysis.stability import MIN_RUNG
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.scaling_findings import scaling_findings
 
 #: Smallest selection bias that is reported: half the last printed digit.
 _MIN_SELECTION_BIAS = 5e-5
-#: Smallest number of configurations at a rung for a warning.
-_MIN_RUNG = 9
 
 
 def findings(
@@ -234,7 +233,7 @@ def _rungs(results: Results) -> Iterator[str]:
     if results.experiment.get("scheduler", "none") != "none":
         return
     table = results.rung_correlation()
-    table = table[~table["keeps_best"] & (table["num_configurations"] >= _MIN_RUNG)]
+    table = table[~table["keeps_best"] & (table["num_configurations"] >= MIN_RUNG)]
     if len(table):
         ranks = ", ".join(f"{row['best_rank']} at step {row['step']}" for row in table.to_dict("records"))
         num_kept, num_configurations = table[["num_kept", "num_configurations"]].iloc[0]
