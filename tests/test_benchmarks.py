@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness import describe_machine, measure, publish, run_process, summarise
+from benchmarks.search_cost import GRID, compare
 from benchmarks.softmax_table import check_agreement
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -102,6 +103,35 @@ def test_contenders_may_differ_in_one_optimizer_of_nine():
         check_agreement({"A": rates, "B": {**rates, "optimizer3": 0.5, "optimizer4": 0.5}})
     with pytest.raises(RuntimeError, match="B found"):
         check_agreement({"A": rates, "B": {}})
+
+
+class TestSearchCost:
+    def leads(self, *accuracies):
+        """Return the row of a contender with these accuracies by seed, against a grid with 0.9 in each turn."""
+        grid = [{"trials": 40, "steps": 100, "test_accuracy": [0.9] * 5} for _ in accuracies]
+        runs = [{"trials": 8, "steps": 20, "test_accuracy": one} for one in accuracies]
+        return compare({GRID: grid, "other": runs})[1]
+
+    def test_stored_table_follows_from_its_measurements(self):
+        content = json.loads((BENCHMARKS / "results" / "search_cost.json").read_text(encoding="utf-8"))
+        assert compare(content["measured"]) == content["table"]
+        assert [(row["less the grid's"], row["no worse"]) for row in content["table"][1:]] == [
+            ("+0.26 ± 0.16", "yes"), ("-0.77 ± 1.59", "inconclusive"),
+        ]  # fmt: skip
+
+    def test_unit_is_the_search(self):
+        # Means of 1 and 3 points: 2 ± 12.706 * sqrt(2) / sqrt(2), whatever the seeds of a search.
+        assert self.leads([0.91] * 5, [0.93] * 5)["less the grid's"] == "+2.00 ± 12.71"
+        assert self.leads([0.89, 0.93], [0.92, 0.94])["less the grid's"] == "+2.00 ± 12.71"
+
+    def test_no_worse_needs_an_interval_above_the_margin(self):
+        assert self.leads([0.9001], [0.9002], [0.8999])["no worse"] == "yes"
+        assert self.leads([0.90], [0.91], [0.89])["no worse"] == "inconclusive"
+        assert self.leads([0.85], [0.851], [0.849])["no worse"] == "no"
+
+    def test_single_turn_has_no_interval_and_no_verdict(self):
+        row = self.leads([0.91, 0.92])
+        assert (row["less the grid's"], row["no worse"]) == ("+1.50", "inconclusive")
 
 
 @pytest.mark.slow

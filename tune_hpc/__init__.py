@@ -14,6 +14,7 @@ Public names, each imported on first use, so that ``import tune_hpc`` takes mill
     importance, interactions                  importance of parameters, and interactions of pairs
     compare_predictions, accuracy_interval    McNemar's test; intervals over seeds and images
     selection_frequencies                     configurations that are the best with resampled seeds
+    compare_searches                          repeated searches of two methods
     budget_curve, time_to_target              results with fewer configurations, and time to a target
     selection_bias, special_cases             selection bias, and consistency of related optimizers
     write_report                              tables, figures and one HTML page
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # for type checkers and the reference pages
     from tune_hpc.analysis.predictions import accuracy_interval, compare_predictions
     from tune_hpc.analysis.published import compare_to_published, joint_test
     from tune_hpc.analysis.results import Results
+    from tune_hpc.analysis.search_comparison import compare_searches
     from tune_hpc.analysis.selection_bias import selection_bias, special_cases
     from tune_hpc.analysis.stability import selection_frequencies
     from tune_hpc.errors import TuneHpcError
@@ -71,6 +73,7 @@ _MODULES = {
     "check_claims": "tune_hpc.analysis.claims",
     "compare": "tune_hpc.search.tune_and_compare",
     "compare_predictions": "tune_hpc.analysis.predictions",
+    "compare_searches": "tune_hpc.analysis.search_comparison",
     "compare_to_published": "tune_hpc.analysis.published",
     "export_search": "tune_hpc.export.exporter",
     "extend": "tune_hpc.search.runner",

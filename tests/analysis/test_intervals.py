@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tune_hpc.analysis.intervals import mean_interval
+from tune_hpc.analysis.intervals import mean_interval, non_inferiority
 
 NUM_STUDIES = 2000
 SAMPLES = st.lists(st.floats(-100, 100), min_size=2, max_size=8)
@@ -52,3 +52,17 @@ def test_single_value_has_a_mean_only():
 def test_missing_values_are_rejected():
     with pytest.raises(ValueError, match="a mean needs at least one value; got none"):
         mean_interval([])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(-0.05, 0.2, True), (-0.05, -0.01, True), (-0.5, 0.3, None), (-0.5, -0.2, False), (np.nan, np.nan, None)],
+)
+def test_non_inferiority_needs_the_lower_end_above_the_margin(low, high, expected):
+    assert non_inferiority(low, high, 0.1) is expected
+
+
+def test_contender_that_is_worse_by_the_margin_is_rarely_no_worse():
+    leads = np.random.default_rng(2).normal(-0.1, 0.2, (NUM_STUDIES, 4))
+    found = [non_inferiority(one.low, one.high, 0.1) for one in map(mean_interval, leads)]
+    assert 0.01 <= np.mean([one is True for one in found]) <= 0.04

@@ -8,6 +8,7 @@ from tests.analysis.synthetic_results import repeated, searched
 from tune_hpc import load, selection_frequencies
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.findings import findings
+from tune_hpc.report.tables import report_tables, to_markdown
 
 SPACE = {"x": {"choice": [1, 2, 3]}}
 
@@ -91,3 +92,28 @@ class TestRungCorrelation:
     def test_too_few_configurations_are_rejected(self):
         with pytest.raises(UnknownNameError, match=r"needs 3 configurations .*; made.up has 2 and 27"):
             crossing(2).rung_correlation()
+
+
+class TestTables:
+    """Standard tables of a report."""
+
+    def frames(self, results):
+        return {title: df for title, _, df in report_tables(results)}
+
+    def test_search_with_seeds_has_the_frequencies_of_its_best_configurations(self):
+        rows = repeated([{"x": x, "loss": loss} for x, loss in ((1, 0.3), (2, 0.3), (3, 0.9))], deviation=0.1)
+        df = self.frames(searched(SPACE, rows))["Best configuration over resampled seeds"]
+        assert df["x"].isin([1, 2]).all()
+        assert df["frequency"].sum() == pytest.approx(1)
+        assert "0." in to_markdown(df)
+
+    def test_search_without_seeds_has_no_frequencies(self):
+        assert "Best configuration over resampled seeds" not in self.frames(crossing())
+
+    def test_rungs_are_listed_without_a_scheduler_and_with_nine_configurations(self):
+        title, results = "Ranking at the rungs of asha", crossing()
+        assert self.frames(results)[title]["keeps_best"].tolist() == [False] * 3
+        assert title not in self.frames(crossing(8))
+        assert title not in self.frames(
+            type(results)({**results.experiment, "scheduler": "asha"}, results.trials, results.history)
+        )

@@ -2,7 +2,15 @@
 
 import pandas as pd
 
-IMPORTANCE = pd.DataFrame({"parameter": ["learning_rate[optimizer=adam]", "batch_size"], "importance": [0.75, 0.25]})
+IMPORTANCE = pd.DataFrame(
+    {
+        "parameter": ["learning_rate[optimizer=adam]", "batch_size"],
+        "importance": [0.75, 0.25],
+        "low": [0.5, 0.02],
+        "high": [0.98, 0.5],
+        "resampled": "configurations",
+    }
+)
 #: One specification of each kind.
 SPECIFICATIONS = {
     specification["kind"]: {"title": "Title", **specification}

@@ -27,6 +27,7 @@ FUNCTIONS = {
     "time to target": lambda results: tune_hpc.time_to_target(results, 0.5),
     "selection bias": tune_hpc.selection_bias,
     "special cases": tune_hpc.special_cases,
+    "searches": lambda results: tune_hpc.compare_searches([results] * 2, [results] * 2),
     "interactions": tune_hpc.interactions,
     "importance": tune_hpc.importance,
     "concat": lambda results: tune_hpc.concat([results, results]).compare("search").values,

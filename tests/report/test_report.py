@@ -3,9 +3,9 @@
 import re
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 
+from tests.report.figure_checks import IMPORTANCE
 from tune_hpc.analysis.concatenation import concat
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report import report
@@ -108,12 +108,10 @@ def test_tables_figures_and_page_are_written_into_the_folder(grid, tmp_path):
 
 
 def test_importance_is_a_table_and_a_figure_unless_it_raises(grid, results_of, trial, tmp_path):
-    table = pd.DataFrame({"parameter": ["learning_rate", "optimizer"], "importance": [0.7512, 0.2488]})
-
     def importance(results):
         if len(results.trials) == 1:
             raise UnknownNameError("importance takes at least 10 configurations")
-        return table
+        return IMPORTANCE
 
     path = tmp_path / "report.html"
     page = report.write_report([grid(figures=[FIGURE])], path, importance=importance).read_text(encoding="utf-8")

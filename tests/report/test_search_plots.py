@@ -112,11 +112,13 @@ class TestRanking:
         assert_no_overlap(sheet)
 
 
-def test_importances_are_bars_with_percentages(grid):
+def test_importances_are_bars_with_percentages_and_intervals(grid):
     specification = SPECIFICATIONS["importance"]
     sheet = figures.draw(grid(), specification)[0]
     ax = sheet.axes[0]
     assert [bar.get_width() for bar in ax.patches] == [0.75, 0.25]
     assert [text.get_text() for text in ax.texts] == ["75 %", "25 %"]
+    ends = [[point[0] for point in segment] for segment in ax.collections[0].get_segments()]
+    assert ends == [[0.5, 0.98], [0.02, 0.5]]
     assert_no_overlap(sheet)
     assert figures.draw(grid(), {**specification, "table": IMPORTANCE.head(1)}) == []

@@ -32,7 +32,7 @@ def searched(space, loss, num_samples=60, mode="min"):
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_most_important_parameter_is_first(mode):
     df = importance(searched(SPACE, lambda config: (config["x"] - 0.3) ** 2 + config["y"] / 1000, mode=mode))
-    assert list(df) == ["parameter", "importance"]
+    assert list(df) == ["parameter", "importance", "low", "high", "resampled"]
     assert df["parameter"].iloc[0] == "x"
     assert set(df["parameter"]) == {"x", "y", "z"}
     assert df["importance"].iloc[0] > 0.5
@@ -59,6 +59,57 @@ def test_result_is_deterministic():
 
 def test_ten_configurations_are_enough():
     assert importance(searched(SPACE, lambda config: config["x"], 10))["importance"].sum() == pytest.approx(1)
+
+
+def with_seeds(results, deviation, num_seeds=5):
+    """Return results whose trials have several seeds, with normal noise on the losses."""
+    generator = np.random.default_rng(1)
+    parts = [
+        results.trials.assign(
+            seed=seed,
+            trial_id=results.trials["trial_id"] + f"-{seed}",
+            loss=results.trials["loss"] + generator.normal(0, deviation, len(results.trials)),
+        )
+        for seed in range(num_seeds)
+    ]
+    return results.with_trials(pd.concat(parts, ignore_index=True))
+
+
+class TestIntervals:
+    def test_interval_contains_the_importance_and_separates_parameters(self):
+        df = importance(searched(SPACE, lambda config: config["x"], 80)).set_index("parameter")
+        assert (df["low"] <= df["importance"]).all()
+        assert (df["importance"] <= df["high"]).all()
+        assert df.loc["x", "low"] > df.loc[["y", "z"], "high"].max()
+        assert set(df["resampled"]) == {"configurations"}
+
+    def test_few_configurations_have_wide_intervals(self):
+        few, many = (
+            importance(searched(SPACE, lambda config: config["x"], number)).set_index("parameter").loc["x"]
+            for number in (12, 120)
+        )
+        assert few["high"] - few["low"] > 3 * (many["high"] - many["low"])
+
+    def test_seeds_are_resampled_where_there_are_several(self):
+        results = searched(SPACE, lambda config: config["x"], 30)
+        alone = importance(results)
+        equal = importance(with_seeds(results, 0.0))
+        assert set(equal["resampled"]) == {"seeds"}
+        # Seeds that agree leave nothing to resample.
+        for name in ("importance", "low", "high"):
+            assert equal[name].tolist() == pytest.approx(alone["importance"].tolist())
+        noisy = importance(with_seeds(results, 0.5)).set_index("parameter").loc["x"]
+        assert noisy["low"] < noisy["high"]
+
+    def test_configurations_are_resampled_if_a_seed_is_missing(self):
+        trials = with_seeds(searched(SPACE, lambda config: config["x"], 20), 0.0).trials
+        results = searched(SPACE, lambda config: config["x"], 20).with_trials(trials[1:])
+        assert set(importance(results)["resampled"]) == {"configurations"}
+
+    def test_logarithm_of_the_metric_changes_nothing(self):
+        plain = importance(searched(SPACE, lambda config: 0.1 + config["x"], 30))
+        log = importance(searched(SPACE, lambda config: float(np.log(0.1 + config["x"])), 30))
+        pd.testing.assert_frame_equal(plain, log)
 
 
 class TestErrors:

@@ -25,7 +25,7 @@ from tune_hpc.analysis.aggregation import (
 from tune_hpc.analysis.formatting import display_name, format_metric, format_number, format_value
 from tune_hpc.analysis.intervals import POWER, mean_interval
 from tune_hpc.analysis.linear_model import AdditiveModel, Differences, all_differences
-from tune_hpc.analysis.stability import resampled_seeds
+from tune_hpc.analysis.stability import resampled_units
 from tune_hpc.errors import UnknownNameError
 
 if TYPE_CHECKING:
@@ -316,7 +316,7 @@ def interactions(results: "Results", metric: str | None = None, log: bool | None
     values = configurations[[metric]].where(configurations["num_diverged"] == 0).to_numpy()
     by_seed = trial_values(results, [metric]).pivot_table(metric, "configuration", "seed")
     if len(by_seed) == len(values) and by_seed.shape[1] > 1 and by_seed.notna().all(axis=None):
-        values = np.hstack([values, by_seed.to_numpy() @ resampled_seeds(by_seed.shape[1]).T])
+        values = np.hstack([values, by_seed.to_numpy() @ resampled_units(by_seed.shape[1]).T])
     if log is None:
         log = metric.endswith("loss") and not (values <= 0).any()
     values = np.log(values) if log else values

@@ -25,14 +25,7 @@ def concat(searches: Sequence[Results]) -> Results:
     Raises:
         UnknownNameError: There are no searches, or they rank trials by different metrics.
     """
-    if not searches:
-        raise UnknownNameError("nothing to compare; name at least one search")
-    if len({(search.metric, search.experiment["mode"]) for search in searches}) > 1:
-        metrics = [f"{search.name} by the {search.experiment['mode']} of {search.metric}" for search in searches]
-        raise UnknownNameError(
-            f"these searches rank their trials by different metrics: {', '.join(metrics)}; compare searches with the "
-            "same metric"
-        )
+    check_same_metric(searches)
     names = unique_names(searches)
     trials, histories = [], []
     for name, search in zip(names, searches, strict=True):
@@ -48,6 +41,18 @@ def concat(searches: Sequence[Results]) -> Results:
         "space": {SEARCH: {}, **space},
     }
     return Results(experiment, pd.concat(trials, ignore_index=True), pd.concat(histories, ignore_index=True))
+
+
+def check_same_metric(searches: Sequence[Results]) -> None:
+    """Check that there are searches, and that all rank trials by the same metric, else raise ``UnknownNameError``."""
+    if not searches:
+        raise UnknownNameError("nothing to compare; name at least one search")
+    if len({(search.metric, search.experiment["mode"]) for search in searches}) > 1:
+        metrics = [f"{search.name} by the {search.experiment['mode']} of {search.metric}" for search in searches]
+        raise UnknownNameError(
+            f"these searches rank their trials by different metrics: {', '.join(metrics)}; compare searches with the "
+            "same metric"
+        )
 
 
 def unique_names(searches: Sequence[Results]) -> list[str]:

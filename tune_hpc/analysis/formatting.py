@@ -48,7 +48,7 @@ _OPTIONAL = (
 #: Columns with values of the metric in the row's column ``metric``.
 _MEASURED = ("measured", "low", "high", "deviation", "difference", "zone_low", "zone_high")
 #: Columns with measured values.
-_METRIC = re.compile(r"accuracy|loss|deviation|_s$|_share$|^num_|^prob_|^importance$")
+_METRIC = re.compile(r"accuracy|loss|deviation|_s$|_share$|^num_|^prob_|^importance$|^frequency$")
 _STEPS = {"step", "steps", "steps_run", "best_step", "selected_step", "taken_at"}
 
 
@@ -93,7 +93,7 @@ def format_metric(value: float, column: str = "") -> str:
         return f"{value:.2g}"
     if "accuracy" in column:
         return f"{value:.4f}"
-    if column.startswith("prob_") or column.endswith("_share") or column == "importance":
+    if column.startswith("prob_") or column.endswith("_share") or column in ("importance", "frequency"):
         return f"{value:.2f}"
     if column.endswith("_per_s"):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike
 POWER = 0.8
 #: Relative tolerance below which values count as equal.
 ROUNDING = 1e-6
+#: Default margins of non-inferiority: of an accuracy, and of another metric as a fraction of the reference.
+ACCURACY_MARGIN, RELATIVE_MARGIN = 0.005, 0.05
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,31 @@ def student_interval(mean: float, deviation: float, num_values: int, confidence:
     if num_values < 2 or deviation <= ROUNDING * abs(mean):
         return Interval(mean, np.nan, np.nan)
     return t_interval(mean, deviation / np.sqrt(num_values), num_values - 1, confidence)
+
+
+def welch_interval(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Return the difference of two means (first less second) with Welch's interval (Satterthwaite, 1946)."""
+    samples = [np.asarray(values, dtype=float) for values in (first, second)]
+    difference = float(samples[0].mean() - samples[1].mean())
+    if min(sample.size for sample in samples) < 2:
+        return Interval(difference, np.nan, np.nan)
+    variances = [sample.var(ddof=1) / sample.size for sample in samples]
+    if sum(variances) <= (ROUNDING * abs(samples[1].mean())) ** 2:
+        return Interval(difference, np.nan, np.nan)
+    parts = sum(variance**2 / (sample.size - 1) for variance, sample in zip(variances, samples, strict=True))
+    return t_interval(difference, float(np.sqrt(sum(variances))), sum(variances) ** 2 / parts, confidence)
+
+
+def default_margin(metric: str, reference: float) -> float:
+    """Return the largest irrelevant difference of a metric: 0.005 of an accuracy, otherwise 5 % of the reference."""
+    return ACCURACY_MARGIN if "accuracy" in metric else RELATIVE_MARGIN * abs(reference)
+
+
+def non_inferiority(lead_low: float, lead_high: float, margin: float) -> bool | None:
+    """Test of non-inferiority: whether a lead (negative if worse) is above ``-margin``; ``None``: inconclusive."""
+    if lead_low > -margin:
+        return True
+    return False if lead_high < 0 else None
 
 
 def t_interval(mean: float, error: float, degrees: float, confidence: float = 0.95) -> Interval:

@@ -15,8 +15,8 @@ from tune_hpc.analysis.aggregation import (
     sort_configurations,
     trial_values,
 )
-from tune_hpc.analysis.comparison import BETTER, INCONCLUSIVE, Comparison
-from tune_hpc.analysis.intervals import student_interval
+from tune_hpc.analysis.comparison import INCONCLUSIVE, Comparison
+from tune_hpc.analysis.intervals import ROUNDING, default_margin, non_inferiority, student_interval
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
@@ -25,19 +25,20 @@ from tune_hpc.errors import UnknownNameError
 BEST, SELECTED, LAST = "best_test_accuracy", "selected_test_accuracy", "test_accuracy"
 
 NO_WORSE, EQUAL = "no worse", "equal"
-#: Optimizers that equal another optimizer for certain values of their parameters: general, special, expected relation.
-SPECIAL_CASES: tuple[tuple[str, str, str], ...] = (
-    ("momentum", "gradient_descent", NO_WORSE),
-    ("nesterov", "gradient_descent", NO_WORSE),
-    ("adam", "momentum", NO_WORSE),
-    ("adam", "rmsprop", NO_WORSE),
-    ("proximal_gradient_descent", "gradient_descent", EQUAL),
-    ("proximal_adagrad", "adagrad", EQUAL),
-)
-#: A proximal optimizer with a positive penalty differs from its special case.
+#: Penalties of proximal optimizers; with a positive penalty, the optimizer differs from its special case.
 PENALTIES = ("l1", "l2")
+#: Optimizers that equal another one for certain values of parameters: general, special, expected relation, parameters.
+SPECIAL_CASES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+    ("momentum", "gradient_descent", NO_WORSE, ("momentum",)),
+    ("nesterov", "gradient_descent", NO_WORSE, ("momentum",)),
+    ("adam", "momentum", NO_WORSE, ("epsilon",)),
+    ("adam", "rmsprop", NO_WORSE, ("beta1",)),
+    ("proximal_gradient_descent", "gradient_descent", EQUAL, PENALTIES),
+    ("proximal_adagrad", "adagrad", EQUAL, PENALTIES),
+)
 AS_EXPECTED = "as expected"
 LOSES = "loses: its space or budget is too small"
+NOT_INCLUDED = "loses: its space does not include the special case"
 DIFFERS = "differs: should be equal"
 
 
@@ -83,22 +84,31 @@ def selection_bias(results: Results) -> pd.DataFrame:
     return pd.concat([table, table.loc[best]], ignore_index=True).assign(is_chosen=is_chosen)
 
 
-def special_cases(results: Results, parameter: str = "optimizer") -> pd.DataFrame:
+def special_cases(results: Results, parameter: str = "optimizer", margin: float | None = None) -> pd.DataFrame:
     """Compare each optimizer with its special cases: tuned well enough, it is not worse.
 
     Momentum 0 is gradient descent, so the best configuration of momentum is at least as good as that of gradient
-    descent. Otherwise momentum had the wrong space or too small a budget. A proximal optimizer without penalties equals
-    the ordinary one.
+    descent, if the space includes momentum 0. Otherwise momentum had the wrong space or too small a budget. A proximal
+    optimizer without penalties equals the ordinary one.
+
+    Both expectations are tests with a margin, because an interval that includes 0 is no evidence: an optimizer is no
+    worse if its interval excludes a loss of ``margin`` (non-inferiority), and equal if its interval excludes both
+    differences of ``margin`` (equivalence), or if both values agree but for
+    rounding errors.
 
     Args:
         results: A search over optimizers.
         parameter: The column with their names.
+        margin: Largest irrelevant difference of the metric; by default 0.005 for an accuracy, otherwise 5 % of the
+            special case's value.
 
     Returns:
         One row per pair of tried optimizers: ``general``, ``special``; ``expected``: ``no worse`` or ``equal``;
         ``difference``: general less special in the experiment's metric, ``low`` and ``high``: its interval,
-        simultaneous with all other pairs of ``Results.compare``; ``verdict``: ``as expected``, ``loses: its space or
-        budget is too small``, ``differs: should be equal``, or ``inconclusive`` (one seed, or one never finished).
+        simultaneous with all other pairs of ``Results.compare``; ``margin``; ``verdict``: ``as expected``, ``loses: its
+        space or budget is too small``, ``loses: its space does not include the special case`` (the parameter that makes
+        the difference does not vary), ``differs: should be equal``, or ``inconclusive`` (too wide an interval, one
+        seed, or an optimizer that never finished).
 
     Raises:
         UnknownNameError: There are no trials, no such parameter or metric, or no such pair among its values.
@@ -112,30 +122,39 @@ def special_cases(results: Results, parameter: str = "optimizer") -> pd.DataFram
     if not pairs:
         names = ", ".join(sorted(map(str, tried)))
         raise UnknownNameError(f"no {parameter} of {results.name} has a special case among the others: {names}")
-    return pd.DataFrame([_compare_pair(results, comparison, parameter, *pair) for pair in pairs])
+    return pd.DataFrame([_compare_pair(results, comparison, margin, *pair) for pair in pairs])
 
 
 def _compare_pair(
-    results: Results, comparison: Comparison, parameter: str, general: str, special: str, expected: str
-) -> dict[str, Any]:
-    trials = results.trials[row_mask(results.trials, {parameter: general})]
-    if expected == EQUAL and any((numeric_column(trials, name) > 0).any() for name in PENALTIES):
+    results: Results, comparison: Comparison, margin: float | None, general: str, special: str, expected: str,
+    names: tuple[str, ...],
+) -> dict[str, Any]:  # fmt: skip
+    trials = results.trials[row_mask(results.trials, {comparison.parameter: general})]
+    if expected == EQUAL and any((numeric_column(trials, name) > 0).any() for name in names):
         expected = NO_WORSE
-    row = {"general": general, "special": special, "expected": expected}
+    row: dict[str, Any] = {"general": general, "special": special, "expected": expected}
     pairs = comparison.pairs
     is_first = row_mask(pairs, {"first": general, "second": special})
     found = pairs[is_first | row_mask(pairs, {"first": special, "second": general})]
     if found.empty:
-        return row | {"difference": np.nan, "low": np.nan, "high": np.nan, "verdict": INCONCLUSIVE}
-    pair, general_leads = found.iloc[0], bool(is_first.any())
-    low, high = (pair["low"], pair["high"]) if general_leads else (-pair["high"], -pair["low"])
-    difference = pair["difference"] if general_leads else -pair["difference"]
-    verdict = AS_EXPECTED
-    if pair["verdict"] == INCONCLUSIVE:
-        # Without repeats, only identical values are conclusive.
-        verdict = AS_EXPECTED if expected == EQUAL and difference == 0 else INCONCLUSIVE
-    elif pair["verdict"] == BETTER and expected == EQUAL:
-        verdict = DIFFERS
-    elif pair["verdict"] == BETTER and not general_leads:
-        verdict = LOSES
-    return row | {"difference": float(difference), "low": float(low), "high": float(high), "verdict": verdict}
+        numbers = ("difference", "low", "high", "margin")
+        return row | dict.fromkeys(numbers, np.nan) | {"verdict": INCONCLUSIVE}
+    difference, low, high = (float(found.iloc[0][name]) for name in ("difference", "low", "high"))
+    if not is_first.any():
+        difference, low, high = -difference, -high, -low
+    value = abs(comparison.values.set_index(comparison.parameter)["mean"][special])
+    margin = default_margin(comparison.metric, value) if margin is None else margin
+    verdict = INCONCLUSIVE
+    if expected == EQUAL:
+        if abs(difference) <= ROUNDING * value or max(-low, high) < margin:
+            verdict = AS_EXPECTED
+        elif low > 0 or high < 0:
+            verdict = DIFFERS
+    else:
+        is_no_worse = non_inferiority(*((-high, -low) if comparison.lower_is_better else (low, high)), margin)
+        if is_no_worse:
+            verdict = AS_EXPECTED
+        elif is_no_worse is False:
+            is_included = any(len(numeric_column(trials, name).drop_duplicates()) > 1 for name in names)
+            verdict = LOSES if is_included else NOT_INCLUDED
+    return row | {"difference": difference, "low": low, "high": high, "margin": margin, "verdict": verdict}

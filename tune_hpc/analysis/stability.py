@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 
 #: ``asha`` compares configurations after these fractions of the steps, and keeps the best third.
 RUNGS, REDUCTION_FACTOR = (1 / 27, 1 / 9, 1 / 3), 3
-#: Resamples of the seeds.
+#: Smallest number of configurations for a statement about rungs.
+MIN_RUNG = 9
+#: Bootstrap resamples.
 NUM_RESAMPLES = 2000
 
 
-def resampled_seeds(num_seeds: int) -> np.ndarray:
-    """Return bootstrap weights of seeds (Efron, 1979), one row per resample; each row adds up to 1."""
+def resampled_units(num_units: int, num_resamples: int = NUM_RESAMPLES) -> np.ndarray:
+    """Return bootstrap weights of seeds or configurations (Efron, 1979), a row per resample; a row adds up to 1."""
     generator = np.random.default_rng(0)
-    return generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), NUM_RESAMPLES) / num_seeds
+    return generator.multinomial(num_units, np.full(num_units, 1 / num_units), num_resamples) / num_units
 
 
 def selection_frequencies(results: "Results", where: Mapping[str, Any] | None = None) -> pd.DataFrame:
@@ -61,7 +63,7 @@ def selection_frequencies(results: "Results", where: Mapping[str, Any] | None = 
     values = values.loc[values.index.isin(best.index)].dropna()
     if values.shape[1] < 2 or values.empty:
         raise UnknownNameError(f"selection frequencies need two seeds of each configuration; {results.name} has fewer")
-    means = values.to_numpy() @ resampled_seeds(values.shape[1]).T
+    means = values.to_numpy() @ resampled_units(values.shape[1]).T
     selected = means.argmin(axis=0) if results.is_lower_better(results.metric) else means.argmax(axis=0)
     frequency = pd.Series(np.bincount(selected, minlength=len(values)) / NUM_RESAMPLES, index=values.index)
     columns = [*searched_parameters(results), results.metric]

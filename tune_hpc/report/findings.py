@@ -39,14 +39,13 @@ from tune_hpc.analysis.published import (
     joint_test,
 )
 from tune_hpc.analysis.results import Results
-from tune_hpc.analysis.selection_bias import BEST, LOSES, SELECTED, selection_bias, special_cases
+from tune_hpc.analysis.selection_bias import BEST, LOSES, NOT_INCLUDED, SELECTED, selection_bias, special_cases
+from tune_hpc.analysis.stability import MIN_RUNG
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.scaling_findings import scaling_findings
 
 #: Smallest selection bias that is reported: half the last printed digit.
 _MIN_SELECTION_BIAS = 5e-5
-#: Smallest number of configurations at a rung for a warning.
-_MIN_RUNG = 9
 
 
 def findings(
@@ -234,7 +233,7 @@ def _rungs(results: Results) -> Iterator[str]:
     if results.experiment.get("scheduler", "none") != "none":
         return
     table = results.rung_correlation()
-    table = table[~table["keeps_best"] & (table["num_configurations"] >= _MIN_RUNG)]
+    table = table[~table["keeps_best"] & (table["num_configurations"] >= MIN_RUNG)]
     if len(table):
         ranks = ", ".join(f"{row['best_rank']} at step {row['step']}" for row in table.to_dict("records"))
         num_kept, num_configurations = table[["num_kept", "num_configurations"]].iloc[0]
@@ -247,5 +246,6 @@ def _rungs(results: Results) -> Iterator[str]:
 def _worse_values(results: Results, special: pd.DataFrame | None) -> Iterator[str]:
     table = special_cases(results) if special is None else special
     if "optimizer" in results.varied_parameters:
-        for row in table[table["verdict"] == LOSES].to_dict("records"):
-            yield f"{row['general']} loses to its special case {row['special']}: its space or budget is too small."
+        for row in table[table["verdict"].isin([LOSES, NOT_INCLUDED])].to_dict("records"):
+            reason = row["verdict"].removeprefix("loses: ")
+            yield f"{row['general']} loses to its special case {row['special']}: {reason}."

@@ -32,6 +32,7 @@ from tune_hpc.analysis.published import compare_to_published
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.selection_bias import special_cases
 from tune_hpc.analysis.speedup import serial_fractions, speedups
+from tune_hpc.analysis.stability import MIN_RUNG, selection_frequencies
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.storage.filesystem import Storage
 from tune_hpc.storage.trial_file import CONFIG
@@ -195,7 +196,7 @@ def report_tables(results: Results, importance: pd.DataFrame | None = None) -> l
     if not is_scaling(results):
         tables.append(("Best configurations", best_configurations(results)))
     if importance is not None:
-        tables.append((IMPORTANCE, importance))
+        tables.append((IMPORTANCE, _with_metrics(importance.copy(), dict.fromkeys(("low", "high"), "importance"))))
     tables += _analyses(results)
     for status in ("failed", "diverged", "disturbed"):
         if status in results.counts():
@@ -207,13 +208,18 @@ def report_tables(results: Results, importance: pd.DataFrame | None = None) -> l
 
 def _analyses(results: Results) -> list[tuple[str, pd.DataFrame]]:
     """Return the analyses of a scaling measurement or of a search that its trials allow."""
+    has_scheduler = results.experiment.get("scheduler", "none") != "none"
     analyses: dict[str, tuple[Callable[[Results], pd.DataFrame], Callable[[pd.DataFrame], Any]]] = {
         "Expected result with fewer configurations":
             (budget_curve, lambda df: df["num_configurations"] >= MIN_CONFIGURATIONS),
+        "Best configuration over resampled seeds":
+            (selection_frequencies, lambda df: bool(searched_parameters(results))),
+        "Ranking at the rungs of asha":
+            (Results.rung_correlation, lambda df: not has_scheduler and df["num_configurations"].min() >= MIN_RUNG),
         SPECIAL_CASES: (special_cases, lambda df: df["verdict"] != INCONCLUSIVE),
         "Interactions of two parameters": (interactions, lambda df: df["note"] == ""),
     }  # fmt: skip
-    columns: tuple[str, ...] = ("mean", "difference", "low", "high")
+    columns: tuple[str, ...] = ("mean", "difference", "low", "high", "margin")
     if is_scaling(results):
         analyses = {
             "Speed-up and efficiency": (speedups, lambda df: df["workers"] > 1),

@@ -30,7 +30,7 @@ MAX_ROWS, _MAX_PUBLISHED = 30, 20
 _ROW_HEIGHT, _LINE_HEIGHT, _AXIS_HEIGHT = 0.24, 0.2, 0.55
 #: Characters of a row's name, and of a published row's name beyond which it takes several lines.
 _MAX_NAME, _MAX_LINE = 40, 34
-_COLOUR = "#0072B2"
+_COLOUR, _BAR_COLOUR = "#0072B2", "#56B4E9"
 _MARKER: dict[str, Any] = {
     "linestyle": "none", "marker": "o", "markersize": 6, "markeredgewidth": 1.2, "color": _COLOUR
 }  # fmt: skip
@@ -107,20 +107,24 @@ def _limit_intervals(ax: Axes, table: pd.DataFrame) -> None:
 def draw_importance(
     results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]
 ) -> list[CaptionedFigure]:
-    """Draw the importance of parameters as bars: the specification's ``table`` (``parameter``, ``importance``)."""
+    """Draw the importance of parameters as bars with intervals: the specification's ``table`` (``importance``)."""
     table = specification["table"].head(MAX_ROWS)
     if len(table) < 2:
         return []
     names = [display_name(str(name)) for name in table["parameter"]]
     sheet, ax = _new_rows(figure_title(results, specification, where), names, "parameter")
-    ax.barh(range(len(table)), table["importance"], height=0.62, color=_COLOUR)
-    for level, value in enumerate(table["importance"]):
-        ax.annotate(f"{100 * value:.0f} %", (value, level), (3, 0), textcoords="offset points", va="center", size=7.5)
-    ax.set_xlim(0, float(table["importance"].max()) * 1.12)
+    ax.barh(range(len(table)), table["importance"], height=0.62, color=_BAR_COLOUR)
+    ax.hlines(range(len(table)), table["low"], table["high"], color="black", linewidth=1.2)
+    for level, row in enumerate(table.to_dict("records")):
+        place = (max(row["importance"], row["high"]), level)
+        text = f"{100 * row['importance']:.0f} %"
+        ax.annotate(text, place, (4, 0), textcoords="offset points", va="center", size=7.5)
+    ax.set_xlim(0, float(table[["importance", "high"]].max(axis=None)) * 1.12)
     ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     format_ticks(ax.xaxis, 3)
     ax.set_xlabel("importance (fraction; all add up to 1)")
-    sheet.add_notes("Important: the best configurations have other values of it than all (PED-ANOVA).")
+    sheet.add_notes("Important: the best configurations have other values of it than all (PED-ANOVA, by ranks).")
+    sheet.add_notes(f"Line: 95 % bootstrap interval over {table['resampled'].iloc[0]}.")
     return [sheet]
 
 
