@@ -164,8 +164,8 @@ def test_gpu_benchmark_rehearses_on_a_cpu(tmp_path):
     }  # fmt: skip
     figures = json.loads((tmp_path / "gpu" / "search_cost_figures.json").read_text(encoding="utf-8"))
     assert [row["contender"] for row in figures["table"]] == ["grid", "random, a fifth"]
-    for name in made.keys() - {"fusion", "search_cost"}:
-        check_machine(made[name]["machine"])
+    for content in made.values():
+        check_machine(content["machine"])
     trial = made["one_trial"]["measured"]
     assert set(trial) == {f"{type}, {way}" for type in ("float32", "tf32", "bfloat16") for way in ("recorded", "eager")}
     # On a CPU tf32 is float32, and steps are not recorded.
