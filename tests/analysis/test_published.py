@@ -13,7 +13,6 @@ from tune_hpc.analysis.published import (
     _add_verdicts,
     compare_to_published,
     joint_test,
-    neighbour_deviations,
 )
 from tune_hpc.report import findings, tables
 
@@ -56,6 +55,7 @@ def test_published_number_is_compared_with_its_trials(grid):
     assert row["best_agrees"] is pd.NA
 
 
+RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 #: Cells of a table: (learning rate, values by seed).
 Cells = list[tuple[float, list[float]]]
 
@@ -83,18 +83,23 @@ def table(trial, results_of):
 
 
 class TestVerdicts:
-    @pytest.mark.parametrize(("num_cells", "num_seeds"), [(1, 3), (4, 3), (8, 2)])
-    def test_agreement_rate_of_equal_distributions_is_nominal(self, num_cells, num_seeds):
+    @pytest.mark.parametrize(
+        ("num_cells", "num_seeds", "seed_effect"), [(1, 3, 0.0), (4, 3, 0.0), (8, 2, 0.0), (8, 3, 1.0), (8, 5, 3.0)]
+    )
+    def test_agreement_rate_of_equal_distributions_is_nominal(self, num_cells, num_seeds, seed_effect):
         generator = np.random.default_rng(0)
-        df = pd.DataFrame({"num_seeds": num_seeds, "resolution": 0.0, "is_comparable": True}, index=range(num_cells))
-        configurations = pd.DataFrame({"model": "cnn"}, index=range(num_cells))
-        num_agreeing, num_tables = 0, 300
+        cells = pd.DataFrame({"metric": "loss", "num_seeds": num_seeds, "resolution": 0.0}, index=range(num_cells))
+        cells = cells.assign(is_comparable=True, is_random=True, num_diverged=0, best_over=None, verdict=None, note="")
+        num_agreeing, num_tables = 0, 200
         for _ in range(num_tables):
-            theirs, *ours = generator.normal(0.99, 0.001, (num_seeds + 1, num_cells))
+            # The seeds have an effect on all cells; the published runs have seeds of their own.
+            ours = generator.normal(0.0, 1.0, (num_seeds, num_cells))
+            ours += seed_effect * generator.normal(0.0, 1.0, (num_seeds, 1))
+            theirs = generator.normal(0.0, np.hypot(1.0, seed_effect), num_cells)
             deviation, degrees = pooled_deviations(ours)
-            rows = df.assign(configuration=range(num_cells), measured=np.mean(ours, axis=0), deviation=deviation)
-            rows = rows.assign(degrees=degrees, difference=rows["measured"] - theirs, verdict=None)
-            _add_verdicts(rows, configurations)
+            rows = cells.assign(published=theirs, measured=ours.mean(axis=0), deviation=deviation, degrees=degrees)
+            rows["difference"] = rows["measured"] - theirs
+            _add_verdicts(rows)
             num_agreeing += (rows["verdict"] == AGREES).sum()
         assert num_agreeing / num_tables / num_cells == pytest.approx(0.95, abs=0.03)
 
@@ -107,35 +112,50 @@ class TestVerdicts:
             assert compare_to_published(table([(0.1, values)], [published], 0.001)).loc[0, "verdict"] == expected
 
     def test_deviation_is_pooled_over_the_cells(self, table):
-        cells = [(rate, [rate, rate + 0.001, rate + 0.002]) for rate in (0.1, 0.2, 0.3, 0.4)]
-        df = compare_to_published(table(cells, [0.1, 0.2, 0.3, 0.406]))
-        assert df["deviation"].tolist() == pytest.approx([0.001] * 4)
-        assert df["degrees"].tolist() == [8] * 4
-        assert df["verdict"].tolist() == [AGREES] * 3 + [DIFFERS]
-        assert df.loc[3, "p_holm"] == pytest.approx(4 * 2 * stats.t.sf(0.005 / 0.001 / np.sqrt(4 / 3), 8))
+        # The seeds have no common effect: the residual variance has (3 - 1) (3 - 1) degrees of freedom.
+        offsets = [(0.0, 0.001, 0.002), (0.001, 0.002, 0.0), (0.002, 0.0, 0.001)]
+        cells = [(rate, [rate + one for one in offset]) for rate, offset in zip(RATES, offsets, strict=False)]
+        df = compare_to_published(table(cells, [0.101, 0.201, 0.306]))
+        assert df["deviation"].tolist() == pytest.approx([0.001] * 3)
+        assert df["degrees"].tolist() == pytest.approx([4] * 3)
+        assert df["verdict"].tolist() == [AGREES] * 2 + [DIFFERS]
+        assert df.loc[2, "p_holm"] == pytest.approx(3 * 2 * stats.t.sf(0.005 / 0.001 / np.sqrt(4 / 3), 4))
 
-    def test_single_seed_differs_by_the_deviation_of_neighbouring_published_cells(self, table):
+    def test_seeds_that_shift_all_cells_have_few_degrees_of_freedom(self, table):
+        cells = [(rate, [rate, rate + 0.001, rate + 0.002]) for rate in RATES]
+        df = compare_to_published(table(cells, RATES))
+        assert df["degrees"].tolist() == pytest.approx([2] * 6)
+
+    def test_single_seed_differs_by_the_differences_of_the_other_cells(self, table):
         rates = np.arange(1, 11) / 10
-        noise = np.array([1, -1, 1, -1, 1, -1, 1, -1, 1, -1]) / 1000
-        published = 0.9 + rates / 100 + noise
-        df = compare_to_published(table([(rate, [0.9 + rate / 100]) for rate in rates], published))
-        # A linear response has no effect: each pseudo-residual is 2 / sqrt(1.5) thousandths.
-        assert df["deviation"].tolist() == pytest.approx([0.002 / np.sqrt(1.5)] * 10)
+        differences = np.array([1, -1, 1, -1, 1, -1, 1, -1, 1, -1]) / 1000
+        cells = [(rate, [0.9 + rate**2 / 20]) for rate in rates]
+        published = 0.9 + rates**2 / 20 + differences
+        df = compare_to_published(table(cells, published))
+        # The difference of two runs has twice the variance of one. A curved response has no effect.
+        assert df["deviation"].tolist() == pytest.approx([0.001 / np.sqrt(2)] * 10)
+        assert df["degrees"].tolist() == [9] * 10
         assert set(df["verdict"]) == {AGREES}
         published[4] += 0.02
-        df = compare_to_published(table([(rate, [0.9 + rate / 100]) for rate in rates], published))
-        assert df["verdict"].tolist().index(DIFFERS) == 4
+        df = compare_to_published(table(cells, published))
+        assert df.index[df["verdict"] == DIFFERS].tolist() == [4]
+        assert df.loc[4, "deviation"] == pytest.approx(0.001 / np.sqrt(2))
 
-    def test_neighbour_deviation_is_unbiased(self):
-        values = np.random.default_rng(1).normal(0, 2, (400, 12)) + np.linspace(0, 30, 12)
-        cells = pd.DataFrame({"rate": np.tile(np.arange(6), 2), "batch": np.repeat([50, 100], 6)})
-        estimates = [neighbour_deviations(cells, pd.Series(row - np.repeat([0, 99], 6))) for row in values]
-        assert np.mean([deviations**2 for deviations, _ in estimates], axis=0) == pytest.approx(4, rel=0.15)
-        # Seven overlapping pseudo-residuals without the first cell: covariances of -2/3 and 1/6.
-        assert estimates[0][1][0] == pytest.approx(49 / (7 + 10 * (2 / 3) ** 2 + 6 * (1 / 6) ** 2))
+    def test_single_seeds_have_nominal_error_rates_and_power(self, table):
+        generator = np.random.default_rng(1)
+        rates, num_different, num_found, num_tables = np.arange(1, 13) / 10, 0, 0, 30
+        for _ in range(num_tables):
+            ours, theirs = generator.normal(0.9, 0.001, (2, 12)) + rates / 100
+            theirs[0] += 0.01
+            cells = [(rate, [value]) for rate, value in zip(rates, ours, strict=True)]
+            verdicts = compare_to_published(table(cells, theirs))["verdict"]
+            num_found += verdicts[0] == DIFFERS
+            num_different += (verdicts[1:] == DIFFERS).sum()
+        assert num_different / num_tables / 11 <= 0.05
+        assert num_found / num_tables >= 0.95
 
     def test_single_run_without_neighbours_is_inconclusive(self, table):
-        df = compare_to_published(table([(0.1, [0.9904]), (0.2, [0.9904])], [0.99, 0.995], resolution=0.001))
+        df = compare_to_published(table([(0.1, [0.9904]), (0.2, [0.9914])], [0.99, 0.995], resolution=0.001))
         assert df["verdict"].tolist() == [AGREES, INCONCLUSIVE]
         assert df["zone_low"].isna().all()
 
@@ -148,7 +168,7 @@ class TestVerdicts:
         df = compare_to_published(table([(0.1, [0.9049]), (0.2, [0.9051])], [0.9, 0.9], 0.01, fixed))
         assert df["verdict"].tolist() == [AGREES, DIFFERS]
         assert df["zone_high"].tolist() == pytest.approx([0.9099, 0.9101])
-        assert joint_test(df).empty
+        assert joint_test(table([(0.1, [0.9049])], [0.9], 0.01, fixed)).empty
 
     def test_table_has_the_verdicts(self, trial, results_of):
         trials = [trial(f"0000{seed}", loss=1 + seed / 1000, seed=seed) for seed in range(3)]
@@ -179,29 +199,64 @@ def test_same_computation_counts_once(table):
     assert compare_to_published(made)["duplicate_of"].isna().all()
 
 
+def test_computation_that_repeats_counts_once_in_the_deviation(table):
+    cells = [(0.1, [0.9, 0.91, 0.92]), (0.2, [0.9, 0.91, 0.92]), (0.3, [0.9, 0.94, 0.95])]
+    made = table(cells, [0.95, 0.8, 0.93])
+    made.trials["test_loss"] = made.trials["test_accuracy"]
+    df = compare_to_published(made)
+    expected = np.sqrt((np.var([0.9, 0.91, 0.92], ddof=1) + np.var([0.9, 0.94, 0.95], ddof=1)) / 2)
+    assert df["deviation"].tolist() == pytest.approx([expected] * 3)
+    assert len(set(df["degrees"])) == 1
+
+
+def test_only_seeds_with_the_metric_count(table):
+    made = table([(0.1, [0.5, 0.6, 0.7, 0.8])], [0.6])
+    made.trials.loc[2:, "test_accuracy"] = np.nan
+    row = compare_to_published(made).iloc[0]
+    assert row[["measured", "num_seeds", "degrees"]].tolist() == pytest.approx([0.55, 2, 1])
+
+
+def test_configuration_with_a_diverged_seed_is_inconclusive(table):
+    made = table([(0.1, [0.5, 0.51, 0.52])], [0.51])
+    made.trials.loc[2, "status"] = "diverged"
+    row = compare_to_published(made).iloc[0]
+    assert (row["verdict"], row["note"]) == (INCONCLUSIVE, "1 of 3 seeds diverged")
+
+
+def test_tiny_numbers_are_compared_relative_to_their_size(table):
+    fixed = {"model": "line"}
+    df = compare_to_published(table([(0.1, [4e-12]), (0.2, [5e-11])], [9e-10, 5e-11], config=fixed))
+    assert df["verdict"].tolist() == [DIFFERS, AGREES]
+    assert df[["p_holm", "deviation", "low"]].isna().all(axis=None)
+
+
 class TestJointTest:
     def test_systematic_difference_is_found_although_each_number_agrees(self, table):
-        cells = [(rate, [0.899, 0.9, 0.901]) for rate in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)]
-        made = table(cells, [0.9018] * 6)
+        # The means of the seeds over the cells vary less than the cells.
+        seeds, cell = np.array([0.9002, 0.9, 0.8998]), np.array([-0.001, 0.0, 0.001])
+        cells = [(rate, (seeds + np.roll(cell, shift)).tolist()) for shift, rate in enumerate(RATES)]
+        made = table(cells, [0.9015] * 6)
         assert set(compare_to_published(made)["verdict"]) == {AGREES}
-        row = joint_test(compare_to_published(made)).iloc[0]
-        assert (row["num_numbers"], row["num_above"]) == (6, 6)
+        row = joint_test(made).iloc[0]
+        assert (row["num_numbers"], row["num_seeds"], row["num_above"]) == (6, 3, 6)
         assert row["p"] < 0.05
         assert row["mean_difference"] - row["half"] > 0
         assert any("Published test accuracy is on average 0.00" in text for text in findings.findings(made))
 
-    def test_false_alarm_rate_with_shared_seeds_is_below_nominal(self):
+    @pytest.mark.parametrize("seed_effect", [0.0, 3.0])
+    def test_false_alarm_rate_with_shared_seeds_is_nominal(self, table, seed_effect):
         generator = np.random.default_rng(2)
-        num_found = 0
-        for _ in range(500):
-            # Half of the variance is the seed's, common to our cells.
-            ours = generator.normal(0, 1, (3, 1)) + generator.normal(0, 1, (3, 8))
-            theirs = generator.normal(0, np.sqrt(2), 8)
-            deviation, degrees = pooled_deviations(ours)
-            columns = {"metric": "loss", "deviation": deviation, "degrees": degrees, "num_seeds": 3}
-            df = pd.DataFrame({**columns, "published": theirs, "measured": ours.mean(axis=0), "duplicate_of": None})
-            num_found += joint_test(df).loc[0, "p"] < 0.05
-        assert num_found / 500 <= 0.06
+        num_found, num_tables = 0, 30
+        for _ in range(num_tables):
+            runs = 0.9 + 0.001 * generator.normal(0, 1, (5, 6)) + 0.001 * seed_effect * generator.normal(0, 1, (5, 1))
+            made = table([(rate, runs[:4, cell].tolist()) for cell, rate in enumerate(RATES)], runs[4])
+            num_found += joint_test(made).loc[0, "p"] < 0.05
+        assert num_found <= 4
+
+    def test_single_seed_has_a_mean_difference_only(self, table):
+        row = joint_test(table([(rate, [0.9 + rate / 100]) for rate in RATES], [0.91] * 6)).iloc[0]
+        assert row["num_seeds"] == 1
+        assert np.isnan([row["half"], row["p"]]).all()
 
 
 @pytest.mark.parametrize(

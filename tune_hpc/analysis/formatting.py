@@ -203,7 +203,7 @@ def _name_shared_parameter(df: pd.DataFrame) -> pd.DataFrame:
 
 def _is_uninformative(df: pd.DataFrame, name: str) -> bool:
     column = df[name]
-    if name in ("quick", "best_of"):
+    if name in ("quick", "best_of") or (name == "configuration" and "published" in df):
         return True
     if name == "num_diverged":
         return not column.any()

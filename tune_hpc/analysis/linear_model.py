@@ -175,8 +175,9 @@ def all_differences(samples: ArrayLike, lower_is_better: bool, confidence: float
 def pooled_deviations(samples: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return the deviation of one result of each value, pooled over values, and its degrees of freedom.
 
-    Seeds are not blocks here: the deviation includes their effect. Values with outlying variances share a class of
-    their own. Without a variance the deviation is NaN, and the degrees are 0.
+    The deviation includes the effect of the seed. A seed that all values share is one sample of this effect, so that
+    the degrees of freedom are Satterthwaite's (1946) for the variance over seeds and the residual variance. Values with
+    outlying variances share a class of their own. Without a variance the deviation is NaN, and the degrees are 0.
 
     Args:
         samples: Table of seeds by values, NaN where a seed has no result.
@@ -185,6 +186,13 @@ def pooled_deviations(samples: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     deviations, degrees = np.full(table.shape[1], np.nan), np.zeros(table.shape[1])
     for values, fit in _variance_classes(table, fit_model(table, allow_blocks=False)):
         deviations[values], degrees[values] = fit.deviation, fit.degrees
+        cells = table[:, values]
+        num_seeds, num_values = cells.shape
+        if fit.degrees and num_values > 1 and not np.isnan(cells).any():
+            over_seeds = cells.mean(axis=1).var(ddof=1)
+            residual = fit.deviation**2 - over_seeds
+            parts = over_seeds**2 + residual**2 / (num_values - 1)
+            degrees[values] = fit.deviation**4 * (num_seeds - 1) / parts
     return deviations, degrees
 
 

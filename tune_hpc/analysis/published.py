@@ -2,9 +2,9 @@
 
 A published number is a single run, rounded. It agrees if it lies in the 95 % prediction interval of one more of our
 runs, widened by half of its last digit, and differs otherwise. The run-to-run deviation is pooled over the seeds of
-the compared configurations. With one seed it is that of the published runs, from neighbouring cells of their table: our
-cells share their seed, and vary less. Without any, a number agrees if it equals ours to the printed digits; else the
-comparison is inconclusive. A deterministic run either has the printed digits or differs.
+the compared configurations. With one seed it follows from the differences between the other published numbers and
+ours, which include the deviations of both. Without any, a number agrees if it equals ours to the printed digits; else
+the comparison is inconclusive. A deterministic run either has the printed digits or differs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,8 +32,10 @@ LEVEL = 0.05
 _NUMBER_COLUMNS = (
     "where", "metric", "published", "measured", "low", "high", "deviation", "degrees", "num_seeds", "num_diverged",
     "difference", "zone_low", "zone_high", "verdict", "p_holm", "best_over", "best_of", "measured_best",
-    "published_best", "best_agrees", "duplicate_of", "note", "quick", "source",
+    "published_best", "best_agrees", "duplicate_of", "note", "quick", "source", "configuration",
 )  # fmt: skip
+#: The built-in trainable, whose configurations determine whether a run is random.
+BUILT_IN = "tune_hpc.learning.training:train"
 
 
 def compare_to_published(results: Results) -> pd.DataFrame:
@@ -52,7 +54,7 @@ def compare_to_published(results: Results) -> pd.DataFrame:
           ``measured_best``, ``published_best`` and ``best_agrees``.
         - ``duplicate_of``: condition of an earlier number that the same computation measures, as for two optimizers
           that are identical here; duplicates do not count in ``p_holm`` and ``joint_test``.
-        - ``note``: reason for a missing measurement or comparison.
+        - ``note``: reason for a missing measurement or comparison; ``configuration``: its row in ``aggregate_seeds``.
 
     Example:
         >>> from tune_hpc import compare_to_published, load
@@ -63,12 +65,19 @@ def compare_to_published(results: Results) -> pd.DataFrame:
     published = list(results.experiment.get("published") or ())
     configurations = aggregate_seeds(results, [results.metric, *(number["metric"] for number in published)])
     shared = _shared_conditions(published)
-    rows = [_compare_one(number, results, configurations, shared) for number in published]
-    df = pd.DataFrame(rows, columns=[*_NUMBER_COLUMNS, "configuration", "resolution", "is_comparable"])
-    for _, group in df[df["is_comparable"].astype(bool)].groupby("metric", sort=False):
-        _add_deviations(df, group, results, published)
-    _add_verdicts(df, configurations)
-    df["duplicate_of"] = _duplicates(results, df)
+    values = trial_values(results, [number["metric"] for number in published])
+    rows = [_compare_one(number, results, configurations, values, shared) for number in published]
+    df = pd.DataFrame(rows, columns=[*_NUMBER_COLUMNS, "computation", "resolution", "is_comparable"])
+    _find_duplicates(results, df)
+    is_builtin = results.experiment.get("trainable", BUILT_IN) == BUILT_IN
+    is_random = [
+        number < 0 or not is_builtin or has_random_result(configurations.loc[number].to_dict())
+        for number in df["configuration"]
+    ]
+    df = df.assign(is_random=is_random).astype({"is_comparable": bool, "is_random": bool})
+    for metric, group in df[df["is_comparable"] & df["is_random"]].groupby("metric", sort=False):
+        _add_deviations(df, group, _samples(results, str(metric), group["computation"]))
+    _add_verdicts(df)
     df["p_holm"] = _holm(df["p_holm"].where(df["duplicate_of"].isna()))
     df = df.astype({"best_agrees": "boolean", "num_seeds": "int64", "num_diverged": "int64"})
     return df[list(_NUMBER_COLUMNS)]
@@ -79,35 +88,46 @@ def distinct_numbers(published: pd.DataFrame) -> pd.DataFrame:
     return published[published["duplicate_of"].isna()]
 
 
-def joint_test(published: pd.DataFrame) -> pd.DataFrame:
+def joint_test(results: Results, published: pd.DataFrame | None = None) -> pd.DataFrame:
     """Test whether the published numbers of a metric differ from ours on average, although each may agree.
 
-    All our runs may share their seeds, so that the error of our means counts in full; that of the published runs
-    averages out. Student's t-test.
+    The published numbers count as one more run of the whole table, whose cells may share a seed. Their mean is compared
+    with the means of our seeds over the same cells: Student's prediction interval.
 
     Args:
-        published: Table of ``compare_to_published``.
+        results: Results with several seeds.
+        published: Table of ``compare_to_published``, if it exists.
 
     Returns:
-        One row per metric with at least two comparable numbers, without duplicates: ``metric``, ``num_numbers``,
-        ``num_above`` (published above measured), ``mean_difference`` (published less measured), its 95 % ``half``
-        width, and ``p``.
+        One row per metric with at least two random numbers, without duplicates: ``metric``, ``num_numbers``,
+        ``num_seeds`` (with all of them), ``num_above`` (published above measured), ``mean_difference`` (published less
+        measured), its 95 % ``half`` width and ``p``; both are missing with fewer than three seeds.
     """
     from scipy.special import stdtr, stdtrit
 
+    published = compare_to_published(results) if published is None else published
     known = distinct_numbers(published).dropna(subset=["deviation", "measured"])
     rows = []
     for metric, table in known.groupby("metric", sort=False):
         if len(table) < 2:
             continue
-        excess, degrees = table["published"] - table["measured"], table["degrees"].min()
-        error = np.sqrt((table["deviation"] ** 2).mean() * (1 / len(table) + 1 / table["num_seeds"].min()))
-        mean = float(excess.mean())
-        p = 2 * float(stdtr(degrees, -abs(mean) / error))
-        rows.append(
-            (metric, len(table), int((excess > 0).sum()), mean, float(stdtrit(degrees, 1 - LEVEL / 2) * error), p)
-        )
-    return pd.DataFrame(rows, columns=["metric", "num_numbers", "num_above", "mean_difference", "half", "p"])
+        samples = _samples(results, str(metric), table["configuration"]).dropna()
+        excess = table["published"] - table["measured"]
+        means, num_seeds = samples.mean(axis="columns"), len(samples)
+        half, p = np.nan, np.nan
+        if num_seeds > 2 and means.std() > 0:
+            error = means.std() * np.sqrt(1 + 1 / num_seeds)
+            half = float(stdtrit(num_seeds - 1, 1 - LEVEL / 2) * error)
+            p = 2 * float(stdtr(num_seeds - 1, -abs(excess.mean()) / error))
+        rows.append((metric, len(table), num_seeds, int((excess > 0).sum()), float(excess.mean()), half, p))
+    columns = ["metric", "num_numbers", "num_seeds", "num_above", "mean_difference", "half", "p"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _samples(results: Results, metric: str, configurations: pd.Series) -> pd.DataFrame:
+    """Return the values of a metric by seed and configuration, for some configurations."""
+    values = trial_values(results, [metric])
+    return values.pivot_table(metric, "seed", "configuration")[configurations.unique()]
 
 
 def _shared_conditions(published: Sequence[Mapping[str, Any]]) -> set[str]:
@@ -117,7 +137,11 @@ def _shared_conditions(published: Sequence[Mapping[str, Any]]) -> set[str]:
 
 
 def _compare_one(
-    number: Mapping[str, Any], results: Results, configurations: pd.DataFrame, shared: set[str]
+    number: Mapping[str, Any],
+    results: Results,
+    configurations: pd.DataFrame,
+    values: pd.DataFrame,
+    shared: set[str],
 ) -> dict[str, Any]:
     """Return a row with the measured mean, without its deviation and verdict."""
     where, metric, over = number["where"], number["metric"], number.get("best_over")
@@ -143,7 +167,9 @@ def _compare_one(
     if ranked.empty or np.isnan(ranked[metric].iloc[0]):
         return row | {"note": "diverged" if row["num_diverged"] else f"no trial finished with a value of {metric}"}
     best = ranked.iloc[0]
-    row |= {"measured": best[metric], "num_seeds": int(best["num_seeds"]), "configuration": ranked.index[0]}
+    has_value = (values["configuration"] == ranked.index[0]) & values[metric].notna()
+    row |= {"measured": best[metric], "configuration": ranked.index[0]}
+    row["num_seeds"] = values.loc[has_value, "seed"].nunique()
     row |= {"difference": row["measured"] - row["published"], "verdict": NOT_COMPARABLE}
     size = {name: value for name, value in (number.get("size") or {}).items() if name in ranked}
     other_size = {name: best[name] for name, value in size.items() if not _has(ranked, name, value)}
@@ -166,100 +192,70 @@ def _has(ranked: pd.DataFrame, name: str, value: Any) -> bool:
     return bool(row_mask(ranked.head(1), {name: value}).all())
 
 
-def _add_deviations(
-    df: pd.DataFrame, group: pd.DataFrame, results: Results, published: Sequence[Mapping[str, Any]]
-) -> None:
-    """Add ``deviation`` and ``degrees`` to the comparable rows of one metric."""
-    values = trial_values(results, group["metric"].unique().tolist())
-    samples = values.pivot_table(group["metric"].iloc[0], "seed", "configuration")[group["configuration"].unique()]
+def _add_deviations(df: pd.DataFrame, group: pd.DataFrame, samples: pd.DataFrame) -> None:
+    """Add ``deviation`` and ``degrees`` to rows of one metric, given their values by seed and computation."""
     deviations, degrees = pooled_deviations(samples)
-    if degrees.any():
-        by_configuration = pd.DataFrame({"deviation": deviations, "degrees": degrees}, index=samples.columns)
-        df.loc[group.index, ["deviation", "degrees"]] = by_configuration.loc[group["configuration"]].to_numpy()
-    elif len(samples) == 1:
-        cells = pd.DataFrame([published[number]["where"] for number in group.index], index=group.index)
-        df.loc[group.index, ["deviation", "degrees"]] = np.stack(
-            neighbour_deviations(cells, group["published"]), axis=1
-        )
+    distinct = group.drop_duplicates("computation")
+    if not degrees.any() and len(samples) == 1 and len(distinct) > 2:
+        # The difference of two single runs has twice the variance of one.
+        squares = distinct.set_index("computation")["difference"].astype(float)[samples.columns].to_numpy() ** 2
+        deviations = np.sqrt((squares.sum() - squares) / (len(squares) - 1) / 2)
+        degrees = np.where(deviations > ROUNDING * group["measured"].abs().max(), len(squares) - 1, 0)
+    found = pd.DataFrame({"deviation": deviations, "degrees": degrees}, index=samples.columns)
+    found["deviation"] = found["deviation"].where(found["degrees"] > 0)
+    df.loc[group.index, ["deviation", "degrees"]] = found.loc[group["computation"]].to_numpy()
 
 
-def neighbour_deviations(cells: pd.DataFrame, values: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Estimate the deviation of single runs from neighbouring cells of a grid.
-
-    The pseudo-residual of a cell is its difference from the mean of its two neighbours along a numeric parameter, so
-    that a linear response has no effect and a curved one makes the estimate larger. The estimate for a cell excludes
-    its own value. The degrees of freedom are Satterthwaite's (1946). Source: Gasser, Sroka and Jennen-Steinmetz, 1986,
-    Biometrika 73(3).
-
-    Args:
-        cells: Parameters of the cells, one row per cell.
-        values: Values of the cells.
-
-    Returns:
-        Deviation and degrees of freedom for each cell; NaN and 0 without three other neighbouring cells.
-    """
-    contrasts = []
-    positions = pd.Series(np.arange(len(cells)), index=cells.index)
-    for name in cells.columns[[pd.api.types.is_numeric_dtype(cells[column]) for column in cells]]:
-        others = [other for other in cells if other != name]
-        for _, line in cells.groupby(others, dropna=False) if others else [((), cells)]:
-            order = positions[line.sort_values(name).index].to_numpy()
-            for previous, middle, following in zip(order, order[1:], order[2:], strict=False):
-                contrast = np.zeros(len(cells))
-                contrast[[previous, middle, following]] = np.array([0.5, -1.0, 0.5]) / np.sqrt(1.5)
-                contrasts.append(contrast)
-    deviations, degrees = np.full(len(cells), np.nan), np.zeros(len(cells))
-    for cell in range(len(cells)):
-        matrix = np.array([contrast for contrast in contrasts if not contrast[cell]])
-        deviation = np.sqrt(np.mean((matrix @ values.to_numpy(float)) ** 2)) if len(matrix) else 0.0
-        if deviation > ROUNDING * values.abs().max():
-            deviations[cell] = deviation
-            degrees[cell] = len(matrix) ** 2 / ((matrix @ matrix.T) ** 2).sum()
-    return deviations, degrees
-
-
-def _add_verdicts(df: pd.DataFrame, configurations: pd.DataFrame) -> None:
+def _add_verdicts(df: pd.DataFrame) -> None:
     """Add intervals, zones, verdicts and p-values to the comparable rows."""
     from scipy.special import stdtr, stdtrit
 
-    is_comparable = df["is_comparable"].astype(bool)
-    rows = df[is_comparable].astype({"deviation": float, "degrees": float, "measured": float})
+    columns = ("published", "measured", "difference", "deviation", "degrees", "resolution")
+    rows = df[df["is_comparable"]].astype(dict.fromkeys(columns, float))
     if rows.empty:
         return
-    is_random = [has_random_result(configurations.loc[number].to_dict()) for number in rows["configuration"]]
     error = rows["deviation"] / np.sqrt(rows["num_seeds"])
     prediction_error = rows["deviation"] * np.sqrt(1 + 1 / rows["num_seeds"])
     critical = stdtrit(rows["degrees"].where(rows["degrees"] > 0), 1 - LEVEL / 2)
-    half = (critical * prediction_error).where(is_random, 0.0)
+    half = (critical * prediction_error).where(rows["is_random"], 0.0)
     distance = rows["difference"].abs() - rows["resolution"] / 2
-    is_equal = distance <= 1e-9
+    scale = rows[["published", "measured", "resolution"]].abs().max(axis="columns")
+    is_equal = distance <= 1e-9 * scale
     is_known = half.notna()
     verdicts = np.where(is_equal | (is_known & (distance <= half)), AGREES, np.where(is_known, DIFFERS, INCONCLUSIVE))
-    df.loc[rows.index, "verdict"] = verdicts
+    has_diverged = (rows["num_diverged"] > 0) & rows["best_over"].isna()
+    df.loc[rows.index, "verdict"] = np.where(has_diverged, INCONCLUSIVE, verdicts)
+    df.loc[rows.index[has_diverged], "note"] = [
+        f"{diverged} of {diverged + seeds} seeds diverged"
+        for diverged, seeds in rows.loc[has_diverged, ["num_diverged", "num_seeds"]].to_numpy()
+    ]
     df.loc[rows.index, "p_holm"] = 2 * stdtr(rows["degrees"], -distance.clip(lower=0) / prediction_error)
     for side, sign in (("low", -1), ("high", 1)):
         df.loc[rows.index, side] = rows["measured"] + sign * critical * error
-        df.loc[rows.index, f"zone_{side}"] = rows["measured"] + sign * (half + rows["resolution"] / 2)
+        zone = rows["measured"] + sign * (half + rows["resolution"] / 2)
+        df.loc[rows.index, f"zone_{side}"] = zone.where(~rows["metric"].str.endswith("accuracy"), zone.clip(0.0, 1.0))
 
 
-def _duplicates(results: Results, df: pd.DataFrame) -> list[str | None]:
-    """Return, for each number, the condition of an earlier one whose trials have the same values of all metrics."""
+def _find_duplicates(results: Results, df: pd.DataFrame) -> None:
+    """Add ``duplicate_of`` and ``computation``: the first configuration with the same values of all metrics."""
     names = [name for name in METRICS if name in results.trials and results.trials[name].notna().any()]
-    has_loss = any(name.endswith("loss") for name in names)
+    has_loss = any(name.endswith("loss") for name in names)  # Accuracies may coincide.
     values = aggregate_seeds(results, names)[names].to_numpy(float)
-    duplicates: list[str | None] = []
-    for position, row in enumerate(df.to_dict("records")):
-        earlier = df.iloc[:position]
-        earlier = earlier[(earlier["metric"] == row["metric"]) & (earlier["configuration"] >= 0)]
+    computations: dict[int, int] = {}
+    for number in df.loc[df["configuration"] >= 0, "configuration"].unique():
         same = [
-            rival["where"]
-            for rival in earlier.to_dict("records")
-            if has_loss  # Accuracies may coincide.
-            and row["configuration"] not in (-1, rival["configuration"])
-            and np.allclose(values[row["configuration"]], values[rival["configuration"]], ROUNDING, 0, equal_nan=True)
+            other
+            for other in computations
+            if has_loss and np.allclose(values[number], values[other], ROUNDING, 0, equal_nan=True)
         ]
-        duplicates.append(same[0] if same else None)
-    return duplicates
+        computations[number] = computations[same[0]] if same else number
+    df["computation"] = [computations.get(number, -1) for number in df["configuration"]]
+    first = df[df["configuration"] == df["computation"]].drop_duplicates(["metric", "computation"])
+    conditions = {(row["metric"], row["computation"]): row["where"] for row in first.to_dict("records")}
+    df["duplicate_of"] = [
+        None if row["configuration"] == row["computation"] else conditions.get((row["metric"], row["computation"]))
+        for row in df.to_dict("records")
+    ]
 
 
 def _holm(p: pd.Series) -> pd.Series:

@@ -196,7 +196,8 @@ def has_random_result(config: Mapping[str, Any]) -> bool:
     if config.get("model") == "line":
         return False
     has_fixed_order = config.get("batching") in ("single_pass", "sequential")
-    is_augmented = any(config.get(name, 0) > 0 for name in ("max_shift", "max_rotation", "max_scaling"))
+    augmentation = [config.get(name, 0) for name in ("max_shift", "max_rotation", "max_scaling")]
+    is_augmented = any(isinstance(value, int | float) and value > 0 for value in augmentation)
     has_zero_weights = config.get("model") == "softmax" and config.get("initial_weights") == "tutorial"
     return not (has_fixed_order and has_zero_weights) or is_augmented
 

@@ -60,7 +60,13 @@ def findings(
     """
     published = compare_to_published(results) if published is None else published
     claims = check_claims(results) if claims is None else claims
-    parts = [_status_counts(results), _best(results), _accuracy(results), _published(published), _distance(published)]
+    parts = [
+        _status_counts(results),
+        _best(results),
+        _accuracy(results),
+        _published(published, results),
+        _distance(published),
+    ]
     parts += [_claims(claims), _selection_bias(results)]
     if is_scaling(results):
         parts += scaling_findings(results)
@@ -151,7 +157,7 @@ def _accuracy(results: Results) -> Iterator[str]:
         )
 
 
-def _published(published: pd.DataFrame) -> Iterator[str]:
+def _published(published: pd.DataFrame, results: Results | None = None) -> Iterator[str]:
     """Count best values and verdicts; a condition with several numbers counts once among the best values."""
     known = published[published["best_agrees"].notna()].drop_duplicates(["best_of", "best_over"])
     if len(known):
@@ -171,10 +177,12 @@ def _published(published: pd.DataFrame) -> Iterator[str]:
         yield f"Of {total} published {'number' if total == 1 else 'numbers'}, {', '.join(parts)}."
     distinct = distinct_numbers(published)
     num_differing = int(((distinct["verdict"] == DIFFERS) & distinct["p_holm"].notna()).sum())
-    if num_differing > 1:
+    if num_differing > 1 and results is not None:
         num_corrected = int((distinct["p_holm"] < LEVEL).sum())
         yield f"Of {num_differing} separate computations that differ, {num_corrected} do after Holm's correction."
-    for row in joint_test(published).to_dict("records"):
+    if results is None:
+        return
+    for row in joint_test(results, published).to_dict("records"):
         if row["p"] < LEVEL:
             mean, half = (format_metric(abs(row[name]), row["metric"]) for name in ("mean_difference", "half"))
             yield (
