@@ -72,39 +72,48 @@ def run_deviation(runs: Mapping[str, Results]) -> tuple[float, int]:
     return (float(np.sqrt(squares / degrees)) if degrees else np.nan), degrees
 
 
-def noise_floor(deviation: float, degrees: float) -> pd.DataFrame:
+def noise_floor(deviation: float, degrees: int) -> pd.DataFrame:
     """Compare the spread of the published accuracies of Tables 4.4 and 4.5 with the deviation of repeated runs.
 
-    A published maximum is compared with the maximum of as many equal runs.
+    A published maximum is compared with the maximum of as many equal runs, by simulation: their deviation and mean are
+    uncertain, too.
 
     Args:
         deviation: Deviation of repeated runs.
         degrees: Its degrees of freedom.
 
     Returns:
-        One row per table: ``table``, ``num_numbers``, ``published_deviation``, ``run_deviation``, ``p`` (F test that
-        the published cells differ by noise only), ``published_max``, ``max_low`` and ``max_high`` (95 % range of the
-        maximum of equal runs around the published mean).
+        One row per table: ``table``, ``num_numbers``, ``published_deviation``, ``run_deviation``, ``degrees``, ``p`` (F
+        test that the published cells differ by noise only), ``min_ratio`` (of the deviations, that the test finds),
+        ``published_max``, ``max_low`` and ``max_high`` (95 % range of the maximum of equal runs around the published
+        mean).
     """
-    from scipy.special import fdtrc, ndtri
+    from scipy.special import fdtrc, fdtri
 
-    rows = []
+    generator, rows = np.random.default_rng(0), []
     for table, by_batch_size in (("4.4", exercise3.TABLE_4_4), ("4.5", exercise3.TABLE_4_5)):
         values = np.concatenate([np.array(row) for row in by_batch_size.values()]) / 100
-        rounding = 0.001**2 / 12
-        total = np.sqrt(deviation**2 + rounding)
-        quantiles = ndtri(np.array([0.025, 0.975]) ** (1 / len(values)))
-        low, high = values.mean() + total * quantiles
-        p = fdtrc(len(values) - 1, degrees, values.var(ddof=1) / total**2)
-        rows.append((table, len(values), values.std(ddof=1), deviation, float(p), values.max(), low, high))
+        count, total = len(values), np.hypot(deviation, 0.001 / np.sqrt(12))
+        p = fdtrc(count - 1, degrees, values.var(ddof=1) / total**2)
+        deviations = total * np.sqrt(degrees / generator.chisquare(degrees, 4000))
+        runs = generator.normal(size=(4000, count)) + generator.normal(size=(4000, 1)) / np.sqrt(count)
+        low, high = np.quantile(values.mean() + deviations * runs.max(axis=1), [0.025, 0.975])
+        min_ratio = float(np.sqrt(fdtri(count - 1, degrees, 0.95)))
+        published = (values.std(ddof=1), deviation, degrees, float(p), min_ratio, values.max())
+        rows.append((table, count, *published, low, min(high, 1.0)))
     columns = [
-        "table", "num_numbers", "published_deviation", "run_deviation", "p", "published_max", "max_low", "max_high",
+        "table", "num_numbers", "published_deviation", "run_deviation", "degrees", "p", "min_ratio", "published_max",
+        "max_low", "max_high",
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 
 def seeds_needed(deviation: float, difference: float = DIFFERENCE) -> int:
-    """Return the seeds of each of two configurations that find a difference at 95 % with probability 0.8."""
-    from scipy.special import ndtri
+    """Return the seeds of each of two configurations that find a difference at 95 % with probability 0.8 (t-test)."""
+    from scipy.stats import nct, t
 
-    return int(np.ceil(2 * ((ndtri(0.975) + ndtri(0.8)) * deviation / difference) ** 2))
+    for number in range(2, 10_000):
+        degrees, effect = 2 * number - 2, difference / deviation * np.sqrt(number / 2)
+        if nct.sf(t.ppf(0.975, degrees), degrees, effect) >= 0.8:
+            return number
+    raise ValueError(f"a deviation of {deviation} needs more than 10,000 seeds")

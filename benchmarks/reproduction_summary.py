@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 
 from benchmarks.reproduction_analyses import noise_floor, protocol_distances, run_deviation, seeds_needed
+from tune_hpc.analysis.aggregation import aggregate_seeds, searched_parameters, sort_configurations
 from tune_hpc.analysis.claims import check_claims
 from tune_hpc.analysis.formatting import format_config
 from tune_hpc.analysis.intervals import mean_interval
-from tune_hpc.analysis.published import AGREES, DIFFERS, INCONCLUSIVE, LEVEL, NOT_COMPARABLE
+from tune_hpc.analysis.published import AGREES, DIFFERS, INCONCLUSIVE, LEVEL, NOT_COMPARABLE, distinct_numbers
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.speedup import serial_fractions
-from tune_hpc.report.findings import best_configuration, findings
+from tune_hpc.report.findings import findings
 
 #: Candidates for the protocol of Exercise 2.
 PROTOCOLS = "exercise2.protocols"
@@ -27,7 +28,7 @@ def summarise(
     runs: Mapping[str, Results], verdicts: Mapping[str, pd.DataFrame], statements: pd.DataFrame
 ) -> Iterator[str]:
     """Return the findings for a reader of the report, one sentence or two each; those of missing runs are absent."""
-    known = pd.concat([published for name, published in verdicts.items() if name not in VARIANTS])
+    known = pd.concat([distinct_numbers(published) for name, published in verdicts.items() if name not in VARIANTS])
     known = known.dropna(subset=["verdict"])
     counts = known["verdict"].value_counts()
     phrases = {
@@ -37,7 +38,7 @@ def summarise(
         NOT_COMPARABLE: "are not comparable",
     }
     parts = [f"{counts[verdict]} {phrase}" for verdict, phrase in phrases.items() if verdict in counts]
-    yield f"**All numbers.** Of {len(known)} published numbers, {', '.join(parts)}."
+    yield f"**All numbers.** Of {len(known)} published numbers (one for each computation), {', '.join(parts)}."
     claims = [check_claims(runs[name]) for name in ("exercise1_1stpart", "exercise1_2ndpart") if name in runs]
     if claims:
         yield f"**Exercise 1**, on recovered data. {_count_statements(pd.concat(claims))}"
@@ -45,16 +46,17 @@ def summarise(
         best, second = protocol_distances({"softmax": runs[PROTOCOLS]}).head(2).to_dict("records")
         yield (
             f"**Exercise 2** does not show the network of its text. Its table has the numbers of softmax regression on "
-            f"the {best['images']} images, with batches of {best['batch_size']} in stored order: {best['num_best']} of "
-            f"18 entries to the printed digits (next best protocol: {second['num_best']})."
+            f"the {best['images']} images, with {best['batching']} batches of {best['batch_size']}: {best['num_best']} "
+            f"of 18 entries to the printed digits (next best protocol: {second['num_best']})."
         )
     if "exercise2.cnn" in runs:
-        best_network = best_configuration(runs["exercise2.cnn"])
-        accuracy = runs["exercise2.cnn"].trials["test_accuracy"].max()
-        assert best_network is not None
+        network = runs["exercise2.cnn"]
+        top = sort_configurations(network, aggregate_seeds(network, [network.metric, "test_accuracy"])).iloc[0]
+        config = format_config({name: top[name] for name in searched_parameters(network)})
+        seeds = f"{top['num_seeds']} seeds" if top["num_seeds"] > 1 else "one seed"
         yield (
-            f"The network itself reaches {_percent(accuracy)} test accuracy after the same 500 steps, with "
-            f"{format_config(best_network[2])}; the highest published accuracy is 92 %."
+            f"The network itself, with {config}, reaches {_percent(top['test_accuracy'])} test accuracy after the "
+            f"same 500 steps ({seeds}). The highest published accuracy is 92 %."
         )
     if {"exercise3.batch_size_single_pass", "exercise3.batch_size_shuffled"} <= set(verdicts):
         yield (
@@ -69,16 +71,20 @@ def summarise(
         yield (
             f"**Tables 4.3 to 4.5.** {agreement} Repeated runs deviate by "
             f"{_points(deviation)} points ({degrees:.0f} degrees of freedom): {seeds_needed(deviation)} seeds of each "
-            "configuration are necessary to find a difference of 0.1 points."
+            "configuration find a difference of 0.1 points with probability 0.8."
         )
         floor = noise_floor(deviation, degrees)
-        within = "; ".join(f"Table {row['table']}: p = {row['p']:.2g}" for row in floor.to_dict("records"))
-        verb = "do not vary" if (floor["p"] >= LEVEL).all() else "vary"
-        yield f"The cells of Tables 4.4 and 4.5 {verb} more than repeated runs of one configuration ({within})."
+        verbs = {True: "vary", False: "do not vary"}
+        rows = floor.to_dict("records")
+        texts = [f"those of Table {row['table']} {verbs[row['p'] < LEVEL]} (p = {row['p']:.2g})" for row in rows]
+        yield (
+            f"**Noise.** Do cells vary more than repeated runs of one configuration? T{' and '.join(texts)[1:]}; "
+            f"a ratio of deviations below {floor['min_ratio'].max():.1f} goes undetected."
+        )
         winner = runs["exercise3.winner"].trials["best_test_accuracy"]
         interval = mean_interval(winner)
         yield (
-            f"**Table 4.6.** The published 99.3 % is the largest of 38 runs, selected on the test set. Ours has "
+            f"**Table 4.6.** The published 99.3 % is the largest of 36 runs, selected on the test set. Ours has "
             f"{_percent(interval.mean)} ± {_points(interval.half)} ({len(winner)} seeds)."
         )
     if "exercise4" in runs:
@@ -87,7 +93,7 @@ def summarise(
         ours = next(text for text in findings(runs["exercise4"]) if text.startswith("2 workers reach"))
         yield (
             f"**Exercise 4.** The published speed-up on 4 GPUs, {published['speedup']:.2f}, is that of a program with "
-            f"a serial part of {published['amdahl_fraction']:.0%} (Amdahl). Ours is measured on CPU cores: {ours}"
+            f"a serial part of {_percent(published['amdahl_fraction'], 0)} (Amdahl). On CPU cores, {ours}"
         )
     yield f"**Statements about several runs.** {_count_statements(statements)}"
 
@@ -103,8 +109,8 @@ def _count_agreeing(published: pd.DataFrame) -> str:
     return f"{int((known['verdict'] == AGREES).sum())} of {len(known)} numbers agree."
 
 
-def _percent(accuracy: float) -> str:
-    return f"{_PERCENT * accuracy:.2f} %"
+def _percent(fraction: float, decimals: int = 2) -> str:
+    return f"{_PERCENT * fraction:.{decimals}f} %"
 
 
 def _points(accuracy: float) -> str:

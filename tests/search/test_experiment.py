@@ -3,6 +3,7 @@
 import functools
 import json
 import pickle
+import re
 from dataclasses import FrozenInstanceError
 
 import numpy as np
@@ -16,6 +17,7 @@ from tune_hpc.learning.config import TRIAL_KEYS, complete
 from tune_hpc.report.plots.figures import KINDS
 from tune_hpc.search.experiment import (
     TRAIN,
+    Claim,
     Experiment,
     Published,
 )
@@ -299,3 +301,20 @@ def test_folder_of_an_early_release_has_no_claims():
     del plain["metric"]
     with pytest.raises(FolderError, match="has a missing or unknown field: 'metric'"):
         experiment_from_json(plain)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Published({}, "loss", "99 %", "x"), "value of a published number must be a number; got '99 %'"),
+        (lambda: Published({}, "loss", float("nan"), "x"), "value of a published number must be a number; got nan"),
+        (lambda: Published({}, "loss", 1.0, "x", resolution=-0.1), "resolution must be at least 0; got -0.1"),
+        (lambda: Published({}, "test_accuracy", 99.0, "x"), "must be a fraction from 0 to 1; got 99: 99 % is 0.99"),
+        (lambda: Claim("c", "x", "lr", (1, 2), "value", "loss", "highest", 5), "relation of a claim must be one of rising"),
+        (lambda: Claim("c", "x", "lr", (1, 2), "slope", "loss", "rising", 5), "measure of a claim must be one of result"),
+        (lambda: Claim("c", "x", "lr", (1,), "value", "loss", "rising", 5), "a claim of rising numbers needs more values"),
+    ],
+)  # fmt: skip
+def test_published_numbers_and_claims_are_checked(make, message):
+    with pytest.raises(InvalidExperimentError, match=re.escape(message)):
+        make()

@@ -112,6 +112,7 @@ def row_mask(df: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series:
     for name, value in where.items():
         if name not in df:
             return pd.Series(False, index=df.index)
+        value = json.dumps(value) if isinstance(value, list | tuple | dict) else value
         if isinstance(value, int | float) and not isinstance(value, bool) and pd.api.types.is_numeric_dtype(df[name]):
             mask &= np.isclose(df[name].astype(float), value, rtol=1e-9, atol=0)
         else:

@@ -33,6 +33,7 @@ from tune_hpc.learning.config import has_random_result
 CONFIDENCE = 0.95
 #: Reasons for an inconclusive claim.
 NOT_MEASURED, WITHIN_ROUNDING = "not measured", "differences within rounding error"
+NEITHER_REACHED = "neither reaches the target"
 SEEDS_UNDECIDED, SINGLE_SEED = "seeds do not decide", "a single seed does not decide"
 COLUMNS = ("claim", "measure", "rule", "numbers", "holds", "note", "source")
 
@@ -54,7 +55,7 @@ def check_claims(results: Results) -> pd.DataFrame:
     Example:
         >>> from tune_hpc import check_claims, load
         >>> check_claims(load("docs/results/exercise1_2ndpart"))[["rule", "holds", "note"]].iloc[2].tolist()
-        ['rising', <NA>, 'differences within rounding error (2.4e-05)']
+        ['rising', <NA>, 'differences within rounding error (4.7e-05)']
     """
     return claims_frame([check_claim(results, claim) for claim in results.experiment.get("claims") or ()])
 
@@ -114,7 +115,10 @@ def _measure(results: Results, trial: Mapping[Any, Any], claim: _Claim) -> tuple
     if claim["measure"] == RESULT:
         is_long_enough = not claim["steps"] or trial.get("steps_run", 0) >= claim["steps"]
         number = float(trial[metric]) if is_long_enough and metric in trial else np.nan
-        return number, abs(number)
+        if metric not in history:
+            return number, abs(number)
+        curve = history.loc[history["trial_id"] == trial["trial_id"], metric].dropna()
+        return number, abs(float(curve.iloc[0])) if len(curve) > 1 else abs(number)
     if metric not in history:
         return np.nan, 0.0
     curve = history.loc[history["trial_id"] == trial["trial_id"], ["step", metric]].dropna().sort_values("step")
@@ -202,6 +206,10 @@ BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 }
 
 
+RELATIONS = (*ORDERS, *BOUNDS)
+MEASURE_NAMES = (RESULT, *MEASURES, *_OLD_NAMES)
+
+
 def _decide(claim: _Claim, samples: pd.DataFrame, rounding: np.ndarray, is_random: bool) -> tuple[bool | None, str]:
     """Return whether a claim holds, and the reason if it is inconclusive.
 
@@ -211,9 +219,9 @@ def _decide(claim: _Claim, samples: pd.DataFrame, rounding: np.ndarray, is_rando
         rounding: Possible rounding error of each value's numbers.
         is_random: Whether the seeds are a sample.
     """
-    if samples.isna().all().any() or samples.empty:
-        return None, NOT_MEASURED
     is_order = claim["relation"] in ORDERS
+    if samples.isna().all().any() or samples.empty or samples.shape[1] < 1 + is_order:
+        return None, NOT_MEASURED
     outcomes = (_compare_pairs if is_order else _compare_with_bound)(claim, samples, rounding, is_random)
     decisive = claim["relation"] == "some_above_first"
     if decisive in outcomes:
@@ -235,9 +243,9 @@ def _compare_pairs(claim: _Claim, samples: pd.DataFrame, rounding: np.ndarray, i
         difference, half = found.difference, found.half
     outcomes: list[_Outcome] = []
     for low, high in ORDERS[claim["relation"]][0](len(rounding)):
-        lead, error = difference[high, low], max(rounding[low], rounding[high])
-        if np.isnan(lead):  # neither reaches its target
-            outcomes.append(NOT_MEASURED)
+        lead, error = difference[high, low], rounding[low] + rounding[high]
+        if np.isnan(lead):
+            outcomes.append(NEITHER_REACHED)
         elif abs(lead) <= error and error > 0:
             outcomes.append(f"{WITHIN_ROUNDING} ({error:.2g})")
         elif np.isnan(half[high, low]) or (is_random and abs(lead) <= half[high, low]):

@@ -157,10 +157,13 @@ def fit_amdahl(workers: ArrayLike, seconds: ArrayLike) -> tuple[float, float]:
 
 
 def _published_seconds(results: Results) -> dict[int, float]:
-    """Return the published training times by workers; none if the measured network or batch differs, or varies."""
+    """Return the published training times by workers; none if mode, network or batch differ, or vary."""
     numbers = [number for number in results.experiment.get("published") or () if number["metric"] == "train_s"]
-    if {*searched_parameters(results)} - {"workers"} or any(
-        not row_mask(results.trials, number.get("size") or {}).all() for number in numbers
+    is_weak = "mode" in results.trials and (results.trials["mode"] != "strong").any()
+    if (
+        is_weak
+        or {*searched_parameters(results)} - {"workers"}
+        or any(not row_mask(results.trials, number.get("size") or {}).all() for number in numbers)
     ):
         return {}
     return {

@@ -85,7 +85,8 @@ def rung_correlation(results: "Results") -> pd.DataFrame:
     numbers = configuration_numbers(results).set_axis(results.trials["trial_id"].astype(str))
     curve = curve.reindex(columns=numbers.index)
     is_complete = curve.tail(1).notna().any().groupby(numbers).all()
-    values = curve.T.groupby(numbers).mean().T.loc[:, is_complete]
+    # Trials may be measured at different steps: the latest value counts.
+    values = curve.ffill().T.groupby(numbers).mean().T.loc[:, is_complete]
     num_configurations = values.shape[1]
     if num_configurations < REDUCTION_FACTOR or len(values) < 2:
         raise UnknownNameError(
@@ -97,6 +98,8 @@ def rung_correlation(results: "Results") -> pd.DataFrame:
     rows = []
     for step in dict.fromkeys(int(values.index[values.index >= fraction * last][0]) for fraction in RUNGS):
         now = values.loc[step].to_numpy()
+        if np.isnan(now).any():
+            continue
         rank = 1 + int((now > now[best]).sum())
         num_kept, tau = num_configurations // REDUCTION_FACTOR, float(kendalltau(now, final).statistic)
         rows.append((step, step / last, tau, num_configurations, num_kept, rank, rank <= num_kept))

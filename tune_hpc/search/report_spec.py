@@ -1,8 +1,12 @@
 """Declarations of an experiment for its report: published numbers, claims, figures and tables. All are data."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from tune_hpc.analysis.claims import MEASURE_NAMES, ORDERS, RELATIONS
+from tune_hpc.errors import InvalidExperimentError
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,17 @@ class Published:
     best_values: tuple[Any, ...] = ()
     resolution: float = 0.0
     size: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in (("value", self.value), ("resolution", self.resolution)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise InvalidExperimentError(f"{name} of a published number must be a number; got {value!r}")
+        if self.resolution < 0:
+            raise InvalidExperimentError(f"resolution must be at least 0; got {self.resolution}")
+        if self.metric.endswith("accuracy") and not 0 <= self.value <= 1:
+            raise InvalidExperimentError(
+                f"a published {self.metric} must be a fraction from 0 to 1; got {self.value:g}: 99 % is 0.99"
+            )
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,13 @@ class Claim:
     target: float = 0.0
     tolerance: float = 0.0
     where: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("relation", self.relation, RELATIONS), ("measure", self.measure, MEASURE_NAMES)):
+            if value not in known:
+                raise InvalidExperimentError(f"{name} of a claim must be one of {', '.join(known)}; got {value!r}")
+        if len(self.values) < 1 + (self.relation in ORDERS):
+            raise InvalidExperimentError(f"a claim of {self.relation} numbers needs more values; got {self.values!r}")
 
 
 @dataclass(frozen=True)
