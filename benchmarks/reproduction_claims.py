@@ -20,7 +20,6 @@ from tune_hpc.analysis.claims import (
     SEEDS_UNDECIDED,
     check_claim,
     claims_frame,
-    describe_measure,
 )
 from tune_hpc.analysis.formatting import format_metric, format_value
 from tune_hpc.analysis.intervals import mean_interval
@@ -202,14 +201,12 @@ def _dropout(runs: Runs) -> _Decision:
 
 def _wider_networks(runs: Runs, workers: int) -> dict[str, Any]:
     """Check the last statement of Exercise 4 on the width of the network."""
+    text, source = f"more complex networks gain more: wider ones, on {workers} workers", "report, Exercise 4"
     results = runs.get(WIDTHS)
     widths = () if results is None else tuple(np.sort(results.trials["width"].unique()).tolist())
-    claim = Claim(
-        f"more complex networks gain more: wider ones, on {workers} workers", "report, Exercise 4", "width", widths,
-        "result", "speedup", "rising", 0, where={"workers": workers},
-    )  # fmt: skip
     if results is None or len(widths) < 2:
-        return _row(claim.text, describe_measure(vars(claim)), claim.relation, _MISSING, claim.source)
+        return _row(text, f"speedup, workers {workers}", "rising", _MISSING, source)
+    claim = Claim(text, source, "width", widths, "result", "speedup", "rising", 0, where={"workers": workers})
     return check_claim(results, vars(claim))
 
 

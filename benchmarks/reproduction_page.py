@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.reproduction_analyses import noise_floor, protocol_distances, run_deviation
-from benchmarks.reproduction_claims import cross_claims, with_current_declarations
+from benchmarks.reproduction_claims import WIDTHS, cross_claims, with_current_declarations
 from benchmarks.reproduction_summary import PROTOCOLS, summarise
 from search_spaces.exercise2 import PUBLISHED_BEST
 from tune_hpc.analysis.claims import check_claims
@@ -87,19 +87,26 @@ def write_page(results_folder: Path, docs: Path) -> None:
     runs = {folder.name: with_current_declarations(folder.name, load(folder)) for folder in folders}
     discoveries = draw_discoveries(runs, docs / "figures")
     captions = {name: draw_run(name, runs[name], docs / "figures") for name in runs if name != PROTOCOLS}
-    (docs / "reproduction.md").write_text(page(runs, discoveries, captions), encoding="utf-8")
+    widths = results_folder.parent / "scaling" / WIDTHS
+    statements = cross_claims(runs | ({WIDTHS: load(widths)} if widths.exists() else {}))
+    (docs / "reproduction.md").write_text(page(runs, statements, discoveries, captions), encoding="utf-8")
 
 
-def page(runs: Mapping[str, Results], discoveries: Mapping[str, str], captions: Mapping[str, Mapping[str, str]]) -> str:
+def page(
+    runs: Mapping[str, Results],
+    statements: pd.DataFrame,
+    discoveries: Mapping[str, str],
+    captions: Mapping[str, Mapping[str, str]],
+) -> str:
     """Return the page's text.
 
     Args:
         runs: Results by name of their folder.
+        statements: Table of ``cross_claims``.
         discoveries: Captions of the figures of several runs, by stem of their files.
         captions: Captions of the figures of each run.
     """
     verdicts = {name: compare_to_published(results) for name, results in runs.items() if name != PROTOCOLS}
-    statements = cross_claims(runs)
     summary = "\n".join(f"{number}. {text}" for number, text in enumerate(summarise(runs, verdicts, statements), 1))
     parts = [HEAD, summary + "\n", "## Overview\n", tables.to_markdown(_overview(runs, verdicts)) + "\n", METHOD]
     if discoveries:

@@ -42,7 +42,7 @@ def test_findings_have_the_numbers(grid):
     assert sentences[0] == "12 trials, 12 finished."
     assert sentences[1] == "Lowest test loss 0.3416 with optimizer adam, learning rate 0.01 (mean of 2 seeds)."
     assert sentences[2] == "Of 2 published best learning rates, 1 is also ours."
-    assert sentences[3] == "Of 2 published numbers, 2 differ."
+    assert sentences[3] == "Of 2 published numbers, 2 agree with ours."
     assert sentences[4] == "Mean distance from the published values: 0.04163 on 2 numbers for test loss."
 
 
