@@ -74,7 +74,7 @@ def summarise(
             "configuration find a difference of 0.1 points with probability 0.8."
         )
         floor = noise_floor(deviation, degrees)
-        verbs = {True: "vary", False: "do not vary"}
+        verbs = {True: "do", False: "do not"}
         rows = floor.to_dict("records")
         texts = [f"those of Table {row['table']} {verbs[row['p'] < LEVEL]} (p = {row['p']:.2g})" for row in rows]
         yield (
