@@ -12,11 +12,11 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tune_hpc.errors import FolderError
+from tune_hpc.storage.checksum import load_json
 from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.trial_file import CONFIG, read_table, to_row
+from tune_hpc.storage.trial_file import CONFIG, read_table, to_row, write_parquet_table
 
 STATUSES = ("finished", "stopped", "diverged", "failed", "disturbed", "running")
 IDENTITY = ("experiment", "trial_id", "status", "stop_reason", "error")
@@ -144,8 +144,7 @@ def write_parquet(df: pd.DataFrame, path: Path) -> None:
         **{name: df[name].astype(object).map(json.dumps, na_action="ignore").astype("str") for name in mixed}
     )
     table = pa.Table.from_pandas(texts, preserve_index=False)
-    metadata = {**(table.schema.metadata or {}), **({_MIXED: json.dumps(mixed).encode()} if mixed else {})}
-    pq.write_table(table.replace_schema_metadata(metadata), path)
+    write_parquet_table(path, table, {_MIXED: json.dumps(mixed).encode()} if mixed else {})
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
@@ -284,6 +283,6 @@ def _json_lines(file: Path) -> Iterator[list[dict[str, Any]]]:
     try:
         # A last line without a line break is still being written.
         complete, _, _ = file.read_text(encoding="utf-8").rpartition("\n")
-        yield [json.loads(line) for line in complete.splitlines()]
+        yield [load_json(line) for line in complete.splitlines()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FolderError(f"{file} cannot be read: {error}; restore it from a copy") from error

@@ -27,13 +27,13 @@ to analyse a search on any machine.
 """
 
 import itertools
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_hpc.errors import ConflictError, FolderError
+from tune_hpc.storage.checksum import dump_json, load_json
 from tune_hpc.storage.filesystem import Storage
 from tune_hpc.storage.process import this_process
 
@@ -180,7 +180,7 @@ class ExperimentFolder:
         number = last + 1 if number is None else number
         self.storage.make_folder(self.attempts)
         is_first = self.last_attempt() == last and number > last
-        text = json.dumps(this_process()) + "\n"
+        text = dump_json(this_process())
         if not is_first or not self.storage.create_exclusive(self.attempts / str(number), text):
             raise ConflictError(f"another process resumed {self.path} (attempt {self.last_attempt()}); see its status")
         self.attempt = number
@@ -265,7 +265,7 @@ class ExperimentFolder:
     def read(self) -> dict[str, Any]:
         """Return the contents of experiment.json."""
         try:
-            experiment = json.loads(self.storage.read_text(self.experiment_file))
+            experiment = load_json(self.storage.read_bytes(self.experiment_file))
         except FileNotFoundError:
             raise FolderError(f"{self.path} is no experiment folder: it has no experiment.json") from None
         except (ValueError, RecursionError) as error:
@@ -284,7 +284,7 @@ class ExperimentFolder:
             ConflictError: another attempt may write now.
         """
         self.check_attempt()
-        self.storage.write_atomic(self.experiment_file, json.dumps(experiment, indent=1, allow_nan=False) + "\n")
+        self.storage.write_atomic(self.experiment_file, dump_json(experiment, indent=1))
 
     def append_line(self, path: Path, line: Mapping[str, Any]) -> None:
         """Append a line to a file of JSON lines.
@@ -293,7 +293,7 @@ class ExperimentFolder:
             ConflictError: another attempt may write now.
         """
         self.check_attempt()
-        self.storage.append(path, json.dumps(line, allow_nan=False) + "\n")
+        self.storage.append(path, dump_json(line))
 
     def read_lines(
         self, path: Path, counter: str, first: int = 0, *, may_be_absent: bool = False
@@ -313,7 +313,7 @@ class ExperimentFolder:
             return []
         try:
             *texts, rest = path.read_text(encoding="utf-8").split("\n")
-            lines = [json.loads(text) for text in texts]
+            lines = [load_json(text) for text in texts]
             if [line[counter] for line in lines] != list(range(first, first + len(lines))):
                 raise ValueError(f"its numbers are not {first}, {first + 1}, {first + 2}, ...")
             if rest:
