@@ -1,20 +1,35 @@
 """Each benchmark at its smallest size, and the harness."""
 
-import argparse
 import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from benchmarks.harness import describe_machine, measure, publish, run_process, summarise
+from benchmarks.harness import benchmark_parser, describe_machine, measure, publish, run_process, summarise
+from benchmarks.peers.softmax import LEARNING_RATES, OPTIMIZERS
 from benchmarks.search_cost import GRID, compare
 from benchmarks.softmax_table import check_agreement
+from search_spaces import exercise2
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 OPTUNA = "Optuna, a thread a core"
+
+
+def check_machine(machine):
+    """Check that the description has versions, commit, time in UTC, and the load before the measurement."""
+    now, momentary = describe_machine(), ("date", "load_average_before", "busy_cores_before")
+    assert machine.keys() == now.keys()
+    assert {name: machine[name] for name in machine if name not in momentary} == {
+        name: now[name] for name in now if name not in momentary
+    }
+    age = datetime.now(UTC) - datetime.fromisoformat(machine["date"])
+    assert timedelta(0) <= age < timedelta(hours=1)
+    assert len(machine["load_average_before"]) == 3
+    assert 0 <= machine["busy_cores_before"] <= os.cpu_count()
 
 
 @pytest.mark.parametrize(
@@ -22,7 +37,9 @@ OPTUNA = "Optuna, a thread a core"
     [
         ("overhead", ["--trials", "2"], ["plain loop", OPTUNA]),
         pytest.param(
-            "softmax_table", ["--trials", "2", "--steps", "5"], ["tune_hpc", "plain loop"], marks=pytest.mark.slow
+            "softmax_table", ["--trials", "2", "--steps", "5"],
+            ["tune_hpc", "tune_hpc, local", "hand-written stack", "plain loop"],
+            marks=pytest.mark.slow,
         ),
         pytest.param("cnn_step", ["--seconds", "0.2", "--batch-sizes", "4"], ["tune_hpc"], marks=pytest.mark.slow),
         ("recording", ["--points", "20"], ["Optuna, in memory", "Optuna, SQLite"]),
@@ -46,7 +63,7 @@ def test_benchmark_prints_a_table_and_writes_its_measurements(script, flags, con
     assert done.returncode == 0, done.stderr
     content = json.loads(output.read_text(encoding="utf-8"))
     assert list(content) == ["title", "machine", "settings", "measured", "table"]
-    assert content["machine"] == describe_machine()
+    check_machine(content["machine"])
     assert content["settings"]["only"] == contenders
     assert all(len(measurements) == 1 for measurements in content["measured"].values())
     assert {row["contender"] for row in content["table"]} == set(contenders)
@@ -81,19 +98,50 @@ def test_ratios_are_taken_within_a_turn():
     ]
 
 
+def test_cpu_time_is_beside_the_duration_of_a_process_without_ray(tmp_path):
+    measured = run_process("benchmarks.peers.noop", "loop", folder=tmp_path, counts_cpu=True)
+    assert 0 < measured["cpu_s"] < 1.1 * os.cpu_count() * measured["process_s"]
+    assert "cpu_s" not in run_process("benchmarks.peers.noop", "loop", folder=tmp_path)
+    seconds = {"A": [{"process_s": 3.0, "load_s": 1.0}], "B": [{"process_s": 2.0, "load_s": 1.0, "cpu_s": 4.0}]}
+    assert [row["CPU, s"] for row in summarise(seconds, "process_s")] == ["", 4.0]
+    assert "CPU, s" not in summarise(seconds, "load_s")[1]
+
+
 def test_table_is_printed_with_three_digits_and_written_with_all(tmp_path, capsys):
-    flags = argparse.Namespace(repeats=3, output=tmp_path / "new" / "results.json")
+    flags = benchmark_parser("overhead.py", "", ["A"]).parse_args(["--output", str(tmp_path / "new" / "results.json")])
     publish(flags, "Seconds", {"A": [{"s": 1.23456}]}, [{"contender": "A", "median": 1.23456, "max": 1234.56}])
     printed = capsys.readouterr().out
     assert "| contender | median | max |\n| :-- | --: | --: |\n| A | 1.23 | 1235 |\n" in printed
     written = json.loads(flags.output.read_text(encoding="utf-8"))
     assert written["table"] == [{"contender": "A", "median": 1.23456, "max": 1234.56}]
-    assert written["settings"] == {"repeats": 3}
+    assert written["settings"] == {"repeats": 3, "only": ["A"]}
+    check_machine(written["machine"])
+
+
+def test_every_benchmark_describes_the_machine_before_it_measures():
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in BENCHMARKS.glob("*.py")}
+    described = {name for name, text in sources.items() if "benchmark_parser(__file__" in text}
+    assert described == {name for name, text in sources.items() if "publish(flags" in text}
+    assert described == {
+        "cnn_step", "exercise1", "fusion", "loading", "overhead", "recording", "search_cost", "service", "slurm_chain",
+        "softmax_table", "two_hosts", "two_nodes",
+    }  # fmt: skip
 
 
 def test_failed_process_raises_with_its_output(tmp_path):
     with pytest.raises(RuntimeError, match=r"noop loop --trials many ended with 2:\n(.|\n)*invalid int value: 'many'"):
         run_process("benchmarks.peers.noop", "loop", "--trials", "many", folder=tmp_path)
+
+
+def test_grid_of_the_peers_is_that_of_the_experiment():
+    assert exercise2.OPTIMIZERS == OPTIMIZERS
+    assert exercise2.LEARNING_RATES == LEARNING_RATES
+
+
+@pytest.mark.slow
+def test_peers_without_ray_do_not_import_it():
+    code = "import sys, benchmarks.peers.softmax; sys.exit('ray' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS.parent, check=True)
 
 
 def test_contenders_may_differ_in_one_optimizer_of_nine():
@@ -146,6 +194,8 @@ def test_gpu_benchmark_rehearses_on_a_cpu(tmp_path):
     }  # fmt: skip
     figures = json.loads((tmp_path / "gpu" / "search_cost_figures.json").read_text(encoding="utf-8"))
     assert [row["contender"] for row in figures["table"]] == ["grid", "random, a fifth"]
+    for content in made.values():
+        check_machine(content["machine"])
     trial = made["one_trial"]["measured"]
     assert set(trial) == {f"{type}, {way}" for type in ("float32", "tf32", "bfloat16") for way in ("recorded", "eager")}
     # On a CPU tf32 is float32, and steps are not recorded.

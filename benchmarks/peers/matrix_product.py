@@ -1,4 +1,4 @@
-"""The rate of float32 matrix products on all cores: the best of several products of several sizes."""
+"""The rate of MKL's float32 matrix products on all cores: the best of several products of several sizes."""
 
 import json
 import time

@@ -21,10 +21,14 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.harness import num_cores
-from search_spaces.exercise2 import LEARNING_RATES, OPTIMIZERS
 from tune_hpc.learning.data import load_images
 from tune_hpc.learning.optimizers import build_optimizer
 
+#: As in search_spaces.exercise2, which imports Ray Tune.
+OPTIMIZERS = [
+    "gradient_descent", "momentum", "adam", "nesterov", "adagrad", "adadelta", "rmsprop", "ftrl", "proximal_adagrad",
+]  # fmt: skip
+LEARNING_RATES = [0.5, 0.1, 0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001]
 BATCH_SIZE = 100
 NUM_EVALUATIONS = 50
 #: All training images once.
