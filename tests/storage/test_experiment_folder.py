@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -95,7 +94,7 @@ def test_experiment_file_is_strict_json(tmp_path):
     folder = started(tmp_path)
     with pytest.raises(ValueError, match="not JSON compliant"):
         folder.write({"name": "made.up", "wall_s": float("nan")})
-    assert json.loads(folder.experiment_file.read_text()) == {"name": "made.up"}
+    assert folder.read() == {"name": "made.up"}
 
 
 def test_experiments_are_found_below_a_folder_but_not_among_the_files_of_ray(tmp_path):

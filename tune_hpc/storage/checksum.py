@@ -1,6 +1,6 @@
 """CRC-32 checksums inside files, so that a flipped bit is an error instead of a wrong number.
 
-A file contains its own checksum: the CRC-32 of all its bytes, with eight zeros in place of the checksum. A JSON object
+A file contains its own checksum: the CRC-32 of its bytes, with eight zeros in place of the checksum. A JSON object
 has it as the last key, a Parquet file in the metadata of its schema. Files of early releases have none.
 """
 
@@ -14,15 +14,15 @@ from typing import Any
 CRC = "crc32"
 #: Entry of the metadata of a Parquet file before it is sealed.
 PARQUET_ENTRY = {b"tune_hpc.crc32": b"0" * 8}
-_JSON_FIELD = re.compile(rb'"crc32": "([0-9a-f]{8})"\s*\}\s*\Z')
+_JSON_FIELD = re.compile(rb'"crc32": "([0-9a-f]{8})"\s*\}\Z')
 #: Key and value of the metadata as Thrift's compact protocol stores them: field 2, a text of 8 bytes.
 _PARQUET_FIELD = re.compile(rb"tune_hpc\.crc32\x18\x08([0-9a-f]{8})")
 
 
 def dump_json(data: Mapping[str, Any], indent: int | None = None) -> str:
     """Return an object as JSON text with its checksum and a line break."""
-    text = json.dumps({**data, CRC: "0" * 8}, indent=indent, allow_nan=False) + "\n"
-    return _sealed(text.encode("utf-8"), _JSON_FIELD).decode("utf-8")
+    text = json.dumps({**data, CRC: "0" * 8}, indent=indent, allow_nan=False)
+    return _sealed(text.encode("utf-8"), _JSON_FIELD).decode("utf-8") + "\n"
 
 
 def load_json(data: bytes | str) -> Any:
@@ -31,7 +31,7 @@ def load_json(data: bytes | str) -> Any:
     Raises:
         ValueError: It is no JSON, or its checksum differs.
     """
-    data = data.encode("utf-8") if isinstance(data, str) else data
+    data = (data.encode("utf-8") if isinstance(data, str) else data).strip()
     _check(data, _JSON_FIELD)
     value = json.loads(data)
     if isinstance(value, dict):
@@ -61,7 +61,7 @@ def _check(data: bytes, field: re.Pattern[bytes]) -> None:
         return
     zeros = b"".join([data[: match.start(1)], b"0" * 8, data[match.end(1) :]])
     if zlib.crc32(zeros) != int(match[1], 16):
-        raise ValueError("its checksum differs: the file is damaged, or was edited")
+        raise ValueError("its checksum differs; if you edited it, remove its crc32")
 
 
 def _last(data: bytes, field: re.Pattern[bytes]) -> re.Match[bytes] | None:

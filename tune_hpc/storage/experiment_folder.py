@@ -22,8 +22,9 @@
     mlflow.db          and MLflow runs
     ray/               Ray's files
 
-A file appears under a temporary name and is then renamed, so that a reader never sees half of it. A folder is enough
-to analyse a search on any machine.
+A file appears under a temporary name and is then renamed, so that a reader never sees half of it, and it is on the disk
+before the search continues. Parquet files, experiment.json, groups.json and each JSON line have a checksum (``crc32``);
+remove it from a file that you edit. A folder is enough to analyse a search on any machine.
 """
 
 import itertools
@@ -295,6 +296,11 @@ class ExperimentFolder:
         self.check_attempt()
         self.storage.append(path, dump_json(line))
 
+    def num_lines(self) -> dict[str, int]:
+        """Return the number of lines of each file of JSON lines."""
+        files = [path for path in (self.proposals, self.rungs, self.population) if self.storage.download(path)]
+        return {path.name: path.read_bytes().count(b"\n") for path in files}
+
     def read_lines(
         self, path: Path, counter: str, first: int = 0, *, may_be_absent: bool = False
     ) -> list[dict[str, Any]]:
@@ -314,6 +320,7 @@ class ExperimentFolder:
         try:
             *texts, rest = path.read_text(encoding="utf-8").split("\n")
             lines = [load_json(text) for text in texts]
+            check_num_lines(self.read(), path, len(lines))
             if [line[counter] for line in lines] != list(range(first, first + len(lines))):
                 raise ValueError(f"its numbers are not {first}, {first + 1}, {first + 2}, ...")
             if rest:
@@ -324,6 +331,13 @@ class ExperimentFolder:
             return lines
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FolderError(f"{path} cannot be read: {error}; restore it from a copy") from error
+
+
+def check_num_lines(experiment: Mapping[str, Any], path: Path, number: int) -> None:
+    """Raise ``ValueError`` if a file of JSON lines has fewer lines than at the end of the last run."""
+    expected = (experiment.get("num_lines") or {}).get(path.name, 0)
+    if number < expected:
+        raise ValueError(f"{number} of its {expected} lines are there")
 
 
 def _children(folder: Path) -> list[Path]:
