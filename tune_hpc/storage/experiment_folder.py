@@ -242,9 +242,16 @@ class ExperimentFolder:
                     f"{self.path} already holds the experiment {present}; choose another output folder, "
                     "or resume or overwrite it (--resume, --overwrite)"
                 )
-        elif self.storage.list_names():
+        elif any(name not in (self.attempts.name, self.trials.name) for name in self._visible_names()):
             raise FolderError(f"{self.path} is not empty and holds no experiment; choose an empty or new output folder")
         self.storage.check_writable()
+
+    def _visible_names(self) -> list[str]:
+        """Return the files and folders directly in the folder, without temporary files.
+
+        A start that failed before it wrote experiment.json leaves ``attempts`` and ``trials``.
+        """
+        return [name for name in self.storage.list_names() if not (name.startswith(".") and name.endswith(".tmp"))]
 
     def claim(self, name: str, *, overwrite: bool = False) -> None:
         """Make the folder, empty, for a new experiment; arguments and errors as for ``check_free``."""
