@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all test-fast coverage check format docs wheel bench clean help
+.PHONY: demo test test-all test-fast faults coverage check format docs wheel bench clean help
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -20,6 +20,9 @@ test-all: test          ## every test; the slow ones take minutes, or need Slurm
 
 test-fast: $(INSTALLED) ## tests without Ray
 	$(BIN)/python -m pytest -m "not ray and not slow"
+
+faults: $(INSTALLED)    ## 200 searches with faults at random moments, as a table; about an hour
+	$(BIN)/python -m tests.faults.harness --runs 200
 
 coverage: export COVERAGE_FILE = $(CURDIR)/build/coverage/data
 coverage: $(INSTALLED)  ## every test, with the coverage of all its processes

@@ -75,7 +75,7 @@ def test_finished_measurement_is_not_repeated(tmp_path, monkeypatch):
 
     folder = tmp_path / "scaling"
     folder.mkdir()
-    finished = stored(scaling.quick_version()) | {"state": "finished", "config_keys": []}
+    finished = stored(scaling.quick_version()) | {"state": "finished", "config_keys": [], "num_trials": 0}
     (folder / "experiment.json").write_text(json.dumps(finished), encoding="utf-8")
     (results,) = measure_all([scaling.quick_version()], folders=[folder], resume_started=True)
     assert results.experiment["state"] == "finished"

@@ -15,6 +15,7 @@ from tune_hpc.errors import ClusterError
 from tune_hpc.jobs.client import Client
 from tune_hpc.jobs.launchers import RayJobsLauncher
 from tune_hpc.jobs.status import DriverState, JobState
+from tune_hpc.storage.checksum import load_json
 
 
 @pytest.fixture
@@ -153,7 +154,7 @@ def test_token_is_not_sent_to_an_address_from_a_job_folder(dashboard, tmp_path, 
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     job = job_in(tmp_path / "jobs")
     beat(job, seconds_since_heartbeat=1000)
-    planted = json.loads((job.attempts / "1.json").read_text(encoding="utf-8")) | {"location": {"address": address}}
+    planted = load_json((job.attempts / "1.json").read_bytes()) | {"location": {"address": address}}
     (job.attempts / "1.json").write_text(json.dumps(planted | {"kind": "ray"}), encoding="utf-8")
     for command in (["jobs"], ["status", job.id], ["logs", job.id], ["resume", job.id, "--force"]):
         code = cli.main([*command, "--storage", str(tmp_path / "jobs")])

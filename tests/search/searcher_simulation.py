@@ -7,6 +7,7 @@ import numpy as np
 from tests.search import trainables
 from tune_hpc import Experiment, load
 from tune_hpc.search.trial_spec import RankedMetric, TrialOutcome
+from tune_hpc.storage.checksum import load_json
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import TrialFileWriter
 
@@ -83,4 +84,4 @@ class SearcherSimulation:
 
 
 def read_lines(file):
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [load_json(line) for line in file.read_text().splitlines()]

@@ -1,5 +1,6 @@
 """Promotion-type ASHA: promotions, stops, seeds, and exact continuation after an interruption."""
 
+import json
 import math
 import os
 import signal
@@ -207,8 +208,8 @@ class TestResume:
 
     def test_events_of_older_folders_are_read(self, folder):
         first = Simulation(folder, climbers(12)).run(max_runs=9)
-        text = folder.rungs.read_text().replace(f'"{REACHED}"', '"came"').replace(f'"{PROMOTED}"', '"goes' + ' on"')
-        folder.rungs.write_text(text)
+        text = "".join(f"{json.dumps(line)}\n" for line in first.lines)
+        folder.rungs.write_text(text.replace(f'"{REACHED}"', '"came"').replace(f'"{PROMOTED}"', '"goes' + ' on"'))
         second = Simulation(folder, climbers(12), before=load(folder.path))
         assert second.searcher._reached == first.searcher._reached
         assert second.searcher._promoted == first.searcher._promoted
@@ -250,7 +251,8 @@ class TestResume:
         again = Simulation(folder, climbers(6), before=load(folder.path))
         assert again.lines == lines
         again.run()
-        folder.rungs.write_text(folder.rungs.read_text().replace('"entry": 1', '"entry": 7'))
+        text = "".join(f"{json.dumps(line)}\n" for line in again.lines)
+        folder.rungs.write_text(text.replace('"entry": 1', '"entry": 7'))
         with pytest.raises(FolderError, match=r"rungs.jsonl cannot be read: its numbers are not 0, 1, 2"):
             Simulation(folder, climbers(6), before=load(folder.path))
         folder.rungs.unlink()

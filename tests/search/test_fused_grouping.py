@@ -1,6 +1,5 @@
 """Groups of trials that train as one program: which trials, how many, and again after an interrupt."""
 
-import json
 import logging
 from collections import Counter
 
@@ -21,6 +20,7 @@ from tune_hpc.search.fused_trials import (
     write_groups,
 )
 from tune_hpc.search.trial_spec import TrialGroup, TrialSpec
+from tune_hpc.storage.checksum import load_json
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 TRAINABLES = {"e": TRAIN, "other": TRAIN, "user": parabola}
@@ -187,7 +187,7 @@ class TestInterrupted:
         write_groups(folder, [TrialGroup("b00002", self.TRIALS[:2])])
         folder.checkpoint("b00000").touch()
         assert interrupted_groups(folder, self.TRIALS) == ([self.GROUPS[0]], 3)
-        assert json.loads(folder.groups.read_text()) == {
+        assert load_json(folder.groups.read_bytes()) == {
             "b00000": ["t00000", "t00001"], "b00001": ["t00002", "t00003"], "b00002": ["t00000", "t00001"],
         }  # fmt: skip
 

@@ -118,8 +118,9 @@ class TestGenerations:
         assert second.lines == lines
 
     def test_damaged_file_is_an_error(self, folder):
-        Simulation(folder, climbers()).run(max_runs=24)
-        folder.population.write_text(folder.population.read_text().replace('"generation": 1', '"generation": 7'))
+        first = Simulation(folder, climbers()).run(max_runs=24)
+        text = "".join(f"{json.dumps(line)}\n" for line in first.lines)
+        folder.population.write_text(text.replace('"generation": 1', '"generation": 7'))
         with pytest.raises(FolderError, match=r"population.jsonl cannot be read: its numbers are not 1, 2, 3"):
             Simulation(folder, climbers(), before=load(folder.path))
 

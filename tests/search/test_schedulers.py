@@ -19,6 +19,7 @@ from tune_hpc.search.reporter import SchedulerReporter
 from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, make_scheduler, monitored_metric, replay_results
 from tune_hpc.search.searchers.optuna_study import AskTellStudy
 from tune_hpc.search.trial_spec import RankedMetric, TrialGroup
+from tune_hpc.storage.checksum import load_json
 from tune_hpc.storage.trial_file import TrialFileWriter
 
 STEPS = 27
@@ -156,7 +157,7 @@ def test_extension_competes_with_the_first_part(tmp_path):
     first = run(descent("asha_stopping", num_samples=9), output_dir=tmp_path / "out", **QUIET)
     # A space of bad values: none is promoted beside the earlier trials.
     file = tmp_path / "out" / "experiment.json"
-    described = json.loads(file.read_text(encoding="utf-8"))
+    described = load_json(file.read_bytes())
     described["space"]["x"] = {"uniform": [0.64, 0.67]}
     file.write_text(json.dumps(described), encoding="utf-8")
     whole = extend(tmp_path / "out", num_samples=4, **QUIET)

@@ -12,6 +12,7 @@ from ray import tune
 
 from tune_hpc import Experiment, Space, cli, run
 from tune_hpc.errors import InvalidExperimentError
+from tune_hpc.storage.checksum import load_json
 from tune_hpc.storage.trial_file import MAX_ERROR, to_error_text
 
 LOCAL = {"runner": "local", "show_progress": False}
@@ -91,7 +92,7 @@ def test_object_that_cannot_be_pickled_is_named(tmp_path):
 
 def test_search_of_a_main_program_names_the_remedy(tmp_path, capsys):
     run(search(lambda config, report: report(1, {"loss": 1.0})), output_dir=tmp_path / "out", **LOCAL)
-    description = json.loads((tmp_path / "out" / "experiment.json").read_text(encoding="utf-8"))
+    description = load_json((tmp_path / "out" / "experiment.json").read_bytes())
     description |= {"trainable": "__main__:mine", "searcher": "random", "num_samples": 2}
     (tmp_path / "out" / "experiment.json").write_text(json.dumps(description), encoding="utf-8")
     assert cli.main(["extend", str(tmp_path / "out"), "--num-samples", "1", "--local"]) == cli.USAGE

@@ -13,6 +13,7 @@ from tests.service.conftest import API, problem_of, serve
 from tune_hpc.errors import ClusterError
 from tune_hpc.jobs.status import DriverState
 from tune_hpc.service import middleware
+from tune_hpc.storage.checksum import load_json
 
 LINE = {"space": "exercise1_1stpart"}
 
@@ -161,7 +162,7 @@ def test_experiment_name_in_a_job_file_cannot_leave_the_job(service, tmp_path):
     """Names of job.json are checked when they are read."""
     search_id, other = service.start(), service.start()
     file = service.storage / search_id / "job.json"
-    request = json.loads(file.read_text(encoding="utf-8"))
+    request = load_json(file.read_bytes())
     request["experiments"][0]["name"] = "../elsewhere/slow"
     file.write_text(json.dumps(request), encoding="utf-8")
     assert service.get(f"/searches/{search_id}/trials").status_code == 503

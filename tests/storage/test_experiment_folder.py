@@ -1,10 +1,9 @@
-import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tune_hpc.errors import FolderError
+from tune_hpc.errors import ConflictError, FolderError
 from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiments
 from tune_hpc.storage.filesystem import Storage
 
@@ -30,6 +29,20 @@ def test_folder_of_an_experiment_is_not_claimed(tmp_path):
     with pytest.raises(FolderError, match="already holds"):
         ExperimentFolder(tmp_path).claim("other", overwrite=True)
     assert ExperimentFolder(tmp_path).read() == {"name": "made.up"}
+
+
+def test_folder_of_a_start_that_failed_early_is_claimed(tmp_path):
+    failed = ExperimentFolder(tmp_path)
+    failed.claim("made.up")
+    failed.claim_attempt(0)
+    (tmp_path / ".experiment.json.0123456789ab.tmp").touch()
+    folder = ExperimentFolder(tmp_path)
+    folder.claim("made.up")
+    folder.claim_attempt(folder.last_attempt())
+    folder.write({"name": "made.up"})
+    # The first process, if it lives, writes nothing more.
+    with pytest.raises(ConflictError):
+        failed.write({"name": "made.up"})
 
 
 def test_check_changes_nothing(tmp_path):
@@ -95,7 +108,7 @@ def test_experiment_file_is_strict_json(tmp_path):
     folder = started(tmp_path)
     with pytest.raises(ValueError, match="not JSON compliant"):
         folder.write({"name": "made.up", "wall_s": float("nan")})
-    assert json.loads(folder.experiment_file.read_text()) == {"name": "made.up"}
+    assert folder.read() == {"name": "made.up"}
 
 
 def test_experiments_are_found_below_a_folder_but_not_among_the_files_of_ray(tmp_path):

@@ -12,11 +12,11 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tune_hpc.errors import FolderError
-from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.trial_file import CONFIG, read_table, to_row
+from tune_hpc.storage.checksum import load_json
+from tune_hpc.storage.experiment_folder import ExperimentFolder, check_num_lines
+from tune_hpc.storage.trial_file import CONFIG, read_table, to_row, write_parquet_table
 
 STATUSES = ("finished", "stopped", "diverged", "failed", "disturbed", "running")
 IDENTITY = ("experiment", "trial_id", "status", "stop_reason", "error")
@@ -144,8 +144,7 @@ def write_parquet(df: pd.DataFrame, path: Path) -> None:
         **{name: df[name].astype(object).map(json.dumps, na_action="ignore").astype("str") for name in mixed}
     )
     table = pa.Table.from_pandas(texts, preserve_index=False)
-    metadata = {**(table.schema.metadata or {}), **({_MIXED: json.dumps(mixed).encode()} if mixed else {})}
-    pq.write_table(table.replace_schema_metadata(metadata), path)
+    write_parquet_table(path, table, {_MIXED: json.dumps(mixed).encode()} if mixed else {})
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
@@ -195,6 +194,10 @@ def read_folder(
             f"{folder.experiment_file} describes no experiment: it has no {', '.join(sorted(missing))}; "
             "restore it from a copy"
         )
+    is_complete = experiment.get("state") == "finished" and not folder.trials.exists()
+    for path in (folder.trials_file, folder.history_file):
+        if is_complete and experiment.get("num_trials") and not path.is_file():
+            raise FolderError(f"{path} of a finished search is missing; restore it from a copy")
     keys = experiment["config_keys"]
     read_trial = read_trial or (lambda trial_id: read_trial_table(folder.trial_file(trial_id)))
     while True:
@@ -245,10 +248,11 @@ def _read_frame(path: Path, required: set[str]) -> pd.DataFrame:
     return df
 
 
-def rungs_frame(file: Path, num_seeds: int) -> pd.DataFrame:
-    """Return rungs.jsonl of a search with ``num_seeds`` trials per configuration; see ``Results.rungs``."""
+def rungs_frame(experiment: Mapping[str, Any], file: Path) -> pd.DataFrame:
+    """Return rungs.jsonl of a search; see ``Results.rungs``."""
+    num_seeds = max(1, len(experiment["seeds"]))
     aliases = {"came": "reached", "goes on": "promoted"}  # quotation of files of earlier versions
-    with _json_lines(file) as lines:
+    with _json_lines(experiment, file) as lines:
         events = [(aliases.get(line["event"], line["event"]), line) for line in lines]
         promoted = {(line["configuration"], line["rung"] - 1) for event, line in events if event == "promoted"}
         rows = [
@@ -265,9 +269,9 @@ def rungs_frame(file: Path, num_seeds: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["rung", "trial_id", "step", "value", "is_promoted"])
 
 
-def generations_frame(file: Path) -> pd.DataFrame:
+def generations_frame(experiment: Mapping[str, Any], file: Path) -> pd.DataFrame:
     """Return population.jsonl as a frame; see ``Results.generations``."""
-    with _json_lines(file) as lines:
+    with _json_lines(experiment, file) as lines:
         rows = [
             {"generation": line["generation"], "trial_id": trial_id}
             | {name: member[name] for name in ("copied_from", "value")}
@@ -279,11 +283,13 @@ def generations_frame(file: Path) -> pd.DataFrame:
 
 
 @contextmanager
-def _json_lines(file: Path) -> Iterator[list[dict[str, Any]]]:
+def _json_lines(experiment: Mapping[str, Any], file: Path) -> Iterator[list[dict[str, Any]]]:
     """Provide the lines of a file; an error of their content becomes ``FolderError``."""
     try:
         # A last line without a line break is still being written.
         complete, _, _ = file.read_text(encoding="utf-8").rpartition("\n")
-        yield [json.loads(line) for line in complete.splitlines()]
+        lines = [load_json(line) for line in complete.splitlines()]
+        check_num_lines(experiment, file, len(lines))
+        yield lines
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FolderError(f"{file} cannot be read: {error}; restore it from a copy") from error

@@ -370,7 +370,9 @@ class Results:
         Raises:
             FolderError: The search has no population, or its file cannot be read.
         """
-        return generations_frame(self._scheduler_file("population", "no generations; search with scheduler='pbt'"))
+        return generations_frame(
+            self.experiment, self._scheduler_file("population", "no generations; search with scheduler='pbt'")
+        )
 
     def rungs(self) -> pd.DataFrame:
         """Return the arrivals of configurations at the rungs of successive halving, in order of time.
@@ -382,8 +384,7 @@ class Results:
         Raises:
             FolderError: The search has no rungs, or their file cannot be read.
         """
-        file = self._scheduler_file("rungs", "no rungs; search with scheduler='asha'")
-        return rungs_frame(file, max(1, len(self.experiment["seeds"])))
+        return rungs_frame(self.experiment, self._scheduler_file("rungs", "no rungs; search with scheduler='asha'"))
 
     def rung_correlation(self) -> pd.DataFrame:
         """Compare the ranking of configurations at the rungs of ``asha`` with the final one.

@@ -19,7 +19,6 @@ experiment folders, so a job has one driver at a time. No file is read through a
 
 import errno
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_hpc.errors import ConflictError, FolderError, UnknownNameError
+from tune_hpc.storage.checksum import dump_json, load_json
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.filesystem import Storage, write_error
 from tune_hpc.storage.process import this_process
@@ -128,7 +128,7 @@ class JobFolder:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             new.mkdir(mode=0o777 if shared else 0o700)
             (new / "attempts").mkdir()
-            text = json.dumps({"format": FORMAT, **request}, indent=1, allow_nan=False) + "\n"
+            text = dump_json({"format": FORMAT, **request}, indent=1)
             (new / self.job_file.name).write_text(text, encoding="utf-8")
             os.rename(new, self.path)
             self.storage.upload(self.job_file)
@@ -201,7 +201,7 @@ class JobFolder:
         numbers += [self.experiment(plain["name"]).last_attempt() for plain in self.read()["experiments"]]
         number = max(numbers, default=0) + 1
         attempt = Attempt(number, action, timestamp(), dict(location), dict(options), key)
-        text = json.dumps(asdict(attempt), indent=1, allow_nan=False) + "\n"
+        text = dump_json(asdict(attempt), indent=1)
         current = self.last_attempt()
         is_latest = (current.number if current else 0) == last
         if not is_latest or not self.storage.create_exclusive(self.attempts / f"{number}.json", text):
@@ -255,7 +255,7 @@ class JobFolder:
         return self._create_driver_status(number, state)
 
     def _create_driver_status(self, number: int, state: Mapping[str, Any]) -> bool:
-        return self.storage.create_exclusive(self.attempts / f"{number}.run.json", json.dumps(state) + "\n")
+        return self.storage.create_exclusive(self.attempts / f"{number}.run.json", dump_json(state))
 
     def write_driver_status(self, number: int, state: Mapping[str, Any]) -> None:
         """Write the state of the driver of an attempt."""
@@ -331,14 +331,13 @@ class JobFolder:
             raise FolderError(f"{self.path} cannot be deleted: {error.strerror or error}; check its owner") from error
 
     def _write_json(self, path: Path, data: Mapping[str, Any]) -> None:
-        text = json.dumps(data, indent=1, allow_nan=False) + "\n"
-        self.storage.write_atomic(path, text, make_folder=False)
+        self.storage.write_atomic(path, dump_json(data, indent=1), make_folder=False)
 
     def _read_json(self, path: Path) -> dict[str, Any]:
         """Return the JSON object in a file; empty if the file is missing."""
         try:
             with self.storage.open_no_follow(path) as file:
-                data = json.load(file)
+                data = load_json(file.read())
         except FileNotFoundError:
             return {}
         except (ValueError, RecursionError) as error:

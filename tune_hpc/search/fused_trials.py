@@ -6,7 +6,6 @@ fusion would only delay its results.
 """
 
 import itertools
-import json
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,6 +15,7 @@ from tune_hpc.errors import FolderError, InvalidExperimentError
 from tune_hpc.learning.fusion import fusion_key, max_fused_trials, stream_key
 from tune_hpc.search.experiment import TRAIN
 from tune_hpc.search.trial_spec import TrialGroup, TrialSpec
+from tune_hpc.storage.checksum import dump_json, load_json
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 #: Name of ``groups.json`` in folders of earlier releases.
@@ -104,7 +104,7 @@ def write_groups(folder: ExperimentFolder, groups: Sequence[TrialGroup]) -> None
     """Add the fused groups to ``groups.json``: a resumed search continues each as the same program."""
     folder.check_attempt()
     fused = {group.group_id: [trial.trial_id for trial in group.trials] for group in groups if len(group.trials) > 1}
-    folder.storage.write_atomic(folder.groups, json.dumps(_read_groups(folder) | fused) + "\n")
+    folder.storage.write_atomic(folder.groups, dump_json(_read_groups(folder) | fused))
 
 
 def interrupted_groups(folder: ExperimentFolder, trials: Sequence[TrialSpec]) -> tuple[list[TrialGroup], int]:
@@ -130,7 +130,7 @@ def interrupted_groups(folder: ExperimentFolder, trials: Sequence[TrialSpec]) ->
 def _read_groups(folder: ExperimentFolder) -> dict[str, list[str]]:
     for path in (folder.groups, folder.groups.with_name(_OLD_GROUPS)):
         try:
-            return dict(json.loads(folder.storage.read_text(path)))
+            return dict(load_json(folder.storage.read_bytes(path)))
         except FileNotFoundError:
             continue
         except (FolderError, ValueError, TypeError) as error:

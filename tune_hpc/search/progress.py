@@ -219,7 +219,7 @@ class ProgressFile:
         with contextlib.suppress(FolderError, ConflictError):
             self._folder.check_attempt()
             text = json.dumps(self._content(moment - self._started_at)) + "\n"
-            self._folder.storage.write_atomic(self._folder.progress, text)
+            self._folder.storage.write_atomic(self._folder.progress, text, is_durable=False)
 
     def _content(self, elapsed_s: float) -> dict[str, Any]:
         counts = self._counts

@@ -156,6 +156,7 @@ class Search:
             "is_terminated": not is_complete and criteria.is_terminated,
             "has_failed": not is_complete and criteria.has_failed,
             "process": None,
+            "num_lines": folder.num_lines(),
             "provenance": provenance | times,
         }
         folder.write(self.description | outcome)

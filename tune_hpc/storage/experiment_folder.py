@@ -22,18 +22,19 @@
     mlflow.db          and MLflow runs
     ray/               Ray's files
 
-A file appears under a temporary name and is then renamed, so that a reader never sees half of it. A folder is enough
-to analyse a search on any machine.
+A file appears under a temporary name and is then renamed, so that a reader never sees half of it, and it is on the disk
+before the search continues. Parquet files, experiment.json, groups.json and each JSON line have a checksum (``crc32``);
+remove it from a file that you edit. A folder is enough to analyse a search on any machine.
 """
 
 import itertools
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_hpc.errors import ConflictError, FolderError
+from tune_hpc.storage.checksum import dump_json, load_json
 from tune_hpc.storage.filesystem import Storage
 from tune_hpc.storage.process import this_process
 
@@ -180,7 +181,7 @@ class ExperimentFolder:
         number = last + 1 if number is None else number
         self.storage.make_folder(self.attempts)
         is_first = self.last_attempt() == last and number > last
-        text = json.dumps(this_process()) + "\n"
+        text = dump_json(this_process())
         if not is_first or not self.storage.create_exclusive(self.attempts / str(number), text):
             raise ConflictError(f"another process resumed {self.path} (attempt {self.last_attempt()}); see its status")
         self.attempt = number
@@ -241,9 +242,16 @@ class ExperimentFolder:
                     f"{self.path} already holds the experiment {present}; choose another output folder, "
                     "or resume or overwrite it (--resume, --overwrite)"
                 )
-        elif self.storage.list_names():
+        elif any(name not in (self.attempts.name, self.trials.name) for name in self._visible_names()):
             raise FolderError(f"{self.path} is not empty and holds no experiment; choose an empty or new output folder")
         self.storage.check_writable()
+
+    def _visible_names(self) -> list[str]:
+        """Return the files and folders directly in the folder, without temporary files.
+
+        A start that failed before it wrote experiment.json leaves ``attempts`` and ``trials``.
+        """
+        return [name for name in self.storage.list_names() if not (name.startswith(".") and name.endswith(".tmp"))]
 
     def claim(self, name: str, *, overwrite: bool = False) -> None:
         """Make the folder, empty, for a new experiment; arguments and errors as for ``check_free``."""
@@ -265,7 +273,7 @@ class ExperimentFolder:
     def read(self) -> dict[str, Any]:
         """Return the contents of experiment.json."""
         try:
-            experiment = json.loads(self.storage.read_text(self.experiment_file))
+            experiment = load_json(self.storage.read_bytes(self.experiment_file))
         except FileNotFoundError:
             raise FolderError(f"{self.path} is no experiment folder: it has no experiment.json") from None
         except (ValueError, RecursionError) as error:
@@ -284,7 +292,7 @@ class ExperimentFolder:
             ConflictError: another attempt may write now.
         """
         self.check_attempt()
-        self.storage.write_atomic(self.experiment_file, json.dumps(experiment, indent=1, allow_nan=False) + "\n")
+        self.storage.write_atomic(self.experiment_file, dump_json(experiment, indent=1))
 
     def append_line(self, path: Path, line: Mapping[str, Any]) -> None:
         """Append a line to a file of JSON lines.
@@ -293,7 +301,12 @@ class ExperimentFolder:
             ConflictError: another attempt may write now.
         """
         self.check_attempt()
-        self.storage.append(path, json.dumps(line, allow_nan=False) + "\n")
+        self.storage.append(path, dump_json(line))
+
+    def num_lines(self) -> dict[str, int]:
+        """Return the number of lines of each file of JSON lines."""
+        files = [path for path in (self.proposals, self.rungs, self.population) if self.storage.download(path)]
+        return {path.name: path.read_bytes().count(b"\n") for path in files}
 
     def read_lines(
         self, path: Path, counter: str, first: int = 0, *, may_be_absent: bool = False
@@ -313,7 +326,8 @@ class ExperimentFolder:
             return []
         try:
             *texts, rest = path.read_text(encoding="utf-8").split("\n")
-            lines = [json.loads(text) for text in texts]
+            lines = [load_json(text) for text in texts]
+            check_num_lines(self.read(), path, len(lines))
             if [line[counter] for line in lines] != list(range(first, first + len(lines))):
                 raise ValueError(f"its numbers are not {first}, {first + 1}, {first + 2}, ...")
             if rest:
@@ -324,6 +338,13 @@ class ExperimentFolder:
             return lines
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FolderError(f"{path} cannot be read: {error}; restore it from a copy") from error
+
+
+def check_num_lines(experiment: Mapping[str, Any], path: Path, number: int) -> None:
+    """Raise ``ValueError`` if a file of JSON lines has fewer lines than at the end of the last run."""
+    expected = (experiment.get("num_lines") or {}).get(path.name, 0)
+    if number < expected:
+        raise ValueError(f"{number} of its {expected} lines are there")
 
 
 def _children(folder: Path) -> list[Path]:

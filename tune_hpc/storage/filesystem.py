@@ -13,7 +13,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
@@ -105,14 +105,20 @@ class Storage:
         return self.read_bytes(name).decode("utf-8")
 
     def write_atomic(
-        self, name: Name, data: bytes | str | Callable[[Path], object], *, make_folder: bool = True
+        self,
+        name: Name,
+        data: bytes | str | Callable[[Path], object],
+        *,
+        make_folder: bool = True,
+        is_durable: bool = True,
     ) -> None:
-        """Write a temporary file and rename it, so that a reader never sees half of it.
+        """Write a temporary file and rename it, so that a reader never sees half of it, even after a power failure.
 
         Args:
             name: The file.
             data: Its contents, or a function that writes them to a path.
             make_folder: Make the folder of the file if it is missing; otherwise a deleted folder stays deleted.
+            is_durable: Wait until the file is on the disk; not worth while for a file that is soon rewritten.
         """
         path = self.local_path(name)
         temporary = _temporary(path)
@@ -123,8 +129,12 @@ class Storage:
                 data(temporary)
             else:
                 temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+            if is_durable:
+                _sync(temporary)
             s3.upload_file(path, temporary)
             os.replace(temporary, path)
+            if is_durable:
+                _sync(path.parent)
         except OSError as error:
             raise write_error(path, error) from error
         finally:
@@ -144,8 +154,10 @@ class Storage:
                 if self.download(path):
                     return False
             temporary.write_text(text, encoding="utf-8")
+            _sync(temporary)
             # A link appears with the whole content, and only one process can make it.
             os.link(temporary, path)
+            _sync(path.parent)
             s3.upload_file(path)
         except FileExistsError:
             return False
@@ -171,6 +183,8 @@ class Storage:
         try:
             with path.open(mode, encoding="utf-8") as file:
                 file.write(text)
+            if mode == "a":
+                _sync(path)
             s3.upload_file(path)
         except OSError as error:
             raise write_error(path, error) from error
@@ -335,7 +349,7 @@ class Storage:
         read_at, now = _clocks.get(self.root, (-CLOCK_TTL_S, 0.0))
         if time.monotonic() - read_at >= CLOCK_TTL_S:
             try:
-                self.write_atomic(".clock", "\n", make_folder=False)
+                self.write_atomic(".clock", "\n", make_folder=False, is_durable=False)
                 self.download(".clock")
                 now = _mtime(self.root / ".clock")
             except OSError:
@@ -349,6 +363,16 @@ def write_error(path: Path, error: OSError) -> FolderError:
     """Return the error of a file or folder that cannot be written."""
     remedy = "make room there" if error.errno in DISK_FULL_ERRNOS else "choose another folder"
     return FolderError(f"{s3.uri_of(path)} cannot be written: {error.strerror or error}; {remedy}")
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk; some file systems cannot sync folders."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError) if path.is_dir() else nullcontext():
+            os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _mtime(path: Path) -> float:
