@@ -146,7 +146,7 @@ class TestFit:
             0.0032,
         ),
         (
-            "docs/results/exercise2.cnn",
+            "tests/data/reduced/exercise2.cnn",
             "optimizer",
             "test_accuracy",
             ["adagrad", "adam", "nesterov", "proximal_adagrad", "rmsprop"],

@@ -1,5 +1,7 @@
 """Frequencies of selection and rank correlations at rungs, of made-up and of stored searches."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -53,15 +55,26 @@ class TestRungCorrelation:
     @pytest.mark.parametrize(
         ("name", "steps", "tau", "keeps_best"),
         [
-            ("exercise2.softmax.shuffled", [20, 60, 170], [0.72, 0.84, 0.91], [False, False, True]),
-            ("exercise2.cnn", [100, 200], [0.85, 0.91], [True, True]),
+            ("docs/results/exercise2.softmax.shuffled", [20, 60, 170], [0.72, 0.84, 0.91], [False, False, True]),
+            ("tests/data/reduced/exercise2.cnn", [100, 200], [0.85, 0.91], [True, True]),
         ],
     )
     def test_stored_searches_have_the_values_of_a_hand_computation(self, name, steps, tau, keeps_best):
-        df = load(f"docs/results/{name}").rung_correlation()
+        df = load(name).rung_correlation()
         assert df["step"].tolist() == steps
         assert df["kendall_tau"].tolist() == pytest.approx(tau, abs=0.006)
         assert df["keeps_best"].tolist() == keeps_best
+
+    def test_trials_with_other_steps_count_by_their_latest_value(self):
+        results = crossing(num_configurations=9)
+        history = results.history
+        # The best configuration is measured at the first step and the last one only.
+        best = history.groupby("trial_id")["loss"].last().idxmin()
+        is_between = history["step"].between(2, history["step"].max() - 1)
+        history = history[(history["trial_id"] != best) | ~is_between]
+        df = replace(results, history=history).rung_correlation()
+        assert df["kendall_tau"].notna().all()
+        assert df["best_rank"].tolist() == [9, 9, 9]
 
     def test_crossing_curves_lose_the_best(self):
         df = crossing().rung_correlation()
