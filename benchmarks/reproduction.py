@@ -128,8 +128,10 @@ def run(entry: Run, parent: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         description = dict(results.experiment)
         provenance = description["provenance"]
-        machine = {**provenance["machine"], "host": None}
-        description["provenance"] = {**provenance, "command": entry.command, "machine": machine}
+        # Folders and hosts of this machine are of no use in the repository.
+        origin = {"command": entry.command, "machine": {**provenance["machine"], "host": None}}
+        continued = [{**part, **origin} for part in provenance.get("continued", [])]
+        description["provenance"] = {**provenance, **origin, **({"continued": continued} if continued else {})}
         unfinished = Path(scratch) / "compact"
         write_compact(Results(description, results.trials.drop(columns="host"), results.history), unfinished)
         shutil.copytree(unfinished, parent / entry.name)

@@ -49,7 +49,7 @@ def experiment(events: Path | str, pause_s: float = 0.01) -> Experiment:
 
 
 def main() -> int:
-    """Run or resume the search; print an error of ours in one line."""
+    """Run or resume the search; print an error of tune_hpc in one line."""
     folder, events, runner = sys.argv[1:]
     options = {"runner": runner, "show_progress": False, "checkpoint_interval_s": 0.0}
     try:

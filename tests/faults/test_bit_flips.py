@@ -61,7 +61,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def read_everything(root: Path) -> dict[str, Any]:
-    """Return what a user can read, each part by itself; an error of ours is its message."""
+    """Return what a user can read, each part by itself; an error of tune_hpc is itself a part."""
     job = JobFolder(root / REQUEST["id"])
     parts = {
         **{name: lambda name=name: frames(root / name) for name in ("asha", "pbt", "running")},
