@@ -76,7 +76,7 @@ RUNS = (
         ),
         1.5,
     ),
-    Run("exercise2.cnn", ("exercise2.cnn", "--set", "num_evaluations=1"), 40),
+    Run("exercise2.cnn", ("exercise2.cnn", "--set", "num_evaluations=2"), 40),
     Run("exercise3.baseline", ("exercise3.baseline", *_FULL, "--seeds", "3"), 4),
     Run("exercise3.batch_size_single_pass", ("exercise3.batch_size_single_pass", *_FULL, "--seeds", "3"), 50),
     Run("exercise3.batch_size_shuffled", ("exercise3.batch_size_shuffled", *_FULL, "--seeds", "3"), 90),
