@@ -62,8 +62,8 @@ def test_each_case_and_repeat_has_a_row_whose_parts_add_up(ray_session, mnist, t
     np.testing.assert_allclose(trials["train_s"], 40 * trials["step_s"])
     # The repeats are the samples of the confidence intervals.
     compared = results.compare("workers", "samples_per_s", where={"option": "none"})
-    num_undisturbed = trials[trials["status"] == "finished"].groupby("workers", sort=False).size()
-    assert list(compared.values["num_seeds"]) == list(num_undisturbed)
+    num_undisturbed = trials[trials["status"] == "finished"].groupby("workers").size()
+    assert compared.values.set_index("workers")["num_seeds"].to_dict() == num_undisturbed.to_dict()
 
 
 @pytest.mark.slow

@@ -116,9 +116,9 @@ def draw_importance(
     ax.barh(range(len(table)), table["importance"], height=0.62, color=_BAR_COLOUR)
     ax.hlines(range(len(table)), table["low"], table["high"], color="black", linewidth=1.2)
     for level, row in enumerate(table.to_dict("records")):
-        place = (max(row["importance"], row["high"]), level)
+        end = (max(row["importance"], row["high"]), level)
         text = f"{100 * row['importance']:.0f} %"
-        ax.annotate(text, place, (4, 0), textcoords="offset points", va="center", size=7.5)
+        ax.annotate(text, end, (4, 0), textcoords="offset points", va="center", size=7.5)
     ax.set_xlim(0, float(table[["importance", "high"]].max(axis=None)) * 1.12)
     ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     format_ticks(ax.xaxis, 3)
