@@ -18,7 +18,11 @@ from search_spaces.exercise3 import open_winner
 from tune_hpc import Experiment, Space, accuracy_interval, compare_predictions, load, load_state, resume, run
 from tune_hpc.errors import FolderError, InvalidExperimentError
 from tune_hpc.report.findings import findings
+from tune_hpc.search.checkpoint_retention import TrialRetention
 from tune_hpc.search.options import PAUSING, STOPPING
+from tune_hpc.search.trial_spec import RankedMetric
+from tune_hpc.storage.experiment_folder import ExperimentFolder
+from tune_hpc.storage.trial_file import TrialFileWriter
 
 LOCAL = {"runner": "local", "show_progress": False}
 #: Losses of the steps 1 to 9; the best one is that of step 4.
@@ -98,6 +102,20 @@ def test_smaller_state_remains_instead_of_the_saved_one(tmp_path):
 
     results = run(search(keeps_weights).with_values({"x": 0}), output_dir=tmp_path / "out", **LOCAL)
     assert load_state(results.best_checkpoint()) == {"weights": 4}
+
+
+def test_storage_that_does_not_answer_does_not_fail_the_trial(tmp_path, capsys, monkeypatch):
+    def silent(folder):
+        raise FolderError("control cannot be read: Permission denied")
+
+    folder, writer = ExperimentFolder(tmp_path, attempt=1), TrialFileWriter({"trial_id": "t00000"})
+    retention = TrialRetention(folder, writer, RankedMetric("loss", "min", "best"), "best")
+    writer.add(1, {"loss": 1.0})
+    monkeypatch.setattr(ExperimentFolder, "read_control", silent)
+    retention.offer(1, lambda: {"weights": 1})
+    assert "the state after step 1 is not retained: control cannot be read" in capsys.readouterr().out
+    retention.finish("finished")
+    assert "the retained states are not tidied up: control cannot be read" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), KeyError("weights")])

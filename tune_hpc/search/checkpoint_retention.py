@@ -16,6 +16,7 @@ time of the checkpoint from which the trial would resume.
 import math
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -74,9 +75,18 @@ class TrialRetention:
             self._offer = (step, make_state) if is_last is None else None
 
     def finish(self, status: str) -> None:
-        """Write the last offered state if the policy requires it; delete all states of a failed trial."""
-        if self._folder.is_superseded():
-            return  # The states are those of another attempt by now.
+        """Write the last offered state if the policy requires it; delete all states of a failed trial.
+
+        A storage that does not answer is reported in the log, and does not fail the trial.
+        """
+        try:
+            # The states of a superseded attempt are those of another one by now.
+            if not self._folder.is_superseded():
+                self._finish(status)
+        except FolderError as error:
+            print(f"the retained states are not tidied up: {error}")
+
+    def _finish(self, status: str) -> None:
         if status in ("failed", "diverged"):
             self.discard()
             return
@@ -128,10 +138,10 @@ class TrialRetention:
         """Write a state; a storage that rejects it is reported in the log, and does not fail the trial."""
         from tune_hpc.learning.checkpoint import save_state
 
-        if self._folder.is_superseded():
-            return
         path = self._folder.retained_checkpoint(self._trial_id, step)
         try:
+            if self._folder.is_superseded():
+                return
             self._folder.storage.write_atomic(path, lambda file: save_state(file, make_state()))
         except FolderError as error:
             print(f"the state after step {step} is not retained: {error}")
@@ -146,7 +156,8 @@ class TrialRetention:
         if needed:
             for step in self._folder.retained_steps(self._trial_id):
                 if step not in needed:
-                    self._folder.storage.delete(self._folder.retained_checkpoint(self._trial_id, step))
+                    with suppress(FolderError, OSError):  # The next state tries again.
+                        self._folder.storage.delete(self._folder.retained_checkpoint(self._trial_id, step))
 
 
 class SearchRetention:
