@@ -203,6 +203,8 @@ FAULTS: dict[str, Fault] = {
     **{f"storage: {errno.errorcode[number]}": _storage_error(number) for number in ERRNOS},
     "slow storage": _storage_error(0),
 }
+#: Without errors of the storage: on Ray, a trial whose checkpoint or results cannot be written has failed for good.
+OTHER_FAULTS = {name: fault for name, fault in FAULTS.items() if not name.startswith("storage: ")}
 RAY_FAULTS: dict[str, Fault] = {
     "SIGKILL of a trial process": _kill_child("ray::"),
     "SIGKILL of the raylet": _kill_child("raylet/raylet"),
@@ -213,7 +215,7 @@ RAY_FAULTS: dict[str, Fault] = {
 def run_once(seed: int, runner: str, undisturbed: Results, root: Path) -> Run:
     """Run one search with faults, resume it and check it."""
     run = Run(seed, runner, root)
-    faults = FAULTS | (RAY_FAULTS if runner == "ray" else {})
+    faults = FAULTS if runner == "local" else OTHER_FAULTS | RAY_FAULTS
     process = run.start()
     for _ in range(run.random.choice((1, 1, 2))):
         name, moment = run.random.choice(list(faults)), run.random.randrange(NUM_TRIALS - 2)
