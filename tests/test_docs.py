@@ -17,6 +17,7 @@ from tune_hpc import load_all
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "num_answers"), [("analysis", 10), ("scaling", 6)])
 def test_outputs_of_examples_are_current(name, num_answers):
     page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
