@@ -4,11 +4,11 @@
 
 Each run has a seed and can be repeated with ``--seed N --runs 1``. After the faults the search is resumed until it is
 finished. The checker states the invariants once: no trial is lost, none runs again after its end, no value changes,
-attempts do not decrease, and terminal states remain.
+attempts do not decrease, and terminal states remain. A damaged file is detected, with an error that names it, or
+harmless.
 """
 
 import argparse
-import errno
 import os
 import random
 import shutil
@@ -18,24 +18,33 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
+from tests.faults.fault_injection import DAMAGE, FAULTS_OF, damage
 from tests.faults.target import NUM_STEPS, NUM_TRIALS
+from tests.jobs.conftest import Head, start_head
 from tune_hpc.analysis.loading import load
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import TuneHpcError
+from tune_hpc.jobs.job_folder import JobFolder, is_id
+from tune_hpc.storage.process import is_running
 
 ROOT = Path(__file__).parents[2]
+#: Modules of the injection and of the trainable.
+INJECTION = Path(__file__).parent / "injection"
 #: Seconds after which a process counts as hung.
-TIMEOUT_S = 120.0
+TIMEOUT_S = 180.0
+#: Size of the file system of a run, in bytes, where it can be mounted.
+DISK_BYTES = 24 * 2**20
 #: Columns that depend on time, place and attempt.
 VOLATILE = ("setup_s", "train_s", "eval_s", "samples_per_s", "num_fused", "attempt", "host", "device", "ended_at")
 TERMINAL = ("finished", "stopped", "diverged", "failed")
-ERRNOS = (errno.EIO, errno.ESTALE, errno.EACCES, errno.EROFS, errno.ENOSPC)
+#: Runners of the runs of ``--runner all``, in turn.
+RUNNERS = ("local", "ray", "local", "job", "local", "ray", "job", "ray job")
 
 
 @dataclass
@@ -44,8 +53,9 @@ class Run:
 
     Attributes:
         seed: Its seed.
-        runner: ``local`` or ``ray``.
+        runner: ``local``, ``ray``, ``job`` or ``ray job``.
         root: Folder for its files.
+        cluster: Cluster of a ``ray job``.
         faults: Faults with their moments, as text.
         problems: Violated invariants; empty if all hold.
     """
@@ -53,29 +63,71 @@ class Run:
     seed: int
     runner: str
     root: Path
+    cluster: Head | None = None
     faults: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
-        self.folder, self.events = self.root / "out", self.root / "events"
-        self.fault_file = self.root / "fault"
+        self.disk, self.events, self.fault_file = self.root / "disk", self.root / "events", self.root / "fault"
+        self.folder = self.disk / "out"
+        self.process: subprocess.Popen[str] | None = None
+        self.errors = ""
+        self.is_damaged = False
         self._seen: dict[str, pd.Series] = {}
+        self.disk.mkdir()
+        options = f"size={DISK_BYTES}"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", self.disk], capture_output=True, check=False)
+
+    def close(self) -> None:
+        """Unmount the file system, and delete all files."""
+        if self.disk.is_mount():
+            subprocess.run(["umount", "--lazy", self.disk], check=True)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    @property
+    def results_folder(self) -> Path:
+        """Folder of the experiment; that of its job if it has one."""
+        if self.runner.endswith("job"):
+            jobs = [path for path in self.folder.glob("*") if is_id(path.name)]
+            return JobFolder(jobs[0]).experiment("faults").path if jobs else self.folder / "none"
+        return self.folder
 
     def start(self) -> subprocess.Popen[str]:
         """Start or resume the search in a process group of its own."""
         command = [sys.executable, "-m", "tests.faults.target", str(self.folder), str(self.events), self.runner]
-        path = os.pathsep.join([str(Path(__file__).parent / "injection"), str(ROOT)])
-        environment = {**os.environ, "PYTHONPATH": path, "FAULT_FILE": str(self.fault_file)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(INJECTION), str(ROOT)])}
+        environment |= {"FAULT_FILE": str(self.fault_file), "RETRY_FAILED": "1" if self.is_damaged else ""}
+        environment |= {"XDG_STATE_HOME": str(self.root / "state")}
+        if self.cluster is not None:
+            environment |= self.cluster.environment | {"RAY_API_SERVER_ADDRESS": self.cluster.dashboard}
+            environment["PYTHONPATH"] = os.pathsep.join([str(INJECTION), str(ROOT)])
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, start_new_session=True, stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def wait_for_trials(self, process: subprocess.Popen[str], number: int) -> None:
+    def driver(self) -> int | None:
+        """Return the process of the driver; that of the latest attempt of a job."""
+        if not self.runner.endswith("job"):
+            return None if self.process is None or self.process.poll() is not None else self.process.pid
+        for path in self.folder.glob("*"):
+            if is_id(path.name) and (numbers := JobFolder(path).attempt_numbers()):
+                process = JobFolder(path).read_driver_status(numbers[-1]).get("process")
+                return process["pid"] if is_running(process) else None
+        return None
+
+    def ray_processes(self) -> list[int]:
+        """Return the processes of Ray that belong to the run."""
+        assert self.process is not None
+        session = self.process.pid if self.cluster is None else self.cluster.pid
+        found = subprocess.run(["pgrep", "-s", str(session)], capture_output=True, text=True, check=False)
+        return [int(line) for line in found.stdout.split() if int(line) != session]
+
+    def wait_for_trials(self, number: int) -> None:
         """Wait until a number of trials have ended, or the process has."""
         deadline = time.monotonic() + TIMEOUT_S
-        while process.poll() is None and time.monotonic() < deadline and self.num_ended() < number:
+        while self.process.poll() is None and time.monotonic() < deadline and self.num_ended() < number:
             time.sleep(0.01)
 
     def num_ended(self) -> int:
@@ -85,11 +137,13 @@ class Run:
     def finish(self, process: subprocess.Popen[str]) -> None:
         """Wait for a process, check what it left, and report if it hangs."""
         try:
-            _, errors = process.communicate(timeout=TIMEOUT_S)
-            if process.returncode > 0 and "Traceback" in errors and "OSError" not in errors:
-                self.problems.append(f"traceback: {errors.strip().splitlines()[-1]}")
+            _, self.errors = process.communicate(timeout=TIMEOUT_S)
+            # Ray itself reports the death of its processes with tracebacks.
+            is_ours = "Traceback" in self.errors and "OSError" not in self.errors and "ray.exc" not in self.errors
+            if process.returncode > 0 and is_ours:
+                self.problems.append(f"traceback: {self.errors.strip().splitlines()[-1]}")
         except subprocess.TimeoutExpired:
-            self.problems.append(f"hung after {', '.join(self.faults)}")
+            self.problems.append("hung")
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         self.check()
@@ -97,9 +151,9 @@ class Run:
     def check(self) -> None:
         """Compare the folder with its earlier contents: terminal states remain, attempts do not decrease."""
         try:
-            results = load(self.folder)
+            results = load(self.results_folder)
         except TuneHpcError as error:
-            if (self.folder / "experiment.json").exists():
+            if (self.results_folder / "experiment.json").exists() and not self.is_damaged:
                 self.problems.append(f"unreadable: {error}")
             return
         for _, row in results.trials.iterrows():
@@ -111,7 +165,8 @@ class Run:
                     self.problems.append(f"{trial_id} changed after its end")
             if seen is not None and row["attempt"] < seen["attempt"]:
                 self.problems.append(f"{trial_id} went back to an earlier attempt")
-            self._seen[trial_id] = row
+            if row["status"] != "failed" or not self.is_damaged:
+                self._seen[trial_id] = row
         if lost := set(self._seen).difference(results.trials["trial_id"]):
             self.problems.append(f"lost {', '.join(sorted(lost))}")
 
@@ -120,16 +175,38 @@ class Run:
         self.fault_file.unlink(missing_ok=True)
         for _ in range(3):
             self.finish(self.start())
-            with_results = (self.folder / "experiment.json").exists()
-            if with_results and load(self.folder).experiment["state"] == "finished":
+            has_results = (self.results_folder / "experiment.json").exists()
+            if has_results and load(self.results_folder).experiment["state"] == "finished":
                 return
-        self.problems.append("not finished after three resumes")
+        self.problems.append(f"not finished after three resumes: {self.errors.strip()[-200:]}")
+
+    def resume_with_damage(self) -> None:
+        """Damage a file, resume, and restore the file as from a backup if the error names it."""
+        if (damaged := damage(self)) is None:
+            return
+        path, before, after = damaged
+        self.is_damaged = True
+        name = path.relative_to(self.folder).as_posix()
+        self.faults.append(f"damaged {name}")
+        self.finish(self.start())
+        report = self.errors
+        try:
+            results = load(self.results_folder)
+            if results.counts() == {"finished": NUM_TRIALS}:
+                return
+            report += results.failures
+        except TuneHpcError as error:
+            report += str(error)
+        if path.name not in report:
+            self.problems.append(f"damage to {name} is not reported: {report.strip()[-200:]}")
+        if path.exists() and path.read_bytes() == after:
+            path.write_bytes(before)
 
     def compare(self, undisturbed: Results) -> None:
         """Compare the finished search with the undisturbed one, to the bit, and read the events."""
         if self.problems:
             return
-        results = load(self.folder)
+        results = load(self.results_folder)
         for name, found, expected in (
             ("trials", results.trials, undisturbed.trials), ("history", results.history, undisturbed.history),
         ):  # fmt: skip
@@ -146,95 +223,42 @@ def _comparable(df: pd.DataFrame) -> pd.DataFrame:
     return df.sort_values([name for name in ("trial_id", "step") if name in df], ignore_index=True)
 
 
-Fault = Callable[[Run, subprocess.Popen[str]], None]
-
-
-def _signal(number: signal.Signals) -> Fault:
-    return lambda run, process: process.send_signal(number)
-
-
-def _pause(run: Run, process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGSTOP)
-    time.sleep(run.random.uniform(0.2, 2.0))
-    process.send_signal(signal.SIGCONT)
-
-
-def _kill_child(pattern: str) -> Fault:
-    """Kill one of the processes of Ray."""
-
-    def kill(run: Run, process: subprocess.Popen[str]) -> None:
-        found = subprocess.run(["pgrep", "-s", str(process.pid), "-f", pattern], capture_output=True, text=True)
-        numbers = [int(line) for line in found.stdout.split() if int(line) != process.pid]
-        if numbers:
-            os.kill(run.random.choice(numbers), signal.SIGKILL)
-
-    return kill
-
-
-def _storage_error(number: int) -> Fault:
-    def fail(run: Run, process: subprocess.Popen[str]) -> None:
-        run.fault_file.write_text(f"{number} {run.folder}")
-        time.sleep(run.random.uniform(0.1, 2.0))
-        run.fault_file.unlink()
-
-    return fail
-
-
-def _second_driver(run: Run, process: subprocess.Popen[str]) -> None:
-    """Start a second process on the same folder; it must end with ``ConflictError``, or be the only one left."""
-    second = run.start()
-    run.finish(second)
-
-
-def _kill_and_two_resumes(run: Run, process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait()
-    for resumed in [run.start(), run.start()]:
-        run.finish(resumed)
-
-
-FAULTS: dict[str, Fault] = {
-    "SIGKILL": _signal(signal.SIGKILL),
-    "SIGTERM": _signal(signal.SIGTERM),
-    "SIGINT": _signal(signal.SIGINT),
-    "SIGSTOP and SIGCONT": _pause,
-    "second driver": _second_driver,
-    "SIGKILL and two resumes": _kill_and_two_resumes,
-    **{f"storage: {errno.errorcode[number]}": _storage_error(number) for number in ERRNOS},
-    "slow storage": _storage_error(0),
-}
-#: Without errors of the storage: on Ray, a trial whose checkpoint or results cannot be written has failed for good.
-OTHER_FAULTS = {name: fault for name, fault in FAULTS.items() if not name.startswith("storage: ")}
-RAY_FAULTS: dict[str, Fault] = {
-    "SIGKILL of a trial process": _kill_child("ray::"),
-    "SIGKILL of the raylet": _kill_child("raylet/raylet"),
-    "SIGKILL of the GCS": _kill_child("gcs_server"),
-}
-
-
-def run_once(seed: int, runner: str, undisturbed: Results, root: Path) -> Run:
+def run_once(seed: int, runner: str, undisturbed: Results, root: Path, cluster: Head | None = None) -> Run:
     """Run one search with faults, resume it and check it."""
-    run = Run(seed, runner, root)
-    faults = FAULTS if runner == "local" else OTHER_FAULTS | RAY_FAULTS
-    process = run.start()
-    for _ in range(run.random.choice((1, 1, 2))):
-        name, moment = run.random.choice(list(faults)), run.random.randrange(NUM_TRIALS - 2)
-        run.wait_for_trials(process, moment)
-        time.sleep(run.random.uniform(0, 0.05))
-        run.faults.append(f"{name} after {moment} trials")
-        if process.poll() is None:
-            faults[name](run, process)
-    run.finish(process)
-    run.resume_until_finished()
-    run.compare(undisturbed)
+    run = Run(seed, runner, root, cluster)
+    try:
+        faults = FAULTS_OF[runner]
+        for _ in range(run.random.choice((1, 1, 2))):
+            if run.process is None or run.process.poll() is not None:
+                # The fault before has ended the driver: this one meets the resumed search.
+                run.process = run.start()
+            name, moment = run.random.choice(list(faults)), run.random.randrange(NUM_TRIALS - 2)
+            run.wait_for_trials(moment)
+            time.sleep(run.random.uniform(0, 0.05))
+            run.faults.append(f"{name} after {moment} trials")
+            if run.process.poll() is None:
+                faults[name](run)
+            if run.process.poll() is not None:
+                run.finish(run.process)
+        if run.process.poll() is None:
+            run.finish(run.process)
+        if any(DAMAGE in text for text in run.faults):
+            run.resume_with_damage()
+        run.resume_until_finished()
+        run.compare(undisturbed)
+    finally:
+        run.close()
     return run
 
 
 def undisturbed_results(root: Path) -> Results:
     """Run the search without faults."""
     run = Run(-1, "local", root)
-    run.finish(run.start())
-    results = load(run.folder)
+    try:
+        run.finish(run.start())
+        results = load(run.folder)
+    finally:
+        run.close()
     assert results.counts() == {"finished": NUM_TRIALS}, results.counts()
     assert len(results.history) == NUM_TRIALS * NUM_STEPS
     return results
@@ -245,20 +269,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200, metavar="N", help="number of runs (default: 200)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the first run (default: 0)")
-    parser.add_argument(
-        "--runner", choices=["local", "ray", "both"], default="both", help="default: three local, one ray"
-    )
+    parser.add_argument("--runner", choices=[*FAULTS_OF, "all"], default="all", help="default: all, in turn")
     flags = parser.parse_args()
     num_bad = 0
-    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder, ExitStack() as stack:
+        cluster: Head | None = None
         undisturbed = undisturbed_results(_made(Path(folder) / "undisturbed"))
+        print("| seed | runner | faults | outcome |\n|---|---|---|---|")
         for seed in range(flags.seed, flags.seed + flags.runs):
-            runner = ("ray" if seed % 4 == 3 else "local") if flags.runner == "both" else flags.runner
-            run = run_once(seed, runner, undisturbed, _made(Path(folder) / str(seed)))
+            runner = RUNNERS[seed % len(RUNNERS)] if flags.runner == "all" else flags.runner
+            if runner == "ray job" and cluster is None:
+                cluster = stack.enter_context(start_head(_made(Path(folder) / "cluster")))
+            root = _made(Path(folder) / str(seed))
+            run = run_once(seed, runner, undisturbed, root, cluster if runner == "ray job" else None)
             num_bad += bool(run.problems)
             outcome = "; ".join(run.problems) or "all trials once, equal"
             print(f"| {seed} | {runner} | {', '.join(run.faults)} | {outcome} |", flush=True)
-            shutil.rmtree(run.root, ignore_errors=True)
     print(f"{flags.runs} runs, {num_bad} with problems")
     return 1 if num_bad else 0
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import ROOT, run_once, undisturbed_results
+from tests.faults.harness import ROOT, RUNNERS, run_once, undisturbed_results
+from tests.jobs.conftest import start_head
 
 
 @pytest.fixture(scope="module")
@@ -16,10 +17,18 @@ def undisturbed(tmp_path_factory):
     return undisturbed_results(tmp_path_factory.mktemp("undisturbed"))
 
 
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with start_head(tmp_path_factory.mktemp("cluster")) as started:
+        yield started
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
-def test_search_with_faults_ends_like_an_undisturbed_one(seed, undisturbed, tmp_path):
-    run = run_once(seed, "ray" if seed % 5 == 4 else "local", undisturbed, tmp_path)
+def test_search_with_faults_ends_like_an_undisturbed_one(seed, undisturbed, tmp_path, request):
+    runner = RUNNERS[seed % len(RUNNERS)]
+    cluster = request.getfixturevalue("cluster") if runner == "ray job" else None
+    run = run_once(seed, runner, undisturbed, tmp_path, cluster)
     assert not run.problems, run.faults
 
 

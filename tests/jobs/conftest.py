@@ -34,6 +34,7 @@ class Head:
     dashboard: str
     token: str
     environment: dict[str, str]
+    pid: int  #: of its main process, which leads the session of all its processes
 
 
 @contextmanager
@@ -78,8 +79,8 @@ def start_head(folder, num_cpus=2, **variables):
     sessions = Path(f"/tmp/ray-{os.getpid()}-{port}")
     flags = [f"--port={port}", f"--dashboard-port={dashboard}", f"--num-cpus={num_cpus}", f"--temp-dir={sessions}"]
     command = [RAY, "start", "--head", "--block", f"--ray-client-server-port={client_server}", *flags, *PORT_FLAGS]
-    with block(command, environment, folder / "ray.log"):
-        head = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", token, environment)
+    with block(command, environment, folder / "ray.log") as process:
+        head = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", token, environment, process.pid)
         began = time.monotonic()
         while not is_up(head):
             assert time.monotonic() - began < 90, (folder / "ray.log").read_text()

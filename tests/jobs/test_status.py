@@ -16,6 +16,7 @@ from tune_hpc.jobs.job_folder import JobFolder, is_id, make_id
 from tune_hpc.jobs.status import HEARTBEAT_TIMEOUT_S, LAUNCH_TIMEOUT_S, DriverState, JobState, job_status
 from tune_hpc.storage import filesystem
 from tune_hpc.storage.process import is_running, may_be_running, process_of, this_process
+from tune_hpc.storage.shared_folder import open_no_follow
 
 
 @pytest.fixture
@@ -227,7 +228,7 @@ def test_symbolic_links_in_a_job_are_not_followed(job, tmp_path):
     for path in (job.output, job.report):
         path.symlink_to(secret)
         with pytest.raises(FolderError, match="is or lies behind a symbolic link"):
-            job.storage.open_no_follow(path)
+            open_no_follow(job.storage, path)
     with pytest.raises(FolderError, match=r"output\.log cannot be written"):
         job.open_output()
     (job.path / "experiments").symlink_to(tmp_path)
@@ -235,7 +236,7 @@ def test_symbolic_links_in_a_job_are_not_followed(job, tmp_path):
         job.experiment("synthetic")
     os.mkfifo(job.path / "pipe")
     with pytest.raises(FolderError, match="is not a regular file"):
-        job.storage.open_no_follow(job.path / "pipe")
+        open_no_follow(job.storage, job.path / "pipe")
 
 
 def test_version_changes_with_every_file_that_a_reader_sees(job):

@@ -14,6 +14,7 @@ from tune_hpc.jobs.job_folder import JobFolder
 from tune_hpc.search.experiment import Experiment, Space
 from tune_hpc.storage import s3
 from tune_hpc.storage.filesystem import Storage
+from tune_hpc.storage.shared_folder import check_private
 
 
 def experiment(name):
@@ -26,7 +27,7 @@ def test_storage_writable_by_others_is_rejected_unless_shared(tmp_path, mode):
     storage.mkdir()
     storage.chmod(mode)
     with pytest.raises(FolderError, match=r"other users can write to .*chmod go-w .*or use --shared-storage"):
-        Storage(storage).check_private()
+        check_private(Storage(storage))
     launcher = StandInLauncher()
     with pytest.raises(FolderError, match="other users can write to"):
         JobClient(storage, launcher).submit(experiment("line"))
@@ -41,8 +42,8 @@ def test_storage_of_another_user_is_rejected_unless_shared(tmp_path):
     (tmp_path / "jobs").mkdir(mode=0o700)
     os.chown(tmp_path / "jobs", 65534, 65534)
     with pytest.raises(FolderError, match=r"belongs to another user \(uid 65534\)"):
-        Storage(tmp_path / "jobs").check_private()
-    Storage(tmp_path / "jobs").check_private(shared=True)
+        check_private(Storage(tmp_path / "jobs"))
+    check_private(Storage(tmp_path / "jobs"), shared=True)
 
 
 def test_storage_and_jobs_are_private(tmp_path):

@@ -81,16 +81,16 @@ def test_running_trials_write_their_metrics(run_fused, unthrottled, monkeypatch)
 
 
 def test_full_disk_does_not_end_a_running_trial(run_fused, unthrottled, monkeypatch, tmp_path):
-    write = TrialRunner._write
+    write = ExperimentFolder.write_trial
 
-    def full(self, writer, outcome, train_s):
-        if outcome["status"] == "running":
+    def full(self, trial_id, row, history):
+        if row["status"] == "running":
             raise FolderError("the disk is full")
-        return write(self, writer, outcome, train_s)
+        write(self, trial_id, row, history)
 
-    monkeypatch.setattr(TrialRunner, "_write", full)
+    monkeypatch.setattr(ExperimentFolder, "write_trial", full)
     assert run_fused()[0] == STATUSES
-    assert "the metrics so far are not saved: the disk is full" in (tmp_path / "logs" / "b00000.log").read_text()
+    assert "the metrics are not saved: the disk is full" in (tmp_path / "logs" / "b00000.log").read_text()
 
 
 def test_failed_program_runs_as_separate_trials(run_fused, monkeypatch, tmp_path):

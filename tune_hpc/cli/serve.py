@@ -13,6 +13,7 @@ from tune_hpc.cli.jobs import add_storage_flags, storage_of
 from tune_hpc.cli.options import AddCommand
 from tune_hpc.errors import ClusterError, InvalidExperimentError, MissingPackageError
 from tune_hpc.storage.filesystem import Storage
+from tune_hpc.storage.shared_folder import check_private
 
 if TYPE_CHECKING:
     from tune_hpc.jobs.client import JobClient
@@ -86,7 +87,7 @@ def _serve(flags: argparse.Namespace) -> int:
         ) from error
     _check_flags(flags)
     storage = Storage(storage_of(flags)).absolute()
-    storage.check_private(shared=flags.shared_storage)
+    check_private(storage, shared=flags.shared_storage)
     if storage.is_remote and not (flags.token_file or flags.no_token):
         raise InvalidExperimentError(
             f"the token must be on this machine, not in {storage.uri}; name its file with --token-file"

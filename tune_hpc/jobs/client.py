@@ -36,6 +36,7 @@ from tune_hpc.jobs.launchers import InProcessLauncher, Launcher, LocalLauncher, 
 from tune_hpc.search.command import Command
 from tune_hpc.search.experiment import Experiment
 from tune_hpc.storage.filesystem import Storage
+from tune_hpc.storage.shared_folder import check_private
 
 #: Limit on the lines of a history file; the oldest are dropped.
 MAX_LINES = 100
@@ -137,7 +138,7 @@ class JobClient:
             return job, False
         # The key must stay unused if the experiment is invalid.
         self._check([experiment], options)
-        self.storage.check_private(shared=self.shared_storage)
+        check_private(self.storage, shared=self.shared_storage)
         self.storage.make_folder(KEYS)
         self.storage.create_exclusive(file, json.dumps({"id": make_id(experiment.name), "digest": digest}))
         job_id = self._read_key(file, digest)
@@ -181,7 +182,7 @@ class JobClient:
         key: str,
         options: Mapping[str, Any],
     ) -> Job:
-        self.storage.check_private(shared=self.shared_storage)
+        check_private(self.storage, shared=self.shared_storage)
         job = JobFolder(self.storage.root / job_id)
         if code:
             experiments = [_in_folder(experiment, job) for experiment in experiments]

@@ -21,6 +21,7 @@ from tune_hpc.errors import (
 from tune_hpc.jobs.job_folder import RESERVED_SUFFIX, JobFolder
 from tune_hpc.jobs.launchers import TIMEOUT_S
 from tune_hpc.jobs.status import HEARTBEAT_TIMEOUT_S, DriverState, JobState, JobStatus, job_status
+from tune_hpc.storage.shared_folder import check_private, open_no_follow
 
 if TYPE_CHECKING:
     from tune_hpc.jobs.client import JobClient
@@ -98,7 +99,7 @@ class Job:
         while True:
             is_active = follow and self.status().state.is_active
             if folder.storage.download(folder.output):
-                with folder.storage.open_no_follow(folder.output) as file:
+                with open_no_follow(folder.storage, folder.output) as file:
                     file.seek(position)
                     if text := file.read():
                         position += len(text)
@@ -305,7 +306,7 @@ class Job:
         if last != status.attempt:
             raise ConflictError(f"another process changed {self.id} first (attempt {status.attempt}); see its status")
         _check_at_rest(status, action, force=force)
-        self.client.storage.check_private(shared=self.client.shared_storage)
+        check_private(self.client.storage, shared=self.client.shared_storage)
         self.client.launcher.check()
         try:
             self.start(action, as_json(options), last=last, key=key)

@@ -35,6 +35,7 @@ from tune_hpc.storage.checksum import dump_json, load_json
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.filesystem import Storage, write_error
 from tune_hpc.storage.process import this_process
+from tune_hpc.storage.shared_folder import open_no_follow
 
 #: Version of this layout. In format 1 experiment folders were beside ``code`` and ``attempts``.
 FORMAT = 2
@@ -336,7 +337,7 @@ class JobFolder:
     def _read_json(self, path: Path) -> dict[str, Any]:
         """Return the JSON object in a file; empty if the file is missing."""
         try:
-            with self.storage.open_no_follow(path) as file:
+            with open_no_follow(self.storage, path) as file:
                 data = load_json(file.read())
         except FileNotFoundError:
             return {}

@@ -9,6 +9,7 @@ from typing import Any
 
 from tune_hpc.jobs.job_folder import Attempt, JobFolder
 from tune_hpc.storage.process import is_running, this_process
+from tune_hpc.storage.shared_folder import open_no_follow
 
 #: Seconds without a heartbeat after which the state of a driver is unknown, unless its launcher knows that it is gone.
 HEARTBEAT_TIMEOUT_S = 60.0
@@ -203,7 +204,7 @@ def _experiment_status(job: JobFolder, plain: Mapping[str, Any], attempt: int, s
         return ExperimentStatus(plain["name"], "waiting", plain["num_trials"], plain["metric"])
     description = folder.read()
     try:
-        with job.storage.open_no_follow(folder.progress) as file:
+        with open_no_follow(job.storage, folder.progress) as file:
             progress = json.load(file)
     except (FileNotFoundError, ValueError):
         progress = {}

@@ -27,6 +27,7 @@ from tune_hpc.search.search_state import Search
 from tune_hpc.search.stopping import GracefulStop, StopCriteria
 from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, WorkerPlacement
 from tune_hpc.storage.experiment_folder import ExperimentFolder
+from tune_hpc.storage.retries import retries
 from tune_hpc.storage.trial_file import row_to_config
 
 #: Seconds to wait for exporters at the end of the searches; a slower one continues in the background.
@@ -114,9 +115,16 @@ class Runner(ABC):
         self.monitor.start(
             show_progress=options.show_progress, stream=options.stream, each_trial=options.runner == "local"
         )
-        stop = GracefulStop(self.criteria, self.monitor, folders.values())
+        with retries():
+            return self._run_parts(arrays, resources)
+
+    def _run_parts(self, arrays: Mapping[str, Any], resources: TrialResources) -> list[Results]:
+        """Run the searches with their monitor, write their frames and return their results."""
+        searches, options = self.searches, self.options
+        folders = [search.folder for search in searches]
+        stop = GracefulStop(self.criteria, self.monitor, folders)
         self.images = self.share_images(arrays)
-        exports = LiveExport(list(folders.values()), options.export)
+        exports = LiveExport(folders, options.export)
         try:
             num_due = 0
             for part in _split_by_scheduler(searches):

@@ -142,7 +142,8 @@ class TrialRetention:
         try:
             if self._folder.is_superseded():
                 return
-            self._folder.storage.write_atomic(path, lambda file: save_state(file, make_state()))
+            state = make_state()
+            self._folder.storage.write_atomic(path, lambda file: save_state(file, state))
         except FolderError as error:
             print(f"the state after step {step} is not retained: {error}")
             return

@@ -30,6 +30,7 @@ from tune_hpc.search.stopping import GracefulStop, StopCriteria
 from tune_hpc.search.trial_runner import TrialRunner
 from tune_hpc.search.trial_spec import TrialContext, TrialGroup
 from tune_hpc.search.user_code import PortableTrainable
+from tune_hpc.storage.retries import retries
 
 
 class RayRunner(Runner):
@@ -138,7 +139,8 @@ def run_group(
     num_cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
     runner = TrialRunner(contexts[group.experiment], _report, images, _fetch_images, max(1, int(num_cores)))
     try:
-        runner.run(group)
+        with retries():
+            runner.run(group)
     except _StoppedByRay:
         sys.exit(0)
 

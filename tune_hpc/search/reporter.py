@@ -259,8 +259,19 @@ class TrialCheckpoint:
         self._saved_at = time.monotonic()
 
     def load(self) -> Mapping[str, Any] | None:
-        """Return the saved state, or ``None``."""
-        if not self._storage.download(self.path):
+        """Return the saved state, or ``None``.
+
+        Raises:
+            StopRequested: The storage does not answer; the trial starts when the search is resumed.
+            FolderError: The file is damaged.
+        """
+        try:
+            is_saved = self._storage.download(self.path)
+        except FolderError as error:
+            print(f"the trial does not start: {error}")
+            self.has_stopped = True
+            raise StopRequested from None
+        if not is_saved:
             for retention in self._keepers:
                 retention.discard()
             return None
@@ -303,6 +314,8 @@ class TrialCheckpoint:
     def save(self, step: int, make_state: MakeState) -> None:
         """Save a state if the previous one is old enough or the trial must stop.
 
+        A storage that rejects the state is reported in the log, and does not fail the trial: the previous state stays.
+
         Raises:
             StopRequested: The trial must stop, and its state is saved.
             TimeLimitReached: The time of the trial is over.
@@ -326,9 +339,13 @@ class TrialCheckpoint:
         checkpoint = {
             "step": step, "elapsed_s": self._time_limit.elapsed_s, "state": make_state(), "reported": reported
         }  # fmt: skip
-        self._storage.write_atomic(self.path, lambda path: save_state(path, checkpoint))
-        for retention in self._keepers:
-            retention.mark_resumable()
+        try:
+            self._storage.write_atomic(self.path, lambda path: save_state(path, checkpoint))
+        except FolderError as error:
+            print(f"the state after step {step} is not saved: {error}")
+        else:
+            for retention in self._keepers:
+                retention.mark_resumable()
         self._saved_at = time.monotonic()
         if is_last:
             self.has_stopped = True

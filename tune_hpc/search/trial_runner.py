@@ -169,7 +169,7 @@ class TrialRunner:
                     # A running trial was stopped by the scheduler.
                     retention.finish(outcome["status"])
         row = self._write(writer, outcome, time.perf_counter() - started)
-        self._clean_up(checkpoint)
+        self._clean_up(checkpoint, [row])
         return row, scheduler.result() if scheduler else {}
 
     def _run_fused(self, group: TrialGroup) -> list[dict[str, Any]]:
@@ -215,7 +215,7 @@ class TrialRunner:
             for retention, outcome in zip(retentions, outcomes, strict=True):
                 retention.finish(outcome["status"])
         rows = [self._write(writer, outcome, seconds) for writer, outcome in zip(writers, outcomes, strict=True)]
-        self._clean_up(checkpoint)
+        self._clean_up(checkpoint, rows)
         return rows
 
     def _log(self, name: str) -> AbstractContextManager[None]:
@@ -233,23 +233,26 @@ class TrialRunner:
         path, interval_s = self.folder.checkpoint(name), self.context.checkpoint_interval_s
         return TrialCheckpoint(path, writers, interval_s, self.request, max_step, may_pause, time_limit, retentions)
 
-    def _clean_up(self, checkpoint: TrialCheckpoint) -> None:
-        """Delete the checkpoint of trials that have ended."""
-        if not checkpoint.has_stopped and not self.folder.is_superseded():
-            self.folder.storage.delete(checkpoint.path)
+    def _clean_up(self, checkpoint: TrialCheckpoint, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Delete the checkpoint of trials whose ends are recorded."""
+        if any(row["status"] == "running" for row in rows):
+            return
+        try:
+            if not self.folder.is_superseded():
+                self.folder.storage.delete(checkpoint.path)
+        except FolderError as error:
+            print(f"the checkpoint is not deleted: {error}")
 
     def _write_running(self, writers: Sequence[TrialFileWriter], train_s: float) -> None:
         """Write the files of running trials, for readers of the running search."""
-        outcome = {"status": "running", "num_fused": len(writers)}
-        try:
-            for writer in writers:
-                self._write(writer, outcome, train_s / len(writers))
-        except FolderError as error:
-            # A disk that is full for a while must not end a trial whose final file is due much later.
-            print(f"the metrics so far are not saved: {error}")
+        for writer in writers:
+            self._write(writer, {"status": "running", "num_fused": len(writers)}, train_s / len(writers))
 
     def _write(self, writer: TrialFileWriter, outcome: Mapping[str, Any], train_s: float) -> dict[str, Any]:
-        """Write the file of a trial, unless another attempt runs the trial by now; return its row."""
+        """Write the file of a trial, unless another attempt runs the trial by now; return its row.
+
+        If the storage rejects the file, the trial has the status ``running``, so that a resumed search runs it again.
+        """
         history = writer.history()
         row = {
             "attempt": self.folder.attempt,
@@ -272,9 +275,13 @@ class TrialRunner:
             }
         if row["status"] != "running":
             row["ended_at"] = now("milliseconds")
-        if not self.folder.is_superseded():
-            jsonable = {name: to_jsonable(value) for name, value in row.items()}
-            self.folder.write_trial(row["trial_id"], jsonable, history)
+        try:
+            if not self.folder.is_superseded():
+                jsonable = {name: to_jsonable(value) for name, value in row.items()}
+                self.folder.write_trial(row["trial_id"], jsonable, history)
+        except FolderError as error:
+            print(f"the metrics are not saved: {error}")
+            row["status"] = "running"
         return row
 
     def _ranked_value(self, history: Any) -> dict[str, float]:

@@ -25,6 +25,7 @@ from tune_hpc.service import schemas
 from tune_hpc.service.middleware import REPORT_POLICY
 from tune_hpc.service.problems import READ_ERRORS, AsciiJsonResponse, TooManyRequestsError, problem_docs, to_json
 from tune_hpc.service.services import CachedResponse, SearchSnapshot, Services
+from tune_hpc.storage.shared_folder import open_no_follow
 
 Key = Annotated[
     str | None,
@@ -263,7 +264,7 @@ def result_routes(services: Services) -> APIRouter:
         """Return the report: findings, tables and figures on one page. A search writes it when it ends."""
         snapshot = await services.snapshot(search_id)
         try:
-            with await services.cache.run(snapshot.folder.storage.open_no_follow, snapshot.folder.report) as file:
+            with await services.cache.run(open_no_follow, snapshot.folder.storage, snapshot.folder.report) as file:
                 status = os.fstat(file.fileno())
         except FileNotFoundError:
             raise RequestError(f"{search_id} has no report yet: {report_hint(snapshot)}", 404) from None
@@ -315,7 +316,7 @@ class _Download(Response):
 
 
 def _chunks(job: JobFolder, path: Path) -> Iterator[bytes]:
-    with job.storage.open_no_follow(path) as file:
+    with open_no_follow(job.storage, path) as file:
         while chunk := file.read(_CHUNK_BYTES):
             yield chunk
 
@@ -342,7 +343,7 @@ def report_hint(snapshot: SearchSnapshot) -> str:
 def _read_tail(job: JobFolder, path: Path, max_bytes: int) -> str:
     """Return the tail of a text file of a job from the beginning of a line; empty if there is no such file."""
     try:
-        with job.storage.open_no_follow(path) as file:
+        with open_no_follow(job.storage, path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - max_bytes))
             data = file.read(max_bytes)

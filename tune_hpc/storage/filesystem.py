@@ -10,15 +10,15 @@ import math
 import os
 import secrets
 import shutil
-import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from tune_hpc.errors import FolderError
 from tune_hpc.storage import s3
+from tune_hpc.storage.retries import retry_read, retry_write
 
 #: Errors of a file system that is full.
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -77,6 +77,7 @@ class Storage:
         """Return the path of a file on this machine, for libraries that read and write files themselves."""
         return name if isinstance(name, Path) else self.root / name
 
+    @retry_read
     def exists(self, name: Name) -> bool:
         """Return whether the storage has a file."""
         path = self.local_path(name)
@@ -84,6 +85,7 @@ class Storage:
             key = s3.key_of(path)
             return path.is_file() if key is None else bool(s3.filesystem().get_file_info(key).is_file)
 
+    @retry_read
     def read_bytes(self, name: Name) -> bytes:
         """Return the contents of a file.
 
@@ -118,9 +120,22 @@ class Storage:
             name: The file.
             data: Its contents, or a function that writes them to a path.
             make_folder: Make the folder of the file if it is missing; otherwise a deleted folder stays deleted.
-            is_durable: Wait until the file is on the disk; not worth while for a file that is soon rewritten.
+            is_durable: Wait until the file is on the disk, and retry; not useful for a file that is soon rewritten.
         """
-        path = self.local_path(name)
+        write = self._write_durable if is_durable else self._write_atomic
+        write(self.local_path(name), data, make_folder)
+
+    @retry_write
+    def _write_durable(self, path: Path, data: bytes | str | Callable[[Path], object], make_folder: bool) -> None:
+        self._write_atomic(path, data, make_folder, _sync)
+
+    def _write_atomic(
+        self,
+        path: Path,
+        data: bytes | str | Callable[[Path], object],
+        make_folder: bool,
+        sync: Callable[[Path], object] = lambda path: None,
+    ) -> None:
         temporary = _temporary(path)
         try:
             if make_folder or self.is_remote:
@@ -129,12 +144,10 @@ class Storage:
                 data(temporary)
             else:
                 temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-            if is_durable:
-                _sync(temporary)
+            sync(temporary)
             s3.upload_file(path, temporary)
             os.replace(temporary, path)
-            if is_durable:
-                _sync(path.parent)
+            sync(path.parent)
         except OSError as error:
             raise write_error(path, error) from error
         finally:
@@ -171,6 +184,7 @@ class Storage:
         """Append text to a file."""
         self._write_in_place(name, text, "a")
 
+    @retry_write
     def rewrite(self, name: Name, text: str) -> None:
         """Rewrite a small file in place, for readers on other nodes that poll it.
 
@@ -189,6 +203,7 @@ class Storage:
         except OSError as error:
             raise write_error(path, error) from error
 
+    @retry_write
     def make_folder(self, name: Name = "") -> None:
         """Make a folder in an existing one."""
         path = self.local_path(name)
@@ -197,6 +212,7 @@ class Storage:
         except OSError as error:
             raise write_error(path, error) from error
 
+    @retry_read
     def list_names(self, prefix: Name = "") -> list[str]:
         """Return the sorted names of all files and folders directly in a folder."""
         folder = self.local_path(prefix)
@@ -205,6 +221,7 @@ class Storage:
                 return sorted(info.base_name for info in s3.list_infos(key, recursive=False))
             return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
+    @retry_read
     def list_files(self, prefix: Name = "") -> list[FileInfo]:
         """Return all files below a folder, in the order of their names; one request on S3."""
         folder = self.local_path(prefix)
@@ -217,13 +234,15 @@ class Storage:
                 found = [(path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         return sorted(FileInfo(path.relative_to(self.root).as_posix(), *details) for path, *details in found)
 
+    @retry_write
     def delete(self, name: Name) -> None:
         """Delete a file if it exists."""
         path = self.local_path(name)
         with _access(path):
             s3.delete_file(path)
-        path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
+    @retry_write
     def delete_tree(self, prefix: Name = "") -> None:
         """Delete a folder and everything below it, if it exists."""
         folder = self.local_path(prefix)
@@ -239,6 +258,7 @@ class Storage:
         """
         s3.upload_file(self.local_path(name))
 
+    @retry_read
     def download(self, name: Name) -> bool:
         """Refresh the working copy of a file, and return whether the storage has the file."""
         path = self.local_path(name)
@@ -246,6 +266,7 @@ class Storage:
             key = s3.key_of(path)
             return path.is_file() if key is None else s3.download_file(path, key)
 
+    @retry_read
     def download_tree(self, prefix: Name = "") -> None:
         """Refresh the working copies of all files below a folder; no effect on a local root."""
         folder = self.local_path(prefix)
@@ -263,68 +284,6 @@ class Storage:
             raise FolderError(f"{self.root} cannot be made: {existing} is a file; choose another output folder")
         if not os.access(existing, os.W_OK | os.X_OK):
             raise FolderError(f"{self.root} cannot be made: {existing} is not writable; choose another output folder")
-
-    def check_private(self, *, shared: bool = False) -> None:
-        """Make the root if it is missing, and raise if other users can write to it.
-
-        A user who can write to a storage can run code as those who resume jobs in it. The rules of a bucket are not
-        checked.
-
-        Args:
-            shared: Accept a folder that other users can write to.
-
-        Raises:
-            FolderError: other users can write to the root, or it cannot be made.
-        """
-        path = self.root.absolute()
-        if self.is_remote:
-            return
-        try:
-            path.mkdir(mode=0o777 if shared else 0o700, parents=True, exist_ok=True)
-            status = path.stat()
-        except OSError as error:
-            raise FolderError(f"{path} cannot be made: {error.strerror}; choose another storage") from error
-        if not shared and status.st_mode & 0o022:
-            raise FolderError(
-                f"other users can write to {path} (mode {status.st_mode & 0o777:o}) and run code as you; "
-                f"chmod go-w {path}, or use --shared-storage if you trust them"
-            )
-        if not shared and status.st_uid not in (0, os.geteuid()):
-            raise FolderError(
-                f"{path} belongs to another user (uid {status.st_uid}), who can run code as you; "
-                "choose a storage that you own, or use --shared-storage if you trust them"
-            )
-
-    def open_no_follow(self, name: Name) -> BinaryIO:
-        """Open a file for reading, through no symbolic link, the root included.
-
-        Raises:
-            FileNotFoundError: the file is missing.
-            FolderError: a part of the path is a symbolic link, or the file cannot be read.
-        """
-        path = self.local_path(name)
-        self.download(path)
-        *folders, base = path.relative_to(self.root).parts
-        folder = -1
-        try:
-            folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            for part in folders:
-                outer, folder = folder, os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
-                os.close(outer)
-            file = os.fdopen(os.open(base, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder), "rb")
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise FolderError(f"{path} is or lies behind a symbolic link; remove the link") from None
-            raise FolderError(f"{path} cannot be read: {error.strerror}; check the storage") from error
-        finally:
-            if folder >= 0:
-                os.close(folder)
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.close()
-            raise FolderError(f"{path} is not a regular file; remove it")
-        return file
 
     def age_s(self, name: Name) -> float:
         """Return the seconds since a file was written, by the clock of the storage alone.
