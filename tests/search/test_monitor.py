@@ -36,7 +36,7 @@ ModuleNotFoundError: No module named 'my_package'
         (f"{DIED}Worker unexpectedly exits with code 2. End of file. Some common causes include: (1)", "process died",
          "the trial's process died: Worker unexpectedly exits with code 2. End of file; lack of memory is the usual "
          "cause; see the log of the trial"),
-        (f"{DIED}Task was killed due to the node running low on memory.\nMemory was 15GB / 16GB.", "process died",
+        (f"{DIED}Task was killed due to the node running low on memory.\nMemory was 15GB / 16GB.", "out of memory",
          "the trial's process died: its node is low on memory, so that Ray killed it; run fewer trials at once; see "
          "the log of the trial"),
         ("", "process died", "the trial's process died: Ray gives no reason; lack of memory is the usual cause; see "

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_impossible_port_is_rejected(free_port):
 
 
 @pytest.mark.parametrize("num_late", [1, 2])
-def test_start_on_a_busy_machine_is_retried_once(num_late, monkeypatch):
+def test_start_on_a_busy_machine_is_retried_once(num_late, monkeypatch, tmp_path):
     tried, ended = [], []
 
     def start(**settings):
@@ -51,15 +52,20 @@ def test_start_on_a_busy_machine_is_retried_once(num_late, monkeypatch):
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", start)
     monkeypatch.setattr("ray.shutdown", lambda: ended.append(True))
+    node = SimpleNamespace(get_session_dir_path=lambda: str(tmp_path / "session"))
+    monkeypatch.setattr("ray._private.worker.global_worker.node", node, raising=False)
+    (tmp_path / "session").mkdir()
     if num_late == 1:
         with ray_session():
             assert tried == ["local", "local"]
+        assert not (tmp_path / "session").exists()
     else:
         with pytest.raises(
             ClusterError, match=r"^Ray did not start on this machine in 30 s, twice; the machine is too busy"
         ):
             ray_session().__enter__()
-    assert len(ended) == 2
+    # After each failed start, and at the end.
+    assert len(ended) == num_late + 1
 
 
 @pytest.mark.slow

@@ -210,10 +210,12 @@ def _describe(report: str) -> dict[str, str]:
     """Return ``stop_reason`` and ``error`` of trials on whose process Ray reports, without its identifiers."""
     if exceptions := _EXCEPTION.findall(report):
         return {"stop_reason": "exception", "error": f"{to_error_text(exceptions[-1])}; see the log of the trial"}
+    reason = "process died"
     if "low on memory" in report or "OutOfMemory" in report:
+        reason = "out of memory"
         cause = "its node is low on memory, so that Ray killed it; run fewer trials at once"
     else:
         detail = report.rpartition("Worker exit detail:")[2].partition("Some common causes")[0].strip()
         cause = detail.splitlines()[-1].strip().rstrip(".") if detail else "Ray gives no reason"
         cause += "" if "exit code" in detail else "; lack of memory is the usual cause"
-    return {"stop_reason": "process died", "error": f"the trial's process died: {cause}; see the log of the trial"}
+    return {"stop_reason": reason, "error": f"the trial's process died: {cause}; see the log of the trial"}

@@ -13,6 +13,7 @@ from unittest.mock import patch
 import ray
 from ray import tune
 from ray.air._internal import usage
+from ray.air.execution._internal import RayActorManager
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher as TuneSearcher
 
@@ -115,6 +116,7 @@ class RayRunner(Runner):
             ),
             # Ray's telemetry would count callbacks, and import MLflow for it if it is installed (1 s).
             patch.object(usage, "tag_callbacks", lambda callbacks: False),
+            patch.object(RayActorManager, "_actor_task_failed", _fail_one_trial),
         ):
             try:
                 tuner.fit()
@@ -143,6 +145,17 @@ def run_group(
             runner.run(group)
     except _StoppedByRay:
         sys.exit(0)
+
+
+_actor_task_failed = RayActorManager._actor_task_failed
+
+
+def _fail_one_trial(manager: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+    """Report the loss of an actor as such: an actor that Ray killed for lack of memory would end the whole run."""
+    known = (ray.exceptions.RayTaskError, ray.exceptions.RayActorError)
+    if isinstance(exception, ray.exceptions.RayError) and not isinstance(exception, known):
+        exception = ray.exceptions.RayActorError(error_msg=str(exception))
+    _actor_task_failed(manager, tracked_actor_task, exception)
 
 
 class _StoppedByRay(BaseException):

@@ -6,6 +6,7 @@ without one of the methods that start processes works as without that patch.
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -13,11 +14,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
 import ray
 from ray._private import ray_constants, services
+from ray._private import worker as ray_worker
 from ray._private.node import Node
 
 from tune_hpc.errors import ClusterError
@@ -41,7 +44,7 @@ def ray_session(address: str | None = None, *, with_state: bool = False, hide_gp
 
     An existing connection is used and stays. Otherwise connect to ``address`` or to the cluster that ``RAY_ADDRESS``
     names, as inside a Ray job. Without either, start Ray on this machine with the cores that this process may use, and
-    stop it afterwards.
+    stop it afterwards. Its session folder with logs and sockets is deleted, unless Ray has failed.
 
     Args:
         address: ``host:port``, ``auto``, or ``None``.
@@ -58,11 +61,31 @@ def ray_session(address: str | None = None, *, with_state: bool = False, hide_gp
     if address:
         check_cluster(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    session = ""
     try:
-        if address:
-            _init({"address": address})
-        else:
-            _start(with_state=with_state, hide_gpus=hide_gpus)
+        with _start_errors(address):
+            if address:
+                _init({"address": address})
+            else:
+                with deferred_interrupt():
+                    _start(with_state=with_state, hide_gpus=hide_gpus)
+                    session = ray_worker.global_worker.node.get_session_dir_path()
+        yield
+    except ClusterError:
+        session = ""
+        raise
+    finally:
+        ray.shutdown()
+        if session:
+            # Ray never deletes it; a thousand searches leave a gigabyte.
+            shutil.rmtree(session, ignore_errors=True)
+
+
+@contextmanager
+def _start_errors(address: str | None) -> Iterator[None]:
+    """Convert the errors of a connection to Ray."""
+    try:
+        yield
     except ClusterError:
         raise
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.AuthenticationError) as error:
@@ -71,10 +94,31 @@ def ray_session(address: str | None = None, *, with_state: bool = False, hide_gp
         if isinstance(error, ray.exceptions.AuthenticationError):
             reason, remedy = "it requires a token", "copy ~/.ray/auth_token from its head, or set RAY_AUTH_TOKEN"
         raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {reason}; {remedy}") from error
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[None]:
+    """Raise the first Ctrl-C at the end of the block; a second one at once.
+
+    A Ray whose start is interrupted leaves processes that nothing stops before the end of this process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, is_interrupted = signal.getsignal(signal.SIGINT), False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal is_interrupted
+        is_interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, note)
     try:
         yield
     finally:
-        ray.shutdown()
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+    if is_interrupted:
+        raise KeyboardInterrupt
 
 
 def _start(*, with_state: bool, hide_gpus: bool) -> None:

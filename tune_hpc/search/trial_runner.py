@@ -51,6 +51,8 @@ from tune_hpc.storage.trial_file import TrialFileWriter, now, summarise, to_erro
 _OUR_CODE = Path(__file__).parents[1]
 #: Statuses that a trainable may return.
 END_STATUSES = ("finished", "stopped", "diverged")
+#: Reason of the end of a trial that needed more memory than there was.
+OUT_OF_MEMORY = "out of memory"
 
 
 class TrialRunner:
@@ -343,7 +345,8 @@ class TrialRunner:
             traceback.print_exc()
             if _device_is_lost(error):
                 raise
-            outcome |= {"status": "failed", "stop_reason": "exception", "error": _describe(error)}
+            reason = OUT_OF_MEMORY if _is_out_of_memory(error) else "exception"
+            outcome |= {"status": "failed", "stop_reason": reason, "error": _describe(error)}
         return outcome
 
     def _load_trainable(self) -> Callable[..., Any]:
@@ -375,6 +378,11 @@ def _is_of_installation(filename: str) -> bool:
     """Return whether a source file belongs to Python, an installed package or this project."""
     is_ours = Path(filename).is_relative_to(_OUR_CODE)
     return is_ours or filename.startswith("<frozen ") or is_in_installation(filename)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Return whether the memory of the process or of a GPU was too small."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _device_is_lost(error: BaseException) -> bool:
