@@ -3,12 +3,15 @@
 import io
 import json
 import random
+import shutil
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.storage.test_formats import FORMATS
+from tune_hpc import load
 from tune_hpc.errors import FolderError
 from tune_hpc.storage.checksum import CRC, dump_json, load_json
 from tune_hpc.storage.trial_file import read_table, to_row, write_table
@@ -84,3 +87,23 @@ def test_parquet_files_remain_readable_for_other_programs_and_old_ones_are_read(
     pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(path.read_bytes())), HISTORY)
     pq.write_table(pa.Table.from_pandas(HISTORY), path)
     assert read_table(path).num_rows == 3
+
+
+def damage(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("name", ["trials/t00001.parquet", "history.parquet"])
+def test_rest_of_a_folder_with_a_damaged_file_is_loaded_on_request(name, tmp_path):
+    state = "killed" if name.startswith("trials/") else "finished"
+    shutil.copytree(FORMATS / "8ccb666" / state, tmp_path / "out")
+    damage(tmp_path / "out" / name)
+    with pytest.raises(FolderError, match=r"checksum differs.*the rest with load\(folder, skip_damaged=True\)"):
+        load(tmp_path / "out")
+    with pytest.warns(UserWarning, match=f"skipped: .*{name} is not readable"):
+        results = load(tmp_path / "out", skip_damaged=True)
+    assert list(results.trials["trial_id"]) == (["t00000"] if state == "killed" else [f"t0000{i}" for i in range(5)])
+    assert len(results.history) == (401 if state == "killed" else 0)
+    assert results.best()["learning_rate"] == (0.5 if state == "killed" else 0.01)

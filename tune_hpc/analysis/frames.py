@@ -4,6 +4,7 @@
 """
 
 import json
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -177,13 +178,18 @@ def reopen_failed_trials(folder: ExperimentFolder) -> None:
 
 
 def read_folder(
-    folder: ExperimentFolder, read_trial: Callable[[str], tuple[dict[str, Any], pa.Table]] | None = None
+    folder: ExperimentFolder,
+    read_trial: Callable[[str], tuple[dict[str, Any], pa.Table]] | None = None,
+    *,
+    skip_damaged: bool = False,
 ) -> tuple[dict[str, Any], pd.DataFrame, LazyHistory]:
     """Read the contents of ``Results``: experiment.json, the trials and their history.
 
     Args:
         folder: An experiment folder.
         read_trial: Function that returns row and history in the trial file of a trial; by default, it reads the file.
+        skip_damaged: Whether to omit trials whose files cannot be read, and the history if history.parquet cannot, with
+            a warning for each.
 
     Raises:
         FolderError: There is no experiment, or a file cannot be read.
@@ -202,11 +208,14 @@ def read_folder(
     read_trial = read_trial or (lambda trial_id: read_trial_table(folder.trial_file(trial_id)))
     while True:
         trial_ids = folder.trial_ids()
-        trials, history = read_frames(folder)
+        trials, history = read_frames(folder, skip_damaged=skip_damaged)
         # The file of a trial that still ran when the frames were written is newer than its row in the frame.
         ended = set(trials.loc[trials["status"] != "running", "trial_id"])
         try:
-            files = {trial_id: read_trial(trial_id) for trial_id in trial_ids if trial_id not in ended}
+            files = {}
+            for trial_id in (one for one in trial_ids if one not in ended):
+                with _skipping(skip_damaged):
+                    files[trial_id] = read_trial(trial_id)
             break
         except FolderError:
             # A search that ends moves its trial files into the frames: read these again.
@@ -230,14 +239,26 @@ def read_trial_table(path: Path) -> tuple[dict[str, Any], pa.Table]:
     return to_row(path, table), table
 
 
-def read_frames(folder: ExperimentFolder) -> tuple[pd.DataFrame, pd.DataFrame]:
+@contextmanager
+def _skipping(is_active: bool) -> Iterator[None]:
+    """Convert the error of a file to a warning."""
+    try:
+        yield
+    except FolderError as error:
+        if not is_active:
+            raise
+        warnings.warn(f"skipped: {error}", stacklevel=2)
+
+
+def read_frames(folder: ExperimentFolder, *, skip_damaged: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the contents of trials.parquet and history.parquet; empty frames if they are missing."""
     history = pd.DataFrame({"trial_id": pd.Series(dtype="str"), "step": []})
     if not folder.trials_file.is_file():
         return pd.DataFrame({name: pd.Series(dtype="str") for name in ("trial_id", "status")}), history
     trials = _read_frame(folder.trials_file, {"trial_id", "status"})
     if folder.history_file.is_file():
-        history = _read_frame(folder.history_file, {"trial_id", "step"})
+        with _skipping(skip_damaged):
+            history = _read_frame(folder.history_file, {"trial_id", "step"})
     return trials.astype({"status": pd.CategoricalDtype(list(STATUSES))}), history
 
 

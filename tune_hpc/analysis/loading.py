@@ -7,11 +7,13 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.storage.experiment_folder import ExperimentFolder, find_experiment, find_experiments
 
 
-def load(folder: str | Path) -> Results:
+def load(folder: str | Path, *, skip_damaged: bool = False) -> Results:
     """Load the results of one experiment, which may still run.
 
     Args:
         folder: An experiment folder.
+        skip_damaged: Whether to omit trials whose files cannot be read, and the history if history.parquet cannot, with
+            a warning for each.
 
     Raises:
         FolderError: There is no experiment or there are several, or a file cannot be read.
@@ -22,7 +24,7 @@ def load(folder: str | Path) -> Results:
         >>> results.counts()
         {'finished': 360}
     """
-    return load_folder(find_experiment(folder))
+    return load_folder(find_experiment(folder), skip_damaged=skip_damaged)
 
 
 def load_all(folder: str | Path) -> list[Results]:
@@ -36,7 +38,7 @@ def load_all(folder: str | Path) -> list[Results]:
     return sorted(in_run, key=lambda found: found.experiment.get("provenance", {}).get("started", ""))
 
 
-def load_folder(folder: ExperimentFolder) -> Results:
+def load_folder(folder: ExperimentFolder, *, skip_damaged: bool = False) -> Results:
     """Load the results of one experiment folder; errors as for ``load``."""
-    experiment, trials, history = read_folder(folder)
+    experiment, trials, history = read_folder(folder, skip_damaged=skip_damaged)
     return Results(experiment, trials, history.frame(), folder.path)

@@ -165,4 +165,7 @@ def read_table(path: Path) -> pa.Table:
         return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=len(data) > MANY_BYTES)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise FolderError(f"{path} is not readable as Parquet ({reason}); restore it from a copy") from error
+        raise FolderError(
+            f"{path} is not readable as Parquet ({reason}); restore it from a copy, or load the rest with "
+            "load(folder, skip_damaged=True)"
+        ) from error
