@@ -43,11 +43,13 @@ class Run:
         name: Folder in docs/results.
         arguments: Arguments of ``tune-hpc run``.
         minutes: Approximate duration on two cores.
+        has_predictions: Whether the classes that each trial predicts are stored, in predictions.npz.
     """
 
     name: str
     arguments: Sequence[str]
     minutes: float
+    has_predictions: bool = False
 
     @property
     def command(self) -> str:
@@ -56,7 +58,7 @@ class Run:
 
 
 _FULL = ("--set", "num_evaluations=20")
-#: All runs take about seven hours on two idle cores.
+#: All runs take about eight hours on two idle cores.
 RUNS = (
     Run("exercise1_1stpart", ("exercise1_1stpart",), 0.3),
     Run("exercise1_2ndpart", ("exercise1_2ndpart",), 0.3),
@@ -84,6 +86,7 @@ RUNS = (
     Run("exercise3.learning_rate", ("exercise3.learning_rate", *_FULL), 115),
     Run("exercise3.dropout", ("exercise3.dropout", *_FULL), 130),
     Run("exercise3.winner", ("exercise3.winner", *_FULL, "--seeds", "3"), 25),
+    Run("exercise3.open_winner", ("exercise3.open_winner", *_FULL, "--seeds", "5"), 60, has_predictions=True),
     Run("exercise4", ("exercise4",), 2),
 )
 
@@ -134,6 +137,9 @@ def run(entry: Run, parent: Path) -> None:
         description["provenance"] = {**provenance, **origin, **({"continued": continued} if continued else {})}
         unfinished = Path(scratch) / "compact"
         write_compact(Results(description, results.trials.drop(columns="host"), results.history), unfinished)
+        if entry.has_predictions:
+            arrays = {trial_id: results.predictions(trial_id) for trial_id in results.trials["trial_id"]}
+            np.savez_compressed(unfinished / "predictions.npz", labels=results.labels(), **arrays)
         shutil.copytree(unfinished, parent / entry.name)
 
 
