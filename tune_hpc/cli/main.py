@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(flags.run_command(flags))
     except TuneHpcError as error:
-        print(f"tune-hpc: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"tune-hpc: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         print("tune-hpc: interrupted", file=sys.stderr)

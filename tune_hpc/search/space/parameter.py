@@ -25,6 +25,8 @@ RANGES = {
     "uniform": 2, "loguniform": 2, "quniform": 3, "qloguniform": 3,
     "randint": 2, "lograndint": 2, "qrandint": 3, "qlograndint": 3, "randn": 2,
 }  # fmt: skip
+#: Maximum number of levels of a nested value.
+MAX_DEPTH = 50
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,7 @@ class Parameter:
         Raises:
             InvalidSpaceError: The value breaks a rule of ``Space``.
         """
-        if not isinstance(name, str) or not name:
-            raise InvalidSpaceError(f"the name of a parameter must be a word; got {name!r}")
+        check_name(name)
         if isinstance(value, Mapping) and set(value) == {"grid_search"}:
             return cls._choice(name, value["grid_search"], key)
         if isinstance(value, Domain):
@@ -326,6 +327,16 @@ class Parameter:
         return True
 
 
+def check_name(name: Any) -> None:
+    """Check the name of a parameter.
+
+    Raises:
+        InvalidSpaceError: It is empty or no text, or has line breaks or other control characters.
+    """
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise InvalidSpaceError(f"the name of a parameter must be a word; got {name!r}")
+
+
 def check_constant(name: str, value: Any, key: ConfigKey | None = None) -> Any:
     """Return a constant, converted to the type of ``key``.
 
@@ -346,6 +357,8 @@ def check_constant(name: str, value: Any, key: ConfigKey | None = None) -> Any:
         )
     if _is_number(value) and not _fits_64_bits(value):
         raise InvalidSpaceError(f"{name}: a number must be finite and fit into 64 bits; got {value!s:.30}")
+    if isinstance(value, str) and not _is_unicode(value):
+        raise InvalidSpaceError(f"{name}: a text must be valid Unicode; got {value!r}")
     if key is None:
         return value
     try:
@@ -354,13 +367,15 @@ def check_constant(name: str, value: Any, key: ConfigKey | None = None) -> Any:
         raise InvalidSpaceError(str(error)) from None
 
 
-def _check_value(name: str, value: Any, key: ConfigKey | None) -> Any:
+def _check_value(name: str, value: Any, key: ConfigKey | None, depth: int = 0) -> Any:
     """Return a value of a choice: a constant, or a list or mapping of constants, which JSON can represent."""
+    if depth > MAX_DEPTH:
+        raise InvalidSpaceError(f"{name}: a value has at most {MAX_DEPTH} levels of lists; got {value!r:.100}")
     if key is None and isinstance(value, list | tuple):
-        return [_check_value(name, one, key) for one in value]
+        return [_check_value(name, one, key, depth + 1) for one in value]
     is_domain = isinstance(value, Mapping) and len(value) == 1 and set(value) <= {"choice", "grid_search", *RANGES}
     if key is None and isinstance(value, Mapping) and not is_domain and all(isinstance(entry, str) for entry in value):
-        return {entry: _check_value(name, one, key) for entry, one in value.items()}
+        return {check_constant(name, entry): _check_value(name, one, key, depth + 1) for entry, one in value.items()}
     return check_constant(name, value, key)
 
 
@@ -378,6 +393,11 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
 def _fits_64_bits(number: float) -> bool:
     """Return whether NumPy, Parquet and JSON can represent a number."""
     return -(2**63) <= number < 2**63 if isinstance(number, int) else math.isfinite(number)
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether files can contain a text: it has no half of a surrogate pair, which JSON allows."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _as_word(value: Any) -> str:
