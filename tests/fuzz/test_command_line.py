@@ -178,8 +178,8 @@ COMMANDS = {
         ["--time", "--nodes", "--gpus-per-node", "--cpus-per-node", "--memory", "--partition", "--account", "--warning",
          "--max-requeues", "--job-name", "--sbatch", "--setup", "--environment"],
     ),
-    "resume": (["resume", "results"], [one.flag for one in RUN_OPTIONS.values() if one.hint is not bool]),
-    "resume folder": (["resume", "--storage=jobs"], ["-"]),
+    "resume": (["resume", "results", "--no-report"], [one.flag for one in RUN_OPTIONS.values() if one.hint is not bool]),
+    "resume folder": (["resume", "--storage=jobs", "--no-report"], ["-"]),
     "extend": (["extend", "results", "--local", "--num-samples=1"], ["--num-samples"]),
     "serve": (
         ["serve", "--storage=jobs"],
@@ -190,7 +190,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@examples(10)
+@examples(6)
 @given(st.data(), TEXTS)
 def test_command_works_or_rejects_its_value(working_folder, command, data, text):
     words, flags = COMMANDS[command]

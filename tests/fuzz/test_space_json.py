@@ -91,7 +91,7 @@ def test_space_is_rejected_or_equal_after_a_round_trip(plain):
         space.describe(name).encode("utf-8")
 
 
-@examples(100)
+@examples(25)
 @given(spaces(), st.integers(0, 2**32))
 def test_configuration_of_a_space_is_a_member_and_equal_after_a_round_trip(plain, seed):
     space = space_of(plain)

@@ -268,26 +268,31 @@ def read_frames(folder: ExperimentFolder) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _check_columns(path: Path, table: pa.Table, required: set[str]) -> None:
-    """Raise if a column is missing or given twice, or has values that are no numbers, truth values or texts."""
+    """Raise if a column is missing, given twice or of a type that no search writes; a history (``step``) has numbers."""
     if missing := required.difference(table.column_names):
         raise FolderError(f"{path} has no column {', '.join(sorted(missing))}; restore it from a copy")
-    kinds = {field.name: field.type for field in table.schema}
-    wrong = [name for name, kind in kinds.items() if not _is_plain(kind)]
+    kinds = {field.name: _kind(field.type) for field in table.schema}
+    wrong = [name for name, kind in kinds.items() if kind == "other"]
     if len(table):
-        wrong += [name for name in required if table[name].null_count or _is_number(kinds[name]) != (name == "step")]
+        allowed = dict.fromkeys(kinds if "step" in required else (), ("number", "null")) | {
+            name: ("number" if name == "step" else "text",) for name in required
+        }
+        wrong += [name for name, some in allowed.items() if kinds[name] not in some]
+        wrong += [name for name in required if table[name].null_count]
     if wrong or len(kinds) < table.num_columns:
-        found = f"{wrong[0]} of type {kinds[wrong[0]]}" if wrong else "a name twice"
-        raise FolderError(f"{path} has a column that no search writes, {found}; restore it from a copy")
+        raise FolderError(
+            f"{path} has a column that no search writes ({wrong[0] if wrong else 'twice'}); restore it from a copy"
+        )
 
 
-def _is_plain(kind: pa.DataType) -> bool:
+def _kind(kind: pa.DataType) -> str:
+    """Return the kind of values of a column: number, truth, text, null or other."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    return is_text or _is_number(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "number"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "text"
+    return "truth" if pa.types.is_boolean(kind) else "null" if pa.types.is_null(kind) else "other"
 
 
 def rungs_frame(experiment: Mapping[str, Any], file: Path) -> pd.DataFrame:
