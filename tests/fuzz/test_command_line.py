@@ -143,6 +143,9 @@ def test_duration_is_parsed_or_rejected(text):
 
 @examples(120)
 @given(st.sampled_from([*RUN_OPTIONS.values(), *OVERRIDES.values()]), TEXTS)
+@example(RUN_OPTIONS["max_concurrent"], "--")
+@example(RUN_OPTIONS["trial_time_limit_s"], "inf")
+@example(OVERRIDES["seeds"], "9" * 20)
 def test_option_of_a_run_is_rejected_or_has_the_value_that_was_written(working_folder, option, text):
     arguments = [option.flag] if option.hint is bool else [f"{option.flag}={text}"]
     code, errors, started = call(["run", "exercise1_1stpart", *arguments])

@@ -93,6 +93,7 @@ def test_space_is_rejected_or_equal_after_a_round_trip(plain):
 
 @examples(25)
 @given(spaces(), st.integers(0, 2**32))
+@example({"x": {"qrandint": [-3020991290509780, 63501364159559216, 3]}}, 0)
 def test_configuration_of_a_space_is_a_member_and_equal_after_a_round_trip(plain, seed):
     space = space_of(plain)
     assume(space is not None)

@@ -73,10 +73,10 @@ def check_experiment(experiment: "Experiment") -> None:
         raise InvalidExperimentError(
             f"the seed is given twice: seed={in_space} in the space and seeds={list(experiment.seeds)}"
         )
-    if len(set(experiment.seeds)) < len(experiment.seeds):
-        raise InvalidExperimentError(f"each seed is given once; got {list(experiment.seeds)}")
     if not all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in experiment.seeds):
         raise InvalidExperimentError(f"a seed is a whole number from 0 to {2**31 - 1}; got {list(experiment.seeds)}")
+    if len(set(experiment.seeds)) < len(experiment.seeds):
+        raise InvalidExperimentError(f"each seed is given once; got {list(experiment.seeds)}")
     if experiment.search_seed < 0:
         raise InvalidExperimentError(f"search_seed must be at least 0; got {experiment.search_seed}")
     if experiment.num_samples is not None and experiment.num_samples < 1:

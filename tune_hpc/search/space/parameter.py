@@ -220,6 +220,12 @@ class Parameter:
     def _step(self) -> Any:
         return 1 if self.step is None else self.step
 
+    def _factor(self, number: float) -> int:
+        """Return the factor of the multiple that is nearest to a number; exact for whole numbers of 64 bits."""
+        if isinstance(number, int) and isinstance(self._step, int):
+            return (2 * number + self._step) // (2 * self._step)
+        return round(number / self._step)
+
     def _multiple(self, factor: int) -> Any:
         """Return a multiple of the step, within the bounds after rounding."""
         low, high = self.bounds
@@ -261,9 +267,8 @@ class Parameter:
         value = value.item() if isinstance(value, np.generic) else value
         if self.kind == "choice":
             return value
-        # exp(log(x)) and multiples of a step are rounded: the last bit may be out of bounds.
-        low, high = self.bounds
-        return min(max(value, low), high)
+        # exp(log(x)) and multiples of a step are rounded: the last bits may be wrong.
+        return self.clip(value)
 
     def ppf(self, fraction: float) -> Any:
         """Return the quantile of a fraction, which is at least 0 and below 1 (percent point function).
@@ -300,7 +305,7 @@ class Parameter:
     def clip(self, number: float) -> Any:
         """Return the value of a range that is nearest to a number."""
         if multiples := self._multiples:
-            return self._multiple(min(max(round(number / self._step), multiples.start), multiples.stop - 1))
+            return self._multiple(min(max(self._factor(number), multiples.start), multiples.stop - 1))
         low, high = self.bounds
         return float(min(max(number, low), high))
 
@@ -322,7 +327,7 @@ class Parameter:
         if not low <= candidate <= high or (self.is_integer and candidate != int(candidate)):
             return False
         if multiples := self._multiples:
-            factor = round(candidate / self._step)
+            factor = self._factor(candidate)
             return factor in multiples and bool(candidate == self._multiple(factor))
         return True
 
