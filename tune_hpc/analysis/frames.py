@@ -38,7 +38,7 @@ _MIXED = b"tune_hpc.mixed"
 _ENTRIES = {
     "name": str, "metric": str, "mode": str, "config_keys": list, "seeds": list, "published": list, "claims": list,
     "figures": list, "tables": list, "metrics": dict, "provenance": dict, "num_lines": dict, "position": int,
-    "num_trials": int,
+    "num_trials": int, "space": dict | None,
 }  # fmt: skip
 
 
@@ -251,6 +251,7 @@ def read_trial_table(path: Path) -> tuple[dict[str, Any], pa.Table]:
     if row["trial_id"] != path.name.partition(".")[0] or row.get("status") not in STATUSES:
         raise FolderError(f"{path} has the row of another trial, or no status; remove it")
     _check_columns(path, table, {"step"})
+    _check_configs(path, [row.get(CONFIG)])
     return row, table
 
 
@@ -262,6 +263,7 @@ def read_frames(folder: ExperimentFolder) -> tuple[pd.DataFrame, pd.DataFrame]:
     trials = read_parquet(folder.trials_file, {"trial_id", "status"})
     if trials["trial_id"].duplicated().any() or not trials["status"].isin(STATUSES).all():
         raise FolderError(f"{folder.trials_file} has a trial twice, or an unknown status; restore it from a copy")
+    _check_configs(folder.trials_file, trials[CONFIG].dropna() if CONFIG in trials else ())
     if folder.history_file.is_file():
         history = read_parquet(folder.history_file, {"trial_id", "step"})
     return trials.astype({"status": pd.CategoricalDtype(list(STATUSES))}), history
@@ -273,16 +275,27 @@ def _check_columns(path: Path, table: pa.Table, required: set[str]) -> None:
         raise FolderError(f"{path} has no column {', '.join(sorted(missing))}; restore it from a copy")
     kinds = {field.name: _kind(field.type) for field in table.schema}
     wrong = [name for name, kind in kinds.items() if kind == "other"]
+    texts = required - {"step"}
+    if "step" in required:
+        wrong += [name for name, kind in kinds.items() if name not in texts and kind not in ("number", "null")]
     if len(table):
-        allowed = dict.fromkeys(kinds if "step" in required else (), ("number", "null")) | {
-            name: ("number" if name == "step" else "text",) for name in required
-        }
-        wrong += [name for name, some in allowed.items() if kinds[name] not in some]
-        wrong += [name for name in required if table[name].null_count]
+        wrong += [name for name in required if table[name].null_count or kinds[name] == "null"]
+        wrong += [name for name in texts if kinds[name] != "text"]
     if wrong or len(kinds) < table.num_columns:
         raise FolderError(
             f"{path} has a column that no search writes ({wrong[0] if wrong else 'twice'}); restore it from a copy"
         )
+
+
+def _check_configs(path: Path, configs: Iterable[Any]) -> None:
+    """Raise if a configuration that is there is no JSON object."""
+    for text in configs:
+        try:
+            is_valid = text is None or isinstance(json.loads(text), dict)
+        except (ValueError, TypeError):
+            is_valid = False
+        if not is_valid:
+            raise FolderError(f"{path} has a configuration that is no JSON object: {text!r:.100}; restore it from a copy")
 
 
 def _kind(kind: pa.DataType) -> str:
