@@ -32,7 +32,7 @@ SPACE = {
 METRICS = ["loss", "test_accuracy", "selected_test_accuracy", "best_test_accuracy", "train_s"]
 STATUSES = ["finished", "stopped", "diverged", "failed", "running"]
 FINITE = st.floats(-1e6, 1e6) | st.sampled_from([0.0, 0.5, 1.0, 1e-300, -0.0, 0.25])
-NUMBERS = FINITE | st.sampled_from([math.nan, math.inf, -math.inf, 1e308, -1e308, 5e-324])
+NUMBERS = FINITE | st.sampled_from([math.nan, math.inf, -math.inf, 1e150, -1e150, 5e-324])
 VALUES = {
     "optimizer": st.sampled_from(["adam", "momentum", "adam", None, math.nan, "", "gradient_descent"]),
     "rate": st.sampled_from([0.1, 0.01, 0.001, 1, None]) | st.floats(1e-4, 1),
@@ -44,7 +44,8 @@ VALUES = {
 COLUMNS = {
     "numbers": NUMBERS, "finite": FINITE, "integers": st.integers(-3, 3), "large": st.integers(-(10**30), 10**30),
     "truth": st.booleans(), "text": st.sampled_from(["0.5", "a", "", "nan"]), "missing": st.none(),
-    "mixed": st.sampled_from([1, 0.5, True, "a", None, math.nan]), "constant": st.just(0.5), "two": st.sampled_from([0.25, 0.5]),
+    "mixed": st.sampled_from([1, 0.5, True, "a", None, math.nan]), "constant": st.just(0.5),
+    "two": st.sampled_from([0.25, 0.5]),
     "zero": st.just(0), "accuracies": st.floats(0, 1),
 }  # fmt: skip
 CLAIM = {
@@ -53,21 +54,27 @@ CLAIM = {
 }  # fmt: skip
 CLAIMS = st.fixed_dictionaries(
     {key: st.just(value) for key, value in CLAIM.items()} | {
-        "parameter": st.sampled_from([*KEYS, "unknown"]), "metric": st.sampled_from([*METRICS, "optimizer", "trial_id", "unknown"]),
+        "parameter": st.sampled_from([*KEYS, "unknown"]), "metric": st.sampled_from([*METRICS, "optimizer",
+        "trial_id", "unknown"]),
         "values": st.lists(st.sampled_from(["adam", "momentum", 0.1, None, True, 1]), min_size=2, max_size=3),
-        "measure": st.sampled_from(["result", "value", "settling_step", "crossings", "reversals", "max_departure", "max_departure_step", "remaining_fraction"]),
-        "relation": st.sampled_from(["rising", "falling", "first_lowest", "some_above_first", "at_most", "below", "within"]),
-        "steps": st.sampled_from([0, 1, 2]), "bound": FINITE, "target": FINITE, "tolerance": st.sampled_from([0.0, 0.5]),
+        "measure": st.sampled_from(["result", "value", "settling_step", "crossings", "reversals", "max_departure",
+        "max_departure_step", "remaining_fraction"]),
+        "relation": st.sampled_from(["rising", "falling", "first_lowest", "some_above_first", "at_most", "below",
+        "within"]),
+        "steps": st.sampled_from([0, 1, 2]), "bound": FINITE, "target": FINITE, "tolerance": st.sampled_from([0.0,
+        0.5]),
         "where": st.sampled_from([{}, {"flag": True}, {"unknown": 1}]),
     }
 )  # fmt: skip
 PUBLISHED = st.fixed_dictionaries(
     {
-        "where": st.dictionaries(st.sampled_from(["optimizer", "rate", "flag"]), st.sampled_from(["adam", 0.1, 0.01, True, None]), max_size=2),
+        "where": st.dictionaries(st.sampled_from(["optimizer", "rate", "flag"]), st.sampled_from(["adam", 0.1, 0.01,
+        True, None]), max_size=2),
         "metric": st.sampled_from(METRICS), "value": FINITE, "source": st.just("report"),
     },
     optional={
-        "best_over": st.sampled_from(["rate", "optimizer", None]), "best_values": st.lists(st.sampled_from([0.1, "adam"]), max_size=2),
+        "best_over": st.sampled_from(["rate", "optimizer", None]), "best_values": st.lists(st.sampled_from([0.1,
+        "adam"]), max_size=2),
         "resolution": st.sampled_from([0.0, 0.1]), "size": st.sampled_from([{}, {"rate": 0.1}, {"unknown": 1}]),
     },
 )  # fmt: skip
@@ -78,11 +85,17 @@ def searches(draw: Any) -> Results:
     """Return results with arbitrary columns."""
     num_trials = draw(st.sampled_from([0, 1, 2, 3, 6, 12]))
     status = draw(st.sampled_from([STATUSES[:1], STATUSES[:1], STATUSES, ["failed"], ["diverged", "finished"]]))
-    kinds = {name: draw(st.sampled_from(sorted(COLUMNS))) for name in draw(st.lists(st.sampled_from(METRICS), unique=True))}
+    kinds = {
+        name: draw(st.sampled_from(sorted(COLUMNS))) for name in draw(st.lists(st.sampled_from(METRICS), unique=True))
+    }
     kinds.setdefault("loss", draw(st.sampled_from(["numbers", "finite", "two"])))
     rows = []
     for number in range(num_trials):
-        row = {"experiment": "made.up", "trial_id": f"t{number:05d}", "steps_run": draw(st.sampled_from([0, 1, 2, None]))}
+        row = {
+            "experiment": "made.up",
+            "trial_id": f"t{number:05d}",
+            "steps_run": draw(st.sampled_from([0, 1, 2, None])),
+        }
         row |= {"status": draw(st.sampled_from(status)), "error": draw(st.sampled_from([None, "E: a|b"]))}
         row |= {name: draw(values) for name, values in VALUES.items()}
         row |= {name: draw(COLUMNS[kind]) for name, kind in kinds.items()}
@@ -90,7 +103,9 @@ def searches(draw: Any) -> Results:
     keys = draw(st.sampled_from([KEYS, KEYS, KEYS[:2], KEYS[:4]]))
     trials = trials_frame(rows, keys)
     if draw(st.booleans()):
-        trials = trials.drop(columns=draw(st.sampled_from(["error", "loss", "seed", "optimizer", "steps_run", "host"])), errors="ignore")
+        trials = trials.drop(
+            columns=draw(st.sampled_from(["error", "loss", "seed", "optimizer", "steps_run", "host"])), errors="ignore"
+        )
     steps = [0, 1, 2]
     history = pd.DataFrame({"trial_id": [row["trial_id"] for row in rows for _ in steps], "step": steps * len(rows)})
     history = history.astype({"trial_id": "str", "step": "int64"})
@@ -100,11 +115,15 @@ def searches(draw: Any) -> Results:
     if draw(st.booleans()):
         history = history.iloc[: draw(st.integers(0, 3))]
     experiment = {
-        "name": "made.up", "metric": draw(st.sampled_from(["loss", "loss", "loss", "test_accuracy", "best_test_accuracy", "optimizer"])),
-        "mode": draw(st.sampled_from(["min", "max"])), "config_keys": keys, "space": {name: SPACE[name] for name in SPACE if name in keys},
-        "claims": draw(st.lists(CLAIMS, max_size=2)), "published": draw(st.lists(PUBLISHED, max_size=2)), "seeds": [0, 1],
+        "name": "made.up", "metric": draw(st.sampled_from(["loss", "loss", "loss", "test_accuracy",
+        "best_test_accuracy", "optimizer"])),
+        "mode": draw(st.sampled_from(["min", "max"])), "config_keys": keys,
+        "space": {name: SPACE[name] for name in SPACE if name in keys},
+        "claims": draw(st.lists(CLAIMS, max_size=2)), "published": draw(st.lists(PUBLISHED, max_size=2)),
+        "seeds": [0, 1],
         "state": "finished", "searcher": draw(st.sampled_from(["random", "grid", "tpe"])), "num_samples": 12,
-        "judge": draw(st.sampled_from(["last", "best"])), "trainable": draw(st.sampled_from(["m:f", "tune_hpc.learning.training:train"])),
+        "judge": draw(st.sampled_from(["last", "best"])), "trainable": draw(st.sampled_from(["m:f",
+        "tune_hpc.learning.training:train"])),
         "quick": draw(st.booleans()),
     }  # fmt: skip
     if draw(st.booleans()):
@@ -146,7 +165,8 @@ FUNCTIONS = {
     "special cases": tune_hpc.special_cases,
     "selection frequencies": tune_hpc.selection_frequencies,
     "rung correlation": lambda results: results.rung_correlation(),
-    "searches": lambda results: tune_hpc.compare_searches([results] * 2, [results, results.with_trials(results.trials[:3])]),
+    "searches": lambda results: tune_hpc.compare_searches([results] * 2, [results,
+    results.with_trials(results.trials[:3])]),
     "interactions": tune_hpc.interactions,
     "importance": tune_hpc.importance,
     "concatenation": lambda results: tune_hpc.concat([results, results]).compare("search").values,
@@ -181,9 +201,7 @@ def check_answer(answer: Any) -> None:
 def check_call(function: Any, *arguments: Any) -> None:
     """Check that a function returns an answer or raises an error of tune_hpc in one line."""
     try:
-        # A sum of huge numbers is infinite.
-        with np.errstate(over="ignore"):
-            check_answer(function(*arguments))
+        check_answer(function(*arguments))
     except TuneHpcError as error:
         check_message(error)
 
@@ -196,7 +214,7 @@ def test_function_gives_an_answer_or_a_one_line_error(name, results):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("specification", SPECIFICATIONS, ids=lambda one: one["kind"])
+@pytest.mark.parametrize("specification", SPECIFICATIONS, ids=lambda specification: specification["kind"])
 @examples(4)
 @given(searches())
 def test_figure_is_drawn_or_a_one_line_error(specification, results):
@@ -211,14 +229,32 @@ def measurements(draw: Any) -> Results:
     for number in range(draw(st.sampled_from([0, 1, 2, 4, 8]))):
         row = {name: draw(times) for name in ("train_s", "speedup", "efficiency")}
         row |= {name: draw(st.floats(0.1, 10)) for name in ("step_s", "communicate_s", "compute_s")}
-        row |= {"workers": draw(st.sampled_from([1, 2, 4])), "seed": draw(st.sampled_from([0, 1])), "mode": draw(st.sampled_from(["strong", "strong", "weak"]))}
-        row |= {"experiment": "made.up", "oversubscribed": draw(st.booleans()), "trial_id": f"t{number:05d}", "status": draw(st.sampled_from(["finished", "finished", "disturbed", "failed"])), "width": 1.0}
+        row |= {
+            "workers": draw(st.sampled_from([1, 2, 4])),
+            "seed": draw(st.sampled_from([0, 1])),
+            "mode": draw(st.sampled_from(["strong", "strong", "weak"])),
+        }
+        row |= {
+            "experiment": "made.up",
+            "oversubscribed": draw(st.booleans()),
+            "trial_id": f"t{number:05d}",
+            "status": draw(st.sampled_from(["finished", "finished", "disturbed", "failed"])),
+            "width": 1.0,
+        }
         rows.append(row)
     trials = trials_frame(rows, ["workers", "seed", "mode", "width"])
     if draw(st.booleans()):
-        trials = trials.drop(columns=draw(st.sampled_from(["oversubscribed", "seed", "mode", "train_s"])), errors="ignore")
+        trials = trials.drop(
+            columns=draw(st.sampled_from(["oversubscribed", "seed", "mode", "train_s"])), errors="ignore"
+        )
     published = [
-        {"where": {"workers": workers}, "metric": "train_s", "value": draw(st.sampled_from([0.0, 1.0, -1.0, 19.2])), "size": {}, "source": "report"}
+        {
+            "where": {"workers": workers},
+            "metric": "train_s",
+            "value": draw(st.sampled_from([0.0, 1.0, -1.0, 19.2])),
+            "size": {},
+            "source": "report",
+        }
         for workers in draw(st.lists(st.sampled_from([1, 2, 4]), unique=True))
     ]
     experiment = {
@@ -229,7 +265,8 @@ def measurements(draw: Any) -> Results:
 
 
 SCALING = {
-    "speed-ups": speedup.speedups, "serial fractions": speedup.serial_fractions, "findings": findings, "tables": tables.report_tables,
+    "speed-ups": speedup.speedups, "serial fractions": speedup.serial_fractions, "findings": findings,
+    "tables": tables.report_tables,
     "published": tune_hpc.compare_to_published, "compare": lambda results: results.compare("workers").pairs,
 }  # fmt: skip
 
@@ -242,9 +279,12 @@ def test_scaling_measurement_gives_an_answer_or_a_one_line_error(name, results):
 
 
 ARRAYS = st.one_of(
-    st.lists(st.integers(0, 2), max_size=4), st.lists(st.sampled_from(["a", "b"]), max_size=4), st.integers(0, 2), st.none(),
-    st.lists(st.lists(st.integers(0, 1), max_size=2), max_size=2), st.lists(st.sampled_from([0, "a", None, 0.5, math.nan]), max_size=4),
-    st.lists(st.integers(0, 2), min_size=2, max_size=2).map(np.array), st.lists(st.sampled_from([0.5, math.nan, 1.0]), max_size=3),
+    st.lists(st.integers(0, 2), max_size=4), st.lists(st.sampled_from(["a", "b"]), max_size=4), st.integers(0, 2),
+    st.none(),
+    st.lists(st.lists(st.integers(0, 1), max_size=2), max_size=2), st.lists(st.sampled_from([0, "a", None, 0.5,
+    math.nan]), max_size=4),
+    st.lists(st.integers(0, 2), min_size=2, max_size=2).map(np.array), st.lists(st.sampled_from([0.5, math.nan,
+    1.0]), max_size=3),
 )  # fmt: skip
 LEVELS = st.sampled_from([0.95, 0.95, 0.5, 0, 1, 95, -1, math.nan, "0.9", None])
 

@@ -2,7 +2,7 @@
 
 import copy
 import json
-import shutil
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.fuzz.profile import check_message, examples
+from tests.fuzz.profile import check_message, examples, restored
 from tune_hpc.analysis.frames import write_parquet
 from tune_hpc.analysis.loading import load, load_all
 from tune_hpc.analysis.reader import ResultsReader
 from tune_hpc.analysis.results import Results
-from tune_hpc.errors import TuneHpcError
+from tune_hpc.errors import FolderError, TuneHpcError
 from tune_hpc.storage.checksum import dump_json
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import write_parquet_table
@@ -34,7 +34,8 @@ EXPERIMENT = {
 ROWS = [
     {"experiment": "made.up", "trial_id": f"t{number:05d}", "status": "finished", "stop_reason": "all steps done",
      "error": None, "optimizer": "adam", "rate": 0.1 * (number // 2), "seed": number % 2, "loss": 1.0 / (number + 1),
-     "steps_run": 2, "train_s": 0.5, "attempt": 1, "host": "here", "config": json.dumps({"optimizer": "adam", "rate": 0.1})}
+     "steps_run": 2, "train_s": 0.5, "attempt": 1, "host": "here", "config": json.dumps({"optimizer": "adam",
+     "rate": 0.1})}
     for number in range(4)
 ]  # fmt: skip
 HISTORY = pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]})
@@ -52,7 +53,8 @@ FINITE_JSON = st.recursive(
 )  # fmt: skip
 TYPES = st.sampled_from([
     pa.int64(), pa.float64(), pa.string(), pa.bool_(), pa.null(), pa.list_(pa.int64()), pa.binary(), pa.float32(),
-    pa.timestamp("ns"), pa.struct({"a": pa.int64()}), pa.dictionary(pa.int32(), pa.string()), pa.uint64(), pa.decimal128(5),
+    pa.timestamp("ns"), pa.struct({"a": pa.int64()}), pa.dictionary(pa.int32(), pa.string()), pa.uint64(),
+    pa.decimal128(5),
 ])  # fmt: skip
 
 
@@ -61,8 +63,10 @@ def arrays(draw: Any, length: int) -> pa.Array:
     """Return a column of any type."""
     kind = draw(TYPES)
     values = {
-        "int64": st.integers(-(2**63), 2**63 - 1) | st.integers(0, 3), "double": st.floats(), "string": TEXTS, "bool": st.booleans(),
-        "float": st.floats(width=32), "binary": st.binary(max_size=3), "list<item: int64>": st.lists(st.integers(0, 3), max_size=2),
+        "int64": st.integers(-(2**63), 2**63 - 1) | st.integers(0, 3), "double": st.floats(), "string": TEXTS,
+        "bool": st.booleans(),
+        "float": st.floats(width=32), "binary": st.binary(max_size=3), "list<item: int64>": st.lists(st.integers(0,
+        3), max_size=2),
         "timestamp[ns]": st.integers(0, 10**18), "struct<a: int64>": st.fixed_dictionaries({"a": st.integers(0, 3)}),
         "uint64": st.integers(0, 2**64 - 1), "decimal128(5, 0)": st.integers(-9, 9), "null": st.none(),
     }.get(str(kind), TEXTS)  # fmt: skip
@@ -112,8 +116,7 @@ def read(folder: ExperimentFolder, *files: Path) -> Results | None:
             found = load_results()
             assert len(found.history) >= 0
         except TuneHpcError as error:
-            check_message(error)
-            assert any(str(path) in str(error) for path in files), error
+            check_message(error, *files)
     if found is None:
         return None
     for function in (Results._repr_html_, Results.best, Results.rungs, lambda results: results.curve("loss")):
@@ -124,24 +127,13 @@ def read(folder: ExperimentFolder, *files: Path) -> Results | None:
     return found
 
 
-def change(path: Path, content: bytes):
-    """Replace a file until the end of a block."""
-    return _Change(path, content)
-
-
-class _Change:
-    def __init__(self, path: Path, content: bytes) -> None:
-        self.path, self.content, self.before = path, content, path.read_bytes()
-
-    def __enter__(self) -> None:
-        self.path.write_bytes(self.content)
-
-    def __exit__(self, *exception: object) -> None:
-        self.path.write_bytes(self.before)
-
-
 @examples(25)
 @given(st.sampled_from([*EXPERIMENT, "format", "process"]), JSON | FINITE_JSON, st.booleans(), st.booleans())
+@example("space", [], False, True)
+@example("metrics", None, False, True)
+@example("provenance", None, False, False)
+@example("mode", "x", False, True)
+@example("seeds", None, True, True)
 def test_experiment_json_with_another_value_is_rejected_or_read(folders, name, value, is_removed, has_checksum):
     experiment = (
         {key: old for key, old in EXPERIMENT.items() if key != name} if is_removed else EXPERIMENT | {name: value}
@@ -151,7 +143,8 @@ def test_experiment_json_with_another_value_is_rejected_or_read(folders, name, v
     except ValueError:
         return
     folder = folders[0]
-    with change(folder.experiment_file, text.encode()):
+    with restored(folder.experiment_file):
+        folder.experiment_file.write_bytes(text.encode())
         results = read(folder, folder.experiment_file, folder.trials_file)
         assert results is None or json.dumps(results.experiment) == json.dumps(experiment)
 
@@ -160,7 +153,8 @@ def test_experiment_json_with_another_value_is_rejected_or_read(folders, name, v
 @given(FINITE_JSON | st.text())
 def test_experiment_json_with_other_contents_is_rejected_or_read(folders, value):
     folder = folders[0]
-    with change(folder.experiment_file, json.dumps(value).encode()):
+    with restored(folder.experiment_file):
+        folder.experiment_file.write_bytes(json.dumps(value).encode())
         read(folder, folder.experiment_file)
 
 
@@ -171,8 +165,7 @@ def test_frame_with_other_columns_is_rejected_or_read(folders, name, data, has_c
     folder = folders[0]
     path = getattr(folder, name)
     table = data.draw(changed_tables(pq.ParquetFile(path).read().replace_schema_metadata(None)))
-    before = path.read_bytes()
-    try:
+    with restored(path):
         if has_checksum:
             write_parquet_table(path, table, {})
         else:
@@ -182,8 +175,32 @@ def test_frame_with_other_columns_is_rejected_or_read(folders, name, data, has_c
             frame = results.trials if name == "trials_file" else results.history
             assert len(frame) == len(table)
             assert not len(table) or set(map(str, frame)) >= set(table.column_names)
-    finally:
-        path.write_bytes(before)
+
+
+TABLE = pa.Table.from_pandas(pd.DataFrame(ROWS), preserve_index=False)
+HISTORIES = pa.table({"trial_id": ["t00000"], "step": [1], "loss": [0.5]})
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "message"),
+    [
+        ("trials_file", pa.concat_tables([TABLE] * 2), "has a trial twice"),
+        ("trials_file", TABLE.drop_columns("status").append_column("status", [["ended"] * 4]), "an unknown status"),
+        ("trials_file", TABLE.append_column("lists", [[[1]] * 4]), "no search writes (lists)"),
+        ("trials_file", TABLE.drop_columns("config").append_column("config", [["{"] * 4]), "no JSON object: '{'"),
+        ("trials_file", TABLE.append_column("loss", [[1] * 4]), "no search writes (twice)"),
+        ("history_file", HISTORIES.append_column("text", [["a"]]), "no search writes (text)"),
+        ("history_file", HISTORIES.append_column("truth", [[True]]), "no search writes (truth)"),
+        ("history_file", pa.table({"trial_id": ["t00000"], "step": ["1"]}), "no search writes (step)"),
+        ("history_file", pa.table({"trial_id": pa.nulls(1), "step": [1]}), "no search writes (trial_id)"),
+    ],
+)  # fmt: skip
+def test_frame_that_no_search_writes_is_rejected(folders, name, table, message):
+    path = getattr(folders[0], name)
+    with restored(path):
+        pq.write_table(table, path)
+        with pytest.raises(FolderError, match=re.escape(message)):
+            load(folders[0].path)
 
 
 @examples(30)
@@ -200,12 +217,9 @@ def test_trial_file_with_other_contents_is_rejected_or_read(folders, data):
             del row[name]
     elif data.draw(st.booleans()):
         row = data.draw(JSON)
-    before = path.read_bytes()
-    try:
+    with restored(path):
         write_parquet_table(path, table, {b"tune_hpc.trial": json.dumps(row).encode()})
         read(folder, path)
-    finally:
-        path.write_bytes(before)
 
 
 RUNG = {"event": "reached", "configuration": 0, "rung": 0, "steps": 3, "value": 0.5}
@@ -236,7 +250,6 @@ def test_journal_with_other_values_is_rejected_or_read(folders, name, line, data
         df = results.rungs() if name == "rungs" else results.generations()
         assert isinstance(df, pd.DataFrame)
     except TuneHpcError as error:
-        check_message(error)
-        assert str(path) in str(error)
+        check_message(error, path)
     finally:
         path.unlink()

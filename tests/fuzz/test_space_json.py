@@ -131,13 +131,15 @@ def test_text_of_a_range_or_a_number_is_parsed_to_it(plain):
 EXPERIMENTS = st.fixed_dictionaries(
     {"space": spaces()},
     optional={
-        "name": st.sampled_from(["made.up", "a"]), "metric": st.text(max_size=5), "mode": st.sampled_from(["min", "max"]),
+        "name": st.sampled_from(["made.up", "a"]), "metric": st.text(max_size=5), "mode": st.sampled_from(["min",
+        "max"]),
         "metrics": st.dictionaries(NAMES, st.sampled_from(["min", "max", "x"]), max_size=2),
         "seeds": st.lists(NUMBERS, max_size=3), "num_samples": st.none() | NUMBERS, "search_seed": NUMBERS,
         "searcher": st.sampled_from(["auto", "grid", "random", "quasi_random", "tpe", "gp", "x"]),
         "scheduler": st.sampled_from(["none", "asha", "pbt", "hyperband"]), "budget": NAMES | NUMBERS,
         "points_to_evaluate": st.lists(st.dictionaries(NAMES, SCALARS, max_size=2), max_size=2),
-        "quick_values": FLAT, "title": st.text(max_size=5), "judge": st.sampled_from(["last", "best", "mean_of_last_3", "x"]),
+        "quick_values": FLAT, "title": st.text(max_size=5), "judge": st.sampled_from(["last", "best",
+        "mean_of_last_3", "x"]),
     },
 )  # fmt: skip
 
@@ -170,8 +172,10 @@ def test_experiment_is_rejected_or_equal_after_a_round_trip(plain):
 
 DOCUMENT = through_json(
     Experiment(
-        "made.up", Space.from_json({"a": {"choice": [1, 2]}, "b": {"cases": [{"when": {"a": [1]}, "value": {"uniform": [0, 1]}}]}, "steps": 9}),
-        "module:train", metric="loss", mode="min", num_samples=3, scheduler="asha", points_to_evaluate=[{"a": 1, "b": 0.5}], quick_values={"steps": 3},
+        "made.up", Space.from_json({"a": {"choice": [1, 2]}, "b": {"cases": [{"when": {"a": [1]},
+        "value": {"uniform": [0, 1]}}]}, "steps": 9}),
+        "module:train", metric="loss", mode="min", num_samples=3, scheduler="asha", points_to_evaluate=[{"a": 1,
+        "b": 0.5}], quick_values={"steps": 3},
     ).to_json()
 )  # fmt: skip
 

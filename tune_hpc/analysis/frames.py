@@ -270,7 +270,7 @@ def read_frames(folder: ExperimentFolder) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _check_columns(path: Path, table: pa.Table, required: set[str]) -> None:
-    """Raise if a column is missing, given twice or of a type that no search writes; a history (``step``) has numbers."""
+    """Raise if a column is missing, given twice or of another type than a search writes; a history has numbers."""
     if missing := required.difference(table.column_names):
         raise FolderError(f"{path} has no column {', '.join(sorted(missing))}; restore it from a copy")
     kinds = {field.name: _kind(field.type) for field in table.schema}
@@ -295,7 +295,9 @@ def _check_configs(path: Path, configs: Iterable[Any]) -> None:
         except (ValueError, TypeError):
             is_valid = False
         if not is_valid:
-            raise FolderError(f"{path} has a configuration that is no JSON object: {text!r:.100}; restore it from a copy")
+            raise FolderError(
+                f"{path} has a configuration that is no JSON object: {text!r:.100}; restore it from a copy"
+            )
 
 
 def _kind(kind: pa.DataType) -> str:
