@@ -53,6 +53,7 @@ class Started(Exception):
 def working_folder(tmp_path_factory):
     """Work in an empty folder; launch nothing."""
     from tune_hpc.jobs import launch
+    from tune_hpc.report import report
     from tune_hpc.search import runner
     from tune_hpc.service import connection
 
@@ -68,6 +69,8 @@ def working_folder(tmp_path_factory):
         def start(*arguments):
             raise Started(*arguments)
 
+        # A page takes a second.
+        patch.setattr(report, "write_report", lambda results, page, *arguments, **options: page)
         patch.setattr(launch, "launch", check)
         patch.setattr(runner, "_run", start)
         patch.setattr(connection, "listen", start)
@@ -140,7 +143,7 @@ def test_duration_is_parsed_or_rejected(text):
         check_message(error)
 
 
-@examples(120)
+@examples(60)
 @given(st.sampled_from([*RUN_OPTIONS.values(), *OVERRIDES.values()]), TEXTS)
 @example(RUN_OPTIONS["max_concurrent"], "--")
 @example(RUN_OPTIONS["trial_time_limit_s"], "inf")

@@ -203,7 +203,7 @@ def test_frame_that_no_search_writes_is_rejected(folders, name, table, message):
             load(folders[0].path)
 
 
-@examples(30)
+@examples(20)
 @given(st.data())
 def test_trial_file_with_other_contents_is_rejected_or_read(folders, data):
     folder = folders[1]
