@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all test-fast faults coverage check format docs wheel bench clean help
+.PHONY: demo test test-all test-fast faults fuzz coverage check format docs wheel bench clean help
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -23,6 +23,9 @@ test-fast: $(INSTALLED) ## tests without Ray
 
 faults: $(INSTALLED)    ## 200 searches with faults at random moments, as a table; about an hour
 	$(BIN)/python -m tests.faults.harness --runs 200
+
+fuzz: $(INSTALLED)      ## fuzz tests with many random examples; about ten minutes
+	FUZZ_PROFILE=slow $(BIN)/python -m pytest tests/fuzz
 
 coverage: export COVERAGE_FILE = $(CURDIR)/build/coverage/data
 coverage: $(INSTALLED)  ## every test, with the coverage of all its processes

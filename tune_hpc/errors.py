@@ -23,8 +23,8 @@ class TuneHpcError(Exception):
     """Base class of all errors of tune_hpc."""
 
     def __str__(self) -> str:
-        """Return the message without the decorations of ``OSError`` and ``LookupError``."""
-        return " ".join(str(argument) for argument in self.args)
+        """Return the message in one line, without the decorations of ``OSError`` and ``LookupError``."""
+        return " ".join(" ".join(str(argument) for argument in self.args).split())
 
 
 class InvalidConfigError(TuneHpcError, ValueError):

@@ -262,6 +262,13 @@ def test_shorter_runs_and_missing_trials_are_inconclusive(curves):
     assert not any("published statement" in sentence for sentence in findings.findings(made))
 
 
+@pytest.mark.parametrize("measure", ["result", "value"])
+def test_claim_on_texts_is_not_measured(curves, measure):
+    made = curves(claim(measure, metric="note"), claim(measure, metric="trial_id"))
+    made.trials["note"], made.history["note"] = "1.5", "1.5"
+    assert check_claims(made)["note"].eq("not measured").all()
+
+
 def test_configurations_with_a_diverged_seed_are_not_measured(trial, results_of):
     named = [("a", [0, 1]), ("a", [0, 5]), ("a", [0, 3])]
     made = of_line(trial, results_of, named, [claim("value", values=("a",), steps=1)], seeds=[0, 1, 2])

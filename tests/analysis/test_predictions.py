@@ -117,3 +117,21 @@ class TestAccuracyInterval:
             accuracy_interval([0, 1], [])
         with pytest.raises(ValueError, match=r"predictions of shape \(0,\)"):
             accuracy_interval([], [[]])
+
+    def test_predictions_may_be_a_generator(self):
+        predictions = [[0, 1, 0], [0, 0, 0]]
+        assert accuracy_interval([0, 1, 0], iter(predictions)).equals(accuracy_interval([0, 1, 0], predictions))
+
+    @pytest.mark.parametrize("confidence", [95, 0, 1, math.nan, "0.9", None])
+    def test_confidence_that_is_no_fraction_is_rejected(self, confidence):
+        for function in (lambda: accuracy_interval([0, 1], [[0, 1]], confidence),
+                         lambda: compare_predictions([0, 1], [0, 1], [0, 0], confidence)):  # fmt: skip
+            with pytest.raises(ValueError, match="confidence must be a fraction between 0 and 1"):
+                function()
+
+
+def test_texts_are_compared_with_texts_only():
+    found = compare_predictions(["a", "b"], ["a", "a"], ["a", "b"])
+    assert (found.num_only_first_correct, found.num_only_second_correct) == (0, 1)
+    with pytest.raises(ValueError, match="must all be numbers or all be texts; got <U1, int64, int64"):
+        compare_predictions(["0", "1"], [0, 1], [0, 1])

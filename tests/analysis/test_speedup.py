@@ -41,6 +41,22 @@ def test_interval_of_a_ratio_is_symmetric_on_a_log_scale():
     assert np.isnan(ratio_interval([]).mean)
 
 
+def test_times_of_0_s_and_speedups_of_0_are_no_measurements():
+    assert ratio_interval([0.0, 2.0, 8.0, np.inf, np.nan, -1.0]) == ratio_interval([2.0, 8.0])
+    table = speedups(measurement({1: [8.0, 8.0], 2: [4.0, 4.1]}, {1: 0.0, 2: 5.0}))
+    assert table["speedup"].iloc[1] == pytest.approx(2, rel=0.02)
+    assert "published" not in table
+    assert fit_amdahl([1, 2], [0.0, 0.0]) == (0, 0)
+
+
+def test_measurement_without_oversubscription_and_an_empty_one_have_tables():
+    made = measurement({1: [8.0, 8.0], 2: [4.0, 4.1]})
+    made = made.with_trials(made.trials.drop(columns="oversubscribed"))
+    assert "verdict" in speedups(made)
+    assert len(serial_fractions(made)) == 5
+    assert speedups(made.with_trials(made.trials[:0])).empty
+
+
 def test_ratio_uses_common_repeats_only():
     first = pd.DataFrame({"seed": [0, 1, 2], "train_s": [1.0, 2.0, 9.0]})
     second = pd.DataFrame({"seed": [1, 0], "train_s": [1.0, 1.0]})

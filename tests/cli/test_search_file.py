@@ -91,6 +91,14 @@ def test_words_of_yaml_1_1_stay_texts(read):
     assert json.dumps(values) == '["no", "on", 0.001, "1:30", 8, "08", "1", 1, null, [1, 2]]'
 
 
+def test_quoted_number_is_a_text_as_in_a_request(read):
+    text = "command: prog {a}\nset: {a: '1', b: 'true', c: 'x', d: '1,2', e: 'uniform(0, 1)', f: 1, g: 'null'}\n"
+    experiment, _ = read(f"{text}num_samples: 3")
+    assert experiment.space.to_json() == {
+        "a": "1", "b": "true", "c": "x", "d": {"choice": [1, 2]}, "e": {"uniform": [0, 1]}, "f": 1, "g": "null"
+    }  # fmt: skip
+
+
 def test_numbers_and_words_are_those_of_yaml_1_2(read):
     text = (
         "command: prog {a}\nset: {a: [1e-4, 2.5E+3, .5, -3, 010, off, yes, 2026-01-01, true], b: 'uniform(0, 1e-1)'}\n"

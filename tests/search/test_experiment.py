@@ -306,6 +306,7 @@ def test_folder_of_an_early_release_has_no_claims():
     ("make", "message"),
     [
         (lambda: Published({}, "loss", "99 %", "x"), "value of a published number must be a number; got '99 %'"),
+        (lambda: Published({}, "train_s", 0, "x"), "a published train_s must be above 0; got 0"),
         (lambda: Published({}, "loss", float("nan"), "x"), "value of a published number must be a number; got nan"),
         (lambda: Published({}, "loss", 1.0, "x", resolution=-0.1), "resolution must be at least 0; got -0.1"),
         (lambda: Published({}, "test_accuracy", 99.0, "x"), "must be a fraction from 0 to 1; got 99: 99 % is 0.99"),

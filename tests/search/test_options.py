@@ -88,7 +88,7 @@ def test_new_option_is_one_field():
         ({"cpus_per_trial": 0}, "cpus_per_trial must be above 0; got 0"),
         ({"gpus_per_trial": -0.5}, "gpus_per_trial must be at least 0; got -0.5"),
         ({"max_concurrent": 0}, "max_concurrent must be at least 1; got 0"),
-        ({"time_budget_s": float("nan")}, "time_budget_s must be above 0; got nan"),
+        ({"time_budget_s": float("nan")}, "time_budget_s must be a finite number; got nan"),
     ],
 )
 def test_value_out_of_bounds_is_rejected(values, message):

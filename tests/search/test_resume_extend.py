@@ -453,7 +453,7 @@ class TestLimits:
     ("criteria", "message"),
     [
         ({"time_budget_s": 0}, "time_budget_s must be above 0; got 0"),
-        ({"target": float("nan")}, "target must be a number"),
+        ({"target": float("nan")}, "target must be a finite number"),
     ],
 )
 def test_impossible_stop_criteria_are_rejected(criteria, message, tmp_path):

@@ -90,7 +90,7 @@ def trial_values(results: "Results", metrics: Sequence[str]) -> pd.DataFrame:
 
 def is_scaling(results: "Results") -> bool:
     """Return whether the results are a scaling measurement instead of a search."""
-    return {"workers", "speedup", "efficiency", "communicate_s"} <= set(results.trials)
+    return {"workers", "speedup", "efficiency", "communicate_s", "train_s"} <= set(results.trials)
 
 
 def is_crossed_design(configurations: pd.DataFrame, first: str, second: str) -> bool:

@@ -112,14 +112,16 @@ def _best_trials(results: Results, where: Mapping[str, Any]) -> pd.DataFrame:
 def _measure(results: Results, trial: Mapping[Any, Any], claim: _Claim) -> tuple[float, float]:
     """Return the number of a trial and the scale of its rounding error; NaN if the trial is too short."""
     history, metric = results.history, claim["metric"]
+    has_curve = metric in history and pd.api.types.is_numeric_dtype(history[metric])
     if claim["measure"] == RESULT:
         is_long_enough = not claim["steps"] or trial.get("steps_run", 0) >= claim["steps"]
-        number = float(trial[metric]) if is_long_enough and metric in trial else np.nan
-        if metric not in history:
+        value = trial.get(metric)
+        number = float(value) if is_long_enough and isinstance(value, int | float) else np.nan
+        if not has_curve:
             return number, abs(number)
         curve = history.loc[history["trial_id"] == trial["trial_id"], metric].dropna()
         return number, abs(float(curve.iloc[0])) if len(curve) > 1 else abs(number)
-    if metric not in history:
+    if not has_curve:
         return np.nan, 0.0
     curve = history.loc[history["trial_id"] == trial["trial_id"], ["step", metric]].dropna().sort_values("step")
     if curve.empty or curve["step"].iloc[-1] < claim["steps"]:

@@ -23,7 +23,7 @@ from tune_hpc.analysis.aggregation import (
     trial_values,
 )
 from tune_hpc.analysis.formatting import display_name, format_metric, format_number, format_value
-from tune_hpc.analysis.intervals import POWER, mean_interval
+from tune_hpc.analysis.intervals import POWER, check_confidence, mean_interval
 from tune_hpc.analysis.linear_model import AdditiveModel, Differences, all_differences
 from tune_hpc.analysis.stability import resampled_units
 from tune_hpc.errors import UnknownNameError
@@ -173,6 +173,7 @@ def compare_values(
     where: Mapping[str, Any] | None = None, mode: str | None = None,
 ) -> Comparison:  # fmt: skip
     """Compare the values of a parameter; see ``Results.compare``."""
+    check_confidence(confidence)
     metric = metric or results.metric
     if parameter not in results.config_columns or parameter == "seed":
         known = ", ".join(name for name in results.config_columns if name != "seed")

@@ -35,6 +35,12 @@ FIT_METRICS = ("fit_loss", "fit_accuracy")
 
 #: Entry of the metadata of a Parquet file: columns with values of several types.
 _MIXED = b"tune_hpc.mixed"
+#: Entries of experiment.json that the analysis reads, with their types.
+_ENTRIES = {
+    "name": str, "metric": str, "mode": str, "config_keys": list, "seeds": list, "published": list, "claims": list,
+    "figures": list, "tables": list, "metrics": dict, "provenance": dict, "num_lines": dict, "position": int,
+    "num_trials": int, "space": dict | None,
+}  # fmt: skip
 
 
 class LazyHistory:
@@ -148,12 +154,22 @@ def write_parquet(df: pd.DataFrame, path: Path) -> None:
     write_parquet_table(path, table, {_MIXED: json.dumps(mixed).encode()} if mixed else {})
 
 
-def read_parquet(path: Path) -> pd.DataFrame:
-    """Return a frame of ``write_parquet``; errors as for ``read_table``."""
+def read_parquet(path: Path, required: Collection[str] = ()) -> pd.DataFrame:
+    """Return a frame of ``write_parquet`` with some required columns.
+
+    Raises:
+        FolderError: The file is damaged, or has columns that ``write_parquet`` does not write.
+    """
     table = read_table(path)
+    _check_columns(path, table, set(required))
     df = table.to_pandas()
-    for name in json.loads((table.schema.metadata or {}).get(_MIXED, b"[]")):
-        df[name] = _as_category(df[name].astype(object).map(json.loads, na_action="ignore"))
+    try:
+        for name in json.loads((table.schema.metadata or {}).get(_MIXED, b"[]")):
+            df[name] = _as_category(df[name].astype(object).map(json.loads, na_action="ignore"))
+    except (ValueError, LookupError, TypeError) as error:
+        raise FolderError(
+            f"{path} has values that are not readable as JSON: {error}; restore it from a copy"
+        ) from error
     return df
 
 
@@ -200,6 +216,10 @@ def read_folder(
             f"{folder.experiment_file} describes no experiment: it has no {', '.join(sorted(missing))}; "
             "restore it from a copy"
         )
+    wrong = [name for name in _ENTRIES if name in experiment and not isinstance(experiment[name], _ENTRIES[name])]
+    if wrong or experiment["mode"] not in ("min", "max"):
+        wrong.append("mode")
+        raise FolderError(f"{folder.experiment_file} is damaged: {wrong[0]}; restore it from a copy")
     is_complete = experiment.get("state") == "finished" and not folder.trials.exists()
     for path in (folder.trials_file, folder.history_file):
         if is_complete and experiment.get("num_trials") and not path.is_file():
@@ -236,7 +256,12 @@ def _without(df: pd.DataFrame, trials: Collection[str]) -> pd.DataFrame:
 def read_trial_table(path: Path) -> tuple[dict[str, Any], pa.Table]:
     """Return the row and the history in a trial file."""
     table = read_table(path)
-    return to_row(path, table), table
+    row = to_row(path, table)
+    if row["trial_id"] != path.name.partition(".")[0] or row.get("status") not in STATUSES:
+        raise FolderError(f"{path} has the row of another trial, or no status; remove it")
+    _check_columns(path, table, {"step"})
+    _check_configs(path, [row.get(CONFIG)])
+    return row, table
 
 
 @contextmanager
@@ -255,23 +280,60 @@ def read_frames(folder: ExperimentFolder, *, skip_damaged: bool = False) -> tupl
     history = pd.DataFrame({"trial_id": pd.Series(dtype="str"), "step": []})
     if not folder.trials_file.is_file():
         return pd.DataFrame({name: pd.Series(dtype="str") for name in ("trial_id", "status")}), history
-    trials = _read_frame(folder.trials_file, {"trial_id", "status"})
+    trials = read_parquet(folder.trials_file, {"trial_id", "status"})
+    if trials["trial_id"].duplicated().any() or not trials["status"].isin(STATUSES).all():
+        raise FolderError(f"{folder.trials_file} has a trial twice, or an unknown status; restore it from a copy")
+    _check_configs(folder.trials_file, trials[CONFIG].dropna() if CONFIG in trials else ())
     if folder.history_file.is_file():
         with _skipping(skip_damaged):
-            history = _read_frame(folder.history_file, {"trial_id", "step"})
+            history = read_parquet(folder.history_file, {"trial_id", "step"})
     return trials.astype({"status": pd.CategoricalDtype(list(STATUSES))}), history
 
 
-def _read_frame(path: Path, required: set[str]) -> pd.DataFrame:
-    df = read_parquet(path)
-    if missing := required.difference(df):
+def _check_columns(path: Path, table: pa.Table, required: set[str]) -> None:
+    """Raise if a column is missing, given twice or of another type than a search writes; a history has numbers."""
+    if missing := required.difference(table.column_names):
         raise FolderError(f"{path} has no column {', '.join(sorted(missing))}; restore it from a copy")
-    return df
+    kinds = {field.name: _kind(field.type) for field in table.schema}
+    wrong = [name for name, kind in kinds.items() if kind == "other"]
+    texts = required - {"step"}
+    if "step" in required:
+        wrong += [name for name, kind in kinds.items() if name not in texts and kind not in ("number", "null")]
+    if len(table):
+        wrong += [name for name in required if table[name].null_count or kinds[name] == "null"]
+        wrong += [name for name in texts if kinds[name] != "text"]
+    if wrong or len(kinds) < table.num_columns:
+        raise FolderError(
+            f"{path} has a column that no search writes ({wrong[0] if wrong else 'twice'}); restore it from a copy"
+        )
+
+
+def _check_configs(path: Path, configs: Iterable[Any]) -> None:
+    """Raise if a configuration that is there is no JSON object."""
+    for text in configs:
+        try:
+            is_valid = text is None or isinstance(json.loads(text), dict)
+        except (ValueError, TypeError):
+            is_valid = False
+        if not is_valid:
+            raise FolderError(
+                f"{path} has a configuration that is no JSON object: {text!r:.100}; restore it from a copy"
+            )
+
+
+def _kind(kind: pa.DataType) -> str:
+    """Return the kind of values of a column: number, truth, text, null or other."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "number"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "text"
+    return "truth" if pa.types.is_boolean(kind) else "null" if pa.types.is_null(kind) else "other"
 
 
 def rungs_frame(experiment: Mapping[str, Any], file: Path) -> pd.DataFrame:
     """Return rungs.jsonl of a search; see ``Results.rungs``."""
-    num_seeds = max(1, len(experiment["seeds"]))
+    num_seeds = max(1, len(experiment.get("seeds") or ()))
     aliases = {"came": "reached", "goes on": "promoted"}  # quotation of files of earlier versions
     with _json_lines(experiment, file) as lines:
         events = [(aliases.get(line["event"], line["event"]), line) for line in lines]
@@ -312,5 +374,5 @@ def _json_lines(experiment: Mapping[str, Any], file: Path) -> Iterator[list[dict
         lines = [load_json(line) for line in complete.splitlines()]
         check_num_lines(experiment, file, len(lines))
         yield lines
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FolderError(f"{file} cannot be read: {error}; restore it from a copy") from error

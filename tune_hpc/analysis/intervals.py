@@ -31,6 +31,12 @@ class Interval:
         return (self.high - self.low) / 2
 
 
+def check_confidence(confidence: float) -> None:
+    """Raise ``ValueError`` unless a confidence level is a fraction."""
+    if not isinstance(confidence, int | float) or not 0 < confidence < 1:
+        raise ValueError(f"confidence must be a fraction between 0 and 1, like 0.95; got {confidence!r}")
+
+
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     """Return the mean of repeats with Student's confidence interval; no values raise ``ValueError``."""
     sample = np.asarray(values, dtype=float)

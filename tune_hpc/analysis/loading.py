@@ -33,9 +33,9 @@ def load_all(folder: str | Path) -> list[Results]:
     Raises:
         FolderError: There is no experiment, or a file cannot be read.
     """
-    in_run = sorted(map(load_folder, find_experiments(folder)), key=lambda found: found.experiment.get("position", 0))
+    in_run = sorted(map(load_folder, find_experiments(folder)), key=lambda found: found.experiment.get("position") or 0)
     # Experiments of one run start at the same time.
-    return sorted(in_run, key=lambda found: found.experiment.get("provenance", {}).get("started", ""))
+    return sorted(in_run, key=lambda found: str((found.experiment.get("provenance") or {}).get("started", "")))
 
 
 def load_folder(folder: ExperimentFolder, *, skip_damaged: bool = False) -> Results:

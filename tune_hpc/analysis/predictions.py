@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from tune_hpc.analysis.checkpoints import best_checkpoint, best_trials, checkpoint
 from tune_hpc.analysis.formatting import format_metric
-from tune_hpc.analysis.intervals import Interval, mean_interval, t_interval
+from tune_hpc.analysis.intervals import Interval, check_confidence, mean_interval, t_interval
 from tune_hpc.errors import FolderError
 from tune_hpc.learning.checkpoint import load_arrays
 
@@ -76,7 +76,7 @@ def compare_predictions(
         confidence: Confidence level of the interval.
 
     Raises:
-        ValueError: The arrays have different lengths, or no images.
+        ValueError: The arrays have different lengths or no images, or the confidence is no fraction.
 
     Example:
         >>> import numpy as np
@@ -90,6 +90,7 @@ def compare_predictions(
     """
     from scipy.special import bdtr, ndtri  # scipy.stats takes three times as long to import.
 
+    check_confidence(confidence)
     first_correct, second_correct = _correct(labels, [first, second])
     num_images = len(first_correct)
     wins, losses = int((first_correct & ~second_correct).sum()), int((second_correct & ~first_correct).sum())
@@ -120,7 +121,8 @@ def accuracy_interval(labels: ArrayLike, predictions: Sequence[ArrayLike], confi
         missing if a spread is unknown: with one seed, identical accuracies, or no error.
 
     Raises:
-        ValueError: There are no predictions or no images, or the numbers of images differ.
+        ValueError: There are no predictions or no images, the numbers of images differ, or the confidence is no
+            fraction.
 
     Example:
         >>> import numpy as np
@@ -135,7 +137,8 @@ def accuracy_interval(labels: ArrayLike, predictions: Sequence[ArrayLike], confi
         1            images     0.944  0.933  0.955
         2  seeds and images     0.944  0.933  0.955
     """
-    correct = _correct(labels, predictions).astype(float)
+    check_confidence(confidence)
+    correct = _correct(labels, list(predictions)).astype(float)
     num_seeds, num_images = correct.shape
     by_seed, by_image, mean = correct.mean(1), correct.mean(0), float(correct.mean())
     over_seeds, over_images = mean_interval(by_seed, confidence), mean_interval(by_image, confidence)
@@ -197,4 +200,8 @@ def _correct(labels: ArrayLike, predictions: Sequence[ArrayLike]) -> np.ndarray:
             f"labels and predictions must be 1-D arrays of the same images; got labels of shape {expected.shape} and "
             f"predictions of shape {found}"
         )
-    return np.array([np.asarray(predicted) == expected for predicted in predictions])
+    arrays = [np.asarray(predicted) for predicted in predictions]
+    if len({array.dtype.kind in "US" for array in (expected, *arrays)}) > 1:
+        found = ", ".join(str(array.dtype) for array in (expected, *arrays))
+        raise ValueError(f"labels and predictions must all be numbers or all be texts; got {found}")
+    return np.array([predicted == expected for predicted in arrays])

@@ -322,6 +322,7 @@ class Results:
         Raises:
             UnknownNameError: The parameter is unknown or has more than 100 values, the metric is no numeric column, or
                 ``where`` selects no trial.
+            ValueError: The confidence is no fraction.
 
         Example:
             >>> from tune_hpc import load

@@ -26,12 +26,17 @@ RATIOS = ("speedup", "efficiency")
 
 
 def ratio_interval(ratios: ArrayLike) -> Interval:
-    """Return the geometric mean of ratios with Student's 95 % interval on a log scale; NaN without ratios."""
+    """Return the geometric mean of ratios with Student's 95 % interval on a log scale; NaN without positive ratios."""
+    logs = _log_interval(ratios)
+    with np.errstate(over="ignore"):
+        return Interval(*np.exp([logs.mean, logs.low, logs.high]).tolist())
+
+
+def _log_interval(ratios: ArrayLike) -> Interval:
+    """Return the mean of the logarithms of the positive, finite ratios, with Student's 95 % interval."""
     values = np.asarray(ratios, dtype=float)
-    if not values.size:
-        return Interval(np.nan, np.nan, np.nan)
-    logs = mean_interval(np.log(values))
-    return Interval(*np.exp([logs.mean, logs.low, logs.high]).tolist())
+    values = values[(values > 0) & (values < np.inf)]
+    return mean_interval(np.log(values)) if values.size else Interval(np.nan, np.nan, np.nan)
 
 
 def paired_ratio(first: pd.DataFrame, second: pd.DataFrame, column: str) -> Interval:
@@ -57,6 +62,13 @@ def cases(results: Results) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
     trials = results.trials[results.trials["status"].isin(COMPLETED)]
     for _, rows in trials.groupby(configuration_numbers(results).loc[trials.index]):
         yield {name: rows[name].iloc[0] for name in names}, rows
+
+
+def is_oversubscribed(trials: pd.DataFrame) -> pd.Series:
+    """Return whether the workers of each trial shared cores; early releases did not record it."""
+    if "oversubscribed" not in trials:
+        return pd.Series(False, index=trials.index)
+    return trials["oversubscribed"].fillna(False).astype(bool)
 
 
 def speedups(results: Results) -> pd.DataFrame:
@@ -86,15 +98,15 @@ def speedups(results: Results) -> pd.DataFrame:
             row["flop_per_gradient_byte"] = trials["flop_per_gradient_byte"].mean()
         if workers > 1 and {1, workers} <= set(seconds):
             published = seconds[1] / seconds[workers]
-            is_comparable = not (trials["oversubscribed"].any() or results.experiment.get("quick"))
-            logs = mean_interval(np.log(trials["speedup"]))
+            is_comparable = not (is_oversubscribed(trials).any() or results.experiment.get("quick"))
+            logs = _log_interval(trials["speedup"])
             row["published"] = published
             prediction_half = logs.half * np.sqrt(len(trials) + 1)
             verdict = AGREES if abs(np.log(published) - logs.mean) <= prediction_half else DIFFERS
             verdict = INCONCLUSIVE if np.isnan(prediction_half) else verdict
             row["verdict"] = verdict if is_comparable else NOT_COMPARABLE
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else ["workers", "speedup", "low", "high", "efficiency"])
 
 
 def serial_fractions(results: Results) -> pd.DataFrame:
@@ -117,7 +129,7 @@ def serial_fractions(results: Results) -> pd.DataFrame:
         raise UnknownNameError(f"{results.name} has no case with strong scaling on several workers")
     others = [name for name in searched_parameters(results) if name != "workers"]
     groups = [group for _, group in measured.groupby(others, dropna=False, sort=False)] if others else [measured]
-    shared = set(trials.loc[trials["oversubscribed"].astype(bool), "workers"])
+    shared = set(trials.loc[is_oversubscribed(trials), "workers"])
     tables = [_serial_fractions(group, shared).assign(times="measured") for group in groups]
     seconds = pd.Series(_published_seconds(results), dtype=float)
     if 1 in seconds:
@@ -134,10 +146,11 @@ def _serial_fractions(table: pd.DataFrame, oversubscribed: set[int]) -> pd.DataF
     workers = table["workers"]
     fitted = table[~workers.isin(oversubscribed)]
     serial_s, parallel_s = fit_amdahl(fitted["workers"], fitted["train_s"])
+    total_s = serial_s + parallel_s
     return table.assign(
         serial_fraction=karp_flatt(table["speedup"], workers),
         low=karp_flatt(table["high"], workers), high=karp_flatt(table["low"], workers),
-        amdahl_s=serial_s + parallel_s / workers, amdahl_fraction=serial_s / (serial_s + parallel_s),
+        amdahl_s=serial_s + parallel_s / workers, amdahl_fraction=serial_s / total_s if total_s else np.nan,
     )  # fmt: skip
 
 
@@ -167,5 +180,7 @@ def _published_seconds(results: Results) -> dict[int, float]:
     ):
         return {}
     return {
-        number["where"]["workers"]: float(number["value"]) for number in numbers if [*number["where"]] == ["workers"]
+        number["where"]["workers"]: float(number["value"])
+        for number in numbers
+        if [*number["where"]] == ["workers"] and number["value"] > 0
     }

@@ -8,6 +8,7 @@ import argparse
 import gc
 import io
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,7 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Command and flags; by default those of this process.
     """
-    flags = _parser().parse_args(arguments)
+    parser, words = _parser(), sys.argv[1:] if arguments is None else arguments
+    if empty := [word for word in words if re.fullmatch("-[^=]*=--", word)]:
+        # argparse would replace the value by an empty list.
+        parser.error(f"argument {empty[0].removesuffix('=--')}: -- is no value")
+    flags = parser.parse_args(words)
     # Long steps, like a download, log a line. Ray's loggers are unchanged.
     log, to_terminal = logging.getLogger("tune_hpc"), _TerminalHandler()
     log.addHandler(to_terminal)
@@ -73,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(flags.run_command(flags))
     except TuneHpcError as error:
-        print(f"tune-hpc: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"tune-hpc: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         print("tune-hpc: interrupted", file=sys.stderr)

@@ -88,7 +88,9 @@ def _domains(plain: Mapping[str, Any]) -> dict[str, Any]:
     domains: dict[str, Any] = {}
     for name, value in plain.items():
         if isinstance(value, str):
-            value = parse_parameter(name, value).to_json()
+            parsed = parse_parameter(str(name), value).to_json()
+            # A file has numbers, true and null without quotes.
+            value = parsed if isinstance(parsed, str | dict) else value
         domains[str(name)] = {"choice": value} if isinstance(value, list) else value
     return domains
 
@@ -123,7 +125,7 @@ def _load(path: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
         raise InvalidExperimentError(f"{path} is not valid YAML: {error.problem}{line}") from None
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, LookupError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise InvalidExperimentError(f"{path} is not valid: {error}") from None
     if not isinstance(plain, dict):
         raise InvalidExperimentError(f"{path} must be a mapping of keys like space and set; got {plain!r:.100}")

@@ -51,10 +51,10 @@ def drive(job: JobFolder, number: int, output: TextIO) -> dict[str, Any]:
         with heartbeat:
             final = _final_state(_run(job, number, output))
     except ConflictError as error:
-        final = {"state": JobState.STOPPED, "reason": " ".join(str(error).split())}
+        final = {"state": JobState.STOPPED, "reason": str(error)}
         print(final["reason"], file=output)
     except TuneHpcError as error:
-        final["error"] = " ".join(str(error).split())
+        final["error"] = str(error)
         print(final["error"], file=output)
     except (KeyboardInterrupt, SystemExit):
         final = {"state": JobState.STOPPED, "reason": "terminated before the first trial", "is_terminated": True}

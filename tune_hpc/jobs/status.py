@@ -5,8 +5,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
+from tune_hpc.errors import FolderError
 from tune_hpc.jobs.job_folder import Attempt, JobFolder
 from tune_hpc.storage.process import is_running, this_process
 from tune_hpc.storage.shared_folder import open_no_follow
@@ -203,11 +205,9 @@ def _experiment_status(job: JobFolder, plain: Mapping[str, Any], attempt: int, s
     if not folder.holds_experiment:
         return ExperimentStatus(plain["name"], "waiting", plain["num_trials"], plain["metric"])
     description = folder.read()
-    try:
-        with open_no_follow(job.storage, folder.progress) as file:
-            progress = json.load(file)
-    except (FileNotFoundError, ValueError):
-        progress = {}
+    if not isinstance(description.get("metric"), str) or not isinstance(description.get("num_trials", 0), int):
+        raise FolderError(f"{folder.experiment_file} is damaged: metric or num_trials; restore it from a copy")
+    progress = _read_progress(job, folder.progress)
     best = progress.get("best") or {}
     experiment_state = str(description.get("state"))
     # Trials that an earlier attempt counted as running do not run any more.
@@ -215,16 +215,30 @@ def _experiment_status(job: JobFolder, plain: Mapping[str, Any], attempt: int, s
     return ExperimentStatus(
         description["name"],
         experiment_state,
-        int(description.get("num_trials", plain["num_trials"])),
+        description.get("num_trials", plain["num_trials"]),
         description["metric"],
-        progress.get("ended", {}),
-        progress.get("running", 0) if is_current else 0,
+        progress.get("ended") or {},
+        progress.get("running") or 0 if is_current else 0,
         best.get("value"),
         best.get("trial_id"),
         progress.get("left_s") if is_current else None,
-        progress.get("first_error", ""),
+        progress.get("first_error") or "",
         progress.get("fraction") if is_current else None,
     )
+
+
+def _read_progress(job: JobFolder, path: Path) -> dict[str, Any]:
+    """Return progress.json; empty if it is missing, or has other contents than a search writes."""
+    try:
+        with open_no_follow(job.storage, path) as file:
+            progress = json.load(file)
+        counts = [*(progress.get("ended") or {}).values(), progress.get("running") or 0]
+        numbers = [(progress.get("best") or {}).get("value"), progress.get("left_s"), progress.get("fraction")]
+        has_counts = all(isinstance(count, int) for count in counts)
+        has_numbers = all(isinstance(number, int | float | None) for number in numbers)
+        return progress if has_counts and has_numbers and isinstance(progress.get("first_error") or "", str) else {}
+    except (FileNotFoundError, ValueError, AttributeError):
+        return {}
 
 
 def _format_duration(seconds: float) -> str:

@@ -21,6 +21,7 @@ from tune_hpc.search.experiment_checks import (
     CHANGEABLE_KEYS,
     TRAIN,
     check_experiment,
+    check_types,
     reachable_values,
 )
 from tune_hpc.search.object_reference import reference_to
@@ -129,6 +130,7 @@ class Experiment:
     runner: str = "search"
 
     def __post_init__(self) -> None:
+        check_types(self)
         object.__setattr__(self, "seeds", tuple(self.seeds))
         object.__setattr__(self, "quick_values", dict(self.quick_values))
         object.__setattr__(self, "points_to_evaluate", tuple(self.points_to_evaluate))

@@ -1,7 +1,7 @@
 """Checks of an experiment's fields, before anything runs."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tune_hpc.analysis.frames import BUILT_IN_MEASURES, DERIVED, FIT_METRICS, IDENTITY, MEASURES, METRICS
@@ -9,7 +9,7 @@ from tune_hpc.errors import InvalidConfigError, InvalidExperimentError, InvalidS
 from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, check_key
 from tune_hpc.search.command import Command
 from tune_hpc.search.object_reference import reference_to
-from tune_hpc.search.options import ADAPTIVE, DESIGNS, POLICIES, SCHEDULERS, SEARCHERS
+from tune_hpc.search.options import ADAPTIVE, DESIGNS, MAX_TRIALS, POLICIES, SCHEDULERS, SEARCHERS
 from tune_hpc.search.space.space import Space
 from tune_hpc.storage.trial_file import CONFIG
 
@@ -24,8 +24,29 @@ LINE_METRICS = ("train_loss", "W", "b")
 CHANGEABLE_KEYS = tuple(
     key.name for key in TRIAL_KEYS.values() if key.kind is float and key.name not in ("width", "initial_accumulator")
 )
-#: Trial identifiers have five digits, and the driver stores every configuration.
-MAX_TRIALS = 100_000
+
+
+#: Types of fields, from Python and in experiment.json, and subtypes that are no such values.
+_TYPES: dict[type, tuple[str, ...]] = {
+    str: (
+        "name", "metric", "mode", "judge", "searcher", "scheduler", "keep_checkpoints", "title", "description",
+        "source", "runner",
+    ),
+    int: ("search_seed", "num_samples"), bool: ("quick",), Mapping: ("metrics", "quick_values"), Space: ("space",),
+    Iterable: ("seeds", "points_to_evaluate"),
+}  # fmt: skip
+_EXCLUDED: dict[type, tuple[type, ...]] = {int: (bool,), Iterable: (str, Mapping)}
+
+
+def check_types(experiment: "Experiment") -> None:
+    """Raise if a field of an experiment has another type."""
+    fields = [(name, kind, getattr(experiment, name)) for kind, names in _TYPES.items() for name in names]
+    fields.append(("budget", int if isinstance(experiment.budget, int) else str, experiment.budget))
+    for name, kind, value in fields:
+        if name == "num_samples" and value is None:
+            continue
+        if not isinstance(value, kind) or isinstance(value, _EXCLUDED.get(kind, ())):
+            raise InvalidExperimentError(f"{name} must be of type {kind.__name__}; got {value!r:.100}")
 
 
 def check_experiment(experiment: "Experiment") -> None:
@@ -52,10 +73,10 @@ def check_experiment(experiment: "Experiment") -> None:
         raise InvalidExperimentError(
             f"the seed is given twice: seed={in_space} in the space and seeds={list(experiment.seeds)}"
         )
-    if len(set(experiment.seeds)) < len(experiment.seeds):
-        raise InvalidExperimentError(f"each seed is given once; got {list(experiment.seeds)}")
     if not all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in experiment.seeds):
         raise InvalidExperimentError(f"a seed is a whole number from 0 to {2**31 - 1}; got {list(experiment.seeds)}")
+    if len(set(experiment.seeds)) < len(experiment.seeds):
+        raise InvalidExperimentError(f"each seed is given once; got {list(experiment.seeds)}")
     if experiment.search_seed < 0:
         raise InvalidExperimentError(f"search_seed must be at least 0; got {experiment.search_seed}")
     if experiment.num_samples is not None and experiment.num_samples < 1:

@@ -45,13 +45,15 @@ def experiment_from_json(plain: Mapping[str, Any], trainable: str | Callable[...
         values = {entry.name: plain[entry.name] for entry in fields(Experiment)}
         keys = TRIAL_KEYS if values["trainable"] == TRAIN else {}
         for name, record in RECORDS.items():
+            if not isinstance(values[name], list):
+                raise TypeError(f"{name} must be a list; got {values[name]!r:.100}")
             values[name] = tuple(
                 record(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
                 for entry in values[name]
             )
         if isinstance(values["trainable"], Mapping):
             values["trainable"] = Command(**values["trainable"], folder=plain["command_folder"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise FolderError(f"experiment.json has a missing or unknown field: {error}; restore it from a copy") from error
     values |= {
         "space": Space.from_json(values["space"], keys=keys),

@@ -5,6 +5,7 @@ A new option is one field of ``RunOptions`` or ``ExperimentOverrides``. To updat
     python -m tune_hpc.search.options docs/reference/options.md
 """
 
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -24,6 +25,8 @@ PAUSING, STOPPING = ("asha", "pbt"), ("asha_stopping", "hyperband", "median")
 SCHEDULERS = ("none", *PAUSING, *STOPPING)
 #: Checkpoints that remain after the end of their trials (search/checkpoint_retention.py).
 POLICIES = ("none", "best", "last", "all")
+#: Trial identifiers have five digits, and the driver stores every configuration.
+MAX_TRIALS = 100_000
 #: Largest number of configurations of a search that a request to the service starts.
 MAX_REQUEST_SAMPLES = 10_000
 #: Examples of times with a unit, on the command line and in search files.
@@ -95,6 +98,8 @@ class Option:
         """
         if not isinstance(value, int | float):
             return
+        if not -math.inf < value < math.inf:
+            raise InvalidExperimentError(f"{self.name} must be a finite number; got {value}")
         if self.minimum is not None and not value >= self.minimum:
             raise InvalidExperimentError(f"{self.name} must be at least {self.minimum:g}; got {value}")
         if self.above is not None and not value > self.above:
@@ -278,6 +283,8 @@ class ExperimentOverrides(OptionSet):
             num_samples = self.num_samples or (None if searcher == "grid" else base.num_samples)
             changes |= {"searcher": searcher, "num_samples": num_samples}
         if self.seeds is not None:
+            if self.seeds > MAX_TRIALS:
+                raise InvalidExperimentError(f"seeds must be at most {MAX_TRIALS}; got {self.seeds}")
             changes["seeds"] = tuple(range(self.seeds))
         return base.replace(**base.changed_by(values or {}), **changes)
 

@@ -39,6 +39,8 @@ class Published:
                 raise InvalidExperimentError(f"{name} of a published number must be a number; got {value!r}")
         if self.resolution < 0:
             raise InvalidExperimentError(f"resolution must be at least 0; got {self.resolution}")
+        if self.metric.endswith("_s") and self.value <= 0:
+            raise InvalidExperimentError(f"a published {self.metric} must be above 0; got {self.value:g}")
         if self.metric.endswith("accuracy") and not 0 <= self.value <= 1:
             raise InvalidExperimentError(
                 f"a published {self.metric} must be a fraction from 0 to 1; got {self.value:g}: 99 % is 0.99"

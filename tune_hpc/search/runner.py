@@ -6,7 +6,6 @@ turns these into two data frames. The folder is all that a resumed search needs.
 """
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -291,8 +290,6 @@ def _validated_options(options: Mapping[str, Any]) -> RunOptions:
     if unknown := set(options).difference(RunOptions.__dataclass_fields__):
         raise TypeError(f"no such option: {', '.join(sorted(unknown))}")
     given = RunOptions(**{name: value for name, value in options.items() if value is not None})
-    if given.target is not None and math.isnan(given.target):
-        raise InvalidExperimentError(f"target must be a number; got {given.target}")
     if given.runner not in ("ray", "local"):
         raise InvalidExperimentError(f"runner must be ray or local; got {given.runner!r}")
     if given.fail_fast and given.runner != "local":

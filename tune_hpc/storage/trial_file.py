@@ -147,7 +147,7 @@ def to_row(path: Path, table: pa.Table) -> dict[str, Any]:
         FolderError: there is none.
     """
     row = json.loads((table.schema.metadata or {}).get(_ROW, b"{}"))
-    if "trial_id" not in row:
+    if not isinstance(row, dict) or "trial_id" not in row:
         raise FolderError(f"{path} is not a trial file: its row is missing; remove it")
     return dict(row)
 

@@ -74,6 +74,8 @@ def _curve_table(results: Results, metric: str, lines: pd.DataFrame, last_step: 
 def draw(results: Results, specification: Mapping[str, Any], where: Mapping[str, Any]) -> list[CaptionedFigure]:
     """Draw learning curves, a panel per metric with data."""
     parameter = specification.get("line")
+    if parameter and parameter not in results.trials:
+        return []
     values = series.best_values(results, parameter)
     members = _curve_lines(results, parameter, where, values)
     lines = values if parameter else list(dict.fromkeys(members["line"]))

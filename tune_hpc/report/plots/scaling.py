@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from tune_hpc.analysis.aggregation import row_mask
 from tune_hpc.analysis.formatting import axis_label, display_name, format_number
 from tune_hpc.analysis.results import Results
-from tune_hpc.analysis.speedup import RATIOS
+from tune_hpc.analysis.speedup import RATIOS, is_oversubscribed
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.plots.layout import (
     IDEAL,
@@ -142,11 +142,8 @@ def _predicted_table(
 
 def _oversubscription_note(results: Results, parameter: str) -> str:
     """Return a sentence with the values at which workers shared cores or devices."""
-    trials = results.trials
-    if "oversubscribed" not in trials:
-        return ""
-    is_shared = trials["oversubscribed"].fillna(False).astype(bool)
-    values = ", ".join(label_text(value) for value in sorted(trials.loc[is_shared, parameter].unique()))
+    shared = results.trials.loc[is_oversubscribed(results.trials), parameter]
+    values = ", ".join(label_text(value) for value in sorted(shared.unique()))
     return f"With {display_name(parameter)} {values} they share cores or GPUs." if values else ""
 
 

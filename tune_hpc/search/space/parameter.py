@@ -25,6 +25,8 @@ RANGES = {
     "uniform": 2, "loguniform": 2, "quniform": 3, "qloguniform": 3,
     "randint": 2, "lograndint": 2, "qrandint": 3, "qlograndint": 3, "randn": 2,
 }  # fmt: skip
+#: Maximum number of levels of a nested value.
+MAX_DEPTH = 50
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,7 @@ class Parameter:
         Raises:
             InvalidSpaceError: The value breaks a rule of ``Space``.
         """
-        if not isinstance(name, str) or not name:
-            raise InvalidSpaceError(f"the name of a parameter must be a word; got {name!r}")
+        check_name(name)
         if isinstance(value, Mapping) and set(value) == {"grid_search"}:
             return cls._choice(name, value["grid_search"], key)
         if isinstance(value, Domain):
@@ -219,6 +220,12 @@ class Parameter:
     def _step(self) -> Any:
         return 1 if self.step is None else self.step
 
+    def _factor(self, number: float) -> int:
+        """Return the factor of the multiple that is nearest to a number; exact for whole numbers of 64 bits."""
+        if isinstance(number, int) and isinstance(self._step, int):
+            return (2 * number + self._step) // (2 * self._step)
+        return round(number / self._step)
+
     def _multiple(self, factor: int) -> Any:
         """Return a multiple of the step, within the bounds after rounding."""
         low, high = self.bounds
@@ -260,9 +267,8 @@ class Parameter:
         value = value.item() if isinstance(value, np.generic) else value
         if self.kind == "choice":
             return value
-        # exp(log(x)) and multiples of a step are rounded: the last bit may be out of bounds.
-        low, high = self.bounds
-        return min(max(value, low), high)
+        # exp(log(x)) and multiples of a step are rounded: the last bits may be wrong.
+        return self.clip(value)
 
     def ppf(self, fraction: float) -> Any:
         """Return the quantile of a fraction, which is at least 0 and below 1 (percent point function).
@@ -299,7 +305,7 @@ class Parameter:
     def clip(self, number: float) -> Any:
         """Return the value of a range that is nearest to a number."""
         if multiples := self._multiples:
-            return self._multiple(min(max(round(number / self._step), multiples.start), multiples.stop - 1))
+            return self._multiple(min(max(self._factor(number), multiples.start), multiples.stop - 1))
         low, high = self.bounds
         return float(min(max(number, low), high))
 
@@ -321,9 +327,19 @@ class Parameter:
         if not low <= candidate <= high or (self.is_integer and candidate != int(candidate)):
             return False
         if multiples := self._multiples:
-            factor = round(candidate / self._step)
+            factor = self._factor(candidate)
             return factor in multiples and bool(candidate == self._multiple(factor))
         return True
+
+
+def check_name(name: Any) -> None:
+    """Check the name of a parameter.
+
+    Raises:
+        InvalidSpaceError: It is empty or no text, or has line breaks or other control characters.
+    """
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise InvalidSpaceError(f"the name of a parameter must be a word; got {name!r}")
 
 
 def check_constant(name: str, value: Any, key: ConfigKey | None = None) -> Any:
@@ -346,6 +362,8 @@ def check_constant(name: str, value: Any, key: ConfigKey | None = None) -> Any:
         )
     if _is_number(value) and not _fits_64_bits(value):
         raise InvalidSpaceError(f"{name}: a number must be finite and fit into 64 bits; got {value!s:.30}")
+    if isinstance(value, str) and not _is_unicode(value):
+        raise InvalidSpaceError(f"{name}: a text must be valid Unicode; got {value!r}")
     if key is None:
         return value
     try:
@@ -354,13 +372,15 @@ def check_constant(name: str, value: Any, key: ConfigKey | None = None) -> Any:
         raise InvalidSpaceError(str(error)) from None
 
 
-def _check_value(name: str, value: Any, key: ConfigKey | None) -> Any:
+def _check_value(name: str, value: Any, key: ConfigKey | None, depth: int = 0) -> Any:
     """Return a value of a choice: a constant, or a list or mapping of constants, which JSON can represent."""
+    if depth > MAX_DEPTH:
+        raise InvalidSpaceError(f"{name}: a value has at most {MAX_DEPTH} levels of lists; got {value!r:.100}")
     if key is None and isinstance(value, list | tuple):
-        return [_check_value(name, one, key) for one in value]
+        return [_check_value(name, one, key, depth + 1) for one in value]
     is_domain = isinstance(value, Mapping) and len(value) == 1 and set(value) <= {"choice", "grid_search", *RANGES}
     if key is None and isinstance(value, Mapping) and not is_domain and all(isinstance(entry, str) for entry in value):
-        return {entry: _check_value(name, one, key) for entry, one in value.items()}
+        return {check_constant(name, entry): _check_value(name, one, key, depth + 1) for entry, one in value.items()}
     return check_constant(name, value, key)
 
 
@@ -378,6 +398,11 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
 def _fits_64_bits(number: float) -> bool:
     """Return whether NumPy, Parquet and JSON can represent a number."""
     return -(2**63) <= number < 2**63 if isinstance(number, int) else math.isfinite(number)
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether files can contain a text: it has no half of a surrogate pair, which JSON allows."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _as_word(value: Any) -> str:

@@ -16,6 +16,7 @@ accepts this grammar only and evaluates nothing.
 import ast
 import json
 import re
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -112,9 +113,14 @@ def _parse_value(name: str, text: str) -> Any:
         return float(text)
     for parse in (json.loads, ast.literal_eval):
         try:
-            return parse(text)
+            with warnings.catch_warnings():
+                # Python warns of texts like 1is and "\\d".
+                warnings.simplefilter("ignore")
+                return parse(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
+    if text.lstrip("+-").isdecimal() and len(text) > 20:
+        raise InvalidSpaceError(f"{name}: a number must be finite and fit into 64 bits; got {text:.30}")
     if any(character in text for character in "()[]{}\"'"):
         # As words such texts would fail late or never.
         raise InvalidSpaceError(

@@ -34,7 +34,7 @@ from tune_hpc.search.space.conditional import (
     dependency_order,
     reachable_values,
 )
-from tune_hpc.search.space.parameter import Parameter, check_constant, identity
+from tune_hpc.search.space.parameter import Parameter, check_constant, check_name, identity
 
 ROLES = ("scientific", "nuisance", "fixed")
 #: Maximum number of combinations of controlling values: a space is evaluated once for each.
@@ -390,6 +390,7 @@ class Space(Mapping[str, Any]):
             raise InvalidSpaceError(f"a space maps names to values, like {{'steps': 500}}; got {plain!r}")
         roles, parameters = {}, {}
         for name, value in plain.items():
+            check_name(name)
             if isinstance(value, Mapping) and "role" in value:
                 roles[name] = value["role"]
                 value = {key: argument for key, argument in value.items() if key != "role"}
