@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -138,7 +139,7 @@ def run(entry: Run, parent: Path) -> None:
         unfinished = Path(scratch) / "compact"
         write_compact(Results(description, results.trials.drop(columns="host"), results.history), unfinished)
         if entry.has_predictions:
-            arrays = {trial_id: results.predictions(trial_id) for trial_id in results.trials["trial_id"]}
+            arrays: dict[str, Any] = {name: results.predictions(name) for name in results.trials["trial_id"]}
             np.savez_compressed(unfinished / "predictions.npz", labels=results.labels(), **arrays)
         shutil.copytree(unfinished, parent / entry.name)
 
