@@ -217,6 +217,16 @@ class TestPooledDeviations:
         assert np.isnan(deviations).all()
         assert degrees.tolist() == [0, 0]
 
+    @pytest.mark.parametrize(("factor", "is_outlying"), [(0.97, False), (1.03, True)])
+    def test_variance_is_outlying_by_an_f_test(self, factor, is_outlying):
+        # Three values with variance 1 have 12 degrees of freedom; the level for the table is 1e-4.
+        pattern = np.array([-2.0, -1.0, 0.0, 1.0, 2.0]) / np.sqrt(2.5)
+        variance = factor * stats.f.isf(1e-4 / 4, 4, 12)
+        table = np.column_stack([pattern, pattern[[1, 2, 3, 4, 0]], pattern[::-1], pattern * np.sqrt(variance)])
+        deviations, _ = pooled_deviations(table)
+        pooled = 1.0 if is_outlying else np.sqrt((3 + variance) / 4)
+        assert deviations == pytest.approx([pooled] * 3 + [np.sqrt(variance) if is_outlying else pooled])
+
     def test_outlying_variances_have_a_class_of_their_own(self):
         table = studies([0] * 8, 1, num_seeds=5, deviations=[1, 1, 1, 1, 1, 40, 40, 40])[0]
         deviations, _ = pooled_deviations(table)
