@@ -421,6 +421,10 @@ def test_json_must_be_a_mapping():
         ("[64, 64], [128]", {"choice": [[64, 64], [128]]}),
         ("[64, 64]", {"choice": [[64, 64]]}),
         ("{'a': 1}", {"choice": [{"a": 1}]}),
+        ("{'a': [1, 2]}, (3, [4, 5])", {"choice": [{"a": [1, 2]}, [3, [4, 5]]]}),
+        ("Xavier, X, NaNa", {"choice": ["Xavier", "X", "NaNa"]}),
+        ("'it\"s', \"it's\"", {"choice": ['it"s', "it's"]}),
+        ("NULL, TRUE", {"choice": [None, True]}),
     ],
 )
 def test_text_is_parsed(text, plain):
@@ -445,6 +449,8 @@ def test_text_is_parsed(text, plain):
         ("1,'a", "a value must be a number, a word"),
         ("uniform(0, 1), 2", "a value must be a number, a word"),
         ("inf", "x: a number must be finite"),
+        ("-Infinity", "x: a number must be finite .*; got -inf"),
+        ("+nan", "x: a number must be finite .*; got nan"),
         ("9" * 400, "x: a number must be finite"),
     ],
 )
