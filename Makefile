@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all test-fast faults fuzz coverage check format docs wheel bench clean help
+.PHONY: demo test test-all test-fast faults fuzz coverage mutation check audit format docs wheel bench clean help
 
 help:           ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -35,6 +35,9 @@ coverage: $(INSTALLED)  ## every test, with the coverage of all its processes
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered
 
+mutation: $(INSTALLED)  ## mutation scores of statistics, spaces, schedulers and status, as a table; about an hour
+	$(BIN)/python -m tests.mutation
+
 check: $(INSTALLED)     ## lint, format, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,6 +50,9 @@ docs: $(INSTALLED)      ## the documentation site, in site/
 wheel:          ## a wheel of the package, in dist/; needs only pip
 	rm -rf build/lib
 	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+audit: $(INSTALLED)     ## known vulnerabilities of the pinned packages; needs the JSON API of pypi.org
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 format: $(INSTALLED)    ## format the code
 	$(BIN)/ruff check --fix .

@@ -8,6 +8,7 @@ import pytest
 
 from tests.analysis.synthetic_results import repeated, searched
 from tune_hpc.analysis.comparison import BETTER, INCONCLUSIVE, TIE, interactions
+from tune_hpc.analysis.formatting import format_metric
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
 
@@ -205,6 +206,69 @@ class TestFewTrials:
 
 
 class TestSentences:
+    def test_single_seeds_and_identical_ones_are_named(self):
+        results = made({"a": 0.9, "b": 0.8, "c": 0.7}, deviation=0.001)
+        is_repeat = results.trials["seed"] > 0
+        single = results.with_trials(results.trials[~is_repeat]).compare("optimizer").sentences()
+        assert single == ["optimizer a has the best test accuracy 0.9004; inconclusive with one seed each."]
+        same = made({"a": 0.9, "b": 0.8, "c": 0.7}, deviation=0).compare("optimizer").sentences()
+        reason = "inconclusive, because the seeds give identical values"
+        assert same == [f"optimizer a has the best test accuracy 0.9000; {reason}."]
+        constant = changed(results, results.trials["optimizer"] != "a", test_accuracy=0.5)
+        mixed = constant.with_trials(constant.trials[~is_repeat | (constant.trials["optimizer"] == "c")])
+        reason = "inconclusive where there is one seed, or seeds give identical values"
+        assert mixed.compare("optimizer").sentences()[0].endswith(f"; {reason}.")
+
+    def test_tie_of_all_values_has_two_sentences(self):
+        truth = dict.fromkeys("abc", 0.95)
+        sentences = made(truth, deviation=0.001).compare("optimizer").sentences()
+        assert len(sentences) == 2
+        assert sentences[0].startswith("a, c and b tie for the best optimizer at 95 %: a has test accuracy 0.95")
+        assert sentences[1].startswith("Differences below about 0.00")
+
+    def test_distance_of_the_nearest_worse_value_has_its_interval(self):
+        comparison = made({"a": 0.9, "b": 0.95, "c": 0.8}, deviation=0.001).compare("optimizer")
+        pair = comparison.pairs.set_index(["first", "second"]).loc["b", "a"]
+        difference, low, high = (f"{pair[name]:.4f}" for name in ("difference", "low", "high"))
+        assert comparison.sentences()[1] == (
+            f"a and c are worse at 95 %: a is {difference} away from b ({low} to {high})."
+        )
+        losses = made({"a": 0.9, "b": 0.5}, deviation=0.001, metric="test_loss", mode="min").compare("optimizer")
+        (row,) = losses.pairs.to_dict("records")
+        difference, low, high = (format_metric(-row[name], "test_loss") for name in ("difference", "high", "low"))
+        assert losses.sentences()[1] == f"a is worse at 95 %: a is {difference} away from b ({low} to {high})."
+
+    @pytest.mark.parametrize(
+        ("accuracy", "rank", "second"),
+        [
+            (0.940, 1, "Differences below about 0.0450 are rarely detectable with these seeds (power below 80 %)."),
+            (
+                0.930,
+                1,
+                "Only a and b may be better than all others at 95 % (Hsu's multiple comparisons with the best).",
+            ),
+            (0.920, 3, "c is worse at 95 %: c is 0.0400 away from a (0.0044 to 0.0756)."),
+        ],
+    )
+    def test_value_is_excluded_by_hsu_before_it_is_worse_in_all_pairs(self, accuracy, rank, second):
+        luck = np.array([-0.01, 0.0, 0.01])
+        values = {"a": 0.96 + luck, "b": 0.96 + luck[[1, 2, 0]], "c": accuracy + luck[[2, 0, 1]]}
+        rows = [
+            {"optimizer": name, "learning_rate": 0.1, "seed": seed, "test_accuracy": value}
+            for name, seeds in values.items()
+            for seed, value in enumerate(seeds)
+        ]
+        comparison = searched(SPACE, rows, metric="test_accuracy", mode="max").compare("optimizer")
+        assert comparison.values["rank"].tolist() == [1, 1, rank]
+        first, *others = comparison.sentences()
+        names = "a, b and c" if rank == 1 else "a and b"
+        assert first == (
+            f"{names} tie for the best optimizer at 95 %: a has test accuracy 0.9600 (95 % interval 0.9352 to 0.9848, "
+            "3 seeds)."
+        )
+        assert others[0] == second
+        assert others[-1].startswith("Differences below about 0.0450")
+
     def test_clear_winner_is_significant(self):
         sentences = made({"a": 0.9, "b": 0.95, "c": 0.8}, deviation=0.001).compare("optimizer").sentences()
         assert sentences[0].startswith("b is the best optimizer at 95 %: test accuracy 0.9")

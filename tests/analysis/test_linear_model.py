@@ -6,7 +6,7 @@ from scipy import stats
 
 from tune_hpc import load
 from tune_hpc.analysis.intervals import mean_interval
-from tune_hpc.analysis.linear_model import all_differences, fit_model, maximum_distribution
+from tune_hpc.analysis.linear_model import all_differences, fit_model, maximum_distribution, pooled_deviations
 
 NAN = np.nan
 
@@ -124,6 +124,115 @@ class TestFit:
     def test_several_outlying_variances_do_not_mask_each_other(self):
         table = studies([0] * 8, 1, num_seeds=5, deviations=[1, 1, 1, 1, 1, 40, 40, 40])[0]
         assert all_differences(table, lower_is_better=False).model.deviation < 2
+
+
+class TestDifferences:
+    #: Four seeds of three values: 4, 6 and 9 on average; the residual variance is 1 with six degrees of freedom.
+    TABLE = np.array([4.0, 6.0, 9.0]) + np.array([[1, 0, -1], [-1, 1, 0], [0, -1, 1], [0, 0, 0]]) + [[0], [3], [5], [9]]
+
+    def critical(self, *, all_pairs, confidence=0.95):
+        statistics, probabilities = maximum_distribution(3, 6, all_pairs)
+        return np.interp(confidence, probabilities, statistics)
+
+    @pytest.mark.parametrize("confidence", [0.8, 0.95])
+    def test_intervals_and_p_values_are_those_of_tukey(self, confidence):
+        found = all_differences(self.TABLE, False, confidence)
+        assert (found.model.has_blocks, found.model.degrees) == (True, 6)
+        assert found.model.deviation == pytest.approx(1)
+        error = np.sqrt(2 / 4)
+        assert found.difference == pytest.approx(np.subtract.outer([4, 6, 9], [4, 6, 9]))
+        assert found.difference[0, 1] == pytest.approx(-2)
+        off_diagonal = ~np.eye(3, dtype=bool)
+        critical = stats.studentized_range.ppf(confidence, 3, 6) / np.sqrt(2)
+        assert found.half[off_diagonal] == pytest.approx(np.full(6, critical * error), rel=1e-3)
+        p = stats.studentized_range.sf(np.abs(found.difference[off_diagonal]) / error * np.sqrt(2), 3, 6)
+        assert found.p[off_diagonal] == pytest.approx(p, abs=1e-4)
+        # Student's quantile of 0.8 with six degrees of freedom is 0.9057.
+        assert found.min_detectable[off_diagonal] == pytest.approx(np.full(6, (critical + 0.9057) * error), rel=1e-3)
+        assert np.isnan(np.diag(found.half)).all()
+
+    @pytest.mark.parametrize("lower_is_better", [False, True])
+    def test_leads_are_those_of_hsu(self, lower_is_better):
+        margin = self.critical(all_pairs=False) * np.sqrt(2 / 4)
+        found = all_differences(self.TABLE, lower_is_better)
+        if lower_is_better:
+            expected = [(0, 2 + margin), (-2 - margin, 0), (-5 - margin, 0)]
+        else:
+            expected = [(-5 - margin, 0), (-3 - margin, 0), (0, 3 + margin)]
+        assert list(zip(found.lead_low, found.lead_high, strict=True)) == [
+            pytest.approx(interval, rel=1e-6) for interval in expected
+        ]
+
+    def test_values_of_different_variances_are_compared_by_welch(self):
+        quiet = np.array([[0, 0.1, -0.1, 0.2], [0.1, -0.1, 0.2, 0], [-0.1, 0.2, 0, 0.1], [0.2, 0, 0.1, -0.1]])
+        noisy = np.array([-40.0, 10, 30, 60])
+        table = np.column_stack([quiet, noisy])
+        found = all_differences(table, False)
+        pooled = fit_model(quiet)
+        assert found.model.deviation == pytest.approx(pooled.deviation)
+        assert found.difference[4, 0] == pytest.approx(noisy.mean() - quiet[:, 0].mean())
+        variances = pooled.deviation**2 / 4, noisy.var(ddof=1) / 4
+        error = np.sqrt(sum(variances))
+        degrees = int(error**4 / (variances[0] ** 2 / pooled.degrees + variances[1] ** 2 / 3))
+        assert degrees == 3
+        critical = stats.studentized_range.ppf(0.95, 5, degrees) / np.sqrt(2)
+        assert found.half[4, :4] == pytest.approx(np.full(4, critical * error), rel=2e-3)
+        within = stats.studentized_range.ppf(0.95, 5, pooled.degrees) / np.sqrt(2) * pooled.deviation * np.sqrt(2 / 4)
+        assert found.half[0, 1:4] == pytest.approx(np.full(3, within), rel=1e-3)
+
+    def test_value_without_repeats_has_no_lead_beside_values_of_unknown_variance(self):
+        found = all_differences([[1.0, 2.0]], False)
+        assert np.isnan([found.lead_low, found.lead_high]).all()
+        single = all_differences([[1.0], [2.0]], False)
+        assert np.isnan([single.lead_low, single.lead_high]).all()
+        assert single.difference.tolist() == [[0.0]]
+
+
+class TestPooledDeviations:
+    def test_degrees_are_those_of_satterthwaite(self):
+        # Variances over seeds: 1 and 1; means of the seeds 3, 4.5 and 4.5 with variance 0.75; residual 1 - 0.75.
+        deviations, degrees = pooled_deviations([[1.0, 5.0], [2.0, 7.0], [3.0, 6.0]])
+        assert deviations == pytest.approx([1, 1])
+        assert degrees == pytest.approx([2 / (0.75**2 + 0.25**2)] * 2)
+        # Three values: the residual variance has two degrees of freedom for each seed.
+        deviations, degrees = pooled_deviations([[1.0, 5.0, 0.0], [2.0, 7.0, 0.0], [3.0, 6.0, 3.0]])
+        variance, over_seeds = (1 + 1 + 3) / 3, np.var([6 / 3, 9 / 3, 12 / 3], ddof=1)
+        assert deviations == pytest.approx([np.sqrt(variance)] * 3)
+        parts = over_seeds**2 + (variance - over_seeds) ** 2 / 2
+        assert degrees == pytest.approx([2 * variance**2 / parts] * 3)
+
+    def test_missing_cell_leaves_the_degrees_of_the_residuals(self):
+        deviations, degrees = pooled_deviations([[1.0, 5.0], [2.0, 7.0], [3.0, NAN]])
+        assert deviations == pytest.approx([np.sqrt((2 + 2) / 3)] * 2)
+        assert degrees.tolist() == [3, 3]
+
+    def test_single_value_has_its_deviation(self):
+        deviations, degrees = pooled_deviations([[1.0], [2.0], [6.0]])
+        assert deviations == pytest.approx([np.std([1, 2, 6], ddof=1)])
+        assert degrees.tolist() == [2]
+
+    @pytest.mark.parametrize("table", [[[1.0, 2.0]], [[1.0, 2.0], [1.0, 2.0]]])
+    def test_single_and_identical_results_have_no_deviation(self, table):
+        deviations, degrees = pooled_deviations(table)
+        assert np.isnan(deviations).all()
+        assert degrees.tolist() == [0, 0]
+
+    @pytest.mark.parametrize(("factor", "is_outlying"), [(0.97, False), (1.03, True)])
+    def test_variance_is_outlying_by_an_f_test(self, factor, is_outlying):
+        # Three values with variance 1 have 12 degrees of freedom; the level for the table is 1e-4.
+        pattern = np.array([-2.0, -1.0, 0.0, 1.0, 2.0]) / np.sqrt(2.5)
+        variance = factor * stats.f.isf(1e-4 / 4, 4, 12)
+        table = np.column_stack([pattern, pattern[[1, 2, 3, 4, 0]], pattern[::-1], pattern * np.sqrt(variance)])
+        deviations, _ = pooled_deviations(table)
+        pooled = 1.0 if is_outlying else np.sqrt((3 + variance) / 4)
+        assert deviations == pytest.approx([pooled] * 3 + [np.sqrt(variance) if is_outlying else pooled])
+
+    def test_outlying_variances_have_a_class_of_their_own(self):
+        table = studies([0] * 8, 1, num_seeds=5, deviations=[1, 1, 1, 1, 1, 40, 40, 40])[0]
+        deviations, _ = pooled_deviations(table)
+        quiet, noisy = table[:, :5], table[:, 5:]
+        assert deviations[:5] == pytest.approx([np.sqrt(quiet.var(axis=0, ddof=1).mean())] * 5)
+        assert deviations[5:] == pytest.approx([np.sqrt(noisy.var(axis=0, ddof=1).mean())] * 3)
 
 
 @pytest.mark.parametrize(

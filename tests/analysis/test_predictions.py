@@ -8,8 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from tests.analysis.synthetic_results import searched
 from tune_hpc import accuracy_interval, compare_predictions
 from tune_hpc.analysis.intervals import mean_interval
+from tune_hpc.analysis.predictions import best_accuracy
+from tune_hpc.analysis.results import Results
+from tune_hpc.errors import FolderError
+from tune_hpc.learning.checkpoint import save_state
+from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 
 def pair(num_both, num_first, num_second, num_neither):
@@ -40,6 +46,15 @@ class TestComparePredictions:
         expected = stats.binomtest(num_first, num_first + num_second).pvalue if num_first + num_second else 1
         assert compare_predictions(*pair(9, num_first, num_second, 1)).p == pytest.approx(expected, rel=1e-9)
 
+    def test_sentence_has_counts_difference_interval_and_p_value(self):
+        sentence = str(compare_predictions(*pair(1985, 10, 2, 3), confidence=0.9))
+        half = 1.644854 * math.sqrt((11 / 2002 + 3 / 2002 - (8 / 2002) ** 2) / 2002)
+        low, high = (f"{8 / 2002 + sign * half:.4f}" for sign in (-1, 1))
+        assert sentence == (
+            "Of 2,000 images, only the first model classifies 10 correctly, and only the second 2; the accuracies "
+            f"differ by 0.0040 (90 % interval {low} to {high}, McNemar's p 0.039)."
+        )
+
     def test_equal_predictions_have_no_difference(self):
         comparison = compare_predictions(*pair(1000, 0, 0, 5))
         assert (comparison.difference, comparison.p) == (0, 1)
@@ -55,6 +70,12 @@ class TestComparePredictions:
     def test_other_numbers_of_images_are_rejected(self, first, second):
         with pytest.raises(ValueError, match=r"must be 1-D arrays of the same images; got labels of shape \(2,\)"):
             compare_predictions([0, 1], first, second)
+
+    def test_error_lists_the_shapes(self):
+        with pytest.raises(ValueError, match=r"predictions of shape \(1,\), \(2,\)$"):
+            compare_predictions([0, 1], [0, 1], [0])
+        with pytest.raises(ValueError, match=r"labels of shape \(1, 2\) and predictions of shape \(1, 2\)$"):
+            compare_predictions([[0, 1]], [[0, 1]], [[0, 1]])
 
 
 def simulated(generator, num_seeds, num_images, spread):
@@ -76,6 +97,17 @@ class TestAccuracyInterval:
         degrees = (1 / 30) ** 2 / ((1 / 6 / 18) ** 2 / 2 + (8 / 15 / 18) ** 2 / 5)
         half = stats.t.ppf(0.975, degrees) * math.sqrt(1 / 30)
         assert table.loc["seeds and images", ["low", "high"]].tolist() == pytest.approx([2 / 3 - half, 2 / 3 + half])
+
+    def test_confidence_applies_to_all_intervals(self):
+        correct = np.array([[1, 1, 0, 0, 1, 1], [1, 1, 0, 0, 1, 0], [1, 1, 0, 1, 1, 1]])
+        table = accuracy_interval(np.ones(6), list(correct), confidence=0.5).set_index("over")
+        seeds = mean_interval([4 / 6, 3 / 6, 5 / 6], 0.5)
+        images = mean_interval([1, 1, 0, 1 / 3, 1, 2 / 3], 0.5)
+        degrees = (1 / 30) ** 2 / ((1 / 6 / 18) ** 2 / 2 + (8 / 15 / 18) ** 2 / 5)
+        half = stats.t.ppf(0.75, degrees) * math.sqrt(1 / 30)
+        expected = [[seeds.low, seeds.high], [images.low, images.high], [2 / 3 - half, 2 / 3 + half]]
+        assert table[["low", "high"]].to_numpy() == pytest.approx(np.array(expected))
+        assert table.index.tolist() == ["seeds", "images", "seeds and images"]
 
     def test_interval_over_both_is_never_narrower(self):
         correct = np.array([[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]])
@@ -135,3 +167,53 @@ def test_texts_are_compared_with_texts_only():
     assert (found.num_only_first_correct, found.num_only_second_correct) == (0, 1)
     with pytest.raises(ValueError, match="must all be numbers or all be texts; got <U1, int64, int64"):
         compare_predictions(["0", "1"], [0, 1], [0, 1])
+
+
+class TestRetainedStates:
+    LABELS = np.array([0, 1, 2, 0], np.uint8)
+
+    def results(self, path, states):
+        """Return a search with the retained states of its trials: two seeds of two configurations."""
+        folder = ExperimentFolder(path)
+        for trial_id, state in states.items():
+            file = folder.retained_checkpoint(trial_id, 7)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_state(file, state)
+        rows = [{"x": x, "seed": seed, "loss": 1.0 + x + seed / 10} for x in (0, 1) for seed in (0, 1)]
+        found = searched({"x": {"choice": [0, 1]}}, rows)
+        return Results(found.experiment, found.trials, found.history, path)
+
+    def state(self, *predictions, labels=LABELS):
+        return {"predictions": np.array(predictions, np.uint8), "labels": labels}
+
+    def test_predictions_and_labels_are_those_of_the_best_trial_or_of_a_given_one(self, tmp_path):
+        states = {"t00000": self.state(0, 1, 2, 2), "t00001": self.state(0, 1, 1, 1)}
+        results = self.results(tmp_path, states)
+        assert results.predictions().tolist() == [0, 1, 2, 2]
+        assert results.predictions("t00001").tolist() == [0, 1, 1, 1]
+        assert results.labels().tolist() == results.labels("t00001").tolist() == self.LABELS.tolist()
+        with pytest.raises(FolderError, match="no checkpoint of t00002 was retained"):
+            results.predictions("t00002")
+
+    def test_state_without_a_vector_of_classes_is_rejected(self, tmp_path):
+        states = {"t00000": {"predictions": np.zeros((2, 2)), "labels": [0, 1]}, "t00001": [1, 2]}
+        results = self.results(tmp_path, states)
+        for trial_id in states:
+            for call, name in ((results.predictions, "predictions"), (results.labels, "labels")):
+                with pytest.raises(FolderError, match=rf"7\.checkpoint has no {name}: .* 1-D NumPy array '{name}'"):
+                    call(trial_id)
+
+    def test_accuracy_of_the_best_configuration_is_over_its_seeds(self, tmp_path):
+        states = {"t00000": self.state(0, 1, 2, 2), "t00001": self.state(0, 1, 1, 1), "t00002": self.state(1, 0, 0, 1)}
+        table, num_seeds, num_images = best_accuracy(self.results(tmp_path, states))
+        assert (num_seeds, num_images) == (2, 4)
+        assert table["accuracy"].tolist() == [(0.75 + 0.5) / 2] * 3
+        expected = accuracy_interval(self.LABELS, [states[name]["predictions"] for name in ("t00000", "t00001")])
+        assert table.equals(expected)
+
+    @pytest.mark.parametrize("labels", [None, [0, 1, 2, 1], [0, 1, 2]])
+    def test_accuracy_needs_two_seeds_with_the_same_images(self, tmp_path, labels):
+        states = {"t00000": self.state(0, 1, 2, 2)}
+        if labels is not None:
+            states["t00001"] = self.state(0, 1, 1, 1, labels=np.array(labels, np.uint8))
+        assert best_accuracy(self.results(tmp_path, states)) is None

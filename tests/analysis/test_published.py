@@ -11,6 +11,7 @@ from tune_hpc.analysis.published import (
     DIFFERS,
     INCONCLUSIVE,
     _add_verdicts,
+    _holm,
     compare_to_published,
     joint_test,
     neighbour_deviations,
@@ -243,7 +244,98 @@ def test_tiny_numbers_are_compared_relative_to_their_size(table):
     assert df[["p_holm", "deviation", "low"]].isna().all(axis=None)
 
 
+def test_row_of_a_number_has_all_of_its_comparison(table):
+    values = [0.9901, 0.9912, 0.9923]
+    made = table([(0.1, values)], [0.985], resolution=0.001)
+    made.experiment["published"][0]["source"] = "table 1"
+    (row,) = compare_to_published(made).to_dict("records")
+    deviation = np.std(values, ddof=1)
+    half = stats.t.ppf(0.975, 2) * deviation / np.sqrt(3)
+    expected = {
+        "where": "learning rate 0.1", "metric": "test_accuracy", "published": 0.985, "measured": 0.9912,
+        "low": 0.9912 - half, "high": 0.9912 + half, "deviation": deviation, "degrees": 2, "num_seeds": 3,
+        "num_diverged": 0, "difference": 0.0062, "verdict": DIFFERS, "duplicate_of": None, "note": "", "quick": False,
+        "source": "table 1", "configuration": 0, "best_over": None, "measured_best": None, "published_best": None,
+        "p_holm": 2 * stats.t.sf((0.0062 - 0.0005) / (deviation * np.sqrt(4 / 3)), 2),
+    }  # fmt: skip
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
+    assert row["best_agrees"] is None
+
+
+def test_row_of_a_best_value_has_its_condition_without_the_parameter(grid):
+    df = compare_to_published(grid(published=PUBLISHED))
+    assert df["best_over"].tolist() == ["learning_rate"] * 2
+    assert df["best_of"].tolist() == ["optimizer adam", "optimizer momentum"]
+    # The configurations are those of the best rates.
+    assert df["configuration"].tolist() == [1, 3]
+    without = [{**number, "where": number["where"] | {"learning_rate": 0.1}} for number in PUBLISHED[:1]]
+    assert compare_to_published(grid(published=without))["best_of"].tolist() == ["optimizer adam, batch size 100"]
+
+
+def test_zone_of_an_accuracy_is_within_0_and_1(table):
+    df = compare_to_published(table([(0.1, [0.9, 1.0, 0.95])], [0.9]))
+    assert df.loc[0, "zone_high"] == 1
+    assert 0 < df.loc[0, "zone_low"] < 0.9
+    low = compare_to_published(table([(0.1, [0.0, 0.1, 0.05])], [0.1]))
+    assert low.loc[0, "zone_low"] == 0
+
+
+def test_results_without_published_numbers_have_an_empty_table(grid):
+    made = grid()
+    assert compare_to_published(made).empty
+    assert joint_test(made).empty
+
+
+def test_holm_correction_is_monotonic_and_ignores_missing_values():
+    p = pd.Series([0.01, 0.04, np.nan, 0.03, 0.5], index=list("abcde"))
+    # Sorted: 4 * 0.01, 3 * 0.03, max(2 * 0.04, 3 * 0.03), 0.5.
+    assert _holm(p).to_dict() == pytest.approx({"a": 0.04, "b": 0.09, "c": np.nan, "d": 0.09, "e": 0.5}, nan_ok=True)
+    assert _holm(pd.Series([0.4, 0.6])).tolist() == pytest.approx([0.8, 0.8])
+    assert _holm(pd.Series([0.6, 0.7])).tolist() == [1, 1]
+
+
+class TestNeighbours:
+    def test_deviation_of_a_cell_is_that_of_the_pseudo_residuals_of_the_others(self):
+        cells = pd.DataFrame({"rate": [4, 1, 3, 2, 5, 6, 7], "kind": ["a"] * 7})
+        values = pd.Series([1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+        deviations, degrees = neighbour_deviations(cells, values)
+        # Along the rate the values are 0, 0, 0, 1, 0, 0, 0, and the pseudo-residuals of 2 to 6 are multiples of
+        # (0, 1, -2, 1, 0) / 2 / sqrt(1.5).
+        parts = np.array([0, 0.5, -1, 0.5, 0]) / np.sqrt(1.5)
+        assert deviations[1] == pytest.approx(np.sqrt(np.mean(parts[1:] ** 2)))
+        assert deviations[6] == pytest.approx(np.sqrt(np.mean(parts[:-1] ** 2)))
+        assert np.isnan(deviations[0])
+        assert degrees[0] == 0
+        # Four overlapping pseudo-residuals: neighbours have the covariance -2/3, and next neighbours 1/6.
+        assert degrees[1] == pytest.approx(16 / (4 + 6 * (2 / 3) ** 2 + 4 * (1 / 6) ** 2))
+
+    def test_fewer_than_three_cells_in_a_line_have_no_deviation(self):
+        cells = pd.DataFrame({"rate": [1, 2, 1, 2], "batch": [50, 50, 100, 100]})
+        deviations, degrees = neighbour_deviations(cells, pd.Series([1.0, 2.0, 3.0, 5.0]))
+        assert np.isnan(deviations).all()
+        assert degrees.tolist() == [0] * 4
+
+
 class TestJointTest:
+    def test_mean_difference_has_the_prediction_interval_of_one_more_run(self, table):
+        seeds, cell = np.array([0.002, 0.0, -0.001]), np.array([-0.001, 0.0, 0.001])
+        cells = [(rate, (0.9 + seeds + np.roll(cell, shift)).tolist()) for shift, rate in enumerate(RATES[:3])]
+        published = [0.91, 0.899, 0.903]
+        made = table(cells, published)
+        means = np.mean([values for _, values in cells], axis=0)
+        error = means.std(ddof=1) * np.sqrt(4 / 3)
+        difference = np.mean(published) - means.mean()
+        (row,) = joint_test(made).to_dict("records")
+        expected = {
+            "metric": "test_accuracy", "num_numbers": 3, "num_seeds": 3, "num_above": 2, "mean_difference": difference,
+            "half": stats.t.ppf(0.975, 2) * error, "p": 2 * stats.t.sf(abs(difference) / error, 2),
+        }  # fmt: skip
+        assert row == pytest.approx(expected)
+        assert joint_test(made, compare_to_published(made)).to_dict("records") == [pytest.approx(expected)]
+        (single,) = joint_test(table(cells[:2], published[:2])).to_dict("records")
+        assert single["num_numbers"] == 2
+        assert joint_test(table(cells[:1], published[:1])).empty
+
     def test_systematic_difference_is_found_although_each_number_agrees(self, table):
         # The means of the seeds over the cells vary less than the cells.
         seeds, cell = np.array([0.9002, 0.9, 0.8998]), np.array([-0.001, 0.0, 0.001])

@@ -145,6 +145,60 @@ def test_short_durations_and_high_rates_are_best(trial, results_of):
     assert made.best_trial("samples_per_s")["trial_id"] == "00001"
 
 
+def test_direction_follows_from_the_name_of_a_metric(results_of):
+    made = results_of(metric="score", mode="max", metrics={"loss_ratio": "min", "my_loss": "max"})
+    lower = {"score": False, "loss_ratio": True, "my_loss": False, "train_s": True, "valid_loss": True,
+             "rows_per_s": False, "speedup": False, "efficiency": False, "test_accuracy": False}  # fmt: skip
+    assert {metric: made.is_lower_better(metric) for metric in lower} == lower
+    assert made.is_lower_better("score", "min")
+    with pytest.raises(UnknownNameError, match=r"declare it in the experiment, as metrics=\{'memory': 'min'\}"):
+        made.is_lower_better("memory")
+
+
+def test_table_of_the_best_configurations_has_parameters_metric_and_seeds(grid):
+    top = grid().top(2)
+    assert list(top) == ["optimizer", "learning_rate", "test_loss", "test_loss_deviation", "num_seeds"]
+    assert list(top.index) == [0, 1]
+    assert top["learning_rate"].tolist() == [0.01, 0.1]
+    assert top["test_loss_deviation"].tolist() == pytest.approx([0.01 / 2**0.5] * 2)
+    ascending = grid().top(12, "test_accuracy", "min")["test_accuracy"]
+    assert len(ascending) == 6
+    assert ascending.is_monotonic_increasing
+
+
+def test_first_of_equal_trials_is_the_best(trial, results_of):
+    made = results_of(*(trial(f"0000{number}", 0.5, learning_rate=number) for number in range(3)))
+    assert made.best_trial()["trial_id"] == "00000"
+    assert made.best()["learning_rate"] == 0
+
+
+def test_error_without_a_best_trial_has_the_statuses(trial, results_of):
+    diverged = results_of(trial("00000", status="diverged"), trial("00001", status="diverged", learning_rate=1))
+    with pytest.raises(UnknownNameError, match=r"finished with a value of test_loss: 2 diverged$"):
+        diverged.best_trial()
+    with pytest.raises(UnknownNameError, match=r"neither a diverged nor a failed seed \(2 diverged\)$"):
+        diverged.best()
+    none = diverged.with_trials(diverged.trials.iloc[:0])
+    with pytest.raises(UnknownNameError, match=r"finished with a value of test_loss: no trials$"):
+        none.best_trial()
+    with pytest.raises(UnknownNameError, match=r"\(no trials\)$"):
+        none.best()
+    failed = results_of(trial("00000", status="failed"), trial("00001", status="diverged"))
+    with pytest.raises(UnknownNameError, match=r"test_loss: 1 of 2 trials failed, 00000: RuntimeError"):
+        failed.best_trial()
+
+
+def test_summary_has_the_best_value_if_there_is_any(trial, results_of):
+    assert repr(results_of(trial("00000", 0.5))) == "Results of made.up: 1 trials (1 finished); best test_loss 0.5366"
+    assert repr(results_of(trial("00000", status="diverged"))) == "Results of made.up: 1 trials (1 diverged)"
+    assert repr(results_of()) == "Results of made.up: 0 trials"
+
+
+def test_parameter_without_a_value_is_in_no_configuration(trial, results_of):
+    made = results_of(trial("00000", 0.5, optimizer=None), trial("00001", 0.9))
+    assert made.best_config() == {"learning_rate": 0.1, "batch_size": 100}
+
+
 def test_curve_has_one_column_per_trial(trial, results_of):
     made = results_of(trial("00000", 0.1), trial("00001", 0.2, num_steps=5))
     curve = made.curve("test_loss")

@@ -133,6 +133,16 @@ class TestSpecialCases:
         assert df["expected"].tolist() == ["equal", "equal"]
         assert df["verdict"].tolist() == ["differs: should be equal", "as expected"]
 
+    def test_equality_needs_both_ends_within_the_margin(self):
+        results = self.results({"proximal_adagrad": 0.3, "adagrad": 0.3}, deviation=0.001)
+        low, high = special_cases(results).loc[0, ["low", "high"]]
+        for factor, verdict in ((0.99, "inconclusive"), (1.01, "as expected")):
+            margin = factor * max(-low, high)
+            assert special_cases(results, margin=margin).loc[0, "verdict"] == verdict
+        for losses in ({"proximal_adagrad": 0.31, "adagrad": 0.3}, {"proximal_adagrad": 0.3, "adagrad": 0.31}):
+            different = special_cases(self.results(losses), margin=0.001)
+            assert different["verdict"].tolist() == ["differs: should be equal"]
+
     def test_tie_is_no_evidence_of_equality(self):
         found = self.verdicts({"proximal_adagrad": 0.3, "adagrad": 0.3}, deviation=0.1)
         assert found == {("proximal_adagrad", "adagrad"): "inconclusive"}
@@ -151,7 +161,8 @@ class TestSpecialCases:
         results.trials.loc[results.trials["optimizer"] == "adam", ["status", "loss"]] = ["diverged", np.nan]
         row = special_cases(results).iloc[0]
         assert row["verdict"] == "inconclusive"
-        assert np.isnan(row["difference"])
+        assert list(row.index) == ["general", "special", "expected", "difference", "low", "high", "margin", "verdict"]
+        assert row[["difference", "low", "high", "margin"]].isna().all()
 
     def test_another_parameter_is_accepted_and_missing_pairs_are_rejected(self):
         results = searched({"rule": {"choice": ["adam", "momentum"]}}, repeated(

@@ -35,7 +35,8 @@ def set_age(path, seconds):
 def write_progress(job, name="synthetic", attempt=1, **progress):
     """Write the progress of an experiment of a job."""
     folder = job.experiment(name)
-    folder.claim(name)
+    if not folder.holds_experiment:
+        folder.claim(name)
     description = {"name": name, "metric": "loss", "mode": "min", "config_keys": [], "num_trials": 5}
     folder.write(description | {"state": "running", "attempt": attempt})
     folder.progress.write_text(json.dumps(progress), encoding="utf-8")

@@ -13,7 +13,14 @@ import pytest
 from tests.jobs.job_factories import beat, job_in, set_age, write_progress
 from tune_hpc.errors import FolderError, UnknownNameError
 from tune_hpc.jobs.job_folder import JobFolder, is_id, make_id
-from tune_hpc.jobs.status import HEARTBEAT_TIMEOUT_S, LAUNCH_TIMEOUT_S, DriverState, JobState, job_status
+from tune_hpc.jobs.status import (
+    HEARTBEAT_TIMEOUT_S,
+    LAUNCH_TIMEOUT_S,
+    DriverState,
+    ExperimentStatus,
+    JobState,
+    job_status,
+)
 from tune_hpc.storage import filesystem
 from tune_hpc.storage.process import is_running, may_be_running, process_of, this_process
 from tune_hpc.storage.shared_folder import open_no_follow
@@ -170,6 +177,73 @@ def test_progress_comes_from_the_experiment_folders(job):
     assert str(status) == f"{job.id}: running\n  {progress}"
 
 
+def test_status_of_an_experiment_has_all_of_its_progress(job):
+    assert job_status(job).experiments == (ExperimentStatus("synthetic", "waiting", 5, "loss"),)
+    beat(job)
+    best, error = {"value": 0.25, "trial_id": "t00001"}, "t00002: ValueError: bad"
+    ended = {"finished": 1, "failed": 2}
+    write_progress(job, ended=ended, running=2, best=best, left_s=30, first_error=error, fraction=0.4)
+    expected = ExperimentStatus(
+        "synthetic", "running", 5, "loss", ended, 2, 0.25, "t00001", remaining_s=30, first_error=error, fraction=0.4
+    )  # fmt: skip
+    assert job_status(job).experiments == (expected,)
+    assert str(expected) == (
+        "synthetic: 3/5 trials; 2 running at 40% of their steps; 2 failed; best loss 0.25 (t00001); about 30 s left; "
+        f"first error: {error}"
+    )
+    write_progress(job, ended={"failed": 5}, first_error=error, left_s=0)
+    assert str(job_status(job)).endswith("synthetic: 5/5 trials; 5 failed")
+    write_progress(job)
+    assert job_status(job).experiments == (ExperimentStatus("synthetic", "running", 5, "loss"),)
+
+
+def test_experiment_of_an_early_release_has_the_number_of_trials_of_the_job(job):
+    beat(job)
+    write_progress(job, running=2)
+    folder = job.experiment("synthetic")
+    folder.write({name: value for name, value in folder.read().items() if name not in ("attempt", "num_trials")})
+    assert job_status(job).experiments == (ExperimentStatus("synthetic", "running", 5, "loss", num_running=2),)
+
+
+def test_job_without_an_attempt_has_failed(tmp_path):
+    job = job_in(tmp_path)
+    for path in job.attempts.iterdir():
+        path.unlink()
+    status = job_status(job)
+    assert (status.state, status.reason, status.attempt) == (JobState.FAILED, "no driver was started", 0)
+    assert (status.requested_at, status.started_at) == ("2026-01-01T00:00:00+00:00", None)
+
+
+def test_error_of_a_driver_precedes_its_reason(job):
+    beat(job, state="failed", error="no memory", reason="time limit", ended_at="2026-01-01T00:00:09+00:00")
+    assert job_status(job).reason == "no memory"
+    beat(job, state="finished", ended_at="2026-01-01T00:00:09+00:00")
+    assert job_status(job).reason == ""
+
+
+@pytest.mark.parametrize(
+    ("driver", "detail"),
+    [(DriverState.ALIVE, "though its process exists"), (DriverState.UNKNOWN, "and its cluster or host is unreachable")],
+)
+def test_reason_of_a_missing_heartbeat_is_the_state_of_the_process(job, driver, detail):
+    beat(job, seconds_since_heartbeat=2 * HEARTBEAT_TIMEOUT_S)
+    assert job_status(job, driver).reason == f"no heartbeat for 2 min, {detail}"
+    assert job_status(job, DriverState.GONE).reason == "the driver is gone; its last heartbeat was 2 min ago"
+
+
+def test_job_of_a_missing_driver_has_failed_without_an_output(job):
+    assert job_status(job, DriverState.GONE).reason == "the driver ended before it started the job"
+    job.request_stop(1)
+    beat(job)
+    assert job_status(job, DriverState.GONE).reason == "the driver was killed after a stop request"
+
+
+@pytest.mark.parametrize(("state", "is_active"), [("pending", True), ("running", True), ("stopping", True),
+    ("stopped", False), ("finished", False), ("failed", False), ("lost", False), ("unknown", False)])  # fmt: skip
+def test_job_is_active_until_its_driver_ends(state, is_active):
+    assert JobState(state).is_active == is_active
+
+
 @pytest.mark.parametrize(("attempt", "driver"), [(0, DriverState.ALIVE), (1, DriverState.GONE)])
 def test_trials_of_an_earlier_attempt_or_a_lost_driver_do_not_run(job, attempt, driver):
     beat(job)
@@ -177,7 +251,11 @@ def test_trials_of_an_earlier_attempt_or_a_lost_driver_do_not_run(job, attempt, 
     assert str(job_status(job, driver)).endswith("synthetic: 2/5 trials")
 
 
-@pytest.mark.parametrize(("left_s", "text"), [(7, "7 s"), (700, "12 min"), (36_000, "10.0 h")])
+@pytest.mark.parametrize(
+    ("left_s", "text"),
+    [(7, "7 s"), (99, "99 s"), (100, "2 min"), (700, "12 min"), (5990, "100 min"), (6000, "1.7 h"), (36_000, "10.0 h"),
+     (float("inf"), "an unknown time")],
+)  # fmt: skip
 def test_remaining_time_has_a_unit(job, left_s, text):
     beat(job)
     write_progress(job, ended={}, left_s=left_s)

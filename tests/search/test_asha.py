@@ -165,6 +165,61 @@ class TestRungs:
         assert search.trials.loc[search.trials["rate"].idxmin(), "status"] == "finished"
 
 
+class TestEnds:
+    def test_trial_that_stops_by_itself_is_not_promoted(self, folder):
+        search = Simulation(folder, climbers(3))
+        (first,) = search.searcher.suggest()
+        search.train(first, "stopped")
+        assert not search.searcher.has_pending
+        search.run()
+        trials = search.trials.set_index("trial_id")
+        assert trials.loc["t00000", "status"] == "stopped"
+        assert [line["configuration"] for line in search.lines].count(0) == 1
+        assert trials.loc[["t00001", "t00002"], "status"].tolist().count("finished") <= 1
+
+    def test_seed_that_has_ended_is_not_trained_again(self, folder):
+        # One trial of three configurations ends at its first rung, as at its time limit.
+        search = Simulation(folder, climbers(3, seeds=(0, 1)))
+        rates = {number: config["rate"] for number, config in enumerate(climbers(3).configs())}
+        best = max(rates, key=rates.get)
+        ended = f"t{2 * best:05d}"
+        for trial in (trial for _ in range(3) for trial in search.searcher.suggest()):
+            search.train(trial, "stopped" if trial.trial_id == ended else None)
+        promoted = search.searcher.suggest()
+        assert [trial.trial_id for trial in promoted] == [f"t{2 * best + 1:05d}"]
+        assert [(trial.max_step, trial.stage) for trial in promoted] == [(RUNGS[1], 1)]
+        search.train(promoted[0])
+        assert search.lines[-1]["value"] is not None
+
+    def test_without_a_third_the_best_is_promoted_when_nothing_else_is_left(self, folder):
+        search = Simulation(folder, climbers(2))
+        for trial in (search.searcher.suggest()[0], search.searcher.suggest()[0]):
+            assert trial.max_step == RUNGS[0]
+            search.train(trial)
+        (promoted,) = search.searcher.suggest()
+        rates = [config["rate"] for config in climbers(2).configs()]
+        assert promoted.trial_id == f"t{int(np.argmax(rates)):05d}"
+        # It is the only one that trains: the search waits for it.
+        assert search.searcher.suggest() == []
+        assert search.searcher.has_pending
+
+    def test_event_has_its_number_configuration_rung_value_and_step(self, folder):
+        search = Simulation(folder, climbers(3)).run(max_runs=4)
+        rates = [config["rate"] for config in climbers(3).configs()]
+        best = int(np.argmax(rates))
+        events = [
+            {"entry": number, "event": REACHED, "configuration": number, "rung": 0, "value": 10 * rate, "steps": 10}
+            for number, rate in enumerate(rates)
+        ]
+        events += [
+            {"entry": 3, "event": PROMOTED, "configuration": best, "rung": 1},
+            {"entry": 4, "event": REACHED, "configuration": best, "rung": 1, "value": 30 * rates[best], "steps": 30},
+        ]
+        assert [{**line, "value": pytest.approx(line["value"])} if "value" in line else line for line in events] == [
+            line for line in search.lines
+        ]  # fmt: skip
+
+
 class TestSeeds:
     def test_score_is_the_mean_over_seeds_and_all_seeds_are_promoted(self, folder):
         search = Simulation(folder, climbers(12, seeds=(0, 30, 60))).run(4)

@@ -120,6 +120,109 @@ def test_grid_omits_parameters_whose_condition_does_not_hold():
     assert list(SPACE.grid())[1] == {"momentum": 0.8, "optimizer": "momentum", "learning_rate": 0.01}
 
 
+def test_cases_are_described_in_words():
+    assert SPACE.describe("momentum") == "choice(0.8, 0.9) where optimizer is momentum or nesterov"
+    assert SPACE.describe("learning_rate") == "choice(0.001) where optimizer is adam; choice(0.01, 0.1) elsewhere"
+    both = Space({"a": 1, "b": tune.choice([2, 3]), "c": when(5, a=1, b=[2, 3])}, keys={})
+    assert both.describe("c") == "5 where a is 1 and b is 2 or 3"
+    assert [(text, parameter.describe()) for text, parameter in SPACE.cases("learning_rate")] == [
+        ("where optimizer is adam", "choice(0.001)"), ("elsewhere", "choice(0.01, 0.1)"),
+    ]  # fmt: skip
+    assert SPACE.cases("optimizer") == []
+
+
+def test_first_case_that_holds_applies():
+    assert SPACE.case("optimizer", {}) == (0, SPACE.parameters["optimizer"])
+    number, domain = SPACE.case("learning_rate", {"optimizer": "momentum"})
+    assert (number, domain.values) == (1, (0.01, 0.1))
+    assert SPACE.case("learning_rate", {"optimizer": "adam"})[0] == 0
+    assert SPACE.case("momentum", {"optimizer": "adam"}) is None
+    assert SPACE.domain("momentum", {"optimizer": "adam"}) is None
+    assert SPACE.domain("momentum", {"optimizer": "nesterov"}).values == (0.8, 0.9)
+    # Without the controlling value, no condition holds; True is not 1.
+    assert SPACE.case("momentum", {}) is None
+    flagged = Space({"a": tune.choice([1, True]), "b": when(2, a=True)}, keys={})
+    assert [len(config) for config in flagged.grid()] == [1, 2]
+
+
+def test_given_values_are_not_drawn():
+    generator = np.random.default_rng(0)
+    for _ in range(10):
+        config = SPACE.sample(generator, {"optimizer": "nesterov", "momentum": 0.9})
+        assert (config["optimizer"], config["momentum"]) == ("nesterov", 0.9)
+        assert SPACE.admits(config)
+    drawn = {SPACE.sample(generator, {"optimizer": "momentum"})["momentum"] for _ in range(30)}
+    assert drawn == {0.8, 0.9}
+    steps = Space({"steps": tune.randint(1, 9)}, keys={}).sample(generator, {"steps": 3.0})["steps"]
+    assert (steps, type(steps)) == (3, int)
+    rate = Space({"rate": tune.quniform(0, 1, 0.1)}, keys={}).sample(generator, {"rate": 0.3})["rate"]
+    assert rate == 3 * 0.1 != 0.3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"speed": 1}, "speed is no parameter of the space, which has momentum, optimizer, learning_rate"),
+        ({"momentum": 0.9}, "momentum=0.9 depends on optimizer; give optimizer as well"),
+        (
+            {"optimizer": "adam", "momentum": 0.9},
+            "momentum=0.9: the space has the parameter only choice(0.8, 0.9) where",
+        ),
+        ({"optimizer": "nesterov", "momentum": 0.7}, "momentum=0.7 is outside the space, which has choice(0.8, 0.9)"),
+        ({"optimizer": "sgd"}, "optimizer='sgd' is outside the space, which has choice(adam, momentum, nesterov)"),
+    ],
+)
+def test_given_value_outside_the_space_is_rejected(given, message):
+    with pytest.raises(InvalidSpaceError) as caught:
+        SPACE.sample(np.random.default_rng(0), given)
+    assert str(caught.value).startswith(message)
+
+
+def test_configuration_in_a_row_has_the_types_of_the_space():
+    space = Space({"layers": tune.choice([64, 128]), "rate": when(tune.uniform(0, 1), layers=64)}, keys={})
+    row = {"rate": 1, "layers": 64.0, "loss": 0.5}
+    found = space.config_in(row)
+    assert (found, list(found)) == ({"layers": 64, "rate": 1.0}, ["layers", "rate"])
+    assert [type(value) for value in found.values()] == [int, float]
+    assert space.config_in({"layers": 128, "rate": 0.5}) == {"layers": 128}
+    assert space.config_in({"layers": 64}) is None
+    assert space.config_in({"layers": 32, "rate": 0.5}) is None
+    assert not space.admits({"layers": 128, "rate": 0.5})
+
+
+def test_changed_spaces_keep_keys_and_roles():
+    space = Space(
+        {"optimizer": tune.choice(["adam", "ftrl"]), "batch_size": tune.choice([1, 2]), "steps": 5},
+        keys=TRIAL_KEYS, roles={"optimizer": "scientific", "steps": "fixed"},
+    )  # fmt: skip
+    for changed in (space | {"steps": 6}, space.without("steps"), space.with_keys(TRIAL_KEYS)):
+        assert changed.value_keys == TRIAL_KEYS
+        assert changed.scientific == ("optimizer",)
+        with pytest.raises(InvalidSpaceError, match="batch_size must be"):
+            changed | {"batch_size": 0.5}
+    assert (space | Space({"batch_size": tune.choice([1, 3])}, roles={"batch_size": "scientific"})).scientific == (
+        "optimizer", "batch_size",
+    )  # fmt: skip
+    assert space.without("optimizer").scientific == ()
+    assert (space.with_keys({}) | {"batch_size": 0.5})["batch_size"] == 0.5
+    assert space != Space(dict(space), keys=TRIAL_KEYS)
+    assert {space.role(name): name for name in space} == {
+        "scientific": "optimizer", "nuisance": "batch_size", "fixed": "steps",
+    }  # fmt: skip
+
+
+def test_space_without_a_controlling_parameter_is_rejected():
+    with pytest.raises(InvalidSpaceError, match="its condition is on optimizer, which is no parameter of the space"):
+        SPACE.without("optimizer")
+
+
+def test_condition_that_never_holds_lists_the_first_values():
+    with pytest.raises(InvalidSpaceError, match=r"a=99 never holds; a is one of 0, 1, .*, 19 and others$"):
+        Space({"a": tune.choice(list(range(21))), "b": when(1, a=99)}, keys={})
+    with pytest.raises(InvalidSpaceError, match=r"a=99 never holds; a is one of 0, 1, .*, 19$"):
+        Space({"a": tune.choice(list(range(20))), "b": when(1, a=99)}, keys={})
+
+
 def test_narrower_space_drops_unreachable_cases():
     narrow = SPACE | {"optimizer": "adam"}
     assert list(narrow) == ["optimizer", "learning_rate"]

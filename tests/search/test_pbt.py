@@ -150,6 +150,80 @@ class TestGenerations:
             seeds = [one["config"]["seed"] for _, one in sorted(line["members"].items())]
             assert seeds == [0, 1] * 4
 
+    @pytest.mark.parametrize(("num_members", "num_copies"), [(1, 0), (2, 1), (3, 1), (7, 1), (8, 2), (12, 3)])
+    @pytest.mark.parametrize("mode", ["min", "max"])
+    def test_worst_quarter_copies_the_best_quarter(self, folder, num_members, num_copies, mode):
+        simulation = Simulation(folder, climbers(num_members, mode=mode)).run(max_runs=num_members)
+        simulation.searcher.suggest()
+        (line,) = simulation.lines
+        members = line["members"]
+        ranked = sorted(members, key=lambda name: members[name]["value"], reverse=mode == "max")
+        copied = {name: member["copied_from"] for name, member in members.items() if member["copied_from"]}
+        assert set(copied) == set(ranked[num_members - num_copies :])
+        assert set(copied.values()) <= set(ranked[:num_copies])
+        for name, source in copied.items():
+            assert folder.checkpoint(name).read_bytes() == folder.checkpoint(source).read_bytes()
+
+    def test_retained_states_of_the_source_are_copied(self, folder):
+        simulation = Simulation(folder, climbers(4)).run(max_runs=4)
+        for number in range(4):
+            for step in (5, 10):
+                file = folder.retained_checkpoint(f"t0000{number}", step)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(f"{number} {step}", encoding="utf-8")
+        simulation.searcher.suggest()
+        ((name, member),) = [
+            (name, member) for name, member in simulation.lines[0]["members"].items() if member["copied_from"]
+        ]
+        for step in (5, 10):
+            text = folder.retained_checkpoint(name, step).read_text(encoding="utf-8")
+            assert text == f"{member['copied_from'][-1]} {step}"
+
+    def test_member_without_a_state_neither_copies_nor_is_copied(self, folder):
+        simulation = Simulation(folder, climbers(4)).run(max_runs=4)
+        rates = {f"t0000{number}": config["rate"] for number, config in enumerate(climbers(4).configs())}
+        ranked = sorted(rates, key=rates.get)
+        folder.checkpoint(ranked[-1]).unlink()
+        simulation.searcher.suggest()
+        members = simulation.lines[0]["members"]
+        assert members[ranked[-1]]["value"] is None
+        assert {name: member["copied_from"] for name, member in members.items() if member["copied_from"]} == {
+            ranked[0]: ranked[2],
+        }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("steps", "ends"),
+        [
+            (100, [10, 20, 30, 40, 50, 60, 70, 80, 90, None]),
+            (25, [2, 5, 8, 10, 12, 15, 18, 20, 22, None]),
+            (10, [1, 2, 3, 4, 5, 6, 7, 8, 9, None]),
+            (3, [1, 2, None]),
+            (1, [None]),
+        ],
+    )
+    def test_generations_end_after_equal_parts_of_the_steps(self, folder, steps, ends):
+        space = Space({"rate": tune.uniform(0.1, 1), "steps": steps}, keys={})
+        simulation = Simulation(folder, climbers(1, space))
+        trials = []
+        while due := simulation.searcher.suggest():
+            trials += due
+            simulation.train(due[0])
+        assert [trial.max_step for trial in trials] == ends
+        assert [trial.stage for trial in trials] == list(range(len(ends)))
+        assert not simulation.searcher.has_pending
+
+    def test_member_waits_for_the_others_of_its_generation(self, folder):
+        simulation = Simulation(folder, climbers(2))
+        (first,), (second,) = simulation.searcher.suggest(), simulation.searcher.suggest()
+        assert simulation.searcher.suggest() == []
+        simulation.train(first)
+        assert simulation.searcher.has_pending
+        assert simulation.searcher.suggest() == []
+        simulation.train(second)
+        assert not simulation.searcher.has_pending
+        (third,) = simulation.searcher.suggest()
+        assert (third.trial_id, third.stage, third.experiment) == (first.trial_id, 1, "climbers")
+
     def test_equal_members_do_not_copy(self, folder):
         simulation = Simulation(
             folder, climbers(space=Space({"rate": tune.uniform(0.5, 0.5000001), "steps": 50}, keys={}))
@@ -191,13 +265,49 @@ class TestExplore:
     def test_number_of_a_list_becomes_its_neighbour_and_words_stay(self):
         space = Space({"size": tune.choice([64, 16, 32]), "word": tune.choice(["a", "b"])}, keys={})
 
-        class FixedNumbers:
-            def random(self, n):
-                return [0.9, 0.0, 0.2]
-
-        changed = explore({"size": 32, "word": "a"}, space, ["size", "word"], FixedNumbers())
+        up, down = FixedNumbers(0.9, 0.0, 0.2), FixedNumbers(0.9, 0.0, 0.8)
+        changed = explore({"size": 32, "word": "a"}, space, ["size", "word"], up)
         assert changed == {"size": 64, "word": "a"}
-        assert explore(changed, space, ["size"], FixedNumbers()) == changed
+        assert explore(changed, space, ["size"], up) == changed
+        assert explore(changed, space, ["size"], down) == {"size": 32, "word": "a"}
+        assert explore({"size": 16, "word": "a"}, space, ["size"], down)["size"] == 16
+        flags = Space({"flag": tune.choice([False, True, 2])}, keys={})
+        assert explore({"flag": True}, flags, ["flag"], up) == {"flag": True}
+
+    @pytest.mark.parametrize(
+        ("numbers", "rate"),
+        [
+            ((0.25, 0.5, 0.49), 0.12), ((0.25, 0.5, 0.5), 0.08), ((0.9, 0.5, 0.0), 0.12),
+            # A new draw: the median of a logarithmic range.
+            ((0.24, 0.5, 0.0), 1e-2), ((0.0, 0.25, 0.9), 1e-3),
+        ],
+    )  # fmt: skip
+    def test_number_of_a_range_changes_by_a_fifth_or_is_drawn(self, numbers, rate):
+        space = Space({"rate": tune.loguniform(1e-4, 1), "steps": 5}, keys={})
+        changed = explore({"rate": 0.1, "steps": 5}, space, ["rate", "steps"], FixedNumbers(*numbers))
+        assert changed == {"rate": pytest.approx(rate), "steps": 5}
+
+    def test_change_ends_at_the_bound(self):
+        space = Space({"rate": tune.uniform(0, 1), "size": tune.randint(1, 5)}, keys={})
+        changed = explore({"rate": 0.9, "size": 4}, space, ["rate", "size"], FixedNumbers(0.9, 0.0, 0.0))
+        assert changed == {"rate": 1.0, "size": 4}
+
+    def test_absent_parameter_stays_absent_and_other_parameters_unchanged(self):
+        space = Space({"a": tune.choice([1, 2]), "b": when(tune.uniform(0, 1), a=1), "c": tune.uniform(0, 1)}, keys={})
+        config = {"a": 2, "c": 0.5}
+        assert explore(config, space, ["b", "c"], FixedNumbers(0.9, 0.0, 0.0)) == {"a": 2, "c": 0.6}
+        assert config == {"a": 2, "c": 0.5}
+
+
+class FixedNumbers:
+    """Generator of the same random numbers for every parameter."""
+
+    def __init__(self, *numbers):
+        self.numbers = numbers
+
+    def random(self, size):
+        assert size == len(self.numbers)
+        return list(self.numbers)
 
 
 class TestRejections:

@@ -14,9 +14,16 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from tests.search import trainables
 from tune_hpc import Experiment, Space, extend, run, run_all
 from tune_hpc.analysis.results import Results
+from tune_hpc.errors import InvalidExperimentError
 from tune_hpc.search.options import STOPPING
 from tune_hpc.search.reporter import SchedulerReporter
-from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, make_scheduler, monitored_metric, replay_results
+from tune_hpc.search.schedulers.ray_schedulers import (
+    FifoMixin,
+    StoppingScheduler,
+    make_scheduler,
+    monitored_metric,
+    replay_results,
+)
 from tune_hpc.search.searchers.optuna_study import AskTellStudy
 from tune_hpc.search.trial_spec import RankedMetric, TrialGroup
 from tune_hpc.storage.checksum import load_json
@@ -264,6 +271,42 @@ def test_trials_are_compared_at_equal_fractions_of_their_steps():
     assert {milestone: set(reached) for milestone, reached in bracket._rungs if reached} == {
         555: {"stub.long", "stub.short"}
     }
+
+
+def test_replay_without_the_budget_has_the_progress_of_the_steps():
+    losses = {f"t{number}": [1.0] * 3 for number in range(2)}
+    for metric, expected in (("loss", {1: {"stub.t0", "stub.t1"}, 3: {"stub.t0", "stub.t1"}}), ("accuracy", {})):
+        scheduler = make_scheduler("asha_stopping", "min", 27, 0)
+        replay_results(scheduler, history(losses), RankedMetric(metric, "min"), 27)
+        (bracket,) = scheduler._brackets
+        assert {milestone: set(reached) for milestone, reached in bracket._rungs if reached} == expected
+
+
+def test_replayed_trial_has_its_running_best():
+    scheduler = make_scheduler("asha_stopping", "max", 27, 0)
+    past = history({"t0": [0.2, 0.9, 0.1]})
+    replay_results(scheduler, past, RankedMetric("loss", "max", "best"), 27)
+    (bracket,) = scheduler._brackets
+    assert {milestone: reached for milestone, reached in bracket._rungs if reached} == {
+        1: {"stub.t0": 0.2}, 3: {"stub.t0": 0.9},
+    }  # fmt: skip
+
+
+def test_scheduler_of_trials_that_ray_tune_does_not_run_stops_bad_trials():
+    stopping = StoppingScheduler(make_scheduler("asha_stopping", "min", 27, 0))
+    for number in range(3):
+        group = TrialGroup(f"t{number}", ())
+        stopping.add(group)
+        assert not stopping.stops(group, {"progress": 1, "value": 0.1})
+        stopping.complete(group, {"progress": 27, "value": 0.1})
+    bad = TrialGroup("bad", ())
+    stopping.add(bad)
+    assert stopping.stops(bad, {"progress": 1, "value": 9.0})
+
+
+def test_unknown_scheduler_is_rejected():
+    with pytest.raises(InvalidExperimentError, match="no class for the scheduler 'bohb'; add it to make_scheduler"):
+        make_scheduler("bohb", "min", 27, 0)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 9, 26, 27, 28, 80, 81, 1000, 5000, 15_000])

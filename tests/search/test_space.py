@@ -421,6 +421,10 @@ def test_json_must_be_a_mapping():
         ("[64, 64], [128]", {"choice": [[64, 64], [128]]}),
         ("[64, 64]", {"choice": [[64, 64]]}),
         ("{'a': 1}", {"choice": [{"a": 1}]}),
+        ("{'a': [1, 2]}, (3, [4, 5])", {"choice": [{"a": [1, 2]}, [3, [4, 5]]]}),
+        ("Xavier, X, NaNa", {"choice": ["Xavier", "X", "NaNa"]}),
+        ("'it\"s', \"it's\"", {"choice": ['it"s', "it's"]}),
+        ("NULL, TRUE", {"choice": [None, True]}),
     ],
 )
 def test_text_is_parsed(text, plain):
@@ -445,6 +449,8 @@ def test_text_is_parsed(text, plain):
         ("1,'a", "a value must be a number, a word"),
         ("uniform(0, 1), 2", "a value must be a number, a word"),
         ("inf", "x: a number must be finite"),
+        ("-Infinity", "x: a number must be finite .*; got -inf"),
+        ("+nan", "x: a number must be finite .*; got nan"),
         ("9" * 400, "x: a number must be finite"),
     ],
 )
@@ -502,3 +508,109 @@ def test_grid_of_a_large_range_is_lazy_and_an_experiment_rejects_it_at_once():
         Experiment("mine", wide, "a:b", metric="loss", mode="min", seeds=())
     with pytest.raises(InvalidSpaceError, match="at most 100000 values"):
         space.as_grid()
+
+
+@pytest.mark.parametrize(
+    ("domain", "number", "nearest"),
+    [
+        (tune.uniform(0, 1), 0.3, 0.3), (tune.uniform(0, 1), -2, 0.0), (tune.uniform(0, 1), 5, 1.0),
+        (tune.loguniform(0.1, 10), 20, 10.0), (tune.randn(0, 1), 9, 9.0), (tune.randint(2, 5), 3.6, 4),
+        (tune.randint(2, 5), 9, 4), (tune.randint(2, 5), -9, 2), (tune.quniform(0, 1, 0.25), 0.4, 0.5),
+        (tune.quniform(0, 1, 0.25), 7, 1.0), (tune.qrandint(10, 30, 10), 24, 20), (tune.qrandint(10, 30, 10), 1, 10),
+    ],
+)  # fmt: skip
+def test_number_is_clipped_to_the_nearest_value(domain, number, nearest):
+    value = Parameter.from_value("x", domain).clip(number)
+    assert (value, type(value)) == (nearest, type(nearest))
+
+
+@pytest.mark.parametrize(
+    ("domain", "members", "others"),
+    [
+        (tune.uniform(0, 1), [0, 0.5, 1.0], [-0.1, 1.1, True, "0.5", math.nan, None]),
+        (tune.randint(2, 5), [2, 4, 3.0], [1, 5, 2.5, False]),
+        (tune.qrandint(0, 10, 5), [0, 5, 10], [3, 15, -5]),
+        (tune.quniform(0, 1, 0.1), [0.1, 0.3, 1], [0.15, 1.1]),
+        (tune.randn(0, 1), [-100, 0.0], [math.inf, "a", 10**30]),
+        (tune.choice([1, "a", None, [64, 64]]), [1, 1.0, "a", None, [64, 64]], [True, "1", [64], 2]),
+    ],
+)
+def test_member_is_a_value_that_the_parameter_may_have(domain, members, others):
+    parameter = Parameter.from_value("x", domain)
+    assert [value for value in members if not parameter.contains(value)] == []
+    assert [value for value in others if parameter.contains(value)] == []
+    for value in members:
+        member = parameter.as_member(value)
+        assert parameter.contains(member)
+        assert member == (pytest.approx(value, rel=1e-12) if isinstance(value, float) else value)
+        if parameter.kind != "choice":
+            assert type(member) is (int if parameter.is_integer else float)
+
+
+@pytest.mark.parametrize(
+    ("domain", "bounds"),
+    [
+        (tune.uniform(-1, 2), (-1, 2)), (tune.randint(2, 5), (2, 4)), (tune.qrandint(3, 10, 4), (4, 8)),
+        (tune.qlograndint(1, 20, 7), (7, 14)), (tune.quniform(0.5, 1, 0.25), (0.5, 1)),
+        (tune.randn(3, 1), (-math.inf, math.inf)),
+    ],
+)  # fmt: skip
+def test_bounds_are_the_lowest_and_highest_value(domain, bounds):
+    parameter = Parameter.from_value("x", domain)
+    assert parameter.bounds == bounds
+    if parameter.count is not None:
+        assert (parameter.value(0), parameter.value(parameter.count - 1)) == bounds
+        assert parameter.all_values() == [parameter.value(index) for index in range(parameter.count)]
+
+
+@pytest.mark.parametrize(
+    ("domain", "fractions", "values"),
+    [
+        (tune.choice(["a", "b", "c"]), [0, 0.33, 0.34, 0.99], ["a", "a", "b", "c"]),
+        (tune.uniform(2, 4), [0, 0.25, 0.75], [2.0, 2.5, 3.5]),
+        (tune.loguniform(1, 16), [0, 0.25, 0.5, 0.75], [1, 2, 4, 8]),
+        (tune.randint(0, 4), [0, 0.24, 0.25, 0.99], [0, 0, 1, 3]),
+        (tune.quniform(0, 1, 0.25), [0, 0.19, 0.21, 0.99], [0, 0, 0.25, 1]),
+        # Each integer represents the numbers that are rounded down to it: 1 has the first third of 1 to 8.
+        (tune.lograndint(1, 8), [0, 0.33, 0.34, 0.66, 0.67, 0.99], [1, 1, 2, 3, 4, 7]),
+        (tune.randn(5, 2), [0.5, 0.8413447460685429, 0.15865525393145707], [5, 7, 3]),
+    ],
+)
+def test_quantiles_are_evenly_spaced_in_probability(domain, fractions, values):
+    parameter = Parameter.from_value("x", domain)
+    found = [parameter.ppf(fraction) for fraction in fractions]
+    assert found == (values if isinstance(values[0], str) else pytest.approx(values))
+
+
+def test_extreme_quantiles_of_a_normal_distribution_are_finite():
+    parameter = Parameter.from_value("x", tune.randn(0, 1))
+    assert parameter.ppf(0.0) == pytest.approx(-7.034, abs=1e-3)
+    assert parameter.ppf(1 - 2**-53) == pytest.approx(7.034, abs=1e-3)
+
+
+def test_values_of_a_choice_may_be_lists_and_mappings():
+    space = Space({"layers": tune.choice([[64, 64], (32,), None]), "options": tune.choice([{"a": [1, {"b": 2}]}])})
+    assert space.to_json() == {
+        "layers": {"choice": [[64, 64], [32], None]}, "options": {"choice": [{"a": [1, {"b": 2}]}]},
+    }  # fmt: skip
+    with pytest.raises(InvalidSpaceError, match="choice takes each value once"):
+        Space({"layers": tune.choice([[64, 64], (64, 64)])})
+    with pytest.raises(InvalidSpaceError, match="of type dict"):
+        Space({"x": tune.choice([{1: 2}])})
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
+def test_whole_numbers_have_64_bits(number):
+    with pytest.raises(InvalidSpaceError, match="x: a number must be finite and fit into 64 bits"):
+        Space({"x": number})
+    edge = number - 1 if number > 0 else number + 1
+    assert Space({"x": edge})["x"] == edge
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.1, "0.1"), (1.0, "1"), (1e-4, "0.0001"), (1 / 3, "0.3333333333333333"), (123456789, "123456789"),
+     (True, "true"), (None, "null"), ("adam", "adam"), (1234567.0, "1234567.0"), (1e6, "1e+06")],
+)  # fmt: skip
+def test_value_is_written_in_its_short_exact_form(value, text):
+    assert Space({"x": value}).describe("x") == text

@@ -10,7 +10,7 @@ import pytest
 from ray import cloudpickle
 from ray.tune.utils import flatten_dict
 
-from tune_hpc.search.trial_spec import TrialGroup, TrialSpec
+from tune_hpc.search.trial_spec import RankedMetric, TrialGroup, TrialSpec, budget_of, num_steps
 from tune_hpc.storage.trial_file import to_jsonable
 
 
@@ -40,6 +40,53 @@ def test_columns_of_a_trial_are_jsonable():
 def test_run_of_a_paused_trial_has_a_new_identifier(stage):
     trial = TrialSpec("x", "t00001", {}, stage=stage)
     assert trial.run_id == TrialGroup.single(trial).group_id == ("t00001" if stage is None else "t00001.2")
+
+
+def test_group_of_one_trial_has_its_experiment():
+    trial = TrialSpec("x", "t00001", {})
+    group = TrialGroup.single(trial)
+    assert (group.trials, group.experiment, group.is_sequential) == ((trial,), "x", False)
+
+
+REPORTED = [3.0, 1.0, math.nan, 4.0, 2.0, math.inf]
+
+
+@pytest.mark.parametrize(
+    ("mode", "judge", "retained", "value"),
+    [
+        ("min", "last", [2], 2), ("max", "last", [2], 2), ("min", "best", [1], 1), ("max", "best", [4], 4),
+        ("min", "mean_of_last_2", [4, 2], 3), ("max", "mean_of_last_3", [1, 4, 2], 7 / 3),
+        ("min", "mean_of_last_9", [3, 1, 4, 2], 2.5),
+    ],
+)  # fmt: skip
+def test_value_of_a_trial_is_the_last_best_or_mean_of_its_finite_reports(mode, judge, retained, value):
+    metric = RankedMetric("loss", mode, judge)
+    assert metric.retain(np.array(REPORTED)).tolist() == retained
+    assert metric.value(np.array(REPORTED)) == pytest.approx(value)
+    assert math.isnan(metric.value(np.array([])))
+    assert math.isnan(metric.value(np.array([math.nan, math.inf])))
+    # The retained values and later ones determine later values.
+    later = [5.0, 0.5]
+    assert metric.value(np.array(retained + later)) == metric.value(np.array(REPORTED + later))
+
+
+def test_default_judge_is_the_last_report():
+    assert RankedMetric("loss", "min") == RankedMetric("loss", "min", "last")
+
+
+@pytest.mark.parametrize(
+    ("config", "budget", "expected"),
+    [({"steps": 8}, "steps", 8), ({"steps": 0.5}, "steps", 0.5), ({"steps": 1}, 20, 20), ({}, "steps", None),
+     ({"steps": 0}, "steps", None), ({"steps": -1}, "steps", None), ({"steps": "8"}, "steps", None)],
+)  # fmt: skip
+def test_budget_is_a_positive_number_of_steps(config, budget, expected):
+    assert budget_of(config, budget) == expected
+
+
+def test_number_of_steps_is_that_of_the_budget():
+    assert num_steps({"epochs": 4.0, "steps": 9}, "epochs", 7) == 4
+    assert num_steps({"steps": 9}, "epochs", 7) == 7
+    assert num_steps({"steps": 9}, 20, 7) == 20
 
 
 @pytest.mark.parametrize(

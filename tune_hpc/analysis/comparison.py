@@ -134,9 +134,8 @@ class Comparison:
         )
 
     def _power(self) -> str:
-        ties = self.pairs[self.pairs["verdict"] == TIE]
-        detectable = ties["min_detectable_difference"].median()
-        if ties.empty or np.isnan(detectable) or detectable == 0:
+        detectable = self.pairs.loc[self.pairs["verdict"] == TIE, "min_detectable_difference"].median()
+        if np.isnan(detectable):
             return ""
         return (
             f"Differences below about {format_metric(detectable, self.metric)} are rarely detectable with these seeds "

@@ -310,9 +310,9 @@ class Parameter:
         return float(min(max(number, low), high))
 
     def as_member(self, value: Any) -> Any:
-        """Return a value that the parameter may have, with the type of the domain: 192 for 192.0."""
+        """Return a value that the parameter may have, as the domain has it: 192 for 192.0, 3 * 0.1 for 0.3."""
         if self.kind in RANGES:
-            return int(value) if self.is_integer else float(value)
+            return float(value) if self._multiples is None else self.clip(value)
         return next(one for one in self.values if identity(one) == identity(value))
 
     def contains(self, candidate: Any) -> bool:
@@ -328,7 +328,12 @@ class Parameter:
             return False
         if multiples := self._multiples:
             factor = self._factor(candidate)
-            return factor in multiples and bool(candidate == self._multiple(factor))
+            multiple = self._multiple(factor)
+            # Users write 0.3, and the third multiple of 0.1 is 0.30000000000000004.
+            is_close = candidate == multiple or (
+                not self.is_integer and math.isclose(candidate, multiple, rel_tol=1e-12)
+            )
+            return factor in multiples and is_close
         return True
 
 
