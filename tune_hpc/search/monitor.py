@@ -1,6 +1,5 @@
 """Counts the trials of a run, shows progress, and records the ends of trials that could not record them themselves."""
 
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,12 +10,10 @@ from tune_hpc.search.experiment import Experiment
 from tune_hpc.search.fused_trials import running_trials
 from tune_hpc.search.progress import ProgressFile, SearchProgress, TrialCounts
 from tune_hpc.search.stopping import StopCriteria
+from tune_hpc.search.trial_errors import describe_death
 from tune_hpc.search.trial_spec import TrialGroup, TrialSpec, budget_of
 from tune_hpc.storage.experiment_folder import ExperimentFolder
-from tune_hpc.storage.trial_file import TrialFileWriter, now, to_error_text
-
-#: Line of a Python exception in a report of Ray, except for Ray's own, which wrap others.
-_EXCEPTION = re.compile(r"^(?!ray\.)(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)(?:: .*)?$", re.MULTILINE)
+from tune_hpc.storage.trial_file import TrialFileWriter, now
 
 
 class SearchMonitor:
@@ -126,7 +123,7 @@ class SearchMonitor:
         log.parent.mkdir(parents=True, exist_ok=True)
         folder.storage.download(log)
         folder.storage.append(log, error)
-        outcome = {"status": "failed", **_describe(error)}
+        outcome = {"status": "failed", **describe_death(error)}
         for spec in failed:
             _record_end(folder, spec.columns(), outcome)
             self.retentions[group.experiment].record_end(spec.trial_id, spec.config, "failed", None)
@@ -204,18 +201,3 @@ def _record_end(folder: ExperimentFolder, row: Mapping[str, Any], outcome: Mappi
         folder.update_status(trial_id, outcome)
     else:
         folder.write_trial(trial_id, {"attempt": folder.attempt, **row, **outcome}, TrialFileWriter({}).history())
-
-
-def _describe(report: str) -> dict[str, str]:
-    """Return ``stop_reason`` and ``error`` of trials on whose process Ray reports, without its identifiers."""
-    if exceptions := _EXCEPTION.findall(report):
-        return {"stop_reason": "exception", "error": f"{to_error_text(exceptions[-1])}; see the log of the trial"}
-    reason = "process died"
-    if "low on memory" in report or "OutOfMemory" in report:
-        reason = "out of memory"
-        cause = "its node is low on memory, so that Ray killed it; run fewer trials at once"
-    else:
-        detail = report.rpartition("Worker exit detail:")[2].partition("Some common causes")[0].strip()
-        cause = detail.splitlines()[-1].strip().rstrip(".") if detail else "Ray gives no reason"
-        cause += "" if "exit code" in detail else "; lack of memory is the usual cause"
-    return {"stop_reason": reason, "error": f"the trial's process died: {cause}; see the log of the trial"}

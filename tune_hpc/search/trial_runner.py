@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from math import isnan, nan
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,18 +40,15 @@ from tune_hpc.search.reporter import (
 )
 from tune_hpc.search.stopping import StopRequest, StopRequested, TimeLimit, reset_signals_in_children
 from tune_hpc.search.trial import Trial, TrialDevices, num_visible_gpus
+from tune_hpc.search.trial_errors import describe_exception, is_device_lost
 from tune_hpc.search.trial_log import redirect_output
 from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, num_steps
-from tune_hpc.search.user_code import PortableTrainable, is_in_installation
+from tune_hpc.search.user_code import PortableTrainable
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.trial_file import TrialFileWriter, now, summarise, to_error_text, to_jsonable
 
-#: Folder of this project's code.
-_OUR_CODE = Path(__file__).parents[1]
 #: Statuses that a trainable may return.
 END_STATUSES = ("finished", "stopped", "diverged")
-#: Reason of the end of a trial that needed more memory than there was.
-OUT_OF_MEMORY = "out of memory"
 
 
 class TrialRunner:
@@ -205,7 +201,7 @@ class TrialRunner:
                 if self._fail_fast:
                     raise
                 traceback.print_exc()
-                if _device_is_lost(error):
+                if is_device_lost(error):
                     raise
                 print("the fused program failed: its trials now run one after another")
                 outcomes = []
@@ -343,10 +339,9 @@ class TrialRunner:
             if self._fail_fast:
                 raise
             traceback.print_exc()
-            if _device_is_lost(error):
+            if is_device_lost(error):
                 raise
-            reason = OUT_OF_MEMORY if _is_out_of_memory(error) else "exception"
-            outcome |= {"status": "failed", "stop_reason": reason, "error": _describe(error)}
+            outcome |= {"status": "failed", **describe_exception(error)}
         return outcome
 
     def _load_trainable(self) -> Callable[..., Any]:
@@ -364,30 +359,6 @@ class TrialRunner:
 
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and isnan(value))
-
-
-def _describe(error: BaseException) -> str:
-    """Return an error and its location in one line: the last frame in the user's code, or else the last one."""
-    text = to_error_text(traceback.format_exception_only(error)[-1])
-    frames = traceback.extract_tb(error.__traceback__)
-    frame = next((frame for frame in reversed(frames) if not _is_of_installation(frame.filename)), frames[-1])
-    return f"{text} (in {frame.name}, {Path(frame.filename).name} line {frame.lineno})"
-
-
-def _is_of_installation(filename: str) -> bool:
-    """Return whether a source file belongs to Python, an installed package or this project."""
-    is_ours = Path(filename).is_relative_to(_OUR_CODE)
-    return is_ours or filename.startswith("<frozen ") or is_in_installation(filename)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Return whether the memory of the process or of a GPU was too small."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-
-
-def _device_is_lost(error: BaseException) -> bool:
-    """Return whether a GPU's state may be damaged: the process must end, or all its later trials would fail."""
-    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
 
 
 def _set_seeds(seed: int) -> None:
