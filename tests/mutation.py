@@ -1,8 +1,8 @@
 """Mutation scores: the fraction of small changes of the code that the tests detect, by module.
 
 ``make mutation`` runs this module. mutmut makes the mutants of the modules in ``only_mutate`` of ``tool.mutmut`` in
-pyproject.toml. Each mutant runs the tests of its module that call the mutated function, without Ray and without the
-slow tests. A module with many mutants is represented by a seeded sample. A mutant that runs over its time limit is
+pyproject.toml. Each mutant runs the tests of its module that call the mutated function, without the slow tests and
+whole searches. A module with many mutants is represented by a seeded sample. A mutant that runs over its time limit is
 killed. A mutant that no test calls survives.
 
 Not covered: properties and other decorated functions, constants of modules and classes, and texts of errors.
@@ -27,7 +27,7 @@ SURVIVED = (0, 5, 33)
 TESTS = {
     "monitor": ("monitor", "progress"), "parameter": ("space", "samplers", "conditional"),
     "parsing": ("space", "conditional"), "ranking": ("results",), "ray_schedulers": ("schedulers",),
-    "search_state": ("search_state", "local_runner"), "space": ("space", "conditional"),
+    "space": ("space", "conditional"),
 }  # fmt: skip
 
 

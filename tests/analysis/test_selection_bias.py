@@ -49,6 +49,11 @@ class TestSelectionBias:
         assert df["selection_bias"].tolist() == pytest.approx([0.01] * 3)
         assert df["selection_bias_half"].isna().all()
 
+    def test_search_without_seeds_has_a_bias(self):
+        results = self.results()
+        trials = results.trials[results.trials["seed"] == 0].assign(seed=np.nan)
+        assert selection_bias(results.with_trials(trials))["selection_bias"].tolist() == pytest.approx([0.01] * 3)
+
     def test_diverged_configuration_has_missing_values_and_is_not_chosen(self):
         results = self.results()
         results.trials.loc[results.trials["rate"] == 0.1, ["status", "best_test_accuracy"]] = ["diverged", np.nan]

@@ -93,6 +93,13 @@ class TestCounts:
         monitor.on_result(first, {"trials": [line(0, 0.5, steps=10)], "last": True})
         assert monitor.counts["x"].fractions == {"t00001": 0.25}
 
+    def test_result_without_status_and_steps_is_of_a_running_trial(self, tmp_path):
+        monitor, _ = monitor_in(tmp_path)
+        monitor.on_start(group_of(0, steps=10))
+        monitor.on_result(group_of(0, steps=10), {"trials": [{"trial_id": "t00000", "value": 0.5}]})
+        counts = monitor.counts["x"]
+        assert (counts.best, counts.fractions, counts.running) == ({"x": (0.5, "t00000")}, {"t00000": 0.0}, 1)
+
     def test_last_result_of_a_group_that_does_not_run_ends_no_trial(self, tmp_path):
         monitor, _ = monitor_in(tmp_path)
         monitor.on_result(group_of(0), {"trials": [line(0, 0.5)], "last": True})
@@ -181,6 +188,20 @@ class TestEnds:
         assert row["ended_at"].endswith("Z") or "+00:00" in row["ended_at"]
         assert monitor.unfinished("x") == [spec(0)]
 
+    def test_state_of_the_best_stopped_trial_remains(self, tmp_path):
+        monitor, folder = monitor_in(
+            tmp_path, searcher="random", num_samples=4, budget=9, scheduler="asha", keep_checkpoints="best"
+        )
+        for number, loss in enumerate((0.5, 0.3, 0.4)):
+            path = folder.retained_checkpoint(f"t0000{number}", 1)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"state")
+            row = spec(number).columns() | {"status": "running", "loss": loss, "steps_run": 3}
+            folder.write_trial(f"t0000{number}", row, NO_HISTORY)
+            monitor.record_stopped(spec(number), 3)
+        assert monitor.counts["x"].ended == {"stopped": 3}
+        assert [bool(folder.retained_steps(f"t0000{number}")) for number in range(3)] == [False, True, False]
+
     def test_death_of_a_process_fails_the_trials_that_have_not_ended(self, tmp_path):
         monitor, folder = monitor_in(tmp_path)
         folder.write_trial("t00000", spec(0).columns() | {"status": "finished", "loss": 0.5}, NO_HISTORY)
@@ -234,6 +255,8 @@ class TestEnds:
         (f"{DIED}Task was killed due to the node running low on memory.\nMemory was 15GB / 16GB.", "out of memory",
          "the trial's process died: its node is low on memory, so that Ray killed it; run fewer trials at once; see "
          "the log of the trial"),
+        (f"{DIED}first.\n{DIED}Worker exits with an exit code 4. Some common causes: (1)", "process died",
+         "the trial's process died: Worker exits with an exit code 4; see the log of the trial"),
         ("", "process died", "the trial's process died: Ray gives no reason; lack of memory is the usual cause; see "
                              "the log of the trial"),
     ],

@@ -204,6 +204,7 @@ def test_size_is_the_product_of_counts_and_none_if_continuous():
         (tune.lograndint(1, 4), [1, 2, 3]),
         (tune.qrandint(2, 10, 3), [3, 6, 9]),
         (tune.qrandint(0, 9, 3), [0, 3, 6, 9]),
+        (tune.qrandint(0, 4, 2), [0, 2, 4]),
         (tune.qrandint(0, 3, 1), [0, 1, 2]),  # Ray excludes the upper bound at a step of 1
         (tune.qlograndint(1, 20, 7), [7, 14]),
         (tune.quniform(-0.5, 0.5, 0.25), [-0.5, -0.25, 0.0, 0.25, 0.5]),
@@ -440,6 +441,7 @@ def test_text_is_parsed(text, plain):
         ("uniform(1,,2)", "x: a value is missing in '1,,2'"),
         ("uniform(1)", "x: uniform takes 2 numbers; got 1"),
         ("uniform(a, b)", "x: uniform takes 2 numbers; got 'a', 'b'"),
+        ("a, a", "x: choice takes each value once; got a, a"),
         ("randn()", "x: randn takes 2 numbers; got none"),
         ("uniform(nan, 1)", "x: uniform takes finite numbers"),
         ("normal(0, 1)", "x: there is no domain 'normal'; allowed are choice, uniform,"),
