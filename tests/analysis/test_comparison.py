@@ -309,6 +309,23 @@ def test_sum_has_no_interaction():
     assert row["interaction_share"] == pytest.approx(0, abs=1e-12)
 
 
+def test_missing_value_of_a_parameter_is_a_row_of_the_table():
+    results = grid(lambda a, b: 3.0 * a + b)
+    results.trials["b"] = results.trials["b"].where(results.trials["b"] == 1)
+    row = interactions(results, log=False).iloc[0]
+    assert row[["num_cells", "note"]].tolist() == [6, ""]
+    assert row[["first_share", "second_share"]].tolist() == pytest.approx([6 / 6.25, 0.25 / 6.25])
+
+
+def test_configurations_of_a_cell_count_by_their_mean():
+    space = {**GRID, "c": {"choice": ["x", "y", "z"]}}
+    results = grid(lambda a, b, c: 3.0 * a + b + {"x": -1.0, "y": 0.0, "z": 1.0}[c], space)
+    shares = interactions(results, log=False).set_index(["first", "second"])
+    # The means over c are those of the sum of a and b.
+    assert shares.loc["a", "b"][["first_share", "second_share"]].tolist() == pytest.approx([6 / 6.25, 0.25 / 6.25])
+    assert shares.loc["a", "c"]["second_share"] == pytest.approx((2 / 3) / (6 + 2 / 3))
+
+
 def test_product_of_centered_values_is_all_interaction():
     row = interactions(grid(lambda a, b: float((a - 2) * (b - 1.5)))).iloc[0]
     assert row[["first_share", "second_share", "interaction_share"]].tolist() == pytest.approx([0, 0, 1])
