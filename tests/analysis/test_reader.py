@@ -93,8 +93,8 @@ def test_trial_files_deleted_after_the_listing_are_found_in_the_frames(folder, w
     write(trial("a"))
     read = frames.read_frames
 
-    def ended(folder):
-        found = read(folder)
+    def ended(folder, **options):
+        found = read(folder, **options)
         if folder.trial_file("a").exists():
             finish(folder, results_of(trial("a")))
         return found

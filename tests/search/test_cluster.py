@@ -96,7 +96,7 @@ def test_impossible_numbers_of_gpus_are_rejected(gpus):
     ("options", "message"),
     [
         ({"cpus_per_trial": 0}, "cpus_per_trial must be above 0; got 0"),
-        ({"cpus_per_trial": math.nan}, "cpus_per_trial must be above 0; got nan"),
+        ({"cpus_per_trial": math.nan}, "cpus_per_trial must be a finite number; got nan"),
         ({"max_concurrent": 0}, "max_concurrent must be at least 1; got 0"),
     ],
 )

@@ -137,7 +137,7 @@ def test_value_outside_the_space_is_rejected(point, message):
         ({"num_samples": 1}, "2 configurations, which count among num_samples=1: raise it"),
         ({"searcher": "grid", "num_samples": None}, "a grid has all of them; use another searcher"),
         ({"points_to_evaluate": ["adam"]}, "points_to_evaluate is a list of mappings of names to values; got 'adam'"),
-        ({"points_to_evaluate": FIRST}, "points_to_evaluate is a list of mappings"),
+        ({"points_to_evaluate": FIRST}, "points_to_evaluate must be a list; got {"),
     ],
 )
 def test_contradiction_is_rejected(changes, message):

@@ -34,7 +34,7 @@ def post(service, body, **headers):
         (b"\xff\xfe", "invalid-json", "body"),
         (b'"\\ud800"', "invalid-request", "body: Input should be a valid dictionary"),
         ({"space": "\ud800"}, "invalid-request", "body.space: Input should be a valid string"),
-        (LINE | {"set": {"optimizer": "\ud800"}}, "invalid-experiment", "optimizer must be one of "),
+        (LINE | {"set": {"optimizer": "\ud800"}}, "invalid-experiment", "optimizer: a text must be valid Unicode"),
         ([], "invalid-request", "body: "),
         ({}, "invalid-request", "body.space: Field required"),
         (LINE | {"steps": 5}, "invalid-request", "body.steps: Extra inputs are not permitted"),

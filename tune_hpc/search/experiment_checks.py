@@ -36,6 +36,11 @@ _TYPES: dict[type, tuple[str, ...]] = {
     Iterable: ("seeds", "points_to_evaluate"),
 }  # fmt: skip
 _EXCLUDED: dict[type, tuple[type, ...]] = {int: (bool,), Iterable: (str, Mapping)}
+#: Names of the types in messages.
+_TYPE_NAMES: dict[type, str] = {
+    str: "a text", int: "a whole number", bool: "true or false", Mapping: "a mapping", Space: "a Space",
+    Iterable: "a list",
+}  # fmt: skip
 
 
 def check_types(experiment: "Experiment") -> None:
@@ -46,7 +51,7 @@ def check_types(experiment: "Experiment") -> None:
         if name == "num_samples" and value is None:
             continue
         if not isinstance(value, kind) or isinstance(value, _EXCLUDED.get(kind, ())):
-            raise InvalidExperimentError(f"{name} must be of type {kind.__name__}; got {value!r:.100}")
+            raise InvalidExperimentError(f"{name} must be {_TYPE_NAMES[kind]}; got {value!r:.100}")
 
 
 def check_experiment(experiment: "Experiment") -> None:
