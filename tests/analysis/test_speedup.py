@@ -56,6 +56,7 @@ def test_times_of_0_s_and_speedups_of_0_are_no_measurements():
     assert table["speedup"].iloc[1] == pytest.approx(2, rel=0.02)
     assert "published" not in table
     assert fit_amdahl([1, 2], [0.0, 0.0]) == (0, 0)
+    assert speedups(measurement({1: [8.0, 8.0], 2: [4.0, np.inf]}))["train_s"].tolist() == [8, 4]
 
 
 def test_measurement_without_oversubscription_and_an_empty_one_have_tables():

@@ -146,3 +146,10 @@ def test_unfinished_last_line_is_removed(tmp_path):
     assert folder.rungs.read_text() == complete
     with pytest.raises(FolderError, match="its numbers are not 1, 2, 3"):
         folder.read_lines(folder.rungs, "entry", first=1)
+
+
+def test_cycle_of_links_is_walked_once(tmp_path):
+    started(tmp_path / "runs" / "a")
+    for name in ("up", "again"):
+        (tmp_path / "runs" / name).symlink_to(tmp_path / "runs")
+    assert [folder.path.name for folder in find_experiments(tmp_path)] == ["a"]

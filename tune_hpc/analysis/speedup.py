@@ -15,7 +15,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from tune_hpc.analysis.aggregation import COMPLETED, configuration_numbers, is_scaling, row_mask, searched_parameters
+from tune_hpc.analysis.aggregation import (
+    COMPLETED,
+    configuration_numbers,
+    is_scaling,
+    numeric_column,
+    row_mask,
+    searched_parameters,
+)
 from tune_hpc.analysis.intervals import Interval, mean_interval
 from tune_hpc.analysis.published import AGREES, DIFFERS, INCONCLUSIVE, NOT_COMPARABLE
 from tune_hpc.analysis.results import Results
@@ -89,7 +96,7 @@ def speedups(results: Results) -> pd.DataFrame:
     for case, trials in cases(results):
         workers, interval = case["workers"], ratio_interval(trials["speedup"])
         row = case | {
-            "num_repeats": len(trials), "train_s": trials["train_s"].mean(),
+            "num_repeats": len(trials), "train_s": numeric_column(trials, "train_s").mean(),
             "speedup": interval.mean, "low": interval.low, "high": interval.high,
             "efficiency": interval.mean / workers, "efficiency_low": interval.low / workers,
             "efficiency_high": interval.high / workers,

@@ -30,12 +30,12 @@ def check_fuse(fuse: str | int) -> str | int:
     Raises:
         InvalidExperimentError: The value is none of these.
     """
-    if isinstance(fuse, str) and fuse.isdigit():
+    if isinstance(fuse, str) and fuse.isdecimal() and len(fuse) < 20:
         fuse = int(fuse)
     if fuse in ("auto", "off") or (isinstance(fuse, int) and not isinstance(fuse, bool) and fuse >= 1):
         return fuse
     raise InvalidExperimentError(
-        f"fuse must be auto, off, or the maximum number of trials of one program, at least 1; got {fuse!r}"
+        f"fuse must be auto, off, or the maximum number of trials of one program, at least 1; got {fuse!r:.100}"
     )
 
 

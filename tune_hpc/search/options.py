@@ -276,7 +276,7 @@ class ExperimentOverrides(OptionSet):
         names = ["points_to_evaluate", "search_seed", "scheduler", "metric", "mode", "judge"]
         names += ["budget", "keep_checkpoints"]
         changes = {name: value for name in names if (value := getattr(self, name)) is not None}
-        if self.budget is not None and self.budget.isdecimal():
+        if self.budget is not None and self.budget.isdecimal() and len(self.budget) < 20:
             changes["budget"] = int(self.budget)
         if self.searcher is not None or self.num_samples is not None:
             searcher = self.searcher or ("random" if base.searcher == "grid" else base.searcher)

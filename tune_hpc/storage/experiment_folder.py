@@ -362,12 +362,14 @@ def find_experiments(path: str | os.PathLike[str]) -> list[ExperimentFolder]:
     """
     storage = Storage(path)
     storage.download_tree()
+    walked: set[Path] = set()  # symbolic links may form cycles
 
     def walk(path: Path) -> Iterator[ExperimentFolder]:
         folder = ExperimentFolder(path)
         if folder.holds_experiment:
             yield folder
-        elif path.is_dir():
+        elif path.is_dir() and (real := path.resolve()) not in walked:
+            walked.add(real)
             for child in _children(path):
                 if child.is_dir() and child.name != "ray":
                     yield from walk(child)
