@@ -193,6 +193,8 @@ class TestVerdicts:
         df = compare_to_published(results_of(*trials, published=published))
         assert list(df["verdict"].fillna("")) == [AGREES, DIFFERS, "not comparable", ""]
         assert (df["low"] < df["measured"])[:2].all()
+        same = [one | {"size": {"batch_size": 100, "width": 1}} for one in published]
+        pd.testing.assert_frame_equal(compare_to_published(results_of(*trials, published=same)), df)
         sized = [one | {"size": {"batch_size": 150, "width": 1}} for one in published]
         others = compare_to_published(results_of(*trials, published=sized))
         assert list(others["verdict"].fillna("")) == ["not comparable"] * 3 + [""]

@@ -304,6 +304,21 @@ def test_scheduler_of_trials_that_ray_tune_does_not_run_stops_bad_trials():
     assert stopping.stops(bad, {"progress": 1, "value": 9.0})
 
 
+def test_first_trials_of_the_median_rule_continue_without_a_controller():
+    stopping = StoppingScheduler(make_scheduler("median", "min", 27, 0))
+    for number in range(3):
+        group = TrialGroup(f"t{number}", ())
+        stopping.add(group)
+        assert not any(stopping.stops(group, {"progress": step, "value": 1.0}) for step in range(1, 27))
+        stopping.complete(group, {"progress": 27, "value": 1.0})
+
+
+@pytest.mark.parametrize("judge", ["last", "best", "mean_of_last_3"])
+def test_judge_of_a_test_metric_is_that_of_the_experiment(judge):
+    experiment = Experiment("x", Space({"steps": 27}), metric="test_loss", mode="min", judge=judge)
+    assert monitored_metric(experiment) == RankedMetric("valid_loss", "min", judge)
+
+
 def test_unknown_scheduler_is_rejected():
     with pytest.raises(InvalidExperimentError, match="no class for the scheduler 'bohb'; add it to make_scheduler"):
         make_scheduler("bohb", "min", 27, 0)

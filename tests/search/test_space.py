@@ -189,6 +189,12 @@ def test_different_spaces_are_unequal():
     assert integer != boolean
 
 
+def test_order_of_the_parameters_is_no_difference():
+    spaces = [Space({name: tune.choice([1, 2]) for name in names}) for names in ("ab", "ba")]
+    assert spaces[0] == spaces[1]
+    assert hash(spaces[0]) == hash(spaces[1])
+
+
 def test_size_is_the_product_of_counts_and_none_if_continuous():
     assert Space({}).size == 1
     assert Space({"seed": tune.randint(0, 10), "optimizer": tune.choice(["adam", "ftrl"]), "steps": 5}).size == 20

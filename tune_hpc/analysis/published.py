@@ -77,7 +77,7 @@ def compare_to_published(results: Results) -> pd.DataFrame:
     ]
     df = df.assign(is_random=is_random).astype({"is_comparable": bool, "is_random": bool})
     for metric, group in df[df["is_comparable"] & df["is_random"]].groupby("metric", sort=False):
-        cells = pd.DataFrame([published[number]["where"] for number in group.index], index=group.index)
+        cells = pd.DataFrame([published[number]["where"] for number in group.index])
         _add_deviations(df, group, _samples(results, str(metric), group["computation"]), cells)
     _add_verdicts(df)
     df["p_holm"] = _holm(df["p_holm"].where(df["duplicate_of"].isna()))
