@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.fuzz.profile import check_message, examples, restored
-from tests.service.conftest import API, problem_of, serve
+from tests.service.conftest import API, populated_service, problem_of, serve
 from tune_hpc.errors import TuneHpcError
 from tune_hpc.jobs.status import job_status
 from tune_hpc.search.options import ExperimentOverrides, RunOptions, options_of
@@ -69,16 +69,8 @@ BODIES = {
 @pytest.fixture(scope="module")
 def populated(tmp_path_factory):
     """A service with a search that has ended, one that runs and one that has not begun."""
-    storage = tmp_path_factory.mktemp("populated") / "jobs"
-    storage.mkdir(mode=0o700)
-    service = serve(storage)
-    with service.http:
-        ids = [service.start() for _ in range(3)]
-        service.write_results(ids[0])
-        service.drive(ids[0], "finished")
-        service.write_results(ids[1], is_running=True)
-        service.drive(ids[1])
-        yield service, ids
+    with populated_service(tmp_path_factory.mktemp("populated") / "jobs") as made:
+        yield made
 
 
 def check(response: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,3 +155,17 @@ def problem_of(response):
     assert problem["request_id"] == response.headers["x-request-id"]
     assert "\n" not in problem["detail"]
     return problem["detail"]
+
+
+@contextmanager
+def populated_service(storage):
+    """Yield a service with a search that has ended, one that runs and one that has not begun, and their ids."""
+    storage.mkdir(mode=0o700)
+    service = serve(storage)
+    with service.http:
+        ids = [service.start() for _ in range(3)]
+        service.write_results(ids[0])
+        service.drive(ids[0], "finished")
+        service.write_results(ids[1], is_running=True)
+        service.drive(ids[1])
+        yield service, ids

@@ -12,7 +12,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.service.conftest import TOKEN, serve
+from tests.service.conftest import TOKEN, populated_service, serve
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 NUM_EXAMPLES = 12
@@ -23,16 +23,8 @@ OPERATIONS = [(path, method) for path, methods in SCHEMA["paths"].items() for me
 @pytest.fixture(scope="module")
 def populated(tmp_path_factory):
     """A service with a search that has ended, one that runs and one that has not begun."""
-    storage = tmp_path_factory.mktemp("populated") / "jobs"
-    storage.mkdir(mode=0o700)
-    service = serve(storage)
-    with service.http:
-        ids = [service.start() for _ in range(3)]
-        service.write_results(ids[0])
-        service.drive(ids[0], "finished")
-        service.write_results(ids[1], is_running=True)
-        service.drive(ids[1])
-        yield service, ids
+    with populated_service(tmp_path_factory.mktemp("populated") / "jobs") as made:
+        yield made
 
 
 @pytest.mark.slow
