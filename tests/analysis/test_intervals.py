@@ -142,3 +142,9 @@ def test_contender_that_is_worse_by_the_margin_is_rarely_no_worse():
     leads = np.random.default_rng(2).normal(-0.1, 0.2, (NUM_STUDIES, 4))
     found = [non_inferiority(one.low, one.high, 0.1) for one in map(mean_interval, leads)]
     assert 0.01 <= np.mean([one is True for one in found]) <= 0.04
+
+
+def test_interval_of_a_difference_scales_with_the_values():
+    first, second = np.array([1.0, 2.0, 4.0]), np.array([3.0, 3.5])
+    found, scaled = welch_interval(first, second), welch_interval(1e150 * first, 1e150 * second)
+    assert (scaled.low, scaled.high) == pytest.approx((1e150 * found.low, 1e150 * found.high))

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 
 #: Number of examples of the slow profile for each example of the quick one.
-FACTOR = 12
+FACTOR = 20
 IS_SLOW = os.environ.get("FUZZ_PROFILE") == "slow"
 _COMMON = {"deadline": 20_000, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("fuzz_quick", derandomize=True, database=None, **_COMMON)

@@ -60,10 +60,14 @@ def welch_interval(first: ArrayLike, second: ArrayLike, confidence: float = 0.95
     if min(sample.size for sample in samples) < 2:
         return Interval(difference, np.nan, np.nan)
     variances = [sample.var(ddof=1) / sample.size for sample in samples]
-    if sum(variances) <= (ROUNDING * abs(samples[1].mean())) ** 2:
+    total = sum(variances)
+    if total <= (ROUNDING * abs(samples[1].mean())) ** 2:
         return Interval(difference, np.nan, np.nan)
-    parts = sum(variance**2 / (sample.size - 1) for variance, sample in zip(variances, samples, strict=True))
-    return t_interval(difference, float(np.sqrt(sum(variances))), sum(variances) ** 2 / parts, confidence)
+    # Shares, because the square of a large variance overflows.
+    parts = sum(
+        (variance / total) ** 2 / (sample.size - 1) for variance, sample in zip(variances, samples, strict=True)
+    )
+    return t_interval(difference, float(np.sqrt(total)), 1 / parts, confidence)
 
 
 def default_margin(metric: str, reference: float) -> float:
