@@ -166,7 +166,7 @@ def test_report_with_predictions_loads_neither_torch_nor_ray(folder):
 def test_checkpoint_without_tensors_loads_no_torch(tmp_path):
     code = f"""
 from pathlib import Path
-from tune_hpc.search.reporter import TrialCheckpoint, TrialFileWriter
+from tune_hpc.search.trial_checkpoint import TrialCheckpoint, TrialFileWriter
 record = TrialFileWriter({{}})
 record.add([1, 2], {{"loss": [0.1 + 0.2, float("nan")]}})
 TrialCheckpoint(Path({str(tmp_path / "file")!r}), [record], interval_s=0).save(2, lambda: {{"height": 0.5}})

@@ -17,8 +17,8 @@ from tune_hpc.search.reporter import (
     Reporter,
     SchedulerReporter,
     Throttle,
-    TrialCheckpoint,
 )
+from tune_hpc.search.trial_checkpoint import TrialCheckpoint
 from tune_hpc.search.trial_spec import RankedMetric
 from tune_hpc.storage.trial_file import TrialFileWriter
 

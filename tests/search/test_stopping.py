@@ -21,7 +21,6 @@ from tune_hpc.search import stopping
 from tune_hpc.search.group_queue import GroupQueue
 from tune_hpc.search.monitor import SearchMonitor
 from tune_hpc.search.ray_runner import RaySearcherAdapter
-from tune_hpc.search.reporter import TrialCheckpoint
 from tune_hpc.search.searchers.optuna_searcher import OptunaSearcher
 from tune_hpc.search.stopping import (
     TRIAL_POLL_INTERVAL_S,
@@ -30,6 +29,7 @@ from tune_hpc.search.stopping import (
     StopRequest,
     StopRequested,
 )
+from tune_hpc.search.trial_checkpoint import TrialCheckpoint
 from tune_hpc.search.trial_runner import TrialRunner
 from tune_hpc.search.trial_spec import RankedMetric, TrialContext, TrialGroup, TrialOutcome, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder

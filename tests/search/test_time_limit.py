@@ -9,8 +9,8 @@ from ray import tune
 
 from tune_hpc import Command, Experiment, Space, resume, run
 from tune_hpc.search.experiment import TRAIN
-from tune_hpc.search.reporter import TrialCheckpoint
 from tune_hpc.search.stopping import StopRequest, StopRequested, TimeLimit
+from tune_hpc.search.trial_checkpoint import TrialCheckpoint
 from tune_hpc.search.trial_runner import TrialRunner
 from tune_hpc.search.trial_spec import RankedMetric, TrialContext, TrialGroup, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder

@@ -36,10 +36,10 @@ from tune_hpc.search.reporter import (
     SchedulerReporter,
     Send,
     Throttle,
-    TrialCheckpoint,
 )
 from tune_hpc.search.stopping import StopRequest, StopRequested, TimeLimit, reset_signals_in_children
 from tune_hpc.search.trial import Trial, TrialDevices, num_visible_gpus
+from tune_hpc.search.trial_checkpoint import TrialCheckpoint
 from tune_hpc.search.trial_errors import describe_exception, is_device_lost
 from tune_hpc.search.trial_log import redirect_output
 from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, num_steps
