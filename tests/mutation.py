@@ -27,7 +27,7 @@ SURVIVED = (0, 5, 33)
 TESTS = {
     "monitor": ("monitor", "progress"), "parameter": ("space", "samplers", "conditional"),
     "parsing": ("space", "conditional"), "ranking": ("results",), "ray_schedulers": ("schedulers",),
-    "space": ("space", "conditional"),
+    "space": ("space", "conditional"), "trial_errors": ("monitor", "trial_errors"),
 }  # fmt: skip
 
 

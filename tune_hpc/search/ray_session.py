@@ -71,8 +71,9 @@ def ray_session(address: str | None = None, *, with_state: bool = False, hide_gp
                     _start(with_state=with_state, hide_gpus=hide_gpus)
                     session = ray_worker.global_worker.node.get_session_dir_path()
         yield
-    except ClusterError:
-        session = ""
+    except ClusterError as error:
+        if error.__cause__ is not None:
+            session = ""  # Ray has failed, and its logs there have the reason; otherwise a request was rejected.
         raise
     finally:
         ray.shutdown()
