@@ -76,6 +76,7 @@ def test_several_experiments_have_contents_and_a_summary(grid, results_of, trial
     assert "3 experiments" in page
 
 
+@pytest.mark.slow
 def test_page_of_several_experiments_starts_with_what_agrees_and_what_was_quick(grid, tmp_path):
     full = [grid(published=[PUBLISHED], name=name) for name in ("first", "second")]
     quick = grid(published=[PUBLISHED], name="third", quick=True)

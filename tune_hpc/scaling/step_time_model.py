@@ -11,7 +11,7 @@ the bandwidth. The model assumes that no communication overlaps with the backwar
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -68,7 +68,13 @@ class StepModel:
         none = probes.iloc[:0].reindex(columns=["width", "workers", "bytes", "seconds", "alone_s"])
         compute, overhead = by_kind["compute"], by_kind.get("way", none)
         contention, all_reduce = by_kind.get("crowd", none), by_kind.get("all_reduce", none)
-        self._compute = compute.groupby(["batch_size", "width", "share"])["seconds"].median()
+        # Fractions of the batch and their seconds, by batch size and width.
+        self._compute: dict[Any, dict[Any, tuple[np.ndarray, np.ndarray]]] = {}
+        for key, rows in compute.groupby(["batch_size", "width"]):
+            batch_size, width = cast("tuple[Any, Any]", key)
+            shares = rows.groupby("share")["seconds"].median()
+            fractions = 1 / shares.index.to_numpy(float)
+            self._compute.setdefault(batch_size, {})[width] = (fractions, shares.to_numpy(float))
         self._bytes = compute.groupby("width")["bytes"].median()
         self._ddp_overhead = overhead.groupby("width")["seconds"].median()
         ratios = contention.assign(ratio=contention["seconds"] / contention["alone_s"])
@@ -96,14 +102,12 @@ class StepModel:
 
     def widths(self, batch_size: int) -> list[float]:
         """Return the probed widths, sorted."""
-        return sorted(self._compute[batch_size].index.unique("width"))
+        return sorted(self._compute[batch_size])
 
     def compute_s(self, fraction: float, width: float, batch_size: int) -> float:
         """Return the seconds of one worker for a fraction of a probed batch size; any width, on log scales."""
-        widths, seconds = self.widths(batch_size), []
-        for probed in widths:
-            shares = self._compute[batch_size][probed]
-            seconds.append(_interpolate(1 / shares.index.to_numpy(float), shares.to_numpy(float), fraction))
+        widths = self.widths(batch_size)
+        seconds = [_interpolate(*self._compute[batch_size][probed], fraction) for probed in widths]
         return _interpolate_log(widths, seconds, width)
 
     def num_bytes(self, width: float) -> float:
