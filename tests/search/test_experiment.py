@@ -111,6 +111,7 @@ def test_configuration_without_seeds_has_no_seed():
         ({"seeds": (-1,)}, r"a seed is a whole number from 0 to 2147483647; got \[-1\]"),
         ({"seeds": (0.5,)}, r"got \[0.5\]"),
         ({"search_seed": -1}, "search_seed must be at least 0; got -1"),
+        ({"search_seed": 2**32}, "search_seed must be at most 2147483647; got 4294967296"),
         (
             {"searcher": "grid", "num_samples": 5},
             "a grid runs every configuration once; got num_samples=5",

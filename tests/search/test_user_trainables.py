@@ -126,9 +126,9 @@ def test_metric_with_a_reserved_name_fails_the_trial_and_keeps_the_others(search
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ((0.5,), "a step must be a whole number from 0 on; got 0.5: count steps, epochs or batches"),
-        ((-1,), "a step must be a whole number from 0 on; got -1"),
-        (("one",), "a step must be a whole number from 0 on; got 'one'"),
+        ((0.5,), "a step must be a whole number from 0 on, at most 2**53; got 0.5: count steps, epochs or batches"),
+        ((-1,), "a step must be a whole number from 0 on, at most 2**53; got -1"),
+        (("one",), "a step must be a whole number from 0 on, at most 2**53; got 'one'"),
         ((3, 3), "report takes each step of a metric once, in ascending order; got loss at step 3 after step 3"),
         ((3, 2), "in ascending order; got loss at step 2 after step 3"),
         (([1, 1],), "in ascending order; got loss at step 1"),

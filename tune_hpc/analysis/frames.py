@@ -174,9 +174,12 @@ def read_parquet(path: Path, required: Collection[str] = ()) -> pd.DataFrame:
 
 
 def write_frames(folder: ExperimentFolder, trials: pd.DataFrame, history: pd.DataFrame) -> None:
-    """Write trials.parquet and history.parquet."""
-    folder.storage.write_atomic(folder.trials_file, lambda path: write_parquet(trials, path))
+    """Write history.parquet and trials.parquet.
+
+    The trials are last: their files are read until trials.parquet has their ends.
+    """
     folder.storage.write_atomic(folder.history_file, lambda path: write_parquet(history, path))
+    folder.storage.write_atomic(folder.trials_file, lambda path: write_parquet(trials, path))
 
 
 def reopen_failed_trials(folder: ExperimentFolder) -> None:
@@ -217,6 +220,11 @@ def read_folder(
             "restore it from a copy"
         )
     wrong = [name for name in _ENTRIES if name in experiment and not isinstance(experiment[name], _ENTRIES[name])]
+    provenance = experiment.get("provenance", {})
+    if not wrong and not (
+        isinstance(provenance.get("continued", []), list) and isinstance(provenance.get("wall_s", 0.0), int | float)
+    ):
+        wrong.append("provenance")
     if wrong or experiment["mode"] not in ("min", "max"):
         wrong.append("mode")
         raise FolderError(f"{folder.experiment_file} is damaged: {wrong[0]}; restore it from a copy")

@@ -95,6 +95,14 @@ def _domains(plain: Mapping[str, Any]) -> dict[str, Any]:
     return domains
 
 
+def _to_mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is given twice")
+    return mapping
+
+
 def _load(path: str) -> dict[str, Any]:
     import yaml
 
@@ -119,7 +127,7 @@ def _load(path: str) -> dict[str, Any]:
     Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
     try:
         text = Path(path).read_text(encoding="utf-8")
-        plain = json.loads(text) if path.endswith(".json") else yaml.load(text, Loader)
+        plain = json.loads(text, object_pairs_hook=_to_mapping) if path.endswith(".json") else yaml.load(text, Loader)
     except OSError as error:
         raise InvalidExperimentError(f"{path} cannot be read: {error.strerror}; name a search file") from None
     except yaml.MarkedYAMLError as error:

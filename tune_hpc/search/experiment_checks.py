@@ -66,6 +66,9 @@ def check_experiment(experiment: "Experiment") -> None:
     }.items():
         if mode not in ("min", "max"):
             raise InvalidExperimentError(f"{name} must be min or max; got {mode!r}")
+    for name in (experiment.metric, *experiment.metrics):
+        if name in experiment.space:
+            raise InvalidExperimentError(f"{name} is a metric and a parameter; give one of them another name")
     if not re.fullmatch(r"last|best|mean_of_last_[1-9]\d{0,5}", experiment.judge):
         raise InvalidExperimentError(f"judge must be last, best or mean_of_last_K; got {experiment.judge!r}")
     for name, words in {"searcher": SEARCHERS, "scheduler": SCHEDULERS, "keep_checkpoints": POLICIES}.items():
@@ -84,6 +87,8 @@ def check_experiment(experiment: "Experiment") -> None:
         raise InvalidExperimentError(f"each seed is given once; got {list(experiment.seeds)}")
     if experiment.search_seed < 0:
         raise InvalidExperimentError(f"search_seed must be at least 0; got {experiment.search_seed}")
+    if experiment.search_seed >= 2**31:
+        raise InvalidExperimentError(f"search_seed must be at most {2**31 - 1}; got {experiment.search_seed}")
     if experiment.num_samples is not None and experiment.num_samples < 1:
         raise InvalidExperimentError(f"num_samples must be at least 1; got {experiment.num_samples}")
     if experiment.searcher == "grid":

@@ -1,6 +1,7 @@
 """Progress of a search: a bar on a terminal or a line a minute elsewhere, and ``progress.json`` in its folder."""
 
 import contextlib
+import io
 import json
 import math
 import sys
@@ -118,7 +119,7 @@ class SearchProgress:
         self._metrics = metrics
         self._clock = clock
         self._started_at = self._line_at = clock()
-        self._stream = stream or sys.stderr
+        self._stream = stream or sys.stderr or io.StringIO()
         self._bar: Progress | None = None
         if self._stream.isatty() and not each_trial:
             self._bar = Progress(
@@ -172,7 +173,9 @@ class SearchProgress:
         left = f", about {left_s:.0f} s left" if left_s else ""
         text = f"{total.num_ended}/{total.num_trials} trials, {elapsed:.0f} s{left}"
         line = "; ".join(part for part in (text, self._description(total)) if part)
-        print(line, file=self._stream, flush=True)
+        # The reader of the stream may have ended, and the stream may be closed: the search continues.
+        with contextlib.suppress(OSError, ValueError):
+            print(line, file=self._stream, flush=True)
 
 
 def _remaining_s(counts: TrialCounts, num_before: int, elapsed_s: float) -> float | None:

@@ -25,6 +25,7 @@ from tune_hpc.search.group_queue import GroupQueue
 from tune_hpc.search.monitor import SearchMonitor
 from tune_hpc.search.options import RunOptions
 from tune_hpc.search.ray_session import environment, ray_session
+from tune_hpc.search.reporter import SchedulerStop
 from tune_hpc.search.schedulers.ray_schedulers import FifoMixin, search_scheduler
 from tune_hpc.search.search_state import Search
 from tune_hpc.search.stopping import GracefulStop, StopCriteria
@@ -143,7 +144,7 @@ def run_group(
     try:
         with retries():
             runner.run(group)
-    except _StoppedByRay:
+    except SchedulerStop:
         sys.exit(0)
 
 
@@ -158,15 +159,12 @@ def _fail_one_trial(manager: RayActorManager, tracked_actor_task: Any, exception
     _actor_task_failed(manager, tracked_actor_task, exception)
 
 
-class _StoppedByRay(BaseException):
-    """Unwinds a trainable that Ray Tune stops by ``SystemExit``, which a trainable may also raise itself."""
-
-
 def _report(result: Mapping[str, Any]) -> None:
     try:
         tune.report(result)
     except SystemExit:
-        raise _StoppedByRay from None
+        # Of Ray Tune; a trainable may also raise it itself.
+        raise SchedulerStop from None
 
 
 @lru_cache(maxsize=2)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,14 +22,22 @@ Send = Callable[[Mapping[str, Any]], object]
 REPORT_INTERVAL_S = 1.0
 #: Columns of the trials frame that no reported metric may have.
 RESERVED = frozenset({*IDENTITY, *MEASURES, *DERIVED, CONFIG, "step"}) - {*BUILT_IN_MEASURES}
+#: Columns of every trial that a trainable may return.
+RETURNABLE = frozenset({"status", "stop_reason", "steps_run", "train_s", "num_fused", *DERIVED})
+#: Maximum step: floats represent all whole numbers up to it.
+MAX_STEP = 2**53
 #: Minimum seconds between two writes of the file of a running trial.
 WRITE_INTERVAL_S = 5.0
 #: Minimum ratio of the time between two writes and the duration of a write.
 WRITE_RATIO = 100
 
 
-class Diverged(Exception):
-    """Unwinds a trainable that reported a non-finite metric."""
+class Diverged(BaseException):
+    """Unwinds a trainable that reported a non-finite metric; ``except Exception`` in a trainable does not catch it."""
+
+
+class SchedulerStop(BaseException):
+    """Unwinds a trainable that a scheduler of Ray Tune stops."""
 
 
 class JudgedValue:
@@ -64,6 +74,9 @@ class Reporter:
         scheduler: Reports the monitored metric to a scheduler, if there is one.
         write: Called after each report; it writes the file of the trial from time to time.
         time_limit: Time limit of the trial.
+
+    Attributes:
+        divergence: The reason, if a metric was not finite. The trainable may have caught the exception.
     """
 
     def __init__(
@@ -82,8 +95,17 @@ class Reporter:
         self._judged = JudgedValue(writer, metric)
         self._write = write
         self._time_limit = time_limit or TimeLimit()
+        self.divergence: Diverged | None = None
         self._last_steps: dict[str, int] = {}
         self._num_blocks = 0
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Reject further reports, which a thread of the trainable may send after the end of the trial."""
+        with self._lock:
+            self._is_closed = True
 
     def __call__(self, step: Any, metrics: Mapping[str, Any]) -> None:
         """Record metrics at one step, or arrays of metrics at an array of steps.
@@ -91,9 +113,20 @@ class Reporter:
         Raises:
             Diverged: A loss, or the metric that ranks trials, is not finite; earlier steps are recorded.
             TimeLimitReached: The time of the trial is over; the metrics are recorded.
+            RuntimeError: The trial has ended, or this process is a child of the process of the trial.
             ValueError: The number of values is not the number of steps; a step is no whole number from 0 on, or not
                 above the previous step of the metric; a metric has the name of a column of every trial.
         """
+        if os.getpid() != self._process:
+            raise RuntimeError("report was called in a child process; send the metrics to the process of the trial")
+        with self._lock:
+            if self._is_closed:
+                raise RuntimeError("report was called after the end of the trial; wait for threads before returning")
+            if self.divergence is not None:
+                raise self.divergence
+            self._record(step, metrics)
+
+    def _record(self, step: Any, metrics: Mapping[str, Any]) -> None:
         steps = _whole_steps(step)
         values = {name: _broadcast(steps, name, value) for name, value in metrics.items()}
         self._check(steps, values)
@@ -107,7 +140,8 @@ class Reporter:
             self.writer.add(steps[:num_finite], {name: array[:num_finite] for name, array in values.items()})
         if num_finite < len(steps):
             name = next(name for name, array in finite.items() if not array[num_finite])
-            raise Diverged(f"non-finite {name} at step {steps[num_finite]}")
+            self.divergence = Diverged(f"non-finite {name} at step {steps[num_finite]}")
+            raise self.divergence
         self._time_limit.check()
         self._write()
         value = self._judged.update()
@@ -121,11 +155,7 @@ class Reporter:
     def _check(self, steps: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
         """Check names and the order of steps, also after the writer got the reports of a saved state."""
         for name in values:
-            if not isinstance(name, str) or not name:
-                raise ValueError(f"the name of a metric must be a word; got {name!r}")
-            if name in RESERVED or name in self.writer.row:
-                kind = "a parameter" if name in self.writer.row and name not in RESERVED else "a column of every trial"
-                raise ValueError(f"report got the metric {name!r}, which is {kind}; report it under another name")
+            _check_name(name, self.writer.row, RESERVED)
         for block_steps, metrics in self.writer.blocks[self._num_blocks :]:
             self._last_steps |= dict.fromkeys(metrics, int(block_steps[-1]))
         self._num_blocks = len(self.writer.blocks)
@@ -138,18 +168,67 @@ class Reporter:
                 )
 
 
+def returned_columns(returned: Mapping[Any, Any], metric: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns that the function of a user returned, with the ranking metric as a number.
+
+    Args:
+        returned: What it returned.
+        metric: Metric that ranks trials.
+        row: Columns of the trial so far.
+
+    Raises:
+        Diverged: A loss, or the metric that ranks trials, is not finite.
+        ValueError: A column has the name of another one, or a value that must be a number is none.
+    """
+    columns = dict(returned)
+    for name, value in returned.items():
+        _check_name(name, row, RESERVED - RETURNABLE)
+        if name in (metric, "steps_run", "train_s") and (isinstance(value, bool) or not isinstance(value, int | float)):
+            columns[name] = float(_broadcast(np.zeros(1), name, value)[0])
+        if name == metric or name.endswith("loss") or name in ("steps_run", "train_s"):
+            number = columns[name]
+            if isinstance(number, float | np.floating) and not np.isfinite(number):
+                raise Diverged(f"non-finite {name}, which the trainable returned")
+    if "steps_run" in columns:
+        columns["steps_run"] = int(_whole_steps(columns["steps_run"])[0])
+    return columns
+
+
+def _check_name(name: Any, row: Mapping[str, Any], reserved: Collection[str]) -> None:
+    """Raise if a metric cannot have a name: the row of the trial, or that of every trial, has it."""
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise ValueError(f"the name of a metric must be a word; got {name!r}")
+    if name in reserved or (name in row and name not in RESERVED):
+        kind = "a column of every trial" if name in reserved else "a parameter"
+        raise ValueError(f"got the metric {name!r}, which is {kind}; report it under another name")
+
+
+def _to_array(value: Any) -> np.ndarray:
+    """Return real numbers as an array; a tensor may be on a GPU, require a gradient or have any precision."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.double() if value.is_floating_point() else value
+    if np.ma.isMaskedArray(value):
+        value = np.ma.filled(value.astype(float), np.nan)
+    array = np.asarray(value)
+    if array.dtype.kind in "cmM":
+        raise ValueError(f"{value!r} is no real number")
+    return array
+
+
 def _whole_steps(step: Any) -> np.ndarray:
     """Return steps as whole numbers."""
-    numbers = np.atleast_1d(np.asarray(step))
-    if not np.issubdtype(numbers.dtype, np.number) or np.any(numbers != np.floor(numbers)) or np.any(numbers < 0):
-        raise ValueError(f"a step must be a whole number from 0 on; got {step!r}: count steps, epochs or batches")
+    numbers = np.atleast_1d(_to_array(step))
+    is_number = numbers.ndim == 1 and numbers.dtype.kind in "iuf"
+    if not is_number or not np.all((numbers == np.floor(numbers)) & (numbers >= 0) & (numbers <= MAX_STEP)):
+        raise ValueError(f"a step must be a whole number from 0 on, at most 2**53; got {step!r}: count steps, epochs or batches")
     return numbers.astype(np.int64)
 
 
 def _broadcast(steps: np.ndarray, name: str, value: Any) -> np.ndarray:
-    """Return a metric as one number for each step."""
+    """Return a metric as one number for each step, in memory of its own: the trainable may change its array."""
     try:
-        return np.broadcast_to(np.asarray(value, dtype=float), steps.shape)
+        return np.broadcast_to(_to_array(value).astype(float), steps.shape)
     except (TypeError, ValueError) as error:
         raise ValueError(f"report takes one number for each step; {name} has {value!r} for {len(steps)}") from error
 

@@ -244,6 +244,8 @@ def _resumed_search(
     if claim:
         folder.claim_attempt(last, options.attempt)
         if options.retry_failed:
+            # First, so that a resume continues if this process is killed.
+            folder.write(description | {"state": "interrupted", "process": None})
             reopen_failed_trials(folder)
     search = Search(experiment, folder, _load_trainable(experiment.trainable), before=load_folder(folder))
     _plan(search)

@@ -62,7 +62,8 @@ class TrialCheckpoint:
         """Return the saved state, or ``None``.
 
         Raises:
-            StopRequested: The storage does not answer; the trial starts when the search is resumed.
+            StopRequested: The storage does not answer, so that the trial starts when the search is resumed. Or the
+                state is that of the step at which the trial stops: its process was killed right after it.
             FolderError: The file is damaged.
         """
         try:
@@ -88,6 +89,9 @@ class TrialCheckpoint:
             ]
         for retention in self._keepers:
             retention.restore(checkpoint["step"])
+        if self._max_step is not None and checkpoint["step"] >= self._max_step and self._may_pause():
+            self.has_stopped = True
+            raise StopRequested
         return checkpoint["state"]
 
     def keep(self, step: int, make_state: MakeState, *, is_last: bool | None = None, member: int = 0) -> None:

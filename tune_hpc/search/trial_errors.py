@@ -47,7 +47,9 @@ def describe_death(report: str) -> dict[str, str]:
 
 def is_device_lost(error: BaseException) -> bool:
     """Return whether a GPU's state may be damaged: the process must end, or all its later trials would fail."""
-    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
+    # The text of an exception may raise another one, which this function catches.
+    text = traceback.format_exception_only(error)[-1]
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in text
 
 
 def _is_of_installation(filename: str) -> bool:

@@ -9,8 +9,8 @@ A trial that is stopped with its search saves its state, and its file has the st
 such a file from time to time.
 """
 
+import copy
 import inspect
-import random
 import socket
 import sys
 import time
@@ -22,11 +22,10 @@ from dataclasses import replace
 from math import isnan, nan
 from typing import Any
 
-import numpy as np
-
 from tune_hpc.errors import FolderError, TimeLimitReached, TrialError
 from tune_hpc.search.checkpoint_retention import TrialRetention
 from tune_hpc.search.command import Command
+from tune_hpc.search.experiment_checks import TRAIN
 from tune_hpc.search.object_reference import load_entry_point, load_reference
 from tune_hpc.search.reporter import (
     Diverged,
@@ -34,14 +33,17 @@ from tune_hpc.search.reporter import (
     LiveReporter,
     Reporter,
     SchedulerReporter,
+    SchedulerStop,
     Send,
     Throttle,
+    returned_columns,
 )
 from tune_hpc.search.stopping import StopRequest, StopRequested, TimeLimit, reset_signals_in_children
 from tune_hpc.search.trial import Trial, TrialDevices, num_visible_gpus
 from tune_hpc.search.trial_checkpoint import TrialCheckpoint
 from tune_hpc.search.trial_errors import describe_exception, is_device_lost
 from tune_hpc.search.trial_log import redirect_output
+from tune_hpc.search.trial_process import call_in_this_process, same_folder, set_seeds, set_threads
 from tune_hpc.search.trial_spec import TrialContext, TrialGroup, TrialSpec, num_steps
 from tune_hpc.search.user_code import PortableTrainable
 from tune_hpc.storage.experiment_folder import ExperimentFolder
@@ -154,11 +156,12 @@ class TrialRunner:
         )
         devices = TrialDevices(self._num_threads, num_visible_gpus())
         argument = Trial(trial.trial_id, trial.config.get("seed"), devices, self.folder)
-        with self._log(trial.trial_id):
+        with self._log(trial.trial_id), same_folder():
             outcome: dict[str, Any] = {"status": "running"}
             try:
                 outcome = self._call_trainable(trial.config, report, checkpoint, argument, time_limit)
             finally:
+                report.close()
                 argument.close()
                 if checkpoint.has_stopped:
                     # The trainable may have caught the exception.
@@ -187,7 +190,7 @@ class TrialRunner:
         ]
         with self._log(group.group_id):
             try:
-                _set_threads(self._num_threads)
+                set_threads(self._num_threads)
                 outcomes = train_fused(
                     [trial.config for trial in trials],
                     reports,
@@ -310,13 +313,14 @@ class TrialRunner:
             if self.context.placement is not None:
                 images = (self.images[config["data"]],) if config.get("data") in self.images else ()
                 offered["placement"] = replace(self.context.placement, images=images)
-            _set_threads(self._num_threads)
+            set_threads(self._num_threads)
             if not isinstance(self.context.trainable, str) and isinstance(seed := config.get("seed"), int):
-                _set_seeds(seed)
+                set_seeds(seed)
             kwargs = {name: value for name, value in offered.items() if name in parameters}
-            returned = trainable(dict(config), report, **kwargs)
+            returned = call_in_this_process(lambda: trainable(copy.deepcopy(dict(config)), report, **kwargs))
             if isinstance(returned, Mapping):
-                outcome |= returned
+                is_built_in = self.context.trainable == TRAIN or self.context.placement is not None
+                outcome |= returned if is_built_in else returned_columns(returned, self.context.metric, report.writer.row)
             if outcome["status"] not in END_STATUSES:
                 status = outcome["status"]
                 raise ValueError(f"the status that a trainable returns is {', '.join(END_STATUSES)}; got {status!r}")
@@ -326,6 +330,8 @@ class TrialRunner:
             outcome |= {"status": "stopped", "stop_reason": "time limit"}
         except Diverged as divergence:
             outcome |= {"status": "diverged", "stop_reason": str(divergence)}
+        except (KeyboardInterrupt, SchedulerStop):
+            raise
         except BdbQuit:
             raise KeyboardInterrupt from None  # The user left the debugger.
         except TrialError as error:
@@ -334,7 +340,7 @@ class TrialRunner:
                 raise
             print(error, file=sys.stderr)
             outcome |= {"status": "failed", "stop_reason": "exception", "error": to_error_text(str(error))}
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             # A trainable may raise anything, or call sys.exit.
             if self._fail_fast:
                 raise
@@ -342,6 +348,9 @@ class TrialRunner:
             if is_device_lost(error):
                 raise
             outcome |= {"status": "failed", **describe_exception(error)}
+        if report.divergence is not None and outcome["status"] != "running":
+            # The trainable may have caught the exception.
+            outcome = {"status": "diverged", "stop_reason": str(report.divergence)}
         return outcome
 
     def _load_trainable(self) -> Callable[..., Any]:
@@ -359,17 +368,3 @@ class TrialRunner:
 
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and isnan(value))
-
-
-def _set_seeds(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and PyTorch for the function of a user."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - functions of users may use the global generator
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(seed)
-
-
-def _set_threads(number: int) -> None:
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(number)

@@ -283,6 +283,9 @@ class ExperimentFolder:
         keys, space = experiment.get("config_keys", []), experiment.get("space") or {}
         if not isinstance(space, dict) or not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise FolderError(f"{self.experiment_file} is damaged: space or config_keys; restore it from a copy")
+        process = experiment.get("process")
+        if process is not None and not (isinstance(process, dict) and {"host", "pid"} <= set(process)):
+            raise FolderError(f"{self.experiment_file} is damaged: process; restore it from a copy")
         return experiment
 
     def write(self, experiment: Mapping[str, Any]) -> None:

@@ -57,7 +57,7 @@ def now(timespec: str = "seconds") -> str:
 
 def to_error_text(text: str) -> str:
     """Return an error for the row of a trial: in one line, without control characters, and of limited length."""
-    line = " ".join(_CONTROL.sub(" ", _ESCAPE_SEQUENCE.sub("", text)).split())
+    line = " ".join(_CONTROL.sub(" ", _ESCAPE_SEQUENCE.sub("", _to_unicode(text))).split())
     if len(line) <= MAX_ERROR:
         return line
     return f"{line[:MAX_ERROR]}... ({len(line)} characters, in the log of the trial)"
@@ -65,13 +65,25 @@ def to_error_text(text: str) -> str:
 
 def to_jsonable(value: Any) -> Any:
     """Return a value that JSON and Parquet accept; of other values, their JSON or text."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, str | bool | int):
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()  # A number of NumPy or PyTorch.
+    if isinstance(value, str):
+        return _to_unicode(value)
+    if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
+        return str(value)
+    if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return json.dumps(value, default=str)
+    try:
+        return json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError):
+        return _to_unicode(repr(value))
+
+
+def _to_unicode(text: str) -> str:
+    """Replace halves of surrogate pairs, as in file names that are not UTF-8; files cannot contain them."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass
