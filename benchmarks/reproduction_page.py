@@ -110,7 +110,8 @@ def page(
     """
     verdicts = {name: compare_to_published(results) for name, results in runs.items() if name != PROTOCOLS}
     summary = "\n".join(f"{number}. {text}" for number, text in enumerate(summarise(runs, verdicts, statements), 1))
-    parts = [HEAD, summary + "\n", "## Overview\n", tables.to_markdown(_overview(runs, verdicts)) + "\n", COUNTS, METHOD]
+    parts = [HEAD, summary + "\n", "## Overview\n", tables.to_markdown(_overview(runs, verdicts)) + "\n"]
+    parts += [COUNTS, METHOD]
     if discoveries:
         parts.append("## Two discoveries\n")
         parts += [_figure(stem, caption) for stem, caption in discoveries.items()]
@@ -247,7 +248,8 @@ def draw_discoveries(runs: Mapping[str, Results], folder: Path) -> dict[str, str
     if {"exercise3.batch_size_single_pass", "exercise3.batch_size_shuffled"} <= set(runs):
         captions["a-single-pass"] = (
             "Table 4.1 is a single pass over the training images. Trained so, the network is close to it; "
-            "with shuffled images it is close to Table 4.2. Bars are 95 % intervals over seeds, where there are several."
+            "with shuffled images it is close to Table 4.2. Bars are 95 % intervals over seeds, where there are "
+            "several."
         )
         once, shuffled = runs["exercise3.batch_size_single_pass"], runs["exercise3.batch_size_shuffled"]
         sizes = sorted(once.trials["batch_size"].unique())

@@ -39,17 +39,17 @@ def check(domain, best, others=(), name="x", **settings):
         ({"quniform": [2.0, 4.0, 0.5]}, 4.0, "high", "quniform(2, 6, 0.5)"),
         ({"qloguniform": [0.5, 4.0, 0.5]}, 4.0, "high", "qloguniform(0.5, 32, 0.5)"),
         # Lists, in any order.
-        ({"choice": [0.5, 0.125, 0.25]}, 0.125, "low", "choice: add 0.03125, 0.0625"),
-        ({"choice": [0.01, 0.1, 0.001]}, 0.1, "high", "choice: add 1, 10"),
-        ({"choice": [16, 32, 64]}, 64, "high", "choice: add 128, 256"),
-        ({"choice": [16, 32, 64]}, 16, "low", "choice: add 4, 8"),
-        ({"choice": [1, 2, 3]}, 3, "high", "choice: add 4, 5"),
-        ({"choice": [10, 20, 30]}, 10, "low", "choice: add 3, 5"),
+        ({"choice": [0.5, 0.125, 0.25]}, 0.125, "low", "add 0.03125, 0.0625"),
+        ({"choice": [0.01, 0.1, 0.001]}, 0.1, "high", "add 1, 10"),
+        ({"choice": [16, 32, 64]}, 64, "high", "add 128, 256"),
+        ({"choice": [16, 32, 64]}, 16, "low", "add 4, 8"),
+        ({"choice": [1, 2, 3]}, 3, "high", "add 4, 5"),
+        ({"choice": [10, 20, 30]}, 10, "low", "add 3, 5"),
         ({"choice": [1, 2, 3]}, 1, "low", None),
         ({"choice": [0.0, 0.1, 0.5]}, 0.0, "low", None),
-        ({"choice": [0.0, 1e-3, 1e-2, 1e-1]}, 0.1, "high", "choice: add 1, 10"),
+        ({"choice": [0.0, 1e-3, 1e-2, 1e-1]}, 0.1, "high", "add 1, 10"),
         # The spacing of the report's learning rates.
-        ({"choice": [0.001, 0.005, 0.01, 0.05, 0.1]}, 0.001, "low", "choice: add 1e-04, 2e-04"),
+        ({"choice": [0.001, 0.005, 0.01, 0.05, 0.1]}, 0.001, "low", "add 1e-04, 2e-04"),
         ({"choice": [1, 2, 4]}, 2, None, None),
         ({"uniform": [10.0, 20.0]}, 10.6, None, None),
         ({"loguniform": [1e-4, 1e-2]}, 1.5e-4, None, None),
@@ -70,7 +70,7 @@ def test_edges_and_suggestions(domain, best, edge, suggestion):
         ({"uniform": [0.8, 0.99]}, 0.99, "uniform(0.8, 0.9995)"),
         ({"loguniform": [1e-3, 1e-1]}, 0.099, "loguniform(0.001, 1)"),
         ({"loguniform": [1e-4, 1.0]}, 1.0, None),
-        ({"choice": [0.9, 0.99]}, 0.99, "choice: add 0.999"),
+        ({"choice": [0.9, 0.99]}, 0.99, "add 0.999"),
     ],
 )
 def test_fractions_stay_below_one(domain, best, suggestion):
@@ -163,7 +163,7 @@ class TestCases:
     def test_conditions_select_the_trials(self):
         df = check_boundaries(searched(CASES, ROWS), where={"optimizer": "momentum"}).set_index("parameter")
         assert df["best"].to_dict() == {"rate": 0.1, "momentum": 0.9}
-        assert df.loc["momentum", ["edge", "suggestion"]].tolist() == ["high", "choice: add 0.95"]
+        assert df.loc["momentum", ["edge", "suggestion"]].tolist() == ["high", "add 0.95"]
         with pytest.raises(UnknownNameError, match=r"no trial of made.up has optimizer=ftrl"):
             check_boundaries(searched(CASES, ROWS), where={"optimizer": "ftrl"})
 

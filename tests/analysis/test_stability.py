@@ -28,6 +28,11 @@ class TestSelectionFrequencies:
         assert df["x"].tolist() == [2, 1]
         assert df["frequency"].tolist() == pytest.approx([20 / 27, 7 / 27], abs=0.03)
 
+    def test_seeds_without_an_effect_are_rejected(self):
+        results = searched(SPACE, repeated([{"x": x, "loss": float(x)} for x in (1, 2)], deviation=0.0))
+        with pytest.raises(UnknownNameError, match="need seeds with an effect"):
+            selection_frequencies(results)
+
     def test_configuration_with_a_failed_seed_is_not_selected(self):
         results = searched(SPACE, repeated([{"x": x, "loss": float(x)} for x in (1, 2)]))
         results.trials.loc[0, ["status", "loss"]] = ["failed", np.nan]

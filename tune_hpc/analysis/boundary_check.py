@@ -66,7 +66,7 @@ def check_boundaries(results: Results, where: Mapping[str, Any] | None = None) -
         >>> results = load("docs/results/exercise2.softmax.shuffled")
         >>> check_boundaries(results, where={"optimizer": "adadelta"})[["parameter", "best", "edge", "suggestion"]]
                parameter  best  edge          suggestion
-        0  learning_rate   0.5  high  choice: add 2.5, 5
+        0  learning_rate   0.5  high  add 2.5, 5
     """
     results = filter_trials(results, where)
     if results.experiment.get("space") is None:
@@ -147,7 +147,7 @@ class _Axis:
         if not beyond:
             return None
         if self.kind == "choice":
-            return f"choice: add {', '.join(format_number(value, 4) for value in sorted(beyond[:MAX_SUGGESTED]))}"
+            return f"add {', '.join(format_number(value, 4) for value in sorted(beyond[:MAX_SUGGESTED]))}"
         low, high = (beyond[0], self.high) if edge == LOW else (self.low, beyond[0])
         # Ray Tune excludes the upper bound of integers, unless a quantum above 1 is given.
         arguments = [low, high + 1 if self.is_integer and self.step <= 1 else high]

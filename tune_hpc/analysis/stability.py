@@ -47,7 +47,8 @@ def selection_frequencies(results: "Results", where: Mapping[str, Any] | None = 
         the seeds) and ``frequency``, a fraction.
 
     Raises:
-        UnknownNameError: There are no trials, no values of the metric, or fewer than two seeds.
+        UnknownNameError: There are no trials, no values of the metric, or fewer than two seeds, or the seeds have no
+            effect.
 
     Example:
         >>> from tune_hpc import load, selection_frequencies
@@ -63,6 +64,8 @@ def selection_frequencies(results: "Results", where: Mapping[str, Any] | None = 
     values = values.loc[values.index.isin(best.index)].dropna()
     if values.shape[1] < 2 or values.empty:
         raise UnknownNameError(f"selection frequencies need two seeds of each configuration; {results.name} has fewer")
+    if np.ptp(values, axis=1).max() == 0:
+        raise UnknownNameError(f"selection frequencies need seeds with an effect; those of {results.name} have none")
     means = values.to_numpy() @ resampled_units(values.shape[1]).T
     selected = means.argmin(axis=0) if results.is_lower_better(results.metric) else means.argmax(axis=0)
     frequency = pd.Series(np.bincount(selected, minlength=len(values)) / NUM_RESAMPLES, index=values.index)

@@ -9,6 +9,7 @@ import gc
 import io
 import logging
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -307,19 +308,19 @@ def _print_resume_commands(results: Sequence["Results"]) -> None:
     folders = {result.folder for result in results if result.folder}
     parents = {folder.parent for folder in folders}
     if len(stopped) > 1 and len(parents) == 1 and {one.path for one in folders_below(*parents)} <= folders:
-        print(
-            f"{len(stopped)} searches: {stopped[0].experiment['ended_by']}; to resume: tune-hpc resume {parents.pop()}"
-        )
+        quoted = shlex.quote(str(parents.pop()))
+        print(f"{len(stopped)} searches: {stopped[0].experiment['ended_by']}; to resume: tune-hpc resume {quoted}")
         return
     for result in stopped:
-        print(f"{result.name}: {result.experiment['ended_by']}; to resume: tune-hpc resume {result.folder}")
+        quoted = shlex.quote(str(result.folder))
+        print(f"{result.name}: {result.experiment['ended_by']}; to resume: tune-hpc resume {quoted}")
 
 
 def _export(flags: argparse.Namespace) -> int:
     from tune_hpc.export.exporter import export_search
 
     for export in export_search(flags.folders, flags.to, where=flags.where, follow=flags.follow):
-        print(f"{export.experiment}: {export.num_trials} new trials in {export.tool}; {export.viewer}")
+        print(f"{export.experiment}: {export.num_trials} new trials exported to {export.tool}; {export.viewer}")
     return SUCCESS
 
 

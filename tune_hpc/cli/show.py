@@ -1,9 +1,12 @@
 """Commands that read results: show, compare, report."""
 
 import argparse
+import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tune_hpc.errors import InvalidExperimentError, UnknownNameError
+from tune_hpc.storage.process import may_be_running
 
 if TYPE_CHECKING:
     from tune_hpc.analysis.results import Results
@@ -20,6 +23,8 @@ def show(flags: argparse.Namespace) -> int:
         raise InvalidExperimentError(f"-n must be at least 1; got {flags.n}")
     for results in map(with_value_labels, load_all(flags.folder)):
         print(summary(results, flags.metric, flags.mode))
+        if unfinished := _unfinished(results):
+            print(f"{results.name}: {unfinished}")
         if results.failures:
             print(f"{results.name}: {results.failures}")
         print(to_markdown(best_configurations(results, flags.n, flags.metric, flags.mode)), end="\n\n")
@@ -30,6 +35,17 @@ def show(flags: argparse.Namespace) -> int:
                 if status == "failed" and results.folder:
                     print(f"tracebacks: {ExperimentFolder(results.folder).logs}", end="\n\n")
     return 0
+
+
+def _unfinished(results: "Results") -> str:
+    """Return how many trials of an unfinished search have ended, and how to resume it; empty for other results."""
+    experiment = results.experiment
+    if results.folder is None or experiment.get("state") in (None, "finished") or experiment.get("runner") != "search":
+        return ""
+    num_ended = len(results.trials) - results.counts().get("running", 0)
+    is_running = experiment["state"] == "running" and may_be_running(experiment.get("process"))
+    remedy = "it is running" if is_running else f"to resume: tune-hpc resume {shlex.quote(str(results.folder))}"
+    return f"{num_ended} of {experiment.get('num_trials')} trials have ended; {remedy}"
 
 
 def summary(results: "Results", metric: str | None = None, mode: str | None = None) -> str:
@@ -53,6 +69,21 @@ def summary(results: "Results", metric: str | None = None, mode: str | None = No
     return f"{text}; best {column} {best[column]:.4g}{f' at {where}' if where else ''}"
 
 
+def _differing_constants(searches: Sequence["Results"]) -> str:
+    """Return the parameters that each search fixes, and not all at the same value."""
+    from tune_hpc.analysis.formatting import format_value
+
+    texts = []
+    for name in dict.fromkeys(name for results in searches for name in results.config_columns if name != "seed"):
+        columns = [results.trials.get(name) for results in searches]
+        values = [None if column is None else column.iloc[0] for column in columns if column is None or len(column)]
+        is_fixed = not any(name in results.varied_parameters for results in searches)
+        labels = ["none" if value is None or value != value else format_value(value) for value in values]
+        if is_fixed and len(set(labels)) > 1:
+            texts.append(f"{name} ({', '.join(labels)})")
+    return ", ".join(texts)
+
+
 def compare(flags: argparse.Namespace) -> int:
     """Print a comparison of searches, or of the values of a parameter."""
     from tune_hpc.analysis.concatenation import SEARCH, concat, unique_names
@@ -69,6 +100,8 @@ def compare(flags: argparse.Namespace) -> int:
     results = concat(searches) if len(searches) > 1 else searches[0]
     ranking = with_value_labels(results).compare(flags.by or SEARCH, flags.metric, mode=flags.mode)
     print(f"{ranking}\n\n{to_markdown(values_table(ranking))}")
+    if constants := _differing_constants(searches):
+        print(f"\nThe searches also differ in {constants}.")
     if flags.output:
         from tune_hpc.report.report import write_report
 

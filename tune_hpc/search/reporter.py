@@ -221,7 +221,9 @@ def _whole_steps(step: Any) -> np.ndarray:
     numbers = np.atleast_1d(_to_array(step))
     is_number = numbers.ndim == 1 and numbers.dtype.kind in "iuf"
     if not is_number or not np.all((numbers == np.floor(numbers)) & (numbers >= 0) & (numbers <= MAX_STEP)):
-        raise ValueError(f"a step must be a whole number from 0 on, at most 2**53; got {step!r}: count steps, epochs or batches")
+        raise ValueError(
+            f"a step must be a whole number from 0 on, at most 2**53; got {step!r}: count steps, epochs or batches"
+        )
     return numbers.astype(np.int64)
 
 

@@ -319,8 +319,9 @@ class TrialRunner:
             kwargs = {name: value for name, value in offered.items() if name in parameters}
             returned = call_in_this_process(lambda: trainable(copy.deepcopy(dict(config)), report, **kwargs))
             if isinstance(returned, Mapping):
-                is_built_in = self.context.trainable == TRAIN or self.context.placement is not None
-                outcome |= returned if is_built_in else returned_columns(returned, self.context.metric, report.writer.row)
+                if self.context.trainable != TRAIN and self.context.placement is None:
+                    returned = returned_columns(returned, self.context.metric, report.writer.row)
+                outcome |= returned
             if outcome["status"] not in END_STATUSES:
                 status = outcome["status"]
                 raise ValueError(f"the status that a trainable returns is {', '.join(END_STATUSES)}; got {status!r}")
