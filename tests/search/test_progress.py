@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import sys
 
 import pytest
 
@@ -102,6 +103,24 @@ def test_last_line_is_written_after_an_interrupt():
     clock.now += 5
     progress.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert stream.getvalue() == "0/4 trials, 5 s\n"
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, OSError, ValueError])
+def test_output_that_cannot_be_written_does_not_end_the_search(error):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise error
+
+    counts = TrialCounts(4)
+    with SearchProgress([counts], {}, Closed(), each_trial=True) as progress:
+        counts.ended["finished"] += 1
+        progress.update()
+
+
+def test_search_runs_without_standard_error(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with SearchProgress([TrialCounts(4)], {}) as progress:
+        progress.update()
 
 
 def test_terminal_shows_a_bar(monkeypatch):

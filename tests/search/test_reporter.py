@@ -18,6 +18,7 @@ from tune_hpc.search.reporter import (
     SchedulerReporter,
     Throttle,
 )
+from tune_hpc.search.stopping import StopRequested
 from tune_hpc.search.trial_checkpoint import TrialCheckpoint
 from tune_hpc.search.trial_spec import RankedMetric
 from tune_hpc.storage.trial_file import TrialFileWriter
@@ -244,3 +245,24 @@ def test_checkpoint_restores_state_and_metrics(tmp_path, clock):
     assert state["step"] == 3
     assert torch.equal(state["w"], torch.ones(2))
     assert again.history().equals(writer.history())
+
+
+def test_state_of_the_step_at_which_a_trial_stops_ends_it_at_once(tmp_path):
+    def checkpoint(max_step, may_pause=True):
+        writer = TrialFileWriter({})
+        path = tmp_path / "t00000.checkpoint"
+        return TrialCheckpoint(path, [writer], 0.0, max_step=max_step, may_pause=lambda: may_pause), writer
+
+    first, writer = checkpoint(3)
+    writer.add(3, {"loss": 0.5})
+    with pytest.raises(StopRequested):
+        first.save(3, lambda: {"step": 3})
+    # Its process was killed before the scheduler knew of the pause.
+    second, writer = checkpoint(3)
+    with pytest.raises(StopRequested):
+        second.load()
+    assert second.has_stopped
+    assert writer.history()["loss"].tolist() == [0.5]
+    for promoted in (checkpoint(4), checkpoint(None), checkpoint(3, may_pause=False)):
+        assert promoted[0].load() == {"step": 3}
+        assert not promoted[0].has_stopped

@@ -12,6 +12,14 @@ from ray import tune
 
 from tune_hpc import Experiment, Space, cli, run
 from tune_hpc.errors import InvalidExperimentError
+from tune_hpc.search.trial_errors import (
+    EXCEPTION,
+    OUT_OF_MEMORY,
+    PROCESS_DIED,
+    describe_death,
+    describe_exception,
+    is_device_lost,
+)
 from tune_hpc.storage.checksum import load_json
 from tune_hpc.storage.trial_file import MAX_ERROR, to_error_text
 
@@ -71,6 +79,114 @@ def test_error_names_the_last_line_of_the_users_code(write_module, tmp_path, sou
     finally:
         sys.modules.pop("user", None)
     assert results.trials.loc[0, "error"].endswith(location)
+
+
+def raised(call, *arguments):
+    with pytest.raises(BaseException) as error:  # noqa: PT011 - any exception of the call
+        call(*arguments)
+    return error.value
+
+
+def test_location_is_that_of_the_innermost_function_of_the_user():
+    def parse(text):
+        return json.loads(text)
+
+    described = describe_exception(raised(parse, "["))
+    assert described["stop_reason"] == EXCEPTION
+    line = parse.__code__.co_firstlineno + 1
+    assert described["error"] == (
+        f"json.decoder.JSONDecodeError: Expecting value: line 1 column 2 (char 1) "
+        f"(in parse, test_trial_errors.py line {line})"
+    )
+
+
+def test_location_without_a_function_of_the_user_is_the_last_one():
+    # The first frame is that of the test, which is outside of any installation.
+    error = raised(json.loads, "[")
+    error.__traceback__ = error.__traceback__.tb_next.tb_next
+    described = describe_exception(error)["error"]
+    assert "(in raw_decode, decoder.py line " in described
+
+
+class OutOfMemoryError(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), OUT_OF_MEMORY),
+        (OutOfMemoryError("CUDA out of memory"), OUT_OF_MEMORY),
+        (RuntimeError("out of memory"), EXCEPTION),
+        (SystemExit(1), EXCEPTION),
+    ],
+)
+def test_reason_of_an_exception(error, reason):
+    def fail():
+        raise error
+
+    assert describe_exception(raised(fail))["stop_reason"] == reason
+
+
+class AcceleratorError(RuntimeError):
+    pass
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (AcceleratorError("x"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+        (RuntimeError("error in CUDA code"), False),
+        (Unprintable(), False),
+    ],
+)
+def test_device_is_lost_after_errors_of_cuda(error, is_lost):
+    assert is_device_lost(error) is is_lost
+
+
+@pytest.mark.parametrize(
+    ("report", "reason", "error"),
+    [
+        (
+            "ray::f()\n  File x\nray.exceptions.RayTaskError: ValueError\nValueError: first\nuser.MyError: last\n",
+            EXCEPTION,
+            "user.MyError: last; see the log of the trial",
+        ),
+        ("SystemExit\n", EXCEPTION, "SystemExit; see the log of the trial"),
+        (
+            "Task was killed due to the node running low on memory.",
+            OUT_OF_MEMORY,
+            "the trial's process died: its node is low on memory, so that Ray killed it; run fewer trials at once; "
+            "see the log of the trial",
+        ),
+        (
+            "Worker exit type: SYSTEM_ERROR Worker exit detail: first\nWorker exits with exit code 1. Some common "
+            "causes include: (1) the process was killed",
+            PROCESS_DIED,
+            "the trial's process died: Worker exits with exit code 1; see the log of the trial",
+        ),
+        (
+            "Worker exit detail: Worker unexpectedly exits. Some common causes include",
+            PROCESS_DIED,
+            "the trial's process died: Worker unexpectedly exits; lack of memory is the usual cause; see the log of "
+            "the trial",
+        ),
+        (
+            "",
+            PROCESS_DIED,
+            "the trial's process died: Ray gives no reason; lack of memory is the usual cause; see the log of the "
+            "trial",
+        ),
+    ],
+)
+def test_report_of_ray_on_a_dead_process(report, reason, error):
+    assert describe_death(report) == {"stop_reason": reason, "error": error}
 
 
 def test_object_that_cannot_be_pickled_is_named(tmp_path):
