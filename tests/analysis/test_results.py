@@ -123,6 +123,23 @@ def test_best_configuration_is_the_mean_over_its_seeds(trial, results_of):
     assert made.best_config() == {"optimizer": "adam", "learning_rate": 0.2, "batch_size": 100}
 
 
+@pytest.mark.parametrize("mode", ["minimize", "MIN", "", 5])
+def test_mode_other_than_min_and_max_is_rejected(trial, results_of, mode):
+    made = results_of(*(trial(f"t{loss}", loss, learning_rate=loss) for loss in (0.1, 0.2)))
+    for method in (made.best, made.top, made.best_config, made.best_trial, made.is_lower_better):
+        arguments = {"metric": "test_loss"} if method == made.is_lower_better else {}
+        with pytest.raises(UnknownNameError, match=r"mode must be min or max; got "):
+            method(mode=mode, **arguments)
+    with pytest.raises(UnknownNameError, match=r"mode must be min or max; got "):
+        made.compare("learning_rate", "test_loss", mode=mode)
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, True])
+def test_top_needs_a_positive_number(trial, results_of, n):
+    with pytest.raises(UnknownNameError, match="must be a whole number of at least 1"):
+        results_of(trial("t0", 0.1)).top(n)
+
+
 def test_metric_without_a_direction_needs_a_mode(trial, results_of):
     fast, slow = trial("00000", learning_rate=0.1), trial("00001", learning_rate=0.2)
     fast[0]["latency_ms"], slow[0]["latency_ms"] = 1.0, 9.0

@@ -1,9 +1,11 @@
 """Options: one definition reaches flags, requests, form and documentation."""
 
 import argparse
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ray import tune
 
@@ -20,6 +22,7 @@ from tune_hpc.search.options import (
     options_of,
     update_page,
 )
+from tune_hpc.search.runner import run
 from tune_hpc.search.space.space import Space
 from tune_hpc.service.experiments import OVERRIDES, RUN_OPTIONS
 from tune_hpc.service.schemas import ExtendRequest, ResumeRequest, SearchRequest, _options_model
@@ -94,6 +97,29 @@ def test_new_option_is_one_field():
 def test_value_out_of_bounds_is_rejected(values, message):
     with pytest.raises(InvalidExperimentError, match=message):
         RunOptions(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"time_budget_s": "30m"}, "time_budget_s must be a number of seconds; got '30m'"),
+        ({"trial_time_limit_s": True}, "trial_time_limit_s must be a number of seconds; got True"),
+        ({"target": "1"}, "target must be a number; got '1'"),
+        ({"max_failures": "2"}, "max_failures must be a whole number; got '2'"),
+        ({"max_concurrent": 1.5}, "max_concurrent must be a whole number; got 1.5"),
+        ({"checkpoint_interval_s": -1}, "checkpoint_interval_s must be at least 0; got -1"),
+        ({"retry_failed": "no"}, "retry_failed must be True or False; got 'no'"),
+    ],
+)
+def test_value_of_another_type_is_rejected_before_the_start(tmp_path, values, message):
+    experiment = Experiment("mine", Space({"x": 1}), lambda config, report: {"loss": 1.0}, metric="loss", mode="min")
+    with pytest.raises(InvalidExperimentError, match=f"^{re.escape(message)}$"):
+        run(experiment, output_dir=tmp_path / "out", runner="local", show_progress=False, **values)
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert RunOptions(max_concurrent=np.int64(2), time_budget_s=np.float32(1.5), fuse="off").max_concurrent == 2
 
 
 def test_overrides_change_an_experiment():

@@ -31,6 +31,8 @@ class Ranking(pd.DataFrame):
 
 def top(results: "Results", n: int, metric: str, mode: str | None) -> Ranking:
     """Return the best ``n`` configurations; see ``Results.top``."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise UnknownNameError(f"the number of configurations must be a whole number of at least 1; got {n!r}")
     columns = [*dict.fromkeys([*searched_parameters(results), metric, f"{metric}_deviation", "num_seeds"])]
     df = with_nullable_integers(ranked_configurations(results, metric, mode)[columns])
     return Ranking(df.head(n).reset_index(drop=True))
@@ -75,8 +77,10 @@ def config_of(results: "Results", configuration: pd.Series) -> dict[str, Any]:
 def is_lower_better(results: "Results", metric: str, mode: str | None) -> bool:
     """Return whether a metric is best when low; see ``Results.is_lower_better``."""
     declared = {**results.experiment.get("metrics", {}), results.metric: results.experiment["mode"]}
-    mode = mode or declared.get(metric)
-    if mode:
+    mode = declared.get(metric) if mode is None else mode
+    if mode is not None:
+        if mode not in ("min", "max"):
+            raise UnknownNameError(f"mode must be min or max; got {mode!r}")
         return mode == "min"
     if metric.endswith("loss") or (metric.endswith("_s") and not metric.endswith("_per_s")):
         return True

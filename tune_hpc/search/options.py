@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, get_args, get_origin, get_type_hints
 
@@ -90,14 +91,21 @@ class Option:
         """Return the type of numbers that the option accepts: int, float, or None for words."""
         return next((kind for kind in (int, float) if kind in (self.hint, *get_args(self.hint))), None)
 
-    def check_bounds(self, value: Any) -> None:
-        """Check the bounds of a number.
+    def check(self, value: Any) -> None:
+        """Check the type of a number or a truth value, and the bounds of a number.
 
         Raises:
-            InvalidExperimentError: The value is out of bounds.
+            InvalidExperimentError: The value is of another type or out of bounds.
         """
-        if not isinstance(value, int | float):
+        kinds = (self.hint, *get_args(self.hint))
+        if self.hint is bool and not isinstance(value, bool):
+            raise InvalidExperimentError(f"{self.name} must be True or False; got {value!r}")
+        if value is None or self.number is None or (str in kinds and isinstance(value, str)):
             return
+        kind = Integral if self.number is int else Real
+        if isinstance(value, bool) or not isinstance(value, kind):
+            noun = "a whole number" if kind is Integral else "a number of seconds" if self.is_duration else "a number"
+            raise InvalidExperimentError(f"{self.name} must be {noun}; got {value!r}")
         if not -math.inf < value < math.inf:
             raise InvalidExperimentError(f"{self.name} must be a finite number; got {value}")
         if self.minimum is not None and not value >= self.minimum:
@@ -110,9 +118,9 @@ class OptionSet:
     """Base of dataclasses whose fields are options."""
 
     def __post_init__(self) -> None:
-        """Check all bounds."""
+        """Check numbers and truth values."""
         for option in options_of(type(self)):
-            option.check_bounds(getattr(self, option.name))
+            option.check(getattr(self, option.name))
 
 
 def options_of(option_set: type[OptionSet]) -> Iterator[Option]:
@@ -186,7 +194,9 @@ class RunOptions(OptionSet):
         "stop the search when this number of trials has failed; 0: never; default: when the first 3 trials that end "
         "all fail", "stop criteria", "Failed trials", minimum=0, request_maximum=10**9,
     ))
-    checkpoint_interval_s: float = field(default=60.0, metadata=metadata("seconds between two checkpoints of a trial"))
+    checkpoint_interval_s: float = field(default=60.0, metadata=metadata(
+        "seconds between two checkpoints of a trial", minimum=0
+    ))
     show_progress: bool = field(default=True, metadata=metadata(
         "show a progress bar, or a line a minute without a terminal"
     ))
