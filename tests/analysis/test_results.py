@@ -134,6 +134,18 @@ def test_mode_other_than_min_and_max_is_rejected(trial, results_of, mode):
         made.compare("learning_rate", "test_loss", mode=mode)
 
 
+def test_configuration_with_a_seed_that_has_no_value_is_not_best(trial, results_of):
+    # A time limit stopped two slow seeds before their first report.
+    made = results_of(
+        trial("t0", 0.1, learning_rate=0.1, seed=0),
+        trial("t1", np.nan, learning_rate=0.1, seed=1, status="stopped"),
+        trial("t2", 0.3, learning_rate=0.2, seed=0),
+        trial("t3", 0.3, learning_rate=0.2, seed=1),
+    )
+    assert made.best(mode="min")["learning_rate"] == 0.2
+    assert made.top(mode="min")["learning_rate"].tolist() == [0.2]
+
+
 @pytest.mark.parametrize("n", [0, -1, 1.5, True])
 def test_top_needs_a_positive_number(trial, results_of, n):
     with pytest.raises(UnknownNameError, match="must be a whole number of at least 1"):

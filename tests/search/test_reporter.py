@@ -247,6 +247,23 @@ def test_checkpoint_restores_state_and_metrics(tmp_path, clock):
     assert again.history().equals(writer.history())
 
 
+@pytest.mark.parametrize("step", [3.0, np.float64(3), np.array(3), torch.tensor(3)])
+def test_step_of_a_state_is_a_whole_number(tmp_path, step):
+    path = tmp_path / "t00000.checkpoint"
+    TrialCheckpoint(path, [TrialFileWriter({})], 0.0).save(step, lambda: {"step": 3})
+    with pytest.raises(StopRequested):
+        TrialCheckpoint(path, [TrialFileWriter({})], 0.0, max_step=3).load()
+
+
+@pytest.mark.parametrize("step", ["3", -1, 1.5, "../../x", True, [1, 2], None])
+def test_state_at_another_step_is_rejected(tmp_path, step):
+    checkpoint = TrialCheckpoint(tmp_path / "t00000.checkpoint", [TrialFileWriter({})], 0.0)
+    for offer in (checkpoint.save, checkpoint.keep):
+        with pytest.raises(ValueError, match="step"):
+            offer(step, lambda: {})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_state_of_the_step_at_which_a_trial_stops_ends_it_at_once(tmp_path):
     def checkpoint(max_step, may_pause=True):
         writer = TrialFileWriter({})

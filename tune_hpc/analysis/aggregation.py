@@ -125,11 +125,15 @@ def sort_configurations(
 ) -> pd.DataFrame:
     """Return the configurations with a metric and with neither a diverged nor a failed seed, best first.
 
-    The metric is by default that of the experiment, and the mode its direction.
+    A completed seed without a value, which a time limit may stop before its first report, counts as a failed one. The
+    metric is by default that of the experiment, and the mode its direction.
     """
     metric = metric or results.metric
     is_sound = (configurations["num_diverged"] == 0) & (configurations["num_failed"] == 0)
-    sound = configurations[is_sound & configurations[metric].notna()]
+    values = trial_values(results, [metric])
+    without_value = values.loc[values[metric].isna() & results.trials["status"].isin(COMPLETED), "configuration"]
+    is_sound &= configurations[metric].notna() & ~configurations.index.isin(without_value)
+    sound = configurations[is_sound]
     return sound.sort_values(metric, ascending=results.is_lower_better(metric, mode), kind="stable")
 
 

@@ -106,11 +106,12 @@ class Option:
         if isinstance(value, bool) or not isinstance(value, kind):
             noun = "a whole number" if kind is Integral else "a number of seconds" if self.is_duration else "a number"
             raise InvalidExperimentError(f"{self.name} must be {noun}; got {value!r}")
-        if not -math.inf < value < math.inf:
+        number = float(value)
+        if not math.isfinite(number):
             raise InvalidExperimentError(f"{self.name} must be a finite number; got {value}")
-        if self.minimum is not None and not value >= self.minimum:
+        if self.minimum is not None and number < self.minimum:
             raise InvalidExperimentError(f"{self.name} must be at least {self.minimum:g}; got {value}")
-        if self.above is not None and not value > self.above:
+        if self.above is not None and number <= self.above:
             raise InvalidExperimentError(f"{self.name} must be above {self.above:g}; got {value}")
 
 

@@ -127,7 +127,7 @@ class Reporter:
             self._record(step, metrics)
 
     def _record(self, step: Any, metrics: Mapping[str, Any]) -> None:
-        steps = _whole_steps(step)
+        steps = whole_steps(step)
         values = {name: _broadcast(steps, name, value) for name, value in metrics.items()}
         self._check(steps, values)
         finite = {
@@ -190,7 +190,7 @@ def returned_columns(returned: Mapping[Any, Any], metric: str, row: Mapping[str,
             if isinstance(number, float | np.floating) and not np.isfinite(number):
                 raise Diverged(f"non-finite {name}, which the trainable returned")
     if "steps_run" in columns:
-        columns["steps_run"] = int(_whole_steps(columns["steps_run"])[0])
+        columns["steps_run"] = int(whole_steps(columns["steps_run"])[0])
     return columns
 
 
@@ -216,7 +216,7 @@ def _to_array(value: Any) -> np.ndarray:
     return array
 
 
-def _whole_steps(step: Any) -> np.ndarray:
+def whole_steps(step: Any) -> np.ndarray:
     """Return steps as whole numbers."""
     numbers = np.atleast_1d(_to_array(step))
     is_number = numbers.ndim == 1 and numbers.dtype.kind in "iuf"

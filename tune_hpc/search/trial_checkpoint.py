@@ -11,6 +11,7 @@ import numpy as np
 
 from tune_hpc.errors import FolderError
 from tune_hpc.search.checkpoint_retention import MakeState, TrialRetention
+from tune_hpc.search.reporter import whole_steps
 from tune_hpc.search.stopping import StopRequest, StopRequested, TimeLimit
 from tune_hpc.storage.filesystem import Storage
 from tune_hpc.storage.trial_file import TrialFileWriter
@@ -104,6 +105,7 @@ class TrialCheckpoint:
             member: Number of the trial in a fused group.
         """
         self._keeps_saved_states = False
+        step = _whole_step(step)
         self._keep(step, make_state, is_last, member)
 
     def _keep(self, step: int, make_state: MakeState, is_last: bool | None, member: int) -> None:
@@ -124,6 +126,7 @@ class TrialCheckpoint:
             StopRequested: The trial must stop, and its state is saved.
             TimeLimitReached: The time of the trial is over.
         """
+        step = _whole_step(step)
         if self._keeps_saved_states:
             self._keep(step, make_state, None, 0)
         self._time_limit.check()
@@ -154,3 +157,10 @@ class TrialCheckpoint:
         if is_last:
             self.has_stopped = True
             raise StopRequested
+
+
+def _whole_step(step: Any) -> int:
+    steps = whole_steps(step)
+    if len(steps) != 1:
+        raise ValueError(f"a state has one step; got {step!r}")
+    return int(steps[0])
