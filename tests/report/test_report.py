@@ -123,6 +123,7 @@ def test_importance_is_a_table_and_a_figure_unless_it_raises(grid, results_of, t
     assert "Parameter importance" not in page
 
 
+@pytest.mark.slow
 def test_comparison_is_first_and_equal_names_are_distinguished(grid, tmp_path):
     searches = [replace(grid(title="Made up"), folder=tmp_path / name) for name in ("first", "second")]
     ranking = concat(searches).compare("search")
