@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,6 +183,37 @@ def test_warm_start_adds_the_trials_of_another_search(by_searcher, tmp_path, stu
     added = [number for call, number in studies[0].calls if call == "add"]
     assert len(added) == inside.sum() > 0
     assert len(load(tmp_path / "out").trials) == 3
+
+
+@pytest.mark.parametrize("scheduler", ["none", "asha"])
+def test_resumed_search_has_the_warm_start_of_an_undisturbed_one(tmp_path, scheduler):
+    def train(config, report, checkpoint):
+        step = (checkpoint.load() or {"step": 0})["step"]
+        while step < 27:
+            step += 1
+            report(step, {"loss": (config["x"] - 0.3) ** 2 + 1 / step})
+            checkpoint.save(step, lambda step=step: {"step": step})
+
+    options = {"runner": "local", "show_progress": False}
+    space = Space({"x": tune.uniform(0, 1)}, keys={})
+    made = Experiment(
+        "first", space, train, metric="loss", mode="min", searcher="random", num_samples=30, budget=27, seeds=()
+    )
+    first = run(made, output_dir=tmp_path / "first", **options)
+    second = made.replace(name="second", searcher="tpe", num_samples=8, scheduler=scheduler)
+    warm = {"warm_start": [first.folder]}
+    whole = run(second, output_dir=tmp_path / "whole", **warm, **options)
+    plain = run(second, output_dir=tmp_path / "plain", **options)
+    target = {"target": float(whole.trials["loss"].iloc[1])}
+    stopped = run(second, output_dir=tmp_path / "stopped", **warm, **target, **options)
+    assert 0 < (stopped.trials["status"] != "running").sum() < 8
+    shutil.rmtree(first.folder)
+    (resumed,) = resume(stopped.folder, trainable=train, **options)
+    assert resumed.trials["x"].tolist() == whole.trials["x"].tolist() != plain.trials["x"].tolist()
+    assert resumed.trials["loss"].tolist() == whole.trials["loss"].tolist()
+    (tmp_path / "stopped" / "warm_start.jsonl").unlink()
+    with pytest.raises(FolderError, match=r"warm_start\.jsonl cannot be read"):
+        extend(stopped.folder, num_samples=1, trainable=train, **options)
 
 
 def test_warm_start_of_other_searchers_is_rejected(by_searcher, tmp_path):

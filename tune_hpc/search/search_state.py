@@ -98,6 +98,8 @@ class Search:
             last = self.folder.last_attempt()
             self.claim()
             self.folder.claim_attempt(last, self.attempt)
+            if self.searcher:
+                self.searcher.write_initial_state()
         origin = {**origin, **record_repository(self.trainable, self.folder)}
         provenance = dict(earlier.get("provenance") or origin)
         if self.before:

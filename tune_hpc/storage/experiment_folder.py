@@ -5,6 +5,7 @@
     trials.parquet     one row per trial (columns: results.py)
     history.parquet    long form: trial_id, step, one column per metric
     proposals.jsonl    configurations that a model-based searcher suggested, one per line
+    warm_start.jsonl   configurations and outcomes of the other searches from which it started
     rungs.jsonl        arrivals and promotions at the rungs of ASHA, one per line
     population.jsonl   exploits at the end of each generation of PBT, one per line
     attempts/N         one file for each start, resume and extension: the process that claimed it
@@ -70,8 +71,10 @@ class ExperimentFolder:
         self.trials_file = self.path / "trials.parquet"
         self.history_file = self.path / "history.parquet"
         self.proposals = self.path / "proposals.jsonl"
+        self.warm_start = self.path / "warm_start.jsonl"
         self.rungs = self.path / "rungs.jsonl"
         self.population = self.path / "population.jsonl"
+        self._journals = (self.proposals, self.warm_start, self.rungs, self.population)
         self.trials = self.path / "trials"
         self.groups = self.trials / "groups.json"
         self.control = self.trials / "control"
@@ -259,9 +262,9 @@ class ExperimentFolder:
         trials = (self.trials, self.checkpoints, self.path / "artifacts", self.logs, self.changes)
         for folder in (*trials, self.tables, self.figures, self.tensorboard, self.ray):
             self.storage.delete_tree(folder)
-        frames, journals = (self.trials_file, self.history_file), (self.proposals, self.rungs, self.population)
+        frames = (self.trials_file, self.history_file)
         others = (self.progress, self.report, self.optuna_journal, self.mlflow)
-        for file in (*frames, *journals, *others, self.experiment_file):
+        for file in (*frames, *self._journals, *others, self.experiment_file):
             self.storage.delete(file)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -308,7 +311,7 @@ class ExperimentFolder:
 
     def num_lines(self) -> dict[str, int]:
         """Return the number of lines of each file of JSON lines."""
-        files = [path for path in (self.proposals, self.rungs, self.population) if self.storage.download(path)]
+        files = [path for path in self._journals if self.storage.download(path)]
         return {path.name: path.read_bytes().count(b"\n") for path in files}
 
     def read_lines(

@@ -106,6 +106,11 @@ class AsyncSuccessiveHalving(Searcher):
         """Return whether trials are on their way to a rung."""
         return bool(self._running)
 
+    def write_initial_state(self) -> None:
+        """Write the initial state of the source of configurations."""
+        if self.source is not None:
+            self.source.write_initial_state()
+
     def suggest(self) -> list[TrialSpec]:
         """Return the trials of the configuration that trains next, with the step of its rung."""
         candidate = self._next()

@@ -1,12 +1,12 @@
 """Model-based searchers (TPE, GP) through Optuna's ask-and-tell interface.
 
 Each suggested configuration is appended to ``proposals.jsonl`` before its trials start. A resumed search reads the file
-and therefore knows every earlier suggestion.
+and therefore knows every earlier suggestion. Likewise, ``warm_start.jsonl`` has the outcomes of other searches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tune_hpc.analysis.results import Results
@@ -14,6 +14,7 @@ from tune_hpc.errors import FolderError
 from tune_hpc.search.experiment import ENDED, Experiment
 from tune_hpc.search.searchers.searcher import Searcher, merged_config_keys, trial_specs
 from tune_hpc.search.trial_spec import TrialOutcome, TrialSpec
+from tune_hpc.storage.checksum import dump_json
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
 
@@ -43,14 +44,19 @@ class OptunaSearcher(Searcher):
         self.experiment = experiment
         self.folder = folder
         self.study = AskTellStudy(experiment.space, experiment.searcher, experiment.mode, experiment.search_seed)
-        for results in warm_start:
-            self._add_results(results)
+        self._warm_start = [line for results in warm_start for line in self._outcomes_of(results)]
         self._optuna_numbers: dict[int, int] = {}
         self._open: dict[str, int] = {}
         self._outcomes: dict[int, dict[str, TrialOutcome]] = {}
         self.unfinished: list[TrialSpec] = []
         self.config_keys: list[str] = []
         self.num_suggested = 0
+        if before is not None:
+            may_be_absent = folder.warm_start.name not in before.experiment.get("num_lines", {})
+            self._warm_start = folder.read_lines(folder.warm_start, "number", may_be_absent=may_be_absent)
+        for line in self._warm_start:
+            outcomes = [TrialOutcome(*outcome) for outcome in line["outcomes"]]
+            self.study.add(line["config"], self.study.aggregate(outcomes))
         if before is None:
             return
         lines = folder.read_lines(folder.proposals, "number", may_be_absent=before.trials.empty)
@@ -58,6 +64,12 @@ class OptunaSearcher(Searcher):
         for number, line in enumerate(lines):
             self._restore(number, line["config"], rows)
         self.num_suggested = len(lines)
+
+    def write_initial_state(self) -> None:
+        """Write the outcomes of other searches, which a resumed search reads."""
+        if self._warm_start:
+            lines = [dump_json({"number": number, **line}) for number, line in enumerate(self._warm_start)]
+            self.folder.storage.write_atomic(self.folder.warm_start, "".join(lines))
 
     def suggest(self) -> list[TrialSpec]:
         """Return the trials of the next configuration, one for each seed; none after ``num_samples`` of them."""
@@ -125,8 +137,8 @@ class OptunaSearcher(Searcher):
 
         return outcome_of_row(row, self.experiment.metric)
 
-    def _add_results(self, results: Results) -> None:
-        """Add every configuration of another search that is a member of this space to the study."""
+    def _outcomes_of(self, results: Results) -> Iterator[dict[str, Any]]:
+        """Yield each configuration of another search that is a member of this space, with its outcomes."""
         from tune_hpc.search.searchers.optuna_study import configurations
 
         experiment = self.experiment
@@ -137,4 +149,4 @@ class OptunaSearcher(Searcher):
             )
         for config, rows in configurations(results, experiment.space):
             if known := [self._outcome(row) for row in rows if row["status"] in ENDED]:
-                self.study.add(config, self.study.aggregate(known))
+                yield {"config": config, "outcomes": known}

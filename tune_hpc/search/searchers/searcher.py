@@ -85,6 +85,9 @@ class Searcher(ABC):
         models = space.reachable_values("model") if "model" in space else [complete({})["model"]]
         return [str(complete({"model": model})["data"]) for model in models]
 
+    def write_initial_state(self) -> None:
+        """Write what a resumed search needs beside its trials, once its folder is claimed."""
+
     @abstractmethod
     def suggest(self) -> list[TrialSpec]:
         """Return the next trials to run; an empty list if there are none at present.
