@@ -108,12 +108,15 @@ class AskTellStudy:
         self._num_trials = 0
 
     def ask(self) -> tuple[int, dict[str, Any]]:
-        """Return number and configuration of the next trial."""
+        """Return number and configuration of the next trial.
+
+        The random numbers depend on the number of the trial only, so that a resumed search suggests what an
+        undisturbed one does.
+        """
+        self.study.sampler = _sampler(self.sampler, self.space, self.seed + self._num_trials)
         if self._startup is None:
             # An extended search must not repeat the suggestions of its first part.
-            number = self._num_trials
-            self.study.sampler = _sampler(self.sampler, self.space, self.seed + number)
-            self._startup = islice(quasi_random_configs(self.space, self.seed), number, None)
+            self._startup = islice(quasi_random_configs(self.space, self.seed), self._num_trials, None)
         return self._ask(next(self._startup, None) if self._num_trials < NUM_STARTUP else None)
 
     def ask_given(self, config: Mapping[str, Any]) -> int:

@@ -85,7 +85,7 @@ class Searcher(ABC):
         models = space.reachable_values("model") if "model" in space else [complete({})["model"]]
         return [str(complete({"model": model})["data"]) for model in models]
 
-    def write_initial_state(self) -> None:
+    def write_initial_state(self) -> None:  # noqa: B027 - most searchers have none
         """Write what a resumed search needs beside its trials, once its folder is claimed."""
 
     @abstractmethod
