@@ -3,8 +3,10 @@
 import importlib
 import io
 import logging
+import os
 import platform
 import re
+import signal
 import sys
 
 import numpy as np
@@ -469,6 +471,17 @@ def test_search_that_a_target_stops_before_its_first_trial_is_no_failure(folder,
     (folder / "mine.py").write_text(f"{MINE.replace('report(1,', '1 / 0; report(1,')}both = [experiment]\n")
     sys.modules.pop("mine")
     assert cli.main(["run", "mine:both", "--max-failures", "1", *flags, "failed"]) == cli.FAILURE
+
+
+def test_warning_signal_during_the_report_has_no_effect(folder, monkeypatch):
+    def write_report(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return "report.html"
+
+    monkeypatch.setattr("tune_hpc.report.report.write_report", write_report)
+    (folder / "mine.py").write_text(MINE)
+    assert cli.main(["run", "mine:experiment", "--local", "--output-dir", "out"]) == cli.SUCCESS
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
 def test_interrupt_is_reported_in_one_line(monkeypatch, capsys):

@@ -111,6 +111,8 @@ def test_configuration_without_seeds_has_no_seed():
         ({"seeds": (-1,)}, r"a seed is a whole number from 0 to 2147483647; got \[-1\]"),
         ({"seeds": (0.5,)}, r"got \[0.5\]"),
         ({"search_seed": -1}, "search_seed must be at least 0; got -1"),
+        ({"metric": ""}, "the name of a metric must be a word; got ''"),
+        ({"metric": "loss\n"}, r"the name of a metric must be a word; got 'loss\\n'"),
         ({"search_seed": 2**32}, "search_seed must be at most 2147483647; got 4294967296"),
         (
             {"searcher": "grid", "num_samples": 5},

@@ -279,8 +279,11 @@ def _print_summary(results: Sequence["Results"], page: Path | None) -> int:
             print(f"{result.name}: {result.failures}")
     if page is not None:
         from tune_hpc.report.report import write_report
+        from tune_hpc.search.stopping import ignored_warning_signal
 
-        print(f"report: {write_report(results, page, importance=importance)}")
+        # The exit code must tell a batch system whether to requeue the job.
+        with ignored_warning_signal():
+            print(f"report: {write_report(results, page, importance=importance)}")
     _print_resume_commands(results)
     if any(one.experiment.get("is_to_be_requeued") for one in results):
         return REQUEUE

@@ -67,6 +67,8 @@ def check_experiment(experiment: "Experiment") -> None:
         if mode not in ("min", "max"):
             raise InvalidExperimentError(f"{name} must be min or max; got {mode!r}")
     for name in (experiment.metric, *experiment.metrics):
+        if not name or not name.isprintable():
+            raise InvalidExperimentError(f"the name of a metric must be a word; got {name!r}")
         if name in experiment.space:
             raise InvalidExperimentError(f"{name} is a metric and a parameter; give one of them another name")
     if not re.fullmatch(r"last|best|mean_of_last_[1-9]\d{0,5}", experiment.judge):

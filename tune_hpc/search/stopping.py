@@ -69,6 +69,19 @@ def reset_signals_in_children() -> None:
     os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
 
 
+@contextlib.contextmanager
+def ignored_warning_signal() -> Iterator[None]:
+    """Ignore the warning of a batch system that its job ends soon; in other threads than the main one, do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(WARNING_SIGNAL, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(WARNING_SIGNAL, handler)
+
+
 class StopRequested(BaseException):
     """Unwinds a trainable after its state was saved; ``except Exception`` in a trainable does not catch it."""
 
