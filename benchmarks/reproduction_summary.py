@@ -31,13 +31,7 @@ def summarise(
     known = pd.concat([distinct_numbers(published) for name, published in verdicts.items() if name not in VARIANTS])
     known = known.dropna(subset=["verdict"])
     counts = known["verdict"].value_counts()
-    phrases = {
-        AGREES: "agree",
-        DIFFERS: "differ",
-        INCONCLUSIVE: "are inconclusive",
-        NOT_COMPARABLE: "are not comparable",
-    }
-    parts = [f"{counts[verdict]} {phrase}" for verdict, phrase in phrases.items() if verdict in counts]
+    parts = [f"{counts[verdict]} {phrase}" for verdict, phrase in _PHRASES.items() if verdict in counts]
     differing = known[known["verdict"] == DIFFERS]
     corrected = (differing["p_holm"].fillna(0.0) < LEVEL).sum()
     yield (

@@ -90,7 +90,7 @@ class TrialCheckpoint:
             ]
         for retention in self._keepers:
             retention.restore(checkpoint["step"])
-        if self._max_step is not None and checkpoint["step"] >= self._max_step and self._may_pause():
+        if self._pauses_at(checkpoint["step"]):
             self.has_stopped = True
             raise StopRequested
         return checkpoint["state"]
@@ -115,7 +115,11 @@ class TrialCheckpoint:
     def _stops_at(self, step: int) -> bool:
         """Return whether the trial must save its state at a step and stop."""
         is_requested = self._request is not None and self._request.is_made
-        return is_requested or (self._max_step is not None and step >= self._max_step and self._may_pause())
+        return is_requested or self._pauses_at(step)
+
+    def _pauses_at(self, step: int) -> bool:
+        """Return whether a scheduler pauses the trial at a step."""
+        return self._max_step is not None and step >= self._max_step and self._may_pause()
 
     def save(self, step: int, make_state: MakeState) -> None:
         """Save a state if the previous one is old enough or the trial must stop.
