@@ -85,7 +85,7 @@ class TestStart:
         assert not folder.ray.exists()
 
     def test_keys_that_a_searcher_adds_are_written_once(self, tmp_path):
-        searcher = SimpleNamespace(config_keys=["x", "y"], note_config_keys=None)
+        searcher = SimpleNamespace(config_keys=["x", "y"], note_config_keys=None, write_initial_state=lambda: None)
         search = search_in(tmp_path, searcher=searcher)
         assert search.folder.read()["config_keys"] == ["x", "y"]
         searcher.note_config_keys(["y", "z"])
