@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -669,3 +670,19 @@ def test_show_prints_the_first_error(folder, capsys, num_finished):
     write_frames(made, trials_frame(rows, ["x"]), pd.DataFrame({"trial_id": [], "step": []}))
     assert cli.main(["show", str(made.path)]) == 0
     assert f"mine: 2 of {2 + num_finished} trials failed, t00000: ValueError: no data" in capsys.readouterr().out
+
+
+def test_output_on_a_full_disk_is_a_one_line_error():
+    command = [sys.executable, "-m", "tune_hpc.cli", "list"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "tune-hpc: [Errno 28] No space left on device\n")
+
+
+def test_deleted_working_directory_is_a_one_line_error(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "deleted"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert cli.main(["list"]) == 2
+    assert capsys.readouterr().err == "tune-hpc: the working directory has been deleted; change to another one\n"

@@ -210,7 +210,7 @@ class Run:
         for name, found, expected in (
             ("trials", results.trials, undisturbed.trials), ("history", results.history, undisturbed.history),
         ):  # fmt: skip
-            found, expected = (_comparable(df) for df in (found, expected))
+            found, expected = (comparable(df) for df in (found, expected))
             if not found.equals(expected):
                 self.problems.append(f"{name} differ from the undisturbed run")
         ends = Counter(line.split()[0] for line in self.events.read_text().splitlines() if " end " in line)
@@ -218,7 +218,7 @@ class Run:
             self.problems.append(f"{NUM_TRIALS - len(ends)} trials never ended")
 
 
-def _comparable(df: pd.DataFrame) -> pd.DataFrame:
+def comparable(df: pd.DataFrame) -> pd.DataFrame:
     df = df.drop(columns=[name for name in (*VOLATILE, "events", "config", "stop_reason") if name in df])
     return df.sort_values([name for name in ("trial_id", "step") if name in df], ignore_index=True)
 

@@ -161,3 +161,18 @@ def test_trials_table_has_every_trial_and_the_requested_columns(trial, results_o
     assert list(df) == ["optimizer", "train_s"]
     assert " 1.235 |" in tables.to_markdown(tables.trials_table(results_of(trial("t0", speedup=1.23456)), ["speedup"]))
     assert list(df["optimizer"]) == ["adam", "ftrl"]
+
+
+def test_search_space_table_has_the_domains_and_the_values_of_the_trials(trial, results_of):
+    space = {
+        "optimizer": {"choice": ["adam", "sgd"]}, "learning_rate": {"loguniform": [1e-4, 1.0]}, "steps": 5,
+        "momentum": {"cases": [{"when": {"optimizer": ["sgd"]}, "value": {"uniform": [0, 1]}}]},
+    }  # fmt: skip
+    rows = [trial(f"t{n}", optimizer=("adam", "sgd")[n % 2], learning_rate=0.01 * n, momentum=n / 2) for n in (1, 2)]
+    keys = ["optimizer", "learning_rate", "momentum"]
+    df = tables.search_space_table(results_of(*rows, space=space, config_keys=keys))
+    assert df.to_numpy().tolist() == [
+        ["optimizer", "choice", 2, "sgd, adam"],
+        ["learning_rate", "loguniform(1e-04, 1)", 2, "0.01, 0.02"],
+        ["momentum", "conditional", 2, "0.5, 1"],
+    ]

@@ -8,6 +8,7 @@ import argparse
 import gc
 import io
 import logging
+import os
 import re
 import shlex
 import sys
@@ -28,7 +29,7 @@ from tune_hpc.cli.options import (
 from tune_hpc.cli.selection import find_experiments, run_name
 from tune_hpc.cli.serve import add_serve_command
 from tune_hpc.cli.show import compare, importance, report, show, summary
-from tune_hpc.errors import InvalidExperimentError, TuneHpcError
+from tune_hpc.errors import FolderError, InvalidExperimentError, TuneHpcError
 
 if TYPE_CHECKING:
     from tune_hpc.analysis.results import Results
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.addHandler(to_terminal)
     log.setLevel(logging.INFO)
     try:
-        return int(flags.run_command(flags))
+        return _run_command(flags)
     except TuneHpcError as error:
         print(f"tune-hpc: {error}", file=sys.stderr)
         return USAGE
@@ -88,8 +89,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of the output has closed the pipe; Python would fail once more when it flushes at exit.
         sys.stdout = None
         return SUCCESS
+    except OSError as error:
+        if error.filename is None:
+            # Standard output, on a full disk: Python would fail once more when it flushes at exit.
+            sys.stdout = None
+        print(f"tune-hpc: {error}", file=sys.stderr)
+        return FAILURE
     finally:
         log.removeHandler(to_terminal)
+
+
+def _run_command(flags: argparse.Namespace) -> int:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise FolderError("the working directory has been deleted; change to another one") from error
+    code = int(flags.run_command(flags))
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    return code
 
 
 class _TerminalHandler(logging.StreamHandler):

@@ -174,15 +174,31 @@ def status_table(results: Results) -> pd.DataFrame:
 
 
 def search_space_table(results: Results) -> pd.DataFrame:
-    """Return the varied parameters: ``parameter``, ``num_values``, ``values`` (all, or the range of many numbers)."""
-    rows = []
+    """Return the varied parameters.
+
+    Returns:
+        Columns ``parameter``; ``domain``, as in ``loguniform(1e-04, 1)``; ``num_values`` and ``values`` of the trials:
+        all, or the range of many numbers.
+    """
+    rows, space = [], results.experiment.get("space") or {}
     for name in results.varied_parameters:
         values = results.trials[name].drop_duplicates().dropna()
         is_number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
         texts = [format_value(value) for value in (values.sort_values() if is_number else values)]
         is_long = is_number and len(texts) > 12
-        rows.append((name, len(values), f"{texts[0]} to {texts[-1]}" if is_long else ", ".join(texts)))
-    return pd.DataFrame(rows, columns=["parameter", "num_values", "values"])
+        shown = f"{texts[0]} to {texts[-1]}" if is_long else ", ".join(texts)
+        rows.append((name, _domain(space.get(name)), len(values), shown))
+    return pd.DataFrame(rows, columns=["parameter", "domain", "num_values", "values"])
+
+
+def _domain(parameter: Any) -> str:
+    """Return the domain of a parameter in experiment.json, without the values of a choice."""
+    if not isinstance(parameter, Mapping):
+        return ""
+    ((kind, arguments),) = parameter.items()
+    if kind == "cases":
+        return "conditional"
+    return kind if kind == "choice" else f"{kind}({', '.join(map(format_value, arguments))})"
 
 
 def report_tables(results: Results, importance: pd.DataFrame | None = None) -> list[TitledTable]:
