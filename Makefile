@@ -21,7 +21,8 @@ test-all: test          ## every test; the slow ones take minutes, or need Slurm
 test-fast: $(INSTALLED) ## tests without Ray
 	$(BIN)/python -m pytest -m "not ray and not slow"
 
-faults: $(INSTALLED)    ## 200 searches with faults at random moments, as a table; about an hour
+faults: $(INSTALLED)    ## searches with a fault at each of their writes, and 200 at random moments; over an hour
+	$(BIN)/python -m tests.faults.every_write
 	$(BIN)/python -m tests.faults.harness --runs 200
 
 fuzz: $(INSTALLED)      ## fuzz tests with many random examples; about ten minutes

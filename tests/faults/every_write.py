@@ -72,8 +72,7 @@ def prepare(folder: Path) -> None:
 def start_extension(folder: Path) -> None:
     """Add two configurations to a finished search, unless they have been added."""
     out = folder / "out"
-    shutil.copytree(folder / "source", out) if not out.exists() else None
-    if len(ExperimentFolder(out).read()["config_keys"]) and load(out).experiment["num_samples"] == 4:
+    if load(out).experiment["num_samples"] == 4:
         extend(out, num_samples=2, **OPTIONS)
     else:
         resume(out, **OPTIONS)
@@ -82,9 +81,7 @@ def start_extension(folder: Path) -> None:
 def start_retry(folder: Path) -> None:
     """Run the failed trials of a finished search again."""
     (folder / "repaired").touch()
-    out = folder / "out"
-    shutil.copytree(folder / "source", out) if not out.exists() else None
-    resume(out, retry_failed=True, **OPTIONS)
+    resume(folder / "out", retry_failed=True, **OPTIONS)
 
 
 SEARCHES: dict[str, Callable[[Path], None]] = {
@@ -96,6 +93,8 @@ SEARCHES: dict[str, Callable[[Path], None]] = {
     "extend": start_extension,
     "retry_failed": start_retry,
 }
+#: Searches that continue a finished one.
+CONTINUATIONS = ("extend", "retry_failed")
 
 
 class Fault:
@@ -104,7 +103,7 @@ class Fault:
     Args:
         name: ``kill``, ``full disk`` (every change from there on fails) or ``one error``.
         position: The change, counted from 1.
-        folder: Its folder.
+        folder: The folder of the changes.
     """
 
     def __init__(self, name: str, position: int, folder: Path) -> None:
@@ -126,7 +125,7 @@ class Fault:
     def changes_a_file(self, event: str, args: tuple[Any, ...]) -> bool:
         """Return whether an event is a change below the folder."""
         if event == "open":
-            path, mode, flags = args
+            _, mode, flags = args
             is_write = any(letter in mode for letter in "wax+") if mode else flags & (os.O_WRONLY | os.O_RDWR)
             if not is_write:
                 return False
@@ -146,7 +145,7 @@ def in_a_fork(call: Callable[[], Any]) -> tuple[int, Any]:
                 answer = call()
         except TuneHpcError as error:
             code, answer = 3, f"{type(error).__name__}: {error}"
-        except BaseException:  # a fork returns nowhere else
+        except BaseException:  # noqa: BLE001 - a fork returns nowhere else
             code, answer = 1, traceback.format_exc()
         os.write(writer, json.dumps(answer).encode()[:60_000])
         os._exit(code)
@@ -188,6 +187,8 @@ def run_search(name: str, fault: str, root: Path, every: int = 1) -> tuple[int, 
     search, template, expected = SEARCHES[name], root / "template", root / "expected"
     template.mkdir()
     outcomes = [in_a_fork(lambda: prepare(template))]
+    if name in CONTINUATIONS:
+        shutil.copytree(template / "source", template / "out")
     shutil.copytree(template, expected)
     outcomes.append(in_a_fork(lambda: search(expected)))
     problems = [f"undisturbed: {answer}" for code, answer in outcomes if code]
@@ -195,7 +196,7 @@ def run_search(name: str, fault: str, root: Path, every: int = 1) -> tuple[int, 
     while not problems:
         folder = root / str(position)
         shutil.copytree(template, folder)
-        injected = Fault(fault, position, folder)
+        injected = Fault(fault, position, folder / "out")
         code, answer = in_a_fork(lambda: with_fault(search, folder, injected))  # noqa: B023 - called at once
         if code == 1:
             problems.append(f"{fault} at {position}: {answer}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import every_write
 from tests.faults.harness import ROOT, RUNNERS, run_once, undisturbed_results
 from tests.jobs.conftest import start_head
 
@@ -30,6 +31,16 @@ def test_search_with_faults_ends_like_an_undisturbed_one(seed, undisturbed, tmp_
     cluster = request.getfixturevalue("cluster") if runner == "ray job" else None
     run = run_once(seed, runner, undisturbed, tmp_path, cluster)
     assert not run.problems, run.faults
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["kill", "full disk", "one error"])
+@pytest.mark.parametrize("search", every_write.SEARCHES)
+def test_search_with_a_fault_at_a_write_ends_like_an_undisturbed_one(search, fault, tmp_path):
+    # Forks need a process without threads.
+    command = [sys.executable, "-m", "tests.faults.every_write", "--search", search, "--fault", fault, "--every", "17"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_injected_errors_reach_every_way_to_a_file(tmp_path):

@@ -40,7 +40,8 @@ def test_quick_run_is_marked_beside_published_numbers(grid):
 def test_findings_have_the_numbers(grid):
     sentences = findings.findings(grid(published=PUBLISHED))
     assert sentences[0] == "12 trials, 12 finished."
-    assert sentences[1] == "Lowest test loss 0.3416 with optimizer adam, learning rate 0.01 (mean of 2 seeds)."
+    best = "Lowest test loss 0.3416 with optimizer adam, learning rate 0.01"
+    assert sentences[1] == f"{best} (mean of 2 seeds; 95 % interval 0.2781 to 0.4052)."
     assert sentences[2] == "Of 2 published best learning rates, 1 is also ours."
     assert sentences[3] == "Of 2 published numbers, 2 agree with ours."
     assert sentences[4] == "Mean distance from the published values: 0.04163 on 2 numbers for test loss."
@@ -176,3 +177,10 @@ def test_search_space_table_has_the_domains_and_the_values_of_the_trials(trial, 
         ["learning_rate", "loguniform(1e-04, 1)", 2, "0.01, 0.02"],
         ["momentum", "conditional", 2, "0.5, 1"],
     ]
+
+
+@pytest.mark.parametrize(("values", "is_warned"), [((0.1, 0.1, 0.3, 0.3), True), ((0.1, 0.2, 0.3, 0.3), False)])
+def test_seeds_without_effect_are_a_finding(trial, results_of, values, is_warned):
+    rows = [trial(f"t{n}", value, seed=n % 2, learning_rate=n // 2 + 0.1) for n, value in enumerate(values)]
+    sentences = findings.findings(results_of(*rows, config_keys=["learning_rate", "seed"]))
+    assert any("the seed seems to have no effect" in sentence for sentence in sentences) is is_warned

@@ -102,7 +102,7 @@ class Comparison:
                     reason = "inconclusive, because the seeds give identical values"
                 elif has_repeats.any():
                     reason = "inconclusive where there is one seed, or seeds give identical values"
-            return f"{label} {value} has the best {text}; {reason}."
+            return f"{label} {value} has the best {text.removeprefix('best ')}; {reason}."
         tied = self.values.loc[self.values["is_tied_for_best"].fillna(False).astype(bool), self.parameter]
         if len(tied) > 1:
             return f"{_enumerate(tied)} tie for the best {label} at {self._level}: {value} has {text}."

@@ -15,6 +15,7 @@ from tune_hpc.analysis.aggregation import (
     is_scaling,
     searched_parameters,
     sort_configurations,
+    trial_values,
 )
 from tune_hpc.analysis.boundary_check import check_boundaries
 from tune_hpc.analysis.claims import NOT_MEASURED, check_claims
@@ -27,6 +28,7 @@ from tune_hpc.analysis.formatting import (
     format_metric,
     format_value,
 )
+from tune_hpc.analysis.intervals import Interval, student_interval
 from tune_hpc.analysis.predictions import SEEDS, SEEDS_AND_IMAGES, best_accuracy
 from tune_hpc.analysis.published import (
     AGREES,
@@ -63,6 +65,7 @@ def findings(
     parts = [
         _status_counts(results),
         _best(results),
+        _seeds(results),
         _accuracy(results),
         _published(published, results),
         _distance(published),
@@ -110,14 +113,18 @@ def overview(parts: Sequence[tuple[Results, pd.DataFrame | None, pd.DataFrame | 
     return sentences
 
 
-def best_configuration(results: Results) -> tuple[float, int, dict[str, object]] | None:
-    """Return the best mean metric, its number of seeds, and its varied parameters; ``None`` without a measurement."""
+def best_configuration(results: Results) -> tuple[Interval, int, dict[str, object]] | None:
+    """Return the best mean metric with its interval over seeds, their number, and the varied parameters.
+
+    ``None`` without a measurement.
+    """
     best = sort_configurations(results, aggregate_seeds(results, [results.metric]))
     if best.empty:
         return None
     row = best.iloc[0]
     config = {name: row[name] for name in searched_parameters(results) if pd.notna(row[name])}
-    return float(row[results.metric]), int(row["num_seeds"]), config
+    interval = student_interval(float(row[results.metric]), row[f"{results.metric}_deviation"], int(row["num_seeds"]))
+    return interval, int(row["num_seeds"]), config
 
 
 def _status_counts(results: Results) -> Iterator[str]:
@@ -134,12 +141,27 @@ def _count(number: int, noun: str) -> str:
 
 def _best(results: Results) -> Iterator[str]:
     if best := best_configuration(results):
-        value, num_seeds, config = best
-        text = "Lowest" if results.experiment["mode"] == "min" else "Highest"
-        text += f" {describe_metric(value, results.metric)}" + (f" with {format_config(config)}" if config else "")
-        yield text + (f" (mean of {num_seeds} seeds)." if num_seeds > 1 else ".")
+        interval, num_seeds, config = best
+        extreme = "Lowest" if results.experiment["mode"] == "min" else "Highest"
+        described = describe_metric(interval.mean, results.metric).removeprefix("best ")
+        text = f"{'Best' if display_name(results.metric).startswith('best ') else extreme} {described}"
+        text += f" with {format_config(config)}" if config else ""
+        low, high = (format_metric(bound, results.metric) for bound in (interval.low, interval.high))
+        over = "" if np.isnan(interval.low) else f"; 95 % interval {low} to {high}"
+        yield text + (f" (mean of {num_seeds} seeds{over})." if num_seeds > 1 else ".")
     elif results.counts():
         yield f"No trial finished with a value of {display_name(results.metric)}."
+
+
+def _seeds(results: Results) -> Iterator[str]:
+    """Warn that no configuration depends on its seed, so that repeats measure nothing."""
+    values = trial_values(results, [results.metric]).groupby("configuration")[results.metric]
+    is_repeated = values.count() > 1
+    if is_repeated.any() and (values.nunique()[is_repeated] == 1).all():
+        yield (
+            f"All seeds of each configuration have the same {display_name(results.metric)}: the seed seems to have no "
+            "effect."
+        )
 
 
 def _accuracy(results: Results) -> Iterator[str]:

@@ -77,7 +77,7 @@ class Section:
             "state": experiment.get("state") or MISSING,
             "findings": findings(results, *self.published, frames.get(tables.SPECIAL_CASES)),
             "statuses": describe_statuses(results),
-            "best": describe_metric(best[0], results.metric) if best else MISSING,
+            "best": describe_metric(best[0].mean, results.metric) if best else MISSING,
             "best_config": format_config(best[2]) if best else "",
             "wall_time": format_duration((experiment.get("provenance") or {}).get("wall_s")),
             "search_space": _table("Search space", tables.search_space_table(results)),
