@@ -88,6 +88,7 @@ SEARCHES: dict[str, Callable[[Path], None]] = {
     "random": start,
     "asha": lambda folder: start(folder, scheduler="asha", num_samples=5),
     "asha_stopping": lambda folder: start(folder, scheduler="asha_stopping", num_samples=5),
+    "median": lambda folder: start(folder, scheduler="median", num_samples=6),
     "pbt": lambda folder: start(folder, scheduler="pbt"),
     "tpe with a warm start": lambda folder: start(folder, searcher="tpe", warm_start=True),
     "extend": start_extension,

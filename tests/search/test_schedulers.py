@@ -180,7 +180,8 @@ def history(losses: dict[str, list[float]]) -> Results:
         for name, values in losses.items()
         for step, loss in enumerate(values, start=1)
     ]
-    return Results({"name": "past"}, pd.DataFrame(), pd.DataFrame(rows))
+    trials = pd.DataFrame({"trial_id": list(losses), "status": "finished"})
+    return Results({"name": "past"}, trials, pd.DataFrame(rows))
 
 
 def trial(name: str):
@@ -263,7 +264,7 @@ def test_trials_are_compared_at_equal_fractions_of_their_steps():
     decision(500, 0.25)
     assert (reports[0]["step"], reports[0]["progress"], reports[0]["value"]) == (500, 5000, 0.25)
     scheduler = make_scheduler("asha_stopping", "min", 15_000, 0)
-    trials = pd.DataFrame({"trial_id": ["long", "short"], "steps": [15_000, 1500]})
+    trials = pd.DataFrame({"trial_id": ["long", "short"], "status": "finished", "steps": [15_000, 1500]})
     rows = [("long", 554, 1.0), ("long", 555, 1.0), ("short", 56, 1.0)]
     past = Results({"name": "past"}, trials, pd.DataFrame(rows, columns=["trial_id", "step", "loss"]))
     replay_results(scheduler, past, RankedMetric("loss", "min"), 15_000)
@@ -290,6 +291,39 @@ def test_replayed_trial_has_its_running_best():
     assert {milestone: reached for milestone, reached in bracket._rungs if reached} == {
         1: {"stub.t0": 0.2}, 3: {"stub.t0": 0.9},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["asha_stopping", "hyperband", "median"])
+@pytest.mark.parametrize("num_reported", [0, 1, 3])
+def test_resumed_trial_is_judged_like_an_undisturbed_one(name, num_reported):
+    """Its process was killed after ``num_reported`` steps, of which a state had been saved for all but the last."""
+    losses = {f"t{number}": [number / 10 + 1 / step for step in range(1, 28)] for number in range(20)}
+    values = {"good": [0.01] * 27, "bad": [0.5, 0.4, 9.0] + [9.0] * 24}
+
+    def decisions(scheduler, bad_from=1):
+        made = []
+        for trial_id, first in (("bad", bad_from), ("good", 1)):
+            one = trial(trial_id)
+            scheduler.on_trial_add(None, one)
+            for step in range(first, 28):
+                result = {"progress": step, "value": values[trial_id][step - 1]}
+                if scheduler.on_trial_result(None, one, result) == TrialScheduler.STOP:
+                    made.append((trial_id, step))
+                    break
+            scheduler.on_trial_complete(None, one, result)
+        return made, [milestones(bracket) for bracket in getattr(scheduler, "_brackets", ())]
+
+    def milestones(bracket):
+        return {milestone: sorted(reached.values()) for milestone, reached in bracket._rungs}
+
+    expected, found = (make_scheduler(name, "min", 27, 0) for _ in range(2))
+    metric = RankedMetric("loss", "min")
+    replay_results(expected, history(losses), metric, 27)
+    past = history(losses | ({"bad": values["bad"][:num_reported]} if num_reported else {}))
+    past.trials.loc[past.trials["trial_id"] == "bad", "status"] = "running"
+    replay_results(found, past, metric, 27)
+    assert decisions(found, max(1, num_reported)) == decisions(expected)
+    assert decisions(make_scheduler(name, "min", 27, 0))[0] != decisions(expected)[0]
 
 
 def test_scheduler_of_trials_that_ray_tune_does_not_run_stops_bad_trials():

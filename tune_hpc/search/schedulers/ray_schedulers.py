@@ -15,7 +15,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import InvalidExperimentError
-from tune_hpc.search.experiment import TRAIN, Experiment
+from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
 from tune_hpc.search.trial_spec import RankedMetric, TrialGroup
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def monitored_metric(experiment: Experiment) -> RankedMetric:
     return experiment.ranked_metric
 
 
-def make_scheduler(name: str, mode: str, num_steps: int, seed: int) -> TrialScheduler:
+def make_scheduler(name: str, mode: str, num_steps: int, seed: int) -> "ReplayMixin":
     """Return a Ray Tune scheduler for results with the keys ``progress`` and ``value``.
 
     Args:
@@ -91,11 +91,47 @@ class FifoMixin(FIFOScheduler):
         """Name no trial; Ray Tune then starts all waiting trials in order."""
 
 
-class _Median(FifoMixin, MedianStoppingRule):
+class ReplayMixin(FifoMixin):
+    """Scheduler that receives the earlier results of a resumed trial right before its first new one.
+
+    The trial continues from its last saved state, and may report steps again that it had reported before. Of these the
+    scheduler must not have an earlier value, and must decide again: the process may have been killed before it stopped
+    the trial.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._earlier: dict[str, list[dict[str, Any]]] = {}
+
+    def defer(self, trial_id: str, results: list[dict[str, Any]]) -> None:
+        """Replay the results of a trial when it has resumed."""
+        self._earlier[trial_id] = results
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Return the decision on a result."""
+        if not math.isnan(result["value"]):
+            self._replay(tune_controller, trial, result["progress"])
+        return super().on_trial_result(tune_controller, trial, result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Record the last result of a trial."""
+        self._replay(tune_controller, trial, math.inf)
+        super().on_trial_complete(tune_controller, trial, result)
+
+    def _replay(self, tune_controller: Any, trial: Any, progress: float) -> None:
+        """Replay the earlier results before a progress; the trial continued after each of them."""
+        for result in self._earlier.pop(trial_name(trial), ()):
+            if result["progress"] < progress:
+                super().on_trial_result(tune_controller, trial, result)
+                # The median rule accepts no further results of a trial that it stops.
+                getattr(self, "_stopped_trials", set()).discard(trial)
+
+
+class _Median(ReplayMixin, MedianStoppingRule):
     """Ray Tune's median stopping rule, trials in order."""
 
 
-class _AsyncHalving(FifoMixin, AsyncHyperBandScheduler):
+class _AsyncHalving(ReplayMixin, AsyncHyperBandScheduler):
     """Ray Tune's asynchronous successive halving, trials in order."""
 
 
@@ -197,9 +233,9 @@ def search_scheduler(search: "Search") -> TrialScheduler | None:
 
 
 def replay_results(
-    scheduler: TrialScheduler, before: Results, metric: RankedMetric, num_steps: int, budget: str | int = "steps"
+    scheduler: ReplayMixin, before: Results, metric: RankedMetric, num_steps: int, budget: str | int = "steps"
 ) -> None:
-    """Replay the results of an earlier run to a scheduler.
+    """Replay the results of an earlier run to a scheduler; those of an unfinished trial when it has resumed.
 
     Args:
         scheduler: Scheduler of ``make_scheduler``.
@@ -212,17 +248,22 @@ def replay_results(
         return
     trials = before.trials
     trial_steps = dict(zip(trials["trial_id"], trials[budget], strict=True)) if budget in trials else {}
+    unfinished = set(trials.loc[~trials["status"].isin(ENDED), "trial_id"])
     past = StoppingScheduler(scheduler)
     reported = before.history.dropna(subset=[metric.column])
     for trial_id, history in reported.groupby("trial_id", observed=True):
-        group = TrialGroup(str(trial_id), ())
-        past.add(group)
         pace = num_steps / trial_steps.get(trial_id, num_steps)
-        result: dict[str, Any] = {}
+        results: list[dict[str, Any]] = []
         values = np.empty(0)
         for step, latest in zip(history["step"], history[metric.column], strict=True):
             values = metric.retain(np.append(values, latest))
-            result = {"progress": int(step) * pace, "value": metric.value(values)}
+            results.append({"progress": int(step) * pace, "value": metric.value(values)})
+        if trial_id in unfinished:
+            scheduler.defer(str(trial_id), results)
+            continue
+        group = TrialGroup(str(trial_id), ())
+        past.add(group)
+        for result in results:
             if past.stops(group, result) and isinstance(scheduler, MedianStoppingRule):
                 break  # The rule accepts no further results of a trial that it stops.
         past.complete(group, result)
