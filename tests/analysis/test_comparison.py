@@ -36,6 +36,19 @@ def changed(results, where, **columns):
     return results.with_trials(trials)
 
 
+@pytest.mark.parametrize("scale", [1e-250, 1e155, 1e300])
+def test_scale_of_the_metric_changes_no_verdict(scale):
+    plain = made({"a": 0.9, "b": 0.95, "c": 0.949}, deviation=0.01)
+    scaled = changed(plain, slice(None), test_accuracy=plain.trials["test_accuracy"] * scale)
+    expected, found = (results.compare("optimizer") for results in (plain, scaled))
+    lengths = ["mean", "deviation", "low", "high", "lead_low", "lead_high"]
+    pd.testing.assert_frame_equal(found.values.drop(columns=lengths), expected.values.drop(columns=lengths))
+    np.testing.assert_allclose(found.values[lengths] / scale, expected.values[lengths], rtol=1e-6, atol=1e-9)
+    assert found.pairs["verdict"].tolist() == expected.pairs["verdict"].tolist()
+    np.testing.assert_allclose(found.pairs["low"] / scale, expected.pairs["low"], rtol=1e-6, atol=1e-9)
+    assert found.model.deviation / scale == pytest.approx(expected.model.deviation)
+
+
 class TestVerdicts:
     def test_large_differences_are_ranked_correctly(self):
         generator = np.random.default_rng(2)

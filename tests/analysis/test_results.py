@@ -236,6 +236,12 @@ def test_curve_has_one_column_per_trial(trial, results_of):
     assert curve["00001"].notna().sum() == 6
 
 
+@pytest.mark.parametrize("name", ["step", "trial_id", "none"])
+def test_curve_of_no_metric_is_an_error(grid, name):
+    with pytest.raises(UnknownNameError, match=f"no metric '{name}' in the history of made.up; there are train_loss, "):
+        grid().curve(name)
+
+
 def test_values_of_several_types_keep_them(folder):
     rows = [
         {"trial_id": str(number), "status": "finished", "layers": value}

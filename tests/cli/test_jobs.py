@@ -46,6 +46,25 @@ def test_empty_storage_prints_the_command_that_submits(folder, capsys):
     )
 
 
+def test_storage_that_is_a_file_or_empty_is_rejected(folder, capsys):
+    (folder / "file").touch()
+    error = run(capsys, "jobs", "--storage", folder / "file", code=USAGE).err
+    assert error == f"tune-hpc: {folder / 'file'} is a file; a storage is a folder\n"
+    for words in (["jobs", "--storage"], ["submit", "exercise1_1stpart", "--storage"], ["resume"], ["show"]):
+        assert run(capsys, *words, "", code=USAGE).err == "tune-hpc: the name of a folder is empty\n"
+
+
+def test_fetch_copies_an_experiment_named_ray_and_hidden_artifacts(folder, capsys):
+    job = job_in(folder / "jobs")
+    for name in ("ray/trials.parquet", "walk/ray/state.pkl", "walk/artifacts/t00000/ray/.mine", "walk/.half"):
+        (job.path / "experiments" / name).parent.mkdir(parents=True, exist_ok=True)
+        (job.path / "experiments" / name).touch()
+    run(capsys, "fetch", job.id, "--storage", folder / "jobs", "--output", folder / "got")
+    got = [path.relative_to(folder / "got") for path in (folder / "got" / "experiments").rglob("*") if path.is_file()]
+    assert {"experiments/ray/trials.parquet", "experiments/walk/artifacts/t00000/ray/.mine"} <= set(map(str, got))
+    assert not {"state.pkl", ".half"} & {path.name for path in got}
+
+
 def test_unreachable_storage_of_the_history_hides_no_other(ended, capsys, monkeypatch):
     from tune_hpc.jobs.client import remember
     from tune_hpc.storage.filesystem import Storage

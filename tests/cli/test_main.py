@@ -198,7 +198,7 @@ LINE, WINNER = "exercise1_1stpart", "exercise3.winner"
         (["mine:number"], "mine:number is of type int; it must be an Experiment or a list of them"),
         (["mine:nothing"], "mine:nothing is of type list; it must be an Experiment or a list of them"),
         (["mine:train"], "mine:train is a function: give its parameters with --set KEY=VALUE, or name an Experiment"),
-        (["mine:train", "--set", "status=1"], "status is a column of every trial; rename the parameter"),
+        (["mine:train", "--set", "status=1"], "status is a column of the results; rename the parameter"),
         (["mine:experiment", "--metric", "score"],
          "metric score needs a mode, min or max; mine is ranked by the min of loss"),
         (["mine:lost"], "no module 'no_such_module', neither installed nor in "),
@@ -400,7 +400,8 @@ def test_name_selects_a_stage_an_exercise_all_or_an_object():
 
 def test_function_is_searched_over_the_parameters_of_set():
     (experiment,) = experiments_of("mine:train", "--set", "x=1,2,3", "--set", "optimizer=mine")
-    assert (experiment.name, experiment.metric, experiment.mode, experiment.seeds) == ("mine.train", "loss", "min", ())
+    assert (experiment.name, experiment.metric, experiment.mode) == ("mine.train", "loss", "min")
+    assert experiment.seeds == (0,)
     assert [config["x"] for config in experiment.configs()] == [1, 2, 3]
     (experiment,) = experiments_of("mine:train", "--set", "x=1", "--metric", "score", "--mode", "max", "--seeds", "2")
     assert (experiment.metric, experiment.mode, experiment.seeds) == ("score", "max", (0, 1))
@@ -628,7 +629,7 @@ class TestResumeCommands:
         ]
 
 
-def test_show_tells_how_to_resume_an_unfinished_search(folder, capsys):
+def test_show_prints_how_to_resume_an_unfinished_search(folder, capsys):
     rows = [{"trial_id": "t00000", "status": "finished", "x": 1, "loss": 0.5}, {"trial_id": "t00001", "x": 2}]
     made = ExperimentFolder(folder / "my run")
     made.claim("mine")

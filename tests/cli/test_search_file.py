@@ -113,7 +113,7 @@ def test_function_has_the_name_of_the_file(read, tmp_path, monkeypatch):
     (tmp_path / "my_functions.py").write_text("def train(config, report):\n    report(1, {'loss': config['x']})\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     experiment, _ = read("space: my_functions:train\nset: {x: [1, 2]}\nmetric: loss", name="my.search.yaml")
-    assert (experiment.name, experiment.trainable, experiment.seeds) == ("my.search", "my_functions:train", ())
+    assert (experiment.name, experiment.trainable, experiment.seeds) == ("my.search", "my_functions:train", (0,))
 
 
 def test_flags_replace_options_of_the_file(read):

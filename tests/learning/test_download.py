@@ -270,6 +270,7 @@ class TestMirrors:
         mirror.silent_seconds = 0.5 if name == "MIRROR_TIMEOUT" else 0.0
         assert_failure(tmp_path, message)
 
+    @pytest.mark.slow
     def test_torchvision_still_lists_mirrors_and_these_four_files(self):
         import torchvision.datasets
 

@@ -10,6 +10,7 @@ from tune_hpc.errors import TuneHpcError
 from tune_hpc.report import tables
 from tune_hpc.report.findings import findings
 from tune_hpc.report.plots import figures
+from tune_hpc.report.report import write_report
 
 FUNCTIONS = {
     "repr": repr,
@@ -101,3 +102,15 @@ def test_function_gives_an_answer_or_a_one_line_error(grid, trial, results_of, k
         answer = None if "\n" in str(error) else str(error)
     assert answer is not None
     assert str(answer) != ""
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("values", [(-1e308, 1e308), (1e300, 1.7e308, -1.7e308, 1e-300, 5e-324), (1e155, 2e155)])
+def test_huge_numbers_are_reported(trial, results_of, tmp_path, values):
+    rows = [
+        trial(f"t{number}{seed}", loss=value, learning_rate=value, seed=seed)
+        for number, value in enumerate(values)
+        for seed in (0, 1)
+    ]
+    results = results_of(*rows, config_keys=["learning_rate", "seed"])
+    assert write_report([results], tmp_path / "report.html", in_folders=False).exists()

@@ -159,7 +159,7 @@ def test_hyperparameter_of_one_optimizer_is_accepted_beside_others():
 def test_user_function_may_have_any_keys():
     experiment = Experiment("x", Space({"optimizer": "mine", "colour": "red"}, keys={}), function, metric="score")
     assert experiment.to_json()["trainable"] == f"{__name__}:function"
-    with pytest.raises(InvalidSpaceError, match="status is a column of every trial; rename the parameter"):
+    with pytest.raises(InvalidSpaceError, match="status is a column of the results; rename the parameter"):
         Experiment("x", Space({"status": 1}, keys={}), function)
 
 

@@ -192,7 +192,7 @@ class TestDebugger:
     @pytest.mark.parametrize("debugger", ["", "ray.util.rpdb.set_trace"])
     def test_breakpoint_opens_the_debugger_on_the_terminal(self, tmp_path, debugger):
         ended = self.debug(tmp_path, "p config\nc\nc\n", debugger)
-        assert "(Pdb) {'x': 1}" in ended.stdout
+        assert "(Pdb) {'x': 1, 'seed': 0}" in ended.stdout
         assert ended.returncode == 0, ended.stderr
         assert load(tmp_path / "out").counts() == {"finished": 2}
 

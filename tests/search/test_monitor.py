@@ -62,6 +62,8 @@ class TestCounts:
         assert (counts.running, monitor.num_ended, monitor.any_running, monitor.is_running(group)) == (4, 0, True, True)
         monitor.on_result(group, {"trials": [line(0, 0.5, "running"), line(3, 0.4, "running")]})
         assert (counts.running, monitor.num_ended, counts.best) == (4, 0, {"x": (0.4, "t00003")})
+        monitor.on_result(group, {"trials": [line(1, 0.01, "running"), line(2, 0.02, "running")]})
+        assert counts.best == {"x": (0.01, "t00001")}
         lines = [line(0, 0.3), line(1, 0.1, "diverged"), line(2, None, "failed", error="ValueError: bad"),
                  line(3, 0.2, "stopped")]  # fmt: skip
         monitor.on_result(group, {"trials": lines, "last": True})

@@ -328,6 +328,7 @@ class TestRejections:
 
 
 class TestSearch:
+    @pytest.mark.slow
     @pytest.mark.parametrize("steps", [1, 5, 9])
     def test_best_configuration_of_few_steps_has_trained(self, tmp_path, steps):
         def distance(config, report, checkpoint):

@@ -195,7 +195,7 @@ def test_command_line_and_search_files_have_them(tmp_path, monkeypatch, capsys, 
         (tmp_path / f"search.{origin}").write_text(text, encoding="utf-8")
         assert main(["run", f"search.{origin}", *flags]) == 0
     found = configs_of(load(tmp_path / "out"))
-    assert found[0] == {"x": 0.5, "y": None}
+    assert found[0] == {"x": 0.5, "y": None, "seed": 0}
     assert found[1]["x"] == 0.1
     assert len(found) == 3
     capsys.readouterr()

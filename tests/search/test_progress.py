@@ -43,6 +43,14 @@ def test_best_value_is_recorded_with_its_trial(mode, best):
     assert counts.best == {"a": best}
 
 
+def test_best_value_is_the_latest_of_a_trial_that_has_not_failed():
+    counts = TrialCounts(3)
+    for trial_id, value in (("t0", 0.1), ("t1", 0.2), ("t2", 0.05), ("t0", 0.9)):
+        counts.record_value("a", trial_id, value, "min")
+    counts.discard_value("a", "t2")
+    assert counts.best == {"a": (0.2, "t1")}
+
+
 @pytest.mark.parametrize("mode", ["min", "max"])
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
 def test_non_finite_values_have_no_effect(mode, value):

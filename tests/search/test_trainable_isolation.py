@@ -111,7 +111,7 @@ def test_metric_is_a_number_or_its_trial_fails(search, value, status, is_reporte
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        ({"trial_id": "other"}, "got the metric 'trial_id', which is a column of every trial"),
+        ({"trial_id": "other"}, "got the metric 'trial_id', which is a column of the results"),
         ({"k": 5}, "got the metric 'k', which is a parameter"),
         ({"error": 0.1}, "got the metric 'error'"),
         ({1: 2}, "must be a word; got 1"),

@@ -103,9 +103,9 @@ def test_judge_defines_the_value_of_the_metric_everywhere(search, judge, value):
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
-        ({"trial_id": 3}, "the metric 'trial_id', which is a column of every trial; report it under another name"),
-        ({"step": 3}, "the metric 'step', which is a column of every trial"),
-        ({"best_valid_accuracy": 0.5}, "the metric 'best_valid_accuracy', which is a column of every trial"),
+        ({"trial_id": 3}, "the metric 'trial_id', which is a column of the results; report it under another name"),
+        ({"step": 3}, "the metric 'step', which is a column of the results"),
+        ({"best_valid_accuracy": 0.5}, "the metric 'best_valid_accuracy', which is a column of the results"),
         ({"x": 3}, "the metric 'x', which is a parameter; report it under another name"),
         ({"": 3}, "the name of a metric must be a word; got ''"),
         ({7: 3}, "the name of a metric must be a word; got 7"),

@@ -23,7 +23,7 @@ from tune_hpc.analysis.aggregation import (
     trial_values,
 )
 from tune_hpc.analysis.formatting import display_name, format_metric, format_number, format_value
-from tune_hpc.analysis.intervals import POWER, check_confidence, mean_interval
+from tune_hpc.analysis.intervals import POWER, check_confidence, mean_interval, sample_deviation
 from tune_hpc.analysis.linear_model import AdditiveModel, Differences, all_differences
 from tune_hpc.analysis.stability import resampled_units
 from tune_hpc.errors import UnknownNameError
@@ -36,6 +36,11 @@ BETTER, TIE, INCONCLUSIVE = "better", "tie", "inconclusive"
 MAX_VALUES = 100
 #: Maximum number of parameters in an analysis of pairs.
 MAX_CROSSED = 50
+#: Columns of ``Comparison.values`` beside the parameters.
+_COLUMNS = (
+    "num_seeds", "mean", "deviation", "low", "high", "rank", "is_tied_for_best", "may_be_best", "lead_low", "lead_high",
+    "num_configurations", "num_diverged",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ class Comparison:
             ``rank`` (1 plus the number of significantly better values; missing if a comparison is inconclusive),
             ``is_tied_for_best`` (rank 1, shared), ``may_be_best`` (Hsu; missing without a variance), ``lead_low`` and
             ``lead_high`` (lead over the best of the others, negative if worse; Hsu's simultaneous interval),
-            ``num_configurations`` that it was selected from, ``num_diverged`` trials among them.
+            ``num_configurations`` that it was selected from, ``num_diverged`` trials among them. A parameter with the
+            name of another column is ``PARAMETER (parameter)``, for example ``rank (parameter)``.
         pairs: One row per pair: ``first``, ``second`` (the better mean first), ``difference`` (first less second,
             adjusted for missing seeds), ``low`` and ``high`` (simultaneous for all pairs; Tukey-Kramer), ``p``
             (adjusted), ``num_pairs`` (seeds that are blocks; 0: none are), ``min_detectable_difference`` (with
@@ -68,6 +74,11 @@ class Comparison:
     values: pd.DataFrame
     pairs: pd.DataFrame
     model: AdditiveModel
+
+    @property
+    def column(self) -> str:
+        """The column of ``values`` with the values of the parameter: ``PARAMETER (parameter)`` if it is taken."""
+        return _column(self.parameter)
 
     def sentences(self) -> list[str]:
         """Return the findings, most important first."""
@@ -85,14 +96,14 @@ class Comparison:
 
     def _best(self) -> str:
         best = self.values.iloc[0]
-        value, label = format_value(best[self.parameter]), display_name(self.parameter)
+        value, label = format_value(best[self.column]), display_name(self.parameter)
         text = f"{display_name(self.metric)} {format_metric(best['mean'], self.metric)}"
         if not np.isnan(best["low"]):
             low, high = (format_metric(best[end], self.metric) for end in ("low", "high"))
             text += f" ({self._level} interval {low} to {high}, {best['num_seeds']} seeds)"
         if len(self.values) == 1:
             return f"Only {label} {value} has a value: {text}."
-        is_inconclusive = self.pairs.loc[_equals(self.pairs["first"], best[self.parameter]), "verdict"] == INCONCLUSIVE
+        is_inconclusive = self.pairs.loc[_equals(self.pairs["first"], best[self.column]), "verdict"] == INCONCLUSIVE
         if is_inconclusive.any():
             reason = "some comparisons are inconclusive"
             if is_inconclusive.all():
@@ -103,18 +114,18 @@ class Comparison:
                 elif has_repeats.any():
                     reason = "inconclusive where there is one seed, or seeds give identical values"
             return f"{label} {value} has the best {text.removeprefix('best ')}; {reason}."
-        tied = self.values.loc[self.values["is_tied_for_best"].fillna(False).astype(bool), self.parameter]
+        tied = self.values.loc[self.values["is_tied_for_best"].fillna(False).astype(bool), self.column]
         if len(tied) > 1:
             return f"{_enumerate(tied)} tie for the best {label} at {self._level}: {value} has {text}."
         return f"{value} is the best {label} at {self._level}: {text}."
 
     def _worse(self) -> str:
-        worse = self.values.loc[(self.values["rank"] > 1).fillna(False).astype(bool), self.parameter]
+        worse = self.values.loc[(self.values["rank"] > 1).fillna(False).astype(bool), self.column]
         if worse.empty:
             return ""
         verb = "is" if len(worse) == 1 else "are"
         text = f"{_enumerate(worse)} {verb} worse at {self._level}"
-        is_of_best = _equals(self.pairs["first"], self.values.iloc[0][self.parameter])
+        is_of_best = _equals(self.pairs["first"], self.values.iloc[0][self.column])
         beaten = self.pairs[is_of_best & (self.pairs["verdict"] == BETTER)]
         if beaten.empty:
             return f"{text}."
@@ -128,7 +139,7 @@ class Comparison:
         may_be_best = self.values["may_be_best"].fillna(True).astype(bool)
         if may_be_best.sum() >= self.values["rank"].eq(1).sum():
             return ""
-        names = _enumerate(self.values.loc[may_be_best, self.parameter])
+        names = _enumerate(self.values.loc[may_be_best, self.column])
         return (
             f"Only {names} may be better than all others at {self._level} (Hsu's multiple comparisons with the best)."
         )
@@ -198,26 +209,24 @@ def _candidates(results: "Results", parameter: str, metric: str) -> list[_Candid
     results = results.with_trials(results.trials)  # with an index of unique row numbers
     trials = results.trials
     others = [name for name in searched_parameters(results) if name != parameter]
-    df = trial_values(results, [metric, results.metric]).assign(
-        value=trials[parameter],
-        configuration=trials.groupby([parameter, *others], dropna=False, sort=False).ngroup(),
-        has_diverged=trials["status"] == "diverged",
-    )
-    by_configuration = df.groupby("configuration", sort=False)
-    merit = by_configuration[results.metric].mean().where(~by_configuration["has_diverged"].any())
+    df = trial_values(results, [metric, results.metric])
+    numbers = trials.groupby([parameter, *others], dropna=False, sort=False).ngroup()
+    has_diverged = trials["status"] == "diverged"
+    merit = df[results.metric].groupby(numbers).mean().where(~has_diverged.groupby(numbers).any())
     merit = merit if results.is_lower_better(results.metric) else -merit
     candidates = []
-    for value, rows in df.groupby("value", sort=False, dropna=False, observed=True):
-        ranked = merit[rows["configuration"].unique()].dropna().sort_values(kind="stable")
-        for configuration in ranked.index:
-            measured = rows[rows["configuration"] == configuration].dropna(subset=[metric])
+    for value, rows in df.groupby(trials[parameter], sort=False, dropna=False, observed=True):
+        ranked = merit[numbers[rows.index].unique()].dropna().sort_values(kind="stable")
+        for number in ranked.index:
+            measured = rows[numbers[rows.index] == number].dropna(subset=[metric])
             if len(measured):
                 first = trials.loc[measured.index[0]]
                 # Trials with the same configuration and seed are one repeat: their mean.
                 repeats = measured.groupby("seed")[metric].mean()
-                num_diverged = int(rows["has_diverged"].sum())
+                num_diverged = int(has_diverged[rows.index].sum())
                 config = {name: first[name] for name in others}
-                candidates.append(_Candidate(value, config, repeats, rows["configuration"].nunique(), num_diverged))
+                num_configurations = numbers[rows.index].nunique()
+                candidates.append(_Candidate(value, config, repeats, num_configurations, num_diverged))
                 break
     return candidates
 
@@ -252,22 +261,24 @@ def _values(
         is_ranked = len(verdicts) > 0 and not (verdicts == INCONCLUSIVE).any()
         rows.append(
             {
-                parameter: candidate.value, **candidate.others, "num_seeds": len(candidate.repeats),
-                "mean": interval.mean, "deviation": candidate.repeats.std(), "low": interval.low, "high": interval.high,
+                **{_column(name): value for name, value in [(parameter, candidate.value), *candidate.others.items()]},
+                "num_seeds": len(candidate.repeats), "mean": interval.mean,
+                "deviation": sample_deviation(candidate.repeats), "low": interval.low, "high": interval.high,
                 "rank": 1 + num_better if is_ranked else pd.NA,
                 "may_be_best": pd.NA if np.isnan(lead_high) else lead_high > 0,
                 "lead_low": lead_low, "lead_high": lead_high,
                 "num_configurations": candidate.num_configurations, "num_diverged": candidate.num_diverged,
             }
         )  # fmt: skip
-    others = list(candidates[0].others) if candidates else []
-    columns = [parameter, *others, "num_seeds", "mean", "deviation", "low", "high", "rank"]
-    leads = ["may_be_best", "lead_low", "lead_high"]
-    df = pd.DataFrame(rows, columns=[*columns, *leads, "num_configurations", "num_diverged"])
-    df = df.astype({"rank": "Int64", "may_be_best": "boolean"})
+    parameters = map(_column, [parameter, *(candidates[0].others if candidates else ())])
+    df = pd.DataFrame(rows, columns=[*parameters, *_COLUMNS]).astype({"rank": "Int64", "may_be_best": "boolean"})
     is_best = df["rank"] == 1
-    df.insert(len(columns), "is_tied_for_best", (is_best & (is_best.sum() > 1)).astype("boolean"))
+    df["is_tied_for_best"] = (is_best & (is_best.sum() > 1)).astype("boolean")
     return df.sort_values("rank", kind="stable", ignore_index=True)
+
+
+def _column(parameter: str) -> str:
+    return f"{parameter} (parameter)" if parameter in _COLUMNS else parameter
 
 
 def _equals(column: pd.Series, value: Any) -> pd.Series:

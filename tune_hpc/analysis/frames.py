@@ -28,6 +28,10 @@ MEASURES = (
 BUILT_IN_MEASURES = ("setup_s", "eval_s", "samples_per_s", "device")
 #: Columns that follow from the reported accuracies.
 DERIVED = ("best_test_accuracy", "best_step", "best_valid_accuracy", "selected_step", "selected_test_accuracy")
+#: Columns of the tables of the analysis, which no parameter and no metric may have.
+TABLE_COLUMNS = (
+    "configuration", "num_seeds", "num_diverged", "num_failed", "num_configurations", "frequency", "search",
+)  # fmt: skip
 METRICS = ("train_loss", "valid_loss", "valid_accuracy", "test_loss", "test_accuracy", *DERIVED)
 #: Metrics on training images after the last step, if the key ``num_fit_images`` requests them.
 FIT_METRICS = ("fit_loss", "fit_accuracy")

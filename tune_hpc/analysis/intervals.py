@@ -42,8 +42,20 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     sample = np.asarray(values, dtype=float)
     if sample.size == 0:
         raise ValueError("a mean needs at least one value; got none")
-    deviation = float(sample.std(ddof=1)) if sample.size > 1 else np.nan
-    return student_interval(float(sample.mean()), deviation, sample.size, confidence)
+    return student_interval(float(sample.mean()), sample_deviation(sample), sample.size, confidence)
+
+
+def sample_deviation(values: ArrayLike) -> float:
+    """Return the standard deviation of a sample; NaN for a single value."""
+    sample = np.asarray(values, dtype=float)
+    scale = scale_of(sample)
+    return float((sample / scale).std(ddof=1)) * scale if sample.size > 1 else np.nan
+
+
+def scale_of(values: np.ndarray) -> float:
+    """Return a power of two to divide numbers by, so that their squares neither overflow nor vanish; 1 for zeros."""
+    largest = float(np.nanmax(np.abs(values), initial=0.0))
+    return float(2.0 ** np.floor(np.log2(largest))) if 0 < largest < np.inf else 1.0
 
 
 def student_interval(mean: float, deviation: float, num_values: int, confidence: float = 0.95) -> Interval:

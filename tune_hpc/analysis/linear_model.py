@@ -9,13 +9,13 @@ Sources: Tukey, 1953, and Kramer, 1956, for all pairs; Dunnett, 1955; Hsu, 1981,
 all distances from the best".
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tune_hpc.analysis.intervals import POWER, ROUNDING
+from tune_hpc.analysis.intervals import POWER, ROUNDING, scale_of
 
 #: Probability of an outlying variance among equal variances; small, because separate variances cost power.
 OUTLIER_LEVEL = 1e-4
@@ -44,7 +44,9 @@ class AdditiveModel:
     @property
     def deviation(self) -> float:
         """Residual standard deviation; NaN if unknown."""
-        return float(np.sqrt(self.squares / self.degrees)) if self.degrees else np.nan
+        scale = scale_of(self.residuals)
+        squares = np.nansum((self.residuals / scale) ** 2)
+        return float(np.sqrt(squares / self.degrees)) * scale if self.degrees else np.nan
 
     @property
     def squares(self) -> float:
@@ -130,6 +132,8 @@ def all_differences(samples: ArrayLike, lower_is_better: bool, confidence: float
     from scipy.special import stdtrit
 
     table = np.asarray(samples, dtype=float)
+    scale = scale_of(table)
+    table = table / scale
     num_values = table.shape[1]
     overall = model = fit_model(table)
     difference = overall.means[:, None] - overall.means
@@ -169,7 +173,8 @@ def all_differences(samples: ArrayLike, lower_is_better: bool, confidence: float
     low = np.minimum(np.min(np.where(is_rival, lead - margin, np.inf), axis=1, initial=np.inf), 0.0)
     is_unknown = (is_pair & np.isnan(margin)).any(axis=1) | (num_values < 2)
     low[is_unknown], high[is_unknown] = np.nan, np.nan
-    return Differences(model, difference, half, p, min_detectable, low, high)
+    model = replace(model, means=model.means * scale, residuals=model.residuals * scale)
+    return Differences(model, difference * scale, half * scale, p, min_detectable * scale, low * scale, high * scale)
 
 
 def pooled_deviations(samples: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

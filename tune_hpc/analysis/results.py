@@ -293,10 +293,10 @@ class Results:
             >>> curves.shape    # steps x trials
             (50, 360)
         """
-        if metric not in self.history:
-            raise UnknownNameError(
-                f"no metric {metric!r} in the history of {self.name}; there are {', '.join(map(str, self.history))}"
-            )
+        metrics = self.history.columns.drop(["trial_id", "step"])
+        if metric not in metrics:
+            known = ", ".join(map(str, metrics))
+            raise UnknownNameError(f"no metric {metric!r} in the history of {self.name}; there are {known}")
         measured = self.history.dropna(subset=[metric])
         return measured.pivot_table(index="step", columns="trial_id", values=metric, observed=True)
 

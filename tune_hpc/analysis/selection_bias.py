@@ -142,7 +142,7 @@ def _compare_pair(
     difference, low, high = (float(found.iloc[0][name]) for name in ("difference", "low", "high"))
     if not is_first.any():
         difference, low, high = -difference, -high, -low
-    value = abs(comparison.values.set_index(comparison.parameter)["mean"][special])
+    value = abs(comparison.values.set_index(comparison.column)["mean"][special])
     margin = default_margin(comparison.metric, value) if margin is None else margin
     verdict = INCONCLUSIVE
     if expected == EQUAL:

@@ -118,7 +118,7 @@ def _jobs(flags: argparse.Namespace) -> int:
         try:
             jobs = client_at(flags.address, storage).list()
         except FolderError as error:
-            if flags.storage:
+            if flags.storage is not None:
                 raise
             # A storage of the history that does not answer hides no other storage.
             print(f"tune-hpc: {error}", file=sys.stderr)
@@ -221,14 +221,14 @@ def find_job(flags: argparse.Namespace) -> "Job":
 
 def storage_of(flags: argparse.Namespace) -> str:
     """Return the storage of the flags, of the environment, or the default."""
-    return str(flags.storage or os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE)
+    return str(flags.storage if flags.storage is not None else os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE)
 
 
 def _storages(flags: argparse.Namespace) -> list[str]:
     """Return the storage of the flags, or all known storages, the latest first."""
     from tune_hpc.jobs.client import known_storages
 
-    return [flags.storage] if flags.storage else known_storages(storage_of(flags))
+    return [flags.storage] if flags.storage is not None else known_storages(storage_of(flags))
 
 
 def add_slurm_command(add: AddCommand) -> None:

@@ -299,7 +299,7 @@ def _print_summary(results: Sequence["Results"], page: Path | None) -> int:
         from tune_hpc.report.report import write_report
         from tune_hpc.search.stopping import ignored_warning_signal
 
-        # The exit code must tell a batch system whether to requeue the job.
+        # A batch system decides by the exit code whether to requeue the job.
         with ignored_warning_signal():
             print(f"report: {write_report(results, page, importance=importance)}")
     _print_resume_commands(results)

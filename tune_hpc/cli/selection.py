@@ -99,5 +99,4 @@ def _function_experiment(
     if not space:
         subject = f"{trainable} is a function" if isinstance(trainable, str) else "a command has no space"
         raise InvalidExperimentError(f"{subject}: give its parameters with --set KEY=VALUE, or name an Experiment")
-    seeds = () if isinstance(trainable, str) else (0,)
-    return Experiment(name, space, trainable, metric="loss", mode="min", seeds=seeds)
+    return Experiment(name, space, trainable, metric="loss", mode="min")

@@ -82,6 +82,8 @@ class JobClient:
 
     def list(self) -> Sequence[Job]:
         """Return all jobs of this storage, the latest first."""
+        if self.storage.root.is_file():
+            raise FolderError(f"{self.storage.uri} is a file; a storage is a folder")
         names = [name for name in self.storage.list_names() if is_id(name)]
         # The id ends with the time of submission and four random digits.
         latest_first = sorted(names, key=lambda name: (name[-20:-5], name), reverse=True)

@@ -151,8 +151,10 @@ class Job:
         names: list[str] = []
         for path in sorted(folder.path.rglob("*")):
             relative = path.relative_to(folder.path)
-            is_excluded = any(part == "ray" or part[0] == "." for part in relative.parts)
-            if path.is_dir() or path.is_symlink() or is_excluded or path.suffix == RESERVED_SUFFIX:
+            # experiments/NAME/ray has files of Ray; those of users are in experiments/NAME/artifacts.
+            kind = relative.parts[2] if relative.parts[0] == "experiments" and len(relative.parts) > 2 else ""
+            is_hidden = any(part[0] == "." for part in relative.parts) or path.suffix == RESERVED_SUFFIX
+            if path.is_dir() or path.is_symlink() or kind == "ray" or (is_hidden and kind != "artifacts"):
                 continue
             copy = target / relative
             try:

@@ -4,7 +4,15 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tune_hpc.analysis.frames import BUILT_IN_MEASURES, DERIVED, FIT_METRICS, IDENTITY, MEASURES, METRICS
+from tune_hpc.analysis.frames import (
+    BUILT_IN_MEASURES,
+    DERIVED,
+    FIT_METRICS,
+    IDENTITY,
+    MEASURES,
+    METRICS,
+    TABLE_COLUMNS,
+)
 from tune_hpc.errors import InvalidConfigError, InvalidExperimentError, InvalidSpaceError
 from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, check_key
 from tune_hpc.search.command import Command
@@ -141,10 +149,13 @@ def check_experiment(experiment: "Experiment") -> None:
         reference_to(experiment.trainable)
     built_in = () if experiment.trainable == TRAIN else BUILT_IN_MEASURES
     reserved = [name for name in (*IDENTITY, *MEASURES, *DERIVED, CONFIG, "step") if name not in built_in]
+    reserved += [*TABLE_COLUMNS, f"{experiment.metric}_deviation"]
     if taken := [name for name in experiment.space if name in reserved]:
         raise InvalidSpaceError(
-            f"{taken[0]} is a column of every trial; rename the parameter (reserved: {', '.join(reserved)})"
+            f"{taken[0]} is a column of the results; rename the parameter (reserved: {', '.join(reserved)})"
         )
+    if experiment.metric in (*TABLE_COLUMNS, "seed"):
+        raise InvalidExperimentError(f"{experiment.metric} is a column of the results; report it under another name")
     if experiment.trainable == TRAIN:
         _check_keys(experiment)
         _check_metric(experiment)

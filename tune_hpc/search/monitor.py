@@ -79,6 +79,8 @@ class SearchMonitor:
                 counts.fractions[line["trial_id"]] = min(1.0, line.get("steps", 0) / total)
             if status in ("running", "finished", "stopped"):
                 counts.record_value(experiment.name, line["trial_id"], line["value"], experiment.mode)
+            else:
+                counts.discard_value(experiment.name, line["trial_id"])
             if is_last and status == "running":
                 self._paused.append(specs[line["trial_id"]])
             elif is_last:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tune_hpc.analysis.frames import BUILT_IN_MEASURES, DERIVED, IDENTITY, MEASURES
+from tune_hpc.analysis.frames import BUILT_IN_MEASURES, DERIVED, IDENTITY, MEASURES, TABLE_COLUMNS
 from tune_hpc.search.stopping import TimeLimit
 from tune_hpc.search.trial_spec import RankedMetric
 from tune_hpc.storage.trial_file import CONFIG, TrialFileWriter
@@ -20,8 +20,8 @@ from tune_hpc.storage.trial_file import CONFIG, TrialFileWriter
 Send = Callable[[Mapping[str, Any]], object]
 #: Seconds between two reports to the driver, which cost milliseconds each; the progress bar needs no more.
 REPORT_INTERVAL_S = 1.0
-#: Columns of the trials frame that no reported metric may have.
-RESERVED = frozenset({*IDENTITY, *MEASURES, *DERIVED, CONFIG, "step"}) - {*BUILT_IN_MEASURES}
+#: Columns of the results that no reported metric may have.
+RESERVED = frozenset({*IDENTITY, *MEASURES, *DERIVED, *TABLE_COLUMNS, CONFIG, "step", "seed"}) - {*BUILT_IN_MEASURES}
 #: Columns of every trial that a trainable may return.
 RETURNABLE = frozenset({"status", "stop_reason", "steps_run", "train_s", "num_fused", *DERIVED})
 #: Maximum step: floats represent all whole numbers up to it.
@@ -199,7 +199,7 @@ def _check_name(name: Any, row: Mapping[str, Any], reserved: Collection[str]) ->
     if not isinstance(name, str) or not name or not name.isprintable():
         raise ValueError(f"the name of a metric must be a word; got {name!r}")
     if name in reserved or (name in row and name not in RESERVED):
-        kind = "a column of every trial" if name in reserved else "a parameter"
+        kind = "a column of the results" if name in reserved else "a parameter"
         raise ValueError(f"got the metric {name!r}, which is {kind}; report it under another name")
 
 

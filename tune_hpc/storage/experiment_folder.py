@@ -377,7 +377,7 @@ def find_experiments(path: str | os.PathLike[str]) -> list[ExperimentFolder]:
         elif path.is_dir() and (real := path.resolve()) not in walked:
             walked.add(real)
             for child in _children(path):
-                if child.is_dir() and child.name != "ray":
+                if child.is_dir() and (child.name != "ray" or ExperimentFolder(child).holds_experiment):
                     yield from walk(child)
 
     found = list(walk(storage.root))

@@ -53,6 +53,8 @@ class Storage:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         text = str(root)
+        if not text:
+            raise FolderError("the name of a folder is empty")
         parts = PurePosixPath(text.removeprefix(f"{s3.SCHEME}://")).parts
         is_uri = text.startswith(f"{s3.SCHEME}://")
         if "://" in text and (not is_uri or not parts or ".." in parts or parts[0] == "/"):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
 
 from tune_hpc.analysis.aggregation import configuration_numbers, is_scaling
 from tune_hpc.analysis.budget import MIN_CONFIGURATIONS
@@ -29,6 +30,8 @@ from tune_hpc.storage.filesystem import Storage
 
 #: Size above which a figure is rendered to pixels instead of vectors.
 MAX_SVG_BYTES = 400_000
+#: Absolute value above which numbers are not drawn.
+MAX_DRAWN = 1e150
 #: Number of parameters with a figure of their own; all are in the parallel coordinates.
 MAX_RESPONSES = 12
 #: Parts of a step of a scaling measurement.
@@ -112,9 +115,20 @@ def render_all(results: Results, more: Sequence[Mapping[str, Any]] = (), kind: s
         kind: ``svg`` or ``png``.
     """
     stems: set[str] = set()
-    results = with_value_labels(results)
+    results = _drawable(with_value_labels(results))
     sheets = [sheet for specification in [*default_figures(results), *more] for sheet in draw(results, specification)]
     return [render(sheet, unique_slug(re.sub(r" \(quick run.*\)$", "", sheet.title), stems), kind) for sheet in sheets]
+
+
+def _drawable(results: Results) -> Results:
+    """Return results without numbers that matplotlib cannot draw: the squares of distances on an axis overflow."""
+
+    def masked(df: pd.DataFrame) -> pd.DataFrame:
+        numbers = df.select_dtypes("float")
+        is_huge = numbers.abs() > MAX_DRAWN
+        return df.assign(**numbers.mask(is_huge)) if is_huge.any(axis=None) else df
+
+    return Results(results.experiment, masked(results.trials), masked(results.history), results.folder)
 
 
 def write(results: Results, folder: Path, figures: Sequence[RenderedFigure] | None = None) -> list[tuple[Path, str]]:

@@ -67,7 +67,7 @@ def draw_comparison(comparison: Comparison, title: str) -> CaptionedFigure:
     table = comparison.values.sort_values("mean", ascending=comparison.lower_is_better, kind="stable").head(MAX_ROWS)
     rank = table["rank"]
     style = np.where(rank.isna(), _UNCERTAIN, np.where(rank.eq(1).fillna(False), _BEST, _WORSE))
-    names = [label_text(value) for value in table[comparison.parameter]]
+    names = [label_text(value) for value in table[comparison.column]]
     sheet, ax = _new_rows(title, names, display_name(comparison.parameter))
     sheet.add_legend([(label, _RANKS[label]) for label in _RANKS if label in style])
     _draw_means(ax, table.assign(style=style, level=range(len(table))), _RANKS)

@@ -16,6 +16,7 @@ from itertools import islice
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage
@@ -110,10 +111,11 @@ class AskTellStudy:
     def ask(self) -> tuple[int, dict[str, Any]]:
         """Return number and configuration of the next trial.
 
-        The random numbers depend on the number of the trial only, so that a resumed search suggests what an
-        undisturbed one does.
+        The random numbers depend on the seed and the number of the trial only, so that a resumed search suggests what
+        an undisturbed one does.
         """
-        self.study.sampler = _sampler(self.sampler, self.space, self.seed + self._num_trials)
+        (seed,) = np.random.SeedSequence([self.seed, self._num_trials]).generate_state(1)
+        self.study.sampler = _sampler(self.sampler, self.space, int(seed))
         if self._startup is None:
             # An extended search must not repeat the suggestions of its first part.
             self._startup = islice(quasi_random_configs(self.space, self.seed), self._num_trials, None)
@@ -247,12 +249,19 @@ class AskTellStudy:
         if "failed" in statuses or not values:
             return ConfigurationOutcome(TrialState.FAIL, math.nan, step, None)
         state = TrialState.PRUNED if "stopped" in statuses else TrialState.COMPLETE
-        return ConfigurationOutcome(state, fmean(values), step, -1.0)
+        return ConfigurationOutcome(state, _mean(values), step, -1.0)
 
     @property
     def trials(self) -> list[FrozenTrial]:
         """Trials of the study by number."""
         return self.study.get_trials(deepcopy=False)
+
+
+def _mean(values: Sequence[float]) -> float:
+    try:
+        return fmean(values)
+    except OverflowError:
+        return sum(value / len(values) for value in values)
 
 
 def study_of(
