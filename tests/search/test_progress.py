@@ -47,8 +47,11 @@ def test_best_value_is_the_latest_of_a_trial_that_has_not_failed():
     counts = TrialCounts(3)
     for trial_id, value in (("t0", 0.1), ("t1", 0.2), ("t2", 0.05), ("t0", 0.9)):
         counts.record_value("a", trial_id, value, "min")
-    counts.discard_value("a", "t2")
+    counts.discard_value("a", "t2", "min")
     assert counts.best == {"a": (0.2, "t1")}
+    for trial_id in ("t3", "t1", "t0"):
+        counts.discard_value("a", trial_id, "min")
+    assert counts.best == {}
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])

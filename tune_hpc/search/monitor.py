@@ -80,7 +80,7 @@ class SearchMonitor:
             if status in ("running", "finished", "stopped"):
                 counts.record_value(experiment.name, line["trial_id"], line["value"], experiment.mode)
             else:
-                counts.discard_value(experiment.name, line["trial_id"])
+                counts.discard_value(experiment.name, line["trial_id"], experiment.mode)
             if is_last and status == "running":
                 self._paused.append(specs[line["trial_id"]])
             elif is_last:

@@ -35,7 +35,7 @@ class TrialCounts:
         ended: Number of ended trials by status.
         running: Number of running trials.
         values: Latest value of each trial that has neither failed nor diverged, by experiment.
-        modes: ``min`` or ``max``, by experiment.
+        best: Best of these values and its trial, by experiment.
         first_error: First failed trial and its error; empty without any.
         fractions: Fraction of its steps that a running trial has done, by trial, if its number of steps is known.
     """
@@ -44,19 +44,9 @@ class TrialCounts:
     ended: Counter[str] = field(default_factory=Counter)
     running: int = 0
     values: dict[str, dict[str, float]] = field(default_factory=dict)
-    modes: dict[str, str] = field(default_factory=dict)
+    best: dict[str, tuple[float, str]] = field(default_factory=dict)
     first_error: str = ""
     fractions: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def best(self) -> dict[str, tuple[float, str]]:
-        """Best value and its trial, by experiment."""
-        found = {}
-        for experiment, values in self.values.items():
-            if values:
-                trial_id = (min if self.modes[experiment] == "min" else max)(values, key=values.__getitem__)
-                found[experiment] = (values[trial_id], trial_id)
-        return found
 
     @property
     def num_done(self) -> float:
@@ -81,19 +71,33 @@ class TrialCounts:
             total.ended.update(part.ended)
             total.fractions |= {f"{number} {name}": fraction for name, fraction in part.fractions.items()}
             total.running += part.running
-            total.values |= part.values
-            total.modes |= part.modes
+            total.best |= part.best
         return total
 
     def record_value(self, experiment: str, trial_id: str, value: float | None, mode: str) -> None:
         """Record the latest value of a trial; one that is absent or not finite has no effect."""
-        if value is not None and math.isfinite(value):
-            self.modes[experiment] = mode
-            self.values.setdefault(experiment, {})[trial_id] = value
+        if value is None or not math.isfinite(value):
+            return
+        self.values.setdefault(experiment, {})[trial_id] = value
+        best = self.best.get(experiment)
+        if best is None or (value < best[0] if mode == "min" else value > best[0]):
+            self.best[experiment] = (value, trial_id)
+        elif best[1] == trial_id:
+            self._find_best(experiment, mode)
 
-    def discard_value(self, experiment: str, trial_id: str) -> None:
+    def discard_value(self, experiment: str, trial_id: str, mode: str) -> None:
         """Discard the value of a trial that failed or diverged."""
         self.values.get(experiment, {}).pop(trial_id, None)
+        if self.best.get(experiment, (0.0, ""))[1] == trial_id:
+            self._find_best(experiment, mode)
+
+    def _find_best(self, experiment: str, mode: str) -> None:
+        values = self.values[experiment]
+        trial_id = (min if mode == "min" else max)(values, key=values.__getitem__, default=None)
+        if trial_id is None:
+            del self.best[experiment]
+        else:
+            self.best[experiment] = (values[trial_id], trial_id)
 
     def record_error(self, trial_id: str, error: str) -> None:
         """Record the error of a failed trial, if it is the first one."""
@@ -177,8 +181,8 @@ class SearchProgress:
 
     def _description(self, total: TrialCounts) -> str:
         parts = [total.summary()]
-        if len(best := total.best) == 1:
-            ((experiment, (value, trial_id)),) = best.items()
+        if len(total.best) == 1:
+            ((experiment, (value, trial_id)),) = total.best.items()
             parts.append(f"best {self._metrics[experiment]} {value:.4g} ({trial_id})")
         return "; ".join(part for part in parts if part)
 
@@ -228,7 +232,7 @@ class ProgressFile:
 
     def write(self, *, is_last: bool = False) -> None:
         """Write the file if it is due; a storage that does not answer has no effect."""
-        state = (self._counts.num_ended, self._counts.running, self._counts.best)
+        state = (self._counts.num_ended, self._counts.running, dict(self._counts.best))
         moment = time.monotonic()
         interval_s = FILE_INTERVAL_S if state != self._state else FILE_IDLE_S
         if not is_last and moment - self._written_at < interval_s:
