@@ -305,6 +305,8 @@ def test_resumed_trial_is_judged_like_an_undisturbed_one(name, num_reported):
         for trial_id, first in (("bad", bad_from), ("good", 1)):
             one = trial(trial_id)
             scheduler.on_trial_add(None, one)
+            # Results for the progress bar only.
+            assert scheduler.on_trial_result(None, one, {"trials": []}) == TrialScheduler.CONTINUE
             for step in range(first, 28):
                 result = {"progress": step, "value": values[trial_id][step - 1]}
                 if scheduler.on_trial_result(None, one, result) == TrialScheduler.STOP:

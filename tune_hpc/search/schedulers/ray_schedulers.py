@@ -109,7 +109,7 @@ class ReplayMixin(FifoMixin):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Return the decision on a result."""
-        if not math.isnan(result["value"]):
+        if not math.isnan(result.get("value", math.nan)):
             self._replay(tune_controller, trial, result["progress"])
         return super().on_trial_result(tune_controller, trial, result)
 
