@@ -30,7 +30,9 @@ from tune_hpc.errors import TuneHpcError
 from tune_hpc.storage import retries
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
-OPTIONS: dict[str, Any] = {"runner": "local", "show_progress": False, "checkpoint_interval_s": 0.0}
+OPTIONS: dict[str, Any] = {
+    "runner": "local", "show_progress": False, "checkpoint_interval_s": 0.0, "max_failures": 100,
+}  # fmt: skip
 #: Audit events of calls that change files, beside "open".
 CHANGES = ("os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.truncate")
 
@@ -179,6 +181,11 @@ def problem_of(expected: Path, folder: Path) -> str:
     return ""
 
 
+def check_finished(folder: Path) -> None:
+    """Check that the undisturbed search has finished."""
+    assert load(folder).experiment["state"] == "finished"
+
+
 def run_search(name: str, fault: str, root: Path, every: int = 1) -> tuple[int, list[str]]:
     """Run a search once for each of its changes of files.
 
@@ -192,6 +199,7 @@ def run_search(name: str, fault: str, root: Path, every: int = 1) -> tuple[int, 
         shutil.copytree(template / "source", template / "out")
     shutil.copytree(template, expected)
     outcomes.append(in_a_fork(lambda: search(expected)))
+    outcomes.append(in_a_fork(lambda: check_finished(expected / "out")))
     problems = [f"undisturbed: {answer}" for code, answer in outcomes if code]
     position, num_runs = 1, 0
     while not problems:
