@@ -115,7 +115,8 @@ def test_experiments_are_found_below_a_folder_but_not_among_the_files_of_ray(tmp
     for name in ("b", "a/stage", "a/ray/x", "b/inside"):
         started(tmp_path / name)
     started(tmp_path / "c" / "ray")
-    assert [found.path.relative_to(tmp_path).as_posix() for found in find_experiments(tmp_path)] == ["a/stage", "b", "c/ray"]
+    found = [folder.path.relative_to(tmp_path).as_posix() for folder in find_experiments(tmp_path)]
+    assert found == ["a/stage", "b", "c/ray"]
 
 
 def test_missing_experiment_is_reported_with_the_reason(tmp_path):
