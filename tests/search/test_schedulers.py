@@ -303,16 +303,16 @@ def test_resumed_trial_is_judged_like_an_undisturbed_one(name, num_reported):
     def decisions(scheduler, bad_from=1):
         made = []
         for trial_id, first in (("bad", bad_from), ("good", 1)):
-            one = trial(trial_id)
-            scheduler.on_trial_add(None, one)
+            judged = trial(trial_id)
+            scheduler.on_trial_add(None, judged)
             # Results for the progress bar only.
-            assert scheduler.on_trial_result(None, one, {"trials": []}) == TrialScheduler.CONTINUE
+            assert scheduler.on_trial_result(None, judged, {"trials": []}) == TrialScheduler.CONTINUE
             for step in range(first, 28):
                 result = {"progress": step, "value": values[trial_id][step - 1]}
-                if scheduler.on_trial_result(None, one, result) == TrialScheduler.STOP:
+                if scheduler.on_trial_result(None, judged, result) == TrialScheduler.STOP:
                     made.append((trial_id, step))
                     break
-            scheduler.on_trial_complete(None, one, result)
+            scheduler.on_trial_complete(None, judged, result)
         return made, [milestones(bracket) for bracket in getattr(scheduler, "_brackets", ())]
 
     def milestones(bracket):

@@ -124,7 +124,7 @@ def _drawable(results: Results) -> Results:
     """Return results without numbers that matplotlib cannot draw: the squares of distances on an axis overflow."""
 
     def masked(df: pd.DataFrame) -> pd.DataFrame:
-        numbers = df.select_dtypes("float")
+        numbers = df.select_dtypes("float64")
         is_huge = numbers.abs() > MAX_DRAWN
         return df.assign(**numbers.mask(is_huge)) if is_huge.any(axis=None) else df
 
