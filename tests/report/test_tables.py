@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from tune_hpc.analysis.published import compare_to_published
+from tune_hpc.cli.show import summary
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report import findings, tables
 from tune_hpc.report.plots.heatmap import heat_table
@@ -184,3 +185,12 @@ def test_seeds_without_effect_are_a_finding(trial, results_of, values, is_warned
     rows = [trial(f"t{n}", value, seed=n % 2, learning_rate=n // 2 + 0.1) for n, value in enumerate(values)]
     sentences = findings.findings(results_of(*rows, config_keys=["learning_rate", "seed"]))
     assert any("the seed seems to have no effect" in sentence for sentence in sentences) is is_warned
+
+
+@pytest.mark.parametrize(("is_extrapolated", "note"), [(True, " (extrapolated)"), (False, "")])
+def test_extrapolated_training_time_is_marked(trial, results_of, is_extrapolated, note):
+    rows = [trial(f"t{n}", learning_rate=n, train_s=n + 1.0, extrapolated=is_extrapolated) for n in range(2)]
+    results = results_of(*rows, metric="train_s", config_keys=["learning_rate"])
+    assert findings.findings(results)[1] == f"Lowest training time 1 s{note} with learning rate 0."
+    assert summary(results).endswith(f"best train_s 1{note} at learning_rate=0")
+    assert repr(results).endswith(f"best train_s 1{note} with learning_rate=0")

@@ -93,6 +93,13 @@ def is_scaling(results: "Results") -> bool:
     return {"workers", "speedup", "efficiency", "communicate_s", "train_s"} <= set(results.trials)
 
 
+def extrapolation_note(results: "Results", metric: str) -> str:
+    """Return `` (extrapolated)`` for training times of which fewer steps were measured, else nothing."""
+    trials = results.trials
+    is_extrapolated = metric == "train_s" and "extrapolated" in trials and trials["extrapolated"].any()
+    return " (extrapolated)" if is_extrapolated else ""
+
+
 def is_crossed_design(configurations: pd.DataFrame, first: str, second: str) -> bool:
     """Return whether at least half of the pairs of values of two parameters were tried, as in a grid."""
     pairs = configurations[[first, second]].dropna().drop_duplicates()

@@ -10,6 +10,7 @@ from tune_hpc.analysis.aggregation import (
     aggregate_seeds,
     configuration_numbers,
     describe_statuses,
+    extrapolation_note,
     searched_parameters,
     sort_configurations,
 )
@@ -105,7 +106,8 @@ def summary(results: "Results") -> str:
     values = config_of(results, best)
     names = [name for name in searched_parameters(results) if name in values]
     config = ", ".join(f"{name}={format_value(values[name], 4)}" for name in names)
-    return f"{text}; best {results.metric} {best[results.metric]:.4g}" + (f" with {config}" if config else "")
+    value = f"{best[results.metric]:.4g}{extrapolation_note(results, results.metric)}"
+    return f"{text}; best {results.metric} {value}" + (f" with {config}" if config else "")
 
 
 def _check_column(results: "Results", metric: str) -> None:

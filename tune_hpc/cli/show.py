@@ -50,7 +50,7 @@ def _unfinished(results: "Results") -> str:
 
 def summary(results: "Results", metric: str | None = None, mode: str | None = None) -> str:
     """Return one line: the number of trials by status, and the best configuration."""
-    from tune_hpc.analysis.aggregation import searched_parameters
+    from tune_hpc.analysis.aggregation import extrapolation_note, searched_parameters
     from tune_hpc.analysis.formatting import format_value
 
     counts = ", ".join(f"{count} {status}" for status, count in results.counts().items())
@@ -66,7 +66,8 @@ def summary(results: "Results", metric: str | None = None, mode: str | None = No
     names = [name for name in searched_parameters(results) if best[name] == best[name]]
     texts = {name: "None" if best[name] is None else format_value(best[name]) for name in names}
     where = ", ".join(f"{name}={text}" for name, text in texts.items())
-    return f"{text}; best {column} {best[column]:.4g}{f' at {where}' if where else ''}"
+    note = extrapolation_note(results, column)
+    return f"{text}; best {column} {best[column]:.4g}{note}{f' at {where}' if where else ''}"
 
 
 def _differing_constants(searches: Sequence["Results"]) -> str:

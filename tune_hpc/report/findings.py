@@ -12,6 +12,7 @@ import pandas as pd
 from tune_hpc.analysis.aggregation import (
     aggregate_seeds,
     describe_statuses,
+    extrapolation_note,
     is_scaling,
     searched_parameters,
     sort_configurations,
@@ -145,6 +146,7 @@ def _best(results: Results) -> Iterator[str]:
         extreme = "Lowest" if results.experiment["mode"] == "min" else "Highest"
         described = describe_metric(interval.mean, results.metric).removeprefix("best ")
         text = f"{'Best' if display_name(results.metric).startswith('best ') else extreme} {described}"
+        text += extrapolation_note(results, results.metric)
         text += f" with {format_config(config)}" if config else ""
         low, high = (format_metric(bound, results.metric) for bound in (interval.low, interval.high))
         over = "" if np.isnan(interval.low) else f"; 95 % interval {low} to {high}"

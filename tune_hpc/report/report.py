@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from tune_hpc.analysis.aggregation import describe_statuses
+from tune_hpc.analysis.aggregation import describe_statuses, extrapolation_note
 from tune_hpc.analysis.comparison import Comparison
 from tune_hpc.analysis.concatenation import unique_names
 from tune_hpc.analysis.formatting import (
@@ -68,7 +68,7 @@ class Section:
         """The variables of the template: texts, and tables as rows of texts."""
         results, experiment = self.results, self.results.experiment
         frames = {title: df for title, _, df in self.titled_tables}
-        best = best_configuration(results)
+        best, note = best_configuration(results), extrapolation_note(results, results.metric)
         return {
             "title": experiment.get("title") or results.name,
             "description": experiment.get("description") or "",
@@ -77,7 +77,7 @@ class Section:
             "state": experiment.get("state") or MISSING,
             "findings": findings(results, *self.published, frames.get(tables.SPECIAL_CASES)),
             "statuses": describe_statuses(results),
-            "best": describe_metric(best[0].mean, results.metric) if best else MISSING,
+            "best": f"{describe_metric(best[0].mean, results.metric)}{note}" if best else MISSING,
             "best_config": format_config(best[2]) if best else "",
             "wall_time": format_duration((experiment.get("provenance") or {}).get("wall_s")),
             "search_space": _table("Search space", tables.search_space_table(results)),
