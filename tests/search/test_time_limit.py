@@ -129,7 +129,7 @@ def test_schedulers_accept_trials_that_ended_themselves(tmp_path, scheduler):
 
 @pytest.mark.ray
 def test_limit_holds_on_ray(ray_session, tmp_path):
-    experiment = search(waits, pause=tune.choice([0.25, 0.0, 0.01]))
-    results = run(experiment, output_dir=tmp_path / "out", trial_time_limit_s=0.4, show_progress=False)
+    experiment = search(waits, pause=tune.choice([3.2, 0.0, 0.01]))
+    results = run(experiment, output_dir=tmp_path / "out", trial_time_limit_s=3.0, show_progress=False)
     assert results.trials["status"].tolist() == ["stopped", "finished", "finished"]
     assert results.trials.loc[0, "stop_reason"] == "time limit"
