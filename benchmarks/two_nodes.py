@@ -30,7 +30,7 @@ def main() -> None:
 
     from search_spaces.exercise4 import experiment
     from tune_hpc import scaling
-    from tune_hpc.report.tables import MEASURED_LINK, predictions
+    from tune_hpc.report.scaling_tables import MEASURED_LINK, predictions
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.report.figure_checks import SPECIFICATIONS, assert_no_overlap, legend_texts
 from tune_hpc.errors import UnknownNameError
-from tune_hpc.report import tables
+from tune_hpc.report import scaling_tables, tables
 from tune_hpc.report.findings import findings
 from tune_hpc.report.plots import figures
 
@@ -69,21 +69,21 @@ def measured(trial, results_of):
 
 
 def test_predictions_are_compared_with_the_mean_of_the_undisturbed_repeats(measured):
-    table = tables.predicted_against_measured(measured())
+    table = scaling_tables.predicted_against_measured(measured())
     assert list(table["workers"]) == [2, 4]
     assert table["measured_s"].to_list() == pytest.approx([0.55, 0.7])
     assert table["error"].to_list() == pytest.approx([0.2, -0.1])
     # The model does not describe other gradient exchanges.
-    table = tables.predicted_against_measured(measured(options=BOTH_OPTIONS))
+    table = scaling_tables.predicted_against_measured(measured(options=BOTH_OPTIONS))
     assert table["measured_s"].to_list() == pytest.approx([0.55, 0.7])
 
 
 def test_pareto_front_has_no_dominated_configuration(measured):
-    table = tables.cost_pareto_front(measured())
+    table = scaling_tables.cost_pareto_front(measured())
     assert table["worker_s"].to_list() == pytest.approx([10.0, 11.0, 28.0])
     assert table["is_efficient"].to_list() == [True, True, False]
     # Networks of different widths are different work.
-    assert tables.cost_pareto_front(measured((0.5, 1.0)))["is_efficient"].to_list() == [True, True, False] * 2
+    assert scaling_tables.cost_pareto_front(measured((0.5, 1.0)))["is_efficient"].to_list() == [True, True, False] * 2
 
 
 def test_findings_describe_the_measurement(measured):
@@ -222,9 +222,9 @@ def test_missing_predictions_are_one_line_errors(measured):
     made = measured()
     made.experiment["predictions"] = made.experiment["widths"] = []
     with pytest.raises(UnknownNameError, match="has no predictions; make them with tune-hpc scale"):
-        tables.predictions(made)
+        scaling_tables.predictions(made)
     with pytest.raises(UnknownNameError, match="has no probes of several network widths"):
-        tables.min_efficient_width(made)
+        scaling_tables.min_efficient_width(made)
     with pytest.raises(UnknownNameError, match="has no column worker_s"):
-        tables.cost_pareto_front(replace(made, trials=made.trials.drop(columns="worker_s")))
+        scaling_tables.cost_pareto_front(replace(made, trials=made.trials.drop(columns="worker_s")))
     assert figures.draw(made, LINKS) == []

@@ -5,7 +5,7 @@ import pytest
 
 from tune_hpc import load, scaling
 from tune_hpc.errors import InvalidConfigError, TrialError
-from tune_hpc.report.tables import predicted_against_measured
+from tune_hpc.report.scaling_tables import predicted_against_measured
 from tune_hpc.scaling.plan import Plan
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 

@@ -11,7 +11,7 @@ from tune_hpc.analysis.formatting import display_name, format_config, format_met
 from tune_hpc.analysis.intervals import Interval
 from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.speedup import cases, is_distinct_from_1, paired_ratio, serial_fractions, speedups
-from tune_hpc.report.tables import (
+from tune_hpc.report.scaling_tables import (
     DEFAULT_EXCHANGE,
     MEASURED_LINK,
     cost_pareto_front,
