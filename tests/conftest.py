@@ -17,8 +17,9 @@ settings.load_profile("tune_hpc")
 pytest_plugins = ["tests.results_fixtures"]
 
 ROOT = Path(__file__).parents[1]
-#: Maximum CPU time of a test without the marks ``ray`` and ``slow`` on an idle machine; a busy one may take twice that.
-MAX_CPU_S = 1.0
+#: CPU time at which a test without the marks ``ray`` and ``slow`` fails: three times that of the longest such test. CPU
+#: time varies by a factor of two with the other load of a machine.
+MAX_CPU_S = 5.0
 
 
 @cache
@@ -56,7 +57,7 @@ def pytest_runtest_call(item):
     result = yield
     seconds = time.process_time() - started
     is_exempt = item.get_closest_marker("slow") or item.get_closest_marker("ray")
-    if "PYTEST_XDIST_WORKER" in os.environ and not is_exempt and seconds > 2 * MAX_CPU_S:
+    if "PYTEST_XDIST_WORKER" in os.environ and not is_exempt and seconds > MAX_CPU_S:
         pytest.fail(f"the test took {seconds:.1f} s of CPU time: make it faster, or mark it as slow", pytrace=False)
     return result
 

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tune_hpc.learning.config import complete
 from tune_hpc.learning.models import Line, Softmax, build_model, parameter_type
@@ -50,6 +51,29 @@ class TestSizes:
         ]
         assert model.num_hidden == CNN_SHAPES[width][5][0]
         assert model.num_activations == 784 * CNN_SHAPES[width][0][0]
+
+    def test_depth_adds_convolutions_before_the_second_pooling(self):
+        model = build("cnn", depth=2, width=0.1, initial_weights="pytorch", precision="float64")
+        torch_layers = nn.Sequential(
+            *(nn.Conv2d(1, 3, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(3, 6, 5, padding=2), nn.ReLU(), nn.Conv2d(6, 6, 5, padding=2), nn.ReLU()),
+            *(nn.Conv2d(6, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+            *(nn.Linear(6 * 49, 102), nn.ReLU(), nn.Linear(102, 10)),
+        ).double()
+        for single, stacked in zip(torch_layers.parameters(), model.parameters(), strict=True):
+            single.data = stacked.data[0]
+        images = torch.rand(1, 4, 1, 28, 28, dtype=torch.float64)
+        assert model(images)[0].T.flatten().tolist() == pytest.approx(torch_layers(images[0]).flatten().tolist())
+
+    def test_added_convolutions_have_more_products_than_parameters(self):
+        plain, deep = build("cnn"), build("cnn", depth=4)
+        assert values(deep.parameters()).numel() / values(plain.parameters()).numel() == pytest.approx(1.125, abs=0.001)
+        num_flop = []
+        for model in (plain, deep):
+            with FlopCounterMode(display=False) as counter:
+                model(torch.zeros(1, 1, 1, 28, 28))
+            num_flop.append(counter.get_total_flops())
+        assert num_flop[1] / num_flop[0] == pytest.approx(6.79, abs=0.01)
 
     @pytest.mark.parametrize("model", ["softmax", "cnn"])
     @pytest.mark.parametrize("num_members", [1, 2])

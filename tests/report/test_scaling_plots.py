@@ -73,7 +73,12 @@ def test_predictions_are_compared_with_the_mean_of_the_undisturbed_repeats(measu
     assert list(table["workers"]) == [2, 4]
     assert table["measured_s"].to_list() == pytest.approx([0.55, 0.7])
     assert table["error"].to_list() == pytest.approx([0.2, -0.1])
-    # The model does not describe other gradient exchanges.
+    # The model describes neither networks with added convolutions nor other gradient exchanges.
+    made = measured()
+    deep = made.trials.assign(depth=[2] * 3 + [0] * 6)
+    assert list(scaling_tables.predicted_against_measured(replace(made, trials=deep))["workers"]) == [2, 4]
+    deep = deep.assign(depth=[0] * 6 + [2] * 3)
+    assert list(scaling_tables.predicted_against_measured(replace(made, trials=deep))["workers"]) == [2]
     table = scaling_tables.predicted_against_measured(measured(options=BOTH_OPTIONS))
     assert table["measured_s"].to_list() == pytest.approx([0.55, 0.7])
 

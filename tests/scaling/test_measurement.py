@@ -1,10 +1,15 @@
 """Tiny measurements on a real Ray."""
 
 import numpy as np
+import pandas as pd
 import pytest
+from ray import tune
 
 from tune_hpc import load, scaling
+from tune_hpc.analysis.speedup import speedups
 from tune_hpc.errors import InvalidConfigError, TrialError
+from tune_hpc.report.findings import findings
+from tune_hpc.report.report import write_report
 from tune_hpc.report.scaling_tables import predicted_against_measured
 from tune_hpc.scaling.plan import Plan
 from tune_hpc.storage.experiment_folder import ExperimentFolder
@@ -65,6 +70,28 @@ def test_each_case_and_repeat_has_a_row_whose_parts_add_up(ray_session, mnist, t
     # The repeats are the samples of the confidence intervals.
     compared = results.compare("workers", "samples_per_s", where={"option": "none"})
     assert compared.values.set_index("workers")["num_seeds"].to_dict() == {1: 2, 2: 2}
+
+
+@pytest.mark.slow
+def test_deeper_networks_have_more_computation_for_each_byte(ray_session, mnist, tmp_path):
+    config = {"model": "cnn", "width": 0.05, "batch_size": 20, "depth": tune.choice([0, 2])}
+    results = scaling.measure(config, workers=(1, 2), num_timed_steps=5, output_dir=tmp_path / "out", **QUIET)
+    # So short steps are disturbed on a busy machine.
+    results = results.with_trials(results.trials.assign(status="finished"))
+    table = speedups(results)
+    assert table[["depth", "workers"]].to_numpy().tolist() == [[0, 1], [0, 2], [2, 1], [2, 2]]
+    plain, deep = table.groupby("depth")["flop_per_gradient_byte"].mean()
+    assert deep > 2 * plain
+    assert set(pd.DataFrame(results.experiment["predictions"])["width"]) == {0.05}
+    assert list(predicted_against_measured(results)["workers"]) == [2]
+    (sentence,) = (sentence for sentence in findings(results) if "FLOP for each byte" in sentence)
+    assert sentence.startswith(f"With {deep:.0f} instead of {plain:.0f} FLOP for each byte of gradients the efficiency")
+
+    alone = scaling.measure(config | {"depth": 2}, workers=(1, 2), repeats=1, num_timed_steps=5,
+                            output_dir=tmp_path / "deep", **QUIET)  # fmt: skip
+    assert alone.experiment["predictions"] == []
+    assert "2 workers reach a speed-up of" in "".join(findings(alone))
+    assert write_report([alone], tmp_path / "report").is_file()
 
 
 @pytest.mark.slow

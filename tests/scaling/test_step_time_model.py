@@ -106,8 +106,9 @@ def test_min_width_reaches_the_target_or_is_none_with_the_best(probes):
     assert best < 0.8
 
 
-def plan(*workers):
-    configs = [{"model": "cnn", "batch_size": BATCH, "steps": 10, "workers": number} for number in workers]
+def plan(*workers, depths=(0,)):
+    config = {"model": "cnn", "batch_size": BATCH, "steps": 10}
+    configs = [config | {"workers": number, "depth": depth} for depth in depths for number in workers]
     return make_plan(configs, {"CPU": 4})
 
 
@@ -144,6 +145,13 @@ def test_probes_of_one_worker_suffice_for_one_worker():
     assert set(model.links) == {"200 Gbit/s", "25 Gbit/s"}
     # Links between GPUs need times of a GPU.
     assert set(StepModel(probes, use_gpu=True).links) == set(LINKS)
+
+
+@pytest.mark.slow
+def test_networks_with_added_convolutions_are_not_predicted(probes):
+    assert predictions(plan(1, 2, depths=(0, 2)), probes) == predictions(plan(1, 2), probes)
+    nothing = {"predictions": [], "widths": [], "width_curves": []}
+    assert predictions(plan(1, 2, depths=(1, 2)), pd.DataFrame()) == nothing
 
 
 def test_extrapolation_stops_at_four_times_the_measured_workers(probes):

@@ -67,7 +67,7 @@ def summary(results: "Results", metric: str | None = None, mode: str | None = No
     texts = {name: "None" if best[name] is None else format_value(best[name]) for name in names}
     where = ", ".join(f"{name}={text}" for name, text in texts.items())
     note = extrapolation_note(results, column)
-    return f"{text}; best {column} {best[column]:.4g}{note}{f' at {where}' if where else ''}"
+    return f"{text}; best {column.removeprefix('best_')} {best[column]:.4g}{note}{f' at {where}' if where else ''}"
 
 
 def _differing_constants(searches: Sequence["Results"]) -> str:

@@ -86,7 +86,7 @@ class ExperimentStatus:
         details = [f"{self.num_running} running{at}"] if self.num_running else []
         details += [f"{count} {status}" for status, count in self.counts.items() if status != "finished"]
         if self.best_value is not None:
-            details.append(f"best {self.metric} {self.best_value:.4g} ({self.best_trial})")
+            details.append(f"best {self.metric.removeprefix('best_')} {self.best_value:.4g} ({self.best_trial})")
         if self.remaining_s is not None and self.num_ended < self.num_trials and self.state == "running":
             details.append(f"about {_format_duration(self.remaining_s)} left")
         if self.first_error and self.counts.get("failed") != self.num_trials:

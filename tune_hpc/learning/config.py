@@ -135,6 +135,7 @@ _KEYS = (
     ConfigKey("steps", int, "optimizer steps, of one batch each", 1000, low=1),
     ConfigKey("seed", int, "seed of initial weights, data order, dropout and augmentation", 0, low=0, high=2**31 - 1),
     ConfigKey("width", float, "factor on the number of features of the cnn", 1.0, **_POSITIVE),
+    ConfigKey("depth", int, "convolutions added to the cnn before its second pooling (0)", low=0, high=100),
     ConfigKey("initial_weights", str, "initial weights of TensorFlow's tutorial (truncated normal 0.1, bias 0.1; zeros "
               "for softmax), or of PyTorch", "tutorial", ("tutorial", "pytorch")),
     ConfigKey("precision", str, "type of parameters and products; tf32 (on GPUs) and bfloat16 apply to products only, "
@@ -170,7 +171,7 @@ TRIAL_KEYS: dict[str, ConfigKey] = {key.name: key for key in _KEYS}
 #: Keys of a trial with several workers.
 WORKER_KEYS = ("workers", "bucket_mb", "bucket_view", "compression", "local_steps")
 #: Keys without a default in a completed configuration.
-OPTIONAL_KEYS = (*WORKER_KEYS, "num_fit_images")
+OPTIONAL_KEYS = (*WORKER_KEYS, "depth", "num_fit_images")
 
 #: Conditional keys with their defaults, by the key that decides about them and its value.
 OWNERS: dict[str, dict[str, dict[str, float | bool]]] = {

@@ -140,14 +140,17 @@ class CNN(Model):
 
     Args:
         width: Factor on 32 and 64 features and 1024 hidden units, which are rounded and at least 1.
+        depth: Number of 5x5 convolutions between the second one and its pooling. At full width each has twice the
+            products of the second one, and 3 % of the parameters of the network.
     """
 
-    def __init__(self, width: float = 1.0) -> None:
+    def __init__(self, width: float = 1.0, depth: int = 0) -> None:
         super().__init__()
         first, second, self.num_hidden = (max(1, round(n * width)) for n in (32, 64, 1024))
         self.num_activations = IMAGE_PIXELS * first
         self.conv1 = StackedConv2d(1, first, 5)
         self.conv2 = StackedConv2d(first, second, 5)
+        self.deeper = nn.ModuleList(StackedConv2d(second, second, 5) for _ in range(depth))
         self.hidden = StackedLinear(7 * 7 * second, self.num_hidden)
         self.output = StackedLinear(self.num_hidden, NUM_CLASSES)
 
@@ -161,7 +164,10 @@ class CNN(Model):
         x = images.transpose(0, 1).flatten(1, 2)
         # Max pooling and ReLU commute; ReLU after pooling is a quarter of the work.
         x = functional.relu(functional.max_pool2d(self.conv1(x), 2))
-        x = functional.relu(functional.max_pool2d(self.conv2(x), 2))
+        x = self.conv2(x)
+        for convolution in self.deeper:
+            x = convolution(functional.relu(x))
+        x = functional.relu(functional.max_pool2d(x, 2))
         x = x.unflatten(1, (len(self.conv2.weight), -1)).transpose(0, 1).flatten(2)
         x = functional.relu(self.hidden(x.transpose(1, 2)))
         return self.output(x if dropout_mask is None else x * dropout_mask)
@@ -216,7 +222,9 @@ def _build_single(config: Mapping[str, Any]) -> Model:
     # PyTorch's initialization uses the global generator, whose state is restored afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
-        model: Model = {"line": Line, "softmax": Softmax, "cnn": lambda: CNN(config["width"])}[config["model"]]()
+        model: Model = {"line": Line, "softmax": Softmax, "cnn": lambda: CNN(config["width"], config.get("depth", 0))}[
+            config["model"]
+        ]()
         if config["initial_weights"] == "tutorial":
             _initialize_as_tutorial(model)
     return model

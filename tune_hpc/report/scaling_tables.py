@@ -49,9 +49,12 @@ def predicted_against_measured(results: Results) -> pd.DataFrame:
 
 
 def baseline_trials(results: Results) -> pd.DataFrame:
-    """Return the completed trials with the default gradient exchange; a model without a width has ``width`` 1."""
+    """Return the completed trials that the model describes: no added convolutions, the default gradient exchange.
+
+    A model without a width has ``width`` 1.
+    """
     trials = results.trials[results.trials["status"].isin(COMPLETED)]
-    for name, value in (DEFAULT_EXCHANGE | {"batches_per_step": 1}).items():
+    for name, value in (DEFAULT_EXCHANGE | {"batches_per_step": 1, "depth": 0}).items():
         if name in trials:
             trials = trials[trials[name] == value]
     widths = trials["width"] if "width" in trials else pd.Series(1.0, index=trials.index)

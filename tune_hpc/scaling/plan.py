@@ -114,6 +114,11 @@ class BenchmarkCase:
         return self.num_timed_steps + NUM_WARMUP_STEPS >= int(self.config["steps"])
 
     @property
+    def is_predicted(self) -> bool:
+        """True if the step-time model describes the network, which it knows by its width."""
+        return not self.config.get("depth")
+
+    @property
     def options(self) -> dict[str, Any]:
         """Keys of this case that a trial on one worker does not have."""
         return {

@@ -189,12 +189,15 @@ def predictions(plan: Plan, probes: pd.DataFrame) -> dict[str, list[dict[str, An
 
         ``width_curves``: ``link``, ``workers``, ``width`` and ``efficiency`` over that range.
 
-        The last two are empty if only one width was probed.
+        The last two are empty if only one width was probed, and all three if the networks have added convolutions.
     """
+    cases = [case for case in plan.cases if case.is_predicted]
+    if not cases:
+        return {"predictions": [], "widths": [], "width_curves": []}
     model = StepModel(probes, use_gpu=plan.use_gpu)
     predicted_workers = [number for number in PREDICTED_WORKERS if number <= MAX_EXTRAPOLATION * plan.max_workers]
     measured: dict[tuple[float, int, str], set[int]] = {}
-    for case in plan.cases:
+    for case in cases:
         width = case.config["width"] if case.config["model"] == "cnn" else 1.0
         measured.setdefault((width, case.config["batch_size"], case.mode), set()).add(case.workers)
     rows = [
@@ -205,7 +208,7 @@ def predictions(plan: Plan, probes: pd.DataFrame) -> dict[str, list[dict[str, An
         for number in (predicted_workers if link else sorted(counts))
         if mode == "weak" or number <= batch_size
     ]
-    batch_size = plan.cases[0].single_worker.batch_size
+    batch_size = cases[0].single_worker.batch_size
     probed = model.widths(batch_size)
     widths, curves = [], []
     for name, link in {LOCAL: None, **model.links}.items() if len(probed) > 1 else ():

@@ -222,7 +222,7 @@ def _probe(plan: Plan, context: WorkerContext, *, vary_width: bool) -> list[dict
     """Run the probes of a plan, with ``vary_width`` also for other networks; every worker calls this.
 
     Returns:
-        On rank 0, rows with ``probe`` and ``seconds``, and these columns:
+        On rank 0, rows of the predicted cases with ``probe`` and ``seconds``, and these columns:
 
         - ``compute``: a step of one worker on one of ``share`` shares of a batch (``width``, ``batch_size``, ``bytes``
           of the gradients);
@@ -231,8 +231,11 @@ def _probe(plan: Plan, context: WorkerContext, *, vary_width: bool) -> list[dict
           of a single one; ``width``);
         - ``all_reduce``: an all-reduce (``workers``, ``bytes``).
     """
-    configs = [_probe_config(case.training_config(0)) for case in plan.cases if case.mode == "strong"]
-    configs += [_probe_config(case.single_worker.training_config(0)) for case in plan.cases]
+    cases = [case for case in plan.cases if case.is_predicted]
+    if not cases:
+        return []
+    configs = [_probe_config(case.training_config(0)) for case in cases if case.mode == "strong"]
+    configs += [_probe_config(case.single_worker.training_config(0)) for case in cases]
     measured = {_width(config): config for config in configs}
     if vary_width and configs[0]["model"] == "cnn" and not plan.is_quick:
         configs += [configs[0] | {"width": width} for width in WIDTHS]

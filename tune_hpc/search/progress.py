@@ -183,7 +183,7 @@ class SearchProgress:
         parts = [total.summary()]
         if len(total.best) == 1:
             ((experiment, (value, trial_id)),) = total.best.items()
-            parts.append(f"best {self._metrics[experiment]} {value:.4g} ({trial_id})")
+            parts.append(f"best {self._metrics[experiment].removeprefix('best_')} {value:.4g} ({trial_id})")
         return "; ".join(part for part in parts if part)
 
     def _write_line(self, total: TrialCounts) -> None:
