@@ -202,9 +202,10 @@ def _table(title: str, df: pd.DataFrame) -> dict[str, Any]:
 
 
 def _figure(figure: figures.RenderedFigure) -> dict[str, str]:
-    """Return a figure as a data URL."""
+    """Return a figure as a data URL, with its title and notes."""
     kind = {"svg": "svg+xml"}.get(figure.kind, figure.kind)
-    return {"url": f"data:image/{kind};base64,{base64.b64encode(figure.content).decode()}", "caption": figure.caption}
+    url = f"data:image/{kind};base64,{base64.b64encode(figure.content).decode()}"
+    return {"url": url, "title": figure.title, "notes": figure.notes}
 
 
 def _provenance(experiment: Mapping[str, Any]) -> list[tuple[str, str]]:

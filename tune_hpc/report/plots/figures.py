@@ -55,15 +55,22 @@ class RenderedFigure:
 
     Attributes:
         stem: File name without the ending.
-        caption: Title and notes as sentences.
+        title: Its heading.
+        notes: Sentences about it; may be empty.
         kind: ``svg`` for vectors, or ``png`` for pixels, 200 per inch.
         content: The file.
     """
 
     stem: str
-    caption: str
+    title: str
+    notes: str
     kind: str
     content: bytes
+
+    @property
+    def caption(self) -> str:
+        """Title and notes as sentences."""
+        return f"{self.title}. {self.notes}".rstrip()
 
 
 @functools.cache
@@ -95,7 +102,8 @@ def render(sheet: CaptionedFigure, stem: str, kind: str = "svg") -> RenderedFigu
         sheet.figure.savefig(content, format=kind, metadata={"Date": None} if kind == "svg" else None)
     if kind == "svg" and content.tell() > MAX_SVG_BYTES:
         return render(sheet, stem, "png")
-    return RenderedFigure(stem, sheet.caption.replace(r"\$", "$"), kind, content.getvalue())
+    title, notes = (text.replace(r"\$", "$") for text in (sheet.title, " ".join(sheet.notes)))
+    return RenderedFigure(stem, title, notes, kind, content.getvalue())
 
 
 def render_comparison(comparison: Comparison, title: str) -> RenderedFigure:
