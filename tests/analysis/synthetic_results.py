@@ -24,9 +24,11 @@ def searched(
     return Results(experiment, trials_frame(rows, keys), history)
 
 
-def repeated(rows: list[dict[str, Any]], deviation: float = 0.01, num_seeds: int = 5) -> list[dict[str, Any]]:
+def repeated(
+    rows: list[dict[str, Any]], deviation: float = 0.01, num_seeds: int = 5, generator: np.random.Generator | None = None
+) -> list[dict[str, Any]]:
     """Return each row with several seeds and normal noise on its loss."""
-    generator = np.random.default_rng(0)
+    generator = generator or np.random.default_rng(0)
     return [
         row | {"seed": seed, "loss": row["loss"] + generator.normal(0, deviation)}
         for row in rows

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from tests.results_fixtures import KEYS
 from tune_hpc import load
@@ -217,6 +218,28 @@ def test_trials_without_random_numbers_need_no_repeats(trial, results_of, config
     ]
     made = results_of(*trials, claims=declared, config_keys=[*KEYS, *fixed])
     assert check_claims(made)["holds"].notna().tolist() == [is_decided, False]
+
+
+def test_model_of_a_user_may_have_the_name_of_a_built_in_one(trial, results_of):
+    made = of_line(trial, results_of, [("a", [1.0, 0.2]), ("b", [1.0, 0.3])],
+                   [claim("value", "rising", ("a", "b"), steps=1)])  # fmt: skip
+    assert check_claims(made)["holds"].tolist() == [True]
+    made.experiment["trainable"] = "mine:train"
+    assert check_claims(made)["note"].tolist() == [SINGLE]
+
+
+@pytest.mark.parametrize(("relation", "bound", "holds"), [("within", 0.8, True), ("within", 0.5, None)])
+def test_ratios_have_intervals_on_a_log_scale(trial, results_of, relation, bound, holds):
+    ratios = [0.8, 1.0, 1.25]
+    trials = []
+    for seed, ratio in enumerate(ratios):
+        row, history = trial(f"{seed}", optimizer="adam", seed=seed)
+        trials.append((row | {"speedup": ratio}, history))
+    declared = claim("result", relation, ("adam",), metric="speedup", steps=0, bound=bound)
+    (row,) = check_claims(results_of(*trials, claims=[declared])).to_dict("records")
+    half = stats.t.ppf(0.975, 2) * np.log(1.25) / np.sqrt(3)
+    assert row["numbers"] == f"adam: 1 ({np.exp(-half):.3g} to {np.exp(half):.3g})"
+    assert (None if pd.isna(row["holds"]) else row["holds"]) == holds
 
 
 def test_best_configuration_represents_a_value(grid):

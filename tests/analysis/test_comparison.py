@@ -123,6 +123,17 @@ class TestConfigurations:
         assert list(values["num_configurations"]) == [3, 3]
         assert list(values["num_seeds"]) == [5, 5]
 
+    def test_configuration_with_a_failed_seed_is_selected_only_without_another(self):
+        results = made({"a": 0.9, "b": 0.95}, rates=(0.1, 0.01), seeds=3)
+        # The only seed of the better configuration that did not fail was lucky.
+        where = (results.trials["optimizer"] == "a") & (results.trials["learning_rate"] == 0.1)
+        results.trials.loc[where & (results.trials["seed"] == 0), "test_accuracy"] = 0.99
+        failed = changed(results, where & (results.trials["seed"] > 0), status="failed", test_accuracy=np.nan)
+        values = failed.compare("optimizer").values
+        assert values[["optimizer", "learning_rate", "num_seeds"]].to_numpy().tolist() == [["b", 0.1, 3], ["a", 0.01, 3]]
+        alone = failed.with_trials(failed.trials[failed.trials["learning_rate"] == 0.1])
+        assert alone.compare("optimizer").values["num_seeds"].tolist() == [1, 3]
+
     def test_configuration_with_a_diverged_seed_is_not_selected(self):
         results = made({"a": 0.9, "b": 0.8}, rates=(0.01, 0.1), deviation=0.001)
         first = results.trials.index[(results.trials["optimizer"] == "a") & (results.trials["learning_rate"] == 0.1)][0]
@@ -237,7 +248,7 @@ class TestSentences:
         sentences = made(truth, deviation=0.001).compare("optimizer").sentences()
         assert len(sentences) == 2
         assert sentences[0].startswith("a, c and b tie for the best optimizer at 95 %: a has test accuracy 0.95")
-        assert sentences[1].startswith("Differences below about 0.00")
+        assert sentences[1].startswith("With these seeds a difference below about 0.00")
 
     def test_distance_of_the_nearest_worse_value_has_its_interval(self):
         comparison = made({"a": 0.9, "b": 0.95, "c": 0.8}, deviation=0.001).compare("optimizer")
@@ -254,7 +265,7 @@ class TestSentences:
     @pytest.mark.parametrize(
         ("accuracy", "rank", "second"),
         [
-            (0.940, 1, "Differences below about 0.0450 are rarely detectable with these seeds (power below 80 %)."),
+            (0.940, 1, "With these seeds a difference below about 0.0450 is detected with a probability below 80 %."),
             (
                 0.930,
                 1,
@@ -280,7 +291,7 @@ class TestSentences:
             "3 seeds)."
         )
         assert others[0] == second
-        assert others[-1].startswith("Differences below about 0.0450")
+        assert others[-1].startswith("With these seeds a difference below about 0.0450")
 
     def test_clear_winner_is_significant(self):
         sentences = made({"a": 0.9, "b": 0.95, "c": 0.8}, deviation=0.001).compare("optimizer").sentences()
@@ -293,8 +304,8 @@ class TestSentences:
         sentences = ranking.sentences()
         assert sentences[0].startswith("a and b tie for the best optimizer at 95 %: a has test accuracy 0.95")
         assert sentences[1].startswith("c is worse at 95 %: c is 0.4")
-        assert sentences[2].startswith("Differences below about 0.00")
-        assert sentences[2].endswith(" are rarely detectable with these seeds (power below 80 %).")
+        assert sentences[2].startswith("With these seeds a difference below about 0.00")
+        assert sentences[2].endswith(" is detected with a probability below 80 %.")
         assert sentences[3].startswith(
             "Each value is represented by the best of up to 2 configurations, selected on the same seeds"
         )
@@ -359,6 +370,16 @@ def test_interval_of_an_interaction_is_from_resampled_seeds():
     assert row["low_share"] < exact["interaction_share"] < row["high_share"]
     assert row["high_share"] - row["low_share"] < 0.05
     assert np.isnan(exact["low_share"])
+
+
+def test_sum_with_noise_has_no_interaction_at_95_percent():
+    generator, num_excluded = np.random.default_rng(3), 0
+    for _ in range(40):
+        truth = grid(lambda a, b: 3.0 * a + b).trials[["a", "b", "loss"]].to_dict("records")
+        row = interactions(searched(GRID, repeated(truth, deviation=1.0, generator=generator)), log=False).iloc[0]
+        assert 0 <= row["low_share"] <= row["interaction_share"] <= 1
+        num_excluded += row["low_share"] > 0
+    assert num_excluded <= 4
 
 
 def test_shares_add_up_and_the_largest_interaction_is_first():

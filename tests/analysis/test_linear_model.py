@@ -171,14 +171,23 @@ class TestDifferences:
         pooled = fit_model(quiet)
         assert found.model.deviation == pytest.approx(pooled.deviation)
         assert found.difference[4, 0] == pytest.approx(noisy.mean() - quiet[:, 0].mean())
-        variances = pooled.deviation**2 / 4, noisy.var(ddof=1) / 4
+        # The variance of the quiet values includes that of the seeds, which the noisy one does not share.
+        variances = quiet.var(axis=0, ddof=1).mean() / 4, noisy.var(ddof=1) / 4
         error = np.sqrt(sum(variances))
-        degrees = int(error**4 / (variances[0] ** 2 / pooled.degrees + variances[1] ** 2 / 3))
+        degrees = int(error**4 / (variances[0] ** 2 / pooled_deviations(quiet)[1][0] + variances[1] ** 2 / 3))
         assert degrees == 3
         critical = stats.studentized_range.ppf(0.95, 5, degrees) / np.sqrt(2)
         assert found.half[4, :4] == pytest.approx(np.full(4, critical * error), rel=2e-3)
         within = stats.studentized_range.ppf(0.95, 5, pooled.degrees) / np.sqrt(2) * pooled.deviation * np.sqrt(2 / 4)
         assert found.half[0, 1:4] == pytest.approx(np.full(3, within), rel=1e-3)
+
+    def test_values_of_different_variances_have_the_nominal_error_rate(self):
+        generator, num_different, num_tables = np.random.default_rng(0), 0, 200
+        for _ in range(num_tables):
+            seeds = generator.normal(size=(5, 1))
+            table = np.hstack([seeds + 0.01 * generator.normal(size=(5, 6)), 0.3 * generator.normal(size=(5, 1))])
+            num_different += (all_differences(table, lower_is_better=True).p[6, :6] < 0.05).any()
+        assert num_different / num_tables <= 0.06
 
     def test_value_without_repeats_has_no_lead_beside_values_of_unknown_variance(self):
         found = all_differences([[1.0, 2.0]], False)
@@ -201,10 +210,23 @@ class TestPooledDeviations:
         parts = over_seeds**2 + (variance - over_seeds) ** 2 / 2
         assert degrees == pytest.approx([2 * variance**2 / parts] * 3)
 
-    def test_missing_cell_leaves_the_degrees_of_the_residuals(self):
+    def test_missing_cell_leaves_the_effect_of_the_seeds(self):
         deviations, degrees = pooled_deviations([[1.0, 5.0], [2.0, 7.0], [3.0, NAN]])
-        assert deviations == pytest.approx([np.sqrt((2 + 2) / 3)] * 2)
-        assert degrees.tolist() == [3, 3]
+        variance = (2 + 2) / 3
+        assert deviations == pytest.approx([np.sqrt(variance)] * 2)
+        # The differences between the values are 4 and 5: a residual variance of 0.25, half of which is in a seed's mean.
+        residual = 0.25 / 2
+        parts = (variance - residual) ** 2 + residual**2
+        assert degrees == pytest.approx([2 * variance**2 / parts] * 2)
+        table = np.random.default_rng(0).normal(size=(5, 1)) + 0.1 * np.random.default_rng(1).normal(size=(5, 30))
+        complete = pooled_deviations(table)[1][0]
+        table[0, 0] = NAN
+        assert pooled_deviations(table)[1][0] == pytest.approx(complete, rel=0.02)
+
+    def test_seeds_of_their_own_are_independent(self):
+        deviations, degrees = pooled_deviations([[1.0, NAN], [3.0, NAN], [NAN, 5.0], [NAN, 8.0]])
+        assert deviations == pytest.approx([np.sqrt((2 + 4.5) / 2)] * 2)
+        assert degrees.tolist() == [2, 2]
 
     def test_single_value_has_its_deviation(self):
         deviations, degrees = pooled_deviations([[1.0], [2.0], [6.0]])

@@ -7,7 +7,8 @@ the seeds as repeats. A claim holds, does not hold, or is inconclusive, because
 - a number is missing;
 - numbers differ by less than the rounding error of float32, relative to the initial value of their curve;
 - the 95 % intervals over the seeds leave it open. Differences have the simultaneous intervals of ``linear_model``, and
-  numbers beside a bound have Student's (Bonferroni). Trials without random numbers need no repeats.
+  numbers beside a bound have Student's (Bonferroni), speed-ups and efficiencies on a log scale. Trials without random
+  numbers need no repeats.
 """
 
 import operator
@@ -25,10 +26,11 @@ from tune_hpc.analysis.aggregation import (
     sort_configurations,
 )
 from tune_hpc.analysis.formatting import display_name, format_config, format_metric, format_number, format_value
-from tune_hpc.analysis.intervals import ROUNDING, mean_interval
+from tune_hpc.analysis.intervals import ROUNDING, Interval, mean_interval
 from tune_hpc.analysis.linear_model import all_differences
+from tune_hpc.analysis.published import is_random_run
 from tune_hpc.analysis.results import Results
-from tune_hpc.learning.config import has_random_result
+from tune_hpc.analysis.speedup import RATIOS, ratio_interval
 
 CONFIDENCE = 0.95
 #: Reasons for an inconclusive claim.
@@ -39,7 +41,7 @@ COLUMNS = ("claim", "measure", "rule", "numbers", "holds", "note", "source")
 
 _Claim = Mapping[str, Any]
 #: Ends of the names of durations and of their ratios, which vary from run to run.
-_TIMED = ("_s", "speedup", "efficiency")
+_TIMED = ("_s", *RATIOS)
 #: Outcome of a comparison: whether it is true, or the reason for an inconclusive one.
 _Outcome = bool | str
 
@@ -49,8 +51,8 @@ def check_claims(results: Results) -> pd.DataFrame:
 
     Returns:
         One row per claim: ``claim``, ``measure`` (description), ``rule`` (the relation with its bound), ``numbers``
-        (text, one number per value, with half of its 95 % interval over seeds), ``holds`` (missing: inconclusive),
-        ``note`` (reason for an inconclusive claim), ``source``.
+        (text, one number per value, with half of its 95 % interval over seeds, or with the bounds of that of a ratio),
+        ``holds`` (missing: inconclusive), ``note`` (reason for an inconclusive claim), ``source``.
 
     Example:
         >>> from tune_hpc import check_claims, load
@@ -74,8 +76,8 @@ def check_claim(results: Results, claim: _Claim) -> dict[str, Any]:
     holds, note = _decide(claim, samples, rounding.to_numpy(), is_random)
     texts = []
     for position, value in enumerate(claim["values"]):
-        half = _half(samples[position], CONFIDENCE) if is_random else np.nan
-        texts.append(f"{format_value(value)}: {_text(samples[position].mean(), half, claim)}")
+        interval = _interval(samples[position], claim["metric"], CONFIDENCE)
+        texts.append(f"{format_value(value)}: {_text(interval, claim, is_random)}")
     return {
         "claim": claim["text"], "measure": describe_measure(claim), "rule": describe_rule(claim),
         "numbers": ", ".join(texts), "holds": holds, "note": note, "source": claim["source"],
@@ -94,7 +96,7 @@ def measure_trials(results: Results, claim: _Claim) -> pd.DataFrame:
         trials = _best_trials(results, {**(claim.get("where") or {}), claim["parameter"]: value})
         for trial in trials.to_dict("records"):
             number, scale = _measure(results, trial, claim)
-            is_random = claim["metric"].endswith(_TIMED) or has_random_result(cast("dict[str, Any]", trial))
+            is_random = claim["metric"].endswith(_TIMED) or is_random_run(results, cast("dict[str, Any]", trial))
             if not np.isnan(number):
                 rows.append((position, trial.get("seed", trial["trial_id"]), number, ROUNDING * scale, is_random))
     return pd.DataFrame(rows, columns=["value", "seed", "number", "rounding", "is_random"])
@@ -236,6 +238,8 @@ def _decide(claim: _Claim, samples: pd.DataFrame, rounding: np.ndarray, is_rando
 
 def _compare_pairs(claim: _Claim, samples: pd.DataFrame, rounding: np.ndarray, is_random: bool) -> list[_Outcome]:
     """Return, for each pair of an order, whether the first number is lower."""
+    if claim["metric"] in RATIOS:
+        samples = np.log(samples)
     table, means = samples.to_numpy(float), samples.mean().to_numpy()
     with np.errstate(invalid="ignore"):
         difference = np.subtract.outer(means, means)
@@ -263,15 +267,14 @@ def _compare_with_bound(claim: _Claim, samples: pd.DataFrame, rounding: np.ndarr
     confidence = 1 - (1 - CONFIDENCE) / len(rounding)
     outcomes: list[_Outcome] = []
     for position, error in enumerate(rounding):
-        number = float(samples[position].mean())
-        half = _half(samples[position], confidence) if is_random else 0.0
-        ends = np.array([number - half, number + half])
+        interval = _interval(samples[position], claim["metric"], confidence)
+        ends = np.array([interval.low, interval.high] if is_random else [interval.mean] * 2)
         if claim["relation"] == "within":
             distances = np.abs(ends - claim["target"])
             is_inside = ends[0] < claim["target"] < ends[1]
             ends = np.array([0.0 if is_inside else distances.min(), distances.max()])
         lower, upper = (bool(is_satisfied(end, bound)) for end in ends)
-        if np.isnan(half) or lower != upper:
+        if np.isnan(ends).any() or lower != upper:
             outcomes.append(SEEDS_UNDECIDED)
         elif 0 < np.abs(ends - bound).min() <= error:
             outcomes.append(f"{WITHIN_ROUNDING} ({error:.2g})")
@@ -280,10 +283,12 @@ def _compare_with_bound(claim: _Claim, samples: pd.DataFrame, rounding: np.ndarr
     return outcomes
 
 
-def _half(sample: pd.Series, confidence: float) -> float:
-    """Return half of the interval of a mean; NaN if it is unknown."""
+def _interval(sample: pd.Series, metric: str, confidence: float) -> Interval:
+    """Return a mean over seeds with its interval, whose bounds are NaN if they are unknown."""
     sample = sample.dropna()
-    return np.nan if sample.empty or np.isinf(sample).any() else mean_interval(sample, confidence).half
+    if sample.empty or np.isinf(sample).any():
+        return Interval(float(sample.mean()), np.nan, np.nan)
+    return ratio_interval(sample, confidence) if metric in RATIOS else mean_interval(sample, confidence)
 
 
 def _measure_of(claim: _Claim) -> _Measure:
@@ -313,10 +318,15 @@ def _formatted(claim: _Claim, *names: str) -> dict[str, str]:
     return {name: format_number(claim[name]) for name in names}
 
 
-def _text(number: float, half: float, claim: _Claim) -> str:
+def _text(interval: Interval, claim: _Claim, is_random: bool) -> str:
+    number = interval.mean
     if np.isnan(number):
         return NOT_MEASURED
     if np.isinf(number):
         return "never"
     text = format_metric(number, claim["metric"]) if claim["measure"] == RESULT else format_number(number, 3)
-    return text if np.isnan(half) else f"{text} ± {half:.2g}"
+    if np.isnan(interval.half) or not is_random:
+        return text
+    if claim["metric"] in RATIOS:
+        return f"{text} ({interval.low:.3g} to {interval.high:.3g})"
+    return f"{text} ± {interval.half:.2g}"

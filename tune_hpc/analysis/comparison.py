@@ -149,8 +149,8 @@ class Comparison:
         if np.isnan(detectable):
             return ""
         return (
-            f"Differences below about {format_metric(detectable, self.metric)} are rarely detectable with these seeds "
-            f"(power below {format_number(100 * POWER)} %)."
+            f"With these seeds a difference below about {format_metric(detectable, self.metric)} is detected with a "
+            f"probability below {format_number(100 * POWER)} %."
         )
 
     @property
@@ -212,12 +212,15 @@ def _candidates(results: "Results", parameter: str, metric: str) -> list[_Candid
     df = trial_values(results, [metric, results.metric])
     numbers = trials.groupby([parameter, *others], dropna=False, sort=False).ngroup()
     has_diverged = trials["status"] == "diverged"
+    has_no_value = df[results.metric].isna() & ~has_diverged
     merit = df[results.metric].groupby(numbers).mean().where(~has_diverged.groupby(numbers).any())
     merit = merit if results.is_lower_better(results.metric) else -merit
+    # A configuration with a failed seed represents a value only if the value has no other one.
+    order = pd.DataFrame({"is_incomplete": has_no_value.groupby(numbers).any(), "merit": merit}).dropna()
+    order = order.sort_values(["is_incomplete", "merit"], kind="stable")
     candidates = []
     for value, rows in df.groupby(trials[parameter], sort=False, dropna=False, observed=True):
-        ranked = merit[numbers[rows.index].unique()].dropna().sort_values(kind="stable")
-        for number in ranked.index:
+        for number in order.index[order.index.isin(numbers[rows.index])]:
             measured = rows[numbers[rows.index] == number].dropna(subset=[metric])
             if len(measured):
                 first = trials.loc[measured.index[0]]
@@ -293,7 +296,9 @@ def _enumerate(values: Iterable[Any]) -> str:
 def interactions(results: "Results", metric: str | None = None, log: bool | None = None) -> pd.DataFrame:
     """Split the variance of a metric over the cells of each pair of parameters.
 
-    The interaction is the part that the two parameters do not explain separately. It includes the noise of the seeds.
+    The interaction is the part that the two parameters do not explain separately. It includes the noise of the seeds,
+    and resampled seeds add it once more. The interval is therefore the basic one (Davison and Hinkley, 1997, section
+    5.2), which subtracts this bias.
     The shares need a value in every cell and equally many configurations per cell, as in a grid without divergence.
 
     Args:
@@ -305,7 +310,7 @@ def interactions(results: "Results", metric: str | None = None, log: bool | None
     Returns:
         One row per pair of varied parameters, the largest interaction first: ``first``, ``second``; ``first_share``,
         ``second_share`` and ``interaction_share`` of the variance, fractions that add up to 1; ``low_share`` and
-        ``high_share`` (95 % bootstrap interval over the seeds; missing with one seed or a missing one); ``scale``
+        ``high_share`` (95 % interval over resampled seeds; missing with one seed or a missing one); ``scale``
         (``log`` or ``linear``); ``num_cells`` with a value; ``note``: the reason for missing shares, else empty.
 
     Raises:
@@ -365,7 +370,8 @@ def _variance_shares(configurations: pd.DataFrame, values: np.ndarray, first: st
         return row | {"note": "all cells are equal"}
     interaction = ((table - by_row - by_column) ** 2).sum(axis=(0, 1)) / total
     if len(total) > 1:
-        row["low_share"], row["high_share"] = np.quantile(interaction[1:], [0.025, 0.975])
+        high, low = np.quantile(interaction[1:], [0.025, 0.975])
+        row["low_share"], row["high_share"] = np.clip([2 * interaction[0] - low, 2 * interaction[0] - high], 0, 1)
     return row | {
         "first_share": float(num_columns * (by_row[..., 0] ** 2).sum() / total[0]),
         "second_share": float(num_rows * (by_column[..., 0] ** 2).sum() / total[0]),

@@ -142,9 +142,10 @@ def all_differences(samples: ArrayLike, lower_is_better: bool, confidence: float
     if len(classes) > 1 and all(fit.degrees for _, fit in classes):
         model = classes[0][1]
         counts, variance, freedom = (~np.isnan(table)).sum(axis=0), np.zeros(num_values), np.zeros(num_values)
-        for values, fit in classes:
-            variance[values], freedom[values] = fit.deviation**2 / counts[values], fit.degrees
-        # Pairs of two classes: Welch's test (Satterthwaite, 1946).
+        # Pairs of two classes: Welch's test (Satterthwaite, 1946), whose variance includes the effect of the seed.
+        for values, _ in classes:
+            deviation, freedom[values] = _total_deviation(table[:, values])
+            variance[values] = deviation**2 / counts[values]
         errors = np.sqrt(variance[:, None] + variance)
         degrees = np.floor(errors**4 / (variance[:, None] ** 2 / freedom[:, None] + variance**2 / freedom))
         for values, fit in classes:
@@ -180,9 +181,8 @@ def all_differences(samples: ArrayLike, lower_is_better: bool, confidence: float
 def pooled_deviations(samples: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return the deviation of one result of each value, pooled over values, and its degrees of freedom.
 
-    The deviation includes the effect of the seed. A seed that all values share is one sample of this effect, so that
-    the degrees of freedom are Satterthwaite's (1946) for the variance over seeds and the residual variance. Values with
-    outlying variances share a class of their own. Without a variance the deviation is NaN, and the degrees are 0.
+    The deviation includes the effect of the seed. Values with outlying variances share a class of their own. Without a
+    variance the deviation is NaN, and the degrees are 0.
 
     Args:
         samples: Table of seeds by values, NaN where a seed has no result.
@@ -190,15 +190,28 @@ def pooled_deviations(samples: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     table = np.asarray(samples, dtype=float)
     deviations, degrees = np.full(table.shape[1], np.nan), np.zeros(table.shape[1])
     for values, fit in _variance_classes(table, fit_model(table, allow_blocks=False)):
-        deviations[values], degrees[values] = fit.deviation, fit.degrees
-        cells = table[:, values]
-        num_seeds, num_values = cells.shape
-        if fit.degrees and num_values > 1 and not np.isnan(cells).any():
-            over_seeds = cells.mean(axis=1).var(ddof=1)
-            residual = fit.deviation**2 - over_seeds
-            parts = over_seeds**2 + residual**2 / (num_values - 1)
-            degrees[values] = fit.deviation**4 * (num_seeds - 1) / parts
+        if fit.degrees:
+            deviations[values], degrees[values] = _total_deviation(table[:, values])
     return deviations, degrees
+
+
+def _total_deviation(table: np.ndarray) -> tuple[float, float]:
+    """Return the deviation of one result, with the effect of its seed, and its degrees of freedom.
+
+    A seed that all values share is one sample of its effect. The degrees of freedom are therefore Satterthwaite's
+    (1946) for the variance over seeds and the residual variance.
+    """
+    table = table[~np.isnan(table).all(axis=1)]
+    total, blocked = fit_model(table, allow_blocks=False), _least_squares(table, has_blocks=True)
+    num_seeds, num_values = table.shape
+    residual_degrees = total.degrees - (num_seeds - 1)
+    if not total.degrees or blocked is None or residual_degrees <= 0:
+        return total.deviation, total.degrees
+    scale = total.deviation
+    residual = float(np.nansum((blocked[3] / scale) ** 2)) / residual_degrees * (num_values - 1) / num_values
+    over_seeds = max(1 - residual, 0.0)
+    parts = over_seeds**2 + residual**2 / (num_values - 1)
+    return total.deviation, min(total.degrees, (over_seeds + residual) ** 2 * (num_seeds - 1) / parts)
 
 
 def _variance_classes(table: np.ndarray, model: AdditiveModel) -> list[tuple[np.ndarray, AdditiveModel]]:

@@ -32,18 +32,18 @@ from tune_hpc.errors import UnknownNameError
 RATIOS = ("speedup", "efficiency")
 
 
-def ratio_interval(ratios: ArrayLike) -> Interval:
-    """Return the geometric mean of ratios with Student's 95 % interval on a log scale; NaN without positive ratios."""
-    logs = _log_interval(ratios)
+def ratio_interval(ratios: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Return the geometric mean of ratios with Student's interval on a log scale; NaN without positive ratios."""
+    logs = _log_interval(ratios, confidence)
     with np.errstate(over="ignore"):
         return Interval(*np.exp([logs.mean, logs.low, logs.high]).tolist())
 
 
-def _log_interval(ratios: ArrayLike) -> Interval:
-    """Return the mean of the logarithms of the positive, finite ratios, with Student's 95 % interval."""
+def _log_interval(ratios: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Return the mean of the logarithms of the positive, finite ratios, with Student's interval."""
     values = np.asarray(ratios, dtype=float)
     values = values[(values > 0) & (values < np.inf)]
-    return mean_interval(np.log(values)) if values.size else Interval(np.nan, np.nan, np.nan)
+    return mean_interval(np.log(values), confidence) if values.size else Interval(np.nan, np.nan, np.nan)
 
 
 def paired_ratio(first: pd.DataFrame, second: pd.DataFrame, column: str) -> Interval:
