@@ -30,7 +30,8 @@ def main() -> None:
 
     from search_spaces.exercise4 import experiment
     from tune_hpc import scaling
-    from tune_hpc.report.scaling_tables import MEASURED_LINK, predictions
+    from tune_hpc.report.scaling_tables import predictions
+    from tune_hpc.scaling.step_time_model import MEASURED_LINK
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:

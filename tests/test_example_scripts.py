@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 )
 def test_example_finds_a_good_model(name, packages, metric, limits, tmp_path):
     for package in packages:
-        pytest.importorskip(package, reason=f"needs {package}: pip install 'tune-hpc[examples]'")
+        pytest.importorskip(package, reason=f"needs {package}: install the extra [examples]")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, EXAMPLES / f"{name}.py"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
@@ -46,9 +46,9 @@ def test_first_example_is_short():
 
 
 def test_notebook_runs_and_has_its_outputs(tmp_path):
-    nbformat = pytest.importorskip("nbformat", reason="needs nbclient: pip install 'tune-hpc[examples]'")
-    nbclient = pytest.importorskip("nbclient", reason="needs nbclient: pip install 'tune-hpc[examples]'")
-    pytest.importorskip("ipykernel", reason="needs ipykernel: pip install 'tune-hpc[examples]'")
+    nbformat = pytest.importorskip("nbformat", reason="needs nbclient: install the extra [examples]")
+    nbclient = pytest.importorskip("nbclient", reason="needs nbclient: install the extra [examples]")
+    pytest.importorskip("ipykernel", reason="needs ipykernel: install the extra [examples]")
     path = EXAMPLES / "analysis.ipynb"
     assert path.stat().st_size < 100_000
     notebook = nbformat.read(path, as_version=4)
@@ -60,7 +60,7 @@ def test_notebook_runs_and_has_its_outputs(tmp_path):
 
 
 def test_local_run_ends_with_its_result(tmp_path):
-    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install 'tune-hpc[examples]'")
+    pytest.importorskip("sklearn", reason="needs scikit-learn: install the extra [examples]")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "tune_hpc.cli", "run", "examples.pytorch_cnn:experiment", "--local", "--no-report"]
     sizes = ["--set", "epochs=1", "--num-samples", "1"]

@@ -25,7 +25,10 @@ def searched(
 
 
 def repeated(
-    rows: list[dict[str, Any]], deviation: float = 0.01, num_seeds: int = 5, generator: np.random.Generator | None = None
+    rows: list[dict[str, Any]],
+    deviation: float = 0.01,
+    num_seeds: int = 5,
+    generator: np.random.Generator | None = None,
 ) -> list[dict[str, Any]]:
     """Return each row with several seeds and normal noise on its loss."""
     generator = generator or np.random.default_rng(0)

@@ -130,7 +130,8 @@ class TestConfigurations:
         results.trials.loc[where & (results.trials["seed"] == 0), "test_accuracy"] = 0.99
         failed = changed(results, where & (results.trials["seed"] > 0), status="failed", test_accuracy=np.nan)
         values = failed.compare("optimizer").values
-        assert values[["optimizer", "learning_rate", "num_seeds"]].to_numpy().tolist() == [["b", 0.1, 3], ["a", 0.01, 3]]
+        found = values[["optimizer", "learning_rate", "num_seeds"]].to_numpy().tolist()
+        assert found == [["b", 0.1, 3], ["a", 0.01, 3]]
         alone = failed.with_trials(failed.trials[failed.trials["learning_rate"] == 0.1])
         assert alone.compare("optimizer").values["num_seeds"].tolist() == [1, 3]
 

@@ -214,7 +214,7 @@ class TestPooledDeviations:
         deviations, degrees = pooled_deviations([[1.0, 5.0], [2.0, 7.0], [3.0, NAN]])
         variance = (2 + 2) / 3
         assert deviations == pytest.approx([np.sqrt(variance)] * 2)
-        # The differences between the values are 4 and 5: a residual variance of 0.25, half of which is in a seed's mean.
+        # The differences between the values are 4 and 5: a residual variance of 0.25, half of it in a seed's mean.
         residual = 0.25 / 2
         parts = (variance - residual) ** 2 + residual**2
         assert degrees == pytest.approx([2 * variance**2 / parts] * 2)

@@ -134,7 +134,7 @@ class TestVerdicts:
         published = 0.9 + rates**2 / 20 + differences
         df = compare_to_published(table(cells, published))
         # A response that both have has no effect: each pseudo-residual is 2 / sqrt(1.5) thousandths. It has the whole
-        # variance of the published run, and half of that of ours.
+        # variance of the published run, and half of that of our run.
         deviation = 0.002 / np.sqrt(1.5) / np.sqrt(1.5)
         assert df["deviation"].tolist() == pytest.approx([deviation] * 10)
         assert set(df["verdict"]) == {AGREES}

@@ -557,7 +557,7 @@ def test_export_prints_new_trials_and_the_viewer(finished, capsys):
 def test_missing_extra_is_reported_before_the_run(reject, monkeypatch):
     monkeypatch.setattr("tune_hpc.search.object_reference.find_spec", lambda name: None if name == "mlflow" else name)
     assert reject("run", LINE, "--export", "mlflow") == (
-        "an export to mlflow needs the package mlflow, which is not installed; pip install 'tune-hpc[mlflow]'"
+        "an export to mlflow needs the package mlflow, which is not installed; install tune_hpc with its extra [mlflow]"
     )
 
 

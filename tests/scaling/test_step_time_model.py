@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from tune_hpc.scaling.plan import make_plan
-from tune_hpc.scaling.step_time_model import LINKS, LOCAL, Link, StepModel, fit_link, predictions
+from tune_hpc.scaling.step_time_model import LINKS, MEASURED_LINK, Link, StepModel, fit_link, predictions
 
 #: Seconds of a step, of a sample at width 1, of a message and of DDP, and the bandwidth of the synthetic machine.
 FIXED_S, SAMPLE_S, LATENCY_S, BYTES_PER_S, DDP_S = 0.004, 0.001, 0.0005, 1e9, 0.002
@@ -39,10 +39,10 @@ def probes():
                  "seconds": off * compute_s(share, width)}
                 for share in (1, 2, 4, 16, 64)
             ]  # fmt: skip
-            rows.append({**columns, "probe": "way", "width": width, "seconds": off * DDP_S * width})
+            rows.append({**columns, "probe": "ddp_overhead", "width": width, "seconds": off * DDP_S * width})
         for workers in (2, 4):
             rows += [
-                {**columns, "probe": "crowd", "workers": workers, "width": width, "alone_s": 1.0,
+                {**columns, "probe": "contention", "workers": workers, "width": width, "alone_s": 1.0,
                  "seconds": off * contention(workers, width)}
                 for width in WIDTHS
             ]  # fmt: skip
@@ -86,7 +86,7 @@ def test_other_link_has_no_contention_and_a_ring_all_reduce(probes):
 
 
 def test_local_link_is_recovered_from_the_probes(probes):
-    link = StepModel(probes).links[f"{LOCAL}'s link"]
+    link = StepModel(probes).links[f"{MEASURED_LINK}'s link"]
     assert link.latency_s == pytest.approx(LATENCY_S)
     assert link.bytes_per_s == pytest.approx(BYTES_PER_S)
     free = fit_link(2, pd.Series({1000: 1e-4, 1_000_000: 1e-4}))
@@ -116,10 +116,10 @@ def plan(*workers, depths=(0,)):
 def test_width_curves_agree_with_the_model(probes):
     probes = probes[probes["workers"] != 4]
     rows = pd.DataFrame(predictions(plan(1, 2), probes)["width_curves"])
-    assert set(rows.loc[rows["link"] == LOCAL, "workers"]) == {2}
+    assert set(rows.loc[rows["link"] == MEASURED_LINK, "workers"]) == {2}
     assert set(rows.loc[rows["link"] == "25 Gbit/s", "workers"]) == {2, 4}
     for row in rows.to_dict("records"):
-        link = None if row["link"] == LOCAL else StepModel(probes).links[row["link"]]
+        link = None if row["link"] == MEASURED_LINK else StepModel(probes).links[row["link"]]
         step = StepModel(probes).step(row["workers"], row["width"], BATCH, link=link)
         assert row["efficiency"] == pytest.approx(step["efficiency"])
     single_width = predictions(plan(1, 2), probes[probes["width"].isna() | (probes["width"] == 1)])
@@ -129,9 +129,9 @@ def test_width_curves_agree_with_the_model(probes):
 @pytest.mark.slow
 def test_predictions_cover_measured_cases_and_every_link(probes):
     rows = pd.DataFrame(predictions(plan(1, 2, 4), probes)["predictions"])
-    local = rows[rows["link"] == LOCAL]
+    local = rows[rows["link"] == MEASURED_LINK]
     assert list(local["workers"]) == [1, 2, 4]
-    assert set(rows["link"]) == {LOCAL, f"{LOCAL}'s link", "200 Gbit/s", "25 Gbit/s"}
+    assert set(rows["link"]) == {MEASURED_LINK, f"{MEASURED_LINK}'s link", "200 Gbit/s", "25 Gbit/s"}
     assert set(rows.loc[rows["link"] == "25 Gbit/s", "workers"]) == {1, 2, 4, 8}
     assert (rows[rows["workers"] == 1]["speedup"] == 1).all()
 

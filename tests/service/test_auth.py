@@ -378,7 +378,7 @@ def test_missing_extra_is_named(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (
-        2, "tune-hpc: tune-hpc serve needs uvicorn, which is not installed: pip install 'tune-hpc[serve]'\n",
+        2, "tune-hpc: tune-hpc serve needs uvicorn, which is not installed: install tune_hpc with its extra [serve]\n",
     )  # fmt: skip
 
 

@@ -3,8 +3,9 @@
 A published number is a single run, rounded. It agrees if it lies in the 95 % prediction interval of one more of our
 runs, widened by half of its last digit, and differs otherwise. The run-to-run deviation is pooled over the seeds of
 the compared configurations. With one seed it follows from the differences between published numbers and ours, whose
-changes between neighbouring cells of a grid do not include an offset of the whole table. Without any, a number agrees if it equals ours to the printed digits; else
-the comparison is inconclusive. A deterministic run either has the printed digits or differs.
+changes between neighbouring cells of a grid do not include an offset of the whole table. Without any, a number agrees
+if it equals ours to the printed digits; else the comparison is inconclusive. A deterministic run either has the printed
+digits or differs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,8 +30,8 @@ from tune_hpc.learning.config import has_random_result
 
 AGREES, DIFFERS, INCONCLUSIVE, NOT_COMPARABLE = "agrees", "differs", "inconclusive", "not comparable"
 LEVEL = 0.05
-#: Assumed share of the seed's effect, which is common to all cells of a seed, in the variance of a run. It was 23 to 77 %
-#: of that of the accuracy in the report's tables that we ran with three seeds.
+#: Assumed share of the seed's effect, which is common to all cells of a seed, in the variance of a run. In the tables
+#: of Exercise 3 with three seeds it is 23 to 77 % of the variance of the accuracy.
 SEED_SHARE = 0.5
 _NUMBER_COLUMNS = (
     "where", "metric", "published", "measured", "low", "high", "deviation", "degrees", "num_seeds", "num_diverged",

@@ -83,7 +83,7 @@ def _serve(flags: argparse.Namespace) -> int:
         if (error.name or "").partition(".")[0] not in _PACKAGES:
             raise
         raise MissingPackageError(
-            f"tune-hpc serve needs {error.name}, which is not installed: pip install 'tune-hpc[serve]'"
+            f"tune-hpc serve needs {error.name}, which is not installed: install tune_hpc with its extra [serve]"
         ) from error
     _check_flags(flags)
     storage = Storage(storage_of(flags)).absolute()

@@ -37,7 +37,7 @@ class MlflowExporter(Exporter):
     """Exporter to an MLflow tracking URI; by default that of the environment, or an SQLite file in the folder."""
 
     package: ClassVar[str] = "mlflow"
-    remedy: ClassVar[str] = "pip install 'tune-hpc[mlflow]'"
+    remedy: ClassVar[str] = "install tune_hpc with its extra [mlflow]"
     viewer: ClassVar[str] = "mlflow ui --backend-store-uri"
 
     def __init__(self, folder: ExperimentFolder, experiment: Mapping[str, Any], uri: str | None) -> None:

@@ -114,7 +114,7 @@ def overview(parts: Sequence[tuple[Results, pd.DataFrame | None, pd.DataFrame | 
     return sentences
 
 
-def best_configuration(results: Results) -> tuple[Interval, int, dict[str, object]] | None:
+def best_value(results: Results) -> tuple[Interval, int, dict[str, object]] | None:
     """Return the best mean metric with its interval over seeds, their number, and the varied parameters.
 
     ``None`` without a measurement.
@@ -141,7 +141,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _best(results: Results) -> Iterator[str]:
-    if best := best_configuration(results):
+    if best := best_value(results):
         interval, num_seeds, config = best
         extreme = "Lowest" if results.experiment["mode"] == "min" else "Highest"
         described = describe_metric(interval.mean, results.metric).removeprefix("best ")
@@ -228,7 +228,10 @@ def _distance(published: pd.DataFrame) -> Iterator[str]:
 
 def _claims(claims: pd.DataFrame) -> Iterator[str]:
     holds = claims.loc[claims["note"] != NOT_MEASURED, "holds"]
-    if len(holds):
+    if len(holds) == 1:
+        verb = "is inconclusive" if holds.isna().all() else "holds" if holds.all() else "does not hold"
+        yield f"The published statement {verb}."
+    elif len(holds):
         num_true, num_unknown = int(holds.sum()), int(holds.isna().sum())
         num_false = len(holds) - num_true - num_unknown
         parts = [f"{num_true or 'none'} {'holds' if num_true == 1 else 'hold'}"]

@@ -34,7 +34,7 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.value_labels import with_value_labels
 from tune_hpc.errors import FolderError, TuneHpcError
 from tune_hpc.report import tables
-from tune_hpc.report.findings import best_configuration, findings, overview
+from tune_hpc.report.findings import best_value, findings, overview
 from tune_hpc.report.plots import figures
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 from tune_hpc.storage.filesystem import Storage
@@ -68,7 +68,7 @@ class Section:
         """The variables of the template: texts, and tables as rows of texts."""
         results, experiment = self.results, self.results.experiment
         frames = {title: df for title, _, df in self.titled_tables}
-        best, note = best_configuration(results), extrapolation_note(results, results.metric)
+        best, note = best_value(results), extrapolation_note(results, results.metric)
         return {
             "title": experiment.get("title") or results.name,
             "description": experiment.get("description") or "",

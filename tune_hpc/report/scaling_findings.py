@@ -13,11 +13,11 @@ from tune_hpc.analysis.results import Results
 from tune_hpc.analysis.speedup import cases, is_distinct_from_1, paired_ratio, serial_fractions, speedups
 from tune_hpc.report.scaling_tables import (
     DEFAULT_EXCHANGE,
-    MEASURED_LINK,
     cost_pareto_front,
     min_efficient_width,
     predicted_against_measured,
 )
+from tune_hpc.scaling.step_time_model import MEASURED_LINK
 
 #: The value of ``option`` without an option.
 _NO_OPTION = "none"

@@ -6,9 +6,8 @@ import pandas as pd
 from tune_hpc.analysis.aggregation import COMPLETED, aggregate_seeds, searched_parameters
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError
+from tune_hpc.scaling.step_time_model import MEASURED_LINK
 
-#: Name of the link between the measured workers.
-MEASURED_LINK = "this machine"
 #: Default settings of the gradient exchange, which the model describes.
 DEFAULT_EXCHANGE = {"bucket_mb": 25.0, "bucket_view": False, "compression": "none", "local_steps": 1}
 

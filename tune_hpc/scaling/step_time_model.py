@@ -22,8 +22,10 @@ from tune_hpc.scaling.plan import Plan
 TARGET_EFFICIENCY = 0.8
 #: Widths of a curve: one more between any two powers of two.
 NUM_CURVE_POINTS = 17
-#: Name of the probed machine in predictions.
-LOCAL = "this machine"
+#: Name of the link between the measured workers in predictions.
+MEASURED_LINK = "this machine"
+#: Names of probes in folders of earlier commits.
+_OLD_NAMES = {"way": "ddp_overhead", "crowd": "contention"}
 #: Numbers of workers that are predicted for each link, up to ``MAX_EXTRAPOLATION`` times the largest measured one.
 PREDICTED_WORKERS = (1, 2, 4, 8)
 MAX_EXTRAPOLATION = 4
@@ -64,10 +66,10 @@ class StepModel:
     """
 
     def __init__(self, probes: pd.DataFrame, *, use_gpu: bool = False) -> None:
-        by_kind = dict(iter(probes.groupby("probe")))
+        by_kind = dict(iter(probes.groupby(probes["probe"].replace(_OLD_NAMES))))
         none = probes.iloc[:0].reindex(columns=["width", "workers", "bytes", "seconds", "alone_s"])
-        compute, overhead = by_kind["compute"], by_kind.get("way", none)
-        contention, all_reduce = by_kind.get("crowd", none), by_kind.get("all_reduce", none)
+        compute, overhead = by_kind["compute"], by_kind.get("ddp_overhead", none)
+        contention, all_reduce = by_kind.get("contention", none), by_kind.get("all_reduce", none)
         # Fractions of the batch and their seconds, by batch size and width.
         self._compute: dict[Any, dict[Any, tuple[np.ndarray, np.ndarray]]] = {}
         for key, rows in compute.groupby(["batch_size", "width"]):
@@ -94,7 +96,7 @@ class StepModel:
         if not self._all_reduce:
             return dict(self._links)
         workers, seconds = min(self._all_reduce.items())
-        return {f"{LOCAL}'s link": fit_link(workers, seconds), **self._links}
+        return {f"{MEASURED_LINK}'s link": fit_link(workers, seconds), **self._links}
 
     def supports(self, workers: int, link: Link | None = None) -> bool:
         """Return whether this number of workers can be predicted: any over a link, without one if it was probed."""
@@ -204,14 +206,14 @@ def predictions(plan: Plan, probes: pd.DataFrame) -> dict[str, list[dict[str, An
         {"link": name, "workers": number, "mode": mode, "width": width, "batch_size": batch_size}
         | model.step(number, width, batch_size, mode, link)
         for (width, batch_size, mode), counts in measured.items()
-        for name, link in {LOCAL: None, **model.links}.items()
+        for name, link in {MEASURED_LINK: None, **model.links}.items()
         for number in (predicted_workers if link else sorted(counts))
         if mode == "weak" or number <= batch_size
     ]
     batch_size = cases[0].single_worker.batch_size
     probed = model.widths(batch_size)
     widths, curves = [], []
-    for name, link in {LOCAL: None, **model.links}.items() if len(probed) > 1 else ():
+    for name, link in {MEASURED_LINK: None, **model.links}.items() if len(probed) > 1 else ():
         for number in sorted({2, 4, *plan.worker_counts} - {1}):
             if number > batch_size or not model.supports(number, link):
                 continue

@@ -226,9 +226,9 @@ def _probe(plan: Plan, context: WorkerContext, *, vary_width: bool) -> list[dict
 
         - ``compute``: a step of one worker on one of ``share`` shares of a batch (``width``, ``batch_size``, ``bytes``
           of the gradients);
-        - ``way``: the overhead of DDP on one worker (``width``, ``batch_size``);
-        - ``crowd``: a step of each of several independent workers at the same time (``workers``, ``alone_s``: a step
-          of a single one; ``width``);
+        - ``ddp_overhead``: the overhead of DDP on one worker (``width``, ``batch_size``);
+        - ``contention``: a step of each of several independent workers at the same time (``workers``, ``alone_s``: a
+          step of a single one; ``width``);
         - ``all_reduce``: an all-reduce (``workers``, ``bytes``).
     """
     cases = [case for case in plan.cases if case.is_predicted]
@@ -274,7 +274,7 @@ def _probe_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _probe_single_worker(config: Mapping[str, Any], context: WorkerContext) -> list[dict[str, Any]]:
-    """Return the ``compute`` and ``way`` probes of one configuration."""
+    """Return the ``compute`` and ``ddp_overhead`` probes of one configuration."""
     num_bytes = _num_parameter_bytes(_training(config, context))
     columns = {"width": _width(config), "batch_size": config["batch_size"]}
     rows: list[dict[str, Any]] = []
@@ -286,7 +286,7 @@ def _probe_single_worker(config: Mapping[str, Any], context: WorkerContext) -> l
         small = dict(config) | {"batch_size": max(1, config["batch_size"] // OVERHEAD_SHARE)}
         plain_s = _step_s(small, context)
         ddp_s = _step_s(small, context, context.communicator(1, always_wrap=True))
-        rows.append({"probe": "way", **columns, "seconds": max(0.0, ddp_s - plain_s)})
+        rows.append({"probe": "ddp_overhead", **columns, "seconds": max(0.0, ddp_s - plain_s)})
     return rows
 
 
@@ -308,14 +308,14 @@ def _step_s(config: Mapping[str, Any], context: WorkerContext, communicator: Com
 def _probe_contention(
     config: Mapping[str, Any], context: WorkerContext, num_workers: int, single_s: float
 ) -> dict[str, Any]:
-    """Return the ``crowd`` probe: each worker trains a model of its own at the same time."""
+    """Return the ``contention`` probe: each worker trains a model of its own at the same time."""
     training = _training(config, context)
     training.run(0, NUM_PROBE_WARMUP_STEPS)
     num_steps = max(MIN_STEPS, min(MAX_STEPS, int(PROBE_S / max(single_s, 1e-6))))
     call = partial(training.run, NUM_PROBE_WARMUP_STEPS, NUM_PROBE_WARMUP_STEPS + num_steps)
     seconds = context.seconds(num_workers, call) / num_steps
     columns = {"width": _width(config), "workers": num_workers}
-    return {"probe": "crowd", **columns, "alone_s": single_s, "seconds": seconds}
+    return {"probe": "contention", **columns, "alone_s": single_s, "seconds": seconds}
 
 
 def _probe_all_reduce(num_bytes: int, context: WorkerContext, num_workers: int) -> dict[str, Any]:

@@ -342,7 +342,7 @@ def markdown_table(*option_sets: type[OptionSet]) -> str:
     """Return the table of options in Markdown."""
     rows = ["| flag | Python, request | value | meaning |", "|:--|:--|:--|:--|"]
     for option in (option for option_set in option_sets for option in options_of(option_set)):
-        name = f"`{option.name}`" if option.label or not option.flag else f"`{option.name}` (not in requests)"
+        name = f"`{option.name}`" if option.label else f"`{option.name}` (not in requests)"
         flag = f"`{option.flag}`" if option.flag else "–"
         rows.append(f"| {flag} | {name} | {describe_value(option)} | {option.help} |")
     return "\n".join(rows) + "\n"

@@ -86,8 +86,10 @@ class Claim:
         for name, value, known in (("relation", self.relation, RELATIONS), ("measure", self.measure, MEASURE_NAMES)):
             if value not in known:
                 raise InvalidExperimentError(f"{name} of a claim must be one of {', '.join(known)}; got {value!r}")
-        if len(self.values) < 1 + (self.relation in ORDERS):
-            raise InvalidExperimentError(f"a claim of {self.relation} numbers needs more values; got {self.values!r}")
+        if len(self.values) < (at_least := 1 + (self.relation in ORDERS)):
+            raise InvalidExperimentError(
+                f"a claim that is {self.relation} needs at least {at_least} values; got {len(self.values)}: add values"
+            )
 
 
 @dataclass(frozen=True)

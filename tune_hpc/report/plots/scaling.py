@@ -25,7 +25,8 @@ from tune_hpc.report.plots.layout import (
 )
 from tune_hpc.report.plots.response import response_tables
 from tune_hpc.report.plots.series import best_values
-from tune_hpc.report.scaling_tables import MEASURED_LINK, baseline_trials, cost_pareto_front
+from tune_hpc.report.scaling_tables import baseline_trials, cost_pareto_front
+from tune_hpc.scaling.step_time_model import MEASURED_LINK
 
 #: Efficiency worth having more workers for.
 _MIN_EFFICIENCY = 0.8
