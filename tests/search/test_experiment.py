@@ -315,7 +315,7 @@ def test_folder_of_an_early_release_has_no_claims():
         (lambda: Published({}, "test_accuracy", 99.0, "x"), "must be a fraction from 0 to 1; got 99: 99 % is 0.99"),
         (lambda: Claim("c", "x", "lr", (1, 2), "value", "loss", "highest", 5), "relation of a claim must be one of"),
         (lambda: Claim("c", "x", "lr", (1, 2), "slope", "loss", "rising", 5), "measure of a claim must be one of"),
-        (lambda: Claim("c", "x", "lr", (1,), "value", "loss", "rising", 5), "rising needs at least 2 values; got 1: add"),
+        (lambda: Claim("c", "x", "lr", (1,), "value", "loss", "rising", 5), "needs at least 2 values; got 1: add"),
     ],
 )  # fmt: skip
 def test_published_numbers_and_claims_are_checked(make, message):

@@ -238,9 +238,9 @@ def _decide(claim: _Claim, samples: pd.DataFrame, rounding: np.ndarray, is_rando
 
 def _compare_pairs(claim: _Claim, samples: pd.DataFrame, rounding: np.ndarray, is_random: bool) -> list[_Outcome]:
     """Return, for each pair of an order, whether the first number is lower."""
-    if claim["metric"] in RATIOS:
-        samples = np.log(samples)
-    table, means = samples.to_numpy(float), samples.mean().to_numpy()
+    table = samples.to_numpy(float)
+    table = np.log(table) if claim["metric"] in RATIOS else table
+    means = pd.DataFrame(table).mean().to_numpy()
     with np.errstate(invalid="ignore"):
         difference = np.subtract.outer(means, means)
     half = np.full(difference.shape, np.nan if is_random else 0.0)
