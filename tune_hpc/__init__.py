@@ -31,14 +31,15 @@ if TYPE_CHECKING:  # for type checkers and the reference pages
     from tune_hpc.analysis.boundary_check import check_boundaries
     from tune_hpc.analysis.budget import budget_curve, time_to_target
     from tune_hpc.analysis.claims import check_claims
-    from tune_hpc.analysis.comparison import interactions
     from tune_hpc.analysis.concatenation import concat
+    from tune_hpc.analysis.interactions import interactions
     from tune_hpc.analysis.loading import load, load_all
     from tune_hpc.analysis.predictions import accuracy_interval, compare_predictions
     from tune_hpc.analysis.published import compare_to_published, joint_test
     from tune_hpc.analysis.results import Results
     from tune_hpc.analysis.search_comparison import compare_searches
-    from tune_hpc.analysis.selection_bias import selection_bias, special_cases
+    from tune_hpc.analysis.selection_bias import selection_bias
+    from tune_hpc.analysis.special_cases import special_cases
     from tune_hpc.analysis.stability import selection_frequencies
     from tune_hpc.errors import TuneHpcError
     from tune_hpc.export.exporter import export_search
@@ -79,7 +80,7 @@ _MODULES = {
     "extend": "tune_hpc.search.runner",
     "importance": "tune_hpc.search.importance",
     "joint_test": "tune_hpc.analysis.published",
-    "interactions": "tune_hpc.analysis.comparison",
+    "interactions": "tune_hpc.analysis.interactions",
     "concat": "tune_hpc.analysis.concatenation",
     "load": "tune_hpc.analysis.loading",
     "load_all": "tune_hpc.analysis.loading",
@@ -89,7 +90,7 @@ _MODULES = {
     "run": "tune_hpc.search.runner",
     "run_all": "tune_hpc.search.runner",
     "selection_frequencies": "tune_hpc.analysis.stability",
-    "special_cases": "tune_hpc.analysis.selection_bias",
+    "special_cases": "tune_hpc.analysis.special_cases",
     "time_to_target": "tune_hpc.analysis.budget",
     "to_optuna": "tune_hpc.export.optuna",
     "when": "tune_hpc.search.space.conditional",

@@ -7,8 +7,9 @@ import pytest
 from tests.analysis.synthetic_results import searched
 from tune_hpc.analysis.boundary_check import check_boundaries
 from tune_hpc.analysis.budget import budget_curve, time_to_target
-from tune_hpc.analysis.comparison import interactions
-from tune_hpc.analysis.selection_bias import selection_bias, special_cases
+from tune_hpc.analysis.interactions import interactions
+from tune_hpc.analysis.selection_bias import selection_bias
+from tune_hpc.analysis.special_cases import special_cases
 from tune_hpc.errors import UnknownNameError
 
 SPACE = {"optimizer": {"choice": ["adam", "momentum"]}, "rate": {"choice": [0.1, 0.01]}}

@@ -16,9 +16,9 @@ from optuna.trial import FixedTrial
 from ray import tune
 
 from tune_hpc import Experiment, Space, compare, extend, load, load_all, resume, run, to_optuna, when
-from tune_hpc.analysis.comparison import interactions
 from tune_hpc.analysis.frame_query import csv_chunks, records
 from tune_hpc.analysis.frames import read_parquet, trials_frame, write_parquet
+from tune_hpc.analysis.interactions import interactions
 from tune_hpc.cli.main import main
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.plots.figures import MAX_RESPONSES, default_figures, draw

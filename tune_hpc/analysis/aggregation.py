@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Statuses of trials that count as measurements.
 COMPLETED = ("finished", "stopped")
+#: Maximum number of parameters in an analysis of all pairs of parameters.
+MAX_CROSSED = 50
 
 
 def aggregate_seeds(results: "Results", metrics: Sequence[str]) -> pd.DataFrame:

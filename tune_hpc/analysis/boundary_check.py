@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from tune_hpc.analysis.aggregation import (
+    MAX_CROSSED,
     configuration_numbers,
     filter_trials,
     measured_configurations,
@@ -21,7 +22,7 @@ from tune_hpc.analysis.aggregation import (
     searched_parameters,
     sort_by_metric,
 )
-from tune_hpc.analysis.comparison import BETTER, MAX_CROSSED, TIE
+from tune_hpc.analysis.comparison import BETTER, TIE
 from tune_hpc.analysis.formatting import format_number
 from tune_hpc.analysis.results import Results
 from tune_hpc.errors import UnknownNameError

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tune_hpc.analysis.aggregation import (
+    MAX_CROSSED,
     aggregate_seeds,
     describe_statuses,
     extrapolation_note,
@@ -20,7 +21,6 @@ from tune_hpc.analysis.aggregation import (
 )
 from tune_hpc.analysis.boundary_check import check_boundaries
 from tune_hpc.analysis.claims import NOT_MEASURED, check_claims
-from tune_hpc.analysis.comparison import MAX_CROSSED
 from tune_hpc.analysis.formatting import (
     QUICK_NOTE,
     describe_metric,
@@ -42,7 +42,8 @@ from tune_hpc.analysis.published import (
     joint_test,
 )
 from tune_hpc.analysis.results import Results
-from tune_hpc.analysis.selection_bias import BEST, LOSES, NOT_INCLUDED, SELECTED, selection_bias, special_cases
+from tune_hpc.analysis.selection_bias import BEST, SELECTED, selection_bias
+from tune_hpc.analysis.special_cases import LOSES, NOT_INCLUDED, special_cases
 from tune_hpc.analysis.stability import MIN_RUNG
 from tune_hpc.errors import UnknownNameError
 from tune_hpc.report.scaling_findings import scaling_findings

@@ -22,13 +22,14 @@ from tune_hpc.analysis.aggregation import (
 )
 from tune_hpc.analysis.budget import MIN_CONFIGURATIONS, budget_curve
 from tune_hpc.analysis.claims import check_claims
-from tune_hpc.analysis.comparison import INCONCLUSIVE, Comparison, interactions
+from tune_hpc.analysis.comparison import INCONCLUSIVE, Comparison
 from tune_hpc.analysis.formatting import format_table, format_value, unique_slug
 from tune_hpc.analysis.frame_query import csv_text
 from tune_hpc.analysis.frames import IDENTITY, MEASURES
+from tune_hpc.analysis.interactions import interactions
 from tune_hpc.analysis.published import compare_to_published
 from tune_hpc.analysis.results import Results
-from tune_hpc.analysis.selection_bias import special_cases
+from tune_hpc.analysis.special_cases import special_cases
 from tune_hpc.analysis.speedup import serial_fractions, speedups
 from tune_hpc.analysis.stability import MIN_RUNG, selection_frequencies
 from tune_hpc.errors import UnknownNameError
