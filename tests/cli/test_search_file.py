@@ -116,6 +116,22 @@ def test_function_has_the_name_of_the_file(read, tmp_path, monkeypatch):
     assert (experiment.name, experiment.trainable, experiment.seeds) == ("my.search", "my_functions:train", (0,))
 
 
+def test_large_space_of_a_function_is_sampled(read, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "large.py").write_text("def train(config, report): ...\n")
+    text = """
+        space: large:train
+        set: {loss: "randint(0, 10000000)", epochs: 9}
+        metric: accuracy
+        mode: max
+        num_samples: 3
+        budget: 9
+    """
+    experiment, _ = read(text)
+    assert (experiment.num_trials, experiment.searcher) == (3, "random")
+    assert (experiment.metric, experiment.budget) == ("accuracy", 9)
+
+
 def test_flags_replace_options_of_the_file(read):
     text = f"{COMMAND}pattern: '(?P<a>.)'\nsearch_seed: 5\nnum_samples: 3\nmetric: a\nmode: max\ntime_budget_s: 60\n"
     flags = ("--search-seed", "0", "--num-samples", "4", "--metric", "b", "--time-budget", "2h", "--set", "x=3")

@@ -62,7 +62,14 @@ def test_parameter_with_the_name_of_a_column_is_rejected(name):
         Experiment("names", Space({name: tune.choice([1, 2])}, keys={}), print, metric="loss", mode="min")
 
 
-@pytest.mark.parametrize("name", [*TABLE_COLUMNS, "seed"])
+def test_metric_with_the_name_of_a_deviation_is_rejected():
+    space = Space({"x": tune.choice([1, 2])}, keys={})
+    with pytest.raises(InvalidExperimentError, match="loss_deviation is a column of the results"):
+        Experiment("names", space, print, metric="loss", mode="min", metrics={"loss_deviation": "min"})
+    assert Experiment("names", space, print, metric="std_deviation", mode="min").metric == "std_deviation"
+
+
+@pytest.mark.parametrize("name", [*TABLE_COLUMNS, "seed", "status", "host", "step"])
 def test_metric_with_the_name_of_a_column_is_rejected(name, tmp_path):
     space = Space({"x": tune.choice([1, 2])}, keys={})
     with pytest.raises(InvalidExperimentError, match=f"{name} is a column of the results; report it under another"):

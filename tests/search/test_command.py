@@ -108,7 +108,7 @@ class TestMetrics:
         reports = call(script(f"print({chr(10).join(lines)!r}, end='')"))
         assert str(reports) == str([
             (3, {"loss": 1.0, "epoch": 1.0}), (5, {"loss": 0.5}), (7, {"loss": float("nan")}),
-            (4, {"loss": 0.25, "epoch": 0.5}), (5, {"loss": float("inf")}),
+            (8, {"loss": 0.25, "epoch": 0.5}), (9, {"loss": float("inf")}),
         ])  # fmt: skip
         assert capsys.readouterr().out.splitlines() == lines
 
@@ -116,6 +116,23 @@ class TestMetrics:
         source = "print('epoch 2/9 loss=0.5 acc=91%'); print('epoch 3/9 loss=-'); print({'loss': 1}); print('epoch 4')"
         command = script(source, pattern=r"epoch (?P<step>\d+)(/9 loss=(?P<loss>\S+)( acc=(?P<acc>\d+)%)?)?")
         assert call(command) == [(2, {"loss": 0.5, "acc": 91.0})]
+
+    def test_fractional_epochs_are_counted(self, script):
+        source = "for i in range(1, 5): print(json.dumps({'epoch': i / 2, 'loss': 1 / i}))"
+        assert [step for step, _ in call(script(source))] == [1, 2, 3, 4]
+        later = "for epoch in (1, 1.5, 2): print(json.dumps({'epoch': epoch, 'loss': 1}))"
+        assert [step for step, _ in call(script(later))] == [1, 2, 3]
+
+    @pytest.mark.parametrize(
+        ("last", "pattern", "text"), [("null", "", "null"), ("2,000.0", r'"loss": (?P<loss>[^}]+)', "'2,000.0'")]
+    )
+    def test_last_value_that_is_no_number_is_an_error(self, script, last, pattern, text):
+        lines = ['{"epoch": 1, "loss": 0.5}', f'{{"epoch": 2, "loss": {last}}}', '{"epoch": 3, "loss": 0.25}']
+        assert call(script(f"print({chr(10).join(lines)!r})", pattern=pattern), metric="loss")[-1][1] == {"loss": 0.25}
+        message = f"the last loss that the command printed is {text}, which is no number"
+        for printed in (lines[:2], lines[1:2]):
+            with pytest.raises(TrialError, match=message):
+                call(script(f"print({chr(10).join(printed)!r})", pattern=pattern), metric="loss")
 
     def test_metrics_arrive_while_the_program_runs(self, script):
         command = script("print('{\"loss\": 1}'); time.sleep(60)")

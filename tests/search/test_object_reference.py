@@ -72,6 +72,7 @@ def test_message_names_a_missing_dependency(write_module):
     [
         ("x = (\n", r"my_search_c cannot be imported: .*SyntaxError: '\(' was never closed"),
         ("\n1 / 0\n", r"my_search_c cannot be imported: ZeroDivisionError: division by zero \(my_search_c.py line 2\)"),
+        ("import sys\nsys.exit(3)\n", r"cannot be imported: SystemExit: 3 \(my_search_c.py line 2\)"),
         ("from json import nothing\n", r"cannot be imported: ImportError: cannot import name 'nothing' .* line 1\)"),
     ],
 )

@@ -17,6 +17,7 @@ from tune_hpc.search.reporter import (
     Reporter,
     SchedulerReporter,
     Throttle,
+    returned_columns,
 )
 from tune_hpc.search.stopping import StopRequested
 from tune_hpc.search.trial_checkpoint import TrialCheckpoint
@@ -65,7 +66,7 @@ def test_torch_numbers_are_accepted(report):
 
 
 @pytest.mark.parametrize("name", ["test_loss", "train_loss", "my_own_loss"])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_non_finite_loss_ends_the_trial(report, name, value):
     with pytest.raises(Diverged, match=f"non-finite {name} at step 7"):
         report(7, {"W": 1.0, name: value})
@@ -283,3 +284,19 @@ def test_state_of_the_step_at_which_a_trial_stops_ends_it_at_once(tmp_path):
     for promoted in (checkpoint(4), checkpoint(None), checkpoint(3, may_pause=False)):
         assert promoted[0].load() == {"step": 3}
         assert not promoted[0].has_stopped
+
+
+@pytest.mark.parametrize("value", ["0.5", b"0.5", None, ["0.5"]])
+def test_text_and_none_are_no_metrics(report, value):
+    with pytest.raises(ValueError, match="report takes one number for each step"):
+        report(1, {"loss": value})
+    with pytest.raises(ValueError, match="report takes one number for each step"):
+        returned_columns({"loss": value}, "loss", {})
+
+
+def test_returned_integers_of_more_than_64_bits_are_floats():
+    assert returned_columns({"my_loss": 10**19, "acc": 2**63, "hash": 2**63}, "acc", {}) == {
+        "my_loss": 1e19, "acc": 2.0**63, "hash": 2**63,
+    }  # fmt: skip
+    with pytest.raises(Diverged, match="non-finite loss, which the trainable returned"):
+        returned_columns({"loss": 10**400}, "loss", {})

@@ -70,6 +70,12 @@ def test_median_is_the_middle(domain, middle):
     assert value == (pytest.approx(middle) if isinstance(middle, int | float) else middle)
 
 
+def test_quantiles_of_a_range_of_64_bits_are_in_the_range():
+    parameter = Parameter.from_value("x", tune.randint(-(2**63), 2**63 - 1))
+    assert [parameter.ppf(fraction) for fraction in (0.0, 0.5)] == [-(2**63), 0]
+    assert parameter.ppf(1 - 2**-53) <= 2**63 - 2
+
+
 def test_quasi_random_search_fills_equal_cells():
     space = Space({"x": tune.uniform(0, 1), "y": tune.loguniform(1e-4, 1)}, keys={})
     points = [(one["x"], np.log10(one["y"]) / 4 + 1) for one in islice(quasi_random_configs(space, 3), 64)]

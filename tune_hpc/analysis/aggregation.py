@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Statuses of trials that count as measurements.
 COMPLETED = ("finished", "stopped")
+#: Floats represent all integers below it.
+MAX_EXACT = 2.0**53
 #: Maximum number of parameters in an analysis of all pairs of parameters.
 MAX_CROSSED = 50
 
@@ -64,10 +66,15 @@ def configuration_numbers(results: "Results") -> pd.Series:
 
 
 def _typed(trials: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Return configuration columns in which different values differ: a list and its text, or 1 and ``"1"``."""
+    """Return configuration columns in which different values differ.
+
+    A column of the frame cannot distinguish a list and its text, 1 and ``"1"``, and large integers as floats.
+    """
     columns = trials[list(keys)]
     texts = [name for name in keys if not pd.api.types.is_numeric_dtype(columns[name])]
     ambiguous = [name for name in texts if columns[name].astype(str).str.contains(r"[\[{\d]").any()]
+    floats = [name for name in keys if pd.api.types.is_float_dtype(columns[name])]
+    ambiguous += [name for name in floats if (columns[name].abs() >= MAX_EXACT).any()]
     if not ambiguous or CONFIG not in trials:
         return columns
     configs = trials[CONFIG].map(json.loads, na_action="ignore")
@@ -122,7 +129,9 @@ def row_mask(df: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series:
         if name not in df:
             return pd.Series(False, index=df.index)
         value = json.dumps(value) if isinstance(value, list | tuple | dict) else value
-        if isinstance(value, int | float) and not isinstance(value, bool) and pd.api.types.is_numeric_dtype(df[name]):
+        if value is None:
+            mask &= df[name].isna()
+        elif isinstance(value, int | float) and not isinstance(value, bool) and pd.api.types.is_numeric_dtype(df[name]):
             mask &= np.isclose(df[name].astype(float), value, rtol=1e-9, atol=0)
         else:
             mask &= (df[name] == value).fillna(False).astype(bool)

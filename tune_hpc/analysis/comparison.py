@@ -24,6 +24,7 @@ from tune_hpc.analysis.aggregation import (
 from tune_hpc.analysis.formatting import display_name, format_metric, format_number, format_value
 from tune_hpc.analysis.intervals import POWER, check_confidence, mean_interval, sample_deviation
 from tune_hpc.analysis.linear_model import AdditiveModel, Differences, all_differences
+from tune_hpc.analysis.value_labels import with_value_labels
 from tune_hpc.errors import UnknownNameError
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def compare_values(
         known = ", ".join(name for name in results.config_columns if name != "seed")
         raise UnknownNameError(f"no parameter {parameter!r} in {results.name}; there are {known}")
     check_columns(results, [metric])
-    results = filter_trials(results, where)
+    results = with_value_labels(filter_trials(results, where))
     if (num_values := results.trials[parameter].nunique(dropna=False)) > MAX_VALUES:
         raise UnknownNameError(
             f"{parameter} has {num_values} values in {results.name}, too many to compare (at most {MAX_VALUES}): "

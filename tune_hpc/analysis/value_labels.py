@@ -3,17 +3,19 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from tune_hpc.analysis.aggregation import searched_parameters
 from tune_hpc.analysis.formatting import format_value
-from tune_hpc.analysis.results import Results
 from tune_hpc.storage.trial_file import CONFIG
 
+if TYPE_CHECKING:
+    from tune_hpc.analysis.results import Results
 
-def with_value_labels(results: Results) -> Results:
+
+def with_value_labels(results: "Results") -> "Results":
     """Return the results for tables and figures, with texts for the values of parameters that would look alike.
 
     A parameter that is ``None`` in a trial, or a text that looks like another value, has labels: ``None``, ``1``,

@@ -67,6 +67,8 @@ def _option_value(option: Option, value: Any) -> Any:
     """
     if option.is_duration and isinstance(value, str):
         return parse_duration(value)
+    if option.name == "budget" and type(value) is int:
+        return str(value)
     if option.is_repeatable:
         kind = dict if option.is_mapping else str
         value = [value] if isinstance(value, kind) else value

@@ -52,14 +52,13 @@ def find_experiments(flags: argparse.Namespace) -> list["Experiment"]:
     overrides = ExperimentOverrides(**given)
     if flags.command:
         command = Command(flags.command, flags.pattern or "")
-        base = _function_experiment(name or command.name, command, parameters, changes, values)
-        return [overrides.apply(base)]
+        return [_function_experiment(name or command.name, command, parameters, changes, values, overrides)]
     experiments = []
     for reference in names:
         target = _target(reference)
         if callable(target):
-            base = _function_experiment(name or reference.replace(":", "."), reference, parameters, changes, values)
-            experiments.append(overrides.apply(base))
+            title = name or reference.replace(":", ".")
+            experiments.append(_function_experiment(title, reference, parameters, changes, values, overrides))
         else:
             experiments += [overrides.apply_json(base, parameters, changes, values) for base in target]
     return experiments
@@ -89,6 +88,7 @@ def _function_experiment(
     parameters: Mapping[str, Any] | None,
     changes: Mapping[str, Any],
     values: Mapping[str, Any],
+    overrides: ExperimentOverrides,
 ) -> "Experiment":
     """Return an experiment with a trainable that has no space; arguments as for ``apply_json``."""
     from tune_hpc.search.experiment import Experiment
@@ -99,4 +99,10 @@ def _function_experiment(
     if not space:
         subject = f"{trainable} is a function" if isinstance(trainable, str) else "a command has no space"
         raise InvalidExperimentError(f"{subject}: give its parameters with --set KEY=VALUE, or name an Experiment")
-    return Experiment(name, space, trainable, metric="loss", mode="min")
+    # The fields are checked together: the grid of a large space is none, if the flags request few samples.
+    base: dict[str, Any] = {"metric": "loss", "mode": "min"}
+    if overrides.metric and overrides.mode:
+        base |= {"metric": overrides.metric, "mode": overrides.mode}
+    if overrides.num_samples is not None:
+        base |= {"searcher": "random", "num_samples": overrides.num_samples}
+    return overrides.apply(Experiment(name, space, trainable, **base))

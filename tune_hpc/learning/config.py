@@ -230,7 +230,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
             else:
                 del completed[name]
     for name in OPTIONAL_KEYS:
-        if name not in given:
+        if name not in given or (name == "depth" and completed["model"] != "cnn"):
             del completed[name]
     if "workers" in completed:
         _check_workers(completed)

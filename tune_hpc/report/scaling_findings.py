@@ -111,7 +111,8 @@ def _prediction(results: Results) -> Iterator[str]:
         f"{_ms(row['measured_s'])} ({row['error']:+.0%})"
         for row in table.to_dict("records")
     )
-    yield f"Predicted step times, from probes without a step of several workers: {steps}."
+    networks = " of the network without added convolutions" if "depth" in results.varied_parameters else ""
+    yield f"Predicted step times{networks}, from probes without a step of several workers: {steps}."
     probes = pd.DataFrame(results.experiment.get("probes") or [], columns=["probe", "width", "share", "seconds"])
     for width, rows in probes[(probes["probe"] == "compute") & probes["width"].isin(table["width"])].groupby("width"):
         seconds = rows.groupby("share")["seconds"].median()

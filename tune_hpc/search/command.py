@@ -159,23 +159,26 @@ class Command:
             for word in _parse(self.template)
         ]
 
-    def metrics(self, line: str) -> dict[str, float]:
-        """Return the numbers in a line of output."""
+    def metrics(self, line: str) -> tuple[dict[str, float], dict[str, str]]:
+        """Return the numbers in a line of output, and values that should be numbers: null, or a match of a group."""
         if self.pattern:
             match = re.search(self.pattern, line)
             values: Any = match.groupdict() if match else {}
+            values = {name: text for name, text in values.items() if text is not None}
         else:
             try:
                 values = json.loads(line) if line.lstrip().startswith("{") else {}
             except (ValueError, RecursionError):
-                return {}
-            values = {name: value for name, value in values.items() if type(value) in (int, float)}
+                values = {}
+            values = {name: value for name, value in values.items() if value is None or type(value) in (int, float)}
         numbers: dict[str, float] = {}
+        others: dict[str, str] = {}
         for name, value in values.items():
-            # A group without a match is None, and an integer may be too large.
-            with suppress(ValueError, TypeError, OverflowError):
+            try:
                 numbers[name] = float(value)
-        return numbers
+            except (ValueError, TypeError, OverflowError):
+                others[name] = "null" if value is None else repr(value)
+        return numbers, others
 
     def __call__(
         self,
@@ -209,7 +212,8 @@ class Command:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        num_reports, last_error, names = 0, "no error output", dict.fromkeys(MEASURES)
+        num_reports, last_step, last_error, names = 0, 0, "no error output", dict.fromkeys(MEASURES)
+        step_names, no_number = list(STEP_NAMES), ""
         with process:
             try:
                 for is_error, line in _lines(process, stop_request, time_limit or TimeLimit()):
@@ -217,12 +221,16 @@ class Command:
                     if is_error:
                         last_error = next(filter(None, map(str.strip, reversed(line.splitlines()))), last_error)
                         continue
-                    numbers = self.metrics(line)
-                    step_name = next((name for name in STEP_NAMES if _is_step(numbers.get(name))), None)
-                    step = int(numbers[step_name]) if step_name else num_reports + 1
+                    numbers, others = self.metrics(line)
+                    # A fractional epoch is no step, nor are later whole ones.
+                    step_names = [name for name in step_names if name not in numbers or _is_step(numbers[name])]
+                    step_name = next((name for name in step_names if name in numbers), None)
+                    step = int(numbers[step_name]) if step_name else last_step + 1
                     reserved = {"step", step_name, *IDENTITY, *config}
+                    if metric in numbers or metric in others:
+                        no_number = others.get(metric, "")
                     if metrics := {name: number for name, number in numbers.items() if name not in reserved}:
-                        num_reports += 1
+                        num_reports, last_step = num_reports + 1, max(step, last_step)
                         names |= dict.fromkeys(metrics)
                         report(step, metrics)
             finally:
@@ -230,6 +238,8 @@ class Command:
         if code := process.returncode:
             text = f"{code} ({signal.strsignal(-code)})" if code < 0 else code
             raise TrialError(f"the command ended with code {text}: {last_error}")
+        if no_number:
+            raise TrialError(f"the last {metric} that the command printed is {no_number:.100}, which is no number")
         if not num_reports:
             lines = f"matches the pattern {self.pattern!r}" if self.pattern else "is a JSON object with a metric"
             raise TrialError(f'no line of the output {lines}; print one, like {{"loss": 0.5}}, or give a pattern')
@@ -262,8 +272,8 @@ def _parse(template: str) -> list[list[tuple[str, str | None]]]:
     return [[(text, name) for text, name, *_ in word] for word in words]
 
 
-def _is_step(value: float | None) -> bool:
-    return value is not None and value.is_integer() and 0 <= value < 2**53
+def _is_step(value: float) -> bool:
+    return value.is_integer() and 0 <= value < 2**53
 
 
 def _lines(

@@ -154,8 +154,10 @@ def check_experiment(experiment: "Experiment") -> None:
         raise InvalidSpaceError(
             f"{taken[0]} is a column of the results; rename the parameter (reserved: {', '.join(reserved)})"
         )
-    if experiment.metric in (*TABLE_COLUMNS, "seed"):
-        raise InvalidExperimentError(f"{experiment.metric} is a column of the results; report it under another name")
+    metrics = [experiment.metric, *experiment.metrics]
+    reserved = [*TABLE_COLUMNS, *IDENTITY, "host", "step", "seed", *(f"{name}_deviation" for name in metrics)]
+    if taken := [name for name in metrics if name in reserved]:
+        raise InvalidExperimentError(f"{taken[0]} is a column of the results; report it under another name")
     if experiment.trainable == TRAIN:
         _check_keys(experiment)
         _check_metric(experiment)

@@ -49,8 +49,8 @@ def load_reference(reference: str) -> Any:
         raise UnknownNameError(
             f"no module {module_name!r}, neither installed nor in {working_dir}; use the form package.module:attribute"
         ) from error
-    except Exception as error:
-        # A module may raise anything; the message names the line that failed.
+    except (Exception, SystemExit) as error:
+        # A module may raise anything, and a script may end; the message names the line that failed.
         reason = " ".join("".join(traceback.format_exception_only(error)).split())
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
         location = f" ({Path(frames[-1].filename).name} line {frames[-1].lineno})" if frames[1:] else ""

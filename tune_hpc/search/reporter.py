@@ -183,15 +183,25 @@ def returned_columns(returned: Mapping[Any, Any], metric: str, row: Mapping[str,
     columns = dict(returned)
     for name, value in returned.items():
         _check_name(name, row, RESERVED - RETURNABLE)
-        if name in (metric, "steps_run", "train_s") and (isinstance(value, bool) or not isinstance(value, int | float)):
+        if name in (metric, "steps_run", "train_s") and type(value) not in (int, float):
             columns[name] = float(_broadcast(np.zeros(1), name, value)[0])
         if name == metric or name.endswith("loss") or name in ("steps_run", "train_s"):
-            number = columns[name]
+            number = columns[name] = _small(columns[name])
             if isinstance(number, float | np.floating) and not np.isfinite(number):
                 raise Diverged(f"non-finite {name}, which the trainable returned")
     if "steps_run" in columns:
         columns["steps_run"] = int(whole_steps(columns["steps_run"])[0])
     return columns
+
+
+def _small(value: Any) -> Any:
+    """Return a whole number of more than 64 bits, which files cannot contain, as infinity or the nearest float."""
+    if not isinstance(value, int | np.integer) or -(2**63) <= value < 2**63:
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _check_name(name: Any, row: Mapping[str, Any], reserved: Collection[str]) -> None:
@@ -230,7 +240,10 @@ def whole_steps(step: Any) -> np.ndarray:
 def _broadcast(steps: np.ndarray, name: str, value: Any) -> np.ndarray:
     """Return a metric as one number for each step, in memory of its own: the trainable may change its array."""
     try:
-        return np.broadcast_to(_to_array(value).astype(float), steps.shape)
+        array = _to_array(value)
+        if array.dtype.kind in "SU" or (array.ndim == 0 and array.item() is None):
+            raise ValueError(f"{value!r} is no number")
+        return np.broadcast_to(array.astype(float), steps.shape)
     except (TypeError, ValueError) as error:
         raise ValueError(f"report takes one number for each step; {name} has {value!r} for {len(steps)}") from error
 

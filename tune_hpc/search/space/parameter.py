@@ -285,8 +285,8 @@ class Parameter:
                 first, last = math.log(multiples.start), math.log(multiples.stop)
                 index = int(math.exp(first + fraction * (last - first)) * (1 + 1e-12)) - multiples.start
             else:
-                index = int(fraction * len(multiples))
-            return self._multiple(multiples[min(index, len(multiples) - 1)])
+                index = int(fraction * (multiples.stop - multiples.start))
+            return self._multiple(min(multiples.start + index, multiples.stop - 1))
         if self.is_log:
             value = math.exp(math.log(self.low) + fraction * (math.log(self.high) - math.log(self.low)))
         else:
