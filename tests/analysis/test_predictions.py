@@ -167,6 +167,10 @@ def test_texts_are_compared_with_texts_only():
     assert (found.num_only_first_correct, found.num_only_second_correct) == (0, 1)
     with pytest.raises(ValueError, match="must all be numbers or all be texts; got <U1, int64, int64"):
         compare_predictions(["0", "1"], [0, 1], [0, 1])
+    texts = np.array(["0", "1"], dtype=object)
+    with pytest.raises(ValueError, match="must all be numbers or all be texts"):
+        accuracy_interval(texts, [[0, 1]])
+    assert accuracy_interval(texts, [np.array(["0", "0"])])["accuracy"].tolist() == [0.5] * 3
 
 
 class TestRetainedStates:

@@ -174,6 +174,9 @@ LINE, WINNER = "exercise1_1stpart", "exercise3.winner"
         ([LINE, "--searcher", "quasi_random", "--num-samples", "9"], "a quasi-random search tries no configuration "
          "twice; got num_samples=9 for 5 configurations"),
         ([WINNER, "--searcher", "tpe", "--num-samples", "3"], "tpe needs a parameter that varies"),
+        (["json:dumps", "--searcher", "gp", "--num-samples", "3", "--set", "x=randint(0, 10000000)"],
+         "gp lists all values of a parameter, at most 1000000; x has 10000000: use tpe, or a range of floats"),
+        (["--command", "''", "--set", "x=1,2"], "the command is empty; give a program and its arguments"),
         ([LINE, "--scheduler", "best"],
          "scheduler must be one of none, asha, pbt, asha_stopping, hyperband, median; got 'best'"),
         (["mine:train", "--set", "x=1,2", "--scheduler", "asha"],

@@ -123,6 +123,18 @@ def test_metric_with_a_reserved_name_fails_the_trial_and_keeps_the_others(search
     assert resume(results.folder, runner="local", show_progress=False)[0].counts() == results.counts()
 
 
+def test_last_value_of_another_metric_may_be_unknown(tmp_path):
+    def train(config, report):
+        for step in (1, 2, 3):
+            report(step, {"loss": config["x"], "acc": np.nan if config["x"] == 1 and step == 3 else 0.5})
+
+    space = Space({"x": tune.choice([1, 2])}, keys={})
+    experiment = Experiment("mine", space, train, metric="loss", mode="min", metrics={"acc": "max"}, seeds=())
+    results = run(experiment, output_dir=tmp_path, runner="local", show_progress=False)
+    assert results.trials["acc"].isna().tolist() == [True, False]
+    assert results.best(metric="acc")["x"] == 2
+
+
 @pytest.mark.parametrize(
     ("steps", "message"),
     [

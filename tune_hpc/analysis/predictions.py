@@ -200,8 +200,9 @@ def _correct(labels: ArrayLike, predictions: Sequence[ArrayLike]) -> np.ndarray:
             f"labels and predictions must be 1-D arrays of the same images; got labels of shape {expected.shape} and "
             f"predictions of shape {found}"
         )
-    arrays = [np.asarray(predicted) for predicted in predictions]
-    if len({array.dtype.kind in "US" for array in (expected, *arrays)}) > 1:
-        found = ", ".join(str(array.dtype) for array in (expected, *arrays))
+    # An array of objects, like a column of texts, gets the type of its values.
+    arrays = [np.array(a.tolist()) if a.dtype == object else a for a in map(np.asarray, [labels, *predictions])]
+    if len({array.dtype.kind in "US" for array in arrays}) > 1:
+        found = ", ".join(str(array.dtype) for array in arrays)
         raise ValueError(f"labels and predictions must all be numbers or all be texts; got {found}")
-    return np.array([predicted == expected for predicted in arrays])
+    return np.array([predicted == arrays[0] for predicted in arrays[1:]])

@@ -263,7 +263,7 @@ def _parse(template: str) -> list[list[tuple[str, str | None]]]:
         raise InvalidExperimentError(
             f"the command {template!r} is malformed: {reason}; write {{{{ and }}}} for braces"
         ) from None
-    if not words:
+    if not words or not any(words[0]):
         raise InvalidExperimentError("the command is empty; give a program and its arguments")
     if formatted := [name for word in words for _, name, *formats in word if any(formats)]:
         raise InvalidExperimentError(

@@ -24,6 +24,8 @@ from tune_hpc.storage.trial_file import CONFIG
 if TYPE_CHECKING:
     from tune_hpc.search.experiment import Experiment
 
+#: Maximum number of values of a parameter for ``gp``, whose optimizer makes several arrays of all of them.
+MAX_GP_VALUES = 10**6
 TRAIN = "tune_hpc.learning.training:train"
 #: Metrics of the model ``line``; models of images report all of ``METRICS``.
 LINE_METRICS = ("train_loss", "W", "b")
@@ -134,6 +136,14 @@ def check_experiment(experiment: "Experiment") -> None:
         raise InvalidExperimentError(f"{experiment.searcher} needs a parameter that varies; {experiment.name} has none")
     if experiment.searcher == "gp" and experiment.space.is_conditional:
         raise InvalidExperimentError("gp cannot model parameters with conditions; use tpe")
+    if experiment.searcher == "gp":
+        for name in experiment.space.varying:
+            # Without conditions, see above, every parameter has a count.
+            if (count := getattr(experiment.space.parameters[name], "count", None) or 0) > MAX_GP_VALUES:
+                raise InvalidExperimentError(
+                    f"gp lists all values of a parameter, at most {MAX_GP_VALUES}; {name} has {count}: use tpe, or a "
+                    "range of floats"
+                )
     if experiment.scheduler == "pbt":
         _check_population(experiment)
     configurations = experiment.space.size if experiment.searcher == "grid" else experiment.num_samples

@@ -254,14 +254,14 @@ class TrialRunner:
 
         If the storage rejects the file, the trial has the status ``running``, so that a resumed search runs it again.
         """
-        history = writer.history()
+        history, unknown = writer.history(), writer.unknown_metrics()
         row = {
             "attempt": self.folder.attempt,
             "host": socket.gethostname(),
             "train_s": train_s,
             "num_fused": 1,
             "steps_run": int(history["step"].max()) if len(history) else 0,
-            **summarise(history),
+            **{name: value for name, value in summarise(history).items() if name not in unknown},
             **self._ranked_value(history),
             **outcome,
             **writer.row,

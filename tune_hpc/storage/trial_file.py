@@ -103,6 +103,11 @@ class TrialFileWriter:
         steps = np.atleast_1d(np.asarray(step, dtype=np.int64))
         self.blocks.append((steps, {name: np.atleast_1d(np.asarray(v, dtype=float)) for name, v in metrics.items()}))
 
+    def unknown_metrics(self) -> set[str]:
+        """Return the metrics whose last reported value is NaN; the history does not distinguish it from no report."""
+        last = {name: values[-1] for _, metrics in self.blocks for name, values in metrics.items() if len(values)}
+        return {name for name, value in last.items() if np.isnan(value)}
+
     def history(self) -> pd.DataFrame:
         """Return one row per step, with the columns ``step`` and each metric."""
         names = list(dict.fromkeys(name for _, metrics in self.blocks for name in metrics))
