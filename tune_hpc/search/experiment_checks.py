@@ -18,6 +18,7 @@ from tune_hpc.learning.config import OWNERS, TRIAL_KEYS, check_key
 from tune_hpc.search.command import Command
 from tune_hpc.search.object_reference import reference_to
 from tune_hpc.search.options import ADAPTIVE, DESIGNS, MAX_TRIALS, POLICIES, SCHEDULERS, SEARCHERS
+from tune_hpc.search.space.parameter import Parameter
 from tune_hpc.search.space.space import Space
 from tune_hpc.storage.trial_file import CONFIG
 
@@ -137,12 +138,11 @@ def check_experiment(experiment: "Experiment") -> None:
     if experiment.searcher == "gp" and experiment.space.is_conditional:
         raise InvalidExperimentError("gp cannot model parameters with conditions; use tpe")
     if experiment.searcher == "gp":
-        for name in experiment.space.varying:
-            # Without conditions, see above, every parameter has a count.
-            if (count := getattr(experiment.space.parameters[name], "count", None) or 0) > MAX_GP_VALUES:
+        for name, parameter in experiment.space.parameters.items():
+            if isinstance(parameter, Parameter) and (parameter.count or 0) > MAX_GP_VALUES:
                 raise InvalidExperimentError(
-                    f"gp lists all values of a parameter, at most {MAX_GP_VALUES}; {name} has {count}: use tpe, or a "
-                    "range of floats"
+                    f"gp lists all values of a parameter, at most {MAX_GP_VALUES}; {name} has {parameter.count}: use "
+                    "tpe, or a range of floats"
                 )
     if experiment.scheduler == "pbt":
         _check_population(experiment)
