@@ -22,9 +22,10 @@ from ray import tune
 from tests.search import searcher_simulation, trainables
 from tests.search.searcher_simulation import SearcherSimulation, new_folder, read_lines
 from tune_hpc import Experiment, Space, extend, load, resume, run
+from tune_hpc.analysis.stability import NUM_RUNGS
 from tune_hpc.errors import FolderError, InvalidExperimentError
 from tune_hpc.search.experiment import ENDED
-from tune_hpc.search.schedulers.asha import NUM_RUNGS, PROMOTED, REACHED, AsyncSuccessiveHalving
+from tune_hpc.search.schedulers.asha import PROMOTED, REACHED, AsyncSuccessiveHalving
 from tune_hpc.search.searchers.optuna_searcher import OptunaSearcher
 
 STEPS = 270

@@ -1,5 +1,6 @@
 """Stability of a search's outcome: over the seeds, and over the rungs of successive halving."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,11 @@ from tune_hpc.errors import UnknownNameError
 if TYPE_CHECKING:
     from tune_hpc.analysis.results import Results
 
-#: ``asha`` compares configurations after these fractions of the steps, and keeps the best third.
-RUNGS, REDUCTION_FACTOR = (1 / 27, 1 / 9, 1 / 3), 3
+#: The first rung of ``asha`` is at the number of steps divided by ``GRACE``. At each rung one of ``REDUCTION_FACTOR``
+#: configurations is promoted, and the next rung is at as many times the steps.
+GRACE, REDUCTION_FACTOR = 27, 3
+NUM_RUNGS = round(math.log(GRACE, REDUCTION_FACTOR))
+RUNGS = tuple(REDUCTION_FACTOR**rung / GRACE for rung in range(NUM_RUNGS))
 #: Smallest number of configurations for a statement about rungs.
 MIN_RUNG = 9
 #: Bootstrap resamples.

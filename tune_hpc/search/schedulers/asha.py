@@ -24,15 +24,13 @@ from typing import Any
 import numpy as np
 
 from tune_hpc.analysis.results import Results
+from tune_hpc.analysis.stability import GRACE, NUM_RUNGS, REDUCTION_FACTOR
 from tune_hpc.search.experiment import Experiment
-from tune_hpc.search.schedulers.ray_schedulers import GRACE, REDUCTION_FACTOR
 from tune_hpc.search.searchers.optuna_searcher import OptunaSearcher
 from tune_hpc.search.searchers.searcher import Searcher, merged_config_keys, remaining_trials
 from tune_hpc.search.trial_spec import RankedMetric, TrialOutcome, TrialSpec
 from tune_hpc.storage.experiment_folder import ExperimentFolder
 
-#: Number of rungs: after 1/27, 1/9 and 1/3 of the steps.
-NUM_RUNGS = round(math.log(GRACE, REDUCTION_FACTOR))
 #: Events of ``rungs.jsonl``: a configuration reached a rung, or was promoted to the next one. Older folders have other
 #: names: ``came`` for an arrival.
 REACHED, PROMOTED = "reached", "promoted"

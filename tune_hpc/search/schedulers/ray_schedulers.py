@@ -14,6 +14,7 @@ import numpy as np
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from tune_hpc.analysis.results import Results
+from tune_hpc.analysis.stability import GRACE, REDUCTION_FACTOR
 from tune_hpc.errors import InvalidExperimentError
 from tune_hpc.search.experiment import ENDED, TRAIN, Experiment
 from tune_hpc.search.trial_spec import RankedMetric, TrialGroup
@@ -21,10 +22,6 @@ from tune_hpc.search.trial_spec import RankedMetric, TrialGroup
 if TYPE_CHECKING:
     from tune_hpc.search.search_state import Search
 
-#: One of this many trials is promoted at each rung.
-REDUCTION_FACTOR = 3
-#: The first rung is at the number of steps divided by this.
-GRACE = 27
 #: Brackets of Hyperband: the first rung of each is at three times the steps of the previous bracket's.
 NUM_BRACKETS = 3
 
