@@ -29,8 +29,8 @@ from tune_hpc.search.experiment_registry import registered_experiments
 from tune_hpc.search.report_spec import Claim
 
 METRIC = "best_test_accuracy"
-#: Name of the scaling measurement with several widths of the network.
-WIDTHS = "widths"
+#: Parameter that varies in a scaling measurement, by its name, with a word for larger values.
+SCALING = {"widths": ("width", "wider"), "depth": ("depth", "deeper")}
 #: Improvement that the report could discern: the last printed digit of its tables.
 MARGIN = 0.001
 
@@ -60,8 +60,8 @@ def cross_claims(runs: Runs) -> pd.DataFrame:
     """Check the statements that compare several runs.
 
     Args:
-        runs: Results by name of their run, such as ``exercise3.decay``; ``widths``: a scaling measurement with several
-            widths of the network. A statement about a missing run is inconclusive.
+        runs: Results by name of their run, such as ``exercise3.decay``; those of ``SCALING``: scaling measurements of
+            several networks. A statement about a missing run is inconclusive.
 
     Returns:
         The columns of ``check_claims``.
@@ -83,7 +83,8 @@ def cross_claims(runs: Runs) -> pd.DataFrame:
     rows = []
     for claim, measure, rule, check, tables in declared:
         rows.append(_row(claim, measure, rule, check(runs), f"report, {tables}"))
-    return claims_frame([*rows, *(_wider_networks(runs, workers) for workers in (2, 4))])
+    rows += [_complex_networks(runs, name, workers) for name, workers in (("widths", 2), ("widths", 4), ("depth", 2))]
+    return claims_frame(rows)
 
 
 def _row(claim: str, measure: str, rule: str, decision: _Decision, source: str) -> dict[str, Any]:
@@ -199,14 +200,15 @@ def _dropout(runs: Runs) -> _Decision:
     return (numbers, True, "") if (gain + half <= MARGIN).all() else (numbers, None, SEEDS_UNDECIDED)
 
 
-def _wider_networks(runs: Runs, workers: int) -> dict[str, Any]:
-    """Check the last statement of Exercise 4 on the width of the network."""
-    text, source = f"more complex networks gain more: wider ones, on {workers} workers", "report, Exercise 4"
-    results = runs.get(WIDTHS)
-    widths = () if results is None else tuple(np.sort(results.trials["width"].unique()).tolist())
-    if results is None or len(widths) < 2:
+def _complex_networks(runs: Runs, name: str, workers: int) -> dict[str, Any]:
+    """Check the last statement of Exercise 4 on the width or the depth of the network."""
+    parameter, word = SCALING[name]
+    text, source = f"more complex networks gain more: {word} ones, on {workers} workers", "report, Exercise 4"
+    results = runs.get(name)
+    values = () if results is None else tuple(np.sort(results.trials[parameter].unique()).tolist())
+    if results is None or len(values) < 2:
         return _row(text, f"speedup, workers {workers}", "rising", _MISSING, source)
-    claim = Claim(text, source, "width", widths, "result", "speedup", "rising", 0, where={"workers": workers})
+    claim = Claim(text, source, parameter, values, "result", "speedup", "rising", 0, where={"workers": workers})
     return check_claim(results, vars(claim))
 
 

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.reproduction_analyses import noise_floor, protocol_distances, run_deviation
-from benchmarks.reproduction_claims import WIDTHS, cross_claims, with_current_declarations
+from benchmarks.reproduction_claims import SCALING, cross_claims, with_current_declarations
 from benchmarks.reproduction_summary import PROTOCOLS, summarise
 from search_spaces.exercise2 import PUBLISHED_BEST
 from tune_hpc.analysis.claims import check_claims
@@ -89,8 +89,8 @@ def write_page(results_folder: Path, docs: Path) -> None:
     runs = {folder.name: with_current_declarations(folder.name, load(folder)) for folder in folders}
     discoveries = draw_discoveries(runs, docs / "figures")
     captions = {name: draw_run(name, runs[name], docs / "figures") for name in runs if name != PROTOCOLS}
-    widths = results_folder.parent / "scaling" / WIDTHS
-    statements = cross_claims(runs | ({WIDTHS: load(widths)} if widths.exists() else {}))
+    measured = {name: results_folder.parent / "scaling" / name for name in SCALING}
+    statements = cross_claims(runs | {name: load(folder) for name, folder in measured.items() if folder.exists()})
     (docs / "reproduction.md").write_text(page(runs, statements, discoveries, captions), encoding="utf-8")
 
 

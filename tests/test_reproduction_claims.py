@@ -116,6 +116,19 @@ def test_wider_networks_are_compared_by_repeats():
     assert cross_claims(runs)["measure"][TWO_WORKERS] == "speedup, workers 2"
 
 
+def test_deeper_networks_are_compared_by_repeats():
+    rows = [
+        {"depth": depth, "workers": workers, "seed": seed, "train_s": 1.0 + 0.001 * seed**2}
+        | {"speedup": 1 + 0.2 * depth * (workers == 2) + 0.001 * ((seed + depth) % 3)}
+        for depth, workers, seed in itertools.product((0, 2, 4), (1, 2), range(3))
+    ]
+    runs = {"depth": made("exercise4", rows, "train_s", mode="min")}
+    statement = cross_claims(runs).iloc[-1]
+    assert statement["claim"] == "more complex networks gain more: deeper ones, on 2 workers"
+    assert statement["holds"]
+    assert statement["numbers"].startswith("0: 1.001 (")
+
+
 def test_missing_and_smaller_runs_are_not_measured():
     smaller = {
         name: results.with_trials(results.trials.assign(width=0.125))

@@ -338,6 +338,7 @@ OTHER_VALUES = {
     "max_scaling": 0.1,
     "steps": 2000,
     "width": 0.5,
+    "depth": 1,
     "precision": "float64",
     "num_evaluations": 5,
     "num_evaluation_images": 30,
@@ -379,7 +380,9 @@ class TestWhoMayTrainTogether:
 
     @pytest.mark.parametrize("name", OTHER_VALUES)
     def test_members_with_different_shared_keys_are_rejected(self, images, name):
-        members = [{"batching": "shuffled"}, {name: OTHER_VALUES[name]}]
+        # Only the cnn has a depth.
+        model = {"model": "cnn"} if name == "depth" else {}
+        members = [{"batching": "shuffled", **model}, {name: OTHER_VALUES[name], **model}]
         first, second = (complete(member) for member in members)
         assert fusion_key(first) != fusion_key(second)
         message = f"fused trials must share {name}; got {first.get(name)!r} and {second[name]!r}"
