@@ -41,6 +41,14 @@ def test_published_best_value_is_compared_with_the_best_mean(grid):
     assert df["difference"].iloc[0] == pytest.approx(0.005 + end)
 
 
+def test_best_values_of_an_absent_parameter_are_unknown(grid):
+    published = [{**PUBLISHED[0], "where": {"optimizer": "adam", "learning_rate": 0.01}, "best_over": "decay"}]
+    (row,) = compare_to_published(grid(published=published)).to_dict("records")
+    assert row["measured_best"] is None
+    assert pd.isna(row["best_agrees"])
+    assert not np.isnan(row["measured"])
+
+
 def test_untried_best_values_are_neither_equal_nor_different(grid):
     published = [{**PUBLISHED[0], "best_values": values} for values in ((0.02, 0.05), (0.05, 0.1))]
     made = grid(published=published)

@@ -116,6 +116,8 @@ def test_setting_is_parsed_or_rejected_without_a_warning(text):
 
 @examples(100)
 @given(SCALARS)
+@example('",')
+@example('\\",')
 def test_constant_in_the_syntax_of_json_is_that_value(value):
     fits = -(2**63) <= value < 2**63 if isinstance(value, int) else not isinstance(value, float) or math.isfinite(value)
     if not fits:

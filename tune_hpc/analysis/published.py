@@ -185,7 +185,7 @@ def _compare_one(
         row["note"] = f"measured with {format_config(other_size)}"
     else:
         row["is_comparable"] = not row["quick"] and not metric.endswith("_s")
-    if over:
+    if over and over in configurations:
         rivals = configurations[row_mask(configurations, {name: where[name] for name in where if name != over})]
         best_rival = sort_configurations(results, rivals)
         row["measured_best"] = best_rival[over].iloc[0] if len(best_rival) else None

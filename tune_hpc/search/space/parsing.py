@@ -89,10 +89,11 @@ def _parse_list(name: str, text: str) -> list[Any]:
 
 def _split(text: str) -> list[str]:
     """Return the parts of a text between commas that are in no brackets and no quotes."""
-    parts, depth, quote = [""], 0, ""
+    parts, depth, quote, is_escaped = [""], 0, "", False
     for character in text:
         if quote:
-            quote = "" if character == quote else quote
+            quote = "" if character == quote and not is_escaped else quote
+            is_escaped = character == "\\" and not is_escaped
         elif character in "\"'":
             quote = character
         else:
