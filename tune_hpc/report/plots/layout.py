@@ -177,7 +177,7 @@ def set_log_y(ax: Axes) -> None:
 def set_metric_axis(ax: Axes, values: pd.Series, num_ticks: int = 6) -> None:
     """Scale the horizontal axis of a metric: logarithmic if positive values span a factor of 100."""
     values = values.dropna()
-    if values.min() > 0 and values.max() / values.min() >= 100:
+    if values.min() > 0 and values.max() / 100 >= values.min():
         ax.set_xscale("log")
     else:
         ax.xaxis.set_major_locator(MaxNLocator(num_ticks, steps=[1, 2, 5, 10]))
