@@ -186,7 +186,7 @@ def returned_columns(returned: Mapping[Any, Any], metric: str, row: Mapping[str,
         if name in (metric, "steps_run", "train_s") and type(value) not in (int, float):
             columns[name] = float(_broadcast(np.zeros(1), name, value)[0])
         if name == metric or name.endswith("loss") or name in ("steps_run", "train_s"):
-            number = columns[name] = _small(columns[name])
+            number = columns[name] = _to_64_bits(columns[name])
             if isinstance(number, float | np.floating) and not np.isfinite(number):
                 raise Diverged(f"non-finite {name}, which the trainable returned")
     if "steps_run" in columns:
@@ -194,7 +194,7 @@ def returned_columns(returned: Mapping[Any, Any], metric: str, row: Mapping[str,
     return columns
 
 
-def _small(value: Any) -> Any:
+def _to_64_bits(value: Any) -> Any:
     """Return a whole number of more than 64 bits, which files cannot contain, as infinity or the nearest float."""
     if not isinstance(value, int | np.integer) or -(2**63) <= value < 2**63:
         return value
