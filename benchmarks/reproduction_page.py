@@ -46,10 +46,11 @@ python benchmarks/reproduction.py write      # this page, from the results
 the 95 % prediction interval of one more of our runs, widened by half of the last digit. Otherwise it *differs*. The
 deviation of one run is pooled over the seeds of all cells of the table. With one seed, it follows from the differences
 between published numbers and ours: from their changes between neighbouring cells. These zones are wide, because both
-runs vary. Without both, a number that does not have the printed digits is *inconclusive*. Deterministic runs either
-have the printed digits or differ. A run of another size, and seconds of another machine, are *not comparable*. `p_holm`
-is the p-value with Holm's correction for the whole table. Two numbers of the same computation count once there
-(`duplicate_of`).
+runs vary. They assume that half of the variance of a run is an effect of its seed on all cells; in the tables with
+three seeds it is 23 to 77 %. Without both, a number that does not have the printed digits is *inconclusive*.
+Deterministic runs either have the printed digits or differ. A run of another size, and seconds of another machine, are
+*not comparable*. `p_holm` is the p-value with Holm's correction for the whole table. Two numbers of the same
+computation count once there (`duplicate_of`).
 
 **Data of Exercise 1.** The report prints no data. Starting point and points are recovered: those of TensorFlow's first
 exercise with a linear model, which alone reproduce the statement about the bias. The verdicts on the statements of

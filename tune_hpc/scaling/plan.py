@@ -114,11 +114,6 @@ class BenchmarkCase:
         return self.num_timed_steps + NUM_WARMUP_STEPS >= int(self.config["steps"])
 
     @property
-    def is_predicted(self) -> bool:
-        """True if the step-time model describes the network, which it knows by its width."""
-        return not self.config.get("depth")
-
-    @property
     def options(self) -> dict[str, Any]:
         """Keys of this case that a trial on one worker does not have."""
         return {
@@ -151,6 +146,11 @@ class Plan:
     cpus: float
     gpus: float
     is_quick: bool = False
+
+    @property
+    def predicted_cases(self) -> list[BenchmarkCase]:
+        """Cases whose network the step-time model describes, which knows it by its width."""
+        return [case for case in self.cases if not case.config.get("depth")]
 
     @property
     def worker_counts(self) -> list[int]:

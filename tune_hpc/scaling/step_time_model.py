@@ -193,8 +193,7 @@ def predictions(plan: Plan, probes: pd.DataFrame) -> dict[str, list[dict[str, An
 
         The last two are empty if only one width was probed, and all three if the networks have added convolutions.
     """
-    cases = [case for case in plan.cases if case.is_predicted]
-    if not cases:
+    if not (cases := plan.predicted_cases):
         return {"predictions": [], "widths": [], "width_curves": []}
     model = StepModel(probes, use_gpu=plan.use_gpu)
     predicted_workers = [number for number in PREDICTED_WORKERS if number <= MAX_EXTRAPOLATION * plan.max_workers]

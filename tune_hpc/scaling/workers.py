@@ -231,8 +231,7 @@ def _probe(plan: Plan, context: WorkerContext, *, vary_width: bool) -> list[dict
           step of a single one; ``width``);
         - ``all_reduce``: an all-reduce (``workers``, ``bytes``).
     """
-    cases = [case for case in plan.cases if case.is_predicted]
-    if not cases:
+    if not (cases := plan.predicted_cases):
         return []
     configs = [_probe_config(case.training_config(0)) for case in cases if case.mode == "strong"]
     configs += [_probe_config(case.single_worker.training_config(0)) for case in cases]
